@@ -1,0 +1,115 @@
+"""From names on a command line to a checked `RunConfig`: the only place that knows Hydra's ConfigStore.
+
+Needs hydra-core and omegaconf, not torch: the trainer's entry, the sweeps and a login node share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from muloco_runner import config as vocabulary
+from muloco_runner.config import (
+    ConfigError,
+    ExecutionConfig,
+    InnerOptimizerConfig,
+    MethodConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+
+
+@dataclass
+class AppConfig(RunConfig):
+    """The whole tree that the command line composes: a run, and around it what must not change its result."""
+
+    # Left open here: a default of one variant would refuse to be replaced by another.
+    method: MethodConfig = MISSING
+    inner_optimizer: InnerOptimizerConfig = MISSING
+    schedule: ScheduleConfig = MISSING
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    root: str = "results"
+    """Folder that holds runs/<run_id>."""
+    cluster: Any = None
+    """Read by the sweeps."""
+    sweep: Any = None
+    """Read by the sweeps."""
+
+    @property
+    def run(self) -> RunConfig:
+        return RunConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(RunConfig)})
+
+
+def config_dir() -> Path:
+    """The folder of YAML values: beside the packages in a checkout, inside this one when installed from a wheel."""
+    here = Path(__file__).resolve().parent
+    installed = here / "conf"
+    return installed if installed.is_dir() else here.parent / "conf"
+
+
+@cache
+def register() -> None:
+    """Registers every dataclass of the vocabulary as the schema that the YAML files extend."""
+    store = ConfigStore.instance()
+    store.store(name="base_app", node=AppConfig)
+    store.store(group="model", name="base_model", node=vocabulary.ModelConfig)
+    store.store(group="data", name="base_data", node=vocabulary.DataConfig)
+    store.store(group="execution", name="base_execution", node=ExecutionConfig)
+    for group, variants in (
+        ("method", vocabulary.METHODS),
+        ("inner_optimizer", vocabulary.INNER_OPTIMIZERS),
+        ("schedule", vocabulary.SCHEDULES),
+    ):
+        for name, node in variants.items():
+            store.store(group=group, name=f"base_{name}", node=node)
+
+
+def compose_tree(overrides: Sequence[str]) -> DictConfig:
+    """The composed, not yet checked tree of `overrides` (Hydra's override grammar). Mistakes raise `ConfigError`."""
+    register()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir()), version_base=None, job_name="muloco"):
+            return compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def to_app_config(tree: DictConfig) -> AppConfig:
+    """The tree as checked dataclasses. Mistakes raise `ConfigError`."""
+    try:
+        app = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise ConfigError(one_line(error)) from error
+    assert isinstance(app, AppConfig)
+    return app
+
+
+def compose_app_config(overrides: Sequence[str]) -> AppConfig:
+    """`muloco-train`'s command line as checked dataclasses."""
+    return to_app_config(compose_tree(overrides))
+
+
+def one_line(error: BaseException) -> str:
+    """Hydra's and OmegaConf's messages, the cause included, without their line breaks and search paths."""
+    text = str(error)
+    if error.__cause__ is not None:
+        text += f"\n{error.__cause__}"
+    lines = []
+    for line in (part.strip() for part in text.splitlines()):
+        if line.startswith(("Config search path", "full_key", "object_type")):
+            break
+        if line:
+            lines.append(line)
+    return " ".join(lines)

@@ -1,0 +1,336 @@
+"""What a run reports: the files of its folder, typed and versioned, and the exit codes a scheduler can trust.
+
+The run folder is the only interface between the trainer, the sweeps and the analysis. Standard library only.
+
+    <root>/runs/<run_id>/
+      config.yaml      resolved RunConfig
+      record.jsonl     one header, then one line per logged step; append-only; a torn last line is tolerated
+      status.json      heartbeat, replaced atomically
+      result.json      written once, at the end
+      checkpoint/      the newest two complete ones
+      attempts/<n>/    what each attempt left: stdout, stderr, provenance
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+FORMAT_VERSION = 1
+
+
+class ExitCode(IntEnum):
+    """A trainer's own word on how it ended: the one channel that no scheduler rewrites."""
+
+    FINISHED = 0
+    """Also when the run diverged: that is a result, not a failure."""
+    CRASH = 1
+    USAGE = 2
+    """A user's mistake, found before anything was started."""
+    CONFIG_CANNOT_RUN = 65
+    """The config is valid but cannot run here: bad data path, bad shape, a checkpoint of other data."""
+    OUT_OF_MEMORY = 70
+    WANTS_MORE_TIME = 75
+    """Checkpointed after a signal or at a deadline."""
+
+
+class RecordError(ValueError):
+    """A file of a run folder that is not what its format promises."""
+
+
+@dataclass
+class RecordHeader:
+    """First line of `record.jsonl`: what was asked and on which data."""
+
+    run_id: str
+    algorithm: str
+    config: dict[str, Any]
+    corpus_hash: str
+    """Content hash of the tokens; a run never resumes on, and an analysis never mixes, other data."""
+    num_params: int
+    num_steps: int
+    num_tokens: int
+    """Tokens planned: steps times batch."""
+    bytes_per_token: float
+    """Mean bytes of text in a token of the validation set; 1 for byte-level data."""
+    versions: dict[str, str] = field(default_factory=dict)
+    created_at: float = 0.0
+    """Unix seconds."""
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass
+class StepRecord:
+    """One logged inner step. Absent quantities are None and are not written. Losses are nats per token."""
+
+    step: int
+    """Inner steps completed."""
+    tokens: int
+    """Tokens seen by all workers so far."""
+    loss: float | None = None
+    """Training loss of this step's global batch, averaged over workers, before the step."""
+    lr: float | None = None
+    gradient_norm: float | None = None
+    """Before clipping, averaged over workers."""
+    tokens_per_second: float | None = None
+    train_seconds: float | None = None
+    """Training time of all attempts so far, without start-up, evaluation and checkpoints."""
+    validation_loss: float | None = None
+    """Of the synchronised model."""
+    local_validation_loss: float | None = None
+    """Mean over the K local models, where they differ from the synchronised one."""
+    pseudogradient_norm: float | None = None
+    pseudogradient_cosine: float | None = None
+    """Mean pairwise cosine between workers' pseudogradients at the last outer step."""
+    bytes_sent: int | None = None
+    """Bytes one worker has sent so far to synchronise with the others."""
+    mfu: float | None = None
+    """Model FLOPs utilisation: 6N flops a token over the device's peak."""
+    memory_bytes: int | None = None
+    """Peak device memory so far."""
+    attempt: int = 1
+
+
+@dataclass
+class RunStatus:
+    """Heartbeat of a live run; the last word of a dead one."""
+
+    run_id: str
+    state: str
+    """starting, running, finished, stopped (wants more time) or failed."""
+    step: int = 0
+    num_steps: int = 0
+    tokens: int = 0
+    checkpoint_step: int = 0
+    """Last step that a resume would start from."""
+    attempt: int = 1
+    tokens_per_second: float | None = None
+    loss: float | None = None
+    exit_code: int | None = None
+    exit_cause: str | None = None
+    """One line, for people and for grouping equal failures."""
+    host: str = ""
+    pid: int = 0
+    updated_at: float = 0.0
+    """Unix seconds."""
+
+
+@dataclass
+class RunResult:
+    """Written once, when a run has trained to the end of its budget or diverged."""
+
+    run_id: str
+    algorithm: str
+    diverged: bool
+    validation_loss: float | None
+    """Of the synchronised model on the fixed held-out set, nats per token; None when not finite."""
+    local_validation_loss: float | None
+    train_loss: float | None
+    """Mean over the last 5% of steps."""
+    num_params: int
+    num_steps: int
+    num_tokens: int
+    """Tokens really trained on."""
+    flops: float
+    """6 N times those tokens."""
+    train_seconds: float
+    """Training time of all attempts, without start-up, evaluation and checkpoints."""
+    wall_seconds: float
+    """From the first attempt's start to the end, queueing between attempts included."""
+    bytes_sent: int
+    """Bytes one worker sent to synchronise."""
+    corpus_hash: str
+    attempts: int = 1
+    num_ranks: int = 1
+    device: str = ""
+    divergence: str | None = None
+    """Why the run was called diverged."""
+    versions: dict[str, str] = field(default_factory=dict)
+    finished_at: float = 0.0
+    """Unix seconds."""
+    format_version: int = FORMAT_VERSION
+
+
+Line = TypeVar("Line", RecordHeader, StepRecord, RunStatus, RunResult)
+
+_RUN_ID = re.compile(r"[0-9a-f]{12}")
+
+
+class RunFolder:
+    """The paths of one run and the only code that reads or writes its JSON files."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def of(cls, root: str | os.PathLike[str], run_id: str) -> RunFolder:
+        return cls(Path(root) / "runs" / run_id)
+
+    @staticmethod
+    def all_under(root: str | os.PathLike[str]) -> list[RunFolder]:
+        """Every run folder below `root` or `root`/runs, sorted by run_id."""
+        base = Path(root)
+        base = base / "runs" if (base / "runs").is_dir() else base
+        if not base.is_dir():
+            return []
+        with os.scandir(base) as entries:
+            names = sorted(e.name for e in entries if _RUN_ID.fullmatch(e.name) and e.is_dir())
+        return [RunFolder(base / name) for name in names]
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def record_file(self) -> Path:
+        return self.path / "record.jsonl"
+
+    @property
+    def status_file(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        return self.path / "checkpoint"
+
+    def attempt_dir(self, attempt: int) -> Path:
+        return self.path / "attempts" / str(attempt)
+
+    # Reading
+
+    def read_status(self) -> RunStatus | None:
+        return _read_json(self.status_file, RunStatus)
+
+    def read_result(self) -> RunResult | None:
+        return _read_json(self.result_file, RunResult)
+
+    def read_header(self) -> RecordHeader | None:
+        """The header of the record, or None where no complete one was written."""
+        for values in _complete_lines(self.record_file):
+            return _from_values(RecordHeader, values, self.record_file)
+        return None
+
+    def read_steps(self) -> list[StepRecord]:
+        """Logged steps in order. Where a resumed attempt logged a step again, its last line counts."""
+        lines = _complete_lines(self.record_file)
+        next(lines, None)
+        steps: dict[int, StepRecord] = {}
+        for values in lines:
+            step = _from_values(StepRecord, values, self.record_file)
+            steps[step.step] = step
+        return [steps[number] for number in sorted(steps)]
+
+    # Writing
+
+    def write_status(self, status: RunStatus) -> None:
+        status.updated_at = time.time()
+        write_atomically(self.status_file, _to_json(status) + "\n")
+
+    def write_result(self, result: RunResult) -> None:
+        """Written once: a second, different result for the same run is a bug and raises."""
+        if self.result_file.exists():
+            raise FileExistsError(f"{self.result_file} exists: a run has one result")
+        result.finished_at = time.time()
+        write_atomically(self.result_file, json.dumps(_plain(result), indent=1, allow_nan=False) + "\n")
+
+    def append_record(self, line: RecordHeader | StepRecord) -> None:
+        """Appends one line. A torn line left by a killed writer is closed first, so that it stays alone."""
+        text = _to_json(line) + "\n"
+        with open(self.record_file, "ab+") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    text = "\n" + text
+            file.write(text.encode())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces `path` so that a reader, or a crash, sees the old text or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _plain(line: Any) -> dict[str, Any]:
+    """Fields that are set; a float that JSON cannot hold becomes absent."""
+    values = {}
+    for f in dataclasses.fields(line):
+        value = getattr(line, f.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            value = None
+        if value is not None or f.default is dataclasses.MISSING:
+            values[f.name] = value
+    return values
+
+
+def _to_json(line: Any) -> str:
+    return json.dumps(_plain(line), separators=(",", ":"), allow_nan=False)
+
+
+def _from_values(cls: type[Line], values: dict[str, Any], path: Path) -> Line:
+    """Unknown keys are dropped, so that an older reader can read a newer writer's additions."""
+    version = values.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise RecordError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}")
+    known = {f.name for f in dataclasses.fields(cls)}
+    try:
+        return cls(**{key: value for key, value in values.items() if key in known})
+    except TypeError as error:
+        raise RecordError(f"{path}: {error}") from error
+
+
+def _read_json(path: Path, cls: type[Line]) -> Line | None:
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise RecordError(f"{path}: not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise RecordError(f"{path}: not a JSON object")
+    return _from_values(cls, values, path)
+
+
+def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines that are whole JSON objects. A torn line can only be one that a killed writer left; it is passed over."""
+    try:
+        file = open(path, encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(values, dict):
+                yield values

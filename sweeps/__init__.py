@@ -1,0 +1,1 @@
+"""Plans, submits, watches and resubmits many runs under quotas. Never imports torch."""
