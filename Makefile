@@ -1,0 +1,34 @@
+# Thin: each target is one or two commands. `make demo` and `make test` need only Python and this folder.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-slurm check bench
+
+demo: $(VENV)/installed  ## four algorithms, three sizes, real text, a scaling-law report: minutes on two cores
+	$(BIN)/muloco-sweep launch +sweep=demo cluster=local root=demo
+	$(BIN)/muloco-report demo --out demo/report
+
+test: $(VENV)/installed-dev  ## everything but the tests that need a SLURM
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
+
+test-slurm: $(VENV)/installed-dev  ## starts a real multi-node SLURM on this machine: root and Debian's packages
+	MULOCO_REQUIRE_SLURM=1 $(BIN)/python -m pytest -q -m slurm
+
+check: $(VENV)/installed-dev  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-dev  ## measurements, printed as ratios; takes a while
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,data,wandb]"
+	touch $@

@@ -1,0 +1,91 @@
+"""Every file under conf/ composes to a checked run, and a misspelt key never passes."""
+
+import subprocess
+import sys
+
+import pytest
+from muloco_runner.compose import compose_app_config, config_dir
+from muloco_runner.config import ConfigError, RunConfig
+
+# What a choice needs beside itself to be a whole run.
+NEEDS = {
+    "data/text": ["data.path=somewhere"],
+    "data/shards": ["data.path=somewhere"],
+}
+PUBLISHED_SIZES = ("150m", "416m", "914m", "1.76b", "3.1b", "15b")
+# Groups that hold other things than a run's choices.
+OTHERS = {"cluster", "sweep", "weight_decay"}
+
+
+def choices() -> list[str]:
+    names = [path.relative_to(config_dir()).with_suffix("").as_posix() for path in config_dir().rglob("*.yaml")]
+    return sorted(name for name in names if "/" in name and name.split("/")[0] not in OTHERS)
+
+
+@pytest.mark.parametrize("choice", choices())
+def test_every_choice_composes(choice: str) -> None:
+    group, _, name = choice.rpartition("/")
+    overrides = [f"{group}={name}", *NEEDS.get(choice, [])]
+    if group.startswith("method/"):
+        overrides = ["algorithm=muloco", *overrides]
+    if name in PUBLISHED_SIZES:
+        overrides.append("global_batch_tokens=1048576")
+    run = compose_app_config(overrides).run
+    assert RunConfig.from_dict(run.to_dict()).run_id == run.run_id
+
+
+@pytest.mark.parametrize("size", PUBLISHED_SIZES)
+@pytest.mark.parametrize("algorithm", ["ddp_adamw", "ddp_muon", "diloco", "muloco"])
+def test_published_sizes_carry_the_published_weight_decay(size: str, algorithm: str) -> None:
+    run = compose_app_config([f"model={size}", f"algorithm={algorithm}", "global_batch_tokens=1048576"]).run
+    muon = {"150m": 0.01, "416m": 0.01, "914m": 0.01, "1.76b": 0.001, "3.1b": 0.001, "15b": 1e-4}
+    expected = 0.001 if (size, run.inner_optimizer.name) == ("150m", "adamw") else muon[size]
+    assert run.weight_decay == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["modle=42k"], "modle"),
+        (["model=43k"], "43k"),
+        (["inner_optimizer.learning_rate=1"], "learning_rate"),
+        (["method.num_workers=4"], "num_workers"),
+        (["algorithm=ddp_adamw", "inner_optimizer.momentum=0.9"], "momentum"),
+        (["model.width=50"], "multiple of model.head_width"),
+        (["model.head_width=3", "model.width=33"], "even"),
+        (["global_batch_tokens=2000"], "2048"),
+        (["algorithm=muloco", "method.num_workers=3"], "multiple of 384"),
+        (["algorithm=muloco", "method.sync_interval=100000"], "no outer step"),
+        (["seed=-1"], "seed"),
+        (["seed=one"], "seed"),
+        (["inner_optimizer.lr=0"], "inner_optimizer.lr"),
+        (["inner_optimizer.lr=nan"], "inner_optimizer.lr"),
+        (["data.path=here"], "no effect"),
+        (["data=text"], "data.path"),
+        (["precision=float16"], "bfloat16"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_app_config(overrides).run.run_id  # noqa: B018
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_runs_name_depends_on_what_decides_its_result_and_on_nothing_else() -> None:
+    def run_id(*overrides: str) -> str:
+        return compose_app_config(overrides).run.run_id
+
+    assert run_id() == run_id("execution.micro_batch_sequences=1", "root=elsewhere")
+    assert run_id("tokens_per_parameter=20") == run_id("tokens_per_parameter=20.0")
+    ids = {run_id(o) for o in ("seed=0", "seed=1", "model=29k", "algorithm=muloco", "inner_optimizer.lr=0.001")}
+    assert len(ids) == 5
+
+
+def test_no_torch_on_a_login_node() -> None:
+    code = (
+        "import sys, sweeps, analysis, muloco_runner.config, muloco_runner.record, muloco_runner.compose\n"
+        "import sweeps.__main__, analysis.__main__, muloco_runner.__main__, muloco_runner.job\n"
+        "assert 'torch' not in sys.modules, 'torch was loaded'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
