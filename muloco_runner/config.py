@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
+
 class ConfigError(ValueError):
     """A user's mistake in a configuration: says what was given, what is allowed and what to change."""
 
@@ -73,7 +74,7 @@ class ModelConfig:
         )
         _require(
             float(self.width * self.ffn_ratio).is_integer(),
-            f"model.width={self.width} times model.ffn_ratio={self.ffn_ratio} is not a whole number: change one of them",
+            f"model.width={self.width} times model.ffn_ratio={self.ffn_ratio} is not a whole number: change one",
         )
 
     @property
@@ -123,9 +124,7 @@ class DataConfig:
                 "drop it, or use data=text data.path=FOLDER",
             )
         else:
-            _require(
-                bool(self.path), f"data.source={self.source} needs data.path: name the folder that holds the text"
-            )
+            _require(bool(self.path), f"data.source={self.source} needs data.path: name the folder that holds the text")
 
 
 @dataclass
@@ -213,12 +212,8 @@ class InnerOptimizerConfig:
             math.isfinite(self.weight_decay) and self.weight_decay >= 0,
             f"inner_optimizer.weight_decay={self.weight_decay}: must be zero or positive",
         )
-        _require_choice(
-            "inner_optimizer.weight_decay_rule", self.weight_decay_rule, get_args(WeightDecayRule)
-        )
-        _require_positive(
-            "inner_optimizer", weight_decay_reference_tokens=self.weight_decay_reference_tokens
-        )
+        _require_choice("inner_optimizer.weight_decay_rule", self.weight_decay_rule, get_args(WeightDecayRule))
+        _require_positive("inner_optimizer", weight_decay_reference_tokens=self.weight_decay_reference_tokens)
 
 
 @dataclass
@@ -245,7 +240,7 @@ class MuonConfig(InnerOptimizerConfig):
     """sum: M <- momentum*M + G (the study); ema: M <- momentum*M + (1-momentum)*G."""
     nesterov: bool = False
     lr_scale: str = "spectral"
-    """spectral: sqrt(fan_out/fan_in); keller_jordan: sqrt(max(1, fan_out/fan_in)); moonlight: 0.2*sqrt(max(out, in))."""
+    """spectral: sqrt(fan_out/fan_in); keller_jordan: sqrt(max(1, out/in)); moonlight: 0.2*sqrt(max(out, in))."""
     coefficients: str = "muloco"
     """Newton-Schulz polynomial by name."""
     num_iterations: int = 5
@@ -331,7 +326,7 @@ class RunConfig:
     gradient_clip_norm: float = 1.0
     """Each worker's gradient is scaled down to this norm before its inner step."""
     precision: str = "float32"
-    """Of the forward and backward pass; master weights, gradients reductions and optimizer state are float32."""
+    """Of the forward and backward pass; master weights, gradient reductions and optimizer state are float32."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -430,12 +425,14 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries, as written to `config.yaml`."""
-        return _normalise(self)
+        values: dict[str, Any] = _normalise(self)
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
         """The inverse of `to_dict`; an unknown or missing key raises `ConfigError`."""
-        return _build(cls, values, "run")
+        run: RunConfig = _build(cls, values, "run")
+        return run
 
 
 @dataclass

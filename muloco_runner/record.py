@@ -322,11 +322,9 @@ def _read_json(path: Path, cls: type[Line]) -> Line | None:
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Lines that are whole JSON objects. A torn line can only be one that a killed writer left; it is passed over."""
-    try:
-        file = open(path, encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    if not path.exists():
         return
-    with file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 values = json.loads(line)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from muloco_runner.compose import compose_app_config, config_dir
 from muloco_runner.config import ConfigError, RunConfig
 
