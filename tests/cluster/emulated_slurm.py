@@ -1,0 +1,337 @@
+"""A real SLURM on this machine: munge, MariaDB, slurmdbd, slurmctld and several slurmd of 8 fake GPUs each.
+
+Everything lives in one folder and on free local ports; the system's own SLURM is neither read nor changed. Daemons run
+in the foreground as children of this process and are told to stop when it dies, so that none is left behind.
+Needs root and Debian's packages slurm-wlm, slurmdbd, munge and mariadb-server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import psutil
+
+PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacctmgr")
+GPUS_PER_NODE = 8
+CPUS_PER_NODE = 96
+HOSTS_MARK = "# emulated by tests/cluster"
+TEMPLATES = Path(__file__).parent
+OTHER_USER = "nobody"
+"""A user of every Debian, whose jobs hold nodes beside ours."""
+
+QOS = """
+modify qos normal set Priority=100
+add qos low Priority=10 PreemptMode=requeue GraceTime=5
+add qos high Priority=1000 Preempt=low
+add qos capped Priority=100
+add qos brief Priority=100 MaxWall=00:10:00
+"""
+ACCOUNTS = """
+add account lab Cluster=emulated Description=lab Organization=tests QOS=normal,low,high,capped,brief DefaultQOS=normal
+add account elsewhere Cluster=emulated Description=elsewhere Organization=tests QOS=normal DefaultQOS=normal
+add user root Account=lab Cluster=emulated
+add user nobody Account=lab Cluster=emulated
+add user nobody Account=elsewhere Cluster=emulated
+"""
+
+
+def why_unavailable() -> str | None:
+    """What is missing to start the cluster here, or None."""
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        return f"{', '.join(missing)} not found: apt-get install slurm-wlm slurmdbd munge mariadb-server"
+    if os.geteuid() != 0:
+        return "only root can start SLURM's daemons"
+    return None
+
+
+class EmulatedSlurm:
+    """The cluster and what a test may do to it.
+
+    Partitions: gpu, debug (one node, 30 minutes), whole (whole nodes only), closed (QOS high only).
+    Accounts: lab (root and nobody; every QOS) and elsewhere (nobody alone; normal).
+    QOS: normal, low (preempted by high), high, capped (as a test sets it), brief (10 minutes at most).
+    """
+
+    def __init__(self, state: Path, num_nodes: int = 8) -> None:
+        self.state = state
+        self.nodes = [f"node{number:02d}" for number in range(1, num_nodes + 1)]
+        self.configuration = state / "etc" / "slurm.conf"
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._limits: dict[str, str] = {}
+        self._controller_port, self._daemon_port, self._database_port, *node_ports = _free_ports(3 + num_nodes)
+        self._node_ports = dict(zip(self.nodes, node_ports, strict=True))
+
+    # Life of the whole
+
+    def start(self) -> None:
+        """From an empty folder to idle nodes. Sets SLURM_CONF for this process and its children."""
+        os.environ["SLURM_CONF"] = str(self.configuration)
+        self._write_files()
+        _name_in_hosts(self.nodes)
+        self._start_munge()
+        self._start_database()
+        self.start_database_daemon()
+        self.run("sacctmgr", "-iQ", "add", "cluster", "emulated")
+        self.start_controller()
+        for node in self.nodes:
+            self._start_node_daemon(node)
+        # Two calls, since sacctmgr reads the list of QOS once. Its exit status says nothing: the result is read back.
+        for lines in (QOS, ACCOUNTS):
+            subprocess.run(["sacctmgr", "-iQ"], input=lines, text=True, check=False, stdout=subprocess.DEVNULL)
+        associations = self.run("sacctmgr", "-nP", "show", "assoc", "format=account,user")
+        assert {"lab|root", "lab|nobody", "elsewhere|nobody"} <= set(associations.split()), associations
+        self.wait_until_idle()
+
+    def stop(self) -> None:
+        """Ends all jobs and daemons; the folder with its logs stays."""
+        with contextlib.suppress(subprocess.SubprocessError, TimeoutError):
+            self._empty_queue()
+        for name in ("slurmctld", *self.nodes, "slurmdbd", "mariadbd", "munged"):
+            self._stop(name)
+        for process in self._processes_of_jobs():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        _name_in_hosts([])
+        os.environ.pop("SLURM_CONF", None)
+
+    # What a test may do
+
+    def run(self, *command: str, timeout: float = 60) -> str:
+        """Standard output of a SLURM command; fails with its words."""
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        if done.returncode != 0:
+            raise subprocess.SubprocessError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout
+
+    def hold_nodes(self, num_nodes: int, user: str = "root", seconds: int = 3600, **options: str) -> str:
+        """Job id of a plain job of somebody's that keeps whole nodes busy."""
+        flags = [f"--{name}={value}" for name, value in options.items()]
+        command = ["sbatch", "--parsable", f"--uid={user}", f"--nodes={num_nodes}", "--exclusive"]
+        return self.run(
+            *command, "--account=lab", "--chdir=/tmp", *flags, "--output=/dev/null", f"--wrap=exec sleep {seconds}"
+        ).strip()
+
+    def limit(self, **limits: str) -> None:
+        """Sets limits of the QOS `capped` (GrpTRES="node=3") until the next test."""
+        words = [f"{key}={value}" for key, value in limits.items()]
+        self.run("sacctmgr", "-iQ", "modify", "qos", "capped", "set", *words)
+        self._limits |= {key: f"{value.rpartition('=')[0]}=-1".lstrip("=") for key, value in limits.items()}
+
+    def cancel_everything(self) -> None:
+        """No job left in the queue, all nodes idle, no limit set: where every test starts."""
+        if self._limits:
+            unlimited, self._limits = self._limits, {}
+            self.limit(**unlimited)
+            self._limits = {}
+        self._empty_queue()
+        for node in self.nodes:
+            if self._daemons[node].poll() is not None:
+                self.revive_node(node)
+        self.wait_until_idle()
+
+    def wait_until_idle(self) -> None:
+        def all_idle() -> bool:
+            idle = self.run("sinfo", "-hN", "-p", "gpu", "-t", "idle", "-o", "%N %T")
+            return sum(line.endswith("idle") for line in idle.splitlines()) == len(self.nodes)
+
+        wait_for(all_idle, 60, "idle nodes")
+
+    def lose_node(self, node: str) -> None:
+        """The node's power fails: its daemon, its step daemons and every task on it die at once."""
+        self._daemons[node].kill()
+        self._daemons[node].wait()
+        for _ in range(2):  # a step daemon may start a task while its siblings are being listed
+            for process in self._processes_of_jobs(node):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def revive_node(self, node: str) -> None:
+        shutil.rmtree(self.state / "spool" / node)
+        self._start_node_daemon(node)
+
+    def declare_down(self, node: str) -> None:
+        """What SlurmdTimeout would conclude after a while, at once."""
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+
+    def declare_up(self, node: str) -> None:
+        self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+    def start_controller(self) -> None:
+        self._start("slurmctld", "slurmctld", "-D")
+        wait_for(lambda: "UP" in self.run("scontrol", "ping", timeout=10), 30, "slurmctld")
+
+    def stop_controller(self) -> None:
+        """By TERM: killed, it would lose its last seconds and might give a job id twice."""
+        self._stop("slurmctld")
+
+    def start_database_daemon(self) -> None:
+        self._start("slurmdbd", "slurmdbd", "-D")
+        wait_for(lambda: self.run("sacctmgr", "-n", "show", "cluster", timeout=10) is not None, 60, "slurmdbd")
+
+    def stop_database_daemon(self) -> None:
+        self._stop("slurmdbd")
+
+    # Inside
+
+    def _empty_queue(self) -> None:
+        for user in ("root", OTHER_USER):
+            self.run("scancel", "--full", "--signal=KILL", f"--user={user}", timeout=15)
+            self.run("scancel", f"--user={user}", timeout=15)
+        wait_for(lambda: not self.run("squeue", "-h"), 20, "an empty queue")
+
+    def _write_files(self) -> None:
+        for name in ("etc", "run", "log", "slurmctld", "spool", "dev", "database"):
+            (self.state / name).mkdir(parents=True)
+        for number in range(GPUS_PER_NODE):
+            # slurmd asks for a character device: a plain file would leave CUDA_VISIBLE_DEVICES unset.
+            (self.state / "dev" / f"nvidia{number}").symlink_to("/dev/null")
+        host = socket.gethostname().split(".")[0]
+        node_lines = "\n".join(
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS_PER_NODE} "
+            f"SocketsPerBoard=2 CoresPerSocket={CPUS_PER_NODE // 2} ThreadsPerCore=1 RealMemory=1000000 "
+            f"Gres=gpu:h100:{GPUS_PER_NODE}"
+            for node, port in self._node_ports.items()
+        )
+        for name in ("slurm.conf", "slurmdbd.conf"):
+            text = string.Template((TEMPLATES / f"{name}.template").read_text()).substitute(
+                host=host,
+                state=self.state,
+                controller_port=self._controller_port,
+                database_daemon_port=self._daemon_port,
+                database_port=self._database_port,
+                node_lines=node_lines,
+                first_node=self.nodes[0],
+            )
+            (self.state / "etc" / name).write_text(text)
+            (self.state / "etc" / name).chmod(0o600 if name == "slurmdbd.conf" else 0o644)
+        devices = f"{self.state}/dev/nvidia[0-{GPUS_PER_NODE - 1}]"
+        (self.state / "etc" / "gres.conf").write_text(f"AutoDetect=off\nName=gpu Type=h100 File={devices}\n")
+        key = self.state / "etc" / "munge.key"
+        key.write_bytes(secrets.token_bytes(1024))
+        key.chmod(0o600)
+
+    def _start_munge(self) -> None:
+        run, etc = self.state / "run", self.state / "etc"
+        options = [f"--key-file={etc}/munge.key", f"--socket={run}/munge.socket", f"--pid-file={run}/munged.pid"]
+        files = [f"--log-file={self.state}/log/munge.log", f"--seed-file={run}/munge.seed"]
+        self._start("munged", "munged", "--foreground", "--force", *options, *files)
+        wait_for(lambda: bool(self.run("munge", "-n", "-S", f"{run}/munge.socket")), 10, "munge")
+
+    def _start_database(self) -> None:
+        data, socket_file = self.state / "database", self.state / "run" / "database.sock"
+        install = ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-test-db"]
+        self.run(*install, "--skip-name-resolve", "--auth-root-authentication-method=normal")
+        address = [f"--socket={socket_file}", f"--port={self._database_port}", "--bind-address=127.0.0.1"]
+        memory = [
+            "--innodb-buffer-pool-size=64M",
+            "--innodb-flush-log-at-trx-commit=0",
+            "--innodb-lock-wait-timeout=900",
+        ]
+        start = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-name-resolve"]
+        self._start("mariadbd", *start, *address, *memory)
+        client = ["mariadb", "--no-defaults", "--user=root", f"--socket={socket_file}", "-e"]
+        wait_for(lambda: bool(self.run(*client, "select 1")), 30, "MariaDB")
+        user = "slurm@'127.0.0.1'"
+        self.run(*client, f"create database slurm_accounting; create user {user} identified by 'slurm'")
+        self.run(*client, f"grant all on slurm_accounting.* to {user}")
+
+    def _start_node_daemon(self, node: str) -> None:
+        (self.state / "spool" / node).mkdir(parents=True, exist_ok=True)
+        self._start(node, "slurmd", "-D", "-N", node)
+
+    def _start(self, name: str, *command: str) -> None:
+        with open(self.state / "log" / f"{name}.out", "ab") as output:
+            self._daemons[name] = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "TERM", *command], stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+
+    def _stop(self, name: str, seconds: float = 15) -> None:
+        daemon = self._daemons.get(name)
+        if daemon is None or daemon.poll() is not None:
+            return
+        daemon.terminate()
+        try:
+            daemon.wait(seconds)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+
+    def _processes_of_jobs(self, node: str = "*") -> Iterator[psutil.Process]:
+        """Step daemons (known by the log they hold open) and tasks (by their environment) of this cluster's nodes."""
+        log = f"{self.state}/log/slurmd-{node}.log"
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.name() == "slurmstepd":
+                    if any(fnmatch(file.path, log) for file in process.open_files()):
+                        yield process
+                    continue
+                environment = process.environ()
+                is_ours = environment.get("SLURM_CONF") == str(self.configuration)
+                if is_ours and fnmatch(environment.get("SLURMD_NODENAME", ""), node.replace("*", "?*")):
+                    yield process
+
+
+def wait_for(happens: Callable[[], bool], seconds: float, what: str) -> None:
+    """Polls until `happens`; a SLURM command that fails counts as not yet."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(subprocess.SubprocessError):
+            if happens():
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"no {what} within {seconds:.0f} s")
+
+
+def _free_ports(count: int) -> list[int]:
+    """A block below the range that outgoing connections draw from, so that a restarted daemon finds its port free."""
+    for start in random.Random().sample(range(10_000, 30_000, 50), 100):
+        block = list(range(start, start + count))
+        if all(_is_free(port) for port in block):
+            return block
+    raise AssertionError("no block of free ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _name_in_hosts(nodes: list[str]) -> None:
+    """Gives each node's name this machine's address, since MASTER_ADDR of a job is a node's name."""
+    hosts = Path("/etc/hosts")
+    lines = [line for line in hosts.read_text().splitlines() if not line.endswith(HOSTS_MARK)]
+    lines += [f"127.0.0.1 {node} {HOSTS_MARK}" for node in nodes]
+    hosts.write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """By hand: `python tests/cluster/emulated_slurm.py FOLDER`, until Ctrl-C."""
+    cluster = EmulatedSlurm(Path(sys.argv[1]).resolve())
+    try:
+        cluster.start()
+        print(f"export SLURM_CONF={cluster.configuration}", flush=True)
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    finally:
+        cluster.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The test cluster itself: without these facts the other tests of this folder would prove nothing."""
+
+from __future__ import annotations
+
+import pytest
+from emulated_slurm import GPUS_PER_NODE, EmulatedSlurm, wait_for
+
+pytestmark = pytest.mark.slurm
+
+
+def test_a_job_sees_the_gpus_that_it_asked_for(slurm: EmulatedSlurm, tmp_path) -> None:
+    output = tmp_path / "out"
+    command = ["sbatch", "--wait", "--gpus-per-node=4", f"--output={output}", "--wrap=echo $CUDA_VISIBLE_DEVICES"]
+    slurm.run(*command)
+    devices = output.read_text().strip().split(",")
+    assert len(set(devices)) == 4
+    assert set(devices) <= {str(number) for number in range(GPUS_PER_NODE)}
+
+
+def test_a_lost_node_ends_its_job_and_comes_back(slurm: EmulatedSlurm) -> None:
+    job = slurm.hold_nodes(1)
+    wait_for(lambda: slurm.run("squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING", 10, "running job")
+    node = slurm.run("squeue", "-h", "-j", job, "-o", "%N").strip()
+    slurm.lose_node(node)
+    slurm.declare_down(node)
+    wait_for(lambda: node not in slurm.run("squeue", "-h", "-j", job, "-o", "%N"), 10, "requeued job")
+    slurm.revive_node(node)
+    slurm.declare_up(node)
+    slurm.run("scancel", job)
+    slurm.wait_until_idle()
+
+
+def test_a_limit_of_a_qos_binds(slurm: EmulatedSlurm) -> None:
+    slurm.limit(GrpTRES="node=1")
+    jobs = [slurm.hold_nodes(1, qos="capped") for _ in range(2)]
+    wait_for(lambda: "QOSGrpNodeLimit" in slurm.run("squeue", "-h", "-o", "%i %r"), 10, "job that waits for its limit")
+    assert len(jobs) == 2
+    assert len(slurm.run("squeue", "-h", "-t", "R").splitlines()) == 1
