@@ -1,0 +1,133 @@
+"""A corpus: the tokens of many documents, split into training and validation by document, and its content hash.
+
+Two sources need no download: `python_source` (the interpreter's own standard library) and `text` (any files), both as
+bytes. Standard library and numpy only.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muloco_runner.config import ConfigError, DataConfig
+
+BYTE_VOCABULARY = 256
+# Test data is no prose, and vendored packages are no part of the language's own library.
+_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+_SHUFFLE_SALT = b"validation"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Documents laid end to end."""
+
+    tokens: NDArray[np.integer]
+    """Shape (tokens,)."""
+    document_starts: NDArray[np.int64]
+    """Offset of each document's first token, ascending, shape (documents,)."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    def documents_of(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of the document that holds each offset; same shape."""
+        return np.searchsorted(self.document_starts, offsets, side="right")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    train: Split
+    validation: Split
+    vocab_size: int
+    content_hash: str
+    """SHA-256 over both splits, 16 hex digits."""
+
+
+@functools.cache
+def _load(source: str, path: str | None, validation_fraction: float) -> Corpus:
+    documents = _python_source() if source == "python_source" else _text_files(Path(str(path)))
+    train: list[bytes] = []
+    held_out: list[tuple[bytes, bytes]] = []
+    for name, content in documents:
+        digest = hashlib.sha256(_SHUFFLE_SALT + name.encode()).digest()
+        if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64:
+            held_out.append((digest, content))
+        else:
+            train.append(content)
+    # Hash order, so that the first tokens of the validation split are a mixture and not one folder.
+    validation = [content for _, content in sorted(held_out)]
+    for name, split in (("training", train), ("validation", validation)):
+        if not split:
+            where = path or "the standard library"
+            raise ConfigError(
+                f"data: {where} leaves no document for {name}: give more files or change data.validation_fraction"
+            )
+    splits = [_lay_out(train), _lay_out(validation)]
+    content_hash = hashlib.sha256()
+    for one in splits:
+        content_hash.update(one.tokens.tobytes())
+        content_hash.update(one.document_starts.tobytes())
+    return Corpus(splits[0], splits[1], BYTE_VOCABULARY, content_hash.hexdigest()[:16])
+
+
+def load_corpus(data: DataConfig) -> Corpus:
+    """Reads the corpus, once in a process. Mistakes in the path raise `ConfigError`."""
+    return _load(data.source, data.path, data.validation_fraction)
+
+
+def check_data_path(data: DataConfig) -> None:
+    """What a login node can check of a data path without reading the corpus."""
+    if data.path is not None and not Path(data.path).exists():
+        raise ConfigError(f"data.path={data.path!r}: no such file or folder here: correct data.path")
+
+
+def _lay_out(contents: list[bytes]) -> Split:
+    lengths = np.array([len(content) for content in contents], dtype=np.int64)
+    starts = np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.int64)
+    return Split(np.frombuffer(b"".join(contents), dtype=np.uint8), starts)
+
+
+def _python_source() -> Iterable[tuple[str, bytes]]:
+    root = Path(sysconfig.get_path("stdlib"))
+    files = (path for path in root.rglob("*.py") if not _SKIPPED_FOLDERS & set(path.relative_to(root).parts[:-1]))
+    return _read(root, files)
+
+
+def _text_files(path: Path) -> Iterable[tuple[str, bytes]]:
+    check_data_path(DataConfig(source="text", path=str(path)))
+    if path.is_file():
+        # One file holds one document a paragraph, so that it too can be split.
+        paragraphs = path.read_bytes().split(b"\n\n")
+        return [(str(number), text + b"\n\n") for number, text in enumerate(paragraphs) if text.strip()]
+    files = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return _read(path, files)
+
+
+def _read(root: Path, files: Iterable[Path]) -> list[tuple[str, bytes]]:
+    named = sorted((file.relative_to(root).as_posix(), file) for file in files)
+    contents = ((name, file.read_bytes()) for name, file in named)
+    return [(name, content) for name, content in contents if content]
+
+
+def bigram_baseline(corpus: Corpus, validation_tokens: int) -> tuple[float, float]:
+    """Validation loss, nats per token, of the unigram and the bigram model counted on the training text (add-one).
+
+    What a model that learnt nothing but frequencies would reach; for byte-level corpora.
+    """
+    size = corpus.vocab_size
+    train = corpus.train.tokens.astype(np.int64)
+    held_out = corpus.validation.tokens[: validation_tokens + 1].astype(np.int64)
+    unigrams = np.bincount(train, minlength=size) + 1.0
+    pairs = np.bincount(train[:-1] * size + train[1:], minlength=size * size).reshape(size, size) + 1.0
+    targets = held_out[1:]
+    unigram = -np.log(unigrams[targets] / unigrams.sum()).mean()
+    bigram = -np.log(pairs[held_out[:-1], targets] / pairs.sum(axis=1)[held_out[:-1]]).mean()
+    return float(unigram), float(bigram)

@@ -1,0 +1,119 @@
+"""Which ranks train which workers: K workers, each a data-parallel group of replicas, on the ranks there are.
+
+Fewer ranks than workers: each rank holds several (virtual) workers and trains them in turn. More ranks than workers:
+each worker is a group of replicas that share its batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from muloco_runner.config import ConfigError, RunConfig
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The place of this rank."""
+
+    num_workers: int
+    rank: int = 0
+    num_ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_workers % self.num_ranks and self.num_ranks % self.num_workers:
+            raise ConfigError(
+                f"{self.num_ranks} ranks cannot share {self.num_workers} workers evenly: "
+                f"use a divisor or a multiple of {self.num_workers} ranks"
+            )
+
+    @property
+    def replicas(self) -> int:
+        """Ranks of one worker."""
+        return max(1, self.num_ranks // self.num_workers)
+
+    @property
+    def replica(self) -> int:
+        """This rank's number among the replicas of its worker."""
+        return self.rank % self.replicas
+
+    @property
+    def local_workers(self) -> range:
+        """The workers this rank trains."""
+        if self.num_ranks >= self.num_workers:
+            worker = self.rank // self.replicas
+            return range(worker, worker + 1)
+        held = self.num_workers // self.num_ranks
+        return range(self.rank * held, (self.rank + 1) * held)
+
+    @property
+    def is_main(self) -> bool:
+        """The one rank that writes the run's records."""
+        return self.rank == 0
+
+    def check(self, run: RunConfig) -> None:
+        """A worker's batch must split over its replicas."""
+        if run.worker_batch_sequences % self.replicas:
+            raise ConfigError(
+                f"a worker batch of {run.worker_batch_sequences} sequences does not split over {self.replicas} ranks: "
+                "use fewer ranks or a larger global_batch_tokens"
+            )
+
+
+class Communicator:
+    """Collectives over the ranks of a topology; on one rank they cost nothing. Counts the bytes this rank sends."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self.bytes_sent = 0
+        self._replica_group: dist.ProcessGroup | None = None
+        self._leader_group: dist.ProcessGroup | None = None
+        if topology.num_ranks > 1:
+            # Every rank takes part in making every group, in the same order.
+            replicas = topology.replicas
+            for first in range(0, topology.num_ranks, replicas):
+                group = dist.new_group(list(range(first, first + replicas)))
+                if first <= topology.rank < first + replicas:
+                    self._replica_group = group
+            for replica in range(replicas):
+                group = dist.new_group(list(range(replica, topology.num_ranks, replicas)))
+                if topology.replica == replica:
+                    self._leader_group = group
+
+    def average_over_replicas(self, tensors: list[Tensor]) -> None:
+        """Replaces each tensor by its mean over the replicas of this rank's worker, in one message."""
+        replicas = self.topology.replicas
+        if replicas == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        self.bytes_sent += flat.numel() * flat.element_size()
+        dist.all_reduce(flat, group=self._replica_group)
+        flat /= replicas
+        pieces = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(tensors, [piece.view_as(t) for piece, t in zip(pieces, tensors, strict=True)])
+
+    def gather_over_workers(self, local: list[Tensor]) -> list[Tensor]:
+        """Flat tensors of the workers held here, one each, to those of all K workers, in worker order."""
+        ranks = self.topology.num_ranks // self.topology.replicas
+        if ranks == 1:
+            return local
+        mine = torch.stack(local)
+        self.bytes_sent += mine.numel() * mine.element_size()
+        everyone = [torch.empty_like(mine) for _ in range(ranks)]
+        dist.all_gather(everyone, mine, group=self._leader_group)
+        return list(torch.cat(everyone))
+
+    def mean_over_ranks(self, value: float) -> float:
+        """Mean of one number over all ranks."""
+        if self.topology.num_ranks == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return float(tensor) / self.topology.num_ranks
+
+    def barrier(self) -> None:
+        if self.topology.num_ranks > 1:
+            dist.barrier()
