@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -28,6 +27,7 @@ from muloco_runner.config import (
     RunConfig,
     ScheduleConfig,
 )
+from muloco_runner.paths import config_dir
 
 
 @dataclass
@@ -49,13 +49,6 @@ class AppConfig(RunConfig):
     @property
     def run(self) -> RunConfig:
         return RunConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(RunConfig)})
-
-
-def config_dir() -> Path:
-    """The folder of YAML values: beside the packages in a checkout, inside this one when installed from a wheel."""
-    here = Path(__file__).resolve().parent
-    installed = here / "conf"
-    return installed if installed.is_dir() else here.parent / "conf"
 
 
 @cache

@@ -447,6 +447,8 @@ class ExecutionConfig:
     evaluate_interval_steps: int | None = None
     """Steps between evaluations on the held-out set; None evaluates at the end only."""
     checkpoint_interval_seconds: float = 300.0
+    wall_minutes: float | None = None
+    """Minutes from its start after which an attempt checkpoints and asks for more time; None for no deadline."""
 
     def __post_init__(self) -> None:
         _require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))
@@ -455,7 +457,7 @@ class ExecutionConfig:
             log_interval_steps=self.log_interval_steps,
             checkpoint_interval_seconds=self.checkpoint_interval_seconds,
         )
-        for name in ("micro_batch_sequences", "evaluate_interval_steps"):
+        for name in ("micro_batch_sequences", "evaluate_interval_steps", "wall_minutes"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"execution.{name}={value}: must be a positive number or null")
 

@@ -49,6 +49,8 @@ class Corpus:
     vocab_size: int
     content_hash: str
     """SHA-256 over both splits, 16 hex digits."""
+    bytes_per_token: float = 1.0
+    """Mean bytes of text in a token of the validation split."""
 
 
 @functools.cache
@@ -117,12 +119,15 @@ def _read(root: Path, files: Iterable[Path]) -> list[tuple[str, bytes]]:
     return [(name, content) for name, content in contents if content]
 
 
-def bigram_baseline(corpus: Corpus, validation_tokens: int) -> tuple[float, float]:
-    """Validation loss, nats per token, of the unigram and the bigram model counted on the training text (add-one).
+_LARGEST_COUNTED_VOCABULARY = 1024
 
-    What a model that learnt nothing but frequencies would reach; for byte-level corpora.
-    """
+
+@functools.cache
+def _baselines(source: str, path: str | None, validation_fraction: float, validation_tokens: int) -> dict[str, float]:
+    corpus = _load(source, path, validation_fraction)
     size = corpus.vocab_size
+    if size > _LARGEST_COUNTED_VOCABULARY:
+        return {}
     train = corpus.train.tokens.astype(np.int64)
     held_out = corpus.validation.tokens[: validation_tokens + 1].astype(np.int64)
     unigrams = np.bincount(train, minlength=size) + 1.0
@@ -130,4 +135,11 @@ def bigram_baseline(corpus: Corpus, validation_tokens: int) -> tuple[float, floa
     targets = held_out[1:]
     unigram = -np.log(unigrams[targets] / unigrams.sum()).mean()
     bigram = -np.log(pairs[held_out[:-1], targets] / pairs.sum(axis=1)[held_out[:-1]]).mean()
-    return float(unigram), float(bigram)
+    return {"unigram": float(unigram), "bigram": float(bigram)}
+
+
+def baselines(data: DataConfig) -> dict[str, float]:
+    """Validation loss, nats per token, of the unigram and the bigram model counted on the training text (add-one):
+    what a model that learnt nothing but frequencies would reach. Empty for a vocabulary too large to count pairs of.
+    """
+    return _baselines(data.source, data.path, data.validation_fraction, data.validation_tokens)

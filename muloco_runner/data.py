@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.config import RunConfig
 from muloco_runner.corpus import Corpus, Split
 
 _ROUNDS = 4
@@ -48,11 +48,7 @@ class TrainingData:
         self.split, self.run, self.device = corpus.train, run, device
         self.length = run.model.sequence_length
         self.num_sequences = (self.split.num_tokens - 1) // self.length
-        if self.num_sequences < 1:
-            raise ConfigError(
-                f"data: {self.split.num_tokens} training tokens hold no sequence of {self.length}: "
-                "give more text or lower model.sequence_length"
-            )
+        assert self.num_sequences >= 1
 
     def worker_batch(self, step: int, worker: int) -> Batch:
         """The sequences of `worker` at inner step `step` (both from 0): B/K tokens."""
@@ -77,11 +73,7 @@ def validation_batch(corpus: Corpus, run: RunConfig, device: torch.device) -> Ba
     length, split = run.model.sequence_length, corpus.validation
     wanted = min(run.data.validation_tokens, split.num_tokens - 1)
     count = wanted // length
-    if count < 1:
-        raise ConfigError(
-            f"data: {split.num_tokens} validation tokens hold no sequence of {length}: "
-            "raise data.validation_tokens or data.validation_fraction, or give more text"
-        )
+    assert count >= 1
     return _gather(split, np.arange(count, dtype=np.int64), length, device)
 
 

@@ -43,6 +43,12 @@ class OuterStep:
 class DistributedMethod(Protocol):
     """What the training loop asks of a method."""
 
+    bytes_sent: int
+    """Bytes that one worker has handed to the others, or one replica to the average, whatever the placement."""
+
+    has_local_models: bool
+    """Whether workers' own parameters differ from the synchronised model between outer steps."""
+
     def after_inner_step(self, step: int) -> OuterStep | None:
         """Called when `step` inner steps (from 1) are complete; the last word of a run is a synchronised model."""
 
@@ -57,10 +63,15 @@ class DistributedMethod(Protocol):
 class DataParallel:
     """Every replica holds the same parameters after every step, so there is nothing left to do."""
 
+    has_local_models = False
+
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
+        self.bytes_sent = 0
+        self._gradient_bytes = sum(p.numel() * p.element_size() for p in worker.parameters)
 
     def after_inner_step(self, step: int) -> OuterStep | None:
+        self.bytes_sent += self._gradient_bytes
         return None
 
     def synchronised_parameters(self) -> list[Tensor]:
@@ -92,13 +103,14 @@ class DiLoCo:
     Inner optimizer state stays with its worker: never averaged, never reset. K = 1 runs the same code.
     """
 
-    def __init__(
-        self, workers: list[Worker], config: DiLoCoConfig, num_steps: int, communicator: Communicator
-    ) -> None:
+    has_local_models = True
+
+    def __init__(self, workers: list[Worker], config: DiLoCoConfig, num_steps: int, communicator: Communicator) -> None:
         self.workers, self.config, self.num_steps = workers, config, num_steps
         self.communicator = communicator
         self.anchor = _flatten(workers[0].parameters)
         self.velocity = torch.zeros_like(self.anchor)
+        self.bytes_sent = 0
 
     def after_inner_step(self, step: int) -> OuterStep | None:
         # The last steps of a budget that H does not divide are shared too: what they learnt belongs to the result.
@@ -109,14 +121,13 @@ class DiLoCo:
     def outer_step(self) -> OuterStep:
         """Pseudogradients, their average in worker order, the outer step; every worker restarts from the new anchor."""
         local = [self.anchor - _flatten(worker.parameters) for worker in self.workers]
+        self.bytes_sent += local[0].numel() * local[0].element_size()
         pseudogradients = self.communicator.gather_over_workers(local)
         mean = pseudogradients[0].clone()
         for pseudogradient in pseudogradients[1:]:
             mean += pseudogradient
         mean /= len(pseudogradients)
-        self.anchor, self.velocity = nesterov_outer_step(
-            self.anchor, self.velocity, mean, self.config.outer_optimizer
-        )
+        self.anchor, self.velocity = nesterov_outer_step(self.anchor, self.velocity, mean, self.config.outer_optimizer)
         for worker in self.workers:
             _unflatten_into(worker.parameters, self.anchor)
         return OuterStep(float(mean.norm()), _mean_cosine(pseudogradients))
@@ -152,7 +163,7 @@ def _views(flat: Tensor, like: list[torch.nn.Parameter]) -> list[Tensor]:
 
 def _unflatten_into(parameters: list[torch.nn.Parameter], flat: Tensor) -> None:
     with torch.no_grad():
-        torch._foreach_copy_(parameters, _views(flat, parameters))
+        torch._foreach_copy_(list[Tensor](parameters), _views(flat, parameters))
 
 
 def _mean_cosine(pseudogradients: list[Tensor]) -> float | None:

@@ -102,6 +102,9 @@ def block_causal_mask(documents_BT: Tensor) -> Tensor:
 class Transformer(nn.Module):
     """Token ids (B, T) and document ids (B, T) to logits (B, T, V), or to the mean loss where targets are given."""
 
+    cos_TK: Tensor
+    sin_TK: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -113,20 +116,23 @@ class Transformer(nn.Module):
         self.register_buffer("cos_TK", cos_TK, persistent=False)
         self.register_buffer("sin_TK", sin_TK, persistent=False)
 
-    def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """Logits. Without `documents_BT` each sequence is taken as one document."""
+    def forward(
+        self, tokens_BT: Tensor, documents_BT: Tensor | None = None, targets_BT: Tensor | None = None
+    ) -> Tensor:
+        """Logits, or the mean cross-entropy in nats per token, computed in float32, where targets are given.
+
+        Without `documents_BT` each sequence is taken as one document.
+        """
         length = tokens_BT.shape[1]
         x_BTD = self.embedding(tokens_BT)
         mask_B1TT = None if documents_BT is None else block_causal_mask(documents_BT)
-        cos_TK = self.cos_TK[:length].to(x_BTD.dtype)  # type: ignore[index]
-        sin_TK = self.sin_TK[:length].to(x_BTD.dtype)  # type: ignore[index]
+        cos_TK = self.cos_TK[:length].to(x_BTD.dtype)
+        sin_TK = self.sin_TK[:length].to(x_BTD.dtype)
         for block in self.blocks:
             x_BTD = block(x_BTD, cos_TK, sin_TK, mask_B1TT)
-        return self.head(self.norm(x_BTD))
-
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy in nats per token, accumulated in float32."""
-        logits_BTV = self(tokens_BT, documents_BT)
+        logits_BTV: Tensor = self.head(self.norm(x_BTD))
+        if targets_BT is None:
+            return logits_BTV
         return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
 
     @torch.no_grad()

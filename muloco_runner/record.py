@@ -3,7 +3,7 @@
 The run folder is the only interface between the trainer, the sweeps and the analysis. Standard library only.
 
     <root>/runs/<run_id>/
-      config.yaml      resolved RunConfig
+      config.yaml      resolved RunConfig, in JSON's notation, which YAML reads: no parser beyond the standard library
       record.jsonl     one header, then one line per logged step; append-only; a torn last line is tolerated
       status.json      heartbeat, replaced atomically
       result.json      written once, at the end
@@ -63,6 +63,9 @@ class RecordHeader:
     """Tokens planned: steps times batch."""
     bytes_per_token: float
     """Mean bytes of text in a token of the validation set; 1 for byte-level data."""
+    baselines: dict[str, float] = field(default_factory=dict)
+    """Validation loss, nats per token, of models that know nothing but frequencies of the same training text
+    (`unigram`, `bigram`); empty where the vocabulary is too large to count pairs."""
     versions: dict[str, str] = field(default_factory=dict)
     created_at: float = 0.0
     """Unix seconds."""
@@ -216,6 +219,18 @@ class RunFolder:
 
     # Reading
 
+    def read_config(self) -> dict[str, Any]:
+        """What `RunConfig.from_dict` takes. A missing or damaged file raises `RecordError`."""
+        try:
+            values = json.loads(self.config_file.read_text())
+        except FileNotFoundError:
+            raise RecordError(f"{self.config_file}: no such file, so {self.path} is no run folder") from None
+        except ValueError as error:
+            raise RecordError(f"{self.config_file}: not JSON ({error})") from error
+        if not isinstance(values, dict):
+            raise RecordError(f"{self.config_file}: not a JSON object")
+        return values
+
     def read_status(self) -> RunStatus | None:
         return _read_json(self.status_file, RunStatus)
 
@@ -239,6 +254,11 @@ class RunFolder:
         return [steps[number] for number in sorted(steps)]
 
     # Writing
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        """Makes the folder and says which run it is for. Written again only with the same values."""
+        if not self.config_file.exists():
+            write_atomically(self.config_file, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
     def write_status(self, status: RunStatus) -> None:
         status.updated_at = time.time()

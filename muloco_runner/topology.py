@@ -64,11 +64,10 @@ class Topology:
 
 
 class Communicator:
-    """Collectives over the ranks of a topology; on one rank they cost nothing. Counts the bytes this rank sends."""
+    """Collectives over the ranks of a topology; on one rank they cost nothing."""
 
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
-        self.bytes_sent = 0
         self._replica_group: dist.ProcessGroup | None = None
         self._leader_group: dist.ProcessGroup | None = None
         if topology.num_ranks > 1:
@@ -89,7 +88,6 @@ class Communicator:
         if replicas == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        self.bytes_sent += flat.numel() * flat.element_size()
         dist.all_reduce(flat, group=self._replica_group)
         flat /= replicas
         pieces = flat.split([tensor.numel() for tensor in tensors])
@@ -101,18 +99,15 @@ class Communicator:
         if ranks == 1:
             return local
         mine = torch.stack(local)
-        self.bytes_sent += mine.numel() * mine.element_size()
         everyone = [torch.empty_like(mine) for _ in range(ranks)]
         dist.all_gather(everyone, mine, group=self._leader_group)
         return list(torch.cat(everyone))
 
-    def mean_over_ranks(self, value: float) -> float:
-        """Mean of one number over all ranks."""
-        if self.topology.num_ranks == 1:
-            return value
-        tensor = torch.tensor(value, dtype=torch.float64)
-        dist.all_reduce(tensor)
-        return float(tensor) / self.topology.num_ranks
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """The elementwise sum over all ranks, in place."""
+        if self.topology.num_ranks > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
     def barrier(self) -> None:
         if self.topology.num_ranks > 1:

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from muloco_runner.compose import compose_app_config, config_dir
+from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.paths import config_dir
 
 # What a choice needs beside itself to be a whole run.
 NEEDS = {

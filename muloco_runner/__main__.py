@@ -1,0 +1,142 @@
+"""`muloco-train`: composes one run from names and values, checks it, and trains it here.
+
+Hydra reads the command line, so that `--multirun`, `--cfg job`, `--info` and tab completion are Hydra's own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from muloco_runner.config import ConfigError
+from muloco_runner.record import ExitCode, RunFolder
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+HELP = """\
+muloco-train: train one run, here.
+
+  muloco-train algorithm=muloco model=42k              MuLoCo on a model of 42k parameters
+  muloco-train algorithm=diloco method.num_workers=4   DiLoCo with K=4 workers in this process
+  muloco-train --multirun algorithm=ddp_muon,muloco seed=0,1
+  torchrun --nproc-per-node 4 -m muloco_runner algorithm=muloco method.num_workers=4
+
+Choices, each a file under conf/:
+{choices}
+Values, each a key with a dot for each level:
+  global_batch_tokens=8192          tokens in one inner step, summed over all workers
+  tokens_per_parameter=20           token budget over parameters
+  inner_optimizer.lr=0.02           peak learning rate
+  method.sync_interval=30           inner steps between two outer steps (H)
+  method.outer_optimizer.lr=0.7     outer learning rate; .momentum=0.6
+  data=text data.path=FOLDER        any text files, as bytes
+  seed=0   precision=bfloat16   root=results   execution.device=cpu
+
+The same values name the same run: its folder is ROOT/runs/RUN_ID. A finished run is not trained again, an interrupted
+one continues where its last checkpoint left it.
+
+  --cfg job        print the composed config and stop        --multirun   one run for each combination
+  --info           where each value comes from               --hydra-help all of Hydra's flags
+
+Exit codes: 0 finished (also when it diverged: that is a result), 2 a mistake in the command, 65 the run cannot be
+trained on this data, 70 out of memory, 75 checkpointed after a signal or at execution.wall_minutes, 1 anything else.
+"""
+
+_GROUPS = ("algorithm", "model", "method", "inner_optimizer", "data", "schedule", "cluster")
+
+
+def main() -> None:
+    """The console script. Never returns: exits with one of `ExitCode`."""
+    arguments = sys.argv[1:]
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(), end="")
+        sys.exit(0)
+    # Hydra then raises what it would print over many lines; one line of it is shown below.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from muloco_runner.compose import one_line, register
+    from muloco_runner.paths import config_dir
+
+    register()
+    endings: list[ExitCode] = []
+
+    def task(tree: DictConfig) -> float | None:
+        code, loss = train_here(tree)
+        endings.append(code)
+        if code is ExitCode.WANTS_MORE_TIME:
+            # The rest of a multirun would begin only to be stopped.
+            sys.exit(code)
+        return loss
+
+    try:
+        hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(task)()
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        print(f"muloco-train: {one_line(error)}", file=sys.stderr)
+        sys.exit(ExitCode.USAGE)
+    sys.exit(max(endings, default=ExitCode.FINISHED))
+
+
+def help_text() -> str:
+    """`--help`, with the names found under conf/; reads file names only, so that it answers at once."""
+    from muloco_runner.paths import config_dir
+
+    lines = []
+    for group in _GROUPS:
+        names = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+        lines.append(f"  {group + '=':18}{' | '.join(names)}\n")
+    return HELP.format(choices="".join(lines))
+
+
+def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
+    """Trains what `tree` composes, with progress, and prints one last line. Mistakes raise before a folder is made.
+
+    Returns the exit code and, of a finished run, the validation loss (for Hydra's optimizing sweepers).
+    """
+    from muloco_runner.compose import to_app_config
+    from muloco_runner.job import check_can_run, run_job
+    from muloco_runner.progress import show_progress
+    from muloco_runner.ranks import choose_device, rank_environment
+    from muloco_runner.topology import Topology
+
+    app = to_app_config(tree)
+    run, place = app.run, rank_environment()
+    choose_device(app.execution.device, place)
+    Topology(run.num_workers, place.rank, place.num_ranks).check(run)
+    check_can_run(run)
+    folder = RunFolder.of(app.root, run.run_id)
+    folder.write_config(run.to_dict())
+    is_main = place.rank == 0
+    with show_progress(run, enabled=is_main) as on_record:
+        code = run_job(folder, app.execution, next_attempt(folder), on_record)
+    result = folder.read_result()
+    if is_main:
+        print(last_line(folder, result), flush=True)
+    return code, result.validation_loss if result else None
+
+
+def next_attempt(folder: RunFolder) -> int:
+    """One more than the attempts that left something behind."""
+    attempts = folder.path / "attempts"
+    numbers = [int(path.name) for path in attempts.glob("*") if path.name.isdigit()]
+    return max(numbers, default=0) + 1
+
+
+def last_line(folder: RunFolder, result: Any) -> str:
+    """run_id, what came of it, folder."""
+    if result is None:
+        status = folder.read_status()
+        ending = f"{status.state} at step {status.step} of {status.num_steps}" if status else "not started"
+    elif result.diverged:
+        ending = f"diverged: {result.divergence}"
+    else:
+        ending = f"validation loss {result.validation_loss:.4f} nats per token"
+    return f"{folder.run_id}  {ending}  {folder.path}"
+
+
+if __name__ == "__main__":
+    main()

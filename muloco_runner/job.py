@@ -1,0 +1,277 @@
+"""One attempt at one run: the folder it works in, the signals it obeys, and the exit code it ends with.
+
+    python -m muloco_runner.job RESULTS/runs/RUN_ID --attempt 2
+
+Whatever happens ends as one of `ExitCode`, and as a line in `status.json`. Imports torch only when it starts to train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
+from muloco_runner.record import (
+    ExitCode,
+    RecordError,
+    RecordHeader,
+    RunFolder,
+    RunStatus,
+    StepRecord,
+    write_atomically,
+)
+
+if TYPE_CHECKING:
+    from muloco_runner.corpus import Corpus
+    from muloco_runner.ranks import RankPlace
+    from muloco_runner.topology import Communicator
+
+_STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+"""Ask for a checkpoint and the exit code that says so; a second SIGINT interrupts at once."""
+
+
+class AlreadyRunning(RuntimeError):
+    """Another process works in this run's folder."""
+
+
+def run_job(
+    folder: RunFolder,
+    execution: ExecutionConfig,
+    attempt: int = 1,
+    on_record: Callable[[StepRecord], None] = lambda record: None,
+) -> ExitCode:
+    """Trains the run of `folder` to its end, or to the next checkpoint when asked to stop.
+
+    Called on every rank of the job. A finished run is left as it is. Failures are printed, written to `status.json`
+    and returned as exit codes, never raised.
+    """
+    started_at = time.monotonic()
+    try:
+        run = RunConfig.from_dict(folder.read_config())
+        if folder.read_result() is not None:
+            return ExitCode.FINISHED
+        with _stop_requests(execution, started_at) as should_stop:
+            return _attempt(run, folder, execution, attempt, should_stop, on_record)
+    except AlreadyRunning as error:
+        # The folder is the other process's: not even the status may change.
+        print(error, file=sys.stderr)
+        return ExitCode.CRASH
+    except BaseException as error:
+        code = _exit_code(error)
+        cause = _first_cause(folder.attempt_dir(attempt), _cause(error))
+        if code is ExitCode.CRASH:
+            traceback.print_exc()
+        else:
+            print(cause, file=sys.stderr)
+        _report_failure(folder, attempt, code, cause)
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        return code
+
+
+def _attempt(
+    run: RunConfig,
+    folder: RunFolder,
+    execution: ExecutionConfig,
+    attempt: int,
+    should_stop: Callable[[], bool],
+    on_record: Callable[[StepRecord], None],
+) -> ExitCode:
+    from muloco_runner.ranks import choose_device, joined_ranks, rank_environment
+    from muloco_runner.train import Session, Trainer
+
+    place = rank_environment()
+    device = choose_device(execution.device, place)
+    with (
+        _sole_user(folder, place),
+        joined_ranks(place, run.num_workers, device, folder.attempt_dir(attempt)) as communicator,
+    ):
+        corpus = check_can_run(run)
+        session = Session(folder, execution, communicator, device, attempt, should_stop, on_record, versions())
+        _open_record(run, folder, corpus, communicator, attempt)
+        trainer = Trainer(run, corpus, session)
+        trainer.write_status("starting")
+        result = trainer.train()
+        if result is None:
+            trainer.write_status("stopped", exit_code=int(ExitCode.WANTS_MORE_TIME), exit_cause="asked to stop")
+            return ExitCode.WANTS_MORE_TIME
+        trainer.write_result(result)
+        return ExitCode.FINISHED
+
+
+def check_can_run(run: RunConfig) -> Corpus:
+    """The run's corpus; a run that this corpus cannot feed raises `ConfigError`."""
+    from muloco_runner.corpus import load_corpus
+
+    corpus = load_corpus(run.data)
+    if corpus.vocab_size > run.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={run.model.vocab_size} is smaller than the corpus's {corpus.vocab_size}: raise it"
+        )
+    length = run.model.sequence_length
+    for name, split in (("training", corpus.train), ("validation", corpus.validation)):
+        if split.num_tokens <= length:
+            raise ConfigError(
+                f"data: {split.num_tokens} {name} tokens hold no sequence of model.sequence_length={length}: "
+                "give more text, change data.validation_fraction or lower the length"
+            )
+    if run.data.validation_tokens < length:
+        raise ConfigError(
+            f"data.validation_tokens={run.data.validation_tokens} is shorter than one sequence of "
+            f"model.sequence_length={length}: raise it"
+        )
+    return corpus
+
+
+def versions() -> dict[str, str]:
+    """Of what decides a run's numbers."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "numpy", "muloco-sweeps"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _open_record(run: RunConfig, folder: RunFolder, corpus: Corpus, communicator: Communicator, attempt: int) -> None:
+    """Writes the header once; a record of other data is refused."""
+    if communicator.topology.is_main:
+        from muloco_runner.corpus import baselines
+
+        provenance = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "num_ranks": communicator.topology.num_ranks,
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "versions": versions(),
+            "started_at": time.time(),
+        }
+        write_atomically(folder.attempt_dir(attempt) / "provenance.json", json.dumps(provenance, indent=1) + "\n")
+        header = folder.read_header()
+        if header is None:
+            folder.append_record(
+                RecordHeader(
+                    run_id=run.run_id,
+                    algorithm=run.algorithm,
+                    config=run.to_dict(),
+                    corpus_hash=corpus.content_hash,
+                    num_params=run.num_params,
+                    num_steps=run.num_steps,
+                    num_tokens=run.num_tokens,
+                    bytes_per_token=corpus.bytes_per_token,
+                    baselines=baselines(run.data),
+                    versions=versions(),
+                    created_at=time.time(),
+                )
+            )
+        elif header.corpus_hash != corpus.content_hash:
+            raise ConfigError(
+                f"{folder.path} was begun on data {header.corpus_hash}, the data here is {corpus.content_hash}: "
+                "point data.path at the first data, or choose another root"
+            )
+
+
+@contextlib.contextmanager
+def _sole_user(folder: RunFolder, place: RankPlace) -> Iterator[None]:
+    """Holds the folder's lock, which the kernel lets go when the process dies, on the first rank."""
+    if place.rank != 0:
+        yield
+        return
+    with open(folder.path / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(f"{folder.path}: another process is training this run") from None
+        yield
+
+
+@contextlib.contextmanager
+def _stop_requests(execution: ExecutionConfig, started_at: float) -> Iterator[Callable[[], bool]]:
+    """A question that is answered yes after a stop signal or past the deadline."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    deadline = float("inf") if execution.wall_minutes is None else started_at + 60 * execution.wall_minutes
+    before = {number: signal.signal(number, note) for number in _STOP_SIGNALS}
+    try:
+        yield lambda: bool(received) or time.monotonic() > deadline
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _exit_code(error: BaseException) -> ExitCode:
+    if isinstance(error, ConfigError | RecordError):
+        return ExitCode.CONFIG_CANNOT_RUN
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+        return ExitCode.OUT_OF_MEMORY
+    # The CPU allocator has no exception of its own.
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        return ExitCode.OUT_OF_MEMORY
+    return ExitCode.CRASH
+
+
+def _cause(error: BaseException) -> str:
+    """One line: what was raised and, unless it is a user's mistake, where."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ConfigError | RecordError):
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text}{where}"
+
+
+def _first_cause(attempt_dir: Path, cause: str) -> str:
+    """The failure of the rank that failed first: the others only saw it vanish."""
+    attempt_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(attempt_dir / "failure.txt", "x") as file:
+            file.write(cause)
+    except FileExistsError:
+        return (attempt_dir / "failure.txt").read_text() or cause
+    return cause
+
+
+def _report_failure(folder: RunFolder, attempt: int, code: ExitCode, cause: str) -> None:
+    """The last heartbeat, with the ending put in its place. A full disk must not hide the exit code."""
+    with contextlib.suppress(OSError, RecordError):
+        status = folder.read_status() or RunStatus(folder.run_id, "failed")
+        status.state, status.attempt = "failed", attempt
+        status.exit_code, status.exit_cause = int(code), cause
+        folder.write_status(status)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m muloco_runner.job", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path, help="a run's folder, with its config.yaml")
+    parser.add_argument("--attempt", type=int, default=1)
+    parser.add_argument("--execution", default="{}", help="ExecutionConfig as JSON")
+    arguments = parser.parse_args()
+    known = {f.name for f in dataclasses.fields(ExecutionConfig)}
+    values = json.loads(arguments.execution)
+    unknown = set(values) - known
+    if unknown:
+        parser.error(f"--execution: no such setting {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+    sys.exit(run_job(RunFolder(arguments.folder), ExecutionConfig(**values), arguments.attempt))
+
+
+if __name__ == "__main__":
+    main()

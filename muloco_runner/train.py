@@ -1,0 +1,310 @@
+"""The training loop of one run, on one rank. It names no algorithm.
+
+Gradients are averaged over the replicas of each worker, the inner optimizer steps, and the method does the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from muloco_runner.checkpoint import CheckpointStore
+from muloco_runner.config import ExecutionConfig, RunConfig
+from muloco_runner.corpus import Corpus
+from muloco_runner.data import Batch, TrainingData, validation_batch
+from muloco_runner.evaluate import evaluate, evaluate_local_models
+from muloco_runner.method import OuterStep, Worker, build_method
+from muloco_runner.model import build_model
+from muloco_runner.optimizers import build_inner_optimizer
+from muloco_runner.record import RunFolder, RunResult, RunStatus, StepRecord
+from muloco_runner.schedule import lr_fraction
+from muloco_runner.topology import Communicator
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CPU_MICRO_BATCH_TOKENS = 8192
+_HEARTBEAT_SECONDS = 2.0
+_TAIL_FRACTION = 0.05
+"""Share of the run over which the final training loss is averaged."""
+_DIVERGED_STEPS = 50
+"""Steps in a row with a loss far above the first one that make a run diverged."""
+_DIVERGED_FACTOR = 1.5
+
+
+@dataclass
+class Session:
+    """What an attempt brings beside the run itself."""
+
+    folder: RunFolder
+    execution: ExecutionConfig
+    communicator: Communicator
+    device: torch.device
+    attempt: int = 1
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked after every step: True ends the attempt with a checkpoint."""
+    on_record: Callable[[StepRecord], None] = lambda record: None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class Trainer:
+    """One run on one rank: its workers, its method and where it stands."""
+
+    def __init__(self, run: RunConfig, corpus: Corpus, session: Session) -> None:
+        self.run, self.corpus, self.session = run, corpus, session
+        self.communicator, self.topology = session.communicator, session.communicator.topology
+        self.topology.check(run)
+        self.data = TrainingData(corpus, run, session.device)
+        self.validation = validation_batch(corpus, run, session.device)
+        self.workers = [self._build_worker(index) for index in self.topology.local_workers]
+        self.method = build_method(run, self.workers, self.communicator)
+        self.checkpoints = CheckpointStore(session.folder.checkpoint_dir, self.communicator)
+        self.losses = torch.zeros(run.num_steps, device=session.device)
+        """Training loss of each completed step, of this rank's workers."""
+        self.step = 0
+        self.train_seconds = 0.0
+        self.started_at = time.time()
+        self.last_outer: OuterStep | None = None
+        self.gradient_norm: Tensor = torch.zeros(())
+        self._last_heartbeat = 0.0
+        self._last_checkpoint = time.monotonic()
+        self._checkpoint_step = 0
+
+    def _build_worker(self, index: int) -> Worker:
+        # Every worker starts from the same parameters.
+        model = build_model(self.run.model, self.run.seed, self.session.device)
+        return Worker(index, model, build_inner_optimizer(model, self.run))
+
+    # The loop
+
+    def train(self) -> RunResult | None:
+        """Trains to the end of the budget; None when asked to stop before it (a checkpoint is left)."""
+        self._resume()
+        run, execution = self.run, self.session.execution
+        validation_loss = local_loss = None
+        while self.step < run.num_steps:
+            began = time.perf_counter()
+            self._inner_step()
+            self.step += 1
+            evaluating = self.step == run.num_steps or (
+                execution.evaluate_interval_steps and self.step % execution.evaluate_interval_steps == 0
+            )
+            self.train_seconds += time.perf_counter() - began
+            local_loss = self._evaluate_local_models() if evaluating else None
+            began = time.perf_counter()
+            outer = self.method.after_inner_step(self.step)
+            self.train_seconds += time.perf_counter() - began
+            self.last_outer = outer or self.last_outer
+            if evaluating:
+                validation_loss = self._evaluate()
+            logging = evaluating or self.step % execution.log_interval_steps == 0 or self.step == 1
+            if logging:
+                divergence = self._log(validation_loss if evaluating else None, local_loss)
+                if divergence is not None:
+                    return self._result(None, None, divergence)
+            if self.step < run.num_steps and self._must_stop():
+                self._checkpoint()
+                return None
+        assert validation_loss is not None
+        return self._result(validation_loss, local_loss, None)
+
+    def _inner_step(self) -> None:
+        fraction = lr_fraction(self.run, self.step)
+        norms = []
+        total = torch.zeros((), device=self.session.device)
+        for worker in self.workers:
+            total += self._forward_backward(worker)
+            gradients = [p.grad for p in worker.parameters if p.grad is not None]
+            self.communicator.average_over_replicas(gradients)
+            norms.append(torch.nn.utils.clip_grad_norm_(worker.parameters, self.run.gradient_clip_norm))
+            for group in worker.optimizer.param_groups:
+                group["lr"] = self.run.inner_optimizer.lr * fraction
+            worker.optimizer.step()
+            worker.optimizer.zero_grad(set_to_none=True)
+        self.losses[self.step] = total / len(self.workers)
+        self.gradient_norm = torch.stack(norms).mean()
+
+    def _forward_backward(self, worker: Worker) -> Tensor:
+        """Mean loss over this replica's share of the worker's batch; leaves its gradient."""
+        batch = self._replica_share(self.data.worker_batch(self.step, worker.index))
+        dtype = DTYPES[self.run.precision]
+        total = torch.zeros((), device=self.session.device)
+        for part in batch.split(self._micro_batch_sequences(len(batch))):
+            with torch.autocast(self.session.device.type, dtype, enabled=dtype != torch.float32):
+                loss = worker.model(part.tokens_BT, part.documents_BT, part.targets_BT) * (len(part) / len(batch))
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _replica_share(self, batch: Batch) -> Batch:
+        if self.topology.replicas == 1:
+            return batch
+        return batch.split(len(batch) // self.topology.replicas)[self.topology.replica]
+
+    def _micro_batch_sequences(self, available: int) -> int:
+        chosen = self.session.execution.micro_batch_sequences
+        if chosen is None:
+            chosen = max(1, _CPU_MICRO_BATCH_TOKENS // self.run.model.sequence_length)
+        return min(chosen, available)
+
+    # Evaluation
+
+    def _evaluate(self) -> float:
+        model, parameters = self.workers[0].model, self.method.synchronised_parameters()
+        return evaluate(model, parameters, self.validation, DTYPES[self.run.precision], self.communicator)
+
+    def _evaluate_local_models(self) -> float | None:
+        """Just before they may be brought together; None where they never differ from the synchronised model."""
+        if not self.method.has_local_models:
+            return None
+        return evaluate_local_models(self.workers, self.validation, DTYPES[self.run.precision], self.communicator)
+
+    # Records
+
+    def _log(self, validation_loss: float | None, local_loss: float | None) -> str | None:
+        """Writes one line; returns why the run has diverged, if it has."""
+        topology = self.topology
+        sums = torch.stack((self.losses[self.step - 1].double().cpu(), self.gradient_norm.double().cpu()))
+        loss, gradient_norm = (self.communicator.sum_over_ranks(sums) / topology.num_ranks).tolist()
+        tokens = self.step * self.run.global_batch_tokens
+        record = StepRecord(
+            step=self.step,
+            tokens=tokens,
+            loss=loss,
+            lr=self.run.inner_optimizer.lr * lr_fraction(self.run, self.step - 1),
+            gradient_norm=gradient_norm,
+            tokens_per_second=tokens / self.train_seconds if self.train_seconds else None,
+            train_seconds=self.train_seconds,
+            validation_loss=validation_loss,
+            local_validation_loss=local_loss,
+            pseudogradient_norm=self.last_outer.pseudogradient_norm if self.last_outer else None,
+            pseudogradient_cosine=self.last_outer.pseudogradient_cosine if self.last_outer else None,
+            bytes_sent=self.method.bytes_sent,
+            attempt=self.session.attempt,
+        )
+        if topology.is_main:
+            self.session.folder.append_record(record)
+            self.session.on_record(record)
+            if time.monotonic() - self._last_heartbeat > _HEARTBEAT_SECONDS:
+                self.write_status("running", loss=loss)
+        return self._divergence(loss)
+
+    def _divergence(self, loss: float) -> str | None:
+        if not math.isfinite(loss):
+            return f"the training loss was {loss} at step {self.step}"
+        if self.step > _DIVERGED_STEPS:
+            recent = self.losses[self.step - _DIVERGED_STEPS : self.step].double().min().cpu()
+            sums = torch.stack((recent, self.losses[0].double().cpu()))
+            lowest, first = self.communicator.sum_over_ranks(sums).tolist()
+            if lowest > _DIVERGED_FACTOR * first:
+                return (
+                    f"the training loss stayed above {_DIVERGED_FACTOR} times its first value "
+                    f"for {_DIVERGED_STEPS} steps, at step {self.step}"
+                )
+        return None
+
+    def write_result(self, result: RunResult) -> None:
+        """The run's last word, from the main rank."""
+        if self.topology.is_main:
+            self.session.folder.write_result(result)
+            self.write_status("finished", loss=result.train_loss, exit_code=0)
+
+    def write_status(self, state: str, loss: float | None = None, **ending: int | str | None) -> None:
+        """The heartbeat, from the main rank."""
+        if not self.topology.is_main:
+            return
+        self._last_heartbeat = time.monotonic()
+        tokens = self.step * self.run.global_batch_tokens
+        self.session.folder.write_status(
+            RunStatus(
+                run_id=self.run.run_id,
+                state=state,
+                step=self.step,
+                num_steps=self.run.num_steps,
+                tokens=tokens,
+                checkpoint_step=self._checkpoint_step,
+                attempt=self.session.attempt,
+                tokens_per_second=tokens / self.train_seconds if self.train_seconds else None,
+                loss=loss,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                **ending,  # type: ignore[arg-type]
+            )
+        )
+
+    def _result(self, validation_loss: float | None, local_loss: float | None, divergence: str | None) -> RunResult:
+        run = self.run
+        if validation_loss is not None and not math.isfinite(validation_loss):
+            divergence, validation_loss = f"the final validation loss was {validation_loss}", None
+        tail = self.losses[: self.step][-max(1, round(_TAIL_FRACTION * run.num_steps)) :]
+        train_loss = self.communicator.sum_over_ranks(tail.double().mean().cpu()) / self.topology.num_ranks
+        tokens = self.step * run.global_batch_tokens
+        return RunResult(
+            run_id=run.run_id,
+            algorithm=run.algorithm,
+            diverged=divergence is not None,
+            validation_loss=validation_loss,
+            local_validation_loss=local_loss,
+            train_loss=float(train_loss),
+            num_params=run.num_params,
+            num_steps=self.step,
+            num_tokens=tokens,
+            flops=6.0 * run.num_params * tokens,
+            train_seconds=self.train_seconds,
+            wall_seconds=time.time() - self.started_at,
+            bytes_sent=self.method.bytes_sent,
+            corpus_hash=self.corpus.content_hash,
+            attempts=self.session.attempt,
+            num_ranks=self.topology.num_ranks,
+            device=str(self.session.device.type),
+            divergence=divergence,
+            versions=self.session.versions,
+        )
+
+    # Stopping and resuming
+
+    def _must_stop(self) -> bool:
+        """All ranks give one answer. Also writes the periodic checkpoint when it is due."""
+        due = time.monotonic() - self._last_checkpoint > self.session.execution.checkpoint_interval_seconds
+        flags = torch.tensor([self.session.should_stop(), due], dtype=torch.int32)
+        stop, due = (self.communicator.sum_over_ranks(flags) > 0).tolist()
+        if due and not stop:
+            self._checkpoint()
+        return bool(stop)
+
+    def _checkpoint(self) -> None:
+        leads = self.topology.replica == 0
+        workers = {
+            worker.index: {"model": worker.model.state_dict(), "optimizer": worker.optimizer.state_dict()}
+            for worker in (self.workers if leads else [])
+        }
+        shared = {
+            "method": self.method.state_dict(),
+            "bytes_sent": self.method.bytes_sent,
+            "losses": self.losses[: self.step].cpu(),
+            "train_seconds": self.train_seconds,
+            "started_at": self.started_at,
+        }
+        self.checkpoints.save(self.step, shared, workers)
+        self._checkpoint_step = self.step
+        self._last_checkpoint = time.monotonic()
+        self.write_status("running")
+
+    def _resume(self) -> None:
+        loaded = self.checkpoints.load(self.topology.local_workers)
+        if loaded is None:
+            return
+        self.step, shared, states = loaded
+        for worker in self.workers:
+            worker.model.load_state_dict(states[worker.index]["model"])
+            worker.optimizer.load_state_dict(states[worker.index]["optimizer"])
+        self.method.load_state_dict(shared["method"])
+        self.method.bytes_sent = shared["bytes_sent"]
+        self.losses[: self.step] = shared["losses"].to(self.losses)
+        self.train_seconds, self.started_at = shared["train_seconds"], shared["started_at"]
+        self._checkpoint_step = self.step
