@@ -1,0 +1,65 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from muloco_runner.config import OuterOptimizerConfig, RunConfig
+from muloco_runner.method import DiLoCo, Worker, build_method, nesterov_outer_step
+from muloco_runner.model import build_model
+from muloco_runner.topology import Communicator, Topology
+
+CPU = torch.device("cpu")
+
+
+def untrained_workers(run: RunConfig) -> list[Worker]:
+    models = [build_model(run.model, run.seed, CPU) for _ in range(run.num_workers)]
+    return [Worker(i, model, torch.optim.SGD(model.parameters())) for i, model in enumerate(models)]
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("momentum", [0.0, 0.6, 0.9])
+def test_the_outer_step_is_torchs_sgd_on_the_pseudogradient(momentum: float, nesterov: bool) -> None:
+    if nesterov and momentum == 0:
+        pytest.skip("torch refuses Nesterov without momentum")
+    generator = torch.Generator().manual_seed(0)
+    anchor = torch.randn(50, generator=generator, dtype=torch.float64)
+    parameter = torch.nn.Parameter(anchor.clone())
+    sgd = torch.optim.SGD([parameter], lr=0.7, momentum=momentum, nesterov=nesterov)
+    velocity = torch.zeros_like(anchor)
+    config = OuterOptimizerConfig(lr=0.7, momentum=momentum, nesterov=nesterov)
+    for _ in range(5):
+        delta = torch.randn(50, generator=generator, dtype=torch.float64)
+        parameter.grad = delta.clone()
+        sgd.step()
+        anchor, velocity = nesterov_outer_step(anchor, velocity, delta, config)
+        torch.testing.assert_close(anchor, parameter.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_workers_agree_after_a_sync_on_the_mean_moved_by_the_formula(tiny_run: Callable[..., RunConfig]) -> None:
+    run = tiny_run("diloco", num_workers=4, outer_optimizer=OuterOptimizerConfig(lr=0.5, momentum=0.8))
+    workers = untrained_workers(run)
+    method = build_method(run, workers, Communicator(Topology(4)))
+    assert isinstance(method, DiLoCo)
+    anchor = method.anchor.clone()
+    with torch.no_grad():
+        for worker in workers:
+            for parameter in worker.parameters:
+                parameter += 0.01 * (worker.index + 1)
+    assert method.after_inner_step(4) is None
+    outer = method.after_inner_step(5)
+    # Mean pseudogradient -0.025; first velocity 0.5 * that; step (1 + 0.8) * 0.5 of it.
+    expected = anchor + 0.025 * 0.5 * 1.8
+    for worker in workers:
+        moved = torch.cat([parameter.detach().flatten() for parameter in worker.parameters])
+        torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(moved, method.anchor)
+    assert outer is not None
+    assert outer.pseudogradient_cosine == pytest.approx(1.0, abs=1e-4)  # float32 parameters of size 1 moved by 0.01
+    assert outer.pseudogradient_norm == pytest.approx(0.025 * anchor.numel() ** 0.5, rel=1e-4)
+
+
+def test_the_last_step_of_a_run_is_shared_whatever_the_interval(tiny_run: Callable[..., RunConfig]) -> None:
+    run = tiny_run("diloco", sync_interval=5, num_steps=23)
+    method = build_method(run, untrained_workers(run), Communicator(Topology(1)))
+    synced = [step for step in range(1, 24) if method.after_inner_step(step) is not None]
+    assert synced == [5, 10, 15, 20, 23]

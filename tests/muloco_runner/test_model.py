@@ -1,0 +1,71 @@
+import torch
+
+from muloco_runner.config import ModelConfig
+from muloco_runner.model import Transformer, build_model
+
+CONFIG = ModelConfig(width=32, num_layers=2, head_width=16, vocab_size=50, sequence_length=24)
+CPU = torch.device("cpu")
+
+
+def test_a_position_sees_neither_the_future_nor_another_document() -> None:
+    model = build_model(CONFIG, seed=1, device=CPU)
+    tokens = torch.randint(50, (1, 24), generator=torch.Generator().manual_seed(0))
+    documents = torch.tensor([[0] * 10 + [1] * 14])
+    before = model(tokens, documents)
+    changed = tokens.clone()
+    changed[0, 20] = (changed[0, 20] + 1) % 50  # ahead of position 19, in its own document
+    changed[0, 3] = (changed[0, 3] + 1) % 50  # behind it, in another one
+    after = model(changed, documents)
+    torch.testing.assert_close(after[0, 10:20], before[0, 10:20], rtol=0, atol=0)
+    assert not torch.allclose(after[0, 3:10], before[0, 3:10])
+    assert not torch.allclose(after[0, 20:], before[0, 20:])
+
+
+def test_one_document_is_plain_causal_attention() -> None:
+    model = build_model(CONFIG, seed=1, device=CPU)
+    tokens = torch.randint(50, (2, 24), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(tokens, torch.zeros_like(tokens)), model(tokens))
+
+
+def test_positions_matter_only_by_their_distance() -> None:
+    """Rotary positions: two equal documents in one sequence get equal logits."""
+    model = build_model(CONFIG, seed=1, device=CPU)
+    half = torch.randint(50, (1, 12), generator=torch.Generator().manual_seed(0))
+    tokens, documents = torch.cat((half, half), 1), torch.tensor([[0] * 12 + [1] * 12])
+    logits = model(tokens, documents)
+    torch.testing.assert_close(logits[:, :12], logits[:, 12:], rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_that_of_the_logits() -> None:
+    model = build_model(CONFIG, seed=1, device=CPU)
+    generator = torch.Generator().manual_seed(0)
+    tokens, targets = (torch.randint(50, (2, 24), generator=generator) for _ in range(2))
+    expected = -model(tokens).log_softmax(-1).gather(2, targets[..., None]).mean()
+    torch.testing.assert_close(model(tokens, None, targets), expected)
+
+
+def test_initial_values_depend_on_the_seed_alone() -> None:
+    first, again, other = (build_model(CONFIG, seed, CPU) for seed in (1, 1, 2))
+    for name, parameter in first.named_parameters():
+        assert torch.equal(parameter, again.get_parameter(name))
+        if parameter.ndim == 2:
+            assert not torch.equal(parameter, other.get_parameter(name))
+        else:
+            assert torch.equal(parameter, torch.ones_like(parameter))
+
+
+def test_initial_spread_follows_the_published_rule() -> None:
+    config = ModelConfig(width=256, num_layers=3, head_width=64, vocab_size=500, sequence_length=8)
+    blocks = build_model(config, seed=0, device=CPU)
+    deepest = blocks.get_parameter("blocks.2.feed_forward.w2.weight").detach()
+    assert abs(float(deepest.std()) / (0.02 / 6**0.5) - 1) < 0.02
+    assert abs(float(blocks.get_parameter("embedding.weight").detach().std()) - 1) < 0.02
+    head = blocks.get_parameter("head.weight").detach()
+    assert abs(float(head.std()) * 16 - 1) < 0.03
+    assert float(head.abs().max()) <= 3 / 16
+
+
+def test_the_meta_device_holds_every_parameter_and_no_value() -> None:
+    with torch.device("meta"):
+        model = Transformer(CONFIG)
+    assert sum(p.numel() for p in model.parameters()) == CONFIG.num_params

@@ -1,0 +1,184 @@
+"""Whole runs: what must come out the same, and what must be refused."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from muloco_runner.checkpoint import CheckpointStore
+from muloco_runner.config import ExecutionConfig, MuonConfig, OuterOptimizerConfig, RunConfig
+from muloco_runner.corpus import load_corpus
+from muloco_runner.job import run_job
+from muloco_runner.record import ExitCode, RunFolder
+from muloco_runner.topology import Communicator, Topology
+from muloco_runner.train import Session, Trainer
+
+ALGORITHMS = [(m, i) for m in ("data_parallel", "diloco") for i in ("adamw", "muon")]
+CPU = torch.device("cpu")
+MakeRun = Callable[..., RunConfig]
+MakeFolder = Callable[..., RunFolder]
+
+
+def trainer_of(run: RunConfig, folder: RunFolder, execution: ExecutionConfig, **session: Any) -> Trainer:
+    communicator = Communicator(Topology(run.num_workers))
+    return Trainer(run, load_corpus(run.data), Session(folder, execution, communicator, CPU, **session))
+
+
+def final_parameters(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for w in trainer.workers for p in w.parameters])
+
+
+@pytest.mark.parametrize(("method", "inner_optimizer"), ALGORITHMS)
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_every_algorithm_learns(
+    method: str,
+    inner_optimizer: str,
+    num_workers: int,
+    tiny_run: MakeRun,
+    new_folder: MakeFolder,
+    execution: ExecutionConfig,
+) -> None:
+    if method == "data_parallel" and num_workers > 1:
+        pytest.skip("data parallel has one worker")
+    run = tiny_run(method, inner_optimizer, num_workers=num_workers, num_steps=60)
+    folder = new_folder(run)
+    assert run_job(folder, execution) is ExitCode.FINISHED
+    result, steps = folder.read_result(), folder.read_steps()
+    assert result is not None and result.validation_loss is not None
+    assert result.validation_loss < steps[0].loss - 1
+    assert [step.step for step in steps] == list(range(1, 61))
+    assert (result.num_steps, result.num_tokens) == (60, 60 * 256)
+    # Data parallel sends the gradient each step, DiLoCo the pseudogradient each fifth: both as float32.
+    syncs = 60 if method == "data_parallel" else 12
+    assert result.bytes_sent == syncs * 4 * run.num_params
+    assert (result.local_validation_loss is None) == (method == "data_parallel")
+
+
+@pytest.mark.parametrize("inner_optimizer", ["adamw", "muon"])
+def test_diloco_of_one_worker_with_lr_one_and_no_momentum_is_data_parallel(
+    inner_optimizer: str, tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
+) -> None:
+    plain = OuterOptimizerConfig(lr=1.0, momentum=0.0)
+    runs = [tiny_run("data_parallel", inner_optimizer), tiny_run("diloco", inner_optimizer, outer_optimizer=plain)]
+    losses = []
+    for run in runs:
+        folder = new_folder(run)
+        run_job(folder, execution)
+        losses.append([step.loss for step in folder.read_steps()])
+    # anchor - (anchor - theta) is theta up to one rounding.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("method", "inner_optimizer"), ALGORITHMS)
+@pytest.mark.parametrize("stop_at", [10, 12])  # right after an outer step, and between two
+def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(
+    method: str, inner_optimizer: str, stop_at: int, tiny_run: MakeRun, new_folder: MakeFolder
+) -> None:
+    run = tiny_run(method, inner_optimizer, num_workers=2)
+    execution = ExecutionConfig(device="cpu", log_interval_steps=1)
+    whole_folder, cut_folder = new_folder(run, "whole"), new_folder(run, "cut")
+    whole = trainer_of(run, whole_folder, execution)
+    expected = whole.train()
+    first = trainer_of(run, cut_folder, execution, should_stop=lambda: first.step >= stop_at)
+    assert first.train() is None
+    assert first.step == stop_at
+    second = trainer_of(run, cut_folder, execution, attempt=2)
+    result = second.train()
+    assert expected is not None and result is not None
+    assert result.validation_loss == expected.validation_loss
+    assert result.train_loss == expected.train_loss
+    assert result.bytes_sent == expected.bytes_sent
+    assert torch.equal(final_parameters(second), final_parameters(whole))
+    assert [s.loss for s in cut_folder.read_steps()] == [s.loss for s in whole_folder.read_steps()]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "half_written"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    damage: str, tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
+) -> None:
+    run = tiny_run("diloco", "muon", num_workers=2)
+    whole = trainer_of(run, new_folder(run, "whole"), execution)
+    whole.train()
+    folder = new_folder(run, "cut")
+    for stop_at in (7, 13):
+        trainer = trainer_of(run, folder, execution, should_stop=lambda: trainer.step >= stop_at)  # noqa: B023
+        trainer.train()
+    newest = folder.checkpoint_dir / "step-00000013"
+    if damage == "truncated":
+        file = newest / "worker-1.pt"
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "missing":
+        (newest / "manifest.json").unlink()
+    else:
+        newest.rename(folder.checkpoint_dir / ".step-00000013")
+    last = trainer_of(run, folder, execution)
+    steps = []
+    last.session.on_record = lambda record: steps.append(record.step)
+    last.train()
+    assert steps[0] == 8
+    assert torch.equal(final_parameters(last), final_parameters(whole))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(
+    tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run("diloco", "adamw")
+    folder = new_folder(run)
+    first = trainer_of(run, folder, execution, should_stop=lambda: first.step >= 7)
+    first.train()
+
+    def full_disk(path: Any, content: bytes) -> None:
+        path.write_bytes(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("muloco_runner.checkpoint._write_bytes", full_disk)
+    second = trainer_of(run, folder, execution, should_stop=lambda: second.step >= 13)
+    with pytest.raises(OSError, match="No space left"):
+        second.train()
+    monkeypatch.undo()
+    loaded = CheckpointStore(folder.checkpoint_dir, Communicator(Topology(1))).load(range(1))
+    assert loaded is not None
+    assert loaded[0] == 7
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+def test_the_micro_batch_does_not_change_the_run(
+    micro_batch: int, tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
+) -> None:
+    run = tiny_run("diloco", "muon")
+    losses = []
+    for number, sequences in enumerate((None, micro_batch)):
+        folder = new_folder(run, str(number))
+        run_job(folder, dataclasses.replace(execution, micro_batch_sequences=sequences))
+        losses.append([step.loss for step in folder.read_steps()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_diverged_run_is_a_result(tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig) -> None:
+    run = tiny_run("data_parallel", "muon", inner_optimizer=MuonConfig(lr=1e20, weight_decay=1.0))
+    folder = new_folder(run)
+    assert run_job(folder, execution) is ExitCode.FINISHED
+    result = folder.read_result()
+    assert result is not None
+    assert result.diverged
+    assert result.divergence is not None and "training loss" in result.divergence
+    assert result.validation_loss is None
+    assert result.num_steps < run.num_steps
+
+
+def test_local_models_are_worse_than_their_mean_and_told_apart(
+    tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
+) -> None:
+    averaging = OuterOptimizerConfig(lr=1.0, momentum=0.0)
+    run = tiny_run("diloco", "adamw", num_workers=4, num_steps=60, sync_interval=30, outer_optimizer=averaging)
+    folder = new_folder(run)
+    run_job(folder, execution)
+    result, steps = folder.read_result(), folder.read_steps()
+    assert result is not None
+    assert math.isfinite(result.local_validation_loss or math.nan)
+    assert result.local_validation_loss != result.validation_loss
+    cosines = [step.pseudogradient_cosine for step in steps if step.step >= 30]
+    assert all(cosine is not None and 0 < cosine < 1 for cosine in cosines)
