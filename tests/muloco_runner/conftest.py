@@ -40,7 +40,7 @@ def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_run(text_dir: Path) -> MakeRun:
     """`tiny_run("diloco", "muon", num_workers=2, ...)`: further names are fields of `RunConfig`."""
 
-    def make(method: str = "data_parallel", inner_optimizer: str = "adamw", **changes: Any) -> RunConfig:
+    def make(method: str = "data_parallel", optimizer: str = "adamw", **changes: Any) -> RunConfig:
         sync_interval = changes.pop("sync_interval", 5)
         num_workers = changes.pop("num_workers", 1)
         outer = changes.pop("outer_optimizer", OuterOptimizerConfig())
@@ -52,7 +52,7 @@ def tiny_run(text_dir: Path) -> MakeRun:
             "model": model,
             "data": DataConfig(source="text", path=str(text_dir), validation_tokens=512, validation_fraction=0.2),
             "method": DataParallelConfig() if method == "data_parallel" else diloco,
-            "inner_optimizer": INNER_OPTIMIZERS[inner_optimizer](weight_decay=0.1, weight_decay_rule="constant"),
+            "inner_optimizer": INNER_OPTIMIZERS[optimizer](weight_decay=0.1, weight_decay_rule="constant"),
             "global_batch_tokens": 256,
         }
         values.update(changes)

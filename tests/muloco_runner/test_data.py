@@ -47,7 +47,7 @@ def test_an_epoch_shows_every_sequence_once_and_the_next_in_another_order(tiny_r
 
 def test_targets_are_the_next_tokens_and_documents_are_told_apart(tiny_run: Callable[..., RunConfig]) -> None:
     run = tiny_run()
-    run.data.validation_tokens = 2048
+    run.data.validation_tokens = 1024
     corpus = load_corpus(run.data)
     batch = validation_batch(corpus, run, CPU)
     assert torch.equal(batch.tokens_BT[:, 1:], batch.targets_BT[:, :-1])

@@ -31,8 +31,10 @@ def final_parameters(trainer: Trainer) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for w in trainer.workers for p in w.parameters])
 
 
-@pytest.mark.parametrize(("method", "inner_optimizer"), ALGORITHMS)
-@pytest.mark.parametrize("num_workers", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("method", "inner_optimizer", "num_workers"),
+    [(m, i, k) for m, i in ALGORITHMS for k in (1, 2, 4) if m == "diloco" or k == 1],
+)
 def test_every_algorithm_learns(
     method: str,
     inner_optimizer: str,
@@ -41,8 +43,6 @@ def test_every_algorithm_learns(
     new_folder: MakeFolder,
     execution: ExecutionConfig,
 ) -> None:
-    if method == "data_parallel" and num_workers > 1:
-        pytest.skip("data parallel has one worker")
     run = tiny_run(method, inner_optimizer, num_workers=num_workers, num_steps=60)
     folder = new_folder(run)
     assert run_job(folder, execution) is ExitCode.FINISHED
@@ -158,7 +158,7 @@ def test_the_micro_batch_does_not_change_the_run(
 
 
 def test_a_diverged_run_is_a_result(tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig) -> None:
-    run = tiny_run("data_parallel", "muon", inner_optimizer=MuonConfig(lr=1e20, weight_decay=1.0))
+    run = tiny_run("data_parallel", "muon", inner_optimizer=MuonConfig(lr=1e30))
     folder = new_folder(run)
     assert run_job(folder, execution) is ExitCode.FINISHED
     result = folder.read_result()

@@ -1,0 +1,41 @@
+"""The inner optimizer that a run's config names."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from muloco_runner.config import AdamWConfig, MuonConfig, RunConfig
+from muloco_runner.optimizers.muon import Muon
+from muloco_runner.optimizers.parameter_groups import parameter_groups
+
+
+def build_inner_optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
+    """AdamW on every parameter, or Muon on the hidden matrices and AdamW, same lr and decay, on the rest."""
+    config = run.inner_optimizer
+    beta1, beta2 = config.betas
+    match config:
+        case AdamWConfig():
+            return torch.optim.AdamW(
+                model.parameters(),
+                lr=config.lr,
+                betas=(beta1, beta2),
+                eps=config.eps,
+                weight_decay=run.weight_decay,
+                foreach=True,
+            )
+        case MuonConfig():
+            return Muon(
+                parameter_groups(model),
+                config.lr,
+                momentum=config.momentum,
+                momentum_form=config.momentum_form,  # type: ignore[arg-type]
+                nesterov=config.nesterov,
+                lr_scale=config.lr_scale,  # type: ignore[arg-type]
+                coefficients=config.coefficients,
+                num_iterations=config.num_iterations,
+                betas=(beta1, beta2),
+                eps=config.eps,
+                weight_decay=run.weight_decay,
+            )
+    raise AssertionError(f"inner optimizer {config.name} has no builder")
