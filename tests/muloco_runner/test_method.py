@@ -41,7 +41,7 @@ def test_workers_agree_after_a_sync_on_the_mean_moved_by_the_formula(tiny_run: C
     with torch.no_grad():
         for worker in workers:
             for parameter in worker.parameters:
-                parameter += 0.01 * (worker.index + 1)
+                parameter.add_(0.01 * (worker.index + 1))
     assert method.after_inner_step(4) is None
     outer = method.after_inner_step(5)
     # Mean pseudogradient -0.025; first velocity 0.5 * that; step (1 + 0.8) * 0.5 of it.

@@ -47,7 +47,8 @@ def test_every_algorithm_learns(
     folder = new_folder(run)
     assert run_job(folder, execution) is ExitCode.FINISHED
     result, steps = folder.read_result(), folder.read_steps()
-    assert result is not None and result.validation_loss is not None
+    assert result is not None
+    assert result.validation_loss is not None
     assert result.validation_loss < steps[0].loss - 1
     assert [step.step for step in steps] == list(range(1, 61))
     assert (result.num_steps, result.num_tokens) == (60, 60 * 256)
@@ -87,7 +88,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(
     assert first.step == stop_at
     second = trainer_of(run, cut_folder, execution, attempt=2)
     result = second.train()
-    assert expected is not None and result is not None
+    assert expected is not None
+    assert result is not None
     assert result.validation_loss == expected.validation_loss
     assert result.train_loss == expected.train_loss
     assert result.bytes_sent == expected.bytes_sent
@@ -164,7 +166,8 @@ def test_a_diverged_run_is_a_result(tiny_run: MakeRun, new_folder: MakeFolder, e
     result = folder.read_result()
     assert result is not None
     assert result.diverged
-    assert result.divergence is not None and "training loss" in result.divergence
+    assert result.divergence is not None
+    assert "training loss" in result.divergence
     assert result.validation_loss is None
     assert result.num_steps < run.num_steps
 
