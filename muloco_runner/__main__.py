@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode, RunFolder
@@ -59,14 +59,17 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from muloco_runner.compose import one_line, register
+    from muloco_runner.compose import register
     from muloco_runner.paths import config_dir
 
     register()
     endings: list[ExitCode] = []
 
     def task(tree: DictConfig) -> float | None:
-        code, loss = train_here(tree)
+        try:
+            code, loss = train_here(tree)
+        except (ConfigError, OmegaConfBaseException) as error:
+            _give_up(error)
         endings.append(code)
         if code is ExitCode.WANTS_MORE_TIME:
             # The rest of a multirun would begin only to be stopped.
@@ -75,10 +78,17 @@ def main() -> None:
 
     try:
         hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(task)()
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        print(f"muloco-train: {one_line(error)}", file=sys.stderr)
-        sys.exit(ExitCode.USAGE)
+    except (HydraException, OmegaConfBaseException) as error:
+        _give_up(error)
     sys.exit(max(endings, default=ExitCode.FINISHED))
+
+
+def _give_up(error: Exception) -> NoReturn:
+    """A user's mistake: one line, and nothing left behind."""
+    from muloco_runner.compose import one_line
+
+    print(f"muloco-train: {one_line(error)}", file=sys.stderr)
+    sys.exit(ExitCode.USAGE)
 
 
 def help_text() -> str:

@@ -63,6 +63,10 @@ def run_job(
     started_at = time.monotonic()
     try:
         run = RunConfig.from_dict(folder.read_config())
+    except (ConfigError, RecordError) as error:
+        print(error, file=sys.stderr)
+        return ExitCode.CONFIG_CANNOT_RUN
+    try:
         if folder.read_result() is not None:
             return ExitCode.FINISHED
         with _stop_requests(execution, started_at) as should_stop:
