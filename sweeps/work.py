@@ -1,0 +1,182 @@
+"""One piece of work of a sweep, whatever it is: where it leaves its files, what it needs, and the function that does it.
+
+A training run is one kind; any other program can be another. The engine knows only this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from muloco_runner.record import ExitCode, write_atomically
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one attempt asks of a cluster."""
+
+    nodes: int = 1
+    gpus_per_node: int = 0
+    """0 for work on CPUs."""
+    cpus_per_node: int = 1
+    wall_minutes: float = 60.0
+    """Time asked for."""
+    expected_minutes: float = 60.0
+    """Time it is thought to take, all attempts together."""
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True)
+class Work:
+    """One piece of work. `name` is unique in its sweep."""
+
+    name: str
+    folder: str
+    """Attempts leave their files in folder/attempts/<n>/."""
+    entry: str
+    """`module:function`, called as function(folder, attempt, **arguments) in a process of its own; returns an exit
+    code (`ExitCode`). Where its module has `preload(folder, **arguments)`, that runs once before processes are forked
+    from it."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    need: Need = field(default_factory=Need)
+    labels: dict[str, Any] = field(default_factory=dict)
+    """What people filter and group by."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Work:
+        return cls(**{**values, "need": Need(**values["need"])})
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at one piece of work."""
+
+    work: Work
+    number: int
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.work.folder) / "attempts" / str(self.number)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"work": self.work.to_dict(), "number": self.number}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Attempt:
+        return cls(Work.from_dict(values["work"]), values["number"])
+
+
+@dataclass(frozen=True)
+class Ending:
+    """An attempt's own word on how it ended: the one channel that no scheduler rewrites."""
+
+    exit_code: int
+    host: str
+    started_at: float
+    ended_at: float
+    """Unix seconds."""
+
+
+def run_attempt(attempt: Attempt) -> int:
+    """Does the work in this process, its output in the attempt's folder, and leaves the `Ending` there."""
+    started_at = time.time()
+    folder = attempt.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with _output_to(folder):
+        try:
+            code = int(resolve_entry(attempt.work.entry)(attempt.work.folder, attempt.number, **attempt.work.arguments))
+        except SystemExit as ending:
+            code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            code = ExitCode.CRASH
+    ending = Ending(code, socket.gethostname(), started_at, time.time())
+    write_atomically(folder / "ending.json", json.dumps(asdict(ending)) + "\n")
+    return code
+
+
+def read_ending(attempt: Attempt) -> Ending | None:
+    """What the attempt left, or None where it has not ended, or was killed."""
+    try:
+        return Ending(**json.loads((attempt.folder / "ending.json").read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def resolve_entry(entry: str) -> Callable[..., int]:
+    module, _, function = entry.partition(":")
+    resolved: Callable[..., int] = getattr(importlib.import_module(module), function)
+    return resolved
+
+
+def preload(work: Work) -> None:
+    """What this work's module would rather do once than in every process."""
+    module = importlib.import_module(work.entry.partition(":")[0])
+    hook = getattr(module, "preload", None)
+    if hook is not None:
+        hook(work.folder, **work.arguments)
+
+
+def fork_attempt(attempt: Attempt) -> int:
+    """Starts `run_attempt` in a forked child, which dies with this process; returns its pid."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    code: int = ExitCode.CRASH
+    try:
+        _die_with(parent)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        code = run_attempt(attempt)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _die_with(parent: int) -> None:
+    """Linux kills this process when its parent dies: an attempt that nobody watches would run unseen."""
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(ExitCode.CRASH)
+
+
+@contextlib.contextmanager
+def _output_to(folder: Path) -> Iterator[None]:
+    """File descriptors 1 and 2 into the attempt's folder, for this process and its children."""
+    saved = os.dup(1), os.dup(2)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with open(folder / "stdout.log", "ab") as out, open(folder / "stderr.log", "ab") as err:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(saved[0], 1)
+            os.dup2(saved[1], 2)
+            os.close(saved[0])
+            os.close(saved[1])
