@@ -1,4 +1,4 @@
-"""One piece of work of a sweep, whatever it is: where it leaves its files, what it needs, and the function that does it.
+"""One piece of work of a sweep, whatever it is: where its files go, what it needs, the function that does it.
 
 A training run is one kind; any other program can be another. The engine knows only this.
 """
@@ -48,13 +48,19 @@ class Work:
     folder: str
     """Attempts leave their files in folder/attempts/<n>/."""
     entry: str
-    """`module:function`, called as function(folder, attempt, **arguments) in a process of its own; returns an exit
-    code (`ExitCode`). Where its module has `preload(folder, **arguments)`, that runs once before processes are forked
-    from it."""
+    """`module:function`, called as function(folder, attempt, memory_halvings, **arguments) in a process of its own;
+    returns an exit code (`ExitCode`). Where its module has `preload(folder)`, that runs once before processes are
+    forked from it."""
     arguments: dict[str, Any] = field(default_factory=dict)
     need: Need = field(default_factory=Need)
     labels: dict[str, Any] = field(default_factory=dict)
     """What people filter and group by."""
+    result: str = "result.json"
+    """A file that its folder holds when the work is finished."""
+
+    @property
+    def is_finished(self) -> bool:
+        return (Path(self.folder) / self.result).exists()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,17 +76,19 @@ class Attempt:
 
     work: Work
     number: int
+    memory_halvings: int = 0
+    """How many attempts before it ran out of memory: each asks for half of what it takes."""
 
     @property
     def folder(self) -> Path:
         return Path(self.work.folder) / "attempts" / str(self.number)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"work": self.work.to_dict(), "number": self.number}
+        return {"work": self.work.to_dict(), "number": self.number, "memory_halvings": self.memory_halvings}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Attempt:
-        return cls(Work.from_dict(values["work"]), values["number"])
+        return cls(Work.from_dict(values["work"]), values["number"], values["memory_halvings"])
 
 
 @dataclass(frozen=True)
@@ -101,9 +109,11 @@ def run_attempt(attempt: Attempt) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with _output_to(folder):
         try:
-            code = int(resolve_entry(attempt.work.entry)(attempt.work.folder, attempt.number, **attempt.work.arguments))
-        except SystemExit as ending:
-            code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+            work = attempt.work
+            function = resolve_entry(work.entry)
+            code = int(function(work.folder, attempt.number, attempt.memory_halvings, **work.arguments))
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         except BaseException:
             traceback.print_exc()
             code = ExitCode.CRASH
@@ -131,7 +141,7 @@ def preload(work: Work) -> None:
     module = importlib.import_module(work.entry.partition(":")[0])
     hook = getattr(module, "preload", None)
     if hook is not None:
-        hook(work.folder, **work.arguments)
+        hook(work.folder)
 
 
 def fork_attempt(attempt: Attempt) -> int:

@@ -1,0 +1,130 @@
+"""One writer of a sweep at a time, from any host: a lease in the sweep's folder, with a fencing token.
+
+    lease/000003      the newest holder: host, pid, when it last said it was alive
+
+A lease is taken by creating the next number's file, which a file system grants to one process only. Its holder renews
+it; one that has not been renewed for `TTL_SECONDS`, or whose process is gone from this host, may be taken over. Ages
+are differences of the file system's own times, so clocks of hosts may disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import psutil
+
+TTL_SECONDS = 90.0
+
+
+class LeaseHeld(RuntimeError):
+    """Another controller is at work."""
+
+
+class LeaseLost(RuntimeError):
+    """This holder was taken for dead and replaced: it must not write another word."""
+
+
+class Lease:
+    """Held from construction on. Raises `LeaseHeld` where another holder is alive."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.token = _newest_token(folder)
+        while True:
+            holder = read_holder(folder)
+            if holder is not None and holder.is_alive:
+                raise LeaseHeld(
+                    f"a controller is at work on this sweep already (host {holder.host}, pid {holder.pid}); it goes on "
+                    "by itself"
+                )
+            self.token += 1
+            try:
+                # Made whole before it has its name: a reader never sees an empty lease.
+                _link_new(folder / f"{self.token:06d}", _words())
+                break
+            except FileExistsError:
+                continue
+        for old in folder.glob("[0-9]*"):
+            if int(old.name) < self.token:
+                old.unlink(missing_ok=True)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.token:06d}"
+
+    def check(self) -> None:
+        """Raises `LeaseLost` when a newer token exists."""
+        if _newest_token(self.folder) != self.token or not self.path.exists():
+            raise LeaseLost("another controller has taken this sweep over")
+
+    def renew(self) -> None:
+        self.check()
+        os.utime(self.path)
+
+    def release(self) -> None:
+        """The token stays, so that the next holder's is higher."""
+        if self.path.exists():
+            self.path.write_text(json.dumps({"host": "", "pid": 0, "started_at": 0.0}))
+
+
+class Holder:
+    """Who wrote the newest lease, and whether it still lives."""
+
+    def __init__(self, host: str, pid: int, started_at: float, age: float) -> None:
+        self.host, self.pid, self.started_at, self.age = host, pid, started_at, age
+
+    @property
+    def is_alive(self) -> bool:
+        if self.pid == 0:
+            return False
+        if self.host == socket.gethostname():
+            try:
+                return abs(psutil.Process(self.pid).create_time() - self.started_at) < 1.0
+            except psutil.NoSuchProcess:
+                return False
+        return self.age < TTL_SECONDS
+
+
+def read_holder(folder: Path) -> Holder | None:
+    """The newest lease's holder, alive or not; None where there never was one."""
+    token = _newest_token(folder)
+    path = folder / f"{token:06d}"
+    try:
+        values = json.loads(path.read_text())
+        age = _file_system_now(folder) - path.stat().st_mtime
+    except (FileNotFoundError, ValueError):
+        return None
+    return Holder(values["host"], values["pid"], values["started_at"], age)
+
+
+def _words() -> str:
+    process = psutil.Process()
+    return json.dumps({"host": socket.gethostname(), "pid": process.pid, "started_at": process.create_time()})
+
+
+def _newest_token(folder: Path) -> int:
+    return max((int(path.name) for path in folder.glob("[0-9]*")), default=0)
+
+
+def _link_new(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".lease")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.link(temporary, path)
+    finally:
+        os.unlink(temporary)
+
+
+def _file_system_now(folder: Path) -> float:
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".now")
+    try:
+        return os.fstat(handle).st_mtime
+    finally:
+        os.close(handle)
+        os.unlink(temporary)

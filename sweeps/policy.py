@@ -1,0 +1,136 @@
+"""What the end of an attempt means and what happens next: a pure table of cause to rule.
+
+The attempt's own exit code decides where there is one; the scheduler's word counts only where the attempt was killed
+before it could speak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from muloco_runner.record import ExitCode
+from sweeps.clusters.interface import JobEnd
+from sweeps.work import Ending
+
+
+class Cause(Enum):
+    FINISHED = "finished"
+    WANTS_MORE_TIME = "wants more time"
+    TIMEOUT = "timeout"
+    PREEMPTED = "preempted"
+    NODE_FAILURE = "node failure"
+    OUT_OF_MEMORY = "out of memory"
+    CRASH = "crash"
+    CONFIG_CANNOT_RUN = "config cannot run"
+    LAUNCH_FAILURE = "launch failure"
+    HANG = "hang"
+    LOST = "lost"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Rule:
+    retries: int
+    """Attempts after the first that ended so, counted since the checkpoint last advanced."""
+    backoff_seconds: float = 0.0
+    """Before the next attempt; doubles with each one that ended so."""
+    excludes_node: bool = False
+    """The next attempts go to other nodes."""
+    advice: str = ""
+    """For a run that is held."""
+
+
+_NO_PROGRESS = 1
+"""A second attempt in a row that asks for more time without a new checkpoint would go on for ever."""
+
+RULES: dict[Cause, Rule] = {
+    Cause.WANTS_MORE_TIME: Rule(
+        _NO_PROGRESS, advice="no new checkpoint in two attempts: give it more wall time or checkpoint more often"
+    ),
+    Cause.TIMEOUT: Rule(
+        _NO_PROGRESS, advice="no new checkpoint in two attempts: give it more wall time or checkpoint more often"
+    ),
+    # Not the run's fault, whatever it had done by then.
+    Cause.PREEMPTED: Rule(50, 30.0, advice="preempted over and over: use an allocation of higher priority"),
+    Cause.NODE_FAILURE: Rule(5, 5.0, excludes_node=True, advice="lost its node over and over: ask the administrators"),
+    Cause.LOST: Rule(5, 1.0, advice="vanished over and over: look at the scheduler's log"),
+    Cause.LAUNCH_FAILURE: Rule(3, 30.0, excludes_node=True, advice="could not be started: see its attempts' folder"),
+    Cause.OUT_OF_MEMORY: Rule(1, advice="out of memory with half the micro-batch too: ask for more GPUs or nodes"),
+    Cause.CRASH: Rule(1, 5.0, excludes_node=True, advice="crashed again on another node: see its stderr.log"),
+    Cause.HANG: Rule(2, 5.0, excludes_node=True, advice="stopped answering over and over: see its stderr.log"),
+    Cause.CONFIG_CANNOT_RUN: Rule(0, advice="cannot run as configured: correct the config or the data path"),
+    Cause.CANCELLED: Rule(0, advice="cancelled by hand: `retry` starts it again"),
+}
+
+ALIKE = 3
+"""So many runs that crash in the same way hold the others of their group: one bug is not paid for a hundred times."""
+
+_BY_CODE = {
+    ExitCode.FINISHED: Cause.FINISHED,
+    ExitCode.CONFIG_CANNOT_RUN: Cause.CONFIG_CANNOT_RUN,
+    ExitCode.USAGE: Cause.CONFIG_CANNOT_RUN,
+    ExitCode.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
+    ExitCode.WANTS_MORE_TIME: Cause.WANTS_MORE_TIME,
+}
+_BY_END = {
+    JobEnd.TIMEOUT: Cause.TIMEOUT,
+    JobEnd.PREEMPTED: Cause.PREEMPTED,
+    JobEnd.NODE_FAILURE: Cause.NODE_FAILURE,
+    JobEnd.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
+    JobEnd.LAUNCH_FAILURE: Cause.LAUNCH_FAILURE,
+    JobEnd.CANCELLED: Cause.CANCELLED,
+    JobEnd.LOST: Cause.LOST,
+}
+
+
+def cause_of(ending: Ending | None, end: JobEnd, exit_code: int | None) -> Cause:
+    """Of an attempt whose job has ended. `exit_code` is the scheduler's, for an attempt that left no ending."""
+    if ending is not None:
+        return _by_code(ending.exit_code)
+    if end is JobEnd.EXITED:
+        # Without its own word an exit code of 0 is no success.
+        return Cause.CRASH if exit_code in (None, 0) else _by_code(exit_code)
+    return _BY_END[end]
+
+
+def _by_code(code: int | None) -> Cause:
+    return next((cause for known, cause in _BY_CODE.items() if known == code), Cause.CRASH)
+
+
+@dataclass(frozen=True)
+class PastAttempt:
+    """What the policy must know of an attempt."""
+
+    cause: Cause
+    advanced: bool
+    """Whether it left a newer checkpoint than it started from."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What follows from an attempt's end: done, again after `wait_seconds`, or held with a reason."""
+
+    done: bool = False
+    hold: str | None = None
+    wait_seconds: float = 0.0
+
+
+def after(attempts: Sequence[PastAttempt]) -> Verdict:
+    """`attempts` are those of one run since it was last released by hand, oldest first."""
+    last = attempts[-1]
+    if last.cause is Cause.FINISHED:
+        return Verdict(done=True)
+    rule = RULES[last.cause]
+    same = 0
+    for attempt in reversed(attempts):
+        # One that advanced starts the count anew: it counts itself only where progress is not the question.
+        if attempt.advanced and attempt.cause in (Cause.WANTS_MORE_TIME, Cause.TIMEOUT, Cause.PREEMPTED):
+            break
+        same += attempt.cause is last.cause
+        if attempt.advanced:
+            break
+    if same > rule.retries:
+        return Verdict(hold=f"{last.cause.value}: {rule.advice}")
+    return Verdict(wait_seconds=rule.backoff_seconds * 2 ** max(0, same - 1))
