@@ -1,0 +1,121 @@
+"""A cluster as its YAML file under conf/cluster/ describes it: allocations, each with its own quota."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from muloco_runner.config import ConfigError
+
+KINDS = ("local", "slurm", "simulated")
+
+
+@dataclass
+class QuotaConfig:
+    """The user's own limits on one allocation; None where there is none."""
+
+    nodes: int | None = None
+    gpus: int | None = None
+    jobs: int | None = None
+    """Running at once."""
+    submitted_jobs: int | None = None
+    """Queued and running."""
+    gpu_hours: float | None = None
+    """Of the whole sweep."""
+
+
+@dataclass
+class AllocationConfig:
+    """One way into a cluster: partition, account and QOS, and what a job gets there."""
+
+    name: str
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    gpus_per_node: int = 0
+    """0 for nodes whose CPUs do the work."""
+    cpus_per_node: int = 1
+    whole_nodes: bool = False
+    """True where a job gets its nodes alone: small runs are then packed together."""
+    max_wall_minutes: float = 24 * 60
+    """Longest time to ask for."""
+    quota: QuotaConfig = field(default_factory=QuotaConfig)
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    """Further options of sbatch, by their long names."""
+
+
+@dataclass
+class ClusterConfig:
+    """One cluster."""
+
+    name: str
+    kind: str
+    allocations: list[AllocationConfig]
+    tick_seconds: float = 30.0
+    """Between two looks at the cluster."""
+    device: str = "auto"
+    """cpu or cuda; auto takes GPUs where the allocation has them."""
+    hang_minutes: float = 30.0
+    """A heartbeat older than this means that a run hangs."""
+    tokens_per_second: float | None = None
+    """Of one GPU, or one core, at a model of a million parameters: the first guess at a run's time."""
+    setup: list[str] = field(default_factory=list)
+    """Lines of shell that a job runs first, such as `module load cuda`."""
+    seed: int = 0
+    """Of a simulated cluster."""
+
+    def allocation(self, name: str) -> AllocationConfig:
+        return next(allocation for allocation in self.allocations if allocation.name == name)
+
+
+def read_cluster(name: str, values: Any) -> ClusterConfig:
+    """The checked cluster of conf/cluster/`name`.yaml. Mistakes raise `ConfigError`."""
+    where = f"cluster={name}"
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: holds no keys; name a file under conf/cluster/")
+    fields = dict(values)
+    allocations = fields.pop("allocations", None)
+    if not isinstance(allocations, Sequence) or isinstance(allocations, str) or not allocations:
+        raise ConfigError(f"{where}: allocations: give a list with at least one of them")
+    built = []
+    for number, entry in enumerate(allocations):
+        at = f"{where}: allocations[{number}]"
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"{at}={entry!r}: give keys with their values")
+        quota = _build(QuotaConfig, entry.get("quota") or {}, f"{at}.quota")
+        for quota_name, value in vars(quota).items():
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{at}.quota.{quota_name}={value}: must be a number, zero or more, or left out")
+        allocation = _build(AllocationConfig, {**entry, "quota": quota}, at)
+        for number_name, least in (("gpus_per_node", 0), ("cpus_per_node", 1), ("max_wall_minutes", 1)):
+            value = getattr(allocation, number_name)
+            if not isinstance(value, int | float) or value < least:
+                raise ConfigError(f"{at}.{number_name}={value}: must be a number, at least {least}")
+        built.append(allocation)
+    names = [allocation.name for allocation in built]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{where}: two allocations are named alike ({', '.join(names)}): name them apart")
+    cluster: ClusterConfig = _build(ClusterConfig, {"name": name, **fields, "allocations": built}, where)
+    if cluster.kind not in KINDS:
+        raise ConfigError(f"{where}: kind={cluster.kind!r}: must be one of {', '.join(KINDS)}")
+    if cluster.tick_seconds <= 0 or cluster.hang_minutes <= 0:
+        raise ConfigError(f"{where}: tick_seconds and hang_minutes must be above zero")
+    return cluster
+
+
+def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}.{key}: no such setting; known here: {', '.join(known)}")
+    missing = [
+        name
+        for name, f in known.items()
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{where}: {', '.join(missing)} must be given")
+    return cls(**values)

@@ -1,0 +1,142 @@
+"""Limits and what they say of a request before anything is submitted: RUN, WAIT for a limit, or NEVER under one.
+
+The tightest limit binds, whoever set it: the user's quota in the cluster file or set while running, or the cluster's
+own. What others use of it counts. A scheduler accepts a job that can never run and lets it wait for ever, so the
+verdict is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from sweeps.clusters.interface import Limit, Limits, Resource
+from sweeps.config import AllocationConfig, ClusterConfig
+from sweeps.state import SweepState
+from sweeps.work import Need
+
+
+class VerdictKind(Enum):
+    RUN = "RUN"
+    WAIT = "WAIT"
+    NEVER = "NEVER"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    kind: VerdictKind
+    why: str = ""
+    """Which limit, how much is used and what was asked."""
+
+    def __str__(self) -> str:
+        return f"{self.kind.value}({self.why})" if self.why else self.kind.value
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What a job asks for, or what jobs hold, by resource."""
+
+    of: Mapping[Resource, float]
+
+    def __add__(self, other: Amount) -> Amount:
+        keys = {**self.of, **other.of}
+        return Amount({key: self.of.get(key, 0.0) + other.of.get(key, 0.0) for key in keys})
+
+
+NOTHING = Amount({})
+
+
+def asked(nodes: int, gpus_per_node: int, cpus_per_node: int, wall_minutes: float, gpu_hours: float) -> Amount:
+    """Of one job."""
+    return Amount(
+        {
+            Resource.NODES: nodes,
+            Resource.GPUS: nodes * gpus_per_node,
+            Resource.CPUS: nodes * cpus_per_node,
+            Resource.JOBS: 1,
+            Resource.SUBMITTED: 1,
+            Resource.GPU_HOURS: gpu_hours,
+            Resource.WALL_MINUTES: wall_minutes,
+            Resource.NODES_PER_JOB: nodes,
+            Resource.GPUS_PER_JOB: nodes * gpus_per_node,
+        }
+    )
+
+
+_PER_JOB = (Resource.WALL_MINUTES, Resource.NODES_PER_JOB, Resource.GPUS_PER_JOB)
+
+
+def own_limits(allocation: AllocationConfig, while_running: Mapping[str, float]) -> list[Limit]:
+    """The user's quota of one allocation; numbers set while running (by field name) take the place of the file's."""
+    quota = {**vars(allocation.quota), **while_running}
+    resources = {
+        "nodes": Resource.NODES,
+        "gpus": Resource.GPUS,
+        "jobs": Resource.JOBS,
+        "submitted_jobs": Resource.SUBMITTED,
+        "gpu_hours": Resource.GPU_HOURS,
+    }
+    limits = [
+        Limit(f"quota.{name}", resource, quota[name])
+        for name, resource in resources.items()
+        if quota.get(name) is not None
+    ]
+    return [*limits, Limit("max_wall_minutes", Resource.WALL_MINUTES, allocation.max_wall_minutes)]
+
+
+def verdict(request: Amount, limits: Sequence[Limit], held: Amount) -> Verdict:
+    """Of one more job beside those that hold `held`."""
+    waits = None
+    for limit in limits:
+        wanted = request.of.get(limit.resource, 0.0)
+        if wanted > limit.most:
+            return Verdict(
+                VerdictKind.NEVER, f"{limit.name}={_number(limit.most)} {limit.resource.value}, asks {_number(wanted)}"
+            )
+        if limit.resource in _PER_JOB or wanted == 0:
+            continue
+        used = held.of.get(limit.resource, 0.0) + limit.used_by_others
+        if used + wanted > limit.most and waits is None:
+            waits = f"{limit.name}: {_number(used)} of {_number(limit.most)} {limit.resource.value} used"
+    return Verdict(VerdictKind.RUN) if waits is None else Verdict(VerdictKind.WAIT, waits)
+
+
+def shape_verdict(need: Need, allocation: AllocationConfig) -> Verdict:
+    """Whether the allocation's nodes are of the right make at all."""
+    if need.gpus_per_node > allocation.gpus_per_node:
+        have = allocation.gpus_per_node
+        return Verdict(VerdictKind.NEVER, f"nodes of {allocation.name} have {have} GPUs, asks {need.gpus_per_node}")
+    if need.gpus_per_node == 0 and need.cpus_per_node > allocation.cpus_per_node:
+        have = allocation.cpus_per_node
+        return Verdict(VerdictKind.NEVER, f"nodes of {allocation.name} have {have} CPUs, asks {need.cpus_per_node}")
+    return Verdict(VerdictKind.RUN)
+
+
+def all_limits(cluster: ClusterConfig, live: Limits, state: SweepState) -> dict[str, list[Limit]]:
+    """By allocation: the user's and the cluster's."""
+    return {
+        allocation.name: [*own_limits(allocation, state.own_limits), *live.of.get(allocation.name, ())]
+        for allocation in cluster.allocations
+    }
+
+
+def held_by_sweep(cluster: ClusterConfig, state: SweepState, now: float) -> dict[str, Amount]:
+    """By allocation: what this sweep's jobs hold, and the GPU-hours it has used or may still use in them."""
+    held = {allocation.name: NOTHING for allocation in cluster.allocations}
+    for job in state.jobs.values():
+        request = job.request
+        gpus = request.nodes * request.gpus_per_node
+        hours = gpus * request.wall_minutes / 60
+        amount = asked(request.nodes, request.gpus_per_node, request.cpus_per_node, 0, hours)
+        held[request.allocation] = held.get(request.allocation, NOTHING) + amount
+    for run in state.runs.values():
+        for attempt in run.attempts:
+            if attempt.ended_at is not None:
+                spent = Amount({Resource.GPU_HOURS: attempt.gpu_hours})
+                held[attempt.allocation] = held.get(attempt.allocation, NOTHING) + spent
+    return held
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
