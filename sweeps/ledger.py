@@ -81,14 +81,12 @@ def _lines(path: Path) -> Iterator[Event | str]:
 
 
 def _parse(raw: bytes) -> Event | str:
-    if not raw.endswith(b"\n"):
-        return "torn: its writer was killed"
     try:
         event = json.loads(raw)
         crc = event.pop("crc")
         body = json.dumps(event, separators=(",", ":"), allow_nan=False)
     except (ValueError, KeyError, AttributeError, UnicodeDecodeError):
-        return "not a line of a ledger"
+        return "not a line of a ledger" if raw.endswith(b"\n") else "torn: its writer was killed"
     if zlib.crc32(body.encode()) != crc:
         return "its checksum does not match"
     return dict(event)

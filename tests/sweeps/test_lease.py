@@ -1,0 +1,80 @@
+"""One writer at a time; a dead one is replaced; a replaced one cannot write."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sweeps.lease import TTL_SECONDS, Lease, LeaseHeld, LeaseLost, read_holder
+
+
+def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
+    Lease(tmp_path)
+    with pytest.raises(LeaseHeld, match=str(os.getpid())):
+        Lease(tmp_path)
+
+
+def test_a_released_lease_is_taken_with_a_higher_token(tmp_path: Path) -> None:
+    first = Lease(tmp_path)
+    first.release()
+    assert Lease(tmp_path).token == first.token + 1
+
+
+def test_a_killed_holder_on_this_host_is_replaced_at_once(tmp_path: Path) -> None:
+    code = f"import os; from sweeps.lease import Lease; from pathlib import Path; Lease(Path({str(tmp_path)!r})); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code], check=False)
+    dead = read_holder(tmp_path)
+    assert dead is not None
+    assert not dead.is_alive
+    assert Lease(tmp_path).token == 2
+
+
+def pretend_other_host(lease: Lease, age: float) -> None:
+    lease.path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started_at": 0.0}))
+    os.utime(lease.path, (time.time() - age, time.time() - age))
+
+
+def test_a_holder_elsewhere_is_believed_until_it_stops_renewing(tmp_path: Path) -> None:
+    lease = Lease(tmp_path)
+    pretend_other_host(lease, TTL_SECONDS / 2)
+    with pytest.raises(LeaseHeld, match="elsewhere"):
+        Lease(tmp_path)
+    pretend_other_host(lease, 2 * TTL_SECONDS)
+    assert Lease(tmp_path).token == 2
+
+
+def test_a_holder_that_was_replaced_learns_it_before_it_writes(tmp_path: Path) -> None:
+    old = Lease(tmp_path)
+    pretend_other_host(old, 2 * TTL_SECONDS)
+    new = Lease(tmp_path)
+    with pytest.raises(LeaseLost):
+        old.renew()
+    new.renew()
+
+
+def test_a_late_release_by_a_replaced_holder_leaves_the_new_one_in_peace(tmp_path: Path) -> None:
+    old = Lease(tmp_path)
+    pretend_other_host(old, 2 * TTL_SECONDS)
+    new = Lease(tmp_path)
+    old.release()
+    new.check()
+    holder = read_holder(tmp_path)
+    assert holder is not None
+    assert holder.is_alive
+
+
+def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
+    def attempt(_: int) -> bool:
+        try:
+            Lease(tmp_path)
+        except LeaseHeld:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(attempt, range(32))) == 1
