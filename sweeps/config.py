@@ -87,12 +87,12 @@ def read_cluster(name: str, values: Any) -> ClusterConfig:
             raise ConfigError(f"{at}={entry!r}: give keys with their values")
         quota = _build(QuotaConfig, entry.get("quota") or {}, f"{at}.quota")
         for quota_name, value in vars(quota).items():
-            if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+            if value is not None and not (_is_number(value) and value >= 0):
                 raise ConfigError(f"{at}.quota.{quota_name}={value}: must be a number, zero or more, or left out")
         allocation = _build(AllocationConfig, {**entry, "quota": quota}, at)
         for number_name, least in (("gpus_per_node", 0), ("cpus_per_node", 1), ("max_wall_minutes", 1)):
             value = getattr(allocation, number_name)
-            if not isinstance(value, int | float) or value < least:
+            if not _is_number(value) or value < least:
                 raise ConfigError(f"{at}.{number_name}={value}: must be a number, at least {least}")
         built.append(allocation)
     names = [allocation.name for allocation in built]
@@ -101,12 +101,20 @@ def read_cluster(name: str, values: Any) -> ClusterConfig:
     cluster: ClusterConfig = _build(ClusterConfig, {"name": name, **fields, "allocations": built}, where)
     if cluster.kind not in KINDS:
         raise ConfigError(f"{where}: kind={cluster.kind!r}: must be one of {', '.join(KINDS)}")
-    if cluster.tick_seconds <= 0 or cluster.hang_minutes <= 0:
-        raise ConfigError(f"{where}: tick_seconds and hang_minutes must be above zero")
+    for number_name in ("tick_seconds", "hang_minutes"):
+        value = getattr(cluster, number_name)
+        if not _is_number(value) or value <= 0:
+            raise ConfigError(f"{where}: {number_name}={value}: must be a number above zero")
     return cluster
 
 
-def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}={values!r}: give keys with their values")
     known = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
         if key not in known:

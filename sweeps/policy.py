@@ -35,13 +35,17 @@ class Rule:
     retries: int
     """Attempts after the first that ended so, counted since the checkpoint last advanced."""
     backoff_seconds: float = 0.0
-    """Before the next attempt; doubles with each one that ended so."""
+    """Before the next attempt; doubles with each one that ended so, up to `_LONGEST_WAIT`."""
     excludes_node: bool = False
     """The next attempts go to other nodes."""
     advice: str = ""
     """For a run that is held."""
 
 
+_LONGEST_WAIT = 3600.0
+_EVER = 10
+"""So many failures of one kind are too many, also where each attempt gets a little further. Being asked to stop, by the
+clock or for another's job, is no failure."""
 _NO_PROGRESS = 1
 """A second attempt in a row that asks for more time without a new checkpoint would go on for ever."""
 
@@ -63,6 +67,8 @@ RULES: dict[Cause, Rule] = {
     Cause.CONFIG_CANNOT_RUN: Rule(0, advice="cannot run as configured: correct the config or the data path"),
     Cause.CANCELLED: Rule(0, advice="cancelled by hand: `retry` starts it again"),
 }
+
+_STOPPED = (Cause.WANTS_MORE_TIME, Cause.TIMEOUT, Cause.PREEMPTED)
 
 ALIKE = 3
 """So many runs that crash in the same way hold the others of their group: one bug is not paid for a hundred times."""
@@ -126,11 +132,12 @@ def after(attempts: Sequence[PastAttempt]) -> Verdict:
     same = 0
     for attempt in reversed(attempts):
         # One that advanced starts the count anew: it counts itself only where progress is not the question.
-        if attempt.advanced and attempt.cause in (Cause.WANTS_MORE_TIME, Cause.TIMEOUT, Cause.PREEMPTED):
+        if attempt.advanced and attempt.cause in _STOPPED:
             break
         same += attempt.cause is last.cause
         if attempt.advanced:
             break
-    if same > rule.retries:
+    ever = sum(attempt.cause is last.cause for attempt in attempts)
+    if same > rule.retries or (ever >= _EVER and last.cause not in _STOPPED):
         return Verdict(hold=f"{last.cause.value}: {rule.advice}")
-    return Verdict(wait_seconds=rule.backoff_seconds * 2 ** max(0, same - 1))
+    return Verdict(wait_seconds=min(_LONGEST_WAIT, rule.backoff_seconds * 2 ** max(0, same - 1)))

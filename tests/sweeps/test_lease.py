@@ -26,8 +26,8 @@ def test_a_released_lease_is_taken_with_a_higher_token(tmp_path: Path) -> None:
 
 
 def test_a_killed_holder_on_this_host_is_replaced_at_once(tmp_path: Path) -> None:
-    code = f"import os; from sweeps.lease import Lease; from pathlib import Path; Lease(Path({str(tmp_path)!r})); os._exit(9)"
-    subprocess.run([sys.executable, "-c", code], check=False)
+    code = "import os, sys, pathlib, sweeps.lease as s; s.Lease(pathlib.Path(sys.argv[1])); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     dead = read_holder(tmp_path)
     assert dead is not None
     assert not dead.is_alive

@@ -1,0 +1,58 @@
+"""A cluster's file: what it may say, and one line for each mistake."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from muloco_runner.config import ConfigError
+from muloco_runner.paths import config_dir
+from sweeps.config import read_cluster
+
+GOOD: dict[str, Any] = {"kind": "slurm", "allocations": [{"name": "a", "gpus_per_node": 8, "quota": {"nodes": 3}}]}
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    return {**GOOD, "allocations": [{**GOOD["allocations"][0], **values}]}
+
+
+def test_a_good_one_is_read() -> None:
+    cluster = read_cluster("c", GOOD)
+    assert cluster.allocation("a").quota.nodes == 3
+    assert cluster.allocation("a").quota.gpu_hours is None
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (None, "conf/cluster"),
+        ({"kind": "slurm"}, "allocations"),
+        ({**GOOD, "allocations": []}, "allocations"),
+        ({**GOOD, "allocations": ["a"]}, "allocations[0]"),
+        ({**GOOD, "kind": "pbs"}, "one of local, slurm, simulated"),
+        ({**GOOD, "nodes": 3}, "cluster=c.nodes"),
+        ({**GOOD, "tick_seconds": 0}, "tick_seconds"),
+        (changed(partion="gpu"), "partion"),
+        (changed(quota={"node": 3}), "quota.node"),
+        (changed(quota={"nodes": -1}), "quota.nodes=-1"),
+        (changed(quota={"gpu_hours": float("nan")}), "gpu_hours"),
+        (changed(quota={"jobs": "three"}), "jobs"),
+        (changed(quota=3), "quota"),
+        (changed(gpus_per_node=-1), "gpus_per_node"),
+        (changed(max_wall_minutes=0), "max_wall_minutes"),
+        ({**GOOD, "allocations": [{"gpus_per_node": 8}]}, "name must be given"),
+        ({**GOOD, "allocations": GOOD["allocations"] * 2}, "named alike"),
+        ({**GOOD, "tick_seconds": "fast"}, "tick_seconds"),
+    ],
+)
+def test_a_mistake_is_one_line(values: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        read_cluster("c", values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((config_dir() / "cluster").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_cluster_file_is_good(path: Any) -> None:
+    values = yaml.safe_load(path.read_text())
+    assert read_cluster(path.stem, values).allocations

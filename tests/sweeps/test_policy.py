@@ -1,0 +1,94 @@
+"""From an attempt's end to its cause, and from causes to what happens next."""
+
+import itertools
+
+import pytest
+
+from muloco_runner.record import ExitCode
+from sweeps.clusters.interface import JobEnd
+from sweeps.policy import RULES, Cause, PastAttempt, after, cause_of
+from sweeps.work import Ending
+
+
+def ending(code: int) -> Ending:
+    return Ending(code, "host", 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        (ExitCode.FINISHED, Cause.FINISHED),
+        (ExitCode.WANTS_MORE_TIME, Cause.WANTS_MORE_TIME),
+        (ExitCode.OUT_OF_MEMORY, Cause.OUT_OF_MEMORY),
+        (ExitCode.CONFIG_CANNOT_RUN, Cause.CONFIG_CANNOT_RUN),
+        (ExitCode.CRASH, Cause.CRASH),
+        (137, Cause.CRASH),
+    ],
+)
+def test_an_attempts_own_word_counts_for_more_than_the_schedulers(code: int, cause: Cause) -> None:
+    for end in JobEnd:
+        assert cause_of(ending(code), end, 0) is cause
+
+
+def test_without_its_own_word_nothing_is_a_success() -> None:
+    for end, code in itertools.product(JobEnd, (None, 0, 1, 75)):
+        assert cause_of(None, end, code) is not Cause.FINISHED
+    assert cause_of(None, JobEnd.TIMEOUT, 0) is Cause.TIMEOUT
+    assert cause_of(None, JobEnd.EXITED, 75) is Cause.WANTS_MORE_TIME
+
+
+def history(*causes: Cause, advanced: bool = False) -> list[PastAttempt]:
+    return [PastAttempt(cause, advanced) for cause in causes]
+
+
+@pytest.mark.parametrize("cause", [cause for cause in Cause if cause is not Cause.FINISHED])
+def test_every_cause_has_a_budget_and_then_holds_with_advice(cause: Cause) -> None:
+    budget = RULES[cause].retries
+    for tries in range(1, budget + 1):
+        verdict = after(history(*[cause] * tries))
+        assert not verdict.done
+        assert verdict.hold is None
+    held = after(history(*[cause] * (budget + 1)))
+    assert held.hold is not None
+    assert held.hold.startswith(cause.value)
+    assert len(held.hold) > len(cause.value) + 10
+
+
+@pytest.mark.parametrize("cause", [Cause.WANTS_MORE_TIME, Cause.TIMEOUT, Cause.PREEMPTED])
+def test_who_advances_may_go_on_for_ever(cause: Cause) -> None:
+    assert after(history(*[cause] * 200, advanced=True)).hold is None
+
+
+def test_two_attempts_without_progress_hold_even_after_progress() -> None:
+    advanced = history(Cause.WANTS_MORE_TIME, advanced=True)
+    stuck = history(Cause.WANTS_MORE_TIME)
+    assert after([*advanced, *stuck]).hold is None
+    assert after([*advanced, *stuck, *stuck]).hold is not None
+    assert after([*stuck, *advanced, *stuck]).hold is None
+
+
+def test_a_crash_after_progress_is_no_endless_loop() -> None:
+    # A run that gains a little and crashes, over and over, is still a crash to be looked at.
+    verdicts = [after(history(*[Cause.CRASH] * tries, advanced=True)) for tries in range(1, 30)]
+    assert any(verdict.hold for verdict in verdicts)
+
+
+def test_one_cause_does_not_spend_the_budget_of_another() -> None:
+    assert after(history(Cause.CRASH, Cause.NODE_FAILURE)).hold is None
+    assert after(history(Cause.OUT_OF_MEMORY, Cause.CRASH)).hold is None
+
+
+def test_backoff_doubles() -> None:
+    waits = [after(history(*[Cause.PREEMPTED] * tries)).wait_seconds for tries in (1, 2, 3)]
+    assert waits[1] == 2 * waits[0]
+    assert waits[2] == 2 * waits[1]
+
+
+def test_backoff_stays_within_a_day() -> None:
+    for cause, rule in RULES.items():
+        for tries in range(1, rule.retries + 1):
+            assert after(history(*[cause] * tries)).wait_seconds <= 24 * 3600, (cause, tries)
+
+
+def test_a_finished_run_is_done_whatever_came_before() -> None:
+    assert after(history(*[Cause.CRASH] * 5, Cause.FINISHED)).done
