@@ -1,0 +1,278 @@
+"""Run folders -> one tidy table, a row for each run, and a word on every run that is not used.
+
+Columns bear the names of the vocabulary (`num_params`, `global_batch_tokens`, `loss`, ...). What decides which curve a
+run belongs to is its `series`: algorithm, K and whatever else of the method differs within the study. What a sweep
+tunes (learning rates, momentum, weight decay, ...) are `hyper_parameters`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.record import RecordError, RunFolder, RunResult
+
+COLUMNS = {
+    "run_id": "name of the run",
+    "algorithm": "method times inner optimizer",
+    "num_workers": "K",
+    "sync_interval": "H, inner steps between two outer steps",
+    "num_params": "N",
+    "num_tokens": "D, tokens trained on",
+    "tokens_per_parameter": "planned D/N",
+    "global_batch_tokens": "B, tokens a step summed over workers",
+    "num_steps": "inner steps",
+    "flops": "C = 6ND",
+    "loss": "final validation loss of the synchronised model, nats per token",
+    "seed": "seed",
+    "diverged": "whether training diverged",
+    "train_seconds": "training time, seconds",
+    "bytes_sent": "bytes one worker sent to synchronise",
+    "pseudogradient_cosine": "mean pairwise cosine of pseudogradients, last quarter of the run",
+    "corpus_hash": "content hash of the data",
+}
+TUNED = ("lr", "outer_lr", "outer_momentum", "weight_decay")
+"""Hyper-parameters with a column of their own; every other difference between configs is in `setting`."""
+
+_ALGORITHM_ORDER = ("DDP-AdamW", "DDP-Muon", "DiLoCo", "MuLoCo")
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A run that takes no part, and why."""
+
+    run_id: str
+    reason: str
+
+
+@dataclass
+class Study:
+    """The runs that one report is about."""
+
+    source: str
+    runs: pd.DataFrame
+    """Finished, comparable runs; diverged ones are marked, not dropped."""
+    excluded: list[Excluded] = field(default_factory=list)
+    corpus: str = ""
+    bytes_per_token: float | None = None
+    baselines: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def series(self) -> list[str]:
+        """Curves in the order in which they are shown."""
+        return sort_series(self.runs["series"].unique().tolist())
+
+
+def sort_series(labels: Sequence[str]) -> list[str]:
+    """The four algorithms in the study's order, then by label with numbers as numbers."""
+
+    def key(label: str) -> tuple[int, list[Any]]:
+        head = label.split(" ")[0]
+        position = _ALGORITHM_ORDER.index(head) if head in _ALGORITHM_ORDER else len(_ALGORITHM_ORDER)
+        words = label.replace("=", " ").split()
+        return position, [(0, float(w), "") if w.replace(".", "").isdigit() else (1, 0.0, w) for w in words]
+
+    return sorted(labels, key=key)
+
+
+def load_study(root: Path, corpus: str | None = None) -> Study:
+    """Every run folder under `root`. Runs on other data than `corpus` (default: the commonest) are left out, and said so."""
+    folders = RunFolder.all_under(root)
+    if not root.is_dir():
+        raise ConfigError(f"{root}: no such folder; give the folder that holds runs/<run_id>, such as results")
+    if not folders:
+        raise ConfigError(f"{root}: no run folders; give the folder that holds runs/<run_id>, such as results")
+    rows: list[dict[str, Any]] = []
+    excluded: list[Excluded] = []
+    for folder in folders:
+        try:
+            row = _read_run(folder)
+        except (RecordError, ConfigError, OSError) as error:
+            excluded.append(Excluded(folder.run_id, f"damaged: {_one_line(error)}"))
+            continue
+        if isinstance(row, str):
+            excluded.append(Excluded(folder.run_id, row))
+        else:
+            rows.append(row)
+    if not rows:
+        raise ConfigError(f"{root}: none of {len(folders)} runs is finished; the first: {excluded[0].reason}")
+    return build_study(str(root), rows, excluded, corpus)
+
+
+def build_study(
+    source: str, rows: list[dict[str, Any]], excluded: list[Excluded], corpus: str | None = None
+) -> Study:
+    """Keeps what can be compared: one corpus, one evaluation, one sequence length; gives each run its series."""
+    kinds = Counter(row["comparison"] for row in rows)
+    wanted = [kind for kind in kinds if corpus is None or kind[0].startswith(corpus)]
+    if not wanted:
+        raise ConfigError(f"corpus {corpus!r}: no run used it; used here: {', '.join(sorted({k[0] for k in kinds}))}")
+    chosen = max(wanted, key=lambda kind: (kinds[kind], kind))
+    kept = []
+    for row in rows:
+        if row["comparison"] == chosen:
+            kept.append(row)
+        else:
+            excluded.append(Excluded(row["run_id"], f"not comparable: {_difference(row['comparison'], chosen)}"))
+    frame = pd.DataFrame(kept).sort_values("run_id").reset_index(drop=True)
+    frame["series"] = _series_labels(kept_methods=frame)
+    frame["hyper_parameters"] = [_settings(row) for row in frame.to_dict("records")]
+    first = kept[0]
+    versions: dict[str, list[str]] = {}
+    for row in kept:
+        for name, version in row["versions"].items():
+            if version not in versions.setdefault(name, []):
+                versions[name].append(version)
+    columns = [c for c in frame.columns if c not in ("comparison", "method", "versions", "baselines", "bytes_per_token")]
+    return Study(
+        source=source,
+        runs=frame[columns],
+        excluded=sorted(excluded, key=lambda e: (e.reason, e.run_id)),
+        corpus=chosen[0],
+        bytes_per_token=first["bytes_per_token"],
+        baselines=first["baselines"],
+        versions={name: sorted(values) for name, values in sorted(versions.items())},
+    )
+
+
+def _read_run(folder: RunFolder) -> dict[str, Any] | str:
+    """A row, or the reason why there is none."""
+    result = folder.read_result()
+    if result is None:
+        status = folder.read_status()
+        if status is None:
+            return "not started: no status and no result"
+        cause = f" ({status.exit_cause})" if status.exit_cause else ""
+        return f"unfinished: {status.state} at step {status.step} of {status.num_steps}{cause}"
+    config = RunConfig.from_dict(folder.read_config())
+    header = folder.read_header()
+    if header is not None and header.corpus_hash != result.corpus_hash:
+        return "damaged: record and result name different data"
+    if not result.diverged and not (result.validation_loss and result.validation_loss > 0):
+        return "damaged: finished without a validation loss"
+    return {
+        **_row_of_config(config),
+        "run_id": folder.run_id,
+        "algorithm": result.algorithm,
+        "num_params": result.num_params,
+        "num_steps": result.num_steps,
+        "num_tokens": result.num_tokens,
+        "flops": result.flops,
+        "loss": math.nan if result.validation_loss is None else result.validation_loss,
+        "diverged": result.diverged,
+        "train_seconds": result.train_seconds,
+        "wall_seconds": result.wall_seconds,
+        "bytes_sent": result.bytes_sent,
+        "attempts": result.attempts,
+        "num_ranks": result.num_ranks,
+        "device": result.device,
+        "corpus_hash": result.corpus_hash,
+        "pseudogradient_cosine": _late_cosine(folder, config, result),
+        "versions": result.versions or (header.versions if header else {}),
+        "baselines": header.baselines if header else {},
+        "bytes_per_token": header.bytes_per_token if header else None,
+        "comparison": (
+            result.corpus_hash,
+            f"sequences of {config.model.sequence_length} tokens",
+            f"validation on {config.data.validation_tokens} tokens",
+        ),
+    }
+
+
+def _row_of_config(config: RunConfig) -> dict[str, Any]:
+    values = config.to_dict()
+    method = dict(values["method"])
+    outer = method.pop("outer_optimizer", None) or {}
+    method.pop("name")
+    inner = dict(values["inner_optimizer"])
+    inner.pop("name")
+    rest = {
+        **{f"inner_optimizer.{k}": v for k, v in inner.items() if k not in ("lr", "weight_decay")},
+        **{f"outer_optimizer.{k}": v for k, v in outer.items() if k not in ("lr", "momentum")},
+        **{f"schedule.{k}": v for k, v in values["schedule"].items()},
+        "gradient_clip_norm": values["gradient_clip_norm"],
+        "precision": values["precision"],
+        "width": values["model"]["width"],
+        "num_layers": values["model"]["num_layers"],
+    }
+    return {
+        "num_workers": config.num_workers,
+        "sync_interval": method.get("sync_interval"),
+        "method": method,
+        "tokens_per_parameter": config.tokens_per_parameter,
+        "global_batch_tokens": config.global_batch_tokens,
+        "seed": config.seed,
+        "lr": config.inner_optimizer.lr,
+        "outer_lr": outer.get("lr"),
+        "outer_momentum": outer.get("momentum"),
+        "weight_decay": config.inner_optimizer.weight_decay,
+        "setting": " ".join(f"{k}={v}" for k, v in sorted(rest.items())),
+    }
+
+
+def _late_cosine(folder: RunFolder, config: RunConfig, result: RunResult) -> float:
+    """Mean over the last quarter of the steps; NaN where there is one worker or nothing was recorded."""
+    if config.num_workers == 1:
+        return math.nan
+    late = [
+        step.pseudogradient_cosine
+        for step in folder.read_steps()
+        if step.pseudogradient_cosine is not None and step.step > 0.75 * result.num_steps
+    ]
+    return sum(late) / len(late) if late else math.nan
+
+
+def _series_labels(kept_methods: pd.DataFrame) -> list[str]:
+    """`DDP-AdamW`, `MuLoCo K=4`, and what else of the method differs among runs of the same algorithm."""
+    seen: dict[str, dict[str, set[str]]] = {}
+    records = kept_methods.to_dict("records")
+    for row in records:
+        values = seen.setdefault(row["algorithm"], {})
+        for key, value in _flat(row["method"]).items():
+            values.setdefault(key, set()).add(str(value))
+    labels = []
+    for row in records:
+        words = [row["algorithm"]]
+        flat = _flat(row["method"])
+        if "num_workers" in flat:
+            words.append(f"K={flat.pop('num_workers')}")
+        for key, value in sorted(flat.items()):
+            if len(seen[row["algorithm"]][key]) > 1:
+                words.append(f"{'H' if key == 'sync_interval' else key}={value}")
+        labels.append(" ".join(words))
+    return labels
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out.update(_flat(value, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def _settings(row: Mapping[Any, Any]) -> str:
+    """Everything tuned, as one key: runs that agree on it differ by seed alone."""
+    tuned = [f"{name}={row[name]:.6g}" for name in TUNED if row[name] is not None and not pd.isna(row[name])]
+    return " ".join([*tuned, str(row["setting"])])
+
+
+def _difference(one: tuple[str, ...], other: tuple[str, ...]) -> str:
+    names = ("data", "", "")
+    parts = [f"{n} {a[:12] if n else a}".strip() for n, a, b in zip(names, one, other, strict=True) if a != b]
+    return "; ".join(parts)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
