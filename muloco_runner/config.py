@@ -443,6 +443,8 @@ class ExecutionConfig:
     """auto (a GPU where there is one), cpu or cuda."""
     micro_batch_sequences: int | None = None
     """Sequences in one forward pass; None chooses the largest that fits."""
+    memory_halvings: int = 0
+    """How often the chosen micro-batch is halved: set by a sweep after an attempt ran out of memory."""
     log_interval_steps: int = 10
     evaluate_interval_steps: int | None = None
     """Steps between evaluations on the held-out set; None evaluates at the end only."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muloco_runner.config import ConfigError, DataConfig
+from muloco_runner.corpus_path import check_data_path
 
 BYTE_VOCABULARY = 256
 # Test data is no prose, and vendored packages are no part of the language's own library.
@@ -83,12 +84,6 @@ def _load(source: str, path: str | None, validation_fraction: float) -> Corpus:
 def load_corpus(data: DataConfig) -> Corpus:
     """Reads the corpus, once in a process. Mistakes in the path raise `ConfigError`."""
     return _load(data.source, data.path, data.validation_fraction)
-
-
-def check_data_path(data: DataConfig) -> None:
-    """What a login node can check of a data path without reading the corpus."""
-    if data.path is not None and not Path(data.path).exists():
-        raise ConfigError(f"data.path={data.path!r}: no such file or folder here: correct data.path")
 
 
 def _lay_out(contents: list[bytes]) -> Split:

@@ -142,6 +142,19 @@ def check_can_run(run: RunConfig) -> Corpus:
     return corpus
 
 
+def preload_for(folder: RunFolder) -> None:
+    """Imports and reads what every run on this data needs, for a process that forks one child a run."""
+    from muloco_runner import train  # noqa: F401
+    from muloco_runner.corpus import baselines
+
+    try:
+        run = RunConfig.from_dict(folder.read_config())
+        check_can_run(run)
+        baselines(run.data)
+    except (ConfigError, RecordError):
+        return  # the run itself will say so, where it is heard
+
+
 def versions() -> dict[str, str]:
     """Of what decides a run's numbers."""
     found = {"python": platform.python_version()}

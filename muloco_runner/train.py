@@ -150,7 +150,7 @@ class Trainer:
         chosen = self.session.execution.micro_batch_sequences
         if chosen is None:
             chosen = max(1, _CPU_MICRO_BATCH_TOKENS // self.run.model.sequence_length)
-        return min(chosen, available)
+        return max(1, min(chosen, available) >> self.session.execution.memory_halvings)
 
     # Evaluation
 

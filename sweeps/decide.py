@@ -70,7 +70,7 @@ def decide(state: SweepState, cluster: ClusterConfig, limits: Mapping[str, Seque
     waiting = [run for run in state.runs.values() if run.is_waiting and run.not_before <= now]
     waiting.sort(key=_width_first)
     queue: dict[str, RunState] = {run.work.name: run for run in waiting}
-    tags = (f"{state.num_jobs + n:06d}" for n in range(1, len(queue) + 1))
+    tags = (f"{state.prefix}{state.num_jobs + n:06d}" for n in range(1, len(queue) + 1))
     for name, run in list(queue.items()):
         if name not in queue:
             continue  # packed with an earlier one
@@ -200,7 +200,7 @@ def wall_minutes(run: RunState, longest: float) -> float:
     """What the run needs with a margin, doubled for each time it ran into the limit; never more than is allowed."""
     need = run.work.need
     timeouts = sum(attempt.cause is Cause.TIMEOUT for attempt in run.attempts)
-    wanted = max(_LEAST_WALL_MINUTES, _WALL_MARGIN * need.expected_minutes, need.wall_minutes) * 2**timeouts
+    wanted = max(_LEAST_WALL_MINUTES, _WALL_MARGIN * need.expected_minutes, need.wall_minutes) * 2.0**timeouts
     return min(longest, wanted)
 
 

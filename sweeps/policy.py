@@ -28,6 +28,7 @@ class Cause(Enum):
     HANG = "hang"
     LOST = "lost"
     CANCELLED = "cancelled"
+    STOPPED = "stopped with its controller"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ RULES: dict[Cause, Rule] = {
     Cause.CRASH: Rule(1, 5.0, excludes_node=True, advice="crashed again on another node: see its stderr.log"),
     Cause.HANG: Rule(2, 5.0, excludes_node=True, advice="stopped answering over and over: see its stderr.log"),
     Cause.CONFIG_CANNOT_RUN: Rule(0, advice="cannot run as configured: correct the config or the data path"),
+    Cause.STOPPED: Rule(1_000_000),
     Cause.CANCELLED: Rule(0, advice="cancelled by hand: `retry` starts it again"),
 }
 

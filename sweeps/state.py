@@ -88,6 +88,8 @@ class NodeStrikes:
 @dataclass
 class SweepState:
     runs: dict[str, RunState]
+    prefix: str = ""
+    """Of the tags of its jobs: tells this sweep's from all others' on the cluster."""
     jobs: dict[str, JobState] = field(default_factory=dict)
     """In flight, by tag."""
     num_jobs: int = 0

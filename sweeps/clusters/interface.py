@@ -137,6 +137,9 @@ class Limits:
 class Cluster(Protocol):
     """One cluster. Every method may be called again after a crash at any instruction."""
 
+    outlives_controller: bool
+    """Whether its jobs are meant to go on when a person stops the controller."""
+
     def start(self) -> None:
         """Whatever must run before work can: nothing on a scheduler."""
 

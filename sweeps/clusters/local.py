@@ -1,0 +1,282 @@
+"""This machine as a cluster: as many slots as the quota allows, each a process that forks one child an attempt.
+
+    cluster/requests/<tag>.json    submitted, not yet taken
+    cluster/taken/<slot>/<tag>.json  the slot's present job
+    cluster/ended/<tag>.json       how it ended
+    cluster/cancel/<tag>           its end is asked for
+    cluster/slots/<slot>.lock      held by the living slot; the kernel lets go when it dies
+
+Slots are started by submitit's local executor and outlive the controller: its successor finds them at work. They import
+torch and read the corpus once, since a small run is over in the time that takes. A job is taken by renaming its file,
+which the file system grants to one slot only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from muloco_runner.config import ConfigError
+from muloco_runner.record import write_atomically
+from sweeps.clusters.interface import JobEnd, JobObservation, JobRequest, JobState, Limits, Observation
+from sweeps.config import ClusterConfig
+from sweeps.work import fork_attempt, preload
+
+_POLL_SECONDS = 0.05
+_IDLE_SECONDS = 30.0
+"""A slot without a job, and without a word from a controller, ends after this."""
+
+
+class LocalCluster:
+    """`submit`, `observe`, `cancel`, `limits` over files. Each job takes one slot."""
+
+    outlives_controller = False
+
+    def __init__(self, folder: Path, num_slots: int, gpus: Sequence[int] = ()) -> None:
+        self.folder, self.num_slots, self.gpus = folder, num_slots, gpus
+
+    def start(self) -> None:
+        """Starts a slot wherever none is alive."""
+        for name in ("requests", "ended", "cancel", "slots", "taken"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        for slot in range(self.num_slots):
+            if not _is_locked(self._lock(slot)):
+                self._start_slot(slot)
+
+    def _start_slot(self, slot: int) -> None:
+        import submitit
+
+        executor = submitit.LocalExecutor(folder=self.folder / "submitit" / str(slot))
+        # A slot has no time limit of its own; submitit's must lie beyond any sweep.
+        executor.update_parameters(timeout_min=60 * 24 * 365, gpus_per_node=0, tasks_per_node=1)
+        gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
+        threads = max(1, (os.cpu_count() or 1) // self.num_slots)
+        with _deaf_to_interrupts():
+            executor.submit(serve_slot, str(self.folder), slot, gpu, threads)
+
+    def submit(self, request: JobRequest) -> str:
+        if not self._has_ended(request.tag) and self._taken_by(request.tag) is None:
+            write_atomically(self.folder / "requests" / f"{request.tag}.json", json.dumps(request.to_dict()))
+        self._keep_slots()
+        return request.tag
+
+    def observe(self, tags: Sequence[str]) -> Observation:
+        self._keep_slots()
+        jobs: dict[str, JobObservation] = {}
+        for tag in tags:
+            seen = self._observe(tag)
+            if seen is not None:
+                jobs[tag] = seen
+        return Observation(jobs)
+
+    def _observe(self, tag: str) -> JobObservation | None:
+        """Looks along a job's way, so that one that moves on meanwhile is met further on."""
+        if (self.folder / "requests" / f"{tag}.json").exists():
+            return JobObservation(tag, tag, JobState.PENDING, reason="waits for a slot")
+        slot = self._taken_by(tag)
+        if slot is not None and not self._has_ended(tag):
+            path = self.folder / "taken" / str(slot) / f"{tag}.json"
+            alive = _is_locked(self._lock(slot))
+            # Looked at after the lock: a slot that has just ended its job and gone leaves no such file.
+            with contextlib.suppress(FileNotFoundError):
+                started_at = path.stat().st_mtime
+                if alive:
+                    return JobObservation(tag, tag, JobState.RUNNING, started_at=started_at)
+                # Its slot is dead, and the attempt with it.
+                _end(self.folder, slot, tag, JobEnd.LOST, None)
+        if self._has_ended(tag):
+            values = json.loads((self.folder / "ended" / f"{tag}.json").read_text())
+            return JobObservation(tag, tag, JobState.ENDED, end=JobEnd(values["end"]), exit_code=values["exit_code"])
+        return None
+
+    def _has_ended(self, tag: str) -> bool:
+        return (self.folder / "ended" / f"{tag}.json").exists()
+
+    def cancel(self, tags: Sequence[str]) -> None:
+        for tag in tags:
+            (self.folder / "cancel" / tag).touch()
+            with contextlib.suppress(FileNotFoundError):
+                # Not yet taken: whoever renames it first has it.
+                taken = self.folder / "requests" / f"{tag}.cancelled"
+                os.rename(self.folder / "requests" / f"{tag}.json", taken)
+                _write_end(self.folder, tag, JobEnd.CANCELLED, None)
+                taken.unlink()
+
+    def limits(self) -> Limits:
+        return Limits()
+
+    def stop(self) -> None:
+        """Slots end when they have nothing to do."""
+        (self.folder / "slots" / "stop").touch()
+
+    def _keep_slots(self) -> None:
+        (self.folder / "slots" / "stop").unlink(missing_ok=True)
+        os.utime(self.folder / "slots")
+        if not all(_is_locked(self._lock(slot)) or self._is_starting(slot) for slot in range(self.num_slots)):
+            self.start()
+
+    def _is_starting(self, slot: int) -> bool:
+        """A slot takes seconds from its start to its lock."""
+        started = self.folder / "submitit" / str(slot)
+        return started.exists() and time.time() - started.stat().st_mtime < _IDLE_SECONDS
+
+    def _lock(self, slot: int) -> Path:
+        return self.folder / "slots" / f"{slot}.lock"
+
+    def _taken_by(self, tag: str) -> int | None:
+        for slot in range(self.num_slots):
+            if (self.folder / "taken" / str(slot) / f"{tag}.json").exists():
+                return slot
+        return None
+
+
+def gpus_of_this_machine() -> list[int]:
+    """Numbers of the GPUs that this process may use; the driver's device files say so without loading it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [int(number) for number in visible.split(",") if number.strip().isdigit()]
+    return sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit())
+
+
+def fill_in(config: ClusterConfig) -> ClusterConfig:
+    """The local cluster with what this machine has in place of what its file leaves open."""
+    if len(config.allocations) != 1:
+        raise ConfigError(f"cluster={config.name}: kind=local has one allocation, this machine: keep one")
+    (allocation,) = config.allocations
+    gpus = gpus_of_this_machine() if config.device != "cpu" else []
+    slots = allocation.quota.jobs or len(gpus) or os.cpu_count() or 1
+    if gpus and slots > len(gpus):
+        raise ConfigError(
+            f"cluster={config.name}: quota.jobs={slots}, but this machine has {len(gpus)} GPUs: ask for at most that"
+        )
+    quota = dataclasses.replace(allocation.quota, jobs=slots)
+    filled = dataclasses.replace(allocation, quota=quota, gpus_per_node=1 if gpus else 0)
+    return dataclasses.replace(config, allocations=[filled])
+
+
+def serve_slot(folder_name: str, slot: int, gpu: int | None, threads: int) -> None:
+    """The life of a slot: takes the oldest request, runs it in a child, says how it ended; ends when left alone."""
+    folder = Path(folder_name)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    with _held(folder / "slots" / f"{slot}.lock") as alone:
+        if not alone:
+            return
+        mine = folder / "taken" / str(slot)
+        mine.mkdir(parents=True, exist_ok=True)
+        for left in mine.glob("*.json"):
+            # This slot died while that job ran.
+            _end(folder, slot, left.stem, JobEnd.LOST, None)
+        idle_since = time.monotonic()
+        while not _must_end(folder, idle_since):
+            tag = _take(folder, mine)
+            if tag is None:
+                time.sleep(_POLL_SECONDS)
+                continue
+            _run(folder, slot, tag)
+            idle_since = time.monotonic()
+
+
+def _must_end(folder: Path, idle_since: float) -> bool:
+    if (folder / "slots" / "stop").exists():
+        return True
+    forgotten = time.time() - (folder / "slots").stat().st_mtime > _IDLE_SECONDS
+    return forgotten and time.monotonic() - idle_since > _IDLE_SECONDS
+
+
+def _take(folder: Path, mine: Path) -> str | None:
+    for path in sorted((folder / "requests").glob("*.json")):
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path)
+            os.rename(path, mine / path.name)
+            return path.stem
+    return None
+
+
+def _run(folder: Path, slot: int, tag: str) -> None:
+    request = JobRequest.from_dict(json.loads((folder / "taken" / str(slot) / f"{tag}.json").read_text()))
+    code = 0
+    for attempt in request.attempts:
+        preload(attempt.work)
+        code = max(code, _watch(fork_attempt(attempt), folder / "cancel" / tag))
+    cancelled = (folder / "cancel" / tag).exists()
+    _end(folder, slot, tag, JobEnd.CANCELLED if cancelled else JobEnd.EXITED, code)
+
+
+def _watch(pid: int, cancel: Path) -> int:
+    """The child's exit code; asks it to stop once its end is asked for."""
+    asked = False
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+        if not asked and cancel.exists():
+            os.kill(pid, signal.SIGTERM)
+            asked = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _end(folder: Path, slot: int, tag: str, end: JobEnd, exit_code: int | None) -> None:
+    _write_end(folder, tag, end, exit_code)
+    (folder / "taken" / str(slot) / f"{tag}.json").unlink(missing_ok=True)
+
+
+def _write_end(folder: Path, tag: str, end: JobEnd, exit_code: int | None) -> None:
+    values = {"end": end.value, "exit_code": exit_code, "at": time.time()}
+    write_atomically(folder / "ended" / f"{tag}.json", json.dumps(values))
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """What is started here ignores Ctrl-C: on a terminal that reaches every process, and a slot must outlive it to say
+    how its attempt ended."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Whether this process now holds the lock, which dies with it (children included: they must not keep it)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        for _ in range(20):
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                # Held by another slot, or for an instant by someone who looks.
+                time.sleep(_POLL_SECONDS)
+            else:
+                yield True
+                return
+        yield False
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether another process holds it. POSIX record locks: not inherited over fork, so a slot's child holds none."""
+    file: IO[str]
+    try:
+        with open(path) as file:
+            return _conflicts(file)
+    except FileNotFoundError:
+        return False
+
+
+def _conflicts(file: IO[str]) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    fcntl.lockf(file, fcntl.LOCK_UN)
+    return False

@@ -1,0 +1,304 @@
+"""The controller of one sweep: observe -> decide -> act, until nothing is left to do.
+
+It may be killed at any instruction. An intent is on disk before a job is submitted, and the cluster can find a job by
+its tag; so the next controller adopts what is there, whether or not the answer was ever written down.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from muloco_runner.record import RecordError, RunFolder
+from sweeps.clusters.interface import (
+    Cluster,
+    JobEnd,
+    JobObservation,
+    JobRequest,
+    Observation,
+    RefusalKind,
+    Refused,
+)
+from sweeps.clusters.interface import JobState as ClusterJobState
+from sweeps.config import ClusterConfig
+from sweeps.decide import Plan, decide
+from sweeps.folder import Definition, SweepFolder
+from sweeps.lease import Lease
+from sweeps.ledger import Damage, Ledger
+from sweeps.policy import ALIKE, RULES, Cause, cause_of
+from sweeps.quota import all_limits
+from sweeps.state import JobState, SweepState
+from sweeps.work import Attempt, read_ending
+
+_DEFER_SECONDS = 60.0
+"""After a refused submission; one tick where that is longer."""
+_DOUBT_SECONDS = 120.0
+"""An intent without a job that anyone knows of is given up after this: an accepted job shows up much sooner."""
+_LAST_WORDS_SECONDS = 5.0
+"""An ended job's attempt may still be on its way through a network file system."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What a tick has seen, for whoever shows it."""
+
+    state: SweepState
+    plan: Plan
+    complete: bool
+    """False while the scheduler does not answer."""
+
+
+class Controller:
+    """Holds the sweep's lease from construction on; `LeaseHeld` where another controller is alive."""
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        definition: Definition,
+        make_cluster: Callable[[ClusterConfig, Path], Cluster],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.folder, self.definition, self.clock = folder, definition, clock
+        self.config = definition.read_cluster()
+        self.lease = Lease(folder.lease_dir)
+        self.ledger = Ledger(folder.ledger_file, self.lease)
+        self.damage: list[Damage]
+        self.state, self.damage = folder.read_state(definition.works)
+        self.cluster = make_cluster(self.config, folder.cluster_dir)
+
+    def run(self, on_tick: Callable[[Tick], None] = lambda tick: None) -> SweepState:
+        """Ticks until the sweep is over. Ctrl-C ends it in order: local work saves itself, a scheduler's jobs go on."""
+        self._find_finished()
+        try:
+            if not self.state.is_over:
+                self.cluster.start()
+            while True:
+                tick = self.tick()
+                on_tick(tick)
+                if self.state.is_over or self._is_stuck(tick):
+                    return self.state
+                time.sleep(self.config.tick_seconds)
+        except KeyboardInterrupt:
+            self._stop_jobs()
+            raise
+        finally:
+            self.cluster.stop()
+            self.lease.release()
+
+    def _is_stuck(self, tick: Tick) -> bool:
+        """Nothing runs and nothing ever can: all that is left is forbidden by a limit."""
+        left = [run.work.name for run in self.state.runs.values() if run.is_waiting]
+        verdicts = tick.plan.verdicts
+        never = all(name in verdicts and verdicts[name].kind.value == "NEVER" for name in left)
+        return bool(left) and not self.state.jobs and not self.state.paused and never
+
+    def tick(self) -> Tick:
+        """One look at the cluster and what follows from it."""
+        self.lease.renew()
+        self._take_commands()
+        observation = self.cluster.observe(list(self.state.jobs))
+        now = self.clock()
+        for job in list(self.state.jobs.values()):
+            self._absorb(job, observation, now)
+        self._hold_alike()
+        plan = decide(self.state, self.config, all_limits(self.config, self.cluster.limits(), self.state), now)
+        for request in plan.submit:
+            if not self._submit(request):
+                break
+        return Tick(self.state, plan, observation.complete)
+
+    # Observing
+
+    def _absorb(self, job: JobState, observation: Observation, now: float) -> None:
+        seen = observation.jobs.get(job.tag)
+        if seen is None:
+            if observation.complete:
+                self._missing(job, now)
+            return
+        if job.job_id is None:
+            self._record("submitted", tag=job.tag, job_id=seen.job_id)
+        if seen.state is not ClusterJobState.PENDING and job.started_at is None and seen.started_at is not None:
+            self._record("started", tag=job.tag, at=seen.started_at, nodes=list(seen.nodes))
+        if seen.state is ClusterJobState.ENDED:
+            self._end(job, seen, now)
+        elif seen.state is ClusterJobState.RUNNING and job.cancelling is None and self._hangs(job, now):
+            self._record("cancelling", tag=job.tag, cause=Cause.HANG.value)
+            self.cluster.cancel([job.tag])
+
+    def _missing(self, job: JobState, now: float) -> None:
+        """The cluster answered, and knows no such job."""
+        if job.job_id is not None:
+            self._end(job, JobObservation(job.tag, job.job_id, ClusterJobState.ENDED, end=JobEnd.LOST), now)
+        elif now - job.intended_at > _DOUBT_SECONDS or not self._may_still_appear(job):
+            self._record("refused", tag=job.tag, why="it never reached the cluster")
+
+    def _may_still_appear(self, job: JobState) -> bool:
+        return self.cluster.outlives_controller
+
+    def _end(self, job: JobState, seen: JobObservation, now: float) -> None:
+        assert seen.end is not None
+        endings: dict[str, Any] = {}
+        struck: set[str] = set()
+        for attempt in job.request.attempts:
+            cause, detail = self._cause_of(attempt, job, seen)
+            ending = read_ending(attempt)
+            endings[attempt.work.name] = {
+                "cause": cause.value,
+                "detail": detail,
+                "checkpoint_step": _checkpoint_step(attempt),
+                "started_at": ending.started_at if ending else job.started_at,
+                "at": ending.ended_at if ending else now,
+            }
+            if cause in RULES and RULES[cause].excludes_node:
+                struck.update(seen.nodes)
+        self._record("ended", tag=job.tag, endings=endings, struck_nodes=sorted(struck))
+
+    def _cause_of(self, attempt: Attempt, job: JobState, seen: JobObservation) -> tuple[Cause, str]:
+        assert seen.end is not None
+        if attempt.work.is_finished:
+            return Cause.FINISHED, ""
+        if job.cancelling is not None:
+            return job.cancelling, ""
+        ending = read_ending(attempt)
+        cause = cause_of(ending, seen.end, seen.exit_code)
+        if cause is Cause.FINISHED:
+            # It says so, but its result is not there: another attempt will find out.
+            return Cause.CRASH, f"exit code 0 without {attempt.work.result}"
+        status = _status(attempt)
+        detail = status.exit_cause if status is not None and status.attempt == attempt.number else None
+        return cause, detail or seen.reason
+
+    def _hangs(self, job: JobState, now: float) -> bool:
+        """Every attempt in the job has had time to speak, and none has spoken lately."""
+        patience = 60 * self.config.hang_minutes
+        if job.started_at is None or now - job.started_at < patience:
+            return False
+        return all(_silent_for(attempt, now) > patience for attempt in job.request.attempts)
+
+    def _hold_alike(self) -> None:
+        """One bug in many runs: the rest of their group is not sent after them."""
+        crashes: dict[tuple[str, Any], list[str]] = {}
+        for run in self.state.runs.values():
+            if run.attempts and run.attempts[-1].cause is Cause.CRASH and run.attempts[-1].number > run.released_after:
+                key = (run.attempts[-1].detail, run.work.labels.get("algorithm"))
+                crashes.setdefault(key, []).append(run.work.name)
+        for (detail, algorithm), names in crashes.items():
+            if len(names) < ALIKE or not detail:
+                continue
+            group = [
+                run.work.name
+                for run in self.state.runs.values()
+                if run.is_waiting and run.work.labels.get("algorithm") == algorithm
+            ]
+            if group:
+                why = f"{len(names)} runs crashed alike: {detail}; mend it, then `retry`"
+                self._record("held", runs=group, why=why)
+
+    def _find_finished(self) -> None:
+        """Runs whose result is there already, from this sweep or any other."""
+        found = [run.work.name for run in self.state.runs.values() if not run.done and run.work.is_finished]
+        found = [name for name in found if not self.state.runs[name].in_flight]
+        if found:
+            self._record("found_finished", runs=found)
+
+    # Acting
+
+    def _submit(self, request: JobRequest) -> bool:
+        """Whether to go on submitting."""
+        self.folder.write_request(request)
+        self._record("intended", request, tag=request.tag)
+        try:
+            job_id = self.cluster.submit(request)
+        except Refused as refusal:
+            return self._refused(request, refusal)
+        self._record("submitted", tag=request.tag, job_id=job_id)
+        return True
+
+    def _refused(self, request: JobRequest, refusal: Refused) -> bool:
+        if refusal.kind is RefusalKind.MAY_EXIST:
+            # The next looks at the cluster will tell.
+            return False
+        if refusal.kind is RefusalKind.DEFER:
+            self._record("refused", tag=request.tag, why=refusal.message)
+            self._record("deferred", until=self.clock() + max(_DEFER_SECONDS, self.config.tick_seconds))
+            return False
+        why = f"the scheduler refuses it: {refusal.message}"
+        self._record("refused", tag=request.tag, why=refusal.message, hold=why)
+        return True
+
+    def _stop_jobs(self) -> None:
+        """Asks local work to save itself, and waits for it."""
+        if self.cluster.outlives_controller:
+            return
+        for tag in list(self.state.jobs):
+            self._record("cancelling", tag=tag, cause=Cause.STOPPED.value)
+        self.cluster.cancel(list(self.state.jobs))
+        deadline = time.monotonic() + 30
+        while self.state.jobs and time.monotonic() < deadline:
+            observation = self.cluster.observe(list(self.state.jobs))
+            for job in list(self.state.jobs.values()):
+                self._absorb(job, observation, self.clock())
+            time.sleep(0.1)
+
+    def _take_commands(self) -> None:
+        for path, command in self.folder.received():
+            if command["command"] not in self.state.commands:
+                event = dict(command)
+                if event["event"] == "cancel":
+                    self._cancel(event)
+                else:
+                    self._record(event.pop("event"), **event)
+            path.unlink(missing_ok=True)
+
+    def _cancel(self, command: Mapping[str, Any]) -> None:
+        names = set(command["runs"])
+        tags = [tag for tag, job in self.state.jobs.items() if any(a.work.name in names for a in job.request.attempts)]
+        for tag in tags:
+            self._record("cancelling", tag=tag, cause=Cause.CANCELLED.value)
+        self.cluster.cancel(tags)
+        waiting = [name for name in names if name in self.state.runs and self.state.runs[name].is_waiting]
+        self._record("held", runs=waiting, why="cancelled by hand", command=command["command"])
+
+    def _record(self, event: str, request: JobRequest | None = None, /, **values: Any) -> None:
+        self.state.apply(self.ledger.append(event, **values), request)
+
+
+def _status(attempt: Attempt) -> Any:
+    try:
+        return RunFolder(attempt.work.folder).read_status()
+    except RecordError:
+        return None
+
+
+def _checkpoint_step(attempt: Attempt) -> int:
+    status = _status(attempt)
+    return status.checkpoint_step if status is not None else 0
+
+
+def _silent_for(attempt: Attempt, now: float) -> float:
+    """Seconds since the last heartbeat; 0 for work that has none."""
+    try:
+        return now - RunFolder(attempt.work.folder).status_file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def count_states(state: SweepState) -> Counter[str]:
+    """Runs by what they are at: done, running, submitted, held, waiting."""
+    return Counter(state_word(state, name) for name in state.runs)
+
+
+def state_word(state: SweepState, name: str) -> str:
+    """One word for where a run stands."""
+    run = state.runs[name]
+    if run.done:
+        return "done"
+    if run.held is not None:
+        return "held"
+    if run.in_flight:
+        return "running" if run.attempts[-1].started_at is not None else "submitted"
+    return "waiting"

@@ -1,0 +1,104 @@
+"""From a command line to a sweep: names and values in, pieces of work and their folder out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from muloco_runner.compose import compose_tree, one_line, to_app_config
+from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
+from muloco_runner.corpus_path import check_data_path
+from muloco_runner.paths import config_dir
+from sweeps.config import ClusterConfig, read_cluster
+from sweeps.folder import Definition, SweepFolder
+from sweeps.grid import expand
+from sweeps.training import works_of
+
+# What the command line may say of a sweep beside its runs.
+_AROUND = ("root", "cluster", "execution")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as asked for, checked, not yet launched."""
+
+    name: str
+    root: Path
+    runs: list[RunConfig]
+    execution: ExecutionConfig
+    definition: Definition
+    cluster: ClusterConfig
+
+    @property
+    def folder(self) -> SweepFolder:
+        return SweepFolder(self.root, self.name)
+
+
+def read_sweep(arguments: Sequence[str]) -> Sweep:
+    """`+sweep=NAME`, the cluster and any narrowing of the grid, as typed. Mistakes raise `ConfigError`."""
+    name, around, narrowing = _split(arguments)
+    tree = compose_tree([f"+sweep={name}", *around])
+    app = to_app_config(tree)
+    cluster_name = next((a.partition("=")[2] for a in around if a.startswith("cluster=")), "local")
+    cluster = read_cluster(cluster_name, OmegaConf.to_container(tree.cluster, resolve=True))
+    if cluster.kind == "local":
+        from sweeps.clusters.local import fill_in
+
+        cluster = fill_in(cluster)
+    sweep = OmegaConf.to_container(tree.sweep, resolve=True)
+    assert isinstance(sweep, dict)
+    runs = expand({str(key): value for key, value in sweep.items()}, narrowing)
+    for path in {run.data.path: run.data for run in runs}.values():
+        check_data_path(path)
+    root = Path(app.root)
+    works = works_of(runs, root, app.execution, cluster)
+    definition = Definition(name, cluster_name, _cluster_values(cluster), works)
+    return Sweep(name, root, runs, app.execution, definition, cluster)
+
+
+def _cluster_values(cluster: ClusterConfig) -> dict[str, Any]:
+    values = dataclasses.asdict(cluster)
+    del values["name"]
+    return values
+
+
+def _split(arguments: Sequence[str]) -> tuple[str, list[str], dict[str, list[Any]]]:
+    """The sweep's name, what goes around the runs, and keys of the runs with their values."""
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(arguments))
+    except HydraException as error:
+        raise ConfigError(one_line(error)) from error
+    name, around, narrowing = None, [], {}
+    for override in overrides:
+        key = override.key_or_group
+        text = override.input_line or ""
+        if key == "sweep":
+            name = str(override.value())
+        elif key.split(".")[0] in _AROUND:
+            around.append(text)
+        elif override.is_delete():
+            raise ConfigError(f"{text}: a sweep's keys cannot be deleted: narrow them with {key}=VALUE")
+        else:
+            values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+            narrowing[key.lstrip("+")] = [_plain(value) for value in values]
+    if name is None:
+        raise ConfigError(f"no sweep is named: add +sweep=NAME, one of {', '.join(sweep_names())}")
+    if name not in sweep_names():
+        raise ConfigError(f"+sweep={name}: no such file under conf/sweep; there are {', '.join(sweep_names())}")
+    return name, around, narrowing
+
+
+def _plain(value: Any) -> Any:
+    """Hydra's parser keeps quotes apart; a sweep wants the text."""
+    return value.text if hasattr(value, "text") else value
+
+
+def sweep_names() -> list[str]:
+    return sorted(path.stem for path in (config_dir() / "sweep").glob("*.yaml"))

@@ -1,0 +1,115 @@
+"""Training runs as pieces of work: what they need of a cluster, and the function that carries them out there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
+from muloco_runner.record import RunFolder
+from sweeps.config import AllocationConfig, ClusterConfig
+from sweeps.work import Need, Work
+
+_FIRST_GUESS = {"cpu": 2.0e10, "cuda": 2.0e14}
+"""FLOP/s of one core or GPU at these models, for the first estimate of a run's time (the demo on an EPYC core; an H100
+at about 40% of its bf16 peak)."""
+_STARTUP_MINUTES = 1.0
+_BYTES_PER_PARAMETER = 16
+"""Weights, gradient and two moments in float32."""
+
+
+def works_of(runs: Sequence[RunConfig], root: Path, execution: ExecutionConfig, cluster: ClusterConfig) -> list[Work]:
+    """One piece of work a run."""
+    arguments = {"execution": dataclasses.asdict(execution)}
+    return [
+        Work(
+            name=run.run_id,
+            folder=str(RunFolder.of(root.resolve(), run.run_id).path),
+            entry="sweeps.training:train",
+            arguments=arguments,
+            need=need_of(run, cluster),
+            labels=labels_of(run),
+        )
+        for run in runs
+    ]
+
+
+def labels_of(run: RunConfig) -> dict[str, Any]:
+    """What tells runs apart in tables and filters."""
+    return {
+        "algorithm": run.algorithm,
+        "num_params": run.num_params,
+        "num_workers": run.num_workers,
+        "global_batch_tokens": run.global_batch_tokens,
+        "lr": run.inner_optimizer.lr,
+        "tokens_per_parameter": run.tokens_per_parameter,
+        "seed": run.seed,
+    }
+
+
+def need_of(run: RunConfig, cluster: ClusterConfig) -> Need:
+    """Nodes, GPUs and minutes of a run on this cluster."""
+    allocation = max(cluster.allocations, key=lambda a: a.gpus_per_node)
+    if allocation.gpus_per_node == 0:
+        minutes = expected_minutes(run, cluster, 1, "cpu")
+        return Need(1, 0, 1, wall_minutes=0.0, expected_minutes=minutes)
+    gpus = gpus_of(run, allocation)
+    per_node = min(gpus, allocation.gpus_per_node)
+    minutes = expected_minutes(run, cluster, gpus, "cuda")
+    cpus = max(1, allocation.cpus_per_node * per_node // allocation.gpus_per_node)
+    return Need(gpus // per_node, per_node, cpus, wall_minutes=0.0, expected_minutes=minutes)
+
+
+def gpus_of(run: RunConfig, allocation: AllocationConfig) -> int:
+    """The published study's habit: small models on one GPU, from 1b on whole nodes; always a number that K workers
+    share evenly and that splits their batch."""
+    size = run.num_params
+    wanted = 1 if size < 3e8 else 4 if size < 7e8 else allocation.gpus_per_node if size < 8e9 else 64
+    wanted = min(wanted, 8 * allocation.gpus_per_node)
+    while wanted > 1 and not _splits(run, wanted, allocation.gpus_per_node):
+        wanted //= 2
+    return max(1, wanted)
+
+
+def _splits(run: RunConfig, gpus: int, per_node: int) -> bool:
+    workers = run.num_workers
+    if gpus % workers and workers % gpus:
+        return False
+    replicas = max(1, gpus // workers)
+    return run.worker_batch_sequences % replicas == 0 and (gpus <= per_node or gpus % per_node == 0)
+
+
+def expected_minutes(run: RunConfig, cluster: ClusterConfig, processors: int, device: str) -> float:
+    """A first guess from the run's FLOPs; finished runs refine it (`sweeps.estimate`)."""
+    speed = _FIRST_GUESS[device]
+    if cluster.tokens_per_second is not None:
+        speed = 6e6 * cluster.tokens_per_second
+    return _STARTUP_MINUTES * (device == "cuda") + run.flops / speed / processors / 60
+
+
+def prepare(runs: Sequence[RunConfig], root: Path) -> None:
+    """Makes the runs' folders. One that cannot be written raises `ConfigError`."""
+    for run in runs:
+        folder = RunFolder.of(root, run.run_id)
+        try:
+            folder.write_config(run.to_dict())
+        except OSError as error:
+            raise ConfigError(f"{folder.path}: {error.strerror}: choose another root") from None
+
+
+def train(folder: str, attempt: int, memory_halvings: int, execution: Mapping[str, Any]) -> int:
+    """The entry of a training run, in its own process."""
+    from muloco_runner.job import run_job
+
+    settings = ExecutionConfig(**execution)
+    settings.memory_halvings = memory_halvings
+    return int(run_job(RunFolder(folder), settings, attempt))
+
+
+def preload(folder: str) -> None:
+    """torch and the corpus, once for all runs of a slot: both take longer than a small run's first hundred steps."""
+    from muloco_runner.job import preload_for
+
+    preload_for(RunFolder(folder))
