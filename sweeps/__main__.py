@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,6 +94,8 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
     sweep.folder.write_definition(sweep.definition)
     for damage in controller.damage:
         print(f"ledger line {damage.line}: {damage.why}; passed over", file=sys.stderr)
+    # A polite kill is Ctrl-C from afar.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with progress(sweep) as on_tick:
         state = controller.run(on_tick)
     show_end(sweep, state)
