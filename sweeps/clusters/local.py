@@ -48,7 +48,8 @@ class LocalCluster:
         for name in ("requests", "ended", "cancel", "slots", "taken"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         for slot in range(self.num_slots):
-            if not _is_locked(self._lock(slot)):
+            if not _is_locked(self._lock(slot)) and not self._is_starting(slot):
+                _starting(self.folder, slot).touch()
                 self._start_slot(slot)
 
     def _start_slot(self, slot: int) -> None:
@@ -120,13 +121,13 @@ class LocalCluster:
     def _keep_slots(self) -> None:
         (self.folder / "slots" / "stop").unlink(missing_ok=True)
         os.utime(self.folder / "slots")
-        if not all(_is_locked(self._lock(slot)) or self._is_starting(slot) for slot in range(self.num_slots)):
-            self.start()
+        self.start()
 
     def _is_starting(self, slot: int) -> bool:
-        """A slot takes seconds from its start to its lock."""
-        started = self.folder / "submitit" / str(slot)
-        return started.exists() and time.time() - started.stat().st_mtime < _IDLE_SECONDS
+        """A slot takes a second from its start to its lock."""
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - _starting(self.folder, slot).stat().st_mtime < _IDLE_SECONDS
+        return False
 
     def _lock(self, slot: int) -> Path:
         return self.folder / "slots" / f"{slot}.lock"
@@ -136,6 +137,11 @@ class LocalCluster:
             if (self.folder / "taken" / str(slot) / f"{tag}.json").exists():
                 return slot
         return None
+
+
+def _starting(folder: Path, slot: int) -> Path:
+    """Marks a slot between its start and its lock."""
+    return folder / "slots" / f"{slot}.starting"
 
 
 def gpus_of_this_machine() -> list[int]:
@@ -169,6 +175,7 @@ def serve_slot(folder_name: str, slot: int, gpu: int | None, threads: int) -> No
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     with _held(folder / "slots" / f"{slot}.lock") as alone:
+        _starting(folder, slot).unlink(missing_ok=True)
         if not alone:
             return
         mine = folder / "taken" / str(slot)

@@ -1,0 +1,31 @@
+"""Pieces of work for tests: they count in a file what they did, and end as they are told."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+
+def count(folder: str, attempt: int, memory_halvings: int, **plan: Any) -> int:
+    """Takes `plan["seconds"]`, obeys TERM with 75, and ends with the attempt's exit code of `plan["codes"]`.
+
+    `result.json` is written once, by an attempt that ends with 0; `started` has a line for each start.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    with open(place / "started", "a") as file:
+        file.write(f"{attempt} {os.getpid()} {time.time()}\n")
+    deadline = time.monotonic() + plan.get("seconds", 0.0)
+    while time.monotonic() < deadline:
+        if stopped:
+            return 75
+        time.sleep(0.01)
+    codes = plan.get("codes", [0])
+    code = codes[min(attempt, len(codes)) - 1]
+    if code == 0:
+        with open(place / "result.json", "x") as file:
+            file.write("{}")
+    return code

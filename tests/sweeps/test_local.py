@@ -1,0 +1,195 @@
+"""The controller on this machine's own slots: real processes, killed for real."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from sweeps.clusters.local import LocalCluster
+from sweeps.config import ClusterConfig
+from sweeps.controller import Controller, state_word
+from sweeps.folder import Definition, SweepFolder
+from sweeps.lease import LeaseHeld
+from sweeps.policy import Cause
+from sweeps.state import SweepState
+from sweeps.work import Need, Work
+
+HERE = Path(__file__).parent
+CLUSTER = {"kind": "local", "tick_seconds": 0.05, "allocations": [{"name": "here", "quota": {"jobs": 2}}]}
+
+
+@pytest.fixture(autouse=True)
+def samples_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    """Whatever a test leaves running is ended with it."""
+    yield tmp_path
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(tmp_path) in word for word in process.info["cmdline"] or ()):
+            process.kill()
+
+
+def works(root: Path, plans: dict[str, dict[str, Any]]) -> list[Work]:
+    need = Need(expected_minutes=0.1)
+    return [
+        Work(name, str(root / "runs" / name), "sample_work:count", plan, need, {"algorithm": "sample"})
+        for name, plan in plans.items()
+    ]
+
+
+def make(config: ClusterConfig, folder: Path) -> LocalCluster:
+    return LocalCluster(folder, config.allocations[0].quota.jobs or 1)
+
+
+def controller_of(root: Path, plans: dict[str, dict[str, Any]]) -> Controller:
+    folder = SweepFolder(root, "sample")
+    definition = Definition("sample", "local", CLUSTER, works(root, plans))
+    folder.write_definition(definition)
+    return Controller(folder, definition, make)
+
+
+def run_sweep(root: Path, plans: dict[str, dict[str, Any]]) -> SweepState:
+    return controller_of(root, plans).run()
+
+
+def starts(root: Path, name: str) -> int:
+    return len((root / "runs" / name / "started").read_text().splitlines())
+
+
+def words(state: SweepState) -> dict[str, str]:
+    return {name: state_word(state, name) for name in state.runs}
+
+
+def test_every_piece_of_work_is_done_once(root: Path) -> None:
+    plans: dict[str, dict[str, Any]] = {f"w{n}": {"seconds": 0.05} for n in range(12)}
+    state = run_sweep(root, plans)
+    assert set(words(state).values()) == {"done"}
+    assert all(starts(root, name) == 1 for name in plans)
+    assert set(words(run_sweep(root, plans)).values()) == {"done"}
+    assert all(starts(root, name) == 1 for name in plans)
+
+
+def test_each_ending_has_its_consequence(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = {
+        "mended": {"codes": [1, 0]},
+        "broken": {"codes": [1]},
+        "wrong": {"codes": [65]},
+        "large": {"codes": [70, 0]},
+        "fine": {"codes": [0]},
+    }
+    monkeypatch.setattr("sweeps.policy.RULES", {c: _without_backoff(r) for c, r in _rules().items()})
+    state = run_sweep(root, plans)
+    assert words(state) == {"mended": "done", "broken": "held", "wrong": "held", "large": "done", "fine": "done"}
+    assert {name: starts(root, name) for name in plans} == {
+        "mended": 2, "broken": 2, "wrong": 1, "large": 2, "fine": 1,
+    }  # fmt: skip
+    assert state.runs["large"].memory_halvings == 1
+    assert "config cannot run" in (state.runs["wrong"].held or "")
+
+
+def _rules() -> Any:
+    from sweeps.policy import RULES
+
+    return RULES
+
+
+def _without_backoff(rule: Any) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(rule, backoff_seconds=0.0)
+
+
+def test_never_more_at_once_than_the_quota(root: Path) -> None:
+    plans: dict[str, dict[str, Any]] = {f"w{n}": {"seconds": 0.2} for n in range(8)}
+    run_sweep(root, plans)
+    spans = []
+    for name in plans:
+        (line,) = (root / "runs" / name / "started").read_text().splitlines()
+        start = float(line.split()[2])
+        spans.append((start, start + 0.2))
+    for start, _ in spans:
+        assert sum(a <= start < b for a, b in spans) <= 2
+
+
+def test_a_second_controller_is_told_so(root: Path) -> None:
+    first = controller_of(root, {"a": {}})
+    with pytest.raises(LeaseHeld, match="at work on this sweep already"):
+        controller_of(root, {"a": {}})
+    first.lease.release()
+    controller_of(root, {"a": {}})
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+import test_local
+plans = {plans!r}
+test_local.run_sweep(Path({root!r}), plans)
+"""
+
+
+def start_controller(root: Path, plans: dict[str, Any]) -> subprocess.Popen[bytes]:
+    script = SCRIPT.format(here=str(HERE), plans=plans, root=str(root))
+    return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_controller_killed_over_and_over_loses_nothing_and_repeats_nothing(root: Path, seed: int) -> None:
+    plans: dict[str, dict[str, Any]] = {f"w{n}": {"seconds": 0.3} for n in range(10)}
+    for kill in range(4):
+        process = start_controller(root, plans)
+        # Moments that differ from kill to kill: during start-up, between ticks, amid submissions.
+        time.sleep(0.35 + 0.173 * ((seed * 4 + kill) % 7))
+        process.kill()
+        process.wait()
+    state = run_sweep(root, plans)
+    assert set(words(state).values()) == {"done"}
+    assert {name: starts(root, name) for name in plans} == dict.fromkeys(plans, 1)
+
+
+def test_work_whose_slot_is_killed_is_done_again(root: Path) -> None:
+    plans = {f"w{n}": {"seconds": 1.5} for n in range(2)}
+    process = start_controller(root, plans)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not all((root / "runs" / name / "started").exists() for name in plans):
+        time.sleep(0.05)
+    victims = [
+        child
+        for child in psutil.process_iter(["cmdline"])
+        if str(root) in " ".join(child.info["cmdline"] or ()) and "submitit" in " ".join(child.info["cmdline"] or ())
+    ]
+    for victim in victims:
+        victim.kill()
+    assert process.wait(timeout=60) == 0
+    folder = SweepFolder(root, "sample")
+    state, _ = folder.read_state(works(root, plans))
+    assert set(words(state).values()) == {"done"}
+    for name in plans:
+        assert starts(root, name) == 2
+        assert [attempt.cause for attempt in state.runs[name].attempts] == [Cause.LOST, Cause.FINISHED]
+
+
+def test_a_polite_stop_saves_the_work_at_hand(root: Path) -> None:
+    plans = {f"w{n}": {"seconds": 60} for n in range(3)}
+    process = start_controller(root, plans)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not (root / "runs" / "w0" / "started").exists():
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=40) != 0
+    state, _ = SweepFolder(root, "sample").read_state(works(root, plans))
+    assert not state.jobs
+    assert set(words(state).values()) == {"waiting"}
+    assert state.runs["w0"].attempts[0].cause is Cause.STOPPED
