@@ -55,7 +55,7 @@ def find_optima(study: Study) -> Optima:
     rows = []
     for key, group in means.groupby(POINT, sort=True, observed=True):
         everything = tried.get_group(key)
-        winner = group.loc[group["loss"].idxmin()].to_dict()
+        winner = group.iloc[int(group["loss"].to_numpy().argmin())].to_dict()
         winner["settings"] = everything["hyper_parameters"].nunique()
         winner["diverged"] = int(everything["diverged"].sum())
         winner["edges"] = edges_of(winner, everything)
@@ -67,13 +67,13 @@ def find_optima(study: Study) -> Optima:
     chosen = points.loc[points.groupby(["series", *SCALE], observed=True)["loss"].idxmin()]
     best = chosen.sort_values(["series", *SCALE]).reset_index(drop=True)
     best["batch_edge"] = [_batch_edge(row, points) for row in best.to_dict("records")]
-    repeated = grouped["loss"].agg(["count", lambda v: float(np.var(np.log(v), ddof=1)) if len(v) > 1 else np.nan])
+    repeated = np.log(finished.set_index(keys)["loss"]).groupby(level=keys, observed=True).agg(["count", "var"])
     several = repeated[repeated["count"] > 1]
-    pooled = float(np.sqrt(np.average(several.iloc[:, 1], weights=several["count"] - 1))) if len(several) else None
+    pooled = float(np.sqrt(np.average(several["var"], weights=several["count"] - 1))) if len(several) else None
     return Optima(points.reset_index(drop=True), best, pooled, len(several))
 
 
-def edges_of(winner: dict[str, Any], tried: pd.DataFrame) -> list[str]:
+def edges_of(winner: dict[Any, Any], tried: pd.DataFrame) -> list[str]:
     """`lr low` and the like: hyper-parameters whose best value is the smallest or largest tried at this batch."""
     edges = []
     for name in TUNED:
@@ -98,7 +98,7 @@ def _values(column: Sequence[Any] | pd.Series[Any]) -> int:
     return int(pd.Series(column).dropna().nunique())
 
 
-def _batch_edge(row: dict[str, Any], points: pd.DataFrame) -> str | None:
+def _batch_edge(row: dict[Any, Any], points: pd.DataFrame) -> str | None:
     """Whether the best batch is the smallest or the largest tried."""
     same = points[
         (points["series"] == row["series"])

@@ -474,9 +474,7 @@ def _widened_by_students_t(fit: Fit, log_x: Array, log_y: Array, weight_n: Array
     for name, estimate in fit.parameters.items():
         se, low, high = t_interval[name]
         ci = estimate.ci or (low, high)
-        parameters[name] = Estimate(
-            estimate.value, max(se, estimate.se or 0.0), (min(low, ci[0]), max(high, ci[1]))
-        )
+        parameters[name] = Estimate(estimate.value, max(se, estimate.se or 0.0), (min(low, ci[0]), max(high, ci[1])))
     return Fit(
         **{
             **{name: getattr(fit, name) for name in fit.__dataclass_fields__},

@@ -76,7 +76,7 @@ def sort_series(labels: Sequence[str]) -> list[str]:
     """The four algorithms in the study's order, then by label with numbers as numbers."""
 
     def key(label: str) -> tuple[int, list[Any]]:
-        head = label.split(" ")[0]
+        head = label.split(" ", maxsplit=1)[0]
         position = _ALGORITHM_ORDER.index(head) if head in _ALGORITHM_ORDER else len(_ALGORITHM_ORDER)
         words = label.replace("=", " ").split()
         return position, [(0, float(w), "") if w.replace(".", "").isdigit() else (1, 0.0, w) for w in words]
@@ -85,7 +85,7 @@ def sort_series(labels: Sequence[str]) -> list[str]:
 
 
 def load_study(root: Path, corpus: str | None = None) -> Study:
-    """Every run folder under `root`. Runs on other data than `corpus` (default: the commonest) are left out, and said so."""
+    """Every run folder under `root`; runs on other data than `corpus` (default: the commonest) are left out by name."""
     folders = RunFolder.all_under(root)
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder; give the folder that holds runs/<run_id>, such as results")
@@ -108,9 +108,7 @@ def load_study(root: Path, corpus: str | None = None) -> Study:
     return build_study(str(root), rows, excluded, corpus)
 
 
-def build_study(
-    source: str, rows: list[dict[str, Any]], excluded: list[Excluded], corpus: str | None = None
-) -> Study:
+def build_study(source: str, rows: list[dict[str, Any]], excluded: list[Excluded], corpus: str | None = None) -> Study:
     """Keeps what can be compared: one corpus, one evaluation, one sequence length; gives each run its series."""
     kinds = Counter(row["comparison"] for row in rows)
     wanted = [kind for kind in kinds if corpus is None or kind[0].startswith(corpus)]
@@ -132,7 +130,9 @@ def build_study(
         for name, version in row["versions"].items():
             if version not in versions.setdefault(name, []):
                 versions[name].append(version)
-    columns = [c for c in frame.columns if c not in ("comparison", "method", "versions", "baselines", "bytes_per_token")]
+    columns = [
+        c for c in frame.columns if c not in ("comparison", "method", "versions", "baselines", "bytes_per_token")
+    ]
     return Study(
         source=source,
         runs=frame[columns],

@@ -1,0 +1,99 @@
+"""`muloco-report`: turns a folder of runs into a report of scaling laws."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from muloco_runner.config import ConfigError
+
+DESCRIPTION = """\
+Turn finished runs into a scaling-law report: report.html (one file), report.md, report.json, figures and tables.
+
+  muloco-report results                 every run below results/runs, report in results/report
+  muloco-report results --out report    the same, elsewhere
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A mistake is one line, and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def main() -> None:
+    """The console script. Exits with 0, or 2 after a mistake in the command or its data."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """One command; returns its exit code."""
+    options = _report_parser().parse_args(arguments)
+    try:
+        return _report(options, arguments)
+    except ConfigError as error:
+        print(f"muloco-report: {error}", file=sys.stderr)
+        return 2
+
+
+def _report_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="muloco-report", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, metavar="RUNS_DIR", help="folder that holds runs/<run_id>")
+    parser.add_argument("--out", type=Path, help="folder of the report (default: RUNS_DIR/report)")
+    parser.add_argument("--corpus", help="hash, or its beginning, of the data to report on (default: the commonest)")
+    parser.add_argument("--title", default="Scaling-law report", help="heading of the report")
+    parser.add_argument(
+        "--delta", type=_positive, default=1e-3, help="Huber's delta; inf is least squares (%(default)s)"
+    )
+    parser.add_argument("--bootstrap", type=_whole, default=1000, help="resamples behind each interval (%(default)s)")
+    parser.add_argument("--seed", type=_whole, default=0, help="of the resampling (%(default)s)")
+    return parser
+
+
+def _report(options: argparse.Namespace, arguments: list[str]) -> int:
+    from analysis.records import load_study
+    from analysis.report.build import Options, build_report
+    from analysis.report.render import write_report
+
+    out: Path = options.out or options.runs / "report"
+    study = load_study(options.runs, options.corpus)
+    report = build_report(
+        study,
+        Options(
+            delta=options.delta,
+            bootstrap=options.bootstrap,
+            seed=options.seed,
+            title=options.title,
+            command=shlex.join(["muloco-report", *arguments]),
+        ),
+    )
+    write_report(report, out)
+    for line in report["verdict"]["findings"]:
+        print(line)
+    print(f"{report['audit']['used']} of {report['audit']['found']} runs used; report: {out / 'report.html'}")
+    return 0
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be positive")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be zero or positive")
+    return value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""How much more compute, or time, the baseline needs for the same loss.
+
+L_m(C) = E + A_m C^-alpha_m with one irreducible loss E for all methods, so that the ratio C_base(L)/C_m(L) is
+a straight line in log-log. Scales are resampled together for all methods: what they share cancels. A ratio beyond the
+data is an extrapolation and is marked as one; the error of leaving the largest scale out stands beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.huber import Array
+from analysis.power_law import CannotSay, Fit, fit_loss_compute
+
+MIN_SCALES = 3
+TRUSTED_SCALES = 5
+"""With fewer, resampling scales says little, and the report says so."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """C_baseline(L) / C_series(L) at the loss that `series` reaches with `flops`."""
+
+    series: str
+    flops: float
+    value: float
+    ci: tuple[float, float] | None
+    extrapolated: bool
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The largest scale predicted from the smaller ones."""
+
+    series: str
+    num_params: int
+    predicted_loss: float
+    observed_loss: float
+
+    @property
+    def relative_error(self) -> float:
+        return self.predicted_loss / self.observed_loss - 1
+
+
+@dataclass(frozen=True)
+class IsoLoss:
+    """The laws of all series with a shared irreducible loss, and what follows from them."""
+
+    baseline: str
+    fit: Fit
+    ratios: list[Ratio]
+    """At each series' own compute, scale by scale, then at the points of `grid` for the figure."""
+    curves: dict[str, list[Ratio]]
+    left_out: list[LeftOut]
+    left_out_reason: str | None
+    series: list[str]
+    refused: dict[str, str]
+    """Series without a law, and why."""
+
+
+def choose_baseline(series: list[str]) -> str:
+    """DDP-AdamW where there is one, else the first series."""
+    return next((s for s in series if s == "DDP-AdamW"), series[0])
+
+
+def compute_iso_loss(
+    best: pd.DataFrame, series: list[str], baseline: str, delta: float, bootstrap: int, seed: int
+) -> IsoLoss:
+    """`best` has one row a series and scale (columns series, num_params, flops, loss), all at one token budget."""
+    counts = best.groupby("series")["num_params"].nunique()
+    refused = {
+        name: f"{counts.get(name, 0)} size(s) at this token budget, {MIN_SCALES} are needed"
+        for name in series
+        if counts.get(name, 0) < MIN_SCALES
+    }
+    used = [name for name in series if name not in refused]
+    if not used:
+        raise CannotSay(f"no series has {MIN_SCALES} sizes at one token budget")
+    rows = best[best["series"].isin(used)]
+    fit = _fit(rows, delta, bootstrap, seed)
+    ratios: list[Ratio] = []
+    curves: dict[str, list[Ratio]] = {}
+    if baseline in used:
+        low, high = fit.inputs["flops"]
+        grid = np.geomspace(low, high * 30, 41)
+        for name in used:
+            if name == baseline:
+                continue
+            own = rows[rows["series"] == name].sort_values("flops")["flops"].to_numpy()
+            ratios += [_ratio(fit, baseline, name, float(c)) for c in own]
+            curves[name] = [_ratio(fit, baseline, name, float(c)) for c in grid]
+    left_out, reason = _leave_largest_out(rows, delta)
+    return IsoLoss(baseline, fit, ratios, curves, left_out, reason, used, refused)
+
+
+def ratio_at(parameters: dict[str, Array], baseline: str, series: str, flops: float) -> Array:
+    """C_baseline / C at equal reducible loss; `parameters` maps A[...] and alpha[...] to arrays."""
+    log_reducible = np.log(parameters[f"A[{series}]"]) - parameters[f"alpha[{series}]"] * np.log(flops)
+    log_base = (np.log(parameters[f"A[{baseline}]"]) - log_reducible) / parameters[f"alpha[{baseline}]"]
+    ratio: Array = np.exp(np.clip(log_base - np.log(flops), -700, 700))
+    return ratio
+
+
+def _ratio(fit: Fit, baseline: str, series: str, flops: float) -> Ratio:
+    point = ratio_at({k: np.array([e.value]) for k, e in fit.parameters.items()}, baseline, series, flops)
+    ci = None
+    if fit.draws:
+        low, high = np.quantile(ratio_at(fit.draws, baseline, series, flops), [0.025, 0.975])
+        ci = (min(float(low), float(point[0])), max(float(high), float(point[0])))
+    return Ratio(series, flops, float(point[0]), ci, flops > fit.inputs["flops"][1] * 1.0001)
+
+
+def _fit(rows: pd.DataFrame, delta: float, bootstrap: int, seed: int) -> Fit:
+    return fit_loss_compute(
+        rows["flops"],
+        rows["loss"],
+        groups=rows["series"].tolist(),
+        delta=delta,
+        bootstrap=bootstrap,
+        seed=seed,
+        resample_by=rows["num_params"].tolist(),
+    )
+
+
+def _leave_largest_out(rows: pd.DataFrame, delta: float) -> tuple[list[LeftOut], str | None]:
+    largest = rows["num_params"].max()
+    smaller = rows[rows["num_params"] < largest]
+    if smaller.groupby("series")["num_params"].nunique().min() < MIN_SCALES:
+        return [], f"leaving the largest size out would leave fewer than {MIN_SCALES} sizes"
+    try:
+        fit = _fit(smaller, delta, 0, 0)
+    except CannotSay as error:
+        return [], str(error)
+    out = []
+    for row in rows[rows["num_params"] == largest].sort_values("series").to_dict("records"):
+        name = row["series"]
+        if f"A[{name}]" not in fit.parameters:
+            continue
+        reducible = fit.value(f"A[{name}]") * row["flops"] ** -fit.value(f"alpha[{name}]")
+        out.append(LeftOut(name, int(largest), fit.value("E") + reducible, float(row["loss"])))
+    return out, None

@@ -1,0 +1,52 @@
+"""report.json -> report.html, report.md, figures and tables. Reads nothing but the JSON's content."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from analysis.report.figures import draw_all
+from analysis.report.numbers import show
+from analysis.report.tables import all_tables
+from muloco_runner.record import write_atomically
+
+
+def write_report(report: dict[str, Any], out: Path) -> list[Path]:
+    """Writes every file of the report below `out`; unchanged content gives the same bytes."""
+    text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    report = json.loads(text)
+    tables = all_tables(report)
+    drawings = draw_all(report)
+    environment = Environment(
+        loader=PackageLoader("analysis.report"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["show"] = show
+    figures: dict[str, list[dict[str, Any]]] = {}
+    files: dict[Path, str | bytes] = {out / "report.json": text}
+    for drawing in drawings:
+        files[out / "figures" / f"{drawing.name}.svg"] = drawing.svg()
+        files[out / "figures" / f"{drawing.name}.pdf"] = drawing.pdf()
+        figures.setdefault(drawing.section, []).append(
+            {"name": drawing.name, "title": drawing.title, "alt": drawing.alt, "svg": Markup(drawing.inline_svg())}
+        )
+    for name, table in tables.items():
+        files[out / "tables" / f"{name}.csv"] = table.to_csv()
+        files[out / "tables" / f"{name}.tex"] = table.to_latex()
+    for page in ("report.html", "report.md"):
+        template = environment.get_template(f"{page}.j2")
+        files[out / page] = template.render(report=report, tables=tables, figures=figures)
+    for path, content in files.items():
+        if isinstance(content, bytes):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        else:
+            write_atomically(path, content)
+    return list(files)
