@@ -142,7 +142,7 @@ def _earliest_start(nodes: int, room: _Room, state: SweepState, now: float) -> t
         return None
     free = min(limit.most - limit.used_by_others for limit in limits) - room.held.of.get(Resource.NODES, 0.0)
     ends = sorted(
-        ((job.started_at or now) + 60 * job_minutes(job.request), job.request.nodes)
+        ((now if job.started_at is None else job.started_at) + 60 * job_minutes(job.request), job.request.nodes)
         for job in state.jobs.values()
         if job.request.allocation == room.allocation.name
     )

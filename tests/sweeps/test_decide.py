@@ -1,0 +1,253 @@
+"""Histories of sweeps, played through the pure decision: quotas hold, nothing runs twice, nothing starves."""
+
+import heapq
+from collections import Counter
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sweeps.clusters.interface import JobRequest, Limit, Resource
+from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
+from sweeps.decide import Plan, decide
+from sweeps.policy import Cause
+from sweeps.quota import VerdictKind, own_limits
+from sweeps.state import RunState, SweepState
+from sweeps.work import Need, Work
+
+NOON = 1.8e9
+"""Unix seconds at which histories begin."""
+
+
+def work(name: str, nodes: int = 1, gpus: int = 8, minutes: float = 60.0) -> Work:
+    return Work(name, f"runs/{name}", "m:f", need=Need(nodes, gpus, 1, minutes, minutes))
+
+
+def state_of(*works: Work) -> SweepState:
+    return SweepState({w.name: RunState(w) for w in works}, "s-")
+
+
+def cluster_of(*quotas: QuotaConfig, whole_nodes: bool = True, gpus_per_node: int = 8) -> ClusterConfig:
+    allocations = [
+        AllocationConfig(f"a{n}", gpus_per_node=gpus_per_node, whole_nodes=whole_nodes, quota=quota)
+        for n, quota in enumerate(quotas)
+    ]
+    return ClusterConfig("c", "simulated", allocations)
+
+
+@dataclass
+class History:
+    """Plays a sweep on a cluster that starts each job at once. Checks what must hold at every step."""
+
+    state: SweepState
+    cluster: ClusterConfig
+    others: dict[str, float] = field(default_factory=dict)
+    """Nodes that others hold, by allocation."""
+    endings: dict[str, list[Cause]] = field(default_factory=dict)
+    """How the first attempts of a run end; the later ones finish."""
+    speed: float = 1.0
+    """True over expected minutes."""
+    now: float = NOON
+    ends: list[tuple[float, str]] = field(default_factory=list)
+    node_minutes: float = 0.0
+    finished: Counter[str] = field(default_factory=Counter)
+    started_at: dict[str, float] = field(default_factory=dict)
+
+    def limits(self) -> dict[str, list[Limit]]:
+        found = {}
+        for allocation in self.cluster.allocations:
+            used = self.others.get(allocation.name, 0.0)
+            limits = own_limits(allocation, self.state.own_limits)
+            found[allocation.name] = [
+                Limit(limit.name, limit.resource, limit.most, used if limit.resource is Resource.NODES else 0.0)
+                for limit in limits
+            ]
+        return found
+
+    def tick(self) -> Plan:
+        plan = decide(self.state, self.cluster, self.limits(), self.now)
+        for request in plan.submit:
+            self._start(request)
+        self.check()
+        return plan
+
+    def _start(self, request: JobRequest) -> None:
+        assert request.tag not in self.state.jobs
+        for attempt in request.attempts:
+            run = self.state.runs[attempt.work.name]
+            assert not run.done
+            assert not run.in_flight
+            assert run.held is None
+            assert run.not_before <= self.now
+            self.started_at.setdefault(attempt.work.name, self.now)
+        self.state.apply({"event": "intended", "tag": request.tag, "time": self.now}, request)
+        self.state.apply({"event": "submitted", "tag": request.tag, "job_id": "1", "time": self.now})
+        self.state.apply({"event": "started", "tag": request.tag, "at": self.now, "nodes": ["n1"], "time": self.now})
+        minutes = self.speed * max(attempt.work.need.expected_minutes for attempt in request.attempts)
+        self.node_minutes += request.nodes * minutes
+        heapq.heappush(self.ends, (self.now + 60 * minutes, request.tag))
+
+    def check(self) -> None:
+        for allocation in self.cluster.allocations:
+            jobs = [job.request for job in self.state.jobs.values() if job.request.allocation == allocation.name]
+            quota = allocation.quota
+            if quota.nodes is not None and jobs:
+                nodes = sum(request.nodes for request in jobs) + self.others.get(allocation.name, 0.0)
+                assert nodes <= quota.nodes
+            if quota.jobs is not None:
+                assert len(jobs) <= quota.jobs
+            for request in jobs:
+                gpus = sum(attempt.work.need.gpus for attempt in request.attempts)
+                assert gpus <= request.nodes * allocation.gpus_per_node
+        names = [a.work.name for job in self.state.jobs.values() for a in job.request.attempts]
+        assert len(names) == len(set(names))
+
+    def end_next(self) -> None:
+        self.now, tag = heapq.heappop(self.ends)
+        request = self.state.jobs[tag].request
+        endings = {}
+        for attempt in request.attempts:
+            name = attempt.work.name
+            planned = self.endings.get(name, [])
+            cause = planned.pop(0) if planned else Cause.FINISHED
+            self.finished[name] += cause is Cause.FINISHED
+            endings[name] = {
+                "cause": cause.value, "detail": "", "advanced": False, "at": self.now, "started_at": self.now,
+                "checkpoint_step": 0,
+            }  # fmt: skip
+        self.state.apply({"event": "ended", "tag": tag, "time": self.now, "endings": endings, "struck_nodes": []})
+
+    def play(self) -> dict[str, VerdictKind]:
+        """To the end; returns the verdicts on what was left."""
+        for _ in range(100_000):
+            plan = self.tick()
+            if self.ends:
+                self.end_next()
+                continue
+            later = [run.not_before for run in self.state.runs.values() if run.is_waiting and run.not_before > self.now]
+            if not later:
+                return {name: verdict.kind for name, verdict in plan.verdicts.items()}
+            self.now = min(later)
+        raise AssertionError("no end")
+
+
+needs = st.one_of(
+    st.builds(lambda gpus, minutes: (1, gpus, minutes), st.sampled_from([1, 2, 4, 8]), st.integers(1, 600)),
+    st.builds(lambda nodes, minutes: (nodes, 8, minutes), st.integers(2, 6), st.integers(1, 600)),
+)
+failures = st.lists(
+    st.sampled_from([Cause.CRASH, Cause.NODE_FAILURE, Cause.OUT_OF_MEMORY, Cause.PREEMPTED, Cause.TIMEOUT]), max_size=3
+)
+
+
+@given(
+    asked=st.lists(st.tuples(needs, failures), min_size=1, max_size=40),
+    quotas=st.lists(st.integers(0, 8), min_size=1, max_size=3),
+    others=st.integers(0, 2),
+    most_jobs=st.one_of(st.none(), st.integers(1, 5)),
+    whole_nodes=st.booleans(),
+    speed=st.sampled_from([0.3, 1.0, 1.7]),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_any_history_keeps_the_quota_and_ends_with_every_run_settled(
+    asked: list[tuple[tuple[int, int, float], list[Cause]]],
+    quotas: list[int],
+    others: int,
+    most_jobs: int | None,
+    whole_nodes: bool,
+    speed: float,
+) -> None:
+    works = [work(f"r{n}", *need) for n, (need, _) in enumerate(asked)]
+    cluster = cluster_of(*(QuotaConfig(nodes=q, jobs=most_jobs) for q in quotas), whole_nodes=whole_nodes)
+    endings = {f"r{n}": list(causes) for n, (_, causes) in enumerate(asked)}
+    history = History(state_of(*works), cluster, {"a0": others}, endings, speed)
+    verdicts = history.play()
+    # What others hold in the first allocation, they hold for ever here.
+    widest = max([quotas[0] - others, *quotas[1:]])
+    for run in history.state.runs.values():
+        need = run.work.need
+        if need.nodes > max(quotas):
+            assert verdicts[run.work.name] is VerdictKind.NEVER
+        elif need.nodes <= widest:
+            assert run.done or run.held is not None
+            assert history.finished[run.work.name] == run.done
+    assert all(count <= 1 for count in history.finished.values())
+
+
+def test_a_wide_run_is_not_starved_by_narrow_ones_that_keep_coming_free() -> None:
+    # Staggered narrow runs: without a reservation four nodes would never be free together.
+    narrow = [work(f"n{n:03d}", minutes=60 + n % 7) for n in range(100)]
+    state = state_of(*narrow)
+    history = History(state, cluster_of(QuotaConfig(nodes=4)))
+    history.tick()
+    state.runs["wide"] = RunState(work("wide", nodes=4))
+    history.play()
+    assert history.started_at["wide"] <= NOON + 60 * 67
+
+
+def test_short_runs_fill_the_gap_before_a_reservation() -> None:
+    state = state_of(work("long", minutes=600), work("late", minutes=120))
+    history = History(state, cluster_of(QuotaConfig(nodes=2)))
+    history.tick()  # both start
+    history.state.runs["wide"] = RunState(work("wide", nodes=2, minutes=60))
+    history.state.runs["short"] = RunState(work("short", minutes=400))
+    history.state.runs["longer"] = RunState(work("longer", minutes=500))
+    history.play()
+    # "late" leaves a node free for 480 minutes before "wide" can start: "short" fits, "longer" would push it back.
+    assert history.started_at["short"] == NOON + 120 * 60
+    assert history.started_at["wide"] == NOON + 600 * 60
+    assert history.started_at["longer"] > history.started_at["wide"]
+
+
+def test_small_runs_share_whole_nodes_and_nothing_else_does() -> None:
+    works = [work(f"one{n}", gpus=1) for n in range(9)] + [work(f"four{n}", gpus=4) for n in range(2)]
+    history = History(state_of(*works), cluster_of(QuotaConfig(nodes=10)))
+    plan = history.tick()
+    shared = sorted(sorted(attempt.work.need.gpus for attempt in request.attempts) for request in plan.submit)
+    assert shared == [[1], [1] * 8, [4, 4]]
+    apart = History(state_of(*works), cluster_of(QuotaConfig(nodes=11), whole_nodes=False)).tick()
+    assert all(len(request.attempts) == 1 for request in apart.submit)
+
+
+def test_a_run_too_large_says_which_limit_and_what_was_asked() -> None:
+    history = History(state_of(work("wide", nodes=4)), cluster_of(QuotaConfig(nodes=3)))
+    verdict = history.tick().verdicts["wide"]
+    assert verdict.kind is VerdictKind.NEVER
+    assert "quota.nodes=3" in verdict.why
+    assert "4" in verdict.why
+
+
+def test_a_waiting_run_says_for_which_limit_and_how_much_is_used() -> None:
+    history = History(state_of(work("a"), work("b")), cluster_of(QuotaConfig(nodes=1)))
+    plan = history.tick()
+    (verdict,) = plan.verdicts.values()
+    assert verdict.kind is VerdictKind.WAIT
+    assert "quota.nodes" in verdict.why
+    assert "1 of 1" in verdict.why
+
+
+def test_gpu_hours_are_never_overspent() -> None:
+    works = [work(f"r{n}", minutes=60) for n in range(10)]
+    history = History(state_of(*works), cluster_of(QuotaConfig(nodes=2, gpu_hours=8 * 5)))
+    verdicts = history.play()
+    assert sum(history.finished.values()) == 5
+    assert set(verdicts.values()) == {VerdictKind.WAIT}
+
+
+def test_a_pause_and_a_refusal_submit_nothing() -> None:
+    history = History(state_of(work("a")), cluster_of(QuotaConfig(nodes=1)))
+    history.state.apply({"event": "paused", "paused": True, "time": NOON})
+    assert not history.tick().submit
+    history.state.apply({"event": "paused", "paused": False, "time": NOON})
+    history.state.apply({"event": "deferred", "until": NOON + 60, "time": NOON})
+    assert not history.tick().submit
+    history.now = NOON + 60
+    assert history.tick().submit
+
+
+def test_own_limits_changed_while_running_bind_at_once() -> None:
+    history = History(state_of(*(work(f"r{n}") for n in range(8))), cluster_of(QuotaConfig(nodes=2)))
+    assert len(history.tick().submit) == 2
+    history.state.apply({"event": "own_limits", "limits": {"nodes": 5}, "time": NOON})
+    history.cluster.allocations[0].quota.nodes = 5  # for the check
+    assert len(history.tick().submit) == 3
