@@ -79,7 +79,7 @@ def plan(arguments: argparse.Namespace) -> ExitCode:
 
 def launch(arguments: argparse.Namespace) -> ExitCode:
     from sweeps.clusters import make_cluster
-    from sweeps.controller import Controller, count_states
+    from sweeps.controller import Controller
     from sweeps.display import progress, show_end
     from sweeps.launch import read_sweep
     from sweeps.lease import LeaseHeld
@@ -99,8 +99,7 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
     with progress(sweep) as on_tick:
         state = controller.run(on_tick)
     show_end(sweep, state)
-    counts = count_states(state)
-    return ExitCode.FINISHED if counts["done"] == len(state.runs) else ExitCode.CRASH
+    return ExitCode.FINISHED if state.counts["done"] == len(state.runs) else ExitCode.CRASH
 
 
 def status(arguments: argparse.Namespace) -> ExitCode:

@@ -7,7 +7,6 @@ its tag; so the next controller adopts what is there, whether or not the answer 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +78,7 @@ class Controller:
             while True:
                 tick = self.tick()
                 on_tick(tick)
-                if self.state.is_over or self._is_stuck(tick):
+                if self.state.is_over or tick.plan.hopeless:
                     return self.state
                 time.sleep(self.config.tick_seconds)
         except KeyboardInterrupt:
@@ -88,13 +87,6 @@ class Controller:
         finally:
             self.cluster.stop()
             self.lease.release()
-
-    def _is_stuck(self, tick: Tick) -> bool:
-        """Nothing runs and nothing ever can: all that is left is forbidden by a limit."""
-        left = [run.work.name for run in self.state.runs.values() if run.is_waiting]
-        verdicts = tick.plan.verdicts
-        never = all(name in verdicts and verdicts[name].kind.value == "NEVER" for name in left)
-        return bool(left) and not self.state.jobs and not self.state.paused and never
 
     def tick(self) -> Tick:
         """One look at the cluster and what follows from it."""
@@ -181,13 +173,8 @@ class Controller:
 
     def _hold_alike(self) -> None:
         """One bug in many runs: the rest of their group is not sent after them."""
-        crashes: dict[tuple[str, Any], list[str]] = {}
-        for run in self.state.runs.values():
-            if run.attempts and run.attempts[-1].cause is Cause.CRASH and run.attempts[-1].number > run.released_after:
-                key = (run.attempts[-1].detail, run.work.labels.get("algorithm"))
-                crashes.setdefault(key, []).append(run.work.name)
-        for (detail, algorithm), names in crashes.items():
-            if len(names) < ALIKE or not detail:
+        for (detail, algorithm), names in list(self.state.crashes.items()):
+            if len(names) < ALIKE:
                 continue
             group = [
                 run.work.name
@@ -285,20 +272,3 @@ def _silent_for(attempt: Attempt, now: float) -> float:
         return now - RunFolder(attempt.work.folder).status_file.stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def count_states(state: SweepState) -> Counter[str]:
-    """Runs by what they are at: done, running, submitted, held, waiting."""
-    return Counter(state_word(state, name) for name in state.runs)
-
-
-def state_word(state: SweepState, name: str) -> str:
-    """One word for where a run stands."""
-    run = state.runs[name]
-    if run.done:
-        return "done"
-    if run.held is not None:
-        return "held"
-    if run.in_flight:
-        return "running" if run.attempts[-1].started_at is not None else "submitted"
-    return "waiting"

@@ -2,21 +2,23 @@
 
 Widest first. A run that does not fit now keeps a reservation at the earliest time it could start; narrower ones go
 before it only where they end by then or leave its nodes free (EASY backfill), so that none starves. Runs smaller than a
-node that is handed out whole are packed together.
+node that is handed out whole are packed together. Runs of one shape differ in length only, so a tick looks at the
+shapes, not at every run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from sweeps.clusters.interface import JobRequest, Limit, Resource
 from sweeps.config import AllocationConfig, ClusterConfig
 from sweeps.policy import Cause
 from sweeps.quota import Amount, Verdict, VerdictKind, asked, held_by_sweep, shape_verdict, verdict
-from sweeps.state import RunState, SweepState
-from sweeps.work import Attempt, Need
+from sweeps.state import Queue, RunState, Shape, SweepState, shape_of
+from sweeps.work import Attempt
 
 _STRIKE_SECONDS = 6 * 3600.0
 """A node that failed us is avoided for so long,"""
@@ -33,8 +35,13 @@ class Plan:
     """What to submit now, and what to say of the runs that are not."""
 
     submit: list[JobRequest] = field(default_factory=list)
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    """By run, for those that wait or can never run."""
+    verdicts: dict[Shape, Verdict] = field(default_factory=dict)
+    """On the longest waiting run of each shape that cannot start now."""
+    hopeless: bool = False
+    """Nothing is in flight, and no limit would let anything start even if nobody else used the cluster."""
+
+    def verdict_of(self, run: RunState) -> Verdict | None:
+        return self.verdicts.get(shape_of(run.work)) if run.is_waiting else None
 
 
 @dataclass
@@ -49,98 +56,175 @@ class _Room:
     spare_nodes: float = math.inf
     """Nodes that it leaves free then."""
 
-    def lets_pass(self, nodes: int, ends_at: float) -> bool:
+    def job_shape(self, shape: Shape) -> Shape:
+        """What a job takes for a run of that shape: whole nodes, where they are handed out so."""
+        nodes, gpus, cpus = shape
+        if self.allocation.whole_nodes:
+            return nodes, self.allocation.gpus_per_node, self.allocation.cpus_per_node
+        return nodes, gpus, cpus
+
+    def places(self, shape: Shape) -> int:
+        """Runs of that shape in one job."""
+        nodes, gpus, _ = shape
+        if not self.allocation.whole_nodes or nodes > 1 or gpus == 0:
+            return 1
+        return max(1, self.allocation.gpus_per_node // gpus)
+
+    def answer(self, shape: Shape, minutes: float, now: float) -> Verdict:
+        """On one more job of that shape and length beside those that are held."""
+        answer = shape_verdict(shape, self.allocation)
+        if answer.kind is VerdictKind.RUN:
+            answer = verdict(self._amount(shape, minutes), self.limits, self.held)
+        if answer.kind is VerdictKind.RUN and not self._lets_pass(shape[0], now + 60 * minutes):
+            return Verdict(VerdictKind.WAIT, "nodes are kept for a wider run")
+        return answer
+
+    def longest(self, shape: Shape, now: float) -> float:
+        """Minutes of the longest run of that shape that may start now; 0 where none may."""
+        if self.answer(shape, 0.0, now).kind is not VerdictKind.RUN:
+            return 0.0
+        minutes = self._minutes_paid_for(shape)
+        return minutes if shape[0] <= self.spare_nodes else min(minutes, (self.reserved_at - now) / 60)
+
+    def would_ever_take(self, shape: Shape, minutes: float) -> bool:
+        """Whether the limits alone, with nobody else on the cluster, leave room for it."""
+        alone = [replace(limit, used_by_others=0.0) for limit in self.limits]
+        taken = verdict(self._amount(shape, minutes), alone, self.held).kind is VerdictKind.RUN
+        return taken and shape_verdict(shape, self.allocation).kind is VerdictKind.RUN
+
+    def wall_minutes(self, pack: Sequence[RunState]) -> float:
+        """What the longest of them asks for, within what limits and budget allow."""
+        walls = [limit.most for limit in self.limits if limit.resource is Resource.WALL_MINUTES]
+        wanted = max(wall_minutes(run, min([self.allocation.max_wall_minutes, *walls])) for run in pack)
+        return min(wanted, self._minutes_paid_for(shape_of(pack[0].work)))
+
+    def take(self, request: JobRequest, ends_at: float) -> None:
+        gpu_hours = request.nodes * request.gpus_per_node * request.wall_minutes / 60
+        amount = asked(request.nodes, request.gpus_per_node, request.cpus_per_node, request.wall_minutes, gpu_hours)
+        self.held = self.held + amount
+        if ends_at > self.reserved_at:
+            self.spare_nodes -= request.nodes
+
+    def _amount(self, shape: Shape, minutes: float) -> Amount:
+        nodes, gpus, cpus = self.job_shape(shape)
+        return asked(nodes, gpus, cpus, 0.0, nodes * gpus * minutes / 60)
+
+    def _minutes_paid_for(self, shape: Shape) -> float:
+        nodes, gpus, _ = self.job_shape(shape)
+        held = self.held.of.get(Resource.GPU_HOURS, 0.0)
+        hours = [
+            limit.most - limit.used_by_others - held for limit in self.limits if limit.resource is Resource.GPU_HOURS
+        ]
+        return min(hours) * 60 / (nodes * gpus) if hours and gpus else math.inf
+
+    def _lets_pass(self, nodes: int, ends_at: float) -> bool:
         """Whether a job of that width and end leaves the reservation alone."""
         return ends_at <= self.reserved_at or nodes <= self.spare_nodes
 
-    def take(self, amount: Amount, nodes: int, ends_at: float) -> None:
-        self.held = self.held + amount
-        if ends_at > self.reserved_at:
-            self.spare_nodes -= nodes
+
+class _Line:
+    """The runs of one queue that may start by now, the longest first, seen a few at a time."""
+
+    def __init__(self, queue: Queue, now: float) -> None:
+        self.queue, self.now = queue, now
+        self.skip_to(math.inf)
+
+    def skip_to(self, minutes: float) -> None:
+        """On to the runs that are not longer than that."""
+        self._seen: deque[RunState] = deque()
+        self._rest: Iterator[RunState] = self.queue.not_longer_than(minutes)
+
+    def first(self, count: int) -> list[RunState]:
+        while len(self._seen) < count:
+            run = next(self._rest, None)
+            if run is None:
+                break
+            if run.not_before <= self.now:
+                self._seen.append(run)
+        return list(self._seen)[:count]
+
+    def drop(self, count: int) -> None:
+        for _ in range(count):
+            self._seen.popleft()
 
 
 def decide(state: SweepState, cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]], now: float) -> Plan:
     """What to submit at `now` (Unix seconds)."""
-    plan = Plan()
     if state.paused or now < state.defer_until:
-        return plan
-    held = held_by_sweep(cluster, state, now)
+        return Plan()
+    held = held_by_sweep(cluster, state)
     rooms = [_Room(a, limits.get(a.name, ()), held[a.name]) for a in cluster.allocations]
     excluded = excluded_nodes(state, now)
-    waiting = [run for run in state.runs.values() if run.is_waiting and run.not_before <= now]
-    waiting.sort(key=_width_first)
-    queue: dict[str, RunState] = {run.work.name: run for run in waiting}
-    tags = (f"{state.prefix}{state.num_jobs + n:06d}" for n in range(1, len(queue) + 1))
-    for name, run in list(queue.items()):
-        if name not in queue:
-            continue  # packed with an earlier one
-        verdicts = {}
-        for room in rooms:
-            pack = _pack(run, queue.values(), room.allocation)
-            request = _request("", pack, room.allocation, excluded)
-            answer = _answer(run.work.need, request, room, now)
-            verdicts[room.allocation.name] = answer
-            if answer.kind is VerdictKind.RUN:
-                tag = next(tags)
-                plan.submit.append(_request(tag, pack, room.allocation, excluded))
-                room.take(_amount(request), request.nodes, now + 60 * _expected(pack))
-                for packed in pack:
-                    del queue[packed.work.name]
-                break
-        else:
-            plan.verdicts[name] = _combined(verdicts)
-            _reserve(run, rooms, state, now)
-    return plan
+    submit: list[JobRequest] = []
+    verdicts: dict[Shape, Verdict] = {}
+    for shape in sorted(state.waiting, key=_width_first):
+        line = _Line(state.waiting[shape], now)
+        while head := line.first(1):
+            minutes = head[0].work.need.expected_minutes
+            answers = {room.allocation.name: room.answer(shape, minutes, now) for room in rooms}
+            room = next((r for r in rooms if answers[r.allocation.name].kind is VerdictKind.RUN), None)
+            if room is None:
+                verdicts.setdefault(shape, _combined(answers))
+                _reserve(shape, rooms, state, now)
+                longest = max(r.longest(shape, now) for r in rooms)
+                if longest <= 0.0:
+                    break
+                line.skip_to(min(longest, math.nextafter(minutes, 0.0)))
+                continue
+            pack = line.first(room.places(shape))
+            line.drop(len(pack))
+            tag = f"{state.prefix}{state.num_jobs + len(submit) + 1:06d}"
+            request = _request(tag, pack, room, excluded)
+            room.take(request, now + 60 * minutes)
+            submit.append(request)
+    return Plan(submit, verdicts, not submit and _is_hopeless(state, rooms))
 
 
-def _width_first(run: RunState) -> tuple[float, float]:
-    need = run.work.need
-    return (-need.nodes * max(1, need.gpus_per_node), -need.expected_minutes)
+def _width_first(shape: Shape) -> int:
+    nodes, gpus, _ = shape
+    return -nodes * max(1, gpus)
 
 
-def _answer(need: Need, request: JobRequest, room: _Room, now: float) -> Verdict:
-    shape = shape_verdict(need, room.allocation)
-    if shape.kind is VerdictKind.NEVER:
-        return shape
-    answer = verdict(_amount(request), room.limits, room.held)
-    ends_at = now + 60 * max(attempt.work.need.expected_minutes for attempt in request.attempts)
-    if answer.kind is VerdictKind.RUN and not room.lets_pass(request.nodes, ends_at):
-        return Verdict(VerdictKind.WAIT, "nodes are kept for a wider run")
-    return answer
-
-
-def _combined(verdicts: Mapping[str, Verdict]) -> Verdict:
+def _combined(answers: Mapping[str, Verdict]) -> Verdict:
     """NEVER only where every allocation says so."""
-    waits = [v for v in verdicts.values() if v.kind is VerdictKind.WAIT]
+    waits = [answer for answer in answers.values() if answer.kind is VerdictKind.WAIT]
     if waits:
         return waits[0]
-    return Verdict(VerdictKind.NEVER, "; ".join(f"{name}: {v.why}" for name, v in verdicts.items()))
+    return Verdict(VerdictKind.NEVER, "; ".join(f"{name}: {answer.why}" for name, answer in answers.items()))
 
 
-def _reserve(run: RunState, rooms: Sequence[_Room], state: SweepState, now: float) -> None:
+def _is_hopeless(state: SweepState, rooms: Sequence[_Room]) -> bool:
+    if state.jobs:
+        return False
+    shortest = {shape: queue.shortest() for shape, queue in state.waiting.items() if len(queue)}
+    return bool(shortest) and not any(
+        room.would_ever_take(shape, run.work.need.expected_minutes) for shape, run in shortest.items() for room in rooms
+    )
+
+
+def _reserve(shape: Shape, rooms: Sequence[_Room], state: SweepState, now: float) -> None:
     """Gives the first run that waits for nodes the earliest start there is, in the allocation that offers it."""
     if any(room.reserved_at < math.inf for room in rooms):
         return
     best: tuple[float, float, _Room] | None = None
     for room in rooms:
-        request = _request("", [run], room.allocation, ())
-        if shape_verdict(run.work.need, room.allocation).kind is VerdictKind.NEVER:
-            continue
-        if verdict(_amount(request), room.limits, Amount({})).kind is VerdictKind.NEVER:
-            continue
-        start = _earliest_start(request.nodes, room, state, now)
-        if start is not None and (best is None or start[0] < best[0]):
-            best = (*start, room)
+        if room.would_ever_take(shape, 0.0) or state.jobs:
+            start = _earliest_start(shape[0], room, state, now)
+            if start is not None and (best is None or start[0] < best[0]):
+                best = (*start, room)
     if best is not None:
         best[2].reserved_at, best[2].spare_nodes = best[0], best[1]
 
 
 def _earliest_start(nodes: int, room: _Room, state: SweepState, now: float) -> tuple[float, float] | None:
-    """When that many nodes will be free under the tightest node limit, and how many more then; None without a limit."""
+    """When that many nodes will be free under the tightest node limit, and how many more then; None where it is not
+    for nodes that it waits."""
     limits = [limit for limit in room.limits if limit.resource is Resource.NODES]
-    if not limits:
+    if not limits or nodes > min(limit.most for limit in limits):
         return None
     free = min(limit.most - limit.used_by_others for limit in limits) - room.held.of.get(Resource.NODES, 0.0)
+    if free >= nodes:
+        return None
     ends = sorted(
         ((now if job.started_at is None else job.started_at) + 60 * job_minutes(job.request), job.request.nodes)
         for job in state.jobs.values()
@@ -159,35 +243,16 @@ def job_minutes(request: JobRequest) -> float:
     return min(request.wall_minutes, max(a.work.need.expected_minutes for a in request.attempts))
 
 
-def _pack(run: RunState, others: Iterable[RunState], allocation: AllocationConfig) -> list[RunState]:
-    """The run and, where nodes come whole, as many of the others of its size as fit beside it."""
-    need = run.work.need
-    if not allocation.whole_nodes or need.nodes > 1 or need.gpus_per_node == 0:
-        return [run]
-    places = allocation.gpus_per_node // max(1, need.gpus_per_node)
-    pack = [run]
-    for other in others:
-        if len(pack) >= places:
-            break
-        same = (other.work.need.nodes, other.work.need.gpus_per_node) == (1, need.gpus_per_node)
-        if other is not run and same:
-            pack.append(other)
-    return pack
-
-
-def _request(tag: str, pack: Sequence[RunState], allocation: AllocationConfig, excluded: Sequence[str]) -> JobRequest:
-    need = pack[0].work.need
-    attempts = tuple(Attempt(run.work, next_attempt_number(run), run.memory_halvings) for run in pack)
-    wall = max(wall_minutes(run, allocation.max_wall_minutes) for run in pack)
-    whole = allocation.whole_nodes
+def _request(tag: str, pack: Sequence[RunState], room: _Room, excluded: Sequence[str]) -> JobRequest:
+    nodes, gpus, cpus = room.job_shape(shape_of(pack[0].work))
     return JobRequest(
         tag=tag,
-        allocation=allocation.name,
-        attempts=attempts,
-        nodes=need.nodes,
-        gpus_per_node=allocation.gpus_per_node if whole else need.gpus_per_node,
-        cpus_per_node=allocation.cpus_per_node if whole else need.cpus_per_node,
-        wall_minutes=wall,
+        allocation=room.allocation.name,
+        attempts=tuple(Attempt(run.work, next_attempt_number(run), run.memory_halvings) for run in pack),
+        nodes=nodes,
+        gpus_per_node=gpus,
+        cpus_per_node=cpus,
+        wall_minutes=room.wall_minutes(pack),
         excluded_nodes=tuple(excluded),
     )
 
@@ -202,15 +267,6 @@ def wall_minutes(run: RunState, longest: float) -> float:
     timeouts = sum(attempt.cause is Cause.TIMEOUT for attempt in run.attempts)
     wanted = max(_LEAST_WALL_MINUTES, _WALL_MARGIN * need.expected_minutes, need.wall_minutes) * 2.0**timeouts
     return min(longest, wanted)
-
-
-def _expected(pack: Sequence[RunState]) -> float:
-    return max(run.work.need.expected_minutes for run in pack)
-
-
-def _amount(request: JobRequest) -> Amount:
-    gpu_hours = request.nodes * request.gpus_per_node * job_minutes(request) / 60
-    return asked(request.nodes, request.gpus_per_node, request.cpus_per_node, request.wall_minutes, gpu_hours)
 
 
 def excluded_nodes(state: SweepState, now: float) -> tuple[str, ...]:

@@ -12,14 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from muloco_runner.record import RecordError, RunFolder
-from sweeps.controller import Tick, count_states, state_word
+from sweeps.controller import Tick
 from sweeps.folder import SweepFolder
 from sweeps.launch import Sweep
 from sweeps.preview import Preview
-from sweeps.state import RunState, SweepState
+from sweeps.state import STANDINGS, RunState, SweepState
 
 _LOG_SECONDS = 10.0
-_STATES = ("done", "running", "submitted", "waiting", "held")
 
 
 def show_plan(preview: Preview) -> None:
@@ -98,7 +97,7 @@ def _bar(sweep: Sweep) -> Iterator[Callable[[Tick], None]]:
         task = bar.add_task(sweep.name, total=len(sweep.runs), now="")
 
         def on_tick(tick: Tick) -> None:
-            bar.update(task, completed=count_states(tick.state)["done"], now=f"{_live(tick.state)}")
+            bar.update(task, completed=tick.state.counts["done"], now=f"{_live(tick.state)}")
 
         yield on_tick
 
@@ -115,7 +114,7 @@ def _live(state: SweepState) -> str:
                 loss = f" {status.loss:.3f}" if status.loss is not None else ""
                 name = f"{run.work.labels.get('algorithm', run.work.name)}"
                 words.append(f"{name} {100 * status.step // max(1, status.num_steps)}%{loss}")
-    held = count_states(state)["held"]
+    held = state.counts["held"]
     return " | ".join([*words[:4], *([f"{held} held"] if held else [])])
 
 
@@ -132,14 +131,14 @@ def show_status(folder: SweepFolder) -> None:
     definition = folder.read_definition()
     state, damage = folder.read_state(definition.works)
     console = Console()
-    table = Table("algorithm", "parameters", *_STATES, title=f"sweep {folder.name}", title_justify="left", box=None)
+    table = Table("algorithm", "parameters", *STANDINGS, title=f"sweep {folder.name}", title_justify="left", box=None)
     groups: dict[tuple[str, int], Counter[str]] = {}
-    for name, run in state.runs.items():
+    for run in state.runs.values():
         labels = run.work.labels
         key = (str(labels.get("algorithm", "")), int(labels.get("num_params", 0)))
-        groups.setdefault(key, Counter())[state_word(state, name)] += 1
+        groups.setdefault(key, Counter())[run.standing] += 1
     for (algorithm, params), counts in sorted(groups.items()):
-        table.add_row(algorithm, f"{params:,}", *(str(counts[word] or "") for word in _STATES))
+        table.add_row(algorithm, f"{params:,}", *(str(counts[word] or "") for word in STANDINGS))
     console.print(table)
     console.print(summary(state))
     for run in state.runs.values():
@@ -151,8 +150,8 @@ def show_status(folder: SweepFolder) -> None:
 
 def summary(state: SweepState) -> str:
     """Counts of runs by state, in one line."""
-    counts = count_states(state)
-    words = [f"{counts[word]} {word}" for word in _STATES if counts[word]]
+    counts = state.counts
+    words = [f"{counts[word]} {word}" for word in STANDINGS if counts[word]]
     again = sum(_retries(run) for run in state.runs.values())
     if again:
         words.append(f"{again} resubmitted")

@@ -10,7 +10,7 @@ from sweeps.clusters.interface import Limit, Limits, Resource
 from sweeps.config import AllocationConfig
 from sweeps.launch import Sweep
 from sweeps.quota import NOTHING, Verdict, VerdictKind, all_limits, asked, shape_verdict, verdict
-from sweeps.state import RunState, SweepState
+from sweeps.state import RunState, SweepState, shape_of
 from sweeps.work import Work
 
 
@@ -50,7 +50,7 @@ def _verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Mappin
     answers = []
     for allocation in allocations:
         need = work.need
-        shape = shape_verdict(need, allocation)
+        shape = shape_verdict(shape_of(work), allocation)
         if shape.kind is VerdictKind.NEVER:
             answers.append(shape)
             continue

@@ -14,7 +14,6 @@ from enum import Enum
 from sweeps.clusters.interface import Limit, Limits, Resource
 from sweeps.config import AllocationConfig, ClusterConfig
 from sweeps.state import SweepState
-from sweeps.work import Need
 
 
 class VerdictKind(Enum):
@@ -102,14 +101,15 @@ def verdict(request: Amount, limits: Sequence[Limit], held: Amount) -> Verdict:
     return Verdict(VerdictKind.RUN) if waits is None else Verdict(VerdictKind.WAIT, waits)
 
 
-def shape_verdict(need: Need, allocation: AllocationConfig) -> Verdict:
-    """Whether the allocation's nodes are of the right make at all."""
-    if need.gpus_per_node > allocation.gpus_per_node:
+def shape_verdict(shape: tuple[int, int, int], allocation: AllocationConfig) -> Verdict:
+    """Whether the allocation's nodes are of the right make at all for (nodes, GPUs a node, CPUs a node)."""
+    _, gpus, cpus = shape
+    if gpus > allocation.gpus_per_node:
         have = allocation.gpus_per_node
-        return Verdict(VerdictKind.NEVER, f"nodes of {allocation.name} have {have} GPUs, asks {need.gpus_per_node}")
-    if need.gpus_per_node == 0 and need.cpus_per_node > allocation.cpus_per_node:
+        return Verdict(VerdictKind.NEVER, f"nodes of {allocation.name} have {have} GPUs, asks {gpus}")
+    if gpus == 0 and cpus > allocation.cpus_per_node:
         have = allocation.cpus_per_node
-        return Verdict(VerdictKind.NEVER, f"nodes of {allocation.name} have {have} CPUs, asks {need.cpus_per_node}")
+        return Verdict(VerdictKind.NEVER, f"nodes of {allocation.name} have {have} CPUs, asks {cpus}")
     return Verdict(VerdictKind.RUN)
 
 
@@ -121,21 +121,20 @@ def all_limits(cluster: ClusterConfig, live: Limits, state: SweepState) -> dict[
     }
 
 
-def held_by_sweep(cluster: ClusterConfig, state: SweepState, now: float) -> dict[str, Amount]:
+def held_by_sweep(cluster: ClusterConfig, state: SweepState) -> dict[str, Amount]:
     """By allocation: what this sweep's jobs hold, and the GPU-hours it has used or may still use in them."""
-    held = {allocation.name: NOTHING for allocation in cluster.allocations}
+    held: dict[str, dict[Resource, float]] = {
+        allocation.name: {Resource.GPU_HOURS: state.spent_gpu_hours.get(allocation.name, 0.0)}
+        for allocation in cluster.allocations
+    }
     for job in state.jobs.values():
         request = job.request
-        gpus = request.nodes * request.gpus_per_node
-        hours = gpus * request.wall_minutes / 60
-        amount = asked(request.nodes, request.gpus_per_node, request.cpus_per_node, 0, hours)
-        held[request.allocation] = held.get(request.allocation, NOTHING) + amount
-    for run in state.runs.values():
-        for attempt in run.attempts:
-            if attempt.ended_at is not None:
-                spent = Amount({Resource.GPU_HOURS: attempt.gpu_hours})
-                held[attempt.allocation] = held.get(attempt.allocation, NOTHING) + spent
-    return held
+        hours = request.nodes * request.gpus_per_node * request.wall_minutes / 60
+        asks = asked(request.nodes, request.gpus_per_node, request.cpus_per_node, 0, hours)
+        sums = held.setdefault(request.allocation, {})
+        for resource, amount in asks.of.items():
+            sums[resource] = sums.get(resource, 0.0) + amount
+    return {name: Amount(sums) for name, sums in held.items()}
 
 
 def _number(value: float) -> str:

@@ -1,8 +1,14 @@
-"""The state of a sweep: what replaying its ledger gives. Pure: events in, state out."""
+"""The state of a sweep: what replaying its ledger gives. Pure: events in, state out.
+
+Counts and queues are kept up to date with each event, so that a tick of a sweep of a hundred thousand runs looks at the
+few that changed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import bisect
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sweeps.clusters.interface import JobRequest
@@ -60,8 +66,58 @@ class RunState:
         return not self.done and self.held is None and not self.in_flight
 
     @property
+    def standing(self) -> str:
+        """One word for where it stands, out of `STANDINGS`."""
+        if self.done:
+            return "done"
+        if self.held is not None:
+            return "held"
+        if self.in_flight:
+            return "running" if self.attempts[-1].started_at is not None else "submitted"
+        return "waiting"
+
+    @property
     def memory_halvings(self) -> int:
         return sum(attempt.cause is Cause.OUT_OF_MEMORY for attempt in self.attempts)
+
+
+STANDINGS = ("done", "running", "submitted", "waiting", "held")
+
+Shape = tuple[int, int, int]
+"""Nodes, GPUs and CPUs a node: what runs of one kind ask for."""
+
+
+def shape_of(work: Work) -> Shape:
+    return work.need.nodes, work.need.gpus_per_node, work.need.cpus_per_node
+
+
+class Queue:
+    """Runs of one shape that wait, the longest first."""
+
+    def __init__(self) -> None:
+        self._keys: list[tuple[float, str]] = []
+        self._runs: dict[str, RunState] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, run: RunState) -> None:
+        bisect.insort(self._keys, (run.work.need.expected_minutes, run.work.name))
+        self._runs[run.work.name] = run
+
+    def remove(self, run: RunState) -> None:
+        place = bisect.bisect_left(self._keys, (run.work.need.expected_minutes, run.work.name))
+        assert self._keys[place][1] == run.work.name
+        del self._keys[place]
+        del self._runs[run.work.name]
+
+    def shortest(self) -> RunState:
+        return self._runs[self._keys[0][1]]
+
+    def not_longer_than(self, minutes: float) -> Iterator[RunState]:
+        """The longest of them first. The queue must not change meanwhile."""
+        for place in range(bisect.bisect_right(self._keys, (minutes, "\uffff")) - 1, -1, -1):
+            yield self._runs[self._keys[place][1]]
 
 
 @dataclass
@@ -102,11 +158,43 @@ class SweepState:
     """The cluster has refused a submission for now."""
     commands: set[str] = field(default_factory=set)
     """People's commands that have been carried out."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Runs by standing."""
+    waiting: dict[Shape, Queue] = field(default_factory=dict)
+    spent_gpu_hours: dict[str, float] = field(default_factory=dict)
+    """By allocation, of attempts that have ended."""
+    crashes: dict[tuple[str, object], set[str]] = field(default_factory=dict)
+    """Runs whose last attempt crashed, by what it said and the run's algorithm."""
+
+    def __post_init__(self) -> None:
+        for run in self.runs.values():
+            self._enter(run)
+
+    def add(self, run: RunState) -> None:
+        self.runs[run.work.name] = run
+        self._enter(run)
 
     @property
     def is_over(self) -> bool:
         """Nothing in flight, and nothing that could be tried."""
-        return not self.jobs and all(run.done or run.held is not None for run in self.runs.values())
+        return not self.jobs and self.counts["done"] + self.counts["held"] == len(self.runs)
+
+    def _enter(self, run: RunState) -> None:
+        """Into the counts and queues; `_leave` before each change, this after it."""
+        self.counts[run.standing] += 1
+        if run.is_waiting:
+            self.waiting.setdefault(shape_of(run.work), Queue()).add(run)
+        key = _crash_key(run)
+        if key is not None:
+            self.crashes.setdefault(key, set()).add(run.work.name)
+
+    def _leave(self, run: RunState) -> None:
+        self.counts[run.standing] -= 1
+        if run.is_waiting:
+            self.waiting[shape_of(run.work)].remove(run)
+        key = _crash_key(run)
+        if key is not None:
+            self.crashes[key].discard(run.work.name)
 
     def apply(self, event: Event, request: JobRequest | None = None) -> None:
         """Takes one event in. `intended` comes with its request, which is kept in a file of its own."""
@@ -124,8 +212,10 @@ class SweepState:
         for attempt in request.attempts:
             run = self.runs.get(attempt.work.name)
             if run is not None:
+                self._leave(run)
                 gpus = attempt.work.need.gpus
                 run.attempts.append(AttemptState(attempt.number, request.tag, request.allocation, gpus, event["time"]))
+                self._enter(run)
 
     def _submitted(self, event: Event) -> None:
         if event["tag"] in self.jobs:
@@ -140,16 +230,20 @@ class SweepState:
     def _refused(self, event: Event) -> None:
         """Not accepted: as if never tried, unless the request itself was wrong."""
         for run, _attempt in list(self._attempts_of(event["tag"])):
+            self._leave(run)
             run.attempts.pop()
             if event.get("hold"):
                 run.held = event["hold"]
+            self._enter(run)
         self.jobs.pop(event["tag"], None)
 
     def _started(self, event: Event) -> None:
         if event["tag"] in self.jobs:
             self.jobs[event["tag"]].started_at = event["at"]
-        for _run, attempt in self._attempts_of(event["tag"]):
+        for run, attempt in self._attempts_of(event["tag"]):
+            self._leave(run)
             attempt.started_at, attempt.nodes = event["at"], tuple(event["nodes"])
+            self._enter(run)
 
     def _cancelling(self, event: Event) -> None:
         if event["tag"] in self.jobs:
@@ -161,36 +255,47 @@ class SweepState:
             ending = event["endings"].get(run.work.name)
             if ending is None:
                 continue
+            self._leave(run)
             attempt.cause, attempt.detail = Cause(ending["cause"]), ending["detail"]
             before = max((earlier.checkpoint_step for earlier in run.attempts[:-1]), default=0)
             attempt.checkpoint_step = ending["checkpoint_step"]
             attempt.advanced = attempt.checkpoint_step > before
             attempt.ended_at = ending["at"]
-            attempt.started_at = attempt.started_at or ending["started_at"]
+            if attempt.started_at is None:
+                attempt.started_at = ending["started_at"]
+            spent = self.spent_gpu_hours.get(attempt.allocation, 0.0)
+            self.spent_gpu_hours[attempt.allocation] = spent + attempt.gpu_hours
             verdict = after(past_attempts(run))
             run.done = verdict.done
             run.held = verdict.hold
             run.not_before = event["time"] + verdict.wait_seconds
+            self._enter(run)
         for node in event["struck_nodes"]:
             self.strikes.setdefault(node, NodeStrikes()).times.append(event["time"])
         self.jobs.pop(event["tag"], None)
 
     def _held(self, event: Event) -> None:
         for run in self._named(event["runs"]):
+            self._leave(run)
             run.held = event["why"]
+            self._enter(run)
 
     def _released(self, event: Event) -> None:
         for run in self._named(event["runs"]):
+            self._leave(run)
             run.held, run.not_before = None, 0.0
             run.released_after = run.attempts[-1].number if run.attempts else 0
+            self._enter(run)
 
-    def _named(self, names: Iterable[str]) -> Iterable[RunState]:
+    def _named(self, names: Iterable[str]) -> Iterator[RunState]:
         """Those of the runs that are still part of the sweep and not done."""
         return (self.runs[name] for name in names if name in self.runs and not self.runs[name].done)
 
     def _found_finished(self, event: Event) -> None:
         for run in self._named(event["runs"]):
+            self._leave(run)
             run.done = True
+            self._enter(run)
 
     def _paused(self, event: Event) -> None:
         self.paused = event["paused"]
@@ -215,6 +320,16 @@ _HANDLERS: dict[str, Callable[[SweepState, Event], None]] = {
     "own_limits": SweepState._own_limits,
     "deferred": SweepState._deferred,
 }
+
+
+def _crash_key(run: RunState) -> tuple[str, object] | None:
+    """What makes crashes alike; None for a run whose last attempt did not crash, or was released since."""
+    if not run.attempts or run.done:
+        return None
+    last = run.attempts[-1]
+    if last.cause is not Cause.CRASH or last.number <= run.released_after or not last.detail:
+        return None
+    return last.detail, run.work.labels.get("algorithm")
 
 
 def past_attempts(run: RunState) -> Sequence[PastAttempt]:

@@ -14,7 +14,7 @@ import pytest
 
 from sweeps.clusters.local import LocalCluster
 from sweeps.config import ClusterConfig
-from sweeps.controller import Controller, state_word
+from sweeps.controller import Controller
 from sweeps.folder import Definition, SweepFolder
 from sweeps.lease import LeaseHeld
 from sweeps.policy import Cause
@@ -68,7 +68,7 @@ def starts(root: Path, name: str) -> int:
 
 
 def words(state: SweepState) -> dict[str, str]:
-    return {name: state_word(state, name) for name in state.runs}
+    return {name: run.standing for name, run in state.runs.items()}
 
 
 def test_every_piece_of_work_is_done_once(root: Path) -> None:
