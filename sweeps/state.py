@@ -48,6 +48,8 @@ class RunState:
     """One piece of work and what has been tried."""
 
     work: Work
+    position: int = 0
+    """Its place in the sweep: of equally long runs the first goes first."""
     attempts: list[AttemptState] = field(default_factory=list)
     released_after: int = 0
     """Attempts up to this number no longer count against it: someone has said `retry`."""
@@ -95,29 +97,34 @@ class Queue:
     """Runs of one shape that wait, the longest first."""
 
     def __init__(self) -> None:
-        self._keys: list[tuple[float, str]] = []
-        self._runs: dict[str, RunState] = {}
+        self._keys: list[tuple[float, int]] = []
+        self._runs: dict[int, RunState] = {}
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def add(self, run: RunState) -> None:
-        bisect.insort(self._keys, (run.work.need.expected_minutes, run.work.name))
-        self._runs[run.work.name] = run
+        bisect.insort(self._keys, _place(run))
+        self._runs[run.position] = run
 
     def remove(self, run: RunState) -> None:
-        place = bisect.bisect_left(self._keys, (run.work.need.expected_minutes, run.work.name))
-        assert self._keys[place][1] == run.work.name
-        del self._keys[place]
-        del self._runs[run.work.name]
+        index = bisect.bisect_left(self._keys, _place(run))
+        assert self._keys[index] == _place(run)
+        del self._keys[index]
+        del self._runs[run.position]
 
     def shortest(self) -> RunState:
-        return self._runs[self._keys[0][1]]
+        return self._runs[-self._keys[0][1]]
 
     def not_longer_than(self, minutes: float) -> Iterator[RunState]:
         """The longest of them first. The queue must not change meanwhile."""
-        for place in range(bisect.bisect_right(self._keys, (minutes, "\uffff")) - 1, -1, -1):
-            yield self._runs[self._keys[place][1]]
+        for index in range(bisect.bisect_right(self._keys, (minutes, 0)) - 1, -1, -1):
+            yield self._runs[-self._keys[index][1]]
+
+
+def _place(run: RunState) -> tuple[float, int]:
+    """Sorts ascending; read from the end."""
+    return run.work.need.expected_minutes, -run.position
 
 
 @dataclass
@@ -167,10 +174,12 @@ class SweepState:
     """Runs whose last attempt crashed, by what it said and the run's algorithm."""
 
     def __post_init__(self) -> None:
-        for run in self.runs.values():
+        for position, run in enumerate(self.runs.values()):
+            run.position = position
             self._enter(run)
 
     def add(self, run: RunState) -> None:
+        run.position = len(self.runs)
         self.runs[run.work.name] = run
         self._enter(run)
 
