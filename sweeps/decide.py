@@ -20,6 +20,8 @@ from sweeps.quota import Amount, Verdict, VerdictKind, asked, held_by_sweep, sha
 from sweeps.state import Queue, RunState, Shape, SweepState, shape_of
 from sweeps.work import Attempt
 
+MAX_GPU_HOURS = "max_gpu_hours"
+"""The name among a sweep's own limits of the cap over all allocations."""
 _STRIKE_SECONDS = 6 * 3600.0
 """A node that failed us is avoided for so long,"""
 _MOST_EXCLUDED = 8
@@ -45,12 +47,25 @@ class Plan:
 
 
 @dataclass
+class _Budget:
+    """GPU-hours that the sweep as a whole may still take on, over all allocations."""
+
+    most: float
+    held: float
+
+    @property
+    def limit(self) -> Limit:
+        return Limit(MAX_GPU_HOURS, Resource.GPU_HOURS, self.most)
+
+
+@dataclass
 class _Room:
     """One allocation while it is being filled."""
 
     allocation: AllocationConfig
     limits: Sequence[Limit]
     held: Amount
+    budget: _Budget
     reserved_at: float = math.inf
     """When the run with the reservation could start; Unix seconds."""
     spare_nodes: float = math.inf
@@ -74,7 +89,10 @@ class _Room:
         """On one more job of that shape and length beside those that are held."""
         answer = shape_verdict(shape, self.allocation)
         if answer.kind is VerdictKind.RUN:
-            answer = verdict(self._amount(shape, minutes), self.limits, self.held)
+            amount = self._amount(shape, minutes)
+            answer = verdict(amount, self.limits, self.held)
+            if answer.kind is VerdictKind.RUN:
+                answer = verdict(amount, [self.budget.limit], Amount({Resource.GPU_HOURS: self.budget.held}))
         if answer.kind is VerdictKind.RUN and not self._lets_pass(shape[0], now + 60 * minutes):
             return Verdict(VerdictKind.WAIT, "nodes are kept for a wider run")
         return answer
@@ -89,7 +107,9 @@ class _Room:
     def would_ever_take(self, shape: Shape, minutes: float) -> bool:
         """Whether the limits alone, with nobody else on the cluster, leave room for it."""
         alone = [replace(limit, used_by_others=0.0) for limit in self.limits]
-        taken = verdict(self._amount(shape, minutes), alone, self.held).kind is VerdictKind.RUN
+        amount = self._amount(shape, minutes)
+        taken = verdict(amount, alone, self.held).kind is VerdictKind.RUN
+        taken = taken and self.budget.held + amount.of[Resource.GPU_HOURS] <= self.budget.most
         return taken and shape_verdict(shape, self.allocation).kind is VerdictKind.RUN
 
     def wall_minutes(self, pack: Sequence[RunState]) -> float:
@@ -102,6 +122,7 @@ class _Room:
         gpu_hours = request.nodes * request.gpus_per_node * request.wall_minutes / 60
         amount = asked(request.nodes, request.gpus_per_node, request.cpus_per_node, request.wall_minutes, gpu_hours)
         self.held = self.held + amount
+        self.budget.held += gpu_hours
         if ends_at > self.reserved_at:
             self.spare_nodes -= request.nodes
 
@@ -153,7 +174,9 @@ def decide(state: SweepState, cluster: ClusterConfig, limits: Mapping[str, Seque
     if state.paused or now < state.defer_until:
         return Plan()
     held = held_by_sweep(cluster, state)
-    rooms = [_Room(a, limits.get(a.name, ()), held[a.name]) for a in cluster.allocations]
+    spoken_for = sum(amount.of.get(Resource.GPU_HOURS, 0.0) for amount in held.values())
+    budget = _Budget(state.own_limits.get(MAX_GPU_HOURS, math.inf), spoken_for)
+    rooms = [_Room(a, limits.get(a.name, ()), held[a.name], budget) for a in cluster.allocations]
     excluded = excluded_nodes(state, now)
     submit: list[JobRequest] = []
     verdicts: dict[Shape, Verdict] = {}

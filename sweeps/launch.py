@@ -17,6 +17,7 @@ from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.corpus_path import check_data_path
 from muloco_runner.paths import config_dir
 from sweeps.config import ClusterConfig, read_cluster
+from sweeps.estimate import refine
 from sweeps.folder import Definition, SweepFolder
 from sweeps.grid import expand
 from sweeps.training import works_of
@@ -58,7 +59,7 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
     for path in {run.data.path: run.data for run in runs}.values():
         check_data_path(path)
     root = Path(app.root)
-    works = works_of(runs, root, app.execution, cluster)
+    works = refine(works_of(runs, root, app.execution, cluster))
     definition = Definition(name, cluster_name, _cluster_values(cluster), works)
     return Sweep(name, root, runs, app.execution, definition, cluster)
 

@@ -269,3 +269,12 @@ def test_the_published_study_ends_within_five_percent_of_the_lower_bound() -> No
     needed = sum(w.need.nodes * w.need.gpus_per_node / 8 * w.need.expected_minutes for w in works) / 16
     bound = max(needed, *(w.need.expected_minutes for w in works))
     assert (history.now - NOON) / 60 <= 1.05 * bound
+
+
+def test_a_cap_on_gpu_hours_binds_over_all_allocations_together() -> None:
+    works = [work(f"r{n}", minutes=60) for n in range(10)]
+    history = History(state_of(*works), cluster_of(QuotaConfig(nodes=1), QuotaConfig(nodes=2)))
+    history.state.apply({"event": "own_limits", "limits": {"max_gpu_hours": 8 * 4.0}, "time": NOON})
+    history.play()
+    assert sum(history.finished.values()) == 4
+    assert history.tick().hopeless
