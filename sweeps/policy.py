@@ -70,7 +70,7 @@ RULES: dict[Cause, Rule] = {
     Cause.CANCELLED: Rule(0, advice="cancelled by hand: `retry` starts it again"),
 }
 
-_STOPPED = (Cause.WANTS_MORE_TIME, Cause.TIMEOUT, Cause.PREEMPTED)
+_STOPPED = (Cause.WANTS_MORE_TIME, Cause.TIMEOUT, Cause.PREEMPTED, Cause.STOPPED)
 
 ALIKE = 3
 """So many runs that crash in the same way hold the others of their group: one bug is not paid for a hundred times."""

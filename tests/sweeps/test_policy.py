@@ -41,7 +41,10 @@ def history(*causes: Cause, advanced: bool = False) -> list[PastAttempt]:
     return [PastAttempt(cause, advanced) for cause in causes]
 
 
-@pytest.mark.parametrize("cause", [cause for cause in Cause if cause is not Cause.FINISHED])
+FAILURES = [cause for cause in Cause if cause not in (Cause.FINISHED, Cause.STOPPED)]
+
+
+@pytest.mark.parametrize("cause", FAILURES)
 def test_every_cause_has_a_budget_and_then_holds_with_advice(cause: Cause) -> None:
     budget = RULES[cause].retries
     for tries in range(1, budget + 1):
@@ -57,6 +60,10 @@ def test_every_cause_has_a_budget_and_then_holds_with_advice(cause: Cause) -> No
 @pytest.mark.parametrize("cause", [Cause.WANTS_MORE_TIME, Cause.TIMEOUT, Cause.PREEMPTED])
 def test_who_advances_may_go_on_for_ever(cause: Cause) -> None:
     assert after(history(*[cause] * 200, advanced=True)).hold is None
+
+
+def test_being_stopped_with_the_controller_never_counts_against_a_run() -> None:
+    assert after(history(*[Cause.STOPPED] * 200)).hold is None
 
 
 def test_two_attempts_without_progress_hold_even_after_progress() -> None:
@@ -85,8 +92,8 @@ def test_backoff_doubles() -> None:
 
 
 def test_backoff_stays_within_a_day() -> None:
-    for cause, rule in RULES.items():
-        for tries in range(1, rule.retries + 1):
+    for cause in FAILURES:
+        for tries in range(1, RULES[cause].retries + 1):
             assert after(history(*[cause] * tries)).wait_seconds <= 24 * 3600, (cause, tries)
 
 
