@@ -3,122 +3,213 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+import time
 from typing import TYPE_CHECKING
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode
 
 if TYPE_CHECKING:
-    from sweeps.folder import SweepFolder
+    from sweeps.launch import Sweep
 
 DESCRIPTION = """\
 Plan, launch and watch many runs under a quota.
 
   muloco-sweep plan +sweep=demo                       what it would cost; submits nothing
-  muloco-sweep launch +sweep=demo root=demo           runs it here; again: continues it
+  muloco-sweep launch +sweep=demo root=demo           runs it; again: continues it
   muloco-sweep launch +sweep=demo model=29k seed=0,1  values on the command line narrow the grid or add to it
-  muloco-sweep status demo                            what is done, running, waiting and held, and why
+  muloco-sweep status demo algorithm=muloco           what is done, running, waiting and held, and why
+  muloco-sweep explain 3fa demo                       the history of the run 3fa... under demo/
+  muloco-sweep quota demo --nodes 12                  another quota, from the next tick on
+  muloco-sweep retry demo model=82k                   try held runs again
 
 A sweep is a file under conf/sweep, a cluster one under conf/cluster (cluster=NAME). A sweep may be stopped at any
 moment, with Ctrl-C or harder; launched again it continues, and trains no finished run twice.
+Filters: algorithm=muloco, model=82k, seed=0,1, inner_optimizer.lr=0.02, run=3fa. ROOT defaults to results.
 """
+
+# Name, what it does, options. Those that change runs need a filter or --all.
+_ON_SWEEPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "status": ("what is done, running, waiting and held, and why", ("--json",)),
+    "watch": ("status, drawn anew until the sweep is over", ()),
+    "pause": ("submit nothing more; running jobs go on", ()),
+    "resume": ("submit again", ()),
+    "quota": ("change the sweep's own limits while it runs", ()),
+    "cancel": ("end runs and hold them", ("--all",)),
+    "hold": ("keep waiting runs from starting", ("--all",)),
+    "retry": ("try held runs again, with new budgets", ("--all",)),
+}
+_ON_RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "explain": ("the whole history of a run and what happens next", ("--json",)),
+    "logs": ("what a run's newest attempt printed", ()),
+}
+_DETACH_SECONDS = 60.0
 
 
 def main() -> None:
     """The console script. Never returns: exits with one of `ExitCode`."""
-    parser = _parser()
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
     try:
-        code = arguments.command(arguments)
+        code = _run(arguments)
     except ConfigError as error:
         print(f"muloco-sweep: {error}", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.FINISHED)
     sys.exit(code)
+
+
+def _run(arguments: argparse.Namespace) -> ExitCode:
+    if arguments.name == "plan":
+        return plan(arguments)
+    if arguments.name == "launch":
+        return detach(arguments) if arguments.detach else launch(arguments)
+    from sweeps import commands
+
+    code: ExitCode = getattr(commands, {"explain": "explain_run"}.get(arguments.name, arguments.name))(arguments)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="muloco-sweep", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, function, text in (
-        ("plan", plan, "runs, verdicts and cost of a sweep; submits nothing"),
-        ("launch", launch, "run a sweep, or continue it"),
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
+    for name, text in (
+        ("plan", "runs, verdicts and cost of a sweep; submits nothing"),
+        ("launch", "run a sweep, or continue it"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument(
             "overrides", nargs="+", metavar="KEY=VALUE", help="+sweep=NAME, cluster=NAME, root=FOLDER, keys of the grid"
         )
-        command.set_defaults(command=function)
-    command = commands.add_parser("status", help="what is done, running, waiting and held, and why")
-    _add_place(command)
-    command.set_defaults(command=status)
+    launching = commands.choices["launch"]
+    launching.add_argument("--detach", action="store_true", help="in the background: it outlives this terminal")
+    launching.add_argument("--max-gpu-hours", type=float, metavar="H", help="submit nothing that could exceed this")
+    launching.add_argument(
+        "--on-event", metavar="TARGET", help="a command (gets JSON on its input) or an http(s) address, told of held "
+        "runs and of the end",
+    )  # fmt: skip
+    commands.choices["plan"].add_argument("--json", action="store_true", help="for programs")
+    for name, (text, options) in {**_ON_RUNS, **_ON_SWEEPS}.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name in _ON_RUNS:
+            command.add_argument("run", metavar="RUN", help="a run id, or how it begins")
+        command.add_argument("words", nargs="*", metavar="ROOT | KEY=VALUE", help="the sweeps' root, and filters")
+        command.add_argument("--sweep", help="which of the root's sweeps; needed only where there are several")
+        for option in options:
+            meaning = "for programs" if option == "--json" else "all runs, where no filter is given"
+            command.add_argument(option, action="store_true", help=meaning)
+    commands.choices["logs"].add_argument("-f", "--follow", action="store_true", help="go on while the attempt runs")
+    for name in ("nodes", "gpus", "jobs", "submitted-jobs", "gpu-hours", "max-gpu-hours"):
+        text = "over all allocations together" if name == "max-gpu-hours" else "of each allocation"
+        commands.choices["quota"].add_argument(f"--{name}", type=float, metavar="N", help=text)
     return parser
 
 
-def _add_place(command: argparse.ArgumentParser) -> None:
-    command.add_argument("root", nargs="?", default="results", type=Path, help="the sweeps' root (default: results)")
-    command.add_argument("--sweep", help="which of the root's sweeps; needed only where there are several")
-
-
 def plan(arguments: argparse.Namespace) -> ExitCode:
-    from sweeps.display import show_plan
+    from sweeps.display import plan_as_dict, show_plan
     from sweeps.launch import read_sweep
     from sweeps.preview import preview
 
-    show_plan(preview(read_sweep(arguments.overrides)))
+    found = preview(read_sweep(arguments.overrides))
+    if arguments.json:
+        import json
+
+        print(json.dumps(plan_as_dict(found)))
+    else:
+        show_plan(found)
     return ExitCode.FINISHED
 
 
 def launch(arguments: argparse.Namespace) -> ExitCode:
     from sweeps.clusters import make_cluster
-    from sweeps.controller import Controller
+    from sweeps.controller import Controller, Tick
+    from sweeps.decide import MAX_GPU_HOURS
     from sweeps.display import progress, show_end
     from sweeps.launch import read_sweep
     from sweeps.lease import LeaseHeld
+    from sweeps.notify import Notifier
     from sweeps.training import prepare
 
     sweep = read_sweep(arguments.overrides)
+    check_cap(sweep, arguments.max_gpu_hours)
+    notify = Notifier(sweep.name, arguments.on_event) if arguments.on_event else None
     prepare(sweep.runs, sweep.root)
     try:
         controller = Controller(sweep.folder, sweep.definition, make_cluster)
     except LeaseHeld as error:
         raise ConfigError(str(error)) from None
     sweep.folder.write_definition(sweep.definition)
+    if arguments.max_gpu_hours is not None:
+        controller.set_limits({MAX_GPU_HOURS: arguments.max_gpu_hours})
     for damage in controller.damage:
         print(f"ledger line {damage.line}: {damage.why}; passed over", file=sys.stderr)
     # A polite kill is Ctrl-C from afar.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with progress(sweep) as on_tick:
+    with progress(sweep) as show:
+
+        def on_tick(tick: Tick) -> None:
+            show(tick)
+            if notify is not None:
+                notify(tick)
+
         state = controller.run(on_tick)
     show_end(sweep, state)
     return ExitCode.FINISHED if state.counts["done"] == len(state.runs) else ExitCode.CRASH
 
 
-def status(arguments: argparse.Namespace) -> ExitCode:
-    from sweeps.display import show_status
+def check_cap(sweep: Sweep, max_gpu_hours: float | None) -> None:
+    if max_gpu_hours is None:
+        return
+    if not max_gpu_hours >= 0:
+        raise ConfigError(f"--max-gpu-hours {max_gpu_hours}: must be zero or more")
+    if not any(allocation.gpus_per_node for allocation in sweep.cluster.allocations):
+        raise ConfigError(f"--max-gpu-hours has no effect: cluster {sweep.cluster.name} has no GPUs; drop it")
 
-    for folder in find_sweeps(arguments.root, arguments.sweep):
-        show_status(folder)
+
+def detach(arguments: argparse.Namespace) -> ExitCode:
+    """The same launch in a session of its own, which hangs on no terminal. Its first moments are watched from here."""
+    from sweeps.launch import read_sweep
+    from sweeps.lease import read_holder
+
+    sweep = read_sweep(arguments.overrides)
+    check_cap(sweep, arguments.max_gpu_hours)
+    log = sweep.folder.controller_log
+    words = [sys.executable, "-m", "sweeps", *(word for word in sys.argv[1:] if word != "--detach")]
+    holder = read_holder(sweep.folder.lease_dir)
+    if holder is not None and holder.is_alive:
+        raise ConfigError(f"a controller is at work on this sweep already (host {holder.host}, pid {holder.pid})")
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as file:
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+    except OSError as error:
+        raise ConfigError(f"{log}: {error.strerror}: choose another root") from None
+    deadline = time.monotonic() + _DETACH_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        holder = read_holder(sweep.folder.lease_dir)
+        if holder is not None and holder.pid == process.pid:
+            break
+        time.sleep(0.1)
+    if process.poll() not in (None, ExitCode.FINISHED):
+        last = log.read_text(errors="replace").strip().splitlines()[-1:]
+        raise ConfigError(f"the controller ended at once: {' '.join(last)}; see {log}")
+    place = f"{sweep.root} --sweep {sweep.name}"
+    print(f"sweep {sweep.name}: controller {process.pid} is at work in the background; it prints to {log}")
+    print(f"  muloco-sweep status {place}\n  muloco-sweep watch {place}\n  kill {process.pid}  stops it in order")
     return ExitCode.FINISHED
-
-
-def find_sweeps(root: Path, name: str | None) -> Sequence[SweepFolder]:
-    """The root's sweeps, or the named one. None at all raises `ConfigError`."""
-    from sweeps.folder import SweepFolder
-
-    found = [folder for folder in SweepFolder.all_under(root) if name in (None, folder.name)]
-    if not found:
-        what = f"sweep {name!r}" if name else "sweep"
-        raise ConfigError(f"{root}: holds no {what}: give the folder that `launch` was given as root=")
-    return found
 
 
 if __name__ == "__main__":

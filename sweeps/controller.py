@@ -33,6 +33,8 @@ from sweeps.quota import all_limits
 from sweeps.state import JobState, SweepState
 from sweeps.work import Attempt, read_ending
 
+COMMANDS = ("paused", "own_limits", "held", "released", "cancel")
+"""What people may ask for; the first four are events of the ledger."""
 _DEFER_SECONDS = 60.0
 """After a refused submission; one tick where that is longer."""
 _DOUBT_SECONDS = 120.0
@@ -231,14 +233,27 @@ class Controller:
                 self._absorb(job, observation, self.clock())
             time.sleep(0.1)
 
+    def obey(self) -> None:
+        """Carries out the commands that wait, without going on with the sweep, and gives the lease back."""
+        try:
+            self._take_commands()
+        finally:
+            self.lease.release()
+
+    def set_limits(self, limits: Mapping[str, float]) -> None:
+        """The user's own limits, from now on (`SweepState.own_limits`)."""
+        if any(self.state.own_limits.get(name) != value for name, value in limits.items()):
+            self._record("own_limits", limits=dict(limits))
+
     def _take_commands(self) -> None:
         for path, command in self.folder.received():
-            if command["command"] not in self.state.commands:
-                event = dict(command)
-                if event["event"] == "cancel":
+            event = dict(command)
+            name = event.pop("event", None)
+            if name in COMMANDS and event.get("command") not in self.state.commands:
+                if name == "cancel":
                     self._cancel(event)
                 else:
-                    self._record(event.pop("event"), **event)
+                    self._record(name, **event)
             path.unlink(missing_ok=True)
 
     def _cancel(self, command: Mapping[str, Any]) -> None:

@@ -6,17 +6,19 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from muloco_runner.record import RecordError, RunFolder
 from sweeps.controller import Tick
-from sweeps.folder import SweepFolder
+from sweeps.decide import MAX_GPU_HOURS
 from sweeps.launch import Sweep
+from sweeps.ledger import Damage
 from sweeps.preview import Preview
-from sweeps.state import STANDINGS, RunState, SweepState
+from sweeps.state import STANDINGS, AttemptState, RunState, SweepState
 
 _LOG_SECONDS = 10.0
 
@@ -48,6 +50,30 @@ def show_plan(preview: Preview) -> None:
         f"{preview.node_hours:.1f} node-hours, about {_minutes(preview.makespan_minutes)} under the quota "
         f"of cluster {preview.sweep.cluster.name}"
     )
+
+
+def plan_as_dict(preview: Preview) -> dict[str, Any]:
+    """For `--json`."""
+    return {
+        "sweep": preview.sweep.name,
+        "cluster": preview.sweep.cluster.name,
+        "gpu_hours": preview.gpu_hours,
+        "node_hours": preview.node_hours,
+        "makespan_minutes": preview.makespan_minutes,
+        "runs": [
+            {
+                "run": run.work.name,
+                "finished": run.finished,
+                "verdict": run.verdict.kind.value,
+                "why": run.verdict.why,
+                "nodes": run.work.need.nodes,
+                "gpus": run.work.need.gpus,
+                "expected_minutes": run.work.need.expected_minutes,
+                "labels": run.work.labels,
+            }
+            for run in preview.runs
+        ],
+    }
 
 
 @contextlib.contextmanager
@@ -126,26 +152,65 @@ def show_end(sweep: Sweep, state: SweepState) -> None:
             print(f"{run.work.name} held: {run.held}  {run.work.folder}")
 
 
-def show_status(folder: SweepFolder) -> None:
-    """One sweep: counts by algorithm and size, then what waits or is held and why."""
-    definition = folder.read_definition()
-    state, damage = folder.read_state(definition.works)
+def show_status(
+    name: str,
+    state: SweepState,
+    damage: Sequence[Damage],
+    runs: Sequence[RunState],
+    reason: Callable[[RunState], str],
+) -> None:
+    """One sweep: counts by algorithm and size, what was spent, then what waits or is held and why."""
     console = Console()
-    table = Table("algorithm", "parameters", *STANDINGS, title=f"sweep {folder.name}", title_justify="left", box=None)
+    console.print(status_table(name, state, runs, reason), highlight=False)
+    for one in damage:
+        console.print(f"ledger line {one.line}: {one.why}; passed over", highlight=False)
+
+
+def status_table(
+    name: str, state: SweepState, runs: Sequence[RunState], reason: Callable[[RunState], str]
+) -> RenderableType:
+    table = Table("algorithm", "parameters", *STANDINGS, title=f"sweep {name}", title_justify="left", box=None)
     groups: dict[tuple[str, int], Counter[str]] = {}
-    for run in state.runs.values():
+    for run in runs:
         labels = run.work.labels
         key = (str(labels.get("algorithm", "")), int(labels.get("num_params", 0)))
         groups.setdefault(key, Counter())[run.standing] += 1
     for (algorithm, params), counts in sorted(groups.items()):
         table.add_row(algorithm, f"{params:,}", *(str(counts[word] or "") for word in STANDINGS))
-    console.print(table)
-    console.print(summary(state))
-    for run in state.runs.values():
-        if run.held is not None:
-            console.print(f"{run.work.name} held: {run.held}", highlight=False)
-    for one in damage:
-        console.print(f"ledger line {one.line}: {one.why}; passed over", highlight=False)
+    return Group(table, summary(state), _spent(state, runs), *_reasons(runs, reason))
+
+
+def _spent(state: SweepState, runs: Sequence[RunState]) -> str:
+    """GPU-hours, the estimate against the clock, and the work left."""
+    spent = sum(state.spent_gpu_hours.values())
+    cap = state.own_limits.get(MAX_GPU_HOURS)
+    words = [f"{spent:.1f} GPU-hours used" + (f" of {cap:g}" if cap is not None else "")] if spent or cap else []
+    actual = [sum(_minutes_of(attempt) for attempt in run.attempts) for run in runs if run.done and run.attempts]
+    expected = [run.work.need.expected_minutes for run in runs if run.done and run.attempts]
+    if actual:
+        words.append(f"finished runs took {sum(actual):.1f} minutes together, {sum(expected):.1f} were expected")
+    left = sum(run.work.need.expected_minutes for run in runs if run.standing not in ("done", "held"))
+    if left:
+        words.append(f"{left:.1f} minutes of runs left")
+    return "; ".join(words)
+
+
+def _minutes_of(attempt: AttemptState) -> float:
+    if attempt.started_at is None or attempt.ended_at is None:
+        return 0.0
+    return (attempt.ended_at - attempt.started_at) / 60
+
+
+def _reasons(runs: Sequence[RunState], reason: Callable[[RunState], str]) -> list[str]:
+    """Each reason once, with how many runs it concerns and one of them."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        if run.standing in ("waiting", "held") and (why := reason(run)):
+            found.setdefault((run.standing, why), []).append(run.work.name)
+    return [
+        f"{len(names)} {standing}: {why}  ({names[0]}{', ...' if len(names) > 1 else ''})"
+        for (standing, why), names in found.items()
+    ]
 
 
 def summary(state: SweepState) -> str:

@@ -1,0 +1,66 @@
+"""Tells someone when a run is held and when the sweep ends: a command, or a web address that takes JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+from muloco_runner.config import ConfigError
+from sweeps.controller import Tick
+
+_PATIENCE_SECONDS = 20
+
+
+class Notifier:
+    """Called after each tick. `target` is http(s)://..., or a command that gets the event as JSON on its input."""
+
+    def __init__(self, sweep: str, target: str) -> None:
+        self.sweep = sweep
+        self.send = _poster(target) if target.startswith(("http://", "https://")) else _runner(target)
+        self.held: set[str] | None = None
+        self.ended = False
+
+    def __call__(self, tick: Tick) -> None:
+        held = {name for name, run in tick.state.runs.items() if run.held is not None}
+        if self.held is None:
+            self.held = held  # what an earlier launch has told already
+        new = {name: tick.state.runs[name].held for name in sorted(held - self.held)}
+        self.held = held
+        if new:
+            self._tell({"event": "held", "runs": new})
+        over = tick.state.is_over or tick.plan.hopeless
+        if over and not self.ended:
+            self.ended = True
+            self._tell({"event": "ended", "counts": {word: n for word, n in tick.state.counts.items() if n}})
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        """A message that cannot be sent is no reason to stop a sweep."""
+        try:
+            self.send(json.dumps({"sweep": self.sweep, **event}))
+        except (OSError, subprocess.SubprocessError) as error:
+            print(f"on-event: {error}", file=sys.stderr)
+
+
+def _poster(address: str) -> Callable[[str], None]:
+    def post(text: str) -> None:
+        request = urllib.request.Request(address, text.encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS):
+            pass
+
+    return post
+
+
+def _runner(command: str) -> Callable[[str], None]:
+    words = shlex.split(command)
+    if not words:
+        raise ConfigError("--on-event: give a command or an http(s) address")
+
+    def run(text: str) -> None:
+        subprocess.run(words, input=text, text=True, check=True, timeout=_PATIENCE_SECONDS)
+
+    return run
