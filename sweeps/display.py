@@ -7,18 +7,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from muloco_runner.record import RecordError, RunFolder
-from sweeps.controller import Tick
 from sweeps.decide import MAX_GPU_HOURS
-from sweeps.launch import Sweep
-from sweeps.ledger import Damage
-from sweeps.preview import Preview
 from sweeps.state import STANDINGS, AttemptState, RunState, SweepState
+
+if TYPE_CHECKING:
+    from sweeps.controller import Tick
+    from sweeps.launch import Sweep
+    from sweeps.ledger import Damage
+    from sweeps.preview import Preview
 
 _LOG_SECONDS = 10.0
 

@@ -1,0 +1,142 @@
+"""`muloco-sweep` as people type it: one process a command, exit codes and last lines as they see them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from sweeps.folder import Definition, SweepFolder
+from sweeps.work import Need, Work
+
+HERE = Path(__file__).parent
+CLUSTER = {"kind": "local", "tick_seconds": 0.05, "allocations": [{"name": "here", "quota": {"jobs": 1}}]}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    """Whatever a test leaves running is ended with it."""
+    yield tmp_path
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(tmp_path) in word for word in process.info["cmdline"] or ()):
+            process.kill()
+
+
+@pytest.fixture
+def sweep(root: Path) -> SweepFolder:
+    """Three runs, none tried yet."""
+    folder = SweepFolder(root, "sample")
+    works = []
+    for n, name in enumerate(("DDP-Muon", "MuLoCo", "MuLoCo")):
+        labels = {"algorithm": name, "lr": 0.0078125, "num_params": 29120}
+        place = str(root / "runs" / f"{n}ab")
+        need = Need(expected_minutes=1.0)
+        works.append(Work(f"{n}ab", place, "sample_work:count", {"seconds": 30.0}, need, labels))
+    folder.write_definition(Definition("sample", "local", CLUSTER, works))
+    return folder
+
+
+def say(*words: object, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeps", *map(str, words)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    if code == 2:
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+    return done.stdout
+
+
+def standings(root: Path, *filters: str) -> dict[str, str]:
+    found: dict[str, Any] = json.loads(say("status", root, *filters, "--json"))
+    return {run["run"]: run["standing"] for run in found["runs"]}
+
+
+def test_filters_find_runs_by_label_number_model_and_name(sweep: SweepFolder) -> None:
+    root = sweep.root
+    assert set(standings(root, "algorithm=ddp_muon")) == {"0ab"}
+    assert set(standings(root, "algorithm=muloco", "run=1,2")) == {"1ab", "2ab"}
+    assert set(standings(root, "lr=0.00781", "model=29k")) == {"0ab", "1ab", "2ab"}
+    assert "matches" in say("status", root, "model=82k", code=2)
+    assert "no such" in say("status", root, "algoritm=muloco", code=2)
+
+
+def test_hold_and_retry_without_a_controller_take_effect_at_once(sweep: SweepFolder) -> None:
+    root = sweep.root
+    assert "--all" in say("hold", root, code=2)
+    assert "2 run(s) held" in say("hold", root, "algorithm=muloco")
+    assert standings(root) == {"0ab": "waiting", "1ab": "held", "2ab": "held"}
+    assert "held by hand" in say("explain", "1", root)
+    assert "1 run(s) released" in say("retry", root, "run=1")
+    assert standings(root) == {"0ab": "waiting", "1ab": "waiting", "2ab": "held"}
+    assert "no run that this concerns" in say("retry", root, "run=0")
+
+
+def test_mistakes_are_one_line(sweep: SweepFolder, tmp_path: Path) -> None:
+    assert "root=" in say("status", tmp_path / "nowhere", code=2)
+    assert "begins so" in say("explain", "7", sweep.root, code=2)
+    assert "no attempt yet" in say("logs", "0ab", sweep.root, code=2)
+    assert "--nodes" in say("quota", sweep.root, code=2)
+    assert "zero or more" in say("quota", sweep.root, "--nodes", "-1", code=2)
+    assert "one root" in say("status", "a", "b", code=2)
+    assert "no effect" in say("launch", "+sweep=demo", f"root={tmp_path}/new", "--max-gpu-hours", "3", code=2)
+    assert not (tmp_path / "new").exists()
+
+
+def controller(root: Path) -> "subprocess.Popen[bytes]":
+    code = (
+        "import sys; from pathlib import Path; from sweeps.folder import SweepFolder; from sweeps.clusters import *;"
+        "from sweeps.controller import Controller; f = SweepFolder(Path(sys.argv[1]), 'sample');"
+        "Controller(f, f.read_definition(), make_cluster).run()"
+    )
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen([sys.executable, "-c", code, str(root)], env={**os.environ, "PYTHONPATH": path})
+
+
+def wait_for(root: Path, wanted: dict[str, str]) -> None:
+    deadline = time.monotonic() + 30
+    while (now := standings(root)) != wanted:
+        assert time.monotonic() < deadline, now
+        time.sleep(0.1)
+
+
+def test_a_controller_at_work_is_told(sweep: SweepFolder) -> None:
+    root = sweep.root
+    process = controller(root)
+    wait_for(root, {"0ab": "running", "1ab": "waiting", "2ab": "waiting"})
+    assert "quota.jobs" in say("status", root)
+    assert "next tick" in say("pause", root)
+    assert "next tick" in say("cancel", root, "run=0")
+    wait_for(root, {"0ab": "held", "1ab": "waiting", "2ab": "waiting"})
+    assert "paused" in say("status", root)
+    say("hold", root, "run=1")
+    say("resume", root)
+    wait_for(root, {"0ab": "held", "1ab": "held", "2ab": "running"})
+    history = say("explain", "0ab", root)
+    assert "cancelled" in history
+    assert "retry" in history
+    say("cancel", root, "--all")
+    assert process.wait(timeout=30) == 0
+    assert set(standings(root).values()) == {"held"}
+
+
+def test_a_command_in_the_inbox_that_nobody_knows_does_no_harm(sweep: SweepFolder) -> None:
+    sweep.send("explode", runs=["0ab"])
+    say("hold", sweep.root, "run=1")
+    assert standings(sweep.root) == {"0ab": "waiting", "1ab": "held", "2ab": "waiting"}
+    assert not list(sweep.inbox.iterdir())
+
+
+def test_help_loads_neither_hydra_nor_submitit() -> None:
+    code = (
+        "import sys\nfrom sweeps.__main__ import _parser\n"
+        "heavy = {'torch', 'hydra', 'submitit', 'rich', 'pandas'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
