@@ -1,0 +1,244 @@
+"""The controller killed at every step, on a cluster that lives on: nothing is lost, nothing runs twice."""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.clusters.interface import (
+    JobEnd,
+    JobObservation,
+    JobRequest,
+    JobState,
+    Limits,
+    Observation,
+    RefusalKind,
+    Refused,
+)
+from sweeps.config import ClusterConfig
+from sweeps.controller import Controller, Tick
+from sweeps.folder import Definition, SweepFolder
+from sweeps.ledger import Ledger
+from sweeps.state import SweepState
+from sweeps.work import Need, Work
+
+QUOTA = 3
+CLUSTER = {
+    "kind": "simulated",
+    "tick_seconds": 30.0,
+    "allocations": [{"name": "a", "gpus_per_node": 8, "whole_nodes": True, "quota": {"nodes": QUOTA}}],
+}
+
+
+class Killed(BaseException):
+    """kill -9, as the code under test sees it: nothing of it runs any more."""
+
+
+class World:
+    """A scheduler with its jobs and clock. It outlives controllers."""
+
+    outlives_controller = True
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.now = root, 1.8e9
+        self.jobs: dict[str, tuple[JobRequest, float]] = {}
+        """By tag: the request, and when it was accepted."""
+        self.ended: dict[str, JobEnd] = {}
+        self.starts: Counter[str] = Counter()
+        self.answers: Iterator[str] = itertools.repeat("yes")
+        self.reachable = True
+        self.steps, self.kill_at = 0, 0
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps == self.kill_at:
+            raise Killed
+
+    def live(self) -> list[JobRequest]:
+        return [request for tag, (request, _) in self.jobs.items() if tag not in self.ended]
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        for tag, (request, accepted_at) in self.jobs.items():
+            if tag not in self.ended and self.now - accepted_at >= 60 * request.attempts[0].work.need.expected_minutes:
+                self.ended[tag] = JobEnd.EXITED
+                for attempt in request.attempts:
+                    place = Path(attempt.work.folder)
+                    place.mkdir(parents=True, exist_ok=True)
+                    (place / "result.json").write_text("{}")
+
+    # The cluster
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def submit(self, request: JobRequest) -> str:
+        self.step()
+        answer = next(self.answers)
+        if answer == "defer":
+            raise Refused(RefusalKind.DEFER, "QOSMaxSubmitJobPerUserLimit")
+        if answer == "wrong":
+            raise Refused(RefusalKind.FATAL, "Invalid qos specification")
+        if answer != "lost":
+            assert request.tag not in self.jobs, "one tag, two jobs"
+            busy = {attempt.work.name for job in self.live() for attempt in job.attempts}
+            for attempt in request.attempts:
+                assert attempt.work.name not in busy, "run twice at once"
+                assert not attempt.work.is_finished, "a finished run runs again"
+                self.starts[attempt.work.name] += 1
+            self.jobs[request.tag] = (request, self.now)
+            assert sum(job.nodes for job in self.live()) <= QUOTA
+        if answer in ("lost", "accepted but unheard"):
+            raise Refused(RefusalKind.MAY_EXIST, "Socket timed out on send/recv operation")
+        self.step()
+        return "1"
+
+    def observe(self, tags: Sequence[str]) -> Observation:
+        self.step()
+        if not self.reachable:
+            return Observation({}, complete=False)
+        seen = {}
+        for tag in set(tags) & set(self.jobs):
+            _, at = self.jobs[tag]
+            end = self.ended.get(tag)
+            state = JobState.RUNNING if end is None else JobState.ENDED
+            code = 0 if end is JobEnd.EXITED else None
+            seen[tag] = JobObservation(tag, "1", state, ("n1",), end=end, exit_code=code, started_at=at)
+        return Observation(seen)
+
+    def cancel(self, tags: Sequence[str]) -> None:
+        self.step()
+        for tag in tags:
+            if tag in self.jobs:
+                self.ended.setdefault(tag, JobEnd.CANCELLED)
+
+    def limits(self) -> Limits:
+        return Limits()
+
+
+def works(root: Path) -> list[Work]:
+    shapes = [(1, 8, 2), (1, 2, 1), (1, 2, 1), (3, 8, 1), (2, 8, 1)]
+    return [
+        Work(f"r{n}", str(root / "runs" / f"r{n}"), "m:f", need=Need(nodes, gpus, 1, 0.0, minutes))
+        for n, (nodes, gpus, minutes) in enumerate(shapes)
+    ]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def begin(world: World) -> Controller:
+    """A controller on a host of its own: the one before it is dead."""
+    folder = SweepFolder(world.root, "s")
+    definition = Definition("s", "c", CLUSTER, works(world.root))
+    folder.write_definition(definition)
+    for lease in folder.lease_dir.glob("[0-9]*"):
+        lease.write_text(json.dumps({"host": "", "pid": 0, "started_at": 0.0}))
+
+    def make(config: ClusterConfig, place: Path) -> World:
+        return world
+
+    return Controller(folder, definition, make, clock=lambda: world.now)
+
+
+def play(world: World, on_tick: Callable[[Tick], None] = lambda tick: None) -> SweepState:
+    controller = begin(world)
+    for _ in range(400):
+        on_tick(controller.tick())
+        if controller.state.is_over:
+            return controller.state
+        world.advance(30.0)
+    raise AssertionError(f"no end: {controller.state.counts}")
+
+
+def all_done(state: SweepState) -> bool:
+    return state.counts["done"] == len(state.runs)
+
+
+def steps_of_a_sweep(root: Path) -> Iterator[World]:
+    """Worlds in which the controller dies at the first step, the second, and so on to the last."""
+    for kill_at in itertools.count(1):
+        world = World(root / str(kill_at))
+        world.kill_at = kill_at
+        yield world
+        if world.kill_at == 0 and world.steps < kill_at:
+            return
+
+
+def test_killed_at_any_step_nothing_is_lost_and_nothing_runs_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each line of the ledger has a step before it, one amid it, which leaves it torn, and one after it.
+    whole = Ledger.append
+    current: list[World] = []
+
+    def append(self: Ledger, event: str, **values: Any) -> Any:
+        current[0].step()
+        try:
+            current[0].step()
+        except Killed:
+            with open(self.path, "a") as file:
+                file.write('{"crc":1234,"token":1,"ev')
+            raise
+        line = whole(self, event, **values)
+        current[0].step()
+        return line
+
+    monkeypatch.setattr(Ledger, "append", append)
+    kills = 0
+    for world in steps_of_a_sweep(tmp_path):
+        current[:] = [world]
+        try:
+            play(world)
+        except Killed:
+            kills += 1
+        killed_at, world.kill_at = world.kill_at, 0
+        assert all_done(play(world)), killed_at
+        assert set(world.starts.values()) == {1}, killed_at
+    assert kills > 60
+
+
+@pytest.mark.parametrize("answer", ["accepted but unheard", "lost"])
+def test_a_lost_answer_is_looked_after_before_anything_is_submitted_again(world: World, answer: str) -> None:
+    world.answers = itertools.chain([answer, "yes", answer], itertools.repeat("yes"))
+    assert all_done(play(world))
+    assert set(world.starts.values()) == {1}
+
+
+def test_a_refusal_for_now_defers_and_one_for_good_holds(world: World) -> None:
+    world.answers = itertools.chain(["defer", "defer", "wrong"], itertools.repeat("yes"))
+    state = play(world)
+    held = [run for run in state.runs.values() if run.held is not None]
+    assert len(held) == 1
+    assert "Invalid qos specification" in (held[0].held or "")
+    assert state.counts["done"] == len(state.runs) - 1
+
+
+def test_a_scheduler_that_does_not_answer_is_not_an_empty_one(world: World) -> None:
+    ticks = itertools.count()
+
+    def unreachable_for_a_while(tick: Tick) -> None:
+        world.reachable = not 2 <= next(ticks) <= 20
+
+    assert all_done(play(world, unreachable_for_a_while))
+    assert set(world.starts.values()) == {1}
+
+
+def test_jobs_that_vanish_run_again(world: World) -> None:
+    ticks = itertools.count()
+
+    def vanish(tick: Tick) -> None:
+        if next(ticks) == 2:
+            world.jobs.clear()
+            world.ended.clear()
+
+    state = play(world, vanish)
+    assert all_done(state)
+    assert max(world.starts.values()) == 2
