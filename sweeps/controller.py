@@ -150,6 +150,7 @@ class Controller:
             if cause in RULES and RULES[cause].excludes_node:
                 struck.update(seen.nodes)
         self._record("ended", tag=job.tag, endings=endings, struck_nodes=sorted(struck))
+        self.folder.drop_request(job.tag)
 
     def _cause_of(self, attempt: Attempt, job: JobState, seen: JobObservation) -> tuple[Cause, str]:
         assert seen.end is not None
@@ -199,7 +200,8 @@ class Controller:
     def _submit(self, request: JobRequest) -> bool:
         """Whether to go on submitting."""
         self.folder.write_request(request)
-        self._record("intended", request, tag=request.tag)
+        runs = {attempt.work.name: attempt.number for attempt in request.attempts}
+        self._record("intended", request, tag=request.tag, allocation=request.allocation, runs=runs)
         try:
             job_id = self.cluster.submit(request)
         except Refused as refusal:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from sweeps.clusters.interface import JobRequest
 from sweeps.config import ClusterConfig, read_cluster
 from sweeps.ledger import Damage, Event, read_events
 from sweeps.state import RunState, SweepState
-from sweeps.work import Work
+from sweeps.work import Attempt, Work
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,20 @@ class SweepFolder:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
+    def drop_request(self, tag: str) -> None:
+        """Of a job that has ended."""
+        (self.path / "jobs" / f"{tag}.json").unlink(missing_ok=True)
+
     def read_state(self, works: Sequence[Work]) -> tuple[SweepState, list[Damage]]:
         """Replays the ledger over the given works."""
         events, damage = read_events(self.ledger_file)
+        by_name = {work.name: work for work in works}
         state = SweepState({work.name: RunState(work) for work in works}, self.tag_prefix)
+        settled = {event["tag"] for event in events if event["event"] in ("ended", "refused")}
         for event in events:
             request = None
             if event["event"] == "intended":
-                request = self.read_request(event["tag"])
+                request = _past_request(event, by_name) if event["tag"] in settled else self.read_request(event["tag"])
                 if request is None:
                     damage.append(Damage(0, f"the request of job {event['tag']} is gone"))
                     state.num_jobs += 1
@@ -138,3 +144,9 @@ class SweepFolder:
             except ValueError:
                 path.unlink()
         return found
+
+
+def _past_request(event: Event, works: Mapping[str, Work]) -> JobRequest:
+    """Of a job that has ended: as much as the history of its runs needs."""
+    attempts = tuple(Attempt(works[name], number) for name, number in event["runs"].items() if name in works)
+    return JobRequest(event["tag"], event["allocation"], attempts, 0, 0, 0, 0.0)
