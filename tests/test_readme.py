@@ -1,0 +1,68 @@
+"""Every command in the README, run in its order in an empty folder; runs are cut short, nothing else is changed."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# What makes a command short enough for a test.
+SHORT = {
+    "muloco-train": ["tokens_per_parameter=2", "method.sync_interval=10"],
+    "muloco-train --multirun": ["tokens_per_parameter=2", "model=29k", "global_batch_tokens=1024"],
+    "muloco-sweep launch": ["model=29k", "global_batch_tokens=512", "tokens_per_parameter=0.7"],
+    "muloco-report": ["--bootstrap", "20"],
+}
+
+
+def blocks() -> list[list[str]]:
+    """Commands of the README's shell blocks, comments cut off."""
+    text = (ROOT / "README.md").read_text()
+    found = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [[" ".join(shlex.split(line, comments=True)) for line in block.splitlines() if line] for block in found]
+
+
+def commands() -> list[str]:
+    return [line for block in blocks() for line in block]
+
+
+def shortened(command: str) -> list[str]:
+    words = shlex.split(command)
+    key = " ".join(words[:2])
+    key = key if key in SHORT else words[0]
+    return [str(Path(sys.executable).parent / words[0]), *words[1:], *SHORT.get(key, [])]
+
+
+def test_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
+    used = [line for line in commands() if line.startswith("muloco-")]
+    assert len(used) >= 6
+    for line in used:
+        done = subprocess.run(shortened(line), cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "demo" / "report" / "report.html").exists()
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    targets = [line.split()[1] for line in commands() if line.startswith("make ")]
+    assert targets
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("command", ["muloco-train", "muloco-sweep", "muloco-report"])
+def test_help_teaches_with_an_example(command: str) -> None:
+    program = str(Path(sys.executable).parent / command)
+    done = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
