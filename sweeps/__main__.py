@@ -65,6 +65,10 @@ def main() -> None:
         # The reader of our output, such as `head`, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.FINISHED)
+    except OSError as error:
+        # A full disk, a folder that went away: what is on disk stands, and jobs that run go on.
+        print(f"muloco-sweep: {error}; mend it, then the same command continues", file=sys.stderr)
+        sys.exit(ExitCode.CRASH)
     sys.exit(code)
 
 

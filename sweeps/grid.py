@@ -13,8 +13,9 @@
         exclude:                                 # a run that matches all of a line's values is left out
           - {algorithm: muloco, model: 416m}
 
-Keys and values are what the command line takes. A key on the command line replaces the file's values for it, or adds a
-factor. Runs that come out the same (by `run_id`) are one run.
+Keys and values are what the command line takes. Values on the command line that the file has narrow it to them; other
+values take the place of the file's; a key that a grid does not have is one more factor of it. Runs that come out the
+same (by `run_id`) are one run.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import copy
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -97,15 +98,23 @@ def values_of(text: Any, key: str) -> list[Any]:
 
 
 def read_grids(sweep: Mapping[str, Any], overrides: Mapping[str, list[Any]]) -> list[Grid]:
-    """The grids of a sweep file, with the command line's `overrides` in place of their values."""
+    """The grids of a sweep file, narrowed or changed by the command line's `overrides`."""
     _check_keys("sweep", sweep, ("description", "fixed", "grids"))
     entries = sweep.get("grids")
     if not isinstance(entries, list) or not entries:
         raise ConfigError("sweep.grids: give a list with at least one grid, each with a product, a zip or fixed values")
-    return [_read_grid(f"sweep.grids[{n}]", entry, sweep.get("fixed"), overrides) for n, entry in enumerate(entries)]
+    grids = [_read_grid(f"sweep.grids[{n}]", entry, sweep.get("fixed")) for n, entry in enumerate(entries)]
+    for key, values in overrides.items():
+        known = [value for grid in grids for value in _values_in(grid, key)]
+        if all(value in known for value in values):
+            grids = [_narrowed(grid, key, values) for grid in grids]
+            grids = [grid for grid in grids if grid.num_points]
+        else:
+            grids = [_replaced(grid, key, values) for grid in grids]
+    return grids
 
 
-def _read_grid(where: str, entry: Any, everywhere: Any, overrides: Mapping[str, list[Any]]) -> Grid:
+def _read_grid(where: str, entry: Any, everywhere: Any) -> Grid:
     _check_keys(where, entry, _GRID_KEYS)
     product = {key: values_of(value, key) for key, value in _section(where, entry, "product").items()}
     zipped = {key: values_of(value, key) for key, value in _section(where, entry, "zip").items()}
@@ -127,13 +136,31 @@ def _read_grid(where: str, entry: Any, everywhere: Any, overrides: Mapping[str, 
         for key in line:
             if key not in product and key not in zipped and key not in fixed:
                 raise ConfigError(f"{where}.exclude: {key} is no key of this grid, so the line has no effect: drop it")
-    for key, values in overrides.items():
-        # A row of a zip belongs together: its key cannot be taken out alone.
-        if key in zipped:
-            raise ConfigError(f"{key} is zipped with other keys in {where}: narrow it in the sweep file")
-        fixed.pop(key, None)
-        product[key] = values
     return Grid(product, zipped, fixed, lines)
+
+
+def _values_in(grid: Grid, key: str) -> list[Any]:
+    return [*grid.product.get(key, ()), *grid.zip.get(key, ()), *([grid.fixed[key]] if key in grid.fixed else ())]
+
+
+def _narrowed(grid: Grid, key: str, values: list[Any]) -> Grid:
+    """Its runs that have one of the values; a grid that does not name the key gets it as one more factor."""
+    if key in grid.zip:
+        rows = [n for n, value in enumerate(grid.zip[key]) if value in values]
+        return replace(grid, zip={name: [column[n] for n in rows] for name, column in grid.zip.items()})
+    if key in grid.fixed:
+        return grid if grid.fixed[key] in values else replace(grid, product={key: []})
+    kept = [value for value in grid.product.get(key, values) if value in values]
+    return replace(grid, product={**grid.product, key: kept})
+
+
+def _replaced(grid: Grid, key: str, values: list[Any]) -> Grid:
+    if key in grid.zip:
+        # A row of a zip belongs together: no value can be put in alone.
+        known = ", ".join(str(value) for value in grid.zip[key])
+        raise ConfigError(f"{key} is zipped with other keys: choose out of {known}, or change the sweep file")
+    fixed = {name: value for name, value in grid.fixed.items() if name != key}
+    return replace(grid, fixed=fixed, product={**grid.product, key: values})
 
 
 def _section(where: str, entry: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -108,7 +108,23 @@ def test_a_mistake_is_one_line_that_names_its_place(sweep: dict[str, Any], words
     assert "\n" not in str(caught.value)
 
 
-def test_a_key_out_of_a_zip_cannot_be_overridden_alone() -> None:
+def test_values_that_the_file_has_narrow_every_grid_and_drop_those_without() -> None:
+    sweep = {
+        "grids": [
+            {"product": {"algorithm": ["ddp_adamw"], "inner_optimizer.lr": [0.1, 0.2]}},
+            {"product": {"algorithm": ["ddp_muon", "muloco"], "inner_optimizer.lr": [0.3]}},
+            {"zip": {"algorithm": ["diloco", "muloco"], "inner_optimizer.lr": [0.4, 0.5]}, "product": {"seed": [7]}},
+            {"fixed": {"algorithm": "muloco"}, "product": {"inner_optimizer.lr": [0.6]}},
+        ]
+    }
+    runs = expand(sweep, {"algorithm": ["muloco"]})
+    assert {run.algorithm for run in runs} == {"MuLoCo"}
+    assert [run.inner_optimizer.lr for run in runs] == [0.3, 0.5, 0.6]
+    (run,) = expand(sweep, {"algorithm": ["ddp_adamw"], "inner_optimizer.lr": [0.3]})
+    assert (run.algorithm, run.inner_optimizer.lr) == ("DDP-AdamW", 0.3)
+
+
+def test_a_value_that_a_zip_does_not_have_cannot_be_put_into_it() -> None:
     with pytest.raises(ConfigError, match="zipped"):
         expand(one(zip={"seed": [0, 1], "model": ["29k", "42k"]}), {"seed": [3]})
 
