@@ -1,0 +1,78 @@
+"""Someone is told once of each held run and of the end."""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from muloco_runner.config import ConfigError
+from sweeps.controller import Tick
+from sweeps.decide import Plan
+from sweeps.notify import Notifier
+from sweeps.state import RunState, SweepState
+from sweeps.work import Work
+
+
+def tick(**held: str | None) -> Tick:
+    state = SweepState({name: RunState(Work(name, name, "m:f"), held=why) for name, why in held.items()})
+    return Tick(state, Plan(), True)
+
+
+HISTORY = [tick(a="old", b=None, c=None), tick(a="old", b="broke", c=None), tick(a="old", b="broke", c=None)]
+END = tick(a="old", b="broke", c="too")
+EXPECTED = [
+    {"sweep": "s", "event": "held", "runs": {"b": "broke"}},
+    {"sweep": "s", "event": "held", "runs": {"c": "too"}},
+    {"sweep": "s", "event": "ended", "counts": {"held": 3}},
+]
+
+
+def test_a_command_gets_each_event_once(tmp_path: Path) -> None:
+    script = tmp_path / "tell me.py"
+    script.write_text("import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + '\\n')")
+    told = tmp_path / "told; rm -rf x"  # words of the command, never of a shell
+    notify = Notifier("s", f"{sys.executable} '{script}' '{told}'")
+    for one in [*HISTORY, END, END]:
+        notify(one)
+    assert [json.loads(line) for line in told.read_text().splitlines()] == EXPECTED
+
+
+@pytest.fixture
+def inbox() -> Iterator[tuple[str, list[object]]]:
+    received: list[object] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *words: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/", received
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_address_gets_each_event_once(inbox: tuple[str, list[object]]) -> None:
+    address, received = inbox
+    notify = Notifier("s", address)
+    for one in [*HISTORY, END]:
+        notify(one)
+    assert received == EXPECTED
+
+
+def test_a_message_that_cannot_be_sent_stops_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    for target in ("/no/such/command", "false", "http://127.0.0.1:1/"):
+        notify = Notifier("s", target)
+        for one in [*HISTORY, END]:
+            notify(one)
+    assert "on-event" in capsys.readouterr().err
+    with pytest.raises(ConfigError):
+        Notifier("s", " ")
