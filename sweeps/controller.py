@@ -66,7 +66,7 @@ class Controller:
         self.folder, self.definition, self.clock = folder, definition, clock
         self.config = definition.read_cluster()
         self.lease = Lease(folder.lease_dir)
-        self.ledger = Ledger(folder.ledger_file, self.lease)
+        self.ledger = Ledger(folder.ledger_file, self.lease, clock)
         self.damage: list[Damage]
         self.state, self.damage = folder.read_state(definition.works)
         self.cluster = make_cluster(self.config, folder.cluster_dir)

@@ -13,7 +13,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,14 @@ class Damage:
 class Ledger:
     """The log as its one writer holds it."""
 
-    def __init__(self, path: Path, lease: Lease) -> None:
-        self.path, self.lease = path, lease
+    def __init__(self, path: Path, lease: Lease, clock: Callable[[], float] = time.time) -> None:
+        self.path, self.lease, self.clock = path, lease, clock
         self._close_torn_line()
 
     def append(self, event: str, **values: Any) -> Event:
         """Writes one event to the disk, and returns it. Raises `LeaseLost` if another writer has taken over."""
         self.lease.check()
-        line = {"token": self.lease.token, "time": time.time(), "event": event, **values}
+        line = {"token": self.lease.token, "time": self.clock(), "event": event, **values}
         body = json.dumps(line, separators=(",", ":"), allow_nan=False)
         with open(self.path, "a") as file:
             file.write(f'{{"crc":{zlib.crc32(body.encode())},{body[1:]}\n')

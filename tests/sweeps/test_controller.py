@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from muloco_runner.record import RunFolder, RunStatus
 from sweeps.clusters.interface import (
     JobEnd,
     JobObservation,
@@ -23,8 +24,9 @@ from sweeps.config import ClusterConfig
 from sweeps.controller import Controller, Tick
 from sweeps.folder import Definition, SweepFolder
 from sweeps.ledger import Ledger
+from sweeps.policy import Cause
 from sweeps.state import SweepState
-from sweeps.work import Need, Work
+from sweeps.work import Attempt, Need, Work
 
 QUOTA = 3
 CLUSTER = {
@@ -51,6 +53,10 @@ class World:
         self.starts: Counter[str] = Counter()
         self.answers: Iterator[str] = itertools.repeat("yes")
         self.reachable = True
+        self.crashes: dict[str, str] = {}
+        """What a run says, by name, each time it crashes."""
+        self.stuck: set[str] = set()
+        """Runs whose first attempt writes no heartbeat after its start and never ends."""
         self.steps, self.kill_at = 0, 0
 
     def step(self) -> None:
@@ -64,12 +70,24 @@ class World:
     def advance(self, seconds: float) -> None:
         self.now += seconds
         for tag, (request, accepted_at) in self.jobs.items():
-            if tag not in self.ended and self.now - accepted_at >= 60 * request.attempts[0].work.need.expected_minutes:
+            is_stuck = any(attempt.work.name in self.stuck and attempt.number == 1 for attempt in request.attempts)
+            minutes = request.attempts[0].work.need.expected_minutes
+            if tag not in self.ended and not is_stuck and self.now - accepted_at >= 60 * minutes:
                 self.ended[tag] = JobEnd.EXITED
                 for attempt in request.attempts:
-                    place = Path(attempt.work.folder)
-                    place.mkdir(parents=True, exist_ok=True)
-                    (place / "result.json").write_text("{}")
+                    self._finish(attempt)
+
+    def _finish(self, attempt: Attempt) -> None:
+        folder = RunFolder(attempt.work.folder)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if attempt.work.name in self.crashes:
+            said = self.crashes[attempt.work.name]
+            folder.write_status(RunStatus(attempt.work.name, "failed", attempt=attempt.number, exit_cause=said))
+            attempt.folder.mkdir(parents=True, exist_ok=True)
+            ending = {"exit_code": 1, "host": "n1", "started_at": self.now - 1, "ended_at": self.now}
+            (attempt.folder / "ending.json").write_text(json.dumps(ending))
+        else:
+            folder.result_file.write_text("{}")
 
     # The cluster
 
@@ -242,3 +260,40 @@ def test_jobs_that_vanish_run_again(world: World) -> None:
     state = play(world, vanish)
     assert all_done(state)
     assert max(world.starts.values()) == 2
+
+
+def test_one_bug_in_several_runs_holds_the_rest_and_retry_lets_them_go(world: World) -> None:
+    world.crashes = {f"r{n}": "ValueError: shapes differ (model.py:7)" for n in range(5)}
+    state = play(world)
+    assert state.counts["held"] == 5
+    assert sum(world.starts.values()) < 2 * 5
+    words = [run.held or "" for run in state.runs.values()]
+    assert any("runs crashed alike: ValueError: shapes differ" in why for why in words)
+    world.crashes.clear()
+    SweepFolder(world.root, "s").send("released", runs=list(state.runs))
+    assert all_done(play(world))
+
+
+def test_crashes_that_differ_hold_nobody_else(world: World) -> None:
+    world.crashes = {f"r{n}": f"ValueError: {n}" for n in range(4)}
+    state = play(world)
+    assert {name for name, run in state.runs.items() if run.held is not None} == set(world.crashes)
+    assert state.runs["r4"].done
+    assert {world.starts[name] for name in world.crashes} == {2}
+
+
+def test_a_node_that_failed_a_run_is_avoided_by_the_next_attempts(world: World) -> None:
+    world.crashes = {"r0": "CUDA error"}
+    play(world)
+    avoiding = [job for job, _ in world.jobs.values() if "n1" in job.excluded_nodes]
+    assert any(attempt.work.name == "r0" and attempt.number == 2 for job in avoiding for attempt in job.attempts)
+
+
+def test_a_run_that_stopped_answering_is_cancelled_and_tried_again(world: World) -> None:
+    world.stuck = {"r0"}
+    folder = RunFolder(world.root / "runs" / "r0")
+    folder.path.mkdir(parents=True)
+    folder.write_status(RunStatus("r0", "running"))
+    state = play(world)
+    assert all_done(state)
+    assert [attempt.cause for attempt in state.runs["r0"].attempts] == [Cause.HANG, Cause.FINISHED]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sweeps.clusters.interface import JobRequest, Limit, Resource
 from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
-from sweeps.decide import Plan, decide
+from sweeps.decide import Plan, decide, excluded_nodes
 from sweeps.policy import Cause
 from sweeps.quota import VerdictKind, own_limits
 from sweeps.state import RunState, SweepState
@@ -278,3 +278,14 @@ def test_a_cap_on_gpu_hours_binds_over_all_allocations_together() -> None:
     history.play()
     assert sum(history.finished.values()) == 4
     assert history.tick().hopeless
+
+
+def test_bad_nodes_are_forgiven_after_hours_and_never_too_many_at_once() -> None:
+    state = state_of(work("a"))
+    for n in range(30):
+        state.apply({"event": "ended", "tag": "none", "time": NOON + n, "endings": {}, "struck_nodes": [f"n{n}"]})
+    now = excluded_nodes(state, NOON + 60)
+    assert "n29" in now
+    assert "n0" not in now
+    assert len(now) <= 8
+    assert excluded_nodes(state, NOON + 24 * 3600) == ()
