@@ -140,3 +140,28 @@ def test_help_loads_neither_hydra_nor_submitit() -> None:
         "heavy = {'torch', 'hydra', 'submitit', 'rich', 'pandas'} & set(sys.modules)\nassert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_detached_launch_outlives_the_command_and_is_one_of_a_kind(root: Path) -> None:
+    narrow = ["+sweep=demo", f"root={root}", "model=29k", "algorithm=ddp_adamw", "global_batch_tokens=2048"]
+    narrow += ["tokens_per_parameter=0.5", "cluster=local"]
+    assert "watch" in say("launch", *narrow, "--detach")
+    deadline = time.monotonic() + 60
+    while set(standings(root).values()) != {"done"}:
+        if time.monotonic() > deadline:
+            raise AssertionError((root / "sweeps" / "demo" / "controller.log").read_text())
+        time.sleep(0.3)
+    (run, *others) = standings(root)
+    assert len(others) == 2
+    assert "It is done" in say("explain", run, root)
+    assert "the sweep is over" in say("watch", root)
+    say("logs", run, root)
+    # Launched again there is nothing left to do, and nothing is done again.
+    attempts = sorted(root.glob("runs/*/attempts/*"))
+    assert "3 done" in say("launch", *narrow)
+    assert sorted(root.glob("runs/*/attempts/*")) == attempts
+
+
+def test_a_launch_that_cannot_begin_says_so_also_when_detached(root: Path) -> None:
+    (root / "runs").write_text("in the way")
+    assert "another root" in say("launch", "+sweep=demo", f"root={root}", "--detach", code=2)
