@@ -1,0 +1,152 @@
+"""From run folders to the page, on runs whose losses follow a planted law."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from planted import Law, run_config, start_run, write_run, write_sweep
+
+from analysis.__main__ import run
+from analysis.optima import find_optima
+from analysis.records import load_study
+from analysis.report.figures import draw_all
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A study of noisy runs and its report."""
+    root = tmp_path_factory.mktemp("study")
+    law, models = Law(noise=0.001), ("29k", "42k", "82k", "134k")
+    write_sweep(root, law, models, lrs=(0.01,))
+    write_sweep(root, law, models[:1], batches=(8192,), lrs=(0.005, 0.02), seeds=(0, 1), workers=(1, 4))
+    out = root / "report"
+    assert run([str(root), "--out", str(out), "--bootstrap", "50"]) == 0
+    return root, out
+
+
+def test_the_report_is_whole(planted: tuple[Path, Path]) -> None:
+    _, out = planted
+    names = {path.name for path in out.iterdir()}
+    assert {"report.html", "report.json", "report.md", "figures", "tables"} <= names
+    assert {path.suffix for path in (out / "figures").iterdir()} == {".svg", ".pdf"}
+    page = (out / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', page), "the page is one file"
+
+
+def test_the_planted_law_comes_out(planted: tuple[Path, Path]) -> None:
+    _, out = planted
+    report = json.loads((out / "report.json").read_text())
+    laws = {(law["series"], law["definition"]): law for law in report["critical_batch"]["laws"]}
+    growth = {}
+    for (series, definition), law in laws.items():
+        if law["fit"] is not None and "interpolated" in definition:
+            growth[series] = law["fit"]["parameters"]["alpha"]["value"]
+    # By the 1% rule a planted exponent reads higher than it is; what must come out is their order.
+    assert growth["MuLoCo K=1"] > growth["DDP-AdamW"] + 0.2
+    rows = {(row["series"], row["num_params"]): row for row in report["best"]}
+    largest = max(size for _, size in rows)
+    assert rows["MuLoCo K=1", largest]["loss"] < rows["DDP-AdamW", largest]["loss"]
+    smallest = min(size for _, size in rows)
+    assert rows["MuLoCo K=1", smallest]["loss"] < rows["MuLoCo K=4", smallest]["loss"]
+
+
+def test_every_figure_names_its_axes(planted: tuple[Path, Path]) -> None:
+    _, out = planted
+    drawings = draw_all(json.loads((out / "report.json").read_text()))
+    assert {drawing.name for drawing in drawings} == {path.stem for path in (out / "figures").glob("*.svg")}
+    for drawing in drawings:
+        (axes, *_) = drawing.figure.axes
+        for label in (axes.get_xlabel(), axes.get_ylabel()):
+            assert label, drawing.name
+        assert drawing.alt
+
+
+def test_the_page_is_the_same_when_nothing_changed(planted: tuple[Path, Path]) -> None:
+    root, out = planted
+    before = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert run([str(root), "--out", str(out), "--bootstrap", "50"]) == 0
+    after = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert before == after
+
+
+def test_an_optimum_on_the_edge_of_its_grid_is_flagged(tmp_path: Path) -> None:
+    law = Law()
+    for lr in (0.001, 0.002, 0.005):  # the planted optimum is 0.01
+        config = run_config(lr=lr)
+        write_run(tmp_path, config, law.loss(config))
+    for lr in (0.005, 0.01, 0.02):
+        config = run_config("MuLoCo", lr=lr)
+        write_run(tmp_path, config, law.loss(config))
+    best = find_optima(load_study(tmp_path)).best.set_index("series")
+    assert best.loc["DDP-AdamW", "edges"] == ["lr high"]
+    assert best.loc["MuLoCo K=1", "edges"] == []
+
+
+def test_runs_on_other_data_are_never_mixed_in(tmp_path: Path) -> None:
+    law = Law()
+    for lr in (0.005, 0.01, 0.02):
+        config = run_config(lr=lr)
+        write_run(tmp_path, config, law.loss(config))
+    stray = run_config(lr=0.04)
+    write_run(tmp_path, stray, 0.5, corpus="deadbeef")
+    study = load_study(tmp_path)
+    assert len(study.runs) == 3
+    assert [(one.run_id, "data deadbeef" in one.reason) for one in study.excluded] == [(stray.run_id, True)]
+
+
+def test_every_run_is_accounted_for(tmp_path: Path) -> None:
+    law = Law()
+    good, unfinished, diverged, damaged = (run_config(lr=lr) for lr in (0.005, 0.01, 0.02, 0.04))
+    write_run(tmp_path, good, law.loss(good))
+    start_run(tmp_path, unfinished)
+    write_run(tmp_path, diverged, None)
+    write_run(tmp_path, damaged, 2.0).result_file.write_text("{")
+    study = load_study(tmp_path)
+    assert dict(zip(study.runs["run_id"], study.runs["diverged"], strict=True)) == {
+        good.run_id: False,
+        diverged.run_id: True,
+    }
+    reasons = {one.run_id: one.reason for one in study.excluded}
+    assert reasons[unfinished.run_id].startswith("unfinished")
+    assert reasons[damaged.run_id].startswith("damaged")
+
+
+def test_too_few_sizes_are_said_to_be_too_few(tmp_path: Path) -> None:
+    write_sweep(tmp_path, Law(), models=("29k", "42k"), batches=(2048, 4096))
+    out = tmp_path / "report"
+    assert run([str(tmp_path), "--out", str(out), "--bootstrap", "20"]) == 0
+    assert "cannot be said" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "no such folder"),
+        (["."], "no run folders"),
+        (["--delta", "0", "x"], "positive"),
+        (["--bootstrap", "some", "x"], "some"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = run(arguments)
+    except SystemExit as ending:
+        code = int(ending.code or 0)
+    error = capsys.readouterr().err
+    assert code == 2
+    assert len(error.splitlines()) == 1
+    assert words in error
+    assert not os.listdir(tmp_path)
