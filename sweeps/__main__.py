@@ -121,11 +121,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def plan(arguments: argparse.Namespace) -> ExitCode:
+    from sweeps.clusters import make_cluster
     from sweeps.display import plan_as_dict, show_plan
     from sweeps.launch import read_sweep
     from sweeps.preview import preview
 
-    found = preview(read_sweep(arguments.overrides))
+    sweep = read_sweep(arguments.overrides)
+    found = preview(sweep, make_cluster(sweep.cluster, sweep.folder.cluster_dir).limits())
     if arguments.json:
         import json
 
@@ -147,6 +149,7 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
 
     sweep = read_sweep(arguments.overrides)
     check_cap(sweep, arguments.max_gpu_hours)
+    check_alone(sweep)
     notify = Notifier(sweep.name, arguments.on_event) if arguments.on_event else None
     prepare(sweep.runs, sweep.root)
     try:
@@ -181,6 +184,16 @@ def check_cap(sweep: Sweep, max_gpu_hours: float | None) -> None:
         raise ConfigError(f"--max-gpu-hours has no effect: cluster {sweep.cluster.name} has no GPUs; drop it")
 
 
+def check_alone(sweep: Sweep) -> None:
+    """Before anything is made; the lease itself decides between two that come at once."""
+    from sweeps.lease import read_holder
+
+    holder = read_holder(sweep.folder.lease_dir)
+    if holder is not None and holder.is_alive:
+        where = f"host {holder.host}, pid {holder.pid}"
+        raise ConfigError(f"a controller is at work on this sweep already ({where}); it goes on by itself")
+
+
 def detach(arguments: argparse.Namespace) -> ExitCode:
     """The same launch in a session of its own, which hangs on no terminal. Its first moments are watched from here."""
     from sweeps.launch import read_sweep
@@ -188,11 +201,9 @@ def detach(arguments: argparse.Namespace) -> ExitCode:
 
     sweep = read_sweep(arguments.overrides)
     check_cap(sweep, arguments.max_gpu_hours)
+    check_alone(sweep)
     log = sweep.folder.controller_log
     words = [sys.executable, "-m", "sweeps", *(word for word in sys.argv[1:] if word != "--detach")]
-    holder = read_holder(sweep.folder.lease_dir)
-    if holder is not None and holder.is_alive:
-        raise ConfigError(f"a controller is at work on this sweep already (host {holder.host}, pid {holder.pid})")
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as file:

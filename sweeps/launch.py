@@ -59,9 +59,9 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
     for path in {run.data.path: run.data for run in runs}.values():
         check_data_path(path)
     root = Path(app.root)
-    for path in (root, root / "runs", root / "sweeps"):
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"root={root}: {path} is a file, not a folder: choose another root")
+    for place in (root, root / "runs", root / "sweeps"):
+        if place.exists() and not place.is_dir():
+            raise ConfigError(f"root={root}: {place} is a file, not a folder: choose another root")
     works = refine(works_of(runs, root, app.execution, cluster))
     definition = Definition(name, cluster_name, _cluster_values(cluster), works)
     return Sweep(name, root, runs, app.execution, definition, cluster)

@@ -6,9 +6,11 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sweeps.clusters.interface import Limit, Limits, Resource
-from sweeps.config import AllocationConfig
+from sweeps.clusters.interface import Limit, Limits
+from sweeps.config import AllocationConfig, ClusterConfig
+from sweeps.decide import decide, job_minutes
 from sweeps.launch import Sweep
+from sweeps.policy import Cause
 from sweeps.quota import NOTHING, Verdict, VerdictKind, all_limits, asked, shape_verdict, verdict
 from sweeps.state import RunState, SweepState, shape_of
 from sweeps.work import Work
@@ -27,22 +29,23 @@ class Preview:
     runs: list[PlannedRun]
     gpu_hours: float
     node_hours: float
+    """Runs that share a node count it once."""
     makespan_minutes: float
-    """Under the quota, by filling it widest first; at least the lower bound of work over quota."""
+    """Under the quota, if every run takes the time expected of it."""
 
 
-def preview(sweep: Sweep, live: Limits | None = None) -> Preview:
+def preview(sweep: Sweep, live: Limits) -> Preview:
     """Of the whole sweep, finished runs counted as done."""
     state = SweepState({work.name: RunState(work) for work in sweep.definition.works})
-    limits = all_limits(sweep.cluster, live or Limits(), state)
+    limits = all_limits(sweep.cluster, live, state)
     planned = [
         PlannedRun(work, _verdict(work, sweep.cluster.allocations, limits), work.is_finished)
         for work in sweep.definition.works
     ]
     to_run = [run.work for run in planned if not run.finished and run.verdict.kind is not VerdictKind.NEVER]
     gpu_hours = sum(work.need.gpus * work.need.expected_minutes for work in to_run) / 60
-    node_hours = sum(work.need.nodes * work.need.expected_minutes for work in to_run) / 60
-    return Preview(sweep, planned, gpu_hours, node_hours, _makespan(to_run, sweep.cluster.allocations, limits))
+    makespan, node_minutes = _replay(to_run, sweep.cluster, limits)
+    return Preview(sweep, planned, gpu_hours, node_minutes / 60, makespan)
 
 
 def _verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Mapping[str, Sequence[Limit]]) -> Verdict:
@@ -61,19 +64,24 @@ def _verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Mappin
     return min(answers, key=lambda answer: order.index(answer.kind))
 
 
-def _makespan(
-    works: Sequence[Work], allocations: Sequence[AllocationConfig], limits: Mapping[str, Sequence[Limit]]
-) -> float:
-    """Minutes until the last run ends, each started as soon as its places are free: places are whole jobs or nodes."""
-    places = 0.0
-    for allocation in allocations:
-        caps = [limit.most for limit in limits[allocation.name] if limit.resource in (Resource.NODES, Resource.JOBS)]
-        places += min(caps, default=len(works) or 1)
-    count = max(1, int(places))
-    free = [0.0] * min(count, 100_000)
-    for work in sorted(works, key=lambda w: (-w.need.nodes, -w.need.expected_minutes)):
-        taken = [heapq.heappop(free) for _ in range(min(work.need.nodes, len(free)))]
-        end = max(taken) + work.need.expected_minutes
-        for _ in taken:
-            heapq.heappush(free, end)
-    return max(free, default=0.0)
+def _replay(
+    works: Sequence[Work], cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]]
+) -> tuple[float, float]:
+    """Minutes until the last run ends, and node-minutes used, if every run takes the time expected of it: the
+    controller's own decisions, played through."""
+    state = SweepState({work.name: RunState(work) for work in works})
+    now, node_minutes = 0.0, 0.0
+    ends: list[tuple[float, str]] = []
+    while True:
+        for request in decide(state, cluster, limits, now).submit:
+            state.apply({"event": "intended", "tag": request.tag, "time": now}, request)
+            state.apply({"event": "started", "tag": request.tag, "time": now, "at": now, "nodes": []})
+            minutes = job_minutes(request)
+            node_minutes += request.nodes * minutes
+            heapq.heappush(ends, (now + 60 * minutes, request.tag))
+        if not ends:
+            return now / 60, node_minutes
+        now, tag = heapq.heappop(ends)
+        ending = {"cause": Cause.FINISHED.value, "detail": "", "checkpoint_step": 0, "at": now, "started_at": now}
+        endings = {attempt.work.name: ending for attempt in state.jobs[tag].request.attempts}
+        state.apply({"event": "ended", "tag": tag, "time": now, "endings": endings, "struck_nodes": []})

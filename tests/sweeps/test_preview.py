@@ -1,0 +1,51 @@
+"""What a plan says before anything is submitted."""
+
+from pathlib import Path
+
+import pytest
+
+from muloco_runner.config import ExecutionConfig
+from sweeps.clusters.interface import Limit, Limits, Resource
+from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
+from sweeps.folder import Definition
+from sweeps.launch import Sweep
+from sweeps.preview import Preview, preview
+from sweeps.quota import VerdictKind
+from sweeps.work import Need, Work
+
+
+def sweep_of(root: Path, nodes: int, *needs: Need) -> Sweep:
+    allocation = AllocationConfig("a", gpus_per_node=8, whole_nodes=True, quota=QuotaConfig(nodes=nodes))
+    cluster = ClusterConfig("c", "simulated", [allocation])
+    works = [Work(f"r{n}", str(root / f"r{n}"), "m:f", need=need) for n, need in enumerate(needs)]
+    return Sweep("s", root, [], ExecutionConfig(), Definition("s", "c", {}, works), cluster)
+
+
+def numbers(found: Preview) -> list[float]:
+    return [found.gpu_hours, found.node_hours, found.makespan_minutes]
+
+
+def test_costs_count_what_is_left_and_a_shared_node_once(tmp_path: Path) -> None:
+    small, whole, wide = Need(1, 2, 1, 0, 60), Need(1, 8, 1, 0, 120), Need(2, 8, 1, 0, 30)
+    sweep = sweep_of(tmp_path, 2, small, small, small, small, whole, wide)
+    # The wide one first (30 minutes), then the whole one beside the four small ones.
+    assert numbers(preview(sweep, Limits())) == pytest.approx([8 + 16 + 8, 1 + 1 + 2, 150])
+    place = Path(sweep.definition.works[4].folder)
+    place.mkdir()
+    (place / "result.json").write_text("{}")
+    assert numbers(preview(sweep, Limits())) == pytest.approx([8 + 8, 1 + 1, 90])
+
+
+def test_a_run_that_never_fits_is_named_and_costs_nothing(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, 2, Need(3, 8, 1, 0, 60), Need(1, 8, 1, 0, 60))
+    found = preview(sweep, Limits())
+    assert [run.verdict.kind for run in found.runs] == [VerdictKind.NEVER, VerdictKind.RUN]
+    assert numbers(found) == pytest.approx([8, 1, 60])
+
+
+def test_the_clusters_own_limits_count_and_so_do_other_peoples_jobs(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, 4, *[Need(1, 8, 1, 0, 60)] * 4)
+    assert preview(sweep, Limits()).makespan_minutes == pytest.approx(60)
+    limit = Limit("QOS normal GrpTRES.node", Resource.NODES, 3, used_by_others=1)
+    found = preview(sweep, Limits({"a": [limit]}))
+    assert found.makespan_minutes == pytest.approx(120)
