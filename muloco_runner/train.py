@@ -64,13 +64,13 @@ class Trainer:
         self.workers = [self._build_worker(index) for index in self.topology.local_workers]
         self.method = build_method(run, self.workers, self.communicator)
         self.checkpoints = CheckpointStore(session.folder.checkpoint_dir, self.communicator)
-        self.losses = torch.zeros(run.num_steps, device=session.device)
-        """Training loss of each completed step, of this rank's workers."""
+        self.losses = torch.zeros(len(self.workers), run.num_steps, device=session.device)
+        """Training loss of each worker held here (rows) at each completed step, of this replica's share."""
         self.step = 0
         self.train_seconds = 0.0
         self.started_at = time.time()
         self.last_outer: OuterStep | None = None
-        self.gradient_norm: Tensor = torch.zeros(())
+        self.gradient_norms = torch.zeros(len(self.workers))
         self._last_heartbeat = 0.0
         self._last_checkpoint = time.monotonic()
         self._checkpoint_step = 0
@@ -116,9 +116,8 @@ class Trainer:
     def _inner_step(self) -> None:
         fraction = lr_fraction(self.run, self.step)
         norms = []
-        total = torch.zeros((), device=self.session.device)
-        for worker in self.workers:
-            total += self._forward_backward(worker)
+        for row, worker in enumerate(self.workers):
+            self.losses[row, self.step] = self._forward_backward(worker)
             gradients = [p.grad for p in worker.parameters if p.grad is not None]
             self.communicator.average_over_replicas(gradients)
             norms.append(torch.nn.utils.clip_grad_norm_(worker.parameters, self.run.gradient_clip_norm))
@@ -126,8 +125,7 @@ class Trainer:
                 group["lr"] = self.run.inner_optimizer.lr * fraction
             worker.optimizer.step()
             worker.optimizer.zero_grad(set_to_none=True)
-        self.losses[self.step] = total / len(self.workers)
-        self.gradient_norm = torch.stack(norms).mean()
+        self.gradient_norms = torch.stack(norms)
 
     def _forward_backward(self, worker: Worker) -> Tensor:
         """Mean loss over this replica's share of the worker's batch; leaves its gradient."""
@@ -168,9 +166,8 @@ class Trainer:
 
     def _log(self, validation_loss: float | None, local_loss: float | None) -> str | None:
         """Writes one line; returns why the run has diverged, if it has."""
-        topology = self.topology
-        sums = torch.stack((self.losses[self.step - 1].double().cpu(), self.gradient_norm.double().cpu()))
-        loss, gradient_norm = (self.communicator.sum_over_ranks(sums) / topology.num_ranks).tolist()
+        loss = self._over_all_workers(self.losses[:, self.step - 1])
+        gradient_norm = self._over_all_workers(self.gradient_norms)
         tokens = self.step * self.run.global_batch_tokens
         record = StepRecord(
             step=self.step,
@@ -187,21 +184,30 @@ class Trainer:
             bytes_sent=self.method.bytes_sent,
             attempt=self.session.attempt,
         )
-        if topology.is_main:
+        if self.topology.is_main:
             self.session.folder.append_record(record)
             self.session.on_record(record)
             if time.monotonic() - self._last_heartbeat > _HEARTBEAT_SECONDS:
                 self.write_status("running", loss=loss)
         return self._divergence(loss)
 
+    def _over_all_workers(self, local: Tensor) -> float:
+        """Mean over all workers of one value for each worker held here.
+
+        Every rank fills its own places of one vector, so that the sum does not depend on who holds which worker.
+        """
+        topology = self.topology
+        values = torch.zeros(topology.num_workers, topology.replicas, dtype=torch.float64)
+        values[list(topology.local_workers), topology.replica] = local.detach().double().cpu()
+        return float(self.communicator.sum_over_ranks(values).mean(dim=1).mean())
+
     def _divergence(self, loss: float) -> str | None:
         if not math.isfinite(loss):
             return f"the training loss was {loss} at step {self.step}"
         if self.step > _DIVERGED_STEPS:
-            recent = self.losses[self.step - _DIVERGED_STEPS : self.step].double().min().cpu()
-            sums = torch.stack((recent, self.losses[0].double().cpu()))
-            lowest, first = self.communicator.sum_over_ranks(sums).tolist()
-            if lowest > _DIVERGED_FACTOR * first:
+            recent = self.losses[:, self.step - _DIVERGED_STEPS : self.step].amin(dim=1)
+            first = self._over_all_workers(self.losses[:, 0])
+            if self._over_all_workers(recent) > _DIVERGED_FACTOR * first:
                 return (
                     f"the training loss stayed above {_DIVERGED_FACTOR} times its first value "
                     f"for {_DIVERGED_STEPS} steps, at step {self.step}"
@@ -241,8 +247,8 @@ class Trainer:
         run = self.run
         if validation_loss is not None and not math.isfinite(validation_loss):
             divergence, validation_loss = f"the final validation loss was {validation_loss}", None
-        tail = self.losses[: self.step][-max(1, round(_TAIL_FRACTION * run.num_steps)) :]
-        train_loss = self.communicator.sum_over_ranks(tail.double().mean().cpu()) / self.topology.num_ranks
+        tail = self.losses[:, max(0, self.step - max(1, round(_TAIL_FRACTION * run.num_steps))) : self.step]
+        train_loss = self._over_all_workers(tail.double().mean(dim=1))
         tokens = self.step * run.global_batch_tokens
         return RunResult(
             run_id=run.run_id,
@@ -250,7 +256,7 @@ class Trainer:
             diverged=divergence is not None,
             validation_loss=validation_loss,
             local_validation_loss=local_loss,
-            train_loss=float(train_loss),
+            train_loss=train_loss,
             num_params=run.num_params,
             num_steps=self.step,
             num_tokens=tokens,
@@ -278,15 +284,19 @@ class Trainer:
         return bool(stop)
 
     def _checkpoint(self) -> None:
-        leads = self.topology.replica == 0
+        self.communicator.average_over_replicas([self.losses])
         workers = {
-            worker.index: {"model": worker.model.state_dict(), "optimizer": worker.optimizer.state_dict()}
-            for worker in (self.workers if leads else [])
+            worker.index: {
+                "model": worker.model.state_dict(),
+                "optimizer": worker.optimizer.state_dict(),
+                "losses": self.losses[row, : self.step].cpu(),
+            }
+            for row, worker in enumerate(self.workers)
+            if self.topology.replica == 0
         }
         shared = {
             "method": self.method.state_dict(),
             "bytes_sent": self.method.bytes_sent,
-            "losses": self.losses[: self.step].cpu(),
             "train_seconds": self.train_seconds,
             "started_at": self.started_at,
         }
@@ -300,11 +310,12 @@ class Trainer:
         if loaded is None:
             return
         self.step, shared, states = loaded
-        for worker in self.workers:
-            worker.model.load_state_dict(states[worker.index]["model"])
-            worker.optimizer.load_state_dict(states[worker.index]["optimizer"])
+        for row, worker in enumerate(self.workers):
+            state = states[worker.index]
+            worker.model.load_state_dict(state["model"])
+            worker.optimizer.load_state_dict(state["optimizer"])
+            self.losses[row, : self.step] = state["losses"].to(self.losses)
         self.method.load_state_dict(shared["method"])
         self.method.bytes_sent = shared["bytes_sent"]
-        self.losses[: self.step] = shared["losses"].to(self.losses)
         self.train_seconds, self.started_at = shared["train_seconds"], shared["started_at"]
         self._checkpoint_step = self.step
