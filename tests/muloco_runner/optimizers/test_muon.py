@@ -1,0 +1,113 @@
+"""Muon against the same polynomial in float64, against torch's own Muon, and through a checkpoint."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from muloco_runner.optimizers import Muon
+from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
+from muloco_runner.optimizers.orthogonalize.reference import orthogonalize_reference
+from muloco_runner.optimizers.parameter_groups import parameter_groups
+
+NAMES = ("muloco", "keller_jordan", "polar_express")
+
+
+def relative_error(x: Tensor, exact: Tensor) -> float:
+    return float((x.double() - exact.double()).norm() / exact.double().norm())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(32, 32), (24, 80), (80, 24), (1, 40), (3, 17, 31)])
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e25])
+def test_float32_follows_the_scalar_polynomial_in_float64(name: str, shape: tuple[int, ...], size: float) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * size
+    polynomial = named_polynomial(name, 5)
+    u, s, v = torch.linalg.svd(x.double(), full_matrices=False)
+    s = s / (s.norm(dim=-1, keepdim=True) * polynomial.norm_margin)
+    for a, b, c in polynomial.steps:
+        s = a * s + b * s**3 + c * s**5
+    exact = (u * s.unsqueeze(-2)) @ v
+    assert relative_error(orthogonalize_reference(x, polynomial), exact) < 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zeros_give_zeros_and_a_nan_stays_in_its_matrix(name: str) -> None:
+    bank = torch.randn(3, 16, 24, generator=torch.Generator().manual_seed(1))
+    bank[0] = 0
+    bank[1, 2, 3] = torch.nan
+    result = orthogonalize_reference(bank, named_polynomial(name, 5))
+    assert not result[0].any()
+    assert result[1].isnan().any()
+    alone = orthogonalize_reference(bank[2:], named_polynomial(name, 5))[0]
+    assert relative_error(result[2], alone) < 1e-5
+
+
+def test_an_update_is_torchs_own_where_conventions_agree() -> None:
+    """torch orthogonalises in bfloat16, hence the tolerance of that format."""
+    generator = torch.Generator().manual_seed(2)
+    ours, theirs = (nn.Parameter(torch.zeros(32, 64)) for _ in range(2))
+    mine = Muon([ours], 0.1, momentum=0.95, momentum_form="ema", nesterov=True, lr_scale="keller_jordan",
+                coefficients="keller_jordan")  # fmt: skip
+    torchs = torch.optim.Muon([theirs], lr=0.1, momentum=0.95, nesterov=True, weight_decay=0.0)
+    for _ in range(3):
+        ours.grad = torch.randn(32, 64, generator=generator)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        torchs.step()
+    assert relative_error(theirs.detach(), ours.detach()) < 8e-2
+
+
+def test_the_sum_form_and_decay_are_as_written() -> None:
+    weight = nn.Parameter(torch.eye(4, 6))
+    optimizer = Muon([weight], 0.5, momentum=0.9, weight_decay=0.1)
+    expected, momentum = weight.detach().clone(), torch.zeros(4, 6)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(3):
+        weight.grad = torch.randn(4, 6, generator=generator)
+        momentum = 0.9 * momentum + weight.grad
+        update = orthogonalize_reference(momentum, named_polynomial("muloco", 5))
+        expected = expected * (1 - 0.5 * 0.1) - 0.5 * (4 / 6) ** 0.5 * update
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_resumed_optimizer_continues_to_the_bit() -> None:
+    def build() -> tuple[nn.Module, Muon]:
+        torch.manual_seed(4)
+        model = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 11))
+        return model, Muon(parameter_groups(model), 0.05, weight_decay=0.01)
+
+    def train(model: nn.Module, optimizer: Muon, steps: range) -> None:
+        for step in steps:
+            tokens = torch.randint(0, 11, (16,), generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad(set_to_none=True)
+            nn.functional.cross_entropy(model(tokens), tokens).backward()
+            optimizer.step()
+
+    whole, optimizer = build()
+    train(whole, optimizer, range(6))
+    first, optimizer = build()
+    train(first, optimizer, range(3))
+    buffer = io.BytesIO()
+    torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    second, optimizer = build()
+    second.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    train(second, optimizer, range(3, 6))
+    for a, b in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_embedding_head_and_vectors_are_no_matrices_of_muon() -> None:
+    model = nn.ModuleDict({"embedding": nn.Embedding(11, 8), "up": nn.Linear(8, 16), "head": nn.Linear(8, 11)})
+    muon, adamw = parameter_groups(model)
+    assert [tuple(p.shape) for p in muon["params"]] == [(16, 8)]
+    assert len(adamw["params"]) == 4
+    with pytest.raises(ValueError, match="no matrix"):
+        Muon([nn.Parameter(torch.zeros(3))])
