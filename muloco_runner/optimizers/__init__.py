@@ -1,6 +1,7 @@
-"""Inner optimizers: Muon, usable on its own, and what a run's config builds."""
+"""Inner optimizers: Muon and MuLoCo with one worker, usable on their own, and what a run's config builds."""
 
 from muloco_runner.optimizers.build import build_inner_optimizer
+from muloco_runner.optimizers.muloco1 import MuLoCo1
 from muloco_runner.optimizers.muon import Muon
 
-__all__ = ["Muon", "build_inner_optimizer"]
+__all__ = ["MuLoCo1", "Muon", "build_inner_optimizer"]

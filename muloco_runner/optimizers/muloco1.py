@@ -1,0 +1,58 @@
+"""MuLoCo with one worker as a drop-in optimizer: Muon's inner steps, then an outer step with Nesterov momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muloco_runner.optimizers.muon import Muon
+
+
+class MuLoCo1(Muon):
+    """Muon whose every `sync_interval`-th step ends in an outer step on anchor minus parameters (arXiv 2505.23725).
+
+    u <- mu u + lr delta, then parameters <- anchor - mu u - lr delta, with the outer lr and momentum. Takes the groups
+    and further keywords of `Muon`; an lr scheduler moves the inner lr.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        inner_lr: float = 0.02,
+        outer_lr: float = 0.7,
+        outer_momentum: float = 0.6,
+        sync_interval: int = 30,
+        **muon: Any,
+    ) -> None:
+        if sync_interval < 1:
+            raise ValueError(f"sync_interval={sync_interval}: must be at least 1")
+        super().__init__(params, inner_lr, **muon)
+        for group in self.param_groups:
+            group.update(
+                outer_lr=outer_lr, outer_momentum=outer_momentum, sync_interval=sync_interval, steps_since_sync=0
+            )
+            for parameter in group["params"]:
+                self.state[parameter]["anchor"] = parameter.detach().clone()
+                self.state[parameter]["outer_momentum"] = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = super().step(closure)
+        for group in self.param_groups:
+            group["steps_since_sync"] += 1
+            if group["steps_since_sync"] == group["sync_interval"]:
+                group["steps_since_sync"] = 0
+                self._outer_step(group)
+        return loss
+
+    def _outer_step(self, group: dict[str, Any]) -> None:
+        lr, mu = group["outer_lr"], group["outer_momentum"]
+        for parameter in group["params"]:
+            anchor, u = self.state[parameter]["anchor"], self.state[parameter]["outer_momentum"]
+            delta = anchor - parameter
+            u.mul_(mu).add_(delta, alpha=lr)
+            anchor.sub_(u, alpha=mu).sub_(delta, alpha=lr)
+            parameter.copy_(anchor)
