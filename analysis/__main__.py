@@ -15,6 +15,16 @@ Turn finished runs into a scaling-law report: report.html (one file), report.md,
 
   muloco-report results                 every run below results/runs, report in results/report
   muloco-report results --out report    the same, elsewhere
+  muloco-report fit loss-compute t.csv  one law on one table (columns flops, loss, and series where there are several)
+"""
+
+FIT_DESCRIPTION = """\
+Fit one law to one table by Huber's loss in log space, with intervals.
+
+  muloco-report fit chinchilla runs.csv --bootstrap 4000 --json
+  muloco-report fit power runs.csv --column x=num_params --column y=loss
+
+{forms}
 """
 
 
@@ -33,12 +43,26 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """One command; returns its exit code."""
-    options = _report_parser().parse_args(arguments)
     try:
-        return _report(options, arguments)
+        if arguments[:1] == ["fit"]:
+            return _fit(arguments[1:])
+        return _report(_report_parser().parse_args(arguments), arguments)
     except ConfigError as error:
         print(f"muloco-report: {error}", file=sys.stderr)
         return 2
+
+
+def _fit(arguments: list[str]) -> int:
+    from analysis.fit_command import FORMS, add_arguments, run_fit
+
+    forms = "\n".join(f"  {name:15} {form.formula}" for name, form in FORMS.items())
+    parser = _Parser(
+        prog="muloco-report fit",
+        description=FIT_DESCRIPTION.format(forms=forms),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser, _positive, _whole)
+    return run_fit(parser.parse_args(arguments))
 
 
 def _report_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,134 @@
+"""`muloco-report fit`: one law fitted to one table, for scripts and for a look."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from muloco_runner.config import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.power_law import Fit
+
+
+@dataclass(frozen=True)
+class Form:
+    """A law by name: the columns it needs, in the fitter's order."""
+
+    columns: tuple[str, ...]
+    formula: str
+    groups: bool = False
+    """Whether a column `series` gives each series its own curve over one irreducible loss."""
+
+
+FORMS = {
+    "power": Form(("x", "y"), "y = A * x^alpha"),
+    "loss-compute": Form(("flops", "loss"), "loss = E + A * flops^-alpha", groups=True),
+    "chinchilla": Form(("num_params", "num_tokens", "loss"), "loss = E + A * num_params^-alpha + B * num_tokens^-beta"),
+    "critical-batch": Form(("num_tokens", "critical_batch_size"), "critical_batch_size = A * num_tokens^alpha"),
+}
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A .csv (lines that begin with # are comments), .parquet or .jsonl file. Mistakes raise `ConfigError`."""
+    import pandas as pd
+
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
+        ".csv": lambda p: pd.read_csv(p, comment="#"),
+        ".parquet": pd.read_parquet,
+        ".jsonl": lambda p: pd.read_json(p, lines=True),
+    }
+    if path.suffix not in readers:
+        raise ConfigError(f"{path}: a table ends in {', '.join(readers)}")
+    try:
+        return readers[path.suffix](path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"{path}: not readable as {path.suffix} ({' '.join(str(error).split())})") from None
+
+
+def fit_table(
+    form: str, table: pd.DataFrame, *, mapping: dict[str, str], bootstrap: int, delta: float, seed: int = 0
+) -> Fit:
+    """The law `form` on the table's columns; `mapping` gives a column's own name. Mistakes raise `ConfigError`."""
+    from analysis import power_law
+
+    wanted = FORMS[form]
+    optional = ("series",) if wanted.groups else ()
+    for name in mapping:
+        if name not in (*wanted.columns, *optional):
+            raise ConfigError(
+                f"--column {name}: {form} has no such column; it takes {', '.join((*wanted.columns, *optional))}"
+            )
+    names = [mapping.get(name, name) for name in wanted.columns]
+    for name, own in zip(wanted.columns, names, strict=True):
+        if own not in table:
+            have = ", ".join(str(column) for column in table.columns)
+            raise ConfigError(f"the table has no column {own!r}; it has {have}; say --column {name}=ITS_NAME")
+    columns = [table[name].to_numpy() for name in names]
+    options: dict[str, Any] = {"bootstrap": bootstrap, "delta": delta, "seed": seed}
+    series = mapping.get("series", "series")
+    if wanted.groups and series in table:
+        options["groups"] = [str(value) for value in table[series]]
+    fitters: dict[str, Callable[..., Fit]] = {
+        "power": power_law.fit_power_law,
+        "loss-compute": power_law.fit_loss_compute,
+        "chinchilla": power_law.fit_chinchilla,
+        "critical-batch": power_law.fit_critical_batch,
+    }
+    try:
+        return fitters[form](*columns, **options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, positive: Callable[[str], float], whole: Callable[[str], int]
+) -> None:
+    parser.add_argument("form", metavar="FORM", choices=sorted(FORMS), help=" | ".join(FORMS))
+    parser.add_argument("table", metavar="TABLE", type=Path, help="a .csv, .parquet or .jsonl file")
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="NAME=COLUMN", help="the table's own name of a column"
+    )
+    parser.add_argument("--bootstrap", type=whole, default=1000, help="resamples behind each interval (%(default)s)")
+    parser.add_argument(
+        "--delta", type=positive, default=1e-3, help="Huber's delta in log space; inf is least squares (%(default)s)"
+    )
+    parser.add_argument("--seed", type=whole, default=0, help="of the resampling (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="everything about the fit, for a program")
+
+
+def run_fit(options: argparse.Namespace) -> int:
+    mapping = {}
+    for pair in options.column:
+        name, separator, column = pair.partition("=")
+        if not separator or not column:
+            raise ConfigError(f"--column {pair}: write NAME=COLUMN")
+        mapping[name] = column
+    fit = fit_table(
+        options.form,
+        read_table(options.table),
+        mapping=mapping,
+        bootstrap=options.bootstrap,
+        delta=options.delta,
+        seed=options.seed,
+    )
+    if options.json:
+        print(json.dumps(fit.to_dict(), indent=1, allow_nan=False))
+        return 0
+    print(f"{fit.formula}, {fit.num_points} points, objective {fit.objective:.6g} (Huber, delta {fit.delta:g})")
+    for name, estimate in fit.parameters.items():
+        spread = ""
+        if estimate.ci is not None:
+            spread = f"  se {estimate.se:.3g}  95% [{estimate.ci[0]:.6g}, {estimate.ci[1]:.6g}]"
+        print(f"  {name:12} {estimate.value:.6g}{spread}")
+    for warning in fit.warnings:
+        print(f"  note: {warning}")
+    return 0

@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.__main__ import run
+
+
+def chinchilla(path: Path) -> None:
+    n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e10, 5), np.geomspace(1e9, 1e12, 5)))
+    loss = 1.69 + 406.4 * n**-0.34 + 410.7 * d**-0.28
+    pd.DataFrame({"num_params": n, "num_tokens": d, "loss": loss, "flops": 6 * n * d}).to_csv(path, index=False)
+
+
+def test_the_json_has_parameters_by_their_usual_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "runs.csv"
+    chinchilla(table)
+    assert run(["fit", "chinchilla", str(table), "--bootstrap", "20", "--json"]) == 0
+    fit = json.loads(capsys.readouterr().out)
+    assert set(fit["parameters"]) == {"E", "A", "B", "alpha", "beta"}
+    assert fit["parameters"]["alpha"]["value"] == pytest.approx(0.34, rel=1e-6)
+    assert set(fit["parameters"]["alpha"]) == {"value", "se", "ci"}
+    assert fit["objective"] < 1e-12
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_tables_of_each_kind_with_names_of_their_own(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"size": [1e6, 1e7, 1e8, 1e9], "batch": [10.0, 20.0, 40.0, 80.0]})
+    path = tmp_path / f"table{suffix}"
+    if suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_parquet(path)
+    arguments = ["--column", "x=size", "--column", "y=batch", "--bootstrap", "0", "--json"]
+    assert run(["fit", "power", str(path), *arguments]) == 0
+    fit = json.loads(capsys.readouterr().out)
+    assert fit["parameters"]["alpha"]["value"] == pytest.approx(np.log10(2), rel=1e-6)
+
+
+def test_a_series_each_over_one_irreducible_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    c = np.geomspace(1e17, 1e21, 5)
+    frame = pd.concat(
+        pd.DataFrame({"series": name, "flops": c, "loss": 1.7 + a * c**-0.2})
+        for name, a in (("one", 4e3), ("two", 5e3))
+    )
+    path = tmp_path / "t.csv"
+    frame.to_csv(path, index=False)
+    assert run(["fit", "loss-compute", str(path), "--bootstrap", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "alpha[one]" in out
+    assert "alpha[two]" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "words"),
+    [
+        ("flops,loss\n1e18,3\n", ["loss-compute"], "1 point"),
+        ("flops,loss\n1e18,3\n1e19,nan\n1e20,2\n1e21,1.9\n", ["loss-compute"], "row 2"),
+        ("flops,perplexity\n1e18,3\n", ["loss-compute"], "--column loss="),
+        ("flops,loss\n1e18,much\n1e19,2\n1e20,2\n1e21,1\n", ["loss-compute"], "numbers"),
+        ("", ["loss-compute"], "not readable"),
+        ("x,y\n1,2\n", ["cubic"], "cubic"),
+        ("x,y\n1,2\n", ["power", "--column", "z=x"], "no such column"),
+        ("x,y\n1,2\n", ["power", "--delta", "-1"], "positive"),
+    ],
+)
+def test_a_bad_table_is_one_line(
+    text: str, arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    try:
+        code = run(["fit", arguments[0], str(path), *arguments[1:]])
+    except SystemExit as ending:
+        code = int(ending.code or 0)
+    error = capsys.readouterr().err
+    assert code == 2
+    assert len(error.splitlines()) == 1, error
+    assert words in error
