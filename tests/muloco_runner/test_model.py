@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ModelConfig
 from muloco_runner.model import Transformer, build_model
 
@@ -69,3 +71,21 @@ def test_the_meta_device_holds_every_parameter_and_no_value() -> None:
     with torch.device("meta"):
         model = Transformer(CONFIG)
     assert sum(p.numel() for p in model.parameters()) == CONFIG.num_params
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        ("150m", 150_616_064),
+        ("416m", 416_862_208),
+        ("914m", 914_343_936),
+        ("1.76b", 1_758_666_752),
+        ("3.1b", 3_065_436_160),
+        ("15b", 15_229_089_792),
+    ],
+)
+def test_the_published_ladder_has_the_published_sizes(size: str, count: int) -> None:
+    config = compose_app_config([f"model={size}", "global_batch_tokens=1048576"]).model
+    with torch.device("meta"):
+        model = Transformer(config)
+    assert sum(p.numel() for p in model.parameters()) == count == config.num_params
