@@ -6,15 +6,19 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from muloco_runner.config import ConfigError
+
+if TYPE_CHECKING:
+    from analysis.records import Study
 
 DESCRIPTION = """\
 Turn finished runs into a scaling-law report: report.html (one file), report.md, report.json, figures and tables.
 
   muloco-report results                 every run below results/runs, report in results/report
   muloco-report results --out report    the same, elsewhere
+  muloco-report --table runs.csv        the same from any table with one row a run
   muloco-report fit loss-compute t.csv  one law on one table (columns flops, loss, and series where there are several)
 """
 
@@ -69,7 +73,13 @@ def _report_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="muloco-report", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, metavar="RUNS_DIR", help="folder that holds runs/<run_id>")
+    parser.add_argument("runs", type=Path, nargs="?", metavar="RUNS_DIR", help="folder that holds runs/<run_id>")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="a .csv, .parquet or .jsonl with one row a run, instead of folders"
+    )
+    parser.add_argument(
+        "--mapping", type=Path, metavar="FILE", help="YAML or JSON: our column names with the table's (loss: eval/loss)"
+    )
     parser.add_argument("--out", type=Path, help="folder of the report (default: RUNS_DIR/report)")
     parser.add_argument("--corpus", help="hash, or its beginning, of the data to report on (default: the commonest)")
     parser.add_argument("--title", default="Scaling-law report", help="heading of the report")
@@ -82,12 +92,10 @@ def _report_parser() -> argparse.ArgumentParser:
 
 
 def _report(options: argparse.Namespace, arguments: list[str]) -> int:
-    from analysis.records import load_study
     from analysis.report.build import Options, build_report
     from analysis.report.render import write_report
 
-    out: Path = options.out or options.runs / "report"
-    study = load_study(options.runs, options.corpus)
+    study, out = _read(options)
     report = build_report(
         study,
         Options(
@@ -103,6 +111,25 @@ def _report(options: argparse.Namespace, arguments: list[str]) -> int:
         print(line)
     print(f"{report['audit']['used']} of {report['audit']['found']} runs used; report: {out / 'report.html'}")
     return 0
+
+
+def _read(options: argparse.Namespace) -> tuple[Study, Path]:
+    """The runs that were named, and the folder of their report."""
+    if (options.runs is None) == (options.table is None):
+        raise ConfigError("name a folder of runs or --table FILE, one of them; see muloco-report --help")
+    if options.table is None:
+        if options.mapping is not None:
+            raise ConfigError("--mapping has no effect without --table: drop it")
+        from analysis.records import load_study
+
+        return load_study(options.runs, options.corpus), options.out or options.runs / "report"
+    if options.corpus is not None:
+        raise ConfigError("--corpus has no effect with --table: drop it")
+    from analysis.fit_command import read_table
+    from analysis.table_input import read_mapping, study_of_table
+
+    study = study_of_table(str(options.table), read_table(options.table), read_mapping(options.mapping))
+    return study, options.out or options.table.parent / "report"
 
 
 def _positive(text: str) -> float:

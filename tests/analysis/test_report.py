@@ -3,13 +3,9 @@
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from planted import Law, run_config, start_run, write_run, write_sweep
 
 from analysis.__main__ import run
