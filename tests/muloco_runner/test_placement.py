@@ -87,20 +87,21 @@ def test_a_run_is_the_same_on_one_two_and_four_processes(tiny_run: MakeRun, new_
                     assert found == pytest.approx(one, rel=ROUNDING), run.algorithm
 
 
-def test_a_run_begun_on_two_processes_ends_on_one_as_if_it_had_always_been_there(
-    tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_a_run_that_moves_to_another_number_of_processes_ends_as_if_it_had_always_been_there(
+    first: int, then: int, tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
 ) -> None:
-    run = tiny_run("diloco", "muon", num_workers=2, num_steps=600, sync_interval=10)
+    run = tiny_run("diloco", "muon", num_workers=2, num_steps=400, sync_interval=10)
     whole, moved = new_folder(run, "whole"), new_folder(run, "moved")
     run_job(whole, execution)
-    processes = start_ranks(2, [moved], "7")
+    processes = start_ranks(first, [moved], "7")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(moved.read_steps()) < 25:
         time.sleep(0.02)
     # One rank hears the signal; all stop at the same step.
-    processes[1].send_signal(signal.SIGUSR1)
-    assert [process.wait(timeout=60) for process in processes] == [ExitCode.WANTS_MORE_TIME] * 2
-    assert run_job(moved, execution, attempt=2) is ExitCode.FINISHED
+    processes[-1].send_signal(signal.SIGUSR1)
+    assert [process.wait(timeout=60) for process in processes] == [ExitCode.WANTS_MORE_TIME] * first
+    assert [process.wait(timeout=120) for process in start_ranks(then, [moved], "9")] == [ExitCode.FINISHED] * then
     assert [s.loss for s in moved.read_steps()] == [s.loss for s in whole.read_steps()]
     result, expected = moved.read_result(), whole.read_result()
     assert result is not None
