@@ -18,4 +18,8 @@ def make_cluster(config: ClusterConfig, folder: Path) -> Cluster:
         jobs = allocation.quota.jobs
         assert jobs is not None
         return LocalCluster(folder, jobs, gpus)
+    if config.kind == "slurm":
+        from sweeps.clusters.slurm import SlurmCluster
+
+        return SlurmCluster(config, folder)
     raise AssertionError(f"cluster kind {config.kind} has no maker")
