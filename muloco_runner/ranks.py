@@ -1,6 +1,6 @@
 """The ranks of one job, from wherever they come: torchrun, srun, or one plain process.
 
-torchrun says where its ranks meet. Under srun the first rank opens a free port and writes the address into the run's
+torchrun says where its ranks meet. Elsewhere the first rank opens a free port and writes the address into the run's
 folder, which all nodes share, so that no port is fixed and none is guessed.
 """
 
@@ -37,16 +37,20 @@ class RankPlace:
     local_rank: int = 0
     """Among the ranks of its node: the number of its GPU."""
     launcher: str = "plain"
-    """torchrun, srun or plain."""
+    """torchrun, srun, tasks (`sweeps.tasks`, on one node) or plain."""
     job: str = ""
     """Tells this job's meeting place from that of an earlier one."""
 
 
 def rank_place(environment: Mapping[str, str]) -> RankPlace:
-    """Reads torchrun's variables, else those of an srun step with more than one task, else there is one rank."""
+    """Reads torchrun's variables, else those of `sweeps.tasks`, else those of an srun step with more than one task;
+    else there is one rank."""
     if "TORCHELASTIC_RUN_ID" in environment or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(environment):
         rank, num_ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         return RankPlace(rank, num_ranks, int(environment.get("LOCAL_RANK", "0")), "torchrun")
+    if "TASKS_MEETING" in environment:
+        rank, num_ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        return RankPlace(rank, num_ranks, int(environment["LOCAL_RANK"]), "tasks", environment["TASKS_MEETING"])
     if "SLURM_PROCID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return RankPlace(
             int(environment["SLURM_PROCID"]),

@@ -127,7 +127,11 @@ def plan(arguments: argparse.Namespace) -> ExitCode:
     from sweeps.preview import preview
 
     sweep = read_sweep(arguments.overrides)
-    found = preview(sweep, make_cluster(sweep.cluster, sweep.folder.cluster_dir).limits())
+    cluster = make_cluster(sweep.cluster, sweep.folder.cluster_dir)
+    live = cluster.limits()
+    if not live.note:
+        cluster.check()
+    found = preview(sweep, live)
     if arguments.json:
         import json
 
@@ -150,6 +154,7 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
     sweep = read_sweep(arguments.overrides)
     check_cap(sweep, arguments.max_gpu_hours)
     check_alone(sweep)
+    make_cluster(sweep.cluster, sweep.folder.cluster_dir).check()
     notify = Notifier(sweep.name, arguments.on_event) if arguments.on_event else None
     prepare(sweep.runs, sweep.root)
     try:

@@ -8,7 +8,7 @@ verdict is computed here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from sweeps.clusters.interface import Limit, Limits, Resource
@@ -114,11 +114,24 @@ def shape_verdict(shape: tuple[int, int, int], allocation: AllocationConfig) -> 
 
 
 def all_limits(cluster: ClusterConfig, live: Limits, state: SweepState) -> dict[str, list[Limit]]:
-    """By allocation: the user's and the cluster's."""
-    return {
-        allocation.name: [*own_limits(allocation, state.own_limits), *live.of.get(allocation.name, ())]
-        for allocation in cluster.allocations
-    }
+    """By allocation: the user's, which the user's other jobs use too, and the cluster's."""
+    limits = {}
+    for allocation in cluster.allocations:
+        others = live.others.get(allocation.name, {})
+        own = [
+            replace(limit, used_by_others=others.get(limit.resource, 0.0))
+            for limit in own_limits(allocation, state.own_limits)
+        ]
+        spent = state.spent_gpu_hours.get(allocation.name, 0.0)
+        limits[allocation.name] = [*own, *(_without(limit, spent) for limit in live.of.get(allocation.name, ()))]
+    return limits
+
+
+def _without(limit: Limit, spent_gpu_hours: float) -> Limit:
+    """GPU-hours that the cluster has counted already are not this sweep's and others' at once."""
+    if limit.resource is not Resource.GPU_HOURS:
+        return limit
+    return replace(limit, used_by_others=max(0.0, limit.used_by_others - spent_gpu_hours))
 
 
 def held_by_sweep(cluster: ClusterConfig, state: SweepState) -> dict[str, Amount]:

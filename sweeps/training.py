@@ -22,7 +22,10 @@ _BYTES_PER_PARAMETER = 16
 
 def works_of(runs: Sequence[RunConfig], root: Path, execution: ExecutionConfig, cluster: ClusterConfig) -> list[Work]:
     """One piece of work a run."""
-    arguments = {"execution": dataclasses.asdict(execution)}
+    settings = dataclasses.asdict(execution)
+    if cluster.device != "auto":
+        settings["device"] = cluster.device
+    arguments = {"execution": settings}
     return [
         Work(
             name=run.run_id,
@@ -54,12 +57,12 @@ def need_of(run: RunConfig, cluster: ClusterConfig) -> Need:
     allocation = max(cluster.allocations, key=lambda a: a.gpus_per_node)
     if allocation.gpus_per_node == 0:
         minutes = expected_minutes(run, cluster, 1, "cpu")
-        return Need(1, 0, 1, wall_minutes=0.0, expected_minutes=minutes)
+        return Need(wall_minutes=0.0, expected_minutes=minutes)
     gpus = gpus_of(run, allocation)
     per_node = min(gpus, allocation.gpus_per_node)
     minutes = expected_minutes(run, cluster, gpus, "cuda")
     cpus = max(1, allocation.cpus_per_node * per_node // allocation.gpus_per_node)
-    return Need(gpus // per_node, per_node, cpus, wall_minutes=0.0, expected_minutes=minutes)
+    return Need(gpus // per_node, per_node, cpus, 0.0, minutes, tasks_per_node=per_node)
 
 
 def gpus_of(run: RunConfig, allocation: AllocationConfig) -> int:

@@ -34,10 +34,16 @@ class Need:
     """Time asked for."""
     expected_minutes: float = 60.0
     """Time it is thought to take, all attempts together."""
+    tasks_per_node: int = 1
+    """Processes that do the work together, each with its rank (`sweeps.tasks`)."""
 
     @property
     def gpus(self) -> int:
         return self.nodes * self.gpus_per_node
+
+    @property
+    def tasks(self) -> int:
+        return self.nodes * self.tasks_per_node
 
 
 @dataclass(frozen=True)
@@ -103,23 +109,31 @@ class Ending:
 
 
 def run_attempt(attempt: Attempt) -> int:
-    """Does the work in this process, its output in the attempt's folder, and leaves the `Ending` there."""
+    """Does the work of one task in this process, and leaves its `Ending` in the attempt's folder."""
     started_at = time.time()
+    code = run_task(attempt)
+    write_ending(attempt, Ending(code, socket.gethostname(), started_at, time.time()))
+    return code
+
+
+def run_task(attempt: Attempt, rank: int = 0) -> int:
+    """Does one rank's share of the work in this process, its output in the attempt's folder; returns its exit code."""
     folder = attempt.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with _output_to(folder):
+    with _output_to(folder, f".rank{rank}" if rank else ""):
         try:
             work = attempt.work
             function = resolve_entry(work.entry)
-            code = int(function(work.folder, attempt.number, attempt.memory_halvings, **work.arguments))
+            return int(function(work.folder, attempt.number, attempt.memory_halvings, **work.arguments))
         except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+            return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         except BaseException:
             traceback.print_exc()
-            code = ExitCode.CRASH
-    ending = Ending(code, socket.gethostname(), started_at, time.time())
-    write_atomically(folder / "ending.json", json.dumps(asdict(ending)) + "\n")
-    return code
+            return int(ExitCode.CRASH)
+
+
+def write_ending(attempt: Attempt, ending: Ending) -> None:
+    write_atomically(attempt.folder / "ending.json", json.dumps(asdict(ending)) + "\n")
 
 
 def read_ending(attempt: Attempt) -> Ending | None:
@@ -144,25 +158,7 @@ def preload(work: Work) -> None:
         hook(work.folder)
 
 
-def fork_attempt(attempt: Attempt) -> int:
-    """Starts `run_attempt` in a forked child, which dies with this process; returns its pid."""
-    parent = os.getpid()
-    pid = os.fork()
-    if pid:
-        return pid
-    code: int = ExitCode.CRASH
-    try:
-        _die_with(parent)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        code = run_attempt(attempt)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Linux kills this process when its parent dies: an attempt that nobody watches would run unseen."""
     import ctypes
 
@@ -173,12 +169,12 @@ def _die_with(parent: int) -> None:
 
 
 @contextlib.contextmanager
-def _output_to(folder: Path) -> Iterator[None]:
+def _output_to(folder: Path, ending: str) -> Iterator[None]:
     """File descriptors 1 and 2 into the attempt's folder, for this process and its children."""
     saved = os.dup(1), os.dup(2)
     sys.stdout.flush()
     sys.stderr.flush()
-    with open(folder / "stdout.log", "ab") as out, open(folder / "stderr.log", "ab") as err:
+    with open(folder / f"stdout{ending}.log", "ab") as out, open(folder / f"stderr{ending}.log", "ab") as err:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
         try:

@@ -132,6 +132,10 @@ class Limits:
     """By allocation."""
 
     of: Mapping[str, Sequence[Limit]] = field(default_factory=dict)
+    others: Mapping[str, Mapping[Resource, float]] = field(default_factory=dict)
+    """What the user's jobs outside this sweep hold: it counts against the user's own quota."""
+    note: str = ""
+    """For people: why the cluster's limits are not known, where they are not."""
 
 
 class Cluster(Protocol):
@@ -139,6 +143,9 @@ class Cluster(Protocol):
 
     outlives_controller: bool
     """Whether its jobs are meant to go on when a person stops the controller."""
+
+    def check(self) -> None:
+        """Raises `ConfigError` where the cluster's file names what the cluster has not, or keeps from the user."""
 
     def start(self) -> None:
         """Whatever must run before work can: nothing on a scheduler."""

@@ -28,7 +28,8 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 from sweeps.clusters.interface import JobEnd, JobObservation, JobRequest, JobState, Limits, Observation
 from sweeps.config import ClusterConfig
-from sweeps.work import fork_attempt, preload
+from sweeps.tasks import fork_attempt
+from sweeps.work import preload
 
 _POLL_SECONDS = 0.05
 _IDLE_SECONDS = 30.0
@@ -42,6 +43,9 @@ class LocalCluster:
 
     def __init__(self, folder: Path, num_slots: int, gpus: Sequence[int] = ()) -> None:
         self.folder, self.num_slots, self.gpus = folder, num_slots, gpus
+
+    def check(self) -> None:
+        """What this machine has was filled in when the file was read."""
 
     def start(self) -> None:
         """Starts a slot wherever none is alive."""

@@ -1,5 +1,7 @@
 """SLURM behind the clusters' interface: one `squeue` a look, and one `sacct` where a job has left the queue.
 
+Limits change seldom, so they are read every few ticks, and the user's other jobs with each look at the queue.
+
 A job carries its tag as comment and name, so that it is found whether or not `sbatch` lived to say its number. SLURM's
 word on how a job ended counts only where the attempt left none.
 """
@@ -7,25 +9,42 @@ word on how a job ended counts only where the attempt left none.
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from getpass import getuser
 from pathlib import Path
 
+from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 from sweeps.clusters.interface import (
     JobEnd,
     JobObservation,
     JobRequest,
     JobState,
+    Limit,
     Limits,
     Observation,
     RefusalKind,
     Refused,
+    Resource,
+)
+from sweeps.clusters.slurm_limits import (
+    ASSOCIATION_FIELDS,
+    QOS_FIELDS,
+    Accounting,
+    limits_of,
+    mistake_in,
+    parse_assoc_mgr,
+    parse_grants,
+    parse_partitions,
+    with_unused_limits,
 )
 from sweeps.clusters.slurm_text import (
     SACCT_FIELDS,
@@ -43,6 +62,10 @@ _ANSWER_SECONDS = 60.0
 """A scheduler that takes longer has not answered."""
 _SIGNAL_SECONDS = 120
 """USR1 comes so long before the time limit, or up to a minute earlier still."""
+_NAMES_PER_SACCT = 500
+"""More names than this do not fit a command line well: all of the user's jobs are read then."""
+_TICKS_PER_LIMITS = 10
+"""Ticks between two looks at SLURM's own limits, which SLURM enforces meanwhile."""
 _ENDS = {
     "TIMEOUT": JobEnd.TIMEOUT,
     "DEADLINE": JobEnd.TIMEOUT,
@@ -89,21 +112,36 @@ def batch_script(request: JobRequest, allocation: AllocationConfig, setup: Seque
 
 
 class SlurmCluster:
-    """`submit`, `observe` and `cancel` by SLURM's commands."""
+    """`submit`, `observe`, `cancel` and `limits` by SLURM's commands."""
 
     outlives_controller = True
 
     def __init__(self, config: ClusterConfig, folder: Path) -> None:
         self.config, self.folder = config, folder.resolve()
+        self._queue: list[QueuedJob] | None = None
+        self._ours: frozenset[str] = frozenset()
+        self._accounting: Accounting | None = None
+        self._read_at = -float("inf")
+        self._why_unknown = ""
+
+    def check(self) -> None:
+        if shutil.which("sbatch") is None:
+            raise ConfigError(
+                f"cluster={self.config.name}: kind=slurm, but there is no sbatch on this machine: "
+                "launch on a login node, or choose cluster=local"
+            )
+        accounting = self._current_accounting()
+        for allocation in self.config.allocations if accounting is not None else ():
+            assert accounting is not None
+            mistake = mistake_in(allocation, accounting)
+            if mistake is not None:
+                raise ConfigError(f"cluster={self.config.name}: allocation {allocation.name}: {mistake}")
 
     def start(self) -> None:
         for name in ("requests", "scripts", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def submit(self, request: JobRequest) -> str:
-        wide = [attempt.work.name for attempt in request.attempts if attempt.work.need.gpus > 1]
-        if wide:
-            raise Refused(RefusalKind.FATAL, f"{wide[0]} needs several GPUs, and a job here starts one process a run")
         self.start()
         write_atomically(self.folder / "requests" / f"{request.tag}.json", json.dumps(request.to_dict()))
         script = self.folder / "scripts" / f"{request.tag}.sh"
@@ -119,13 +157,12 @@ class SlurmCluster:
         return done.stdout.strip().partition(";")[0]
 
     def observe(self, tags: Sequence[str]) -> Observation:
-        if not tags:
-            return Observation({})
+        self._ours = frozenset(tags)
         try:
-            queue = _run(["squeue", "--noheader", "--states=all", f"--user={getuser()}", f"--format={SQUEUE_FORMAT}"])
-            if queue.returncode:
+            queue = self._read_queue()
+            if queue is None:
                 return Observation({}, complete=False)
-            jobs = {job.comment: _queued(job) for job in parse_squeue(queue.stdout) if job.comment in tags}
+            jobs = {job.comment: _queued(job) for job in queue if job.comment in self._ours}
             missing = [tag for tag in tags if tag not in jobs]
             accounted = self._accounted(missing) if missing else {}
         except subprocess.TimeoutExpired:
@@ -133,11 +170,19 @@ class SlurmCluster:
         # Without accounting a job that has left the queue may have ended in any way.
         return Observation({**jobs, **(accounted or {})}, complete=accounted is not None)
 
+    def _read_queue(self) -> list[QueuedJob] | None:
+        """All jobs of this user; None where the scheduler does not answer."""
+        done = _run(["squeue", "--noheader", "--states=all", f"--user={getuser()}", f"--format={SQUEUE_FORMAT}"])
+        self._queue = None if done.returncode else parse_squeue(done.stdout)
+        return self._queue
+
     def _accounted(self, tags: Sequence[str]) -> Mapping[str, JobObservation] | None:
         """None where accounting does not answer."""
         # The default window begins at midnight.
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 30 * 24 * 3600))
-        done = _run(["sacct", "-nPXD", f"--user={getuser()}", f"--starttime={since}", f"--format={SACCT_FIELDS}"])
+        names = [f"--name={','.join(tags)}"] if len(tags) <= _NAMES_PER_SACCT else []
+        command = ["sacct", "-nPXD", f"--user={getuser()}", f"--starttime={since}", f"--format={SACCT_FIELDS}"]
+        done = _run([*command, *names])
         if done.returncode:
             return None
         return {job.comment: _from_accounting(job) for job in parse_sacct(done.stdout) if job.comment in tags}
@@ -148,15 +193,98 @@ class SlurmCluster:
             _run(["scancel", f"--user={getuser()}", f"--name={tag}"])
 
     def limits(self) -> Limits:
-        """None beyond the user's own: what the scheduler limits further, it lets wait."""
-        return Limits()
+        try:
+            accounting = self._current_accounting()
+            queue = self._queue if self._queue is not None else self._read_queue() if accounting is not None else []
+        except subprocess.TimeoutExpired:
+            accounting, queue = self._accounting, self._queue
+        held = [job for job in queue or () if not job.is_finished]
+        if accounting is None:
+            return Limits(others=self._others(held), note=self._why_unknown)
+        found = {
+            allocation.name: [
+                _of_others(limit, allocation, held, self._ours) for limit in limits_of(allocation, accounting)
+            ]
+            for allocation in self.config.allocations
+        }
+        return Limits(found, self._others(held))
+
+    def _others(self, held: Sequence[QueuedJob]) -> dict[str, dict[Resource, float]]:
+        """By allocation: what this user's other jobs hold; those that wait hold nothing yet."""
+        others = [job for job in held if job.comment not in self._ours]
+        return {
+            allocation.name: _held_by([job for job in others if _is_in(job, allocation)])
+            for allocation in self.config.allocations
+        }
+
+    def _current_accounting(self) -> Accounting | None:
+        """What SLURM says of limits, at most `_TICKS_PER_LIMITS` ticks old; older where it does not answer."""
+        if time.monotonic() - self._read_at < _TICKS_PER_LIMITS * self.config.tick_seconds:
+            return self._accounting
+        if shutil.which("scontrol") is None:
+            self._why_unknown = "SLURM's own limits are not known: there is no scontrol on this machine"
+            return None
+        found = _read_accounting()
+        if found is not None:
+            self._accounting, self._read_at = found, time.monotonic()
+        elif self._accounting is None:
+            self._why_unknown = "SLURM's own limits are not known: slurmctld does not answer"
+        return self._accounting
 
     def stop(self) -> None:
         """Jobs go on without a controller."""
 
 
+def _read_accounting() -> Accounting | None:
+    """None where slurmctld does not answer. Without a database, or where limits are not enforced, partitions alone."""
+    user, uid = getuser(), os.getuid()
+    partitions = _run(["scontrol", "show", "partition", "-o"])
+    config = _run(["scontrol", "show", "config"])
+    if partitions.returncode or config.returncode:
+        return None
+    enforced = next((line for line in config.stdout.splitlines() if line.startswith("AccountingStorageEnforce")), "")
+    known = _run(["scontrol", "show", "assoc_mgr", f"users={user}", "flags=assoc,qos"])
+    rows = parse_partitions(partitions.stdout)
+    if known.returncode or not ("limits" in enforced or "safe" in enforced or "all" in enforced):
+        return Accounting([], {}, rows, [], user, uid)
+    associations, qos = parse_assoc_mgr(known.stdout)
+    grants = _run(["sacctmgr", "-nP", "show", "assoc", f"user={user}", f"format={ASSOCIATION_FIELDS}"])
+    defined = _run(["sacctmgr", "-nP", "show", "qos", f"format={QOS_FIELDS}"])
+    accounts = [association.account for association in associations]
+    # Without the database slurmctld still knows the limits of whoever has used them.
+    granted = [] if grants.returncode else parse_grants(grants.stdout)
+    complete = qos if defined.returncode else with_unused_limits(qos, defined.stdout, uid, accounts)
+    return Accounting(associations, complete, rows, granted, user, uid)
+
+
+def _is_in(job: QueuedJob, allocation: AllocationConfig) -> bool:
+    named = ((allocation.partition, job.partition), (allocation.account, job.account), (allocation.qos, job.qos))
+    # A job that waits may name several partitions.
+    return all(wanted is None or wanted in given.split(",") for wanted, given in named)
+
+
+def _held_by(jobs: Sequence[QueuedJob]) -> dict[Resource, float]:
+    started = [job for job in jobs if known_state(job.state) != "PENDING"]
+    return {
+        Resource.NODES: sum(job.num_nodes for job in started),
+        Resource.GPUS: sum(job.num_nodes * job.gpus_per_node for job in started),
+        Resource.CPUS: sum(job.num_cpus for job in started),
+        Resource.JOBS: len(started),
+        Resource.SUBMITTED: len(jobs),
+    }
+
+
+def _of_others(limit: Limit, allocation: AllocationConfig, held: Sequence[QueuedJob], ours: frozenset[str]) -> Limit:
+    """SLURM counts this sweep's own jobs too, which the sweep counts itself."""
+    own = _held_by([job for job in held if job.comment in ours and _is_in(job, allocation)])
+    return replace(limit, used_by_others=max(0.0, limit.used_by_others - own.get(limit.resource, 0.0)))
+
+
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False)
+    # Some of these commands would read a prompt's answer from a terminal.
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False
+    )
 
 
 def _queued(job: QueuedJob) -> JobObservation:

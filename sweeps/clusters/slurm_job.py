@@ -8,42 +8,31 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from sweeps.clusters.interface import JobRequest
-from sweeps.work import fork_attempt
-
-_PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+from sweeps.tasks import fork_attempt, passing_on
+from sweeps.work import preload
 
 
 def main(path: str) -> int:
     request = JobRequest.from_dict(json.loads(Path(path).read_text()))
     given = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
-    children: list[int] = []
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        for pid in children:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
-
-    for number in _PASSED_ON:
-        signal.signal(number, pass_on)
-    for attempt in request.attempts:
-        wanted = attempt.work.need.gpus_per_node
-        if given and wanted:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(given[:wanted])
-            given = given[wanted:]
-        children.append(fork_attempt(attempt))
-    worst = 0
-    for pid in list(children):
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        worst = max(worst, code if code >= 0 else 128 - code)
+    children: dict[int, str] = {}
+    with passing_on(children):
+        for attempt in request.attempts:
+            need = attempt.work.need
+            if need.nodes == 1:
+                preload(attempt.work)
+            mine, given = given[: need.gpus_per_node], given[need.gpus_per_node :]
+            gpus = {"CUDA_VISIBLE_DEVICES": ",".join(mine)} if mine and need.nodes == 1 else {}
+            children[fork_attempt(attempt, gpus, Path(path))] = attempt.work.name
+        worst = 0
+        for pid in list(children):
+            _, status = os.waitpid(pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+            worst = max(worst, code if code >= 0 else 128 - code)
     return worst
 
 

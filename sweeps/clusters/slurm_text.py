@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sweeps.clusters.interface import RefusalKind
 
 # Fields before the last two hold no "|"; a reason may be a sentence, a comment anything.
-SQUEUE_FORMAT = "%i|%u|%T|%D|%b|%P|%a|%q|%l|%S|%e|%N|%r|%k"
+SQUEUE_FORMAT = "%i|%u|%T|%D|%C|%b|%P|%a|%q|%l|%S|%e|%N|%r|%k"
 SACCT_FIELDS = "JobID,State,ExitCode,NNodes,Start,End,NodeList,Comment"
 
 UNFINISHED = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUE", "RESIZING", "SIGNALING",
@@ -41,6 +41,7 @@ class QueuedJob:
     state: str
     """As printed."""
     num_nodes: int
+    num_cpus: int
     gpus_per_node: int
     partition: str
     account: str
@@ -79,16 +80,19 @@ def parse_squeue(text: str) -> list[QueuedJob]:
     """Lines of `squeue --noheader --format=SQUEUE_FORMAT`; lines of another shape raise `ValueError`."""
     jobs = []
     for line in text.splitlines():
-        fields = line.split("|", 13)
-        if len(fields) != 14:
+        fields = line.split("|", 14)
+        if len(fields) != 15:
             raise ValueError(f"squeue said {line!r}, which is not {SQUEUE_FORMAT}")
-        job_id, user, state, nodes, gres, partition, account, qos, wall, start, end, names, reason, comment = fields
+        job_id, user, state, nodes, cpus, gres, partition, account, qos, wall, start, end, names, reason, comment = (
+            fields
+        )
         jobs.append(
             QueuedJob(
                 job_id=job_id,
                 user=user,
                 state=state,
                 num_nodes=_count(nodes),
+                num_cpus=_count(cpus),
                 gpus_per_node=gpus_in_gres(gres),
                 partition=partition,
                 account=account,
