@@ -1,0 +1,121 @@
+"""What SLURM's commands print, read: lines as Slurm 22.05 wrote them."""
+
+import pytest
+
+from sweeps.clusters.interface import RefusalKind
+from sweeps.clusters.slurm_text import (
+    classify_refusal,
+    expand_node_list,
+    gpus_in_gres,
+    known_state,
+    parse_minutes,
+    parse_sacct,
+    parse_squeue,
+)
+
+RUNNING = (
+    "17|root|RUNNING|2|192|gres:gpu:h100:8|gpu|lab|normal|1-00:00:00|2026-03-01T10:00:00|2026-03-02T10:00:00"
+    "|node[01-02]|None|study-3fa2c1-000004\n"
+)
+WAITING = (
+    "18_3|root|PENDING|3|288|gres:gpu:8|gpu,whole|lab|capped|30:00|N/A|N/A|"
+    "|ReqNodeNotAvail, UnavailableNodes:node[03-04]|study|with|bars\n"
+)
+
+
+def test_a_line_of_squeue() -> None:
+    running, waiting = parse_squeue(RUNNING + WAITING)
+    assert (running.job_id, running.num_nodes, running.num_cpus, running.gpus_per_node) == ("17", 2, 192, 8)
+    assert running.wall_minutes == 1440
+    assert running.nodes == ("node01", "node02")
+    assert not running.is_finished
+    assert (waiting.job_id, waiting.started_at, waiting.nodes) == ("18_3", None, ())
+    assert waiting.reason == "ReqNodeNotAvail, UnavailableNodes:node[03-04]"
+    assert waiting.comment == "study|with|bars"
+
+
+def test_a_line_of_another_shape_is_an_error_and_not_an_empty_queue() -> None:
+    with pytest.raises(ValueError, match="squeue said 'slurm_load_jobs error'"):
+        parse_squeue("slurm_load_jobs error")
+    with pytest.raises(ValueError, match="sacct said"):
+        parse_sacct("SLURM accounting storage is disabled")
+
+
+def test_lines_of_sacct() -> None:
+    text = (
+        "7|CANCELLED by 1000|0:0|1|2026-03-01T10:00:00|2026-03-01T10:01:00|node01|s-000001\n"
+        "8|FAILED|65:0|1|x|x|node01|s-000002\n9|RUNNING|0:0|1|x|Unknown|node01|s-000003\n"
+        "10|FAILED|0:53|1|x|x|None assigned|s-000004\n"
+    )
+    cancelled, failed, running, unwritable = parse_sacct(text)
+    assert cancelled.is_finished
+    assert failed.exit_code == 65
+    assert not running.is_finished
+    assert (unwritable.exit_code, unwritable.signal, unwritable.nodes) == (0, 53, ())
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [
+        ("COMPLETED", "COMPLETED"),
+        ("COMPLETI", "COMPLETING"),
+        ("CANCELLED by 0", "CANCELLED"),
+        ("CANCELLED+", "CANCELLED"),
+        ("OUT_OF_ME+", "OUT_OF_MEMORY"),
+        ("COMP", None),
+        ("LAUNCHING_MOON_ROCKET", None),
+        ("", None),
+    ],
+)
+def test_states_by_prefix_and_unknown_words_are_unknown(word: str, state: str | None) -> None:
+    assert known_state(word.rstrip("+")) == state
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("2-03:04:00", 3064), ("10:00", 10), ("01:00:00", 60), ("90", 90), ("UNLIMITED", None), ("", None), ("1-12", 2160)],
+)
+def test_durations(text: str, minutes: float | None) -> None:
+    assert parse_minutes(text) == minutes
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("node[01-03,07],login", ("node01", "node02", "node03", "node07", "login")),
+        ("r[1-2]c[1-2]", ("r1c1", "r1c2", "r2c1", "r2c2")),
+        ("gpu-a[098-101]x", ("gpu-a098x", "gpu-a099x", "gpu-a100x", "gpu-a101x")),
+        ("None assigned", ()),
+        ("", ()),
+    ],
+)
+def test_node_lists(text: str, names: tuple[str, ...]) -> None:
+    assert expand_node_list(text) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus"),
+    [("gres:gpu:h100:8", 8), ("gres:gpu:4", 4), ("gpu:8(S:0-1)", 8), ("gres:gpu", 1), ("N/A", 0), ("gres:nvme:2", 0)],
+)
+def test_gpus(text: str, gpus: int) -> None:
+    assert gpus_in_gres(text) == gpus
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates "
+         "accounting/QOS policy (job submit limit, user's size and/or time limits)", RefusalKind.DEFER),
+        ("sbatch: error: AssocGrpSubmitJobsLimit", RefusalKind.DEFER),
+        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", RefusalKind.DEFER),
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+         RefusalKind.DEFER),
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", RefusalKind.MAY_EXIST),
+        ("sbatch: error: QOSMaxWallDurationPerJobLimit\nsbatch: error: Batch job submission failed: Job violates "
+         "accounting/QOS policy", RefusalKind.FATAL),
+        ("sbatch: error: Batch job submission failed: Invalid qos specification", RefusalKind.FATAL),
+        ("sbatch: error: something never seen", RefusalKind.FATAL),
+    ],
+)  # fmt: skip
+def test_what_a_refusal_means(words: str, kind: RefusalKind) -> None:
+    assert classify_refusal(words) is kind
