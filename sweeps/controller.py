@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muloco_runner.record import RecordError, RunFolder
 from sweeps.clusters.interface import (
     Cluster,
     JobEnd,
@@ -25,13 +24,13 @@ from sweeps.clusters.interface import (
 from sweeps.clusters.interface import JobState as ClusterJobState
 from sweeps.config import ClusterConfig
 from sweeps.decide import Plan, decide
+from sweeps.evidence import Evidence
 from sweeps.folder import Definition, SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Damage, Ledger
 from sweeps.policy import ALIKE, RULES, Cause, cause_of
 from sweeps.quota import all_limits
 from sweeps.state import JobState, SweepState
-from sweeps.work import Attempt, read_ending
 
 COMMANDS = ("paused", "own_limits", "held", "released", "cancel")
 """What people may ask for; the first four are events of the ledger."""
@@ -70,6 +69,9 @@ class Controller:
         self.damage: list[Damage]
         self.state, self.damage = folder.read_state(definition.works)
         self.cluster = make_cluster(self.config, folder.cluster_dir)
+        self._file_clock_ahead = 0.0
+        """Seconds that the file system's clock shows more than this host's."""
+        self._ended_since: dict[str, float] = {}
 
     def run(self, on_tick: Callable[[Tick], None] = lambda tick: None) -> SweepState:
         """Ticks until the sweep is over. Ctrl-C ends it in order: local work saves itself, a scheduler's jobs go on."""
@@ -92,7 +94,7 @@ class Controller:
 
     def tick(self) -> Tick:
         """One look at the cluster and what follows from it."""
-        self.lease.renew()
+        self._file_clock_ahead = self.lease.renew() - time.time()
         self._take_commands()
         observation = self.cluster.observe(list(self.state.jobs))
         now = self.clock()
@@ -118,7 +120,8 @@ class Controller:
         if seen.state is not ClusterJobState.PENDING and job.started_at is None and seen.started_at is not None:
             self._record("started", tag=job.tag, at=seen.started_at, nodes=list(seen.nodes))
         if seen.state is ClusterJobState.ENDED:
-            self._end(job, seen, now)
+            if not self._may_still_speak(job, seen, now):
+                self._end(job, seen, now)
         elif seen.state is ClusterJobState.RUNNING and job.cancelling is None and self._hangs(job, now):
             self._record("cancelling", tag=job.tag, cause=Cause.HANG.value)
             self.cluster.cancel([job.tag])
@@ -133,46 +136,45 @@ class Controller:
     def _may_still_appear(self, job: JobState) -> bool:
         return self.cluster.outlives_controller
 
+    def _may_still_speak(self, job: JobState, seen: JobObservation, now: float) -> bool:
+        """It ended well by the scheduler's word, and its own is not here yet."""
+        if seen.end is not JobEnd.EXITED or seen.exit_code not in (None, 0):
+            return False
+        since = self._ended_since.setdefault(job.tag, now)
+        if now - since >= _LAST_WORDS_SECONDS:
+            return False
+        left = [self.cluster.evidence(attempt) for attempt in job.request.attempts]
+        return any(not found.finished and found.ending is None for found in left)
+
     def _end(self, job: JobState, seen: JobObservation, now: float) -> None:
         assert seen.end is not None
         endings: dict[str, Any] = {}
         struck: set[str] = set()
         for attempt in job.request.attempts:
-            cause, detail = self._cause_of(attempt, job, seen)
-            ending = read_ending(attempt)
+            left = self.cluster.evidence(attempt)
+            cause, detail = _cause(left, job, seen)
             endings[attempt.work.name] = {
                 "cause": cause.value,
                 "detail": detail,
-                "checkpoint_step": _checkpoint_step(attempt),
-                "started_at": ending.started_at if ending else job.started_at,
-                "at": ending.ended_at if ending else now,
+                "checkpoint_step": left.checkpoint_step,
+                "started_at": left.ending.started_at if left.ending else job.started_at,
+                "at": left.ending.ended_at if left.ending else now,
             }
             if cause in RULES and RULES[cause].excludes_node:
                 struck.update(seen.nodes)
         self._record("ended", tag=job.tag, endings=endings, struck_nodes=sorted(struck))
+        self._ended_since.pop(job.tag, None)
         self.folder.drop_request(job.tag)
-
-    def _cause_of(self, attempt: Attempt, job: JobState, seen: JobObservation) -> tuple[Cause, str]:
-        assert seen.end is not None
-        if attempt.work.is_finished:
-            return Cause.FINISHED, ""
-        if job.cancelling is not None:
-            return job.cancelling, ""
-        ending = read_ending(attempt)
-        cause = cause_of(ending, seen.end, seen.exit_code)
-        if cause is Cause.FINISHED:
-            # It says so, but its result is not there: another attempt will find out.
-            return Cause.CRASH, f"exit code 0 without {attempt.work.result}"
-        status = _status(attempt)
-        detail = status.exit_cause if status is not None and status.attempt == attempt.number else None
-        return cause, detail or seen.reason
 
     def _hangs(self, job: JobState, now: float) -> bool:
         """Every attempt in the job has had time to speak, and none has spoken lately."""
         patience = 60 * self.config.hang_minutes
         if job.started_at is None or now - job.started_at < patience:
             return False
-        return all(_silent_for(attempt, now) > patience for attempt in job.request.attempts)
+        # Heartbeats are files: their age is by the file system's clock, not by this host's.
+        now += self._file_clock_ahead
+        last = [self.cluster.evidence(attempt).heartbeat_at for attempt in job.request.attempts]
+        return all(at is not None and now - at > patience for at in last)
 
     def _hold_alike(self) -> None:
         """One bug in many runs: the rest of their group is not sent after them."""
@@ -271,21 +273,15 @@ class Controller:
         self.state.apply(self.ledger.append(event, **values), request)
 
 
-def _status(attempt: Attempt) -> Any:
-    try:
-        return RunFolder(attempt.work.folder).read_status()
-    except RecordError:
-        return None
-
-
-def _checkpoint_step(attempt: Attempt) -> int:
-    status = _status(attempt)
-    return status.checkpoint_step if status is not None else 0
-
-
-def _silent_for(attempt: Attempt, now: float) -> float:
-    """Seconds since the last heartbeat; 0 for work that has none."""
-    try:
-        return now - RunFolder(attempt.work.folder).status_file.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+def _cause(left: Evidence, job: JobState, seen: JobObservation) -> tuple[Cause, str]:
+    """How an attempt of an ended job ended, and one line on it."""
+    assert seen.end is not None
+    if left.finished:
+        return Cause.FINISHED, ""
+    if job.cancelling is not None:
+        return job.cancelling, ""
+    cause = cause_of(left.ending, seen.end, seen.exit_code)
+    if cause is Cause.FINISHED:
+        # It says so, but its result is not there: another attempt will find out.
+        return Cause.CRASH, "exit code 0 without a result"
+    return cause, left.said or seen.reason

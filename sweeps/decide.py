@@ -2,14 +2,15 @@
 
 Widest first. A run that does not fit now keeps a reservation at the earliest time it could start; narrower ones go
 before it only where they end by then or leave its nodes free (EASY backfill), so that none starves. Runs smaller than a
-node that is handed out whole are packed together. Runs of one shape differ in length only, so a tick looks at the
-shapes, not at every run.
+node that is handed out whole are packed together: of one width first, narrower ones into what is left. Runs of one
+shape differ in length only, so a tick looks at the shapes, not at every run.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -85,6 +86,13 @@ class _Room:
             return 1
         return max(1, self.allocation.gpus_per_node // gpus)
 
+    def places_left(self, pack: Sequence[RunState], shape: Shape) -> int:
+        """Runs of a narrower shape that fit beside those of the pack, each with GPUs of its own."""
+        nodes, gpus, _ = shape
+        if not self.allocation.whole_nodes or nodes > 1 or gpus == 0 or pack[0].work.need.nodes > 1:
+            return 0
+        return int(self.allocation.gpus_per_node - sum(run.work.need.gpus for run in pack)) // gpus
+
     def answer(self, shape: Shape, minutes: float, now: float) -> Verdict:
         """On one more job of that shape and length beside those that are held."""
         answer = shape_verdict(shape, self.allocation)
@@ -148,25 +156,35 @@ class _Line:
 
     def __init__(self, queue: Queue, now: float) -> None:
         self.queue, self.now = queue, now
+        self._taken: set[int] = set()
         self.skip_to(math.inf)
 
     def skip_to(self, minutes: float) -> None:
         """On to the runs that are not longer than that."""
         self._seen: deque[RunState] = deque()
-        self._rest: Iterator[RunState] = self.queue.not_longer_than(minutes)
+        self._rest: Iterator[RunState] = self._ready(minutes)
 
     def first(self, count: int) -> list[RunState]:
+        while self._seen and self._seen[0].position in self._taken:
+            self._seen.popleft()
         while len(self._seen) < count:
             run = next(self._rest, None)
             if run is None:
                 break
-            if run.not_before <= self.now:
-                self._seen.append(run)
+            self._seen.append(run)
         return list(self._seen)[:count]
 
-    def drop(self, count: int) -> None:
-        for _ in range(count):
-            self._seen.popleft()
+    def not_longer_than(self, minutes: float, count: int) -> list[RunState]:
+        """Up to so many that would be done by then, the longest of them."""
+        return list(itertools.islice(self._ready(minutes), count))
+
+    def take(self, runs: Sequence[RunState]) -> None:
+        self._taken.update(run.position for run in runs)
+
+    def _ready(self, minutes: float) -> Iterator[RunState]:
+        for run in self.queue.not_longer_than(minutes):
+            if run.not_before <= self.now and run.position not in self._taken:
+                yield run
 
 
 def decide(state: SweepState, cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]], now: float) -> Plan:
@@ -180,8 +198,13 @@ def decide(state: SweepState, cluster: ClusterConfig, limits: Mapping[str, Seque
     excluded = excluded_nodes(state, now)
     submit: list[JobRequest] = []
     verdicts: dict[Shape, Verdict] = {}
-    for shape in sorted(state.waiting, key=_width_first):
-        line = _Line(state.waiting[shape], now)
+    pending = Counter(job.request.allocation for job in state.jobs.values() if job.started_at is None)
+    # Where fewer of ours stand in the queue the next one starts sooner.
+    rooms.sort(key=lambda room: pending[room.allocation.name])
+    shapes = sorted(state.waiting, key=_width_first)
+    lines = {shape: _Line(state.waiting[shape], now) for shape in shapes}
+    for shape in shapes:
+        line = lines[shape]
         while head := line.first(1):
             minutes = head[0].work.need.expected_minutes
             answers = {room.allocation.name: room.answer(shape, minutes, now) for room in rooms}
@@ -195,7 +218,11 @@ def decide(state: SweepState, cluster: ClusterConfig, limits: Mapping[str, Seque
                 line.skip_to(min(longest, math.nextafter(minutes, 0.0)))
                 continue
             pack = line.first(room.places(shape))
-            line.drop(len(pack))
+            line.take(pack)
+            for narrower in shapes[shapes.index(shape) + 1 :]:
+                more = lines[narrower].not_longer_than(minutes, room.places_left(pack, narrower))
+                lines[narrower].take(more)
+                pack += more
             tag = f"{state.prefix}{state.num_jobs + len(submit) + 1:06d}"
             request = _request(tag, pack, room, excluded)
             room.take(request, now + 60 * minutes)

@@ -52,6 +52,8 @@ def show_plan(preview: Preview) -> None:
         f"{preview.node_hours:.1f} node-hours, about {_minutes(preview.makespan_minutes)} under the quota "
         f"of cluster {preview.sweep.cluster.name}"
     )
+    if preview.note:
+        console.print(preview.note)
 
 
 def plan_as_dict(preview: Preview) -> dict[str, Any]:
@@ -62,6 +64,7 @@ def plan_as_dict(preview: Preview) -> dict[str, Any]:
         "gpu_hours": preview.gpu_hours,
         "node_hours": preview.node_hours,
         "makespan_minutes": preview.makespan_minutes,
+        "note": preview.note,
         "runs": [
             {
                 "run": run.work.name,

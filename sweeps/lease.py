@@ -62,9 +62,11 @@ class Lease:
         if _newest_token(self.folder) != self.token or not self.path.exists():
             raise LeaseLost("another controller has taken this sweep over")
 
-    def renew(self) -> None:
+    def renew(self) -> float:
+        """The file system's own time, Unix seconds."""
         self.check()
         os.utime(self.path)
+        return self.path.stat().st_mtime
 
     def release(self) -> None:
         """The token stays, so that the next holder's is higher."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sweeps.clusters.interface import Limit, Limits
+from sweeps.clusters.interface import Limit, Limits, Resource
 from sweeps.config import AllocationConfig, ClusterConfig
 from sweeps.decide import decide, job_minutes
 from sweeps.launch import Sweep
@@ -31,7 +31,9 @@ class Preview:
     node_hours: float
     """Runs that share a node count it once."""
     makespan_minutes: float
-    """Under the quota, if every run takes the time expected of it."""
+    """Under the quota, if every run takes the time expected of it and nobody else holds what the quota counts."""
+    note: str = ""
+    """Why the cluster's own limits are not in it, where they are not."""
 
 
 def preview(sweep: Sweep, live: Limits) -> Preview:
@@ -44,8 +46,14 @@ def preview(sweep: Sweep, live: Limits) -> Preview:
     ]
     to_run = [run.work for run in planned if not run.finished and run.verdict.kind is not VerdictKind.NEVER]
     gpu_hours = sum(work.need.gpus * work.need.expected_minutes for work in to_run) / 60
-    makespan, node_minutes = _replay(to_run, sweep.cluster, limits)
-    return Preview(sweep, planned, gpu_hours, node_minutes / 60, makespan)
+    alone = {name: [_without_others(limit) for limit in found] for name, found in limits.items()}
+    makespan, node_minutes = replay(to_run, sweep.cluster, alone)
+    return Preview(sweep, planned, gpu_hours, node_minutes / 60, makespan, live.note)
+
+
+def _without_others(limit: Limit) -> Limit:
+    """What others hold now they give back; GPU-hours that they have used they do not."""
+    return limit if limit.resource is Resource.GPU_HOURS else replace(limit, used_by_others=0.0)
 
 
 def _verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Mapping[str, Sequence[Limit]]) -> Verdict:
@@ -64,9 +72,7 @@ def _verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Mappin
     return min(answers, key=lambda answer: order.index(answer.kind))
 
 
-def _replay(
-    works: Sequence[Work], cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]]
-) -> tuple[float, float]:
+def replay(works: Sequence[Work], cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]]) -> tuple[float, float]:
     """Minutes until the last run ends, and node-minutes used, if every run takes the time expected of it: the
     controller's own decisions, played through."""
     state = SweepState({work.name: RunState(work) for work in works})

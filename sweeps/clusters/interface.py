@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+from sweeps.evidence import Evidence
 from sweeps.work import Attempt
 
 
@@ -155,6 +156,9 @@ class Cluster(Protocol):
 
     def observe(self, tags: Sequence[str]) -> Observation:
         """All jobs among `tags` that the cluster knows of, ended ones included."""
+
+    def evidence(self, attempt: Attempt) -> Evidence:
+        """What the attempt itself has left."""
 
     def cancel(self, tags: Sequence[str]) -> None:
         """Ends the jobs that are not ended; unknown tags are passed over."""

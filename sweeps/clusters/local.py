@@ -28,8 +28,9 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 from sweeps.clusters.interface import JobEnd, JobObservation, JobRequest, JobState, Limits, Observation
 from sweeps.config import ClusterConfig
+from sweeps.evidence import Evidence, evidence_in_folder
 from sweeps.tasks import fork_attempt
-from sweeps.work import preload
+from sweeps.work import Attempt, preload
 
 _POLL_SECONDS = 0.05
 _IDLE_SECONDS = 30.0
@@ -104,6 +105,9 @@ class LocalCluster:
 
     def _has_ended(self, tag: str) -> bool:
         return (self.folder / "ended" / f"{tag}.json").exists()
+
+    def evidence(self, attempt: Attempt) -> Evidence:
+        return evidence_in_folder(attempt)
 
     def cancel(self, tags: Sequence[str]) -> None:
         for tag in tags:

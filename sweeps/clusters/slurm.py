@@ -57,6 +57,8 @@ from sweeps.clusters.slurm_text import (
     parse_squeue,
 )
 from sweeps.config import AllocationConfig, ClusterConfig
+from sweeps.evidence import Evidence, evidence_in_folder
+from sweeps.work import Attempt
 
 _ANSWER_SECONDS = 60.0
 """A scheduler that takes longer has not answered."""
@@ -186,6 +188,9 @@ class SlurmCluster:
         if done.returncode:
             return None
         return {job.comment: _from_accounting(job) for job in parse_sacct(done.stdout) if job.comment in tags}
+
+    def evidence(self, attempt: Attempt) -> Evidence:
+        return evidence_in_folder(attempt)
 
     def cancel(self, tags: Sequence[str]) -> None:
         """TERM first: what runs saves itself; SLURM's KillWait bounds how long it may take."""

@@ -22,6 +22,7 @@ from sweeps.clusters.interface import (
 )
 from sweeps.config import ClusterConfig
 from sweeps.controller import Controller, Tick
+from sweeps.evidence import Evidence, evidence_in_folder
 from sweeps.folder import Definition, SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.policy import Cause
@@ -130,6 +131,9 @@ class World:
             code = 0 if end is JobEnd.EXITED else None
             seen[tag] = JobObservation(tag, "1", state, ("n1",), end=end, exit_code=code, started_at=at)
         return Observation(seen)
+
+    def evidence(self, attempt: Attempt) -> Evidence:
+        return evidence_in_folder(attempt)
 
     def cancel(self, tags: Sequence[str]) -> None:
         self.step()

@@ -13,7 +13,7 @@ from sweeps.decide import Plan, decide, excluded_nodes
 from sweeps.policy import Cause
 from sweeps.quota import VerdictKind, own_limits
 from sweeps.state import RunState, SweepState
-from sweeps.work import Need, Work
+from sweeps.work import Attempt, Need, Work
 
 NOON = 1.8e9
 """Unix seconds at which histories begin."""
@@ -208,6 +208,23 @@ def test_small_runs_share_whole_nodes_and_nothing_else_does() -> None:
     assert shared == [[1], [1] * 8, [4, 4]]
     apart = History(state_of(*works), cluster_of(QuotaConfig(nodes=11), whole_nodes=False)).tick()
     assert all(len(request.attempts) == 1 for request in apart.submit)
+
+
+def test_what_a_pack_leaves_free_is_filled_with_narrower_runs_that_are_not_longer() -> None:
+    works = [work("four", gpus=4, minutes=60), work("two", gpus=2, minutes=60), work("long", gpus=1, minutes=90)]
+    works += [work(f"one{n}", gpus=1, minutes=30) for n in range(3)]
+    plan = History(state_of(*works), cluster_of(QuotaConfig(nodes=10))).tick()
+    packs = [[attempt.work.name for attempt in request.attempts] for request in plan.submit]
+    assert packs == [["four", "two", "one0", "one1"], ["long", "one2"]]
+
+
+def test_of_two_allocations_the_one_whose_queue_is_empty_gets_the_next_run() -> None:
+    works = [work(f"r{n}") for n in range(6)]
+    history = History(state_of(*works), cluster_of(QuotaConfig(nodes=3), QuotaConfig(nodes=3)))
+    queued = JobRequest("s-000001", "a0", (Attempt(works[0], 1),), 1, 8, 1, 60.0)
+    history.state.apply({"event": "intended", "tag": queued.tag, "time": NOON}, queued)
+    plan = history.tick()
+    assert [request.allocation for request in plan.submit] == ["a1", "a1", "a1", "a0", "a0"]
 
 
 def test_a_run_too_large_says_which_limit_and_what_was_asked() -> None:

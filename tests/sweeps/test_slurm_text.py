@@ -73,7 +73,15 @@ def test_states_by_prefix_and_unknown_words_are_unknown(word: str, state: str | 
 
 @pytest.mark.parametrize(
     ("text", "minutes"),
-    [("2-03:04:00", 3064), ("10:00", 10), ("01:00:00", 60), ("90", 90), ("UNLIMITED", None), ("", None), ("1-12", 2160)],
+    [
+        ("2-03:04:00", 3064),
+        ("10:00", 10),
+        ("01:00:00", 60),
+        ("90", 90),
+        ("UNLIMITED", None),
+        ("", None),
+        ("1-12", 2160),
+    ],
 )
 def test_durations(text: str, minutes: float | None) -> None:
     assert parse_minutes(text) == minutes

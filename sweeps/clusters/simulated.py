@@ -1,0 +1,377 @@
+"""A cluster that exists in numbers alone: a discrete-event simulation with nodes, a queue, time limits and mishaps.
+
+Seeded: the same requests at the same times meet the same fate. It is stricter than a real scheduler: a request that
+must never be made (a tag used twice, a run that is at work or finished already) raises `AssertionError`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sweeps.clusters.interface import (
+    JobEnd,
+    JobObservation,
+    JobRequest,
+    JobState,
+    Limits,
+    Observation,
+    RefusalKind,
+    Refused,
+)
+from sweeps.config import AllocationConfig, ClusterConfig
+from sweeps.evidence import Evidence
+from sweeps.work import Attempt, Ending, Work
+
+_START_SECONDS = 1.0
+"""From a free node to a job that runs on it."""
+_STARTUP_MINUTES = 0.5
+"""Of each attempt, before it trains."""
+_CHECKPOINT_MINUTES = 10.0
+_WARNING_MINUTES = 2.0
+"""Before the time limit an attempt is told to save itself."""
+_REPAIR_MINUTES = 60.0
+"""A failed node is down for so long."""
+_STEPS_PER_MINUTE = 100
+
+
+@dataclass(frozen=True)
+class Weather:
+    """What goes wrong. The default is a cluster where nothing does."""
+
+    spread: float = 0.0
+    """Of true over expected minutes: sigma of a log-normal."""
+    node_failures_per_day: float = 0.0
+    """Of each node."""
+    preemptions_per_day: float = 0.0
+    """Of each job."""
+    crashes: float = 0.0
+    """Share of attempts that crash at some moment."""
+    broken: float = 0.0
+    """Share of runs that crash in every attempt."""
+    out_of_memory: float = 0.0
+    """Share of runs that do not fit in memory until the micro-batch is halved once."""
+    hangs: float = 0.0
+    """Share of attempts that stop answering."""
+    lost_answers: float = 0.0
+    """Share of submissions whose answer never comes; half of them were accepted."""
+    refusals: float = 0.0
+    """Share of submissions that are refused for now."""
+    outages: float = 0.0
+    """Share of looks that get no answer."""
+    late_seconds: float = 0.0
+    """A job is seen so long after it was accepted."""
+
+
+FAIR = Weather(spread=0.1)
+ROUGH = Weather(
+    spread=0.3,
+    node_failures_per_day=0.05,
+    preemptions_per_day=0.5,
+    crashes=0.02,
+    broken=0.01,
+    out_of_memory=0.03,
+    hangs=0.01,
+    lost_answers=0.02,
+    refusals=0.05,
+    outages=0.02,
+    late_seconds=20.0,
+)
+
+
+@dataclass
+class _Node:
+    name: str
+    gpus: int
+    cpus: int
+    up: bool = True
+    jobs: set[str] = field(default_factory=set)
+
+
+@dataclass
+class _Job:
+    request: JobRequest
+    job_id: str
+    accepted_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    nodes: list[_Node] = field(default_factory=list)
+    end: JobEnd | None = None
+    running: set[str] = field(default_factory=set)
+    """Names of the attempts that have not ended."""
+    stuck: set[str] = field(default_factory=set)
+    exit_code: int = 0
+
+
+class SimulatedCluster:
+    """Time stands still between calls of `advance`. `now` is in Unix seconds."""
+
+    outlives_controller = True
+
+    def __init__(self, config: ClusterConfig, weather: Weather, num_nodes: int, now: float) -> None:
+        self.config, self.weather, self.now = config, weather, now
+        self.random = random.Random(config.seed)
+        self.nodes = {
+            a.name: [_Node(f"{a.name}{n:03d}", a.gpus_per_node, a.cpus_per_node) for n in range(1, num_nodes + 1)]
+            for a in config.allocations
+        }
+        self.jobs: dict[str, _Job] = {}
+        """Every job that was ever accepted, by tag."""
+        self.queue: deque[_Job] = deque()
+        self.node_seconds = 0.0
+        """Held by jobs that have ended."""
+        self._events: list[tuple[float, int, str, str, str]] = []
+        self._number = 0
+        self._finished: set[str] = set()
+        self._minutes_done: dict[str, float] = {}
+        """Up to the last checkpoint, by the work's name."""
+        self._endings: dict[tuple[str, int], tuple[Ending, str]] = {}
+        self._silent_since: dict[str, float] = {}
+        self._busy: set[str] = set()
+        """Names of work in jobs that are accepted and not ended."""
+        for name, nodes in self.nodes.items():
+            self._plan_failure(name, len(nodes))
+
+    # The world
+
+    @property
+    def next_event_at(self) -> float:
+        """Unix seconds; infinity where nothing will happen by itself."""
+        return min((at for at, _, what, _, _ in self._events[:1]), default=math.inf)
+
+    def advance(self, until: float) -> None:
+        """Lets time pass."""
+        while self._events and self._events[0][0] <= until:
+            self.now, _, what, first, second = heapq.heappop(self._events)
+            getattr(self, f"_on_{what}")(first, second)
+        self.now = until
+
+    def live(self) -> Iterator[_Job]:
+        """Jobs that wait or run."""
+        return (job for job in self.jobs.values() if job.ended_at is None)
+
+    def is_finished(self, name: str) -> bool:
+        return name in self._finished
+
+    def _at(self, minutes: float, what: str, first: str = "", second: str = "") -> None:
+        self._number += 1
+        heapq.heappush(self._events, (self.now + 60 * minutes, self._number, what, first, second))
+
+    def _plan_failure(self, allocation: str, num_nodes: int) -> None:
+        rate = self.weather.node_failures_per_day * num_nodes
+        if rate:
+            self._at(1440 * self.random.expovariate(rate), "node_failure", allocation)
+
+    def _on_node_failure(self, allocation: str, _: str) -> None:
+        nodes = self.nodes[allocation]
+        node = self.random.choice(nodes)
+        node.up = False
+        self._at(_REPAIR_MINUTES, "repair", allocation, node.name)
+        for tag in list(node.jobs):
+            self._end(self.jobs[tag], JobEnd.NODE_FAILURE)
+        # A world without jobs would otherwise go on for ever.
+        if self.queue or any(other.jobs for other in nodes):
+            self._plan_failure(allocation, len(nodes))
+
+    def _on_repair(self, allocation: str, name: str) -> None:
+        next(node for node in self.nodes[allocation] if node.name == name).up = True
+        self._at(0, "schedule")
+
+    def _on_schedule(self, _: str, __: str) -> None:
+        for job in list(self.queue):
+            nodes = self._place(job.request)
+            if nodes is not None:
+                self.queue.remove(job)
+                self._start(job, nodes)
+
+    def _place(self, request: JobRequest) -> list[_Node] | None:
+        gpus, cpus = request.gpus_per_node, request.cpus_per_node
+        fitting = [
+            node
+            for node in self.nodes[request.allocation]
+            if node.up and node.gpus >= gpus and node.cpus >= cpus and node.name not in request.excluded_nodes
+        ]
+        return fitting[: request.nodes] if len(fitting) >= request.nodes else None
+
+    def _start(self, job: _Job, nodes: list[_Node]) -> None:
+        job.started_at, job.nodes = self.now, nodes
+        for node in nodes:
+            node.gpus -= job.request.gpus_per_node
+            node.cpus -= job.request.cpus_per_node
+            node.jobs.add(job.request.tag)
+        for attempt in job.request.attempts:
+            job.running.add(attempt.work.name)
+            self._begin(job, attempt)
+        self._at(max(0.0, job.request.wall_minutes - _WARNING_MINUTES), "warning", job.request.tag)
+        self._at(job.request.wall_minutes, "time_limit", job.request.tag)
+        if self.weather.preemptions_per_day:
+            self._at(1440 * self.random.expovariate(self.weather.preemptions_per_day), "preemption", job.request.tag)
+
+    def _begin(self, job: _Job, attempt: Attempt) -> None:
+        """Decides how the attempt would end if it were left alone."""
+        name = attempt.work.name
+        assert name not in self._finished, f"{name} is finished and runs again"
+        left = _STARTUP_MINUTES + self._true_minutes(attempt.work) - self._minutes_done.get(name, 0.0)
+        if self._is(name, "hungry", self.weather.out_of_memory) and attempt.memory_halvings == 0:
+            self._at(_STARTUP_MINUTES, "attempt_end", job.request.tag, f"{name} 70")
+        elif self._is(name, "broken", self.weather.broken):
+            self._at(_STARTUP_MINUTES, "attempt_end", job.request.tag, f"{name} 1")
+        elif self.random.random() < self.weather.hangs:
+            job.stuck.add(name)
+            self._silent_since[name] = self.now + 60 * self.random.uniform(0, left)
+        elif self.random.random() < self.weather.crashes:
+            self._at(self.random.uniform(0, left), "attempt_end", job.request.tag, f"{name} 1")
+        else:
+            self._at(left, "attempt_end", job.request.tag, f"{name} 0")
+
+    def _is(self, name: str, what: str, share: float) -> bool:
+        """A property of the run, the same in each attempt."""
+        return share > 0 and random.Random(f"{self.config.seed} {what} {name}").random() < share
+
+    def _true_minutes(self, work: Work) -> float:
+        luck = random.Random(f"{self.config.seed} minutes {work.name}").gauss(0, self.weather.spread)
+        return work.need.expected_minutes * math.exp(luck)
+
+    def _on_attempt_end(self, tag: str, name_and_code: str) -> None:
+        name, _, code = name_and_code.rpartition(" ")
+        job = self.jobs[tag]
+        if job.ended_at is None and name in job.running:
+            self._attempt_ends(job, name, int(code))
+
+    def _attempt_ends(self, job: _Job, name: str, code: int) -> None:
+        assert job.started_at is not None
+        attempt = next(a for a in job.request.attempts if a.work.name == name)
+        job.running.discard(name)
+        job.exit_code = max(job.exit_code, code)
+        if code == 0:
+            self._finished.add(name)
+        self._save(job, attempt, asked_to=code == 75)
+        said = "" if code in (0, 75) else f"exit code {code} of {name}"
+        self._endings[name, attempt.number] = (Ending(code, job.nodes[0].name, job.started_at, self.now), said)
+        if not job.running:
+            self._end(job, JobEnd.EXITED)
+
+    def _save(self, job: _Job, attempt: Attempt, asked_to: bool) -> None:
+        """What of the attempt's work outlives it."""
+        assert job.started_at is not None
+        trained = max(0.0, (self.now - job.started_at) / 60 - _STARTUP_MINUTES)
+        kept = trained if asked_to else _CHECKPOINT_MINUTES * (trained // _CHECKPOINT_MINUTES)
+        self._minutes_done[attempt.work.name] = self._minutes_done.get(attempt.work.name, 0.0) + kept
+
+    def _on_warning(self, tag: str, _: str) -> None:
+        job = self.jobs[tag]
+        if job.ended_at is None:
+            for name in sorted(job.running - job.stuck):
+                self._attempt_ends(job, name, 75)
+
+    def _on_time_limit(self, tag: str, _: str) -> None:
+        self._end(self.jobs[tag], JobEnd.TIMEOUT)
+
+    def _on_preemption(self, tag: str, _: str) -> None:
+        self._end(self.jobs[tag], JobEnd.PREEMPTED)
+
+    def _on_cancel(self, tag: str, _: str) -> None:
+        self._end(self.jobs[tag], JobEnd.CANCELLED)
+
+    def _end(self, job: _Job, end: JobEnd) -> None:
+        if job.ended_at is not None:
+            return
+        job.end, job.ended_at = end, self.now
+        if job.started_at is None:
+            self.queue.remove(job)
+        else:
+            self.node_seconds += len(job.nodes) * (self.now - job.started_at)
+        for attempt in job.request.attempts:
+            self._busy.discard(attempt.work.name)
+            if attempt.work.name in job.running:
+                self._save(job, attempt, asked_to=False)
+        job.running.clear()
+        for node in job.nodes:
+            node.gpus += job.request.gpus_per_node
+            node.cpus += job.request.cpus_per_node
+            node.jobs.discard(job.request.tag)
+        if self.queue:
+            self._at(_START_SECONDS / 60, "schedule")
+
+    # The cluster
+
+    def check(self) -> None: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def submit(self, request: JobRequest) -> str:
+        assert request.tag not in self.jobs, f"{request.tag} is submitted twice"
+        luck = self.random.random()
+        if luck < self.weather.refusals:
+            raise Refused(RefusalKind.DEFER, "QOSMaxSubmitJobPerUserLimit")
+        is_lost = luck < self.weather.refusals + self.weather.lost_answers
+        if not is_lost or self.random.random() < 0.5:
+            self._accept(request)
+        if is_lost:
+            raise Refused(RefusalKind.MAY_EXIST, "Socket timed out on send/recv operation")
+        return self.jobs[request.tag].job_id
+
+    def _accept(self, request: JobRequest) -> None:
+        for attempt in request.attempts:
+            name = attempt.work.name
+            assert name not in self._busy, f"{name} runs twice at once"
+            assert name not in self._finished, f"{name} is finished and runs again"
+            self._busy.add(name)
+        job = _Job(request, str(len(self.jobs) + 1), self.now)
+        self.jobs[request.tag] = job
+        self.queue.append(job)
+        self._at(_START_SECONDS / 60, "schedule")
+
+    def observe(self, tags: Sequence[str]) -> Observation:
+        if self.random.random() < self.weather.outages:
+            return Observation({}, complete=False)
+        seen = {}
+        for tag in tags:
+            job = self.jobs.get(tag)
+            if job is not None and self.now - job.accepted_at >= self.weather.late_seconds:
+                seen[tag] = _observed(job)
+        return Observation(seen)
+
+    def evidence(self, attempt: Attempt) -> Evidence:
+        name = attempt.work.name
+        ending, said = self._endings.get((name, attempt.number), (None, ""))
+        step = int(self._minutes_done.get(name, 0.0) * _STEPS_PER_MINUTE)
+        heartbeat_at = min(self.now, self._silent_since.get(name, self.now))
+        return Evidence(name in self._finished, ending, step, said, heartbeat_at)
+
+    def cancel(self, tags: Sequence[str]) -> None:
+        for tag in tags:
+            if tag in self.jobs:
+                for attempt in self.jobs[tag].request.attempts:
+                    self._silent_since.pop(attempt.work.name, None)
+                self._at(_START_SECONDS / 60, "cancel", tag)
+
+    def limits(self) -> Limits:
+        return Limits()
+
+
+def _observed(job: _Job) -> JobObservation:
+    state = JobState.PENDING if job.started_at is None else JobState.RUNNING
+    return JobObservation(
+        tag=job.request.tag,
+        job_id=job.job_id,
+        state=state if job.ended_at is None else JobState.ENDED,
+        nodes=tuple(node.name for node in job.nodes),
+        end=job.end,
+        exit_code=job.exit_code if job.end is JobEnd.EXITED else None,
+        started_at=job.started_at,
+    )
+
+
+def num_nodes_of(allocation: AllocationConfig) -> int:
+    """As many as the user's own quota lets a sweep use."""
+    quota = allocation.quota
+    by_gpus = math.ceil(quota.gpus / allocation.gpus_per_node) if quota.gpus and allocation.gpus_per_node else None
+    found = [int(number) for number in (quota.nodes, quota.jobs, by_gpus) if number is not None]
+    return max(1, min(found, default=1))

@@ -1,0 +1,36 @@
+"""What an attempt itself has left behind, whatever the scheduler says of its job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from muloco_runner.record import RecordError, RunFolder
+from sweeps.work import Attempt, Ending, read_ending
+
+
+@dataclass(frozen=True)
+class Evidence:
+    finished: bool
+    """The work has its result: by this attempt or another."""
+    ending: Ending | None = None
+    """None where the attempt has not ended, or was killed."""
+    checkpoint_step: int = 0
+    """Last step that a resume would start from; 0 for work that has no checkpoints."""
+    said: str = ""
+    """The attempt's one line on how it failed."""
+    heartbeat_at: float | None = None
+    """Unix seconds by the file system's clock; None for work that has no heartbeat."""
+
+
+def evidence_in_folder(attempt: Attempt) -> Evidence:
+    """From the files of the work's folder; what is not readable counts as not there."""
+    folder = RunFolder(attempt.work.folder)
+    heartbeat_at = None
+    try:
+        status = folder.read_status()
+        heartbeat_at = folder.status_file.stat().st_mtime
+    except (RecordError, FileNotFoundError):
+        status = None
+    said = status.exit_cause if status is not None and status.attempt == attempt.number else None
+    checkpoint_step = status.checkpoint_step if status is not None else 0
+    return Evidence(attempt.work.is_finished, read_ending(attempt), checkpoint_step, said or "", heartbeat_at)
