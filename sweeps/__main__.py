@@ -20,6 +20,7 @@ DESCRIPTION = """\
 Plan, launch and watch many runs under a quota.
 
   muloco-sweep plan +sweep=demo                       what it would cost; submits nothing
+  muloco-sweep simulate +sweep=demo --weather rough   played in numbers, with failures; submits nothing
   muloco-sweep launch +sweep=demo root=demo           runs it; again: continues it
   muloco-sweep launch +sweep=demo model=29k seed=0,1  values on the command line narrow the grid or add to it
   muloco-sweep status demo algorithm=muloco           what is done, running, waiting and held, and why
@@ -73,10 +74,12 @@ def main() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> ExitCode:
-    if arguments.name == "plan":
-        return plan(arguments)
     if arguments.name == "launch":
         return detach(arguments) if arguments.detach else launch(arguments)
+    if arguments.name in ("plan", "simulate"):
+        from sweeps import planning
+
+        return planning.plan(arguments) if arguments.name == "plan" else planning.simulate_sweep(arguments)
     from sweeps import commands
 
     code: ExitCode = getattr(commands, {"explain": "explain_run"}.get(arguments.name, arguments.name))(arguments)
@@ -90,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
     for name, text in (
         ("plan", "runs, verdicts and cost of a sweep; submits nothing"),
+        ("simulate", "play the sweep in numbers, with failures: makespan, retries, held runs; submits nothing"),
         ("launch", "run a sweep, or continue it"),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -103,7 +107,14 @@ def _parser() -> argparse.ArgumentParser:
         "--on-event", metavar="TARGET", help="a command (gets JSON on its input) or an http(s) address, told of held "
         "runs and of the end",
     )  # fmt: skip
-    commands.choices["plan"].add_argument("--json", action="store_true", help="for programs")
+    for name in ("plan", "simulate"):
+        commands.choices[name].add_argument("--json", action="store_true", help="for programs")
+    simulating = commands.choices["simulate"]
+    simulating.add_argument(
+        "--weather", default="fair", choices=("calm", "fair", "rough"), help="calm: as planned; fair: run times vary; "
+        "rough: nodes fail, jobs are preempted, crash, hang, answers get lost",
+    )  # fmt: skip
+    simulating.add_argument("--seed", type=int, default=0, metavar="N", help="another one, another fate")
     for name, (text, options) in {**_ON_RUNS, **_ON_SWEEPS}.items():
         command = commands.add_parser(name, help=text, description=text)
         if name in _ON_RUNS:
@@ -118,27 +129,6 @@ def _parser() -> argparse.ArgumentParser:
         text = "over all allocations together" if name == "max-gpu-hours" else "of each allocation"
         commands.choices["quota"].add_argument(f"--{name}", type=float, metavar="N", help=text)
     return parser
-
-
-def plan(arguments: argparse.Namespace) -> ExitCode:
-    from sweeps.clusters import make_cluster
-    from sweeps.display import plan_as_dict, show_plan
-    from sweeps.launch import read_sweep
-    from sweeps.preview import preview
-
-    sweep = read_sweep(arguments.overrides)
-    cluster = make_cluster(sweep.cluster, sweep.folder.cluster_dir)
-    live = cluster.limits()
-    if not live.note:
-        cluster.check()
-    found = preview(sweep, live)
-    if arguments.json:
-        import json
-
-        print(json.dumps(plan_as_dict(found)))
-    else:
-        show_plan(found)
-    return ExitCode.FINISHED
 
 
 def launch(arguments: argparse.Namespace) -> ExitCode:

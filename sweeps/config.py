@@ -10,7 +10,7 @@ from typing import Any
 
 from muloco_runner.config import ConfigError
 
-KINDS = ("local", "slurm", "simulated")
+KINDS = ("local", "slurm")
 
 
 @dataclass
@@ -64,8 +64,6 @@ class ClusterConfig:
     """Of one GPU, or one core, at a model of a million parameters: the first guess at a run's time."""
     setup: list[str] = field(default_factory=list)
     """Lines of shell that a job runs first, such as `module load cuda`."""
-    seed: int = 0
-    """Of a simulated cluster."""
 
     def allocation(self, name: str) -> AllocationConfig:
         return next(allocation for allocation in self.allocations if allocation.name == name)

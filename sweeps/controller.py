@@ -36,8 +36,8 @@ COMMANDS = ("paused", "own_limits", "held", "released", "cancel")
 """What people may ask for; the first four are events of the ledger."""
 _DEFER_SECONDS = 60.0
 """After a refused submission; one tick where that is longer."""
-_DOUBT_SECONDS = 120.0
-"""An intent without a job that anyone knows of is given up after this: an accepted job shows up much sooner."""
+DOUBT_SECONDS = 120.0
+"""A job that the cluster does not know of is given up so long after its intent; accepted ones show up much sooner."""
 _LAST_WORDS_SECONDS = 5.0
 """An ended job's attempt may still be on its way through a network file system."""
 
@@ -128,13 +128,12 @@ class Controller:
 
     def _missing(self, job: JobState, now: float) -> None:
         """The cluster answered, and knows no such job."""
+        if self.cluster.outlives_controller and now - job.intended_at <= DOUBT_SECONDS:
+            return
         if job.job_id is not None:
             self._end(job, JobObservation(job.tag, job.job_id, ClusterJobState.ENDED, end=JobEnd.LOST), now)
-        elif now - job.intended_at > _DOUBT_SECONDS or not self._may_still_appear(job):
+        else:
             self._record("refused", tag=job.tag, why="it never reached the cluster")
-
-    def _may_still_appear(self, job: JobState) -> bool:
-        return self.cluster.outlives_controller
 
     def _may_still_speak(self, job: JobState, seen: JobObservation, now: float) -> bool:
         """It ended well by the scheduler's word, and its own is not here yet."""

@@ -26,7 +26,9 @@ MAX_GPU_HOURS = "max_gpu_hours"
 _STRIKE_SECONDS = 6 * 3600.0
 """A node that failed us is avoided for so long,"""
 _MOST_EXCLUDED = 8
-"""and so many nodes at most: beyond that the trouble is not the nodes'."""
+"""and so many nodes at most: beyond that the trouble is not the nodes',"""
+_SHARE_EXCLUDED = 1 / 4
+"""nor more than this share of the nodes there are: a job that excludes too many waits for ever."""
 _WALL_MARGIN = 1.5
 """Wall time asked for over time expected,"""
 _LEAST_WALL_MINUTES = 10.0
@@ -125,6 +127,13 @@ class _Room:
         walls = [limit.most for limit in self.limits if limit.resource is Resource.WALL_MINUTES]
         wanted = max(wall_minutes(run, min([self.allocation.max_wall_minutes, *walls])) for run in pack)
         return min(wanted, self._minutes_paid_for(shape_of(pack[0].work)))
+
+    def most_excluded(self, nodes: int) -> int:
+        """Nodes that a job of that width may avoid."""
+        there = min((limit.most for limit in self.limits if limit.resource is Resource.NODES_THERE), default=math.inf)
+        if math.isinf(there):
+            return 1
+        return int(max(0, min(_MOST_EXCLUDED, _SHARE_EXCLUDED * there, there - nodes)))
 
     def take(self, request: JobRequest, ends_at: float) -> None:
         gpu_hours = request.nodes * request.gpus_per_node * request.wall_minutes / 60
@@ -303,7 +312,7 @@ def _request(tag: str, pack: Sequence[RunState], room: _Room, excluded: Sequence
         gpus_per_node=gpus,
         cpus_per_node=cpus,
         wall_minutes=room.wall_minutes(pack),
-        excluded_nodes=tuple(excluded),
+        excluded_nodes=tuple(excluded[: room.most_excluded(nodes)]),
     )
 
 
@@ -320,10 +329,10 @@ def wall_minutes(run: RunState, longest: float) -> float:
 
 
 def excluded_nodes(state: SweepState, now: float) -> tuple[str, ...]:
-    """Nodes that failed us lately, the newest failures first, never more than a few."""
+    """Nodes that failed us lately, the newest failures first."""
     recent = {
         node: strikes.times[-1]
         for node, strikes in state.strikes.items()
         if strikes.times and now - strikes.times[-1] < _STRIKE_SECONDS
     }
-    return tuple(sorted(sorted(recent), key=lambda node: -recent[node])[:_MOST_EXCLUDED])
+    return tuple(sorted(sorted(recent), key=lambda node: -recent[node]))

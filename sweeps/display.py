@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sweeps.launch import Sweep
     from sweeps.ledger import Damage
     from sweeps.preview import Preview
+    from sweeps.simulation import Outcome
 
 _LOG_SECONDS = 10.0
 
@@ -79,6 +80,44 @@ def plan_as_dict(preview: Preview) -> dict[str, Any]:
             for run in preview.runs
         ],
     }
+
+
+def show_outcome(sweep: Sweep, outcome: Outcome) -> None:
+    """What a simulation came to."""
+    console = Console()
+    console.print(f"{sweep.name} on {sweep.cluster.name}, simulated: {summary(outcome.state)}", highlight=False)
+    words = f"makespan {_minutes(outcome.makespan_minutes)}, {outcome.node_hours:.1f} node-hours held"
+    if outcome.lower_bound_minutes:
+        share = outcome.makespan_minutes / outcome.lower_bound_minutes
+        words += f"; {share:.3f} times the lower bound {_minutes(outcome.lower_bound_minutes)}"
+    console.print(words, highlight=False)
+    table = Table("attempts", "ended by", box=None)
+    for cause, count in outcome.attempts.most_common():
+        table.add_row(str(count), cause)
+    console.print(table)
+    for line in _reasons(list(outcome.state.runs.values()), lambda run: run.held or ""):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def outcome_as_dict(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
+    """For `--json`."""
+    return {
+        "sweep": sweep.name,
+        "cluster": sweep.cluster.name,
+        "runs": dict(outcome.state.counts),
+        "makespan_minutes": outcome.makespan_minutes,
+        "lower_bound_minutes": outcome.lower_bound_minutes,
+        "node_hours": outcome.node_hours,
+        "attempts": dict(outcome.attempts),
+        "held": {name: run.held for name, run in outcome.state.runs.items() if run.held is not None},
+    }
+
+
+@contextlib.contextmanager
+def waiting(words: str) -> Iterator[None]:
+    """A spinner on a terminal, nothing in a log."""
+    with Console(stderr=True).status(words) if sys.stderr.isatty() else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager

@@ -59,11 +59,12 @@ def asked(nodes: int, gpus_per_node: int, cpus_per_node: int, wall_minutes: floa
             Resource.WALL_MINUTES: wall_minutes,
             Resource.NODES_PER_JOB: nodes,
             Resource.GPUS_PER_JOB: nodes * gpus_per_node,
+            Resource.NODES_THERE: nodes,
         }
     )
 
 
-_PER_JOB = (Resource.WALL_MINUTES, Resource.NODES_PER_JOB, Resource.GPUS_PER_JOB)
+_PER_JOB = (Resource.WALL_MINUTES, Resource.NODES_PER_JOB, Resource.GPUS_PER_JOB, Resource.NODES_THERE)
 
 
 def own_limits(allocation: AllocationConfig, while_running: Mapping[str, float]) -> list[Limit]:

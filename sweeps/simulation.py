@@ -13,10 +13,10 @@ from pathlib import Path
 from sweeps.clusters.interface import Resource
 from sweeps.clusters.simulated import SimulatedCluster, Weather, num_nodes_of
 from sweeps.config import ClusterConfig
-from sweeps.controller import Controller, Tick
+from sweeps.controller import DOUBT_SECONDS, Controller, Tick
 from sweeps.folder import Definition, SweepFolder
 from sweeps.quota import own_limits
-from sweeps.state import SweepState
+from sweeps.state import JobState, SweepState
 from sweeps.work import Work
 
 _BEGIN = 1.8e9
@@ -101,7 +101,7 @@ def play(
 def _quiet_seconds(tick: Tick, cluster: SimulatedCluster, next_retry_at: float) -> float:
     """For how long the controller would see what it sees now."""
     state, now = tick.state, cluster.now
-    if not tick.complete or any(job.started_at is None for job in state.jobs.values()):
+    if not tick.complete or any(_is_young(job, now) for job in state.jobs.values()):
         return 0.0
     changes = [cluster.next_event_at, next_retry_at, now + 60 * cluster.config.hang_minutes]
     if state.defer_until > now:
@@ -109,11 +109,18 @@ def _quiet_seconds(tick: Tick, cluster: SimulatedCluster, next_retry_at: float) 
     return max(0.0, min(changes) - now)
 
 
+def _is_young(job: JobState, now: float) -> bool:
+    """It may not have been seen yet, and be given up for that."""
+    return job.started_at is None and now - job.intended_at <= DOUBT_SECONDS + 60
+
+
 def lower_bound_minutes(works: Sequence[Work], config: ClusterConfig) -> float | None:
     """max(total node-minutes / nodes, longest run), over all allocations together; packed runs count a share."""
     nodes = 0.0
+    # A limit of jobs is one of nodes where no job has more than one.
+    counted = {Resource.NODES} | ({Resource.JOBS} if all(work.need.nodes == 1 for work in works) else set())
     for allocation in config.allocations:
-        limits = [limit.most for limit in own_limits(allocation, {}) if limit.resource is Resource.NODES]
+        limits = [limit.most for limit in own_limits(allocation, {}) if limit.resource in counted]
         if not limits:
             return None
         nodes += min(limits)

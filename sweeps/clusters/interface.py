@@ -115,6 +115,7 @@ class Resource(Enum):
     WALL_MINUTES = "minutes of one job"
     NODES_PER_JOB = "nodes of one job"
     GPUS_PER_JOB = "GPUs of one job"
+    NODES_THERE = "nodes there are"
 
 
 @dataclass(frozen=True)

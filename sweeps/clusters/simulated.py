@@ -18,10 +18,12 @@ from sweeps.clusters.interface import (
     JobObservation,
     JobRequest,
     JobState,
+    Limit,
     Limits,
     Observation,
     RefusalKind,
     Refused,
+    Resource,
 )
 from sweeps.config import AllocationConfig, ClusterConfig
 from sweeps.evidence import Evidence
@@ -65,6 +67,7 @@ class Weather:
     """Share of looks that get no answer."""
     late_seconds: float = 0.0
     """A job is seen so long after it was accepted."""
+    seed: int = 0
 
 
 FAIR = Weather(spread=0.1)
@@ -81,6 +84,7 @@ ROUGH = Weather(
     outages=0.02,
     late_seconds=20.0,
 )
+WEATHERS = {"calm": Weather(), "fair": FAIR, "rough": ROUGH}
 
 
 @dataclass
@@ -114,7 +118,7 @@ class SimulatedCluster:
 
     def __init__(self, config: ClusterConfig, weather: Weather, num_nodes: int, now: float) -> None:
         self.config, self.weather, self.now = config, weather, now
-        self.random = random.Random(config.seed)
+        self.random = random.Random(weather.seed)
         self.nodes = {
             a.name: [_Node(f"{a.name}{n:03d}", a.gpus_per_node, a.cpus_per_node) for n in range(1, num_nodes + 1)]
             for a in config.allocations
@@ -230,10 +234,10 @@ class SimulatedCluster:
 
     def _is(self, name: str, what: str, share: float) -> bool:
         """A property of the run, the same in each attempt."""
-        return share > 0 and random.Random(f"{self.config.seed} {what} {name}").random() < share
+        return share > 0 and random.Random(f"{self.weather.seed} {what} {name}").random() < share
 
     def _true_minutes(self, work: Work) -> float:
-        luck = random.Random(f"{self.config.seed} minutes {work.name}").gauss(0, self.weather.spread)
+        luck = random.Random(f"{self.weather.seed} minutes {work.name}").gauss(0, self.weather.spread)
         return work.need.expected_minutes * math.exp(luck)
 
     def _on_attempt_end(self, tag: str, name_and_code: str) -> None:
@@ -353,7 +357,9 @@ class SimulatedCluster:
                 self._at(_START_SECONDS / 60, "cancel", tag)
 
     def limits(self) -> Limits:
-        return Limits()
+        return Limits(
+            {name: [Limit("nodes", Resource.NODES_THERE, len(nodes))] for name, nodes in self.nodes.items()}, {}
+        )
 
 
 def _observed(job: _Job) -> JobObservation:

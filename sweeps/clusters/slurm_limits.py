@@ -284,9 +284,9 @@ def _partition_limits(row: Fields) -> Iterator[Limit]:
     minutes = parse_minutes(row.get("MaxTime", ""))
     if minutes is not None:
         yield Limit(f"{owner} MaxTime", Resource.WALL_MINUTES, minutes)
-    for key in ("MaxNodes", "TotalNodes"):
+    for key, resource in (("MaxNodes", Resource.NODES_PER_JOB), ("TotalNodes", Resource.NODES_THERE)):
         if row.get(key, "").isdigit():
-            yield Limit(f"{owner} {key}", Resource.NODES_PER_JOB, float(row[key]))
+            yield Limit(f"{owner} {key}", resource, float(row[key]))
 
 
 def _counted(owner: str, fields: Fields, key: str, resource: Resource, used_in: str | None = None) -> Iterator[Limit]:

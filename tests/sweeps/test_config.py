@@ -30,7 +30,7 @@ def test_a_good_one_is_read() -> None:
         ({"kind": "slurm"}, "allocations"),
         ({**GOOD, "allocations": []}, "allocations"),
         ({**GOOD, "allocations": ["a"]}, "allocations[0]"),
-        ({**GOOD, "kind": "pbs"}, "one of local, slurm, simulated"),
+        ({**GOOD, "kind": "pbs"}, "one of local, slurm"),
         ({**GOOD, "nodes": 3}, "cluster=c.nodes"),
         ({**GOOD, "tick_seconds": 0}, "tick_seconds"),
         (changed(partion="gpu"), "partion"),

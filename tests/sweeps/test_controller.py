@@ -31,7 +31,7 @@ from sweeps.work import Attempt, Need, Work
 
 QUOTA = 3
 CLUSTER = {
-    "kind": "simulated",
+    "kind": "slurm",
     "tick_seconds": 30.0,
     "allocations": [{"name": "a", "gpus_per_node": 8, "whole_nodes": True, "quota": {"nodes": QUOTA}}],
 }

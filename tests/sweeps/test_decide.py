@@ -32,7 +32,7 @@ def cluster_of(*quotas: QuotaConfig, whole_nodes: bool = True, gpus_per_node: in
         AllocationConfig(f"a{n}", gpus_per_node=gpus_per_node, whole_nodes=whole_nodes, quota=quota)
         for n, quota in enumerate(quotas)
     ]
-    return ClusterConfig("c", "simulated", allocations)
+    return ClusterConfig("c", "slurm", allocations)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from sweeps.work import Need, Work
 
 def sweep_of(root: Path, nodes: int, *needs: Need) -> Sweep:
     allocation = AllocationConfig("a", gpus_per_node=8, whole_nodes=True, quota=QuotaConfig(nodes=nodes))
-    cluster = ClusterConfig("c", "simulated", [allocation])
+    cluster = ClusterConfig("c", "slurm", [allocation])
     works = [Work(f"r{n}", str(root / f"r{n}"), "m:f", need=need) for n, need in enumerate(needs)]
     return Sweep("s", root, [], ExecutionConfig(), Definition("s", "c", {}, works), cluster)
 
