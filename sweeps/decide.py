@@ -204,7 +204,7 @@ def decide(state: SweepState, cluster: ClusterConfig, limits: Mapping[str, Seque
     spoken_for = sum(amount.of.get(Resource.GPU_HOURS, 0.0) for amount in held.values())
     budget = _Budget(state.own_limits.get(MAX_GPU_HOURS, math.inf), spoken_for)
     rooms = [_Room(a, limits.get(a.name, ()), held[a.name], budget) for a in cluster.allocations]
-    excluded = excluded_nodes(state, now)
+    excluded = _excluded_nodes(state, now)
     submit: list[JobRequest] = []
     verdicts: dict[Shape, Verdict] = {}
     pending = Counter(job.request.allocation for job in state.jobs.values() if job.started_at is None)
@@ -328,7 +328,7 @@ def wall_minutes(run: RunState, longest: float) -> float:
     return min(longest, wanted)
 
 
-def excluded_nodes(state: SweepState, now: float) -> tuple[str, ...]:
+def _excluded_nodes(state: SweepState, now: float) -> tuple[str, ...]:
     """Nodes that failed us lately, the newest failures first."""
     recent = {
         node: strikes.times[-1]

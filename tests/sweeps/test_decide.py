@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sweeps.clusters.interface import JobRequest, Limit, Resource
 from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
-from sweeps.decide import Plan, decide, excluded_nodes
+from sweeps.decide import Plan, decide
 from sweeps.policy import Cause
 from sweeps.quota import VerdictKind, own_limits
 from sweeps.state import RunState, SweepState
@@ -301,8 +301,15 @@ def test_bad_nodes_are_forgiven_after_hours_and_never_too_many_at_once() -> None
     state = state_of(work("a"))
     for n in range(30):
         state.apply({"event": "ended", "tag": "none", "time": NOON + n, "endings": {}, "struck_nodes": [f"n{n}"]})
-    now = excluded_nodes(state, NOON + 60)
-    assert "n29" in now
-    assert "n0" not in now
-    assert len(now) <= 8
-    assert excluded_nodes(state, NOON + 24 * 3600) == ()
+    cluster = cluster_of(QuotaConfig(nodes=64))
+
+    def avoided(nodes_there: int | None, seconds: float = 60) -> tuple[str, ...]:
+        there = [] if nodes_there is None else [Limit("nodes", Resource.NODES_THERE, nodes_there)]
+        return decide(state, cluster, {"a0": there}, NOON + seconds).submit[0].excluded_nodes
+
+    assert avoided(64) == tuple(f"n{n}" for n in range(29, 21, -1))
+    assert avoided(8) == ("n29", "n28")
+    # Of one or two nodes none can be spared: the job would wait for ever.
+    assert avoided(2) == avoided(1) == ()
+    assert len(avoided(None)) == 1
+    assert avoided(64, 24 * 3600) == ()
