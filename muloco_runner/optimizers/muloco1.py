@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muloco_runner.optimizers.muon import Muon
+from muloco_runner.optimizers.matrix_bank import MatrixBank
+from muloco_runner.optimizers.muon import Muon, state_dtype
 
 
 class MuLoCo1(Muon):
     """Muon whose every `sync_interval`-th step ends in an outer step on anchor minus parameters (arXiv 2505.23725).
 
     u <- mu u + lr delta, then parameters <- anchor - mu u - lr delta, with the outer lr and momentum. Takes the groups
-    and further keywords of `Muon`; an lr scheduler moves the inner lr.
+    and further keywords of `Muon`; an lr scheduler moves the inner lr. The first anchor is what the parameters hold at
+    construction. State is 8 bytes a parameter more than Muon's: anchor and outer momentum.
     """
 
     def __init__(
@@ -29,14 +31,19 @@ class MuLoCo1(Muon):
     ) -> None:
         if sync_interval < 1:
             raise ValueError(f"sync_interval={sync_interval}: must be at least 1")
+        self._outer = {"outer_lr": outer_lr, "outer_momentum": outer_momentum, "sync_interval": sync_interval}
         super().__init__(params, inner_lr, **muon)
-        for group in self.param_groups:
-            group.update(
-                outer_lr=outer_lr, outer_momentum=outer_momentum, sync_interval=sync_interval, steps_since_sync=0
-            )
-            for parameter in group["params"]:
-                self.state[parameter]["anchor"] = parameter.detach().clone()
-                self.state[parameter]["outer_momentum"] = torch.zeros_like(parameter)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group({**self._outer, "steps_since_sync": 0, **param_group})
+
+    def _create_state(self, group: dict[str, Any]) -> list[MatrixBank]:
+        banks = super()._create_state(group)
+        for parameter in group["params"]:
+            state, dtype = self.state[parameter], state_dtype(parameter)
+            state.setdefault("anchor", parameter.detach().to(dtype, copy=True))
+            state.setdefault("outer_momentum", torch.zeros_like(parameter, dtype=dtype))
+        return banks
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

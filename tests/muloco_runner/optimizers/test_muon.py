@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 
 import pytest
@@ -102,6 +103,45 @@ def test_a_resumed_optimizer_continues_to_the_bit() -> None:
     train(second, optimizer, range(3, 6))
     for a, b in zip(whole.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_state_is_there_from_the_start_in_float32_whatever_the_parameters_are() -> None:
+    matrices = [nn.Parameter(torch.ones(8, 12, dtype=torch.bfloat16)) for _ in range(3)]
+    gain = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    optimizer = Muon([{"params": matrices}, {"params": [gain], "algorithm": "adamw"}])
+    momenta = [optimizer.state[matrix]["momentum"] for matrix in matrices]
+    assert {momentum.dtype for momentum in momenta} == {torch.float32}
+    assert {momentum.untyped_storage().data_ptr() for momentum in momenta} == {momenta[0].untyped_storage().data_ptr()}
+    assert optimizer.state[gain]["exp_avg_sq"].dtype == torch.float32
+    sizes = [value.nbytes for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    assert sum(sizes) == 4 * 3 * 8 * 12 + 8 * 8
+    for parameter in (*matrices, gain):
+        parameter.grad = torch.full_like(parameter, 1 / 3)
+    optimizer.step()
+    kept = copy.deepcopy(optimizer.state_dict())
+    other = copy.deepcopy(optimizer)
+    optimizer.step()
+    optimizer.load_state_dict(kept)
+    for again in (optimizer, other):
+        for parameter, momentum in zip(again.param_groups[0]["params"], momenta, strict=True):
+            bank_view = again.state[parameter]["momentum"]
+            assert bank_view.dtype == torch.float32
+            assert torch.equal(bank_view, torch.full((8, 12), 1 / 3, dtype=torch.bfloat16).float())
+            assert (bank_view.data_ptr() == momentum.data_ptr()) == (again is optimizer)
+
+
+def test_a_matrix_without_a_gradient_stays_as_it_is() -> None:
+    matrices = [nn.Parameter(torch.eye(4, 6)) for _ in range(3)]
+    alone = nn.Parameter(torch.eye(4, 6))
+    optimizer, single = Muon(matrices, 0.1, weight_decay=0.1), Muon([alone], 0.1, weight_decay=0.1)
+    for step in range(3):
+        gradient = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+        matrices[1].grad, alone.grad = gradient, gradient.clone()
+        optimizer.step()
+        single.step()
+    assert torch.equal(matrices[0], torch.eye(4, 6))
+    assert torch.equal(matrices[2], torch.eye(4, 6))
+    torch.testing.assert_close(matrices[1], alone, rtol=1e-5, atol=1e-6)
 
 
 def test_embedding_head_and_vectors_are_no_matrices_of_muon() -> None:
