@@ -54,7 +54,7 @@ class MatrixBank:
 
     def _accumulate(self, chosen: list[int], group: dict[str, Any]) -> Tensor:
         """Gradients into the momentum; what is to be orthogonalised, for the whole bank."""
-        gradients = [self.parameters[index].grad for index in chosen]
+        gradients = [gradient for index in chosen if (gradient := self.parameters[index].grad) is not None]
         momenta = [self.momenta[index] for index in chosen]
         mu, weight = group["momentum"], 1.0 if group["momentum_form"] == "sum" else 1.0 - group["momentum"]
         torch._foreach_mul_(momenta, mu)
