@@ -435,6 +435,9 @@ class RunConfig:
         return run
 
 
+MuonBackend = Literal["auto", "reference", "cpu"]
+
+
 @dataclass
 class ExecutionConfig:
     """How and where a run is carried out. None of it may change the result, so none of it is in `run_id`."""
@@ -445,6 +448,9 @@ class ExecutionConfig:
     """Sequences in one forward pass; None chooses the largest that fits."""
     memory_halvings: int = 0
     """How often the chosen micro-batch is halved: set by a sweep after an attempt ran out of memory."""
+    muon_backend: str = "auto"
+    """Which code orthogonalises: auto (the fastest for the device and shape), reference or cpu.
+    They differ by less than two seeds do."""
     log_interval_steps: int = 10
     evaluate_interval_steps: int | None = None
     """Steps between evaluations on the held-out set; None evaluates at the end only."""
@@ -454,6 +460,7 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         _require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))
+        _require_choice("execution.muon_backend", self.muon_backend, get_args(MuonBackend))
         _require_positive(
             "execution",
             log_interval_steps=self.log_interval_steps,

@@ -78,7 +78,7 @@ class Trainer:
     def _build_worker(self, index: int) -> Worker:
         # Every worker starts from the same parameters.
         model = build_model(self.run.model, self.run.seed, self.session.device)
-        return Worker(index, model, build_inner_optimizer(model, self.run))
+        return Worker(index, model, build_inner_optimizer(model, self.run, self.session.execution.muon_backend))
 
     # The loop
 

@@ -10,8 +10,11 @@ from muloco_runner.optimizers.muon import Muon
 from muloco_runner.optimizers.parameter_groups import parameter_groups
 
 
-def build_inner_optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
-    """AdamW on every parameter, or Muon on the hidden matrices and AdamW, same lr and decay, on the rest."""
+def build_inner_optimizer(model: nn.Module, run: RunConfig, muon_backend: str = "auto") -> torch.optim.Optimizer:
+    """AdamW on every parameter, or Muon on the hidden matrices and AdamW, same lr and decay, on the rest.
+
+    `muon_backend` is `ExecutionConfig.muon_backend`.
+    """
     config = run.inner_optimizer
     beta1, beta2 = config.betas
     match config:
@@ -37,5 +40,6 @@ def build_inner_optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optim
                 betas=(beta1, beta2),
                 eps=config.eps,
                 weight_decay=run.weight_decay,
+                backend=muon_backend,
             )
     raise AssertionError(f"inner optimizer {config.name} has no builder")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muloco_runner.optimizers.orthogonalize import Backend, choose_backend, orthogonalize
+from muloco_runner.optimizers.orthogonalize import choose_backend, orthogonalize
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 
 
@@ -33,7 +33,7 @@ class MatrixBank:
         self.parameters = parameters
         rows, columns = parameters[0].shape
         device = parameters[0].device
-        self.backend: Backend = choose_backend(backend, device)
+        self.backend = choose_backend(backend, device)
         dtype = torch.promote_types(parameters[0].dtype, torch.float32)
         self.momentum_BRC = torch.zeros(len(parameters), rows, columns, dtype=dtype, device=device)
         self.momenta = list(self.momentum_BRC.unbind())

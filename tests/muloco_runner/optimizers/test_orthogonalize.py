@@ -1,0 +1,131 @@
+"""Every backend for CPUs against the same polynomial in float64, on the inputs that break orthogonalisation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from muloco_runner.config import ConfigError, ModelConfig
+from muloco_runner.optimizers.orthogonalize import choose_backend, cpu, orthogonalize
+from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
+from muloco_runner.optimizers.orthogonalize.reference import normalise, orthogonalize_reference
+
+NAMES = ("muloco", "keller_jordan", "polar_express")
+# Relative Frobenius distance to the polynomial in float64: (input of full rank, rank-deficient input).
+TOLERANCES = {"reference": (1e-4, 1e-4), "float32": (1e-4, 1e-4), "bfloat16": (8e-2, 0.3)}
+BACKENDS = tuple(TOLERANCES)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The reference, and the CPU backend as on a processor with and without bfloat16."""
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: request.param == "bfloat16")
+    monkeypatch.setattr(cpu, "SMALLEST_BFLOAT16_SIDE", 1)
+    return str(request.param)
+
+
+def run(x: Tensor, backend: str, name: str = "muloco") -> Tensor:
+    kind = "reference" if backend == "reference" else "cpu"
+    return orthogonalize(x, named_polynomial(name, 5), kind)
+
+
+def exact(x: Tensor, name: str = "muloco") -> Tensor:
+    return orthogonalize_reference(x.double(), named_polynomial(name, 5))
+
+
+def relative_error(x: Tensor, expected: Tensor) -> float:
+    return float((x.double() - expected).norm() / expected.norm())
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def ladder_shapes(width: int) -> list[tuple[int, int]]:
+    ffn = ModelConfig(width=width).ffn_width
+    return [(width, width), (width, ffn), (ffn, width)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 40), (40, 1), (17, 31), (31, 17), (96, 96), (130, 300), (300, 130), (300, 300)]
+)
+def test_follows_the_polynomial_in_float64(name: str, shape: tuple[int, int], backend: str) -> None:
+    x = random(3, *shape)
+    result = run(x, backend, name)
+    assert result.dtype == torch.float32
+    assert relative_error(result, exact(x, name)) < TOLERANCES[backend][0]
+    assert torch.linalg.matrix_norm(result, 2).max() < 1.3
+
+
+@pytest.mark.parametrize("shape", [*ladder_shapes(512), *ladder_shapes(1024)[:2]])
+def test_follows_the_polynomial_at_the_ladders_shapes(shape: tuple[int, int]) -> None:
+    x = random(1, *shape)
+    assert relative_error(run(x, "auto"), exact(x)) < TOLERANCES["bfloat16"][0]
+
+
+@pytest.mark.parametrize("rank", [1, 5, 20])
+@pytest.mark.parametrize("shape", [(48, 48), (40, 120), (120, 40), (280, 600), (390, 600)])
+def test_rank_deficient_input(rank: int, shape: tuple[int, int], backend: str) -> None:
+    """Rounding the input to bfloat16 alone fills its null space, and the polynomial raises small singular values up
+    to 400-fold: an error of .8 at rank 1. So bfloat16 is held to the polynomial of the input as it stores it, and to
+    an error at most that of the usual loop."""
+    rows, columns = shape
+    x = (random(rows, rank, seed=1) @ random(rank, columns, seed=2))[None]
+    result = run(x, backend)
+    if backend == "bfloat16":
+        stored = normalise(x, named_polynomial("muloco", 5)).bfloat16()
+        assert relative_error(result, exact(stored)) < TOLERANCES[backend][1]
+        usual = orthogonalize_reference(x.bfloat16(), named_polynomial("muloco", 5))
+        assert relative_error(result, exact(x)) < relative_error(usual, exact(x))
+    else:
+        assert relative_error(result, exact(x)) < TOLERANCES[backend][1]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+@pytest.mark.parametrize("shape", [(48, 48), (40, 120), (120, 40)])
+def test_the_scale_of_the_input_does_not_matter(scale: float, shape: tuple[int, int], backend: str) -> None:
+    x = random(2, *shape)
+    # The scaled input is itself rounded, and another rounding of bfloat16 may follow from it.
+    assert relative_error(run(x * scale, backend), run(x, backend).double()) < TOLERANCES[backend][0] / 10
+    assert torch.equal(run(x * 2.0**-40, backend), run(x, backend))
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (40, 120), (120, 40)])
+def test_zeros_stay_zeros_and_what_is_not_finite_stays_in_its_matrix(shape: tuple[int, int], backend: str) -> None:
+    bank = random(4, *shape)
+    bank[0] = 0
+    bank[1, 2, 3] = torch.nan
+    bank[2, 3, 2] = torch.inf
+    result = run(bank, backend)
+    assert not result[0].any()
+    assert result[1].isnan().any()
+    assert result[2].isnan().any()
+    assert torch.equal(result[3:], run(bank[3:], backend))
+
+
+def test_the_input_is_left_as_it_is(backend: str) -> None:
+    x = random(2, 40, 120)
+    before = x.clone()
+    run(x, backend)
+    assert torch.equal(x, before)
+
+
+def test_bfloat16_is_at_most_as_far_off_as_the_usual_loop_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keller Jordan's loop: cast first, then normalise, every sum rounded."""
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: True)
+    for shape in [(256, 256), (400, 1000), (1000, 400)]:
+        x = random(*shape)
+        usual = orthogonalize_reference(x.bfloat16(), named_polynomial("keller_jordan", 5))
+        expected = exact(x, "keller_jordan")
+        ours = run(x[None], "bfloat16", "keller_jordan")[0]
+        assert relative_error(ours, expected) <= relative_error(usual, expected)
+
+
+def test_a_backend_that_cannot_run_is_refused() -> None:
+    assert choose_backend("auto", torch.device("cpu")) == "cpu"
+    with pytest.raises(ConfigError, match="must be one of auto, reference, cpu"):
+        choose_backend("fast", torch.device("cpu"))
+    with pytest.raises(ConfigError, match="cannot work on cuda"):
+        choose_backend("cpu", torch.device("cuda"))
