@@ -1,13 +1,15 @@
 """A real SLURM on this machine: munge, MariaDB, slurmdbd, slurmctld and several slurmd of 8 fake GPUs each.
 
-Everything lives in one folder and on free local ports; the system's own SLURM is neither read nor changed. Daemons run
-in the foreground as children of this process and are told to stop when it dies, so that none is left behind.
+Everything lives in one folder and on free local ports; the system's own SLURM is neither read nor changed, and several
+such clusters live side by side. Daemons run in the foreground as children of this process and are told to stop when it
+dies, so that none is left behind.
 Needs root and Debian's packages slurm-wlm, slurmdbd, munge and mariadb-server.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import secrets
@@ -72,7 +74,8 @@ class EmulatedSlurm:
         self.configuration = state / "etc" / "slurm.conf"
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._limits: dict[str, str] = {}
-        self._controller_port, self._daemon_port, self._database_port, *node_ports = _free_ports(3 + num_nodes)
+        self._ports = _PortBlock(3 + num_nodes)
+        self._controller_port, self._daemon_port, self._database_port, *node_ports = self._ports.numbers
         self._node_ports = dict(zip(self.nodes, node_ports, strict=True))
 
     # Life of the whole
@@ -106,6 +109,7 @@ class EmulatedSlurm:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         _name_in_hosts([])
+        self._ports.release()
         os.environ.pop("SLURM_CONF", None)
 
     # What a test may do
@@ -296,30 +300,64 @@ def wait_for(happens: Callable[[], bool], seconds: float, what: str) -> None:
     raise TimeoutError(f"no {what} within {seconds:.0f} s")
 
 
-def _free_ports(count: int) -> list[int]:
-    """A block below the range that outgoing connections draw from, so that a restarted daemon finds its port free."""
-    for start in random.Random().sample(range(10_000, 30_000, 50), 100):
-        block = list(range(start, start + count))
-        if all(_is_free(port) for port in block):
-            return block
-    raise AssertionError("no block of free ports")
+class _PortBlock:
+    """Ports below the range that outgoing connections draw from, so that a restarted daemon finds its own free; a
+    socket on the block's last one keeps other clusters away."""
+
+    _WIDTH = 50
+
+    def __init__(self, count: int) -> None:
+        assert count < self._WIDTH
+        starts = range(10_000, 30_000, self._WIDTH)
+        for start in random.Random().sample(starts, len(starts)):
+            self.numbers = list(range(start, start + count))
+            keeper = _listener(start + self._WIDTH - 1)
+            if keeper is None:
+                continue
+            probes = [_listener(port) for port in self.numbers]
+            for probe in probes:
+                if probe is not None:
+                    probe.close()
+            if None not in probes:
+                self._keeper = keeper
+                return
+            keeper.close()
+        raise AssertionError("no block of free ports")
+
+    def release(self) -> None:
+        self._keeper.close()
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+def _listener(port: int) -> socket.socket | None:
+    """None where the port is taken."""
+    probe = socket.socket()
+    try:
+        probe.bind(("127.0.0.1", port))
+        probe.listen()
+    except OSError:
+        probe.close()
+        return None
+    return probe
 
 
 def _name_in_hosts(nodes: list[str]) -> None:
-    """Gives each node's name this machine's address, since MASTER_ADDR of a job is a node's name."""
-    hosts = Path("/etc/hosts")
-    lines = [line for line in hosts.read_text().splitlines() if not line.endswith(HOSTS_MARK)]
-    lines += [f"127.0.0.1 {node} {HOSTS_MARK}" for node in nodes]
-    hosts.write_text("\n".join(lines) + "\n")
+    """Gives each node's name this machine's address, since MASTER_ADDR of a job is a node's name.
+
+    In place of what this process has named so far; lines of processes that are gone are dropped with it.
+    """
+    with open("/etc/hosts", "r+") as hosts:
+        # Written in place, under a lock: other clusters do the same, and containers mount this very file.
+        fcntl.flock(hosts, fcntl.LOCK_EX)
+        lines = [line for line in hosts.read().splitlines() if not _is_stale(line)]
+        lines += [f"127.0.0.1 {node} {HOSTS_MARK} {os.getpid()}" for node in nodes]
+        hosts.seek(0)
+        hosts.write("\n".join(lines) + "\n")
+        hosts.truncate()
+
+
+def _is_stale(line: str) -> bool:
+    _, mark, owner = line.partition(f"{HOSTS_MARK} ")
+    return bool(mark) and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner)))
 
 
 def main() -> None:
