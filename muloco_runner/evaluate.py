@@ -6,20 +6,17 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from muloco_runner.data import Batch
-from muloco_runner.method import Worker
 from muloco_runner.model import Transformer
 from muloco_runner.topology import Communicator
+from muloco_runner.worker import Worker
 
 _CHUNK_TOKENS = 8192
 
 
-def evaluate(
-    model: Transformer, parameters: Sequence[Tensor], batch: Batch, dtype: torch.dtype, communicator: Communicator
-) -> float:
-    """Mean loss, nats per token, of `model` with `parameters` in place of its own.
+def evaluate(model: Transformer, batch: Batch, dtype: torch.dtype, communicator: Communicator) -> float:
+    """Mean loss of `model`, which all ranks hold alike, in nats per token.
 
     Ranks share the chunks; chunk sums meet in one vector, so that the result does not depend on how many ranks there
     are.
@@ -27,7 +24,7 @@ def evaluate(
     topology = communicator.topology
     chunks = _chunks(batch)
     mine = range(topology.rank, len(chunks), topology.num_ranks)
-    sums = communicator.sum_over_ranks(_chunk_sums(model, parameters, chunks, mine, dtype))
+    sums = communicator.sum_over_ranks(_chunk_sums(model, chunks, mine, dtype))
     return float(sums.sum()) / len(batch)
 
 
@@ -40,7 +37,7 @@ def evaluate_local_models(
     losses = torch.zeros(topology.num_workers, dtype=torch.float64)
     if topology.replica == 0:
         for worker in workers:
-            sums = _chunk_sums(worker.model, worker.parameters, chunks, range(len(chunks)), dtype)
+            sums = _chunk_sums(worker.model, chunks, range(len(chunks)), dtype)
             losses[worker.index] = sums.sum() / len(batch)
     return float(communicator.sum_over_ranks(losses).mean())
 
@@ -50,18 +47,14 @@ def _chunks(batch: Batch) -> list[Batch]:
 
 
 @torch.no_grad()
-def _chunk_sums(
-    model: Transformer, parameters: Sequence[Tensor], chunks: list[Batch], mine: Iterable[int], dtype: torch.dtype
-) -> Tensor:
+def _chunk_sums(model: Transformer, chunks: list[Batch], mine: Iterable[int], dtype: torch.dtype) -> Tensor:
     """Each of my chunks' loss times its sequences, zero for the others; shape (chunks,), float64."""
-    names = [name for name, _ in model.named_parameters()]
-    substitute = dict(zip(names, parameters, strict=True))
     sums = torch.zeros(len(chunks), dtype=torch.float64)
     model.eval()
     for number in mine:
         chunk = chunks[number]
         with torch.autocast(chunk.tokens_BT.device.type, dtype, enabled=dtype != torch.float32):
-            loss = functional_call(model, substitute, (chunk.tokens_BT, chunk.documents_BT, chunk.targets_BT))
+            loss = model(chunk.tokens_BT, chunk.documents_BT, chunk.targets_BT)
         sums[number] = float(loss) * len(chunk)
     model.train()
     return sums

@@ -1,6 +1,6 @@
 """How workers share what they learn: `DataParallel`, and `DiLoCo` with its outer step.
 
-A `Worker` is one replica of the model with its own inner optimizer. The training loop names no algorithm: it averages
+The training loop names no algorithm: it averages
 gradients over a worker's replicas, steps its inner optimizer, and lets `DistributedMethod.after_inner_step` do the
 rest. A method holds the synchronised model, the one that is evaluated.
 """
@@ -14,21 +14,8 @@ import torch
 from torch import Tensor
 
 from muloco_runner.config import DiLoCoConfig, OuterOptimizerConfig, RunConfig
-from muloco_runner.model import Transformer
 from muloco_runner.topology import Communicator
-
-
-@dataclass
-class Worker:
-    """One of the K workers, as trained on this rank."""
-
-    index: int
-    model: Transformer
-    optimizer: torch.optim.Optimizer
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return list(self.model.parameters())
+from muloco_runner.worker import Worker
 
 
 @dataclass
@@ -53,7 +40,7 @@ class DistributedMethod(Protocol):
         """Called when `step` inner steps (from 1) are complete; the last word of a run is a synchronised model."""
 
     def synchronised_parameters(self) -> list[Tensor]:
-        """Parameters of the model as all workers last agreed on it, in `model.parameters()` order."""
+        """The model as all workers last agreed on it: tensors like `Worker.tensors`, which may be those themselves."""
 
     def state_dict(self) -> dict[str, list[Tensor]]: ...
 
@@ -68,14 +55,14 @@ class DataParallel:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.bytes_sent = 0
-        self._gradient_bytes = sum(p.numel() * p.element_size() for p in worker.parameters)
+        self._gradient_bytes = sum(p.numel() * p.element_size() for p in worker.tensors)
 
     def after_inner_step(self, step: int) -> OuterStep | None:
         self.bytes_sent += self._gradient_bytes
         return None
 
     def synchronised_parameters(self) -> list[Tensor]:
-        return [parameter.detach() for parameter in self.worker.parameters]
+        return [parameter.detach() for parameter in self.worker.tensors]
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         return {}
@@ -108,7 +95,7 @@ class DiLoCo:
     def __init__(self, workers: list[Worker], config: DiLoCoConfig, num_steps: int, communicator: Communicator) -> None:
         self.workers, self.config, self.num_steps = workers, config, num_steps
         self.communicator = communicator
-        self.anchor = _flatten(workers[0].parameters)
+        self.anchor = _flatten(workers[0].tensors)
         self.velocity = torch.zeros_like(self.anchor)
         self.bytes_sent = 0
 
@@ -120,7 +107,7 @@ class DiLoCo:
 
     def outer_step(self) -> OuterStep:
         """Pseudogradients, their average in worker order, the outer step; every worker restarts from the new anchor."""
-        local = [self.anchor - _flatten(worker.parameters) for worker in self.workers]
+        local = [self.anchor - _flatten(worker.tensors) for worker in self.workers]
         self.bytes_sent += local[0].numel() * local[0].element_size()
         pseudogradients = self.communicator.gather_over_workers(local)
         mean = pseudogradients[0].clone()
@@ -129,14 +116,25 @@ class DiLoCo:
         mean /= len(pseudogradients)
         self.anchor, self.velocity = nesterov_outer_step(self.anchor, self.velocity, mean, self.config.outer_optimizer)
         for worker in self.workers:
-            _unflatten_into(worker.parameters, self.anchor)
-        return OuterStep(float(mean.norm()), _mean_cosine(pseudogradients))
+            _unflatten_into(worker.tensors, self.anchor)
+        norm = self.communicator.sum_over_shards(mean.square().sum()).sqrt()
+        return OuterStep(float(norm), self._mean_cosine(pseudogradients))
+
+    def _mean_cosine(self, pseudogradients: list[Tensor]) -> float | None:
+        count = len(pseudogradients)
+        if count < 2:
+            return None
+        stacked = torch.stack(pseudogradients)
+        products = self.communicator.sum_over_shards(stacked @ stacked.T)
+        norms = products.diag().sqrt().clamp_min(1e-30)
+        cosines = products / norms / norms[:, None]
+        return (float(cosines.sum()) - float(cosines.trace())) / (count * (count - 1))
 
     def synchronised_parameters(self) -> list[Tensor]:
-        return _views(self.anchor, self.workers[0].parameters)
+        return _views(self.anchor, self.workers[0].tensors)
 
     def state_dict(self) -> dict[str, list[Tensor]]:
-        parameters = self.workers[0].parameters
+        parameters = self.workers[0].tensors
         return {"anchor": _views(self.anchor, parameters), "velocity": _views(self.velocity, parameters)}
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
@@ -152,25 +150,15 @@ def build_method(run: RunConfig, workers: list[Worker], communicator: Communicat
     return DataParallel(worker)
 
 
-def _flatten(tensors: list[Tensor] | list[torch.nn.Parameter]) -> Tensor:
+def _flatten(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
-def _views(flat: Tensor, like: list[torch.nn.Parameter]) -> list[Tensor]:
+def _views(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
     pieces = flat.split([tensor.numel() for tensor in like])
     return [piece.view_as(tensor) for piece, tensor in zip(pieces, like, strict=True)]
 
 
-def _unflatten_into(parameters: list[torch.nn.Parameter], flat: Tensor) -> None:
+def _unflatten_into(parameters: list[Tensor], flat: Tensor) -> None:
     with torch.no_grad():
-        torch._foreach_copy_(list[Tensor](parameters), _views(flat, parameters))
-
-
-def _mean_cosine(pseudogradients: list[Tensor]) -> float | None:
-    count = len(pseudogradients)
-    if count < 2:
-        return None
-    stacked = torch.stack(pseudogradients)
-    unit = stacked / stacked.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    # Sum over all ordered pairs, less the diagonal of ones.
-    return (float(unit.sum(dim=0).square().sum()) - count) / (count * (count - 1))
+        torch._foreach_copy_(parameters, _views(flat, parameters))

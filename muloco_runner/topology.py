@@ -64,10 +64,13 @@ class Topology:
 
 
 class Communicator:
-    """Collectives over the ranks of a topology; on one rank they cost nothing."""
+    """Collectives over the ranks of a topology; on one rank they cost nothing.
 
-    def __init__(self, topology: Topology) -> None:
-        self.topology = topology
+    `sharded` says that the replicas of a worker each hold rows of its model instead of a copy.
+    """
+
+    def __init__(self, topology: Topology, sharded: bool = False) -> None:
+        self.topology, self.sharded = topology, sharded and topology.replicas > 1
         self._replica_group: dist.ProcessGroup | None = None
         self._leader_group: dist.ProcessGroup | None = None
         if topology.num_ranks > 1:
@@ -102,6 +105,12 @@ class Communicator:
         everyone = [torch.empty_like(mine) for _ in range(ranks)]
         dist.all_gather(everyone, mine, group=self._leader_group)
         return list(torch.cat(everyone))
+
+    def sum_over_shards(self, tensor: Tensor) -> Tensor:
+        """A sum over this rank's rows of a model to that over the whole model, in place; nothing to do for a copy."""
+        if self.sharded:
+            dist.all_reduce(tensor, group=self._replica_group)
+        return tensor
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """The elementwise sum over all ranks, in place."""

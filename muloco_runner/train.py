@@ -20,12 +20,13 @@ from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.corpus import Corpus
 from muloco_runner.data import Batch, TrainingData, validation_batch
 from muloco_runner.evaluate import evaluate, evaluate_local_models
-from muloco_runner.method import OuterStep, Worker, build_method
+from muloco_runner.method import OuterStep, build_method
 from muloco_runner.model import build_model
 from muloco_runner.optimizers import build_inner_optimizer
 from muloco_runner.record import RunFolder, RunResult, RunStatus, StepRecord
 from muloco_runner.schedule import lr_fraction
 from muloco_runner.topology import Communicator
+from muloco_runner.worker import Worker
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CPU_MICRO_BATCH_TOKENS = 8192
@@ -78,7 +79,8 @@ class Trainer:
     def _build_worker(self, index: int) -> Worker:
         # Every worker starts from the same parameters.
         model = build_model(self.run.model, self.run.seed, self.session.device)
-        return Worker(index, model, build_inner_optimizer(model, self.run, self.session.execution.muon_backend))
+        optimizer = build_inner_optimizer(model, self.run, self.session.execution.muon_backend)
+        return Worker(index, model, optimizer, list(model.parameters()))
 
     # The loop
 
@@ -118,9 +120,9 @@ class Trainer:
         norms = []
         for row, worker in enumerate(self.workers):
             self.losses[row, self.step] = self._forward_backward(worker)
-            gradients = [p.grad for p in worker.parameters if p.grad is not None]
+            gradients = [p.grad for p in worker.tensors if p.grad is not None]
             self.communicator.average_over_replicas(gradients)
-            norms.append(torch.nn.utils.clip_grad_norm_(worker.parameters, self.run.gradient_clip_norm))
+            norms.append(torch.nn.utils.clip_grad_norm_(worker.tensors, self.run.gradient_clip_norm))
             for group in worker.optimizer.param_groups:
                 group["lr"] = self.run.inner_optimizer.lr * fraction
             worker.optimizer.step()
@@ -153,8 +155,8 @@ class Trainer:
     # Evaluation
 
     def _evaluate(self) -> float:
-        model, parameters = self.workers[0].model, self.method.synchronised_parameters()
-        return evaluate(model, parameters, self.validation, DTYPES[self.run.precision], self.communicator)
+        with self.workers[0].holding(self.method.synchronised_parameters()) as model:
+            return evaluate(model, self.validation, DTYPES[self.run.precision], self.communicator)
 
     def _evaluate_local_models(self) -> float | None:
         """Just before they may be brought together; None where they never differ from the synchronised model."""

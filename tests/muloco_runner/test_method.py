@@ -4,16 +4,17 @@ import pytest
 import torch
 
 from muloco_runner.config import OuterOptimizerConfig, RunConfig
-from muloco_runner.method import DiLoCo, Worker, build_method, nesterov_outer_step
+from muloco_runner.method import DiLoCo, build_method, nesterov_outer_step
 from muloco_runner.model import build_model
 from muloco_runner.topology import Communicator, Topology
+from muloco_runner.worker import Worker
 
 CPU = torch.device("cpu")
 
 
 def untrained_workers(run: RunConfig) -> list[Worker]:
     models = [build_model(run.model, run.seed, CPU) for _ in range(run.num_workers)]
-    return [Worker(i, model, torch.optim.SGD(model.parameters())) for i, model in enumerate(models)]
+    return [Worker(i, m, torch.optim.SGD(m.parameters()), list(m.parameters())) for i, m in enumerate(models)]
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.6, False), (0.6, True), (0.9, True)])
@@ -40,14 +41,14 @@ def test_workers_agree_after_a_sync_on_the_mean_moved_by_the_formula(tiny_run: C
     anchor = method.anchor.clone()
     with torch.no_grad():
         for worker in workers:
-            for parameter in worker.parameters:
+            for parameter in worker.tensors:
                 parameter.add_(0.01 * (worker.index + 1))
     assert method.after_inner_step(4) is None
     outer = method.after_inner_step(5)
     # Mean pseudogradient -0.025; first velocity 0.5 * that; step (1 + 0.8) * 0.5 of it.
     expected = anchor + 0.025 * 0.5 * 1.8
     for worker in workers:
-        moved = torch.cat([parameter.detach().flatten() for parameter in worker.parameters])
+        moved = torch.cat([parameter.detach().flatten() for parameter in worker.tensors])
         torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-6)
         assert torch.equal(moved, method.anchor)
     assert outer is not None

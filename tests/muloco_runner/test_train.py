@@ -28,7 +28,7 @@ def trainer_of(run: RunConfig, folder: RunFolder, execution: ExecutionConfig, **
 
 
 def final_parameters(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for w in trainer.workers for p in w.parameters])
+    return torch.cat([p.detach().flatten() for w in trainer.workers for p in w.tensors])
 
 
 @pytest.mark.parametrize(
