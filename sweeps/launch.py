@@ -18,8 +18,8 @@ from muloco_runner.corpus_path import check_data_path
 from muloco_runner.paths import config_dir
 from sweeps.config import ClusterConfig, read_cluster
 from sweeps.estimate import refine
+from sweeps.expansion import expand
 from sweeps.folder import Definition, SweepFolder
-from sweeps.grid import expand
 from sweeps.training import works_of
 
 # What the command line may say of a sweep beside its runs.

@@ -10,7 +10,8 @@ import yaml
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError
 from muloco_runner.paths import config_dir
-from sweeps.grid import expand, values_of
+from sweeps.expansion import expand
+from sweeps.grid import read_grids, values_of
 
 
 def one(**grid: Any) -> dict[str, Any]:
@@ -62,6 +63,47 @@ def test_a_run_is_left_out_only_if_it_matches_a_whole_line() -> None:
     assert {(run.algorithm, run.seed) for run in expand(sweep, {})} == {("DDP-Muon", 0), ("DDP-Muon", 1), ("MuLoCo", 0)}
 
 
+def points(sweep: dict[str, Any], **overrides: list[Any]) -> list[dict[str, Any]]:
+    return [point for grid in read_grids(sweep, overrides) for point in grid.points()]
+
+
+CONDITIONAL = one(
+    product={"kind": ["a", "b", "c"], "size": [1, 2]},
+    fixed={"more": 0},
+    when=[
+        {"if": {"kind": ["a", "b"]}, "product": {"lr": [0.1, 0.2]}},
+        {"if": {"kind": "c"}, "product": {"lr": [0.3]}},
+        {"if": {"kind": "a", "size": 2}, "fixed": {"more": 1}},
+    ],
+    exclude=[{"kind": "b", "lr": 0.2}],
+)
+
+
+def test_conditions_add_values_to_the_points_that_match_and_to_no_others() -> None:
+    expected = [
+        (kind, size, lr, int((kind, size) == ("a", 2)))
+        for kind, lrs in (("a", [0.1, 0.2]), ("b", [0.1]), ("c", [0.3]))
+        for size in (1, 2)
+        for lr in lrs
+    ]
+    found = [(p["kind"], p["size"], p["lr"], p["more"]) for p in points(CONDITIONAL)]
+    assert sorted(found) == sorted(expected)
+
+
+def test_the_command_line_changes_what_conditions_add_and_what_they_ask_for() -> None:
+    assert {(p["kind"], p["lr"]) for p in points(CONDITIONAL, lr=[0.1])} == {("a", 0.1), ("b", 0.1)}
+    assert {(p["kind"], p["lr"]) for p in points(CONDITIONAL, kind=["c"])} == {("c", 0.3)}
+    assert {p["lr"] for p in points(CONDITIONAL, lr=[9.0])} == {9.0}
+    # A value that no condition asks for: the point goes without what they add.
+    assert [sorted(p) for p in points(CONDITIONAL, kind=["d"], size=[1])] == [["kind", "more", "size"]]
+
+
+def test_conditions_hold_for_rows_of_a_zip_too() -> None:
+    sweep = one(zip={"kind": ["a", "b"], "size": [1, 2]}, when=[{"if": {"size": 2}, "product": {"lr": [0.1, 0.2]}}])
+    assert sorted((p["kind"], p.get("lr")) for p in points(sweep) if "lr" in p) == [("b", 0.1), ("b", 0.2)]
+    assert len(points(sweep)) == 3
+
+
 def test_powers_are_exact() -> None:
     assert values_of("pow2(5..8)", "k") == [32, 64, 128, 256]
     assert all(isinstance(value, int) for value in values_of("pow2(0..3)", "k"))
@@ -98,6 +140,12 @@ def test_the_command_line_narrows_a_factor_replaces_a_fixed_value_and_adds_one()
         (one(product={"seed": [0]}, fixed={"seed": 1}), "keep one"),
         (one(product={"seed": [0]}, exclude=[{"model": "29k"}]), "no effect"),
         (one(product={"seed": [0]}, exclude=[{"seed": 0}]), "excluded"),
+        (one(product={"seed": [0]}, when=[{"if": {"model": "29k"}, "fixed": {"seed": 1}}]), "no effect"),
+        (one(product={"seed": [0]}, when=[{"if": {"seed": 1}, "fixed": {"model": "29k"}}]), "matches no point"),
+        (one(product={"seed": [0]}, when=[{"if": {"seed": 0}, "fixed": {"seed": 1}}]), "varied by the grid"),
+        (one(product={"seed": [0]}, when=[{"if": {"seed": 0}}]), "adds nothing"),
+        (one(product={"seed": [0]}, when=[{"product": {"model": ["29k"]}}]), "if=None"),
+        (one(product={"seed": [0]}, when={"seed": 0}), "list of lines"),
         (one(product={"seed": list(range(1000)), "inner_optimizer.lr": [n + 1.0 for n in range(1000)]}), "1,000,000"),
     ],
 )

@@ -1,0 +1,104 @@
+"""A sweep of training runs: the points of its grids to the list of runs they mean.
+
+Runs that come out the same (by `run_id`) are one run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from muloco_runner.compose import compose_tree, one_line
+from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.paths import config_dir
+from sweeps.grid import Point, check_not_empty, check_size, read_grids
+
+
+def expand(
+    sweep: Mapping[str, Any],
+    overrides: Mapping[str, list[Any]],
+    base: Sequence[str] = (),
+    allow_large: bool = False,
+) -> list[RunConfig]:
+    """The runs of a sweep, each once, in the order of the file. `base` are overrides of every run.
+
+    Names of files (model=150m) are composed once for each combination that occurs; values are set on a copy of that.
+    """
+    grids = read_grids(sweep, overrides)
+    check_size(grids, allow_large, "give --allow-large")
+    composer = _Composer(run_groups(), base)
+    runs: dict[str, RunConfig] = {}
+    for grid in grids:
+        for point in grid.points():
+            run = composer.run_of(point)
+            runs.setdefault(run.run_id, run)
+    check_not_empty(list(runs))
+    return list(runs.values())
+
+
+def run_groups() -> set[str]:
+    """Folders of choices under conf/, such as model or method/compression."""
+    root = config_dir()
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_dir()}
+
+
+class _Composer:
+    """Points to runs. Composing is slow (tens of milliseconds), so each combination of file names is composed once,
+    and each value is parsed once for each of those.
+    """
+
+    def __init__(self, groups: set[str], base: Sequence[str]) -> None:
+        self.groups, self.base = groups, base
+        self.trees: dict[tuple[tuple[str, Any], ...], tuple[DictConfig, dict[str, Any]]] = {}
+        self.parsed: dict[tuple[Any, ...], Any] = {}
+
+    def run_of(self, point: Point) -> RunConfig:
+        names = tuple((key, value) for key, value in point.items() if key in self.groups)
+        values = {key: value for key, value in point.items() if key not in self.groups}
+        try:
+            if names not in self.trees:
+                tree = compose_tree([*self.base, *(f"{key}={value}" for key, value in names)])
+                self.trees[names] = (tree, _plain_run(tree))
+            tree, plain = self.trees[names]
+            plain = copy.deepcopy(plain)
+            for key, value in values.items():
+                _set(plain, key, self._parse(names, tree, key, value))
+            return RunConfig.from_dict(plain)
+        except ConfigError as error:
+            described = ", ".join(f"{key}={value}" for key, value in point.items())
+            raise ConfigError(f"sweep: at {described}: {error}") from error
+
+    def _parse(self, names: tuple[tuple[str, Any], ...], tree: DictConfig, key: str, value: Any) -> Any:
+        """`value` as the schema's type."""
+        place = (names, key, type(value), str(value))
+        if place not in self.parsed:
+            changed = copy.deepcopy(tree)
+            try:
+                OmegaConf.update(changed, key, value)
+            except OmegaConfBaseException as error:
+                raise ConfigError(one_line(error)) from error
+            self.parsed[place] = OmegaConf.select(changed, key)
+        return self.parsed[place]
+
+
+def _plain_run(tree: DictConfig) -> dict[str, Any]:
+    """The run's part of a composed tree, not yet checked: the values of a point may set right what is wrong."""
+    values = OmegaConf.to_container(tree, resolve=True)
+    assert isinstance(values, dict)
+    known = set(RunConfig.__dataclass_fields__)
+    return {str(key): value for key, value in values.items() if key in known}
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for name in path:
+        if not isinstance(values.get(name), dict):
+            raise ConfigError(f"{key}: no such setting of a run")
+        values = values[name]
+    if last not in values:
+        raise ConfigError(f"{key}: no such setting of a run; known there: {', '.join(values)}")
+    values[last] = value
