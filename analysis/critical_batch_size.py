@@ -17,9 +17,10 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from analysis.fit import CannotSay, Estimate, Fit
 from analysis.huber import Array
 from analysis.optima import Optima
-from analysis.power_law import CannotSay, Estimate, Fit, fit_critical_batch
+from analysis.power_law import fit_critical_batch
 
 THRESHOLD = 1.01
 OVERHEAD = 1.2

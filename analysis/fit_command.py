@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from muloco_runner.config import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.power_law import Fit
+    from analysis.fit import Fit
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,16 @@ class Form:
     """Whether a column `series` gives each series its own curve over one irreducible loss."""
 
 
+ALIASES = {
+    "num_params": "n params parameters num_parameters n_params n_parameters model_size model_params model_parameters",
+    "num_tokens": "d tokens training_tokens train_tokens n_tokens dataset_size data_size dataset_tokens",
+    "flops": "c flop compute training_flop training_flops train_flops total_flops training_compute",
+    "loss": "l eval_loss validation_loss val_loss valid_loss final_loss test_loss final_eval_loss eval_loss_final",
+    "critical_batch_size": "b cbs b_crit bcrit critical_batch critical_batch_tokens batch_size batch",
+}
+"""Names under which others know our columns: read as ours where a table has one of them alone."""
+
+
 FORMS = {
     "power": Form(("x", "y"), "y = A * x^alpha"),
     "loss-compute": Form(("flops", "loss"), "loss = E + A * flops^-alpha", groups=True),
@@ -36,11 +47,12 @@ FORMS = {
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A .csv (lines that begin with # are comments), .parquet or .jsonl file. Mistakes raise `ConfigError`."""
+    """A .csv or .tsv (what follows a # is a comment), .parquet or .jsonl file. Mistakes raise `ConfigError`."""
     import pandas as pd
 
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {
-        ".csv": lambda p: pd.read_csv(p, comment="#"),
+        ".csv": lambda p: pd.read_csv(p, comment="#", skipinitialspace=True),
+        ".tsv": lambda p: pd.read_csv(p, comment="#", sep="\t"),
         ".parquet": pd.read_parquet,
         ".jsonl": lambda p: pd.read_json(p, lines=True),
     }
@@ -67,12 +79,7 @@ def fit_table(
             raise ConfigError(
                 f"--column {name}: {form} has no such column; it takes {', '.join((*wanted.columns, *optional))}"
             )
-    names = [mapping.get(name, name) for name in wanted.columns]
-    for name, own in zip(wanted.columns, names, strict=True):
-        if own not in table:
-            have = ", ".join(str(column) for column in table.columns)
-            raise ConfigError(f"the table has no column {own!r}; it has {have}; say --column {name}=ITS_NAME")
-    columns = [table[name].to_numpy() for name in names]
+    columns = [_column(table, name, mapping.get(name)) for name in wanted.columns]
     options: dict[str, Any] = {"bootstrap": bootstrap, "delta": delta, "seed": seed}
     series = mapping.get("series", "series")
     if wanted.groups and series in table:
@@ -87,6 +94,47 @@ def fit_table(
         return fitters[form](*columns, **options)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _column(table: pd.DataFrame, name: str, own: str | None) -> Any:
+    """The column called `own`, else `name`, else by another usual name, else from the other two of C = 6ND."""
+    found = own if own in table else None
+    if own is None:
+        found = _find(table, name)
+        others = {"num_params": "num_tokens", "num_tokens": "num_params"}
+        if found is None and name in others:
+            other, compute = _find(table, others[name]), _find(table, "flops")
+            if other is not None and compute is not None:
+                return (_numbers(table, compute) / (6.0 * _numbers(table, other))).to_numpy()
+    if found is None:
+        have = ", ".join(str(column) for column in table.columns)
+        raise ConfigError(f"the table has no column {own or name!r}; it has {have}; say --column {name}=ITS_NAME")
+    return table[found].to_numpy()
+
+
+def _numbers(table: pd.DataFrame, column: str) -> pd.Series[float]:
+    import pandas as pd
+
+    try:
+        return pd.to_numeric(table[column]).astype(float)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"column {column}: must be numbers ({' '.join(str(error).split())})") from None
+
+
+def _find(table: pd.DataFrame, name: str) -> str | None:
+    """The table's column for `name`: that name itself, else the only column with one of its usual names."""
+    if name in table:
+        return name
+    usual = {name, *ALIASES.get(name, "").split()}
+    matches = [str(column) for column in table.columns if _plain(str(column)) in usual]
+    if len(matches) > 1:
+        raise ConfigError(f"columns {' and '.join(matches)} could all be {name}: say --column {name}=ITS_NAME")
+    return matches[0] if matches else None
+
+
+def _plain(column: str) -> str:
+    """`Training FLOP`, `training-flop (total)` -> training_flop, training_flop_total."""
+    return re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")
 
 
 def add_arguments(

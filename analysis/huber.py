@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 _CHUNK_VALUES = 2_000_000
 """Doubles in the largest temporary array: what stays in a cache of the last level, more or less."""
 _MAX_ITERATIONS = 200
+_POLISH_ITERATIONS = 5000
 _STAGE_ITERATIONS = 12
 _STAGE_FACTOR = 5.0
 
@@ -101,12 +102,13 @@ def derivatives(
     residual_Rn = log_f_Rn - log_y_n
     psi_Rn = weight_Rn * np.clip(residual_Rn, -delta, delta)
     inside_Rn = weight_Rn * (np.abs(residual_Rn) <= delta)
-    g_Rnp = np.einsum("rtn,tnp->rnp", share_RTn, model.design_Tnp, optimize=True)
-    gradient_Rp = np.einsum("rn,rnp->rp", psi_Rn, g_Rnp, optimize=True)
+    # Products of many small matrices: matmul in C, where einsum would plan each call anew.
+    g_Rnp = np.matmul(share_RTn.transpose(2, 0, 1), model.design_Tnp.transpose(1, 0, 2)).transpose(1, 0, 2)
+    gradient_Rp = np.matmul(psi_Rn[:, None, :], g_Rnp)[:, 0]
     hessian_Rpp = np.matmul((g_Rnp * (inside_Rn - psi_Rn)[..., None]).transpose(0, 2, 1), g_Rnp)
     squares = (model.design_Tnp[..., :, None] * model.design_Tnp[..., None, :]).reshape(num_terms * num_points, p * p)
     curved = (psi_Rn[:, None] * share_RTn).reshape(len(theta_Rp), -1) @ squares
-    scale_Rp = np.einsum("rn,rnp->rp", weight_Rn, g_Rnp**2, optimize=True)
+    scale_Rp = np.matmul(weight_Rn[:, None, :], g_Rnp**2)[:, 0]
     return gradient_Rp, hessian_Rpp + curved.reshape(-1, p, p), scale_Rp
 
 
@@ -128,6 +130,11 @@ def solve(model: LogSumExpModel, log_y_n: Array, weight_Rn: Array, start_Rp: Arr
         np.concatenate([part.decrement_R for part in parts]),
         np.concatenate([part.converged_R for part in parts]),
     )
+
+
+def polish(model: LogSumExpModel, log_y_n: Array, weight_Rn: Array, start_Rp: Array, delta: float) -> Solution:
+    """As long as it takes, from where `solve` gave up: flat valleys with many kinks."""
+    return _newton(model, log_y_n, weight_Rn, start_Rp, delta, _POLISH_ITERATIONS, 1e-14)
 
 
 def _solve_chunk(model: LogSumExpModel, log_y_n: Array, weight_Rn: Array, start_Rp: Array, delta: float) -> Solution:
@@ -159,7 +166,8 @@ def _newton(
     for _ in range(max_iterations):
         weights = weight_Rn[live]
         gradient, hessian, scale = derivatives(model, theta_Rp[live], log_y_n, weights, delta)
-        unit = np.sqrt(np.maximum(scale, 1e-300))
+        # A parameter without influence (the log of a term that is zero) keeps its place: its unit has a floor.
+        unit = np.sqrt(np.maximum(scale, 1e-24 * weights.sum(axis=1, keepdims=True)))
         gradient = gradient / unit
         eigenvalue, eigenvector = np.linalg.eigh(hessian / (unit[:, :, None] * unit[:, None, :]))
         along = np.einsum("rpq,rp->rq", eigenvector, gradient)

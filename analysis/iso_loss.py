@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.fit import CannotSay, Fit
 from analysis.huber import Array
-from analysis.power_law import CannotSay, Fit, fit_loss_compute
+from analysis.power_law import fit_loss_compute
 
 MIN_SCALES = 3
 TRUSTED_SCALES = 5

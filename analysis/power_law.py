@@ -12,9 +12,9 @@ data cannot say raises `CannotSay` with the reason, and never a number.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,109 +22,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.optimize import nnls
 
-from analysis.huber import Array, LogSumExpModel, derivatives, huber, solve
+from analysis.fit import CONFIDENCE, DEFAULT_DELTA, CannotSay, Estimate, Fit
+from analysis.fitting import Law, fit_law
+from analysis.huber import Array, LogSumExpModel
 
-DEFAULT_DELTA = 1e-3
-CONFIDENCE = 0.95
 MAX_CORRELATION = 0.99
 """Above this |correlation| of log N and log D the two exponents of L(N, D) cannot be told apart."""
-_LARGE = 20_000
-"""Points from which the asymptotic covariance replaces the bootstrap."""
-_E_AT_ZERO = 1e-7
-"""An irreducible loss below this share of the smallest loss is zero, the edge of what is allowed."""
-
-
-class CannotSay(ValueError):
-    """The data do not determine what was asked; the message says why and what would."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A parameter with its standard error and 95% interval; None where no interval was asked for."""
-
-    value: float
-    se: float | None = None
-    ci: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Diagnostics:
-    """What to look at before a fit is believed."""
-
-    starts: int
-    starts_agree: float
-    """Share of the starts that ended within one millionth of the best objective."""
-    converged: bool
-    gradient: float
-    """Largest component of the gradient over the sum of its terms' sizes; zero at an optimum."""
-    condition: float
-    """Condition number of the Jacobian with columns of unit length."""
-    residual_sd: float
-    """Standard deviation of log residuals."""
-    at_bounds: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A fitted law."""
-
-    form: str
-    formula: str
-    parameters: dict[str, Estimate]
-    objective: float
-    """Sum of Huber losses over points, of residuals in log."""
-    delta: float
-    num_points: int
-    num_parameters: int
-    interval: str
-    """How se and ci were found."""
-    bootstrap: int
-    """Resamples behind them."""
-    diagnostics: Diagnostics
-    inputs: dict[str, tuple[float, float]]
-    """Smallest and largest value of each input: beyond them the law extrapolates."""
-    warnings: tuple[str, ...] = ()
-    residuals: Array = field(default_factory=lambda: np.zeros(0), repr=False)
-    """log fitted minus log observed, in the order of the points."""
-    draws: dict[str, Array] = field(default_factory=dict, repr=False)
-    """Parameters in each resample."""
-
-    def value(self, name: str) -> float:
-        return self.parameters[name].value
-
-    def extrapolation_decades(self, name: str, at: float) -> float:
-        """Decades by which `at` lies outside the data of input `name`; zero inside."""
-        low, high = self.inputs[name]
-        return float(max(0.0, np.log10(low / at), np.log10(at / high)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `muloco-report fit --json` prints."""
-        return {
-            "form": self.form,
-            "formula": self.formula,
-            "parameters": {
-                name: {"value": e.value, "se": e.se, "ci": list(e.ci) if e.ci else None}
-                for name, e in self.parameters.items()
-            },
-            "objective": self.objective,
-            "delta": self.delta if np.isfinite(self.delta) else "inf",
-            "num_points": self.num_points,
-            "num_parameters": self.num_parameters,
-            "confidence": CONFIDENCE,
-            "interval": self.interval,
-            "bootstrap": self.bootstrap,
-            "inputs": {name: list(bounds) for name, bounds in self.inputs.items()},
-            "diagnostics": {
-                "starts": self.diagnostics.starts,
-                "starts_agree": self.diagnostics.starts_agree,
-                "converged": self.diagnostics.converged,
-                "gradient": self.diagnostics.gradient,
-                "condition": self.diagnostics.condition,
-                "residual_sd": self.diagnostics.residual_sd,
-                "at_bounds": list(self.diagnostics.at_bounds),
-            },
-            "warnings": list(self.warnings),
-        }
 
 
 def fit_power_law(
@@ -139,32 +42,62 @@ def fit_power_law(
     names: tuple[str, str] = ("x", "y"),
 ) -> Fit:
     """y = A x^alpha. Intervals are the wider of Student's t on the log-log line and the bootstrap."""
-    log_x, log_y = _log_columns({names[0]: x, names[1]: y})
-    _require_points(len(log_x), 2)
-    _require_spread(names[0], log_x)
-    centre = log_x.mean()
-    design = np.stack([np.ones_like(log_x), log_x - centre], axis=1)[None]
-    slope, level = np.polyfit(log_x - centre, log_y, 1)
-    spread = [-1.0, -0.3, 0.0, 0.3, 1.0]
-    starts = np.array([[level, slope + shift] for shift in spread])
+    formula = f"{names[1]} = A * {names[0]}^alpha"
+    return _fit_product(form, formula, {names[0]: x}, ["alpha"], names[1], y, weights, delta, bootstrap, seed)
+
+
+def fit_power_product(
+    inputs: Mapping[str, ArrayLike],
+    y: ArrayLike,
+    *,
+    name: str = "y",
+    weights: ArrayLike | None = None,
+    delta: float = DEFAULT_DELTA,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Fit:
+    """y = A x1^alpha[x1] x2^alpha[x2] ..., with the intervals of `fit_power_law`."""
+    exponents = [f"alpha[{one}]" for one in inputs]
+    formula = f"{name} = A" + "".join(f" * {one}^alpha[{one}]" for one in inputs)
+    return _fit_product("power", formula, inputs, exponents, name, y, weights, delta, bootstrap, seed)
+
+
+def _fit_product(
+    form: str,
+    formula: str,
+    inputs: Mapping[str, ArrayLike],
+    exponents: list[str],
+    name: str,
+    y: ArrayLike,
+    weights: ArrayLike | None,
+    delta: float,
+    bootstrap: int,
+    seed: int,
+) -> Fit:
+    *log_inputs, log_y = _log_columns({**inputs, name: y})
+    _require_points(len(log_y), 1 + len(log_inputs))
+    for one, log_x in zip(inputs, log_inputs, strict=True):
+        _require_spread(one, log_x)
+    weight_n = _weights(weights, len(log_y))
+    centres = [log_x.mean() for log_x in log_inputs]
+    columns = [np.ones_like(log_y), *[log_x - c for log_x, c in zip(log_inputs, centres, strict=True)]]
+    design = np.stack(columns, axis=1)
+    if np.linalg.matrix_rank(design) < design.shape[1]:
+        raise CannotSay(f"{' and '.join(inputs)} rise together: their exponents cannot be told apart")
+    line = np.linalg.lstsq(design, log_y, rcond=None)[0]
+    starts = np.stack([line + shift * np.eye(len(line))[1] for shift in (0.0, -1.0, -0.3, 0.3, 1.0)])
 
     def natural(theta_Rp: Array) -> dict[str, Array]:
-        return {"A": np.exp(theta_Rp[:, 0] - theta_Rp[:, 1] * centre), "alpha": theta_Rp[:, 1]}
+        level = theta_Rp[:, 0] - theta_Rp[:, 1:] @ np.array(centres)
+        return {"A": np.exp(level), **{one: theta_Rp[:, 1 + i] for i, one in enumerate(exponents)}}
 
-    fit = _fit(
-        form,
-        f"{names[1]} = A * {names[0]}^alpha",
-        LogSumExpModel(design),
-        log_y,
-        starts,
-        natural,
-        _weights(weights, len(log_x)),
-        delta,
-        bootstrap,
-        seed,
-        {names[0]: log_x},
-    )
-    return _widened_by_students_t(fit, log_x, log_y, _weights(weights, len(log_x))) if bootstrap else fit
+    logs = dict(zip(inputs, log_inputs, strict=True))
+    law = Law(form, formula, LogSumExpModel(design[None]), log_y, starts, natural, logs)
+    fit = fit_law(law, weight_n, delta, bootstrap, seed)
+    if not bootstrap:
+        return fit
+    t_intervals = students_t(np.stack(log_inputs, axis=1), log_y, weight_n)
+    return _widened_by_students_t(fit, dict(zip(["A", *exponents], t_intervals, strict=True)))
 
 
 def fit_critical_batch(
@@ -194,56 +127,52 @@ def fit_loss_compute(
     loss: ArrayLike,
     *,
     groups: Sequence[str] | None = None,
+    shared_irreducible_loss: bool = True,
     weights: ArrayLike | None = None,
     delta: float = DEFAULT_DELTA,
     bootstrap: int = 1000,
     seed: int = 0,
     resample_by: Sequence[Any] | None = None,
 ) -> Fit:
-    """L = E + A C^-alpha; with `groups`, one E for all and `A[group]`, `alpha[group]` for each.
+    """L = E + A C^-alpha; with `groups`, one E for all (or `E[group]`) and `A[group]`, `alpha[group]` for each.
 
     `resample_by` names the unit of the bootstrap: points of the same unit (one scale, seen by every method) share
     their weight, so that what they have in common cancels in ratios.
     """
     log_c, log_l = _log_columns({"flops": flops, "loss": loss})
     labels = [""] * len(log_c) if groups is None else [str(g) for g in groups]
+    if len(labels) != len(log_c):
+        raise ValueError(f"groups must name one group a point: {len(labels)} names for {len(log_c)} points")
     order = list(dict.fromkeys(labels))
-    _require_points(len(log_c), 1 + 2 * len(order))
-    member = np.array([order.index(label) for label in labels])
+    num_floors = 1 if shared_irreducible_loss else len(order)
+    _require_points(len(log_c), num_floors + 2 * len(order))
+    member = np.array([order.index(label) for label in labels], dtype=int)
     centre = log_c.mean()
-    design = np.zeros((2, len(log_c), 1 + 2 * len(order)))
-    design[0, :, 0] = 1
+    design = np.zeros((2, len(log_c), num_floors + 2 * len(order)))
     for g, label in enumerate(order):
-        rows = member == g
-        _require_spread(f"flops{f' of {label}' if label else ''}", log_c[rows])
-        design[1, rows, 1 + 2 * g] = 1
-        design[1, rows, 2 + 2 * g] = -(log_c[rows] - centre)
-    starts = _loss_compute_starts(log_c - centre, log_l, member, len(order))
+        rows, of = member == g, f" of {label}" if label else ""
+        needed = 3 if num_floors == len(order) else 2
+        _require_spread(f"flops{of}", log_c[rows], needed)
+        design[0, rows, g if num_floors > 1 else 0] = 1
+        design[1, rows, num_floors + 2 * g] = 1
+        design[1, rows, num_floors + 2 * g + 1] = -(log_c[rows] - centre)
+    if max(_num_distinct(log_c[member == g]) for g in range(len(order))) < 3:
+        raise CannotSay("no group has three different flops: an irreducible loss cannot be told from an exponent")
+    suffixes = [f"[{label}]" if label else "" for label in order]
+    floors = {0: "E"} if num_floors == 1 else {g: f"E{suffixes[g]}" for g in range(num_floors)}
 
     def natural(theta_Rp: Array) -> dict[str, Array]:
-        values = {"E": np.exp(theta_Rp[:, 0])}
-        for g, label in enumerate(order):
-            suffix = f"[{label}]" if label else ""
-            exponent = theta_Rp[:, 2 + 2 * g]
-            values[f"A{suffix}"] = np.exp(theta_Rp[:, 1 + 2 * g] + exponent * centre)
+        values = {name: np.exp(theta_Rp[:, place]) for place, name in floors.items()}
+        for g, suffix in enumerate(suffixes):
+            exponent = theta_Rp[:, num_floors + 2 * g + 1]
+            values[f"A{suffix}"] = np.exp(theta_Rp[:, num_floors + 2 * g] + exponent * centre)
             values[f"alpha{suffix}"] = exponent
         return values
 
-    return _fit(
-        "loss-compute",
-        "loss = E + A * flops^-alpha",
-        LogSumExpModel(design),
-        log_l,
-        starts,
-        natural,
-        _weights(weights, len(log_c)),
-        delta,
-        bootstrap,
-        seed,
-        {"flops": log_c},
-        floor=True,
-        resample_by=resample_by,
-    )
+    starts = _loss_compute_starts(log_c - centre, log_l, member, len(order), num_floors)
+    formula = "loss = E + A * flops^-alpha"
+    law = Law("loss-compute", formula, LogSumExpModel(design), log_l, starts, natural, {"flops": log_c}, floors)
+    return fit_law(law, _weights(weights, len(log_c)), delta, bootstrap, seed, resample_by)
 
 
 def fit_chinchilla(
@@ -259,8 +188,8 @@ def fit_chinchilla(
     """L = E + A N^-alpha + B D^-beta. Refused where N and D rise together: then no data can part their exponents."""
     log_n, log_d, log_l = _log_columns({"num_params": num_params, "num_tokens": num_tokens, "loss": loss})
     _require_points(len(log_n), 5)
-    _require_spread("num_params", log_n)
-    _require_spread("num_tokens", log_d)
+    _require_spread("num_params", log_n, 3)
+    _require_spread("num_tokens", log_d, 3)
     correlation = float(np.corrcoef(log_n, log_d)[0, 1])
     if abs(correlation) > MAX_CORRELATION:
         raise CannotSay(
@@ -291,232 +220,60 @@ def fit_chinchilla(
             "beta": theta_Rp[:, 4],
         }
 
-    return _fit(
-        "chinchilla",
-        "loss = E + A * num_params^-alpha + B * num_tokens^-beta",
-        LogSumExpModel(design),
-        log_l,
-        starts,
-        natural,
-        _weights(weights, len(log_n)),
-        delta,
-        bootstrap,
-        seed,
-        {"num_params": log_n, "num_tokens": log_d},
-        floor=True,
-    )
+    inputs = {"num_params": log_n, "num_tokens": log_d}
+    formula = "loss = E + A * num_params^-alpha + B * num_tokens^-beta"
+    law = Law("chinchilla", formula, LogSumExpModel(design), log_l, starts, natural, inputs, {0: "E"})
+    return fit_law(law, _weights(weights, len(log_n)), delta, bootstrap, seed)
 
 
-def expanded_percentiles(draws: Array, num_points: int, num_parameters: int) -> tuple[float, float]:
-    """95% percentile interval of `draws`, widened for few points as a t interval is (Hesterberg 2015, section 3.5)."""
-    freedom = max(1, num_points - num_parameters)
-    tail = stats.norm.cdf(-np.sqrt(num_points / freedom) * stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))
-    finite = draws[np.isfinite(draws)]
-    if not len(finite):
-        return (float("nan"), float("nan"))
-    low, high = np.quantile(finite, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _fit(
-    form: str,
-    formula: str,
-    model: LogSumExpModel,
-    log_y: Array,
-    starts_Rp: Array,
-    natural: Any,
-    weight_n: Array,
-    delta: float,
-    bootstrap: int,
-    seed: int,
-    inputs: dict[str, Array],
-    floor: bool = False,
-    resample_by: Sequence[Any] | None = None,
-) -> Fit:
-    if not delta > 0:
-        raise ValueError(f"delta={delta}: must be positive; inf is least squares")
-    if bootstrap < 0:
-        raise ValueError(f"bootstrap={bootstrap}: must be zero or positive")
-    first = _thin(model, log_y, weight_n, starts_Rp, delta) if model.num_points > _LARGE else starts_Rp
-    solution = solve(model, log_y, np.tile(weight_n, (len(first), 1)), first, delta)
-    best = int(solution.objective_R.argmin())
-    theta = solution.theta_Rp[best]
-    lowest = float(solution.objective_R[best])
-    agree = float(np.mean(solution.objective_R <= lowest * (1 + 1e-6) + 1e-24 * model.num_points))
-    residual = model.log_value(theta[None])[0] - log_y
-    draws_Rp, interval = _draws(model, log_y, weight_n, theta, delta, bootstrap, seed, resample_by)
-    drawn = {name: np.asarray(v) for name, v in natural(draws_Rp).items()} if bootstrap else {}
-    units = model.num_points if resample_by is None else len(set(resample_by)) * _points_per_parameter(model)
-    parameters = {}
-    at_bounds = []
-    for name, value in natural(theta[None]).items():
-        number = float(value[0])
-        if floor and name == "E" and number < _E_AT_ZERO * float(np.exp(log_y.min())):
-            number = 0.0
-            at_bounds.append(name)
-        if not bootstrap:
-            parameters[name] = Estimate(number)
-            continue
-        low, high = expanded_percentiles(drawn[name], units, model.num_parameters)
-        if name in at_bounds:
-            low = 0.0
-        parameters[name] = Estimate(number, float(np.std(drawn[name], ddof=1)), (min(low, number), max(high, number)))
-    diagnostics = Diagnostics(
-        starts=len(starts_Rp),
-        starts_agree=agree,
-        converged=bool(solution.converged_R[best]),
-        gradient=_relative_gradient(model, theta, log_y, weight_n, delta),
-        condition=_condition(model.jacobian(theta), weight_n),
-        residual_sd=float(np.std(residual)),
-        at_bounds=tuple(at_bounds),
-    )
-    return Fit(
-        form=form,
-        formula=formula,
-        parameters=parameters,
-        objective=float((weight_n * huber(residual, delta)).sum()),
-        delta=delta,
-        num_points=model.num_points,
-        num_parameters=model.num_parameters,
-        interval=interval,
-        bootstrap=bootstrap,
-        diagnostics=diagnostics,
-        inputs={name: (float(np.exp(v.min())), float(np.exp(v.max()))) for name, v in inputs.items()},
-        warnings=tuple(_warnings(diagnostics)),
-        residuals=residual,
-        draws=drawn,
-    )
-
-
-def _draws(
-    model: LogSumExpModel,
-    log_y: Array,
-    weight_n: Array,
-    theta: Array,
-    delta: float,
-    bootstrap: int,
-    seed: int,
-    resample_by: Sequence[Any] | None,
-) -> tuple[Array, str]:
-    """Parameters under resampled weights (Rubin's Bayesian bootstrap), each solved from the fit."""
-    if not bootstrap:
-        return theta[None], "none"
-    generator = np.random.default_rng(seed)
-    if model.num_points > _LARGE:
-        return generator.multivariate_normal(theta, _covariance(model, theta, log_y, weight_n, delta), bootstrap), (
-            "asymptotic covariance of an M-estimator"
-        )
-    units = list(range(model.num_points)) if resample_by is None else list(resample_by)
-    order = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
-    member = np.array([order[unit] for unit in units])
-    drawn_Ru = generator.exponential(size=(bootstrap, len(order)))
-    weight_Rn = weight_n * (drawn_Ru / drawn_Ru.mean(axis=1, keepdims=True))[:, member]
-    solution = solve(model, log_y, weight_Rn, np.repeat(theta[None], bootstrap, axis=0), delta)
-    unit_name = "points" if resample_by is None else "scales, the same for every group"
-    return solution.theta_Rp, f"weighted bootstrap over {unit_name}, percentiles widened for few points"
-
-
-def _points_per_parameter(model: LogSumExpModel) -> int:
-    """Points that share one bootstrap unit, at most: how many groups see a scale."""
-    return max(1, (model.num_parameters - 1) // 2)
-
-
-def _thin(model: LogSumExpModel, log_y: Array, weight_n: Array, starts_Rp: Array, delta: float) -> Array:
-    """With very many points, starts are sorted out on a thousand of them: the best ends serve as starts."""
-    rows = np.linspace(0, model.num_points - 1, 1000).astype(int)
-    small = LogSumExpModel(model.design_Tnp[:, rows])
-    solution = solve(small, log_y[rows], np.tile(weight_n[rows], (len(starts_Rp), 1)), starts_Rp, delta)
-    return solution.theta_Rp[np.argsort(solution.objective_R)[:2]]
-
-
-def _covariance(model: LogSumExpModel, theta: Array, log_y: Array, weight_n: Array, delta: float) -> Array:
-    """Huber's sandwich: H^-1 (sum psi^2 g g') H^-1."""
-    _, hessian, _ = derivatives(model, theta[None], log_y, weight_n[None], delta)
-    g_np = model.jacobian(theta)
-    psi = weight_n * np.clip(model.log_value(theta[None])[0] - log_y, -delta, delta)
-    inverse = np.linalg.pinv(hessian[0])
-    covariance: Array = inverse @ ((g_np * psi[:, None] ** 2).T @ g_np) @ inverse
-    return covariance
-
-
-def _relative_gradient(model: LogSumExpModel, theta: Array, log_y: Array, weight_n: Array, delta: float) -> float:
-    gradient, _, _ = derivatives(model, theta[None], log_y, weight_n[None], delta)
-    psi = weight_n * np.clip(model.log_value(theta[None])[0] - log_y, -delta, delta)
-    size = np.abs(psi) @ np.abs(model.jacobian(theta))
-    if np.abs(psi).max() < 1e-12:
-        return 0.0
-    return float(np.max(np.abs(gradient[0]) / np.maximum(size, 1e-300)))
-
-
-def _condition(jacobian: Array, weight_n: Array) -> float:
-    weighted = jacobian * np.sqrt(weight_n)[:, None]
-    length = np.linalg.norm(weighted, axis=0)
-    if not np.all(length > 0):
-        return float("inf")
-    return float(np.linalg.cond(weighted / length))
-
-
-def _warnings(diagnostics: Diagnostics) -> list[str]:
-    out = []
-    if "E" in diagnostics.at_bounds:
-        out.append("the irreducible loss is at zero, the edge of what is allowed: these data do not show one")
-    if not diagnostics.converged:
-        out.append("the optimum was not reached")
-    if diagnostics.condition > 1e4:
-        out.append(f"parameters trade off against each other (condition {diagnostics.condition:.0f})")
-    return out
-
-
-def _widened_by_students_t(fit: Fit, log_x: Array, log_y: Array, weight_n: Array) -> Fit:
-    """The wider of the fit's intervals and Student's t on the (weighted) least-squares line of logs."""
-    t_interval = students_t(log_x, log_y, weight_n)
+def _widened_by_students_t(fit: Fit, t_intervals: Mapping[str, tuple[float, float, float]]) -> Fit:
+    """The wider of the fit's intervals and Student's t on the (weighted) least-squares plane of logs."""
     parameters = {}
     for name, estimate in fit.parameters.items():
-        se, low, high = t_interval[name]
+        se, low, high = t_intervals[name]
         ci = estimate.ci or (low, high)
         parameters[name] = Estimate(estimate.value, max(se, estimate.se or 0.0), (min(low, ci[0]), max(high, ci[1])))
-    return Fit(
-        **{
-            **{name: getattr(fit, name) for name in fit.__dataclass_fields__},
-            "parameters": parameters,
-            "interval": f"wider of Student's t with {len(log_x) - 2} degrees of freedom and {fit.interval}",
-        }
-    )
+    freedom = fit.num_points - fit.num_parameters
+    interval = f"wider of Student's t with {freedom} degrees of freedom and {fit.interval}"
+    return dataclasses.replace(fit, parameters=parameters, interval=interval)
 
 
-def students_t(log_x: Array, log_y: Array, weight_n: Array | None = None) -> dict[str, tuple[float, float, float]]:
-    """se and 95% interval of `A` and `alpha` of the least-squares line of logs, n - 2 degrees of freedom."""
-    w = np.ones_like(log_x) if weight_n is None else weight_n
-    x_mean = np.average(log_x, weights=w)
-    spread = (w * (log_x - x_mean) ** 2).sum()
-    alpha = (w * (log_x - x_mean) * log_y).sum() / spread
-    level = np.average(log_y, weights=w) - alpha * x_mean
-    residual = log_y - level - alpha * log_x
-    freedom = len(log_x) - 2
+def students_t(log_x: Array, log_y: Array, weight_n: Array | None = None) -> list[tuple[float, float, float]]:
+    """(se, low, high) of A and of each exponent: the least-squares plane of logs, 95% of Student's t.
+
+    `log_x` is (n,) or (n, inputs); degrees of freedom are points minus parameters.
+    """
+    columns = log_x[:, None] if log_x.ndim == 1 else log_x
+    w = np.ones_like(log_y) if weight_n is None else weight_n
+    centre = np.average(columns, axis=0, weights=w)
+    design = np.column_stack([np.ones_like(log_y), columns - centre])
+    covariance = np.linalg.inv((design * w[:, None]).T @ design)
+    level, *slopes = covariance @ (design * w[:, None]).T @ log_y
+    residual = log_y - design @ np.array([level, *slopes])
+    freedom = len(log_y) - design.shape[1]
     variance = (w * residual**2).sum() / freedom
-    alpha_se = np.sqrt(variance / spread)
-    level_se = np.sqrt(variance * (1 / w.sum() + x_mean**2 / spread))
     t = stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)
-    amplitude = np.exp(level)
-    return {
-        "alpha": (float(alpha_se), float(alpha - t * alpha_se), float(alpha + t * alpha_se)),
-        "A": (
-            float(amplitude * level_se),
-            float(np.exp(level - t * level_se)),
-            float(np.exp(level + t * level_se)),
-        ),
-    }
+    back = np.array([1.0, *-centre])
+    log_a, log_a_se = level - centre @ np.array(slopes), np.sqrt(variance * (back @ covariance @ back))
+    amplitude = np.exp(log_a)
+    out = [(amplitude * log_a_se, np.exp(log_a - t * log_a_se), np.exp(log_a + t * log_a_se))]
+    for i, slope in enumerate(slopes, start=1):
+        se = np.sqrt(variance * covariance[i, i])
+        out.append((se, slope - t * se, slope + t * se))
+    return [(float(se), float(low), float(high)) for se, low, high in out]
 
 
-def _loss_compute_starts(log_c: Array, log_l: Array, member: NDArray[np.int_], num_groups: int) -> Array:
+def _loss_compute_starts(log_c: Array, log_l: Array, member: NDArray[np.int_], num_groups: int, floors: int) -> Array:
+    """Irreducible losses at shares of the smallest loss, and log-linear levels and exponents above them."""
     starts = []
-    for share in (0.3, 0.6, 0.8, 0.9, 0.97):
-        floor = share * np.exp(log_l.min())
-        theta = [np.log(floor)]
+    lowest = [log_l[member == g].min() if floors > 1 else log_l.min() for g in range(num_groups)]
+    for share in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99):
+        log_floors = [np.log(share) + low for low in lowest]
+        theta = log_floors[:floors]
         for g in range(num_groups):
             rows = member == g
-            slope, level = np.polyfit(log_c[rows], np.log(np.exp(log_l[rows]) - floor), 1)
-            theta += [level, -slope]
+            slope, level = np.polyfit(log_c[rows], np.log(np.exp(log_l[rows]) - np.exp(log_floors[g])), 1)
+            theta = [*theta, level, -slope]
         starts.append(theta)
     return np.array(starts)
 
@@ -566,6 +323,13 @@ def _require_points(num_points: int, num_parameters: int) -> None:
         )
 
 
-def _require_spread(name: str, log_values: Array) -> None:
-    if len(log_values) < 2 or np.ptp(log_values) < 1e-9:
-        raise CannotSay(f"{name} has a single value: a law needs points at several")
+def _require_spread(name: str, log_values: Array, num_distinct: int = 2) -> None:
+    found = _num_distinct(log_values)
+    if found < num_distinct:
+        what = "a single value" if found < 2 else f"{found} different values"
+        raise CannotSay(f"{name} has {what}: this law needs points at {num_distinct} or more")
+
+
+def _num_distinct(log_values: Array) -> int:
+    """Values that differ by more than rounding."""
+    return len(np.unique(np.round(log_values, 9)))

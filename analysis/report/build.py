@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import critical_batch_size, iso_loss
+from analysis.fit import CONFIDENCE, CannotSay
 from analysis.optima import Optima, find_optima, main_budget
-from analysis.power_law import CONFIDENCE, CannotSay
 from analysis.records import TUNED, Study
 from analysis.report import verdict
 

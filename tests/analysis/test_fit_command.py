@@ -59,6 +59,23 @@ def test_a_series_each_over_one_irreducible_loss(tmp_path: Path, capsys: pytest.
     assert "alpha[two]" in out
 
 
+def test_columns_by_other_usual_names_and_tokens_from_compute(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chinchilla(tmp_path / "runs.csv")
+    table = pd.read_csv(tmp_path / "runs.csv")
+    other = pd.DataFrame(
+        {"Model Size": table["num_params"], "Training FLOP": table["flops"], "eval/loss": table["loss"]}
+    )
+    other.to_csv(tmp_path / "other.csv", index=False)
+    objectives = []
+    for name in ("runs", "other"):
+        assert run(["fit", "chinchilla", str(tmp_path / f"{name}.csv"), "--bootstrap", "0", "--json"]) == 0
+        objectives.append(json.loads(capsys.readouterr().out)["parameters"])
+    for parameter, estimate in objectives[0].items():
+        assert objectives[1][parameter]["value"] == pytest.approx(estimate["value"], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "words"),
     [
@@ -67,6 +84,7 @@ def test_a_series_each_over_one_irreducible_loss(tmp_path: Path, capsys: pytest.
         ("flops,perplexity\n1e18,3\n", ["loss-compute"], "--column loss="),
         ("flops,loss\n1e18,much\n1e19,2\n1e20,2\n1e21,1\n", ["loss-compute"], "numbers"),
         ("", ["loss-compute"], "not readable"),
+        ("flops,val_loss,test_loss\n1e18,3,3\n", ["loss-compute"], "could all be loss"),
         ("x,y\n1,2\n", ["cubic"], "cubic"),
         ("x,y\n1,2\n", ["power", "--column", "z=x"], "no such column"),
         ("x,y\n1,2\n", ["power", "--delta", "-1"], "positive"),

@@ -1,5 +1,6 @@
 """Fits against planted laws, exact optima and what was published (tests/analysis/data, each file with its source)."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import least_squares
+from scipy.special import logsumexp
 
+from analysis.fit import CannotSay
+from analysis.huber import Array
 from analysis.iso_loss import ratio_at
-from analysis.power_law import CannotSay, fit_chinchilla, fit_critical_batch, fit_loss_compute, fit_power_law
+from analysis.power_law import fit_chinchilla, fit_critical_batch, fit_loss_compute, fit_power_law
 
 DATA = Path(__file__).parent / "data"
 FLOPS = np.geomspace(1e17, 1e21, 7)
@@ -56,22 +60,73 @@ def test_units_and_the_order_of_rows_do_not_matter() -> None:
     assert shuffled.objective == pytest.approx(first.objective, rel=1e-9)
 
 
-def test_the_objective_is_that_of_scipys_best_of_many_starts() -> None:
-    generator = np.random.default_rng(3)
+def best_of_scipy(terms: Callable[[Array], Array], starts: list[list[float]], loss: Array, delta: float) -> float:
+    """The smallest sum of Huber losses that scipy finds, polished: exponents of the terms -> (terms, n)."""
+
+    def residual(theta: Array) -> Array:
+        return np.asarray(logsumexp(terms(theta), axis=0) - np.log(loss))
+
+    lowest = np.inf
+    for start in starts:
+        # scipy's huber loss with f_scale=delta: cost = delta^2/2 * sum(rho((r/delta)^2)), the sum of Huber losses.
+        found = least_squares(residual, start, loss="huber", f_scale=delta, xtol=1e-15, ftol=1e-15, gtol=1e-15)
+        lowest = min(lowest, found.cost)
+    return float(lowest)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_objective_of_loss_against_compute_is_that_of_scipys_best_start(seed: int) -> None:
+    generator = np.random.default_rng(seed)
     loss = (1.7 + 4e3 * FLOPS**-0.19) * np.exp(0.003 * generator.standard_t(2, size=7))
-    delta, centre = 1e-3, np.log(FLOPS).mean()
+    delta, log_c = (1e-3, 1e-2, 1e-4)[seed % 3], np.log(FLOPS) - np.log(FLOPS).mean()
+    best = best_of_scipy(
+        lambda theta: np.stack([np.full(7, theta[0]), theta[1] - theta[2] * log_c]),
+        [[np.log(e), np.log(2.5 - e), 0.2] for e in (0.1, 0.5, 1.0, 1.5, 1.7, 1.9)],
+        loss,
+        delta,
+    )
+    fit = fit_loss_compute(FLOPS, loss, delta=delta, bootstrap=0)
+    assert fit.diagnostics.converged
+    assert fit.objective <= best * (1 + 1e-9)
 
-    def residual(theta: np.ndarray) -> np.ndarray:
-        model = np.logaddexp(theta[0], theta[1] - theta[2] * (np.log(FLOPS) - centre))
-        return model - np.log(loss)
 
-    # scipy's huber loss with f_scale=delta: cost = delta^2/2 * sum(rho((r/delta)^2)), the sum of Huber losses.
-    best = min(
-        least_squares(residual, [np.log(e), np.log(2.5 - e), 0.2], loss="huber", f_scale=delta, xtol=1e-15, ftol=1e-15,
-                      gtol=1e-15, max_nfev=5000).cost
-        for e in (0.5, 1.0, 1.5, 1.7, 1.9)
-    )  # fmt: skip
-    assert fit_loss_compute(FLOPS, loss, delta=delta, bootstrap=0).objective <= best * (1 + 1e-9)
+@pytest.mark.parametrize(("seed", "num_points", "outliers"), [(0, 245, 5), (1, 60, 3), (2, 20, 1), (3, 12, 0)])
+def test_the_objective_of_size_and_data_is_that_of_scipys_best_start(seed: int, num_points: int, outliers: int) -> None:
+    """Points along lines of equal compute with heavy tails and rows that are plainly wrong."""
+    generator = np.random.default_rng(seed)
+    n = np.exp(generator.uniform(np.log(4e7), np.log(1e10), num_points))
+    d = generator.choice(np.geomspace(6e18, 3e21, 9), num_points) / (6 * n)
+    loss = (1.82 + 480 * n**-0.35 + 2140 * d**-0.37) * np.exp(0.004 * generator.standard_t(2, size=num_points))
+    loss[:outliers] *= 1.3
+    log_n, log_d = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
+    best = best_of_scipy(
+        lambda t: np.stack([np.full(num_points, t[0]), t[1] - t[2] * log_n, t[3] - t[4] * log_d]),
+        [[np.log(e), -1.0, a, -1.0, b] for e in (0.5, 1.8) for a in (0.2, 0.5) for b in (0.2, 0.5)],
+        loss,
+        1e-3,
+    )
+    fit = fit_chinchilla(n, d, loss, bootstrap=0)
+    assert fit.diagnostics.converged
+    assert fit.diagnostics.gradient < 1e-6
+    assert fit.objective <= best * (1 + 1e-9)
+
+
+def test_an_irreducible_loss_of_zero_is_named_as_the_edge_of_what_is_allowed() -> None:
+    bent_down = np.exp(1.0 - 0.05 * (np.log(FLOPS) - 39) - 0.004 * (np.log(FLOPS) - 39) ** 2)
+    fit = fit_loss_compute(FLOPS, bent_down, bootstrap=50)
+    line = fit_power_law(FLOPS, bent_down, bootstrap=0)
+    assert fit.value("E") == 0.0
+    assert fit.diagnostics.at_bounds == ("E",)
+    assert fit.objective == pytest.approx(line.objective, rel=1e-9)
+    assert any("zero" in warning for warning in fit.warnings)
+
+
+def test_each_group_may_have_an_irreducible_loss_of_its_own() -> None:
+    flops, groups = np.tile(FLOPS, 2), ["one"] * 7 + ["two"] * 7
+    loss = np.concatenate([1.7 + 4e3 * FLOPS**-0.19, 1.5 + 3e3 * FLOPS**-0.18])
+    fit = fit_loss_compute(flops, loss, groups=groups, shared_irreducible_loss=False, bootstrap=0)
+    names = ("E[one]", "E[two]", "A[one]", "A[two]", "alpha[one]", "alpha[two]")
+    assert [fit.value(name) for name in names] == pytest.approx([1.7, 1.5, 4e3, 3e3, 0.19, 0.18], rel=1e-6)
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
