@@ -60,6 +60,9 @@ class ClusterConfig:
     """cpu or cuda; auto takes GPUs where the allocation has them."""
     hang_minutes: float = 30.0
     """A heartbeat older than this means that a run hangs."""
+    doubt_seconds: float = 120.0
+    """A job that was sent for and that the cluster does not know of is given up after this; accepted ones show up much
+    sooner."""
     tokens_per_second: float | None = None
     """Of one GPU, or one core, at a model of a million parameters: the first guess at a run's time."""
     setup: list[str] = field(default_factory=list)
@@ -99,7 +102,7 @@ def read_cluster(name: str, values: Any) -> ClusterConfig:
     cluster: ClusterConfig = _build(ClusterConfig, {"name": name, **fields, "allocations": built}, where)
     if cluster.kind not in KINDS:
         raise ConfigError(f"{where}: kind={cluster.kind!r}: must be one of {', '.join(KINDS)}")
-    for number_name in ("tick_seconds", "hang_minutes"):
+    for number_name in ("tick_seconds", "hang_minutes", "doubt_seconds"):
         value = getattr(cluster, number_name)
         if not _is_number(value) or value <= 0:
             raise ConfigError(f"{where}: {number_name}={value}: must be a number above zero")

@@ -6,7 +6,9 @@ its tag; so the next controller adopts what is there, whether or not the answer 
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from sweeps.clusters.interface import (
 from sweeps.clusters.interface import JobState as ClusterJobState
 from sweeps.config import ClusterConfig
 from sweeps.decide import Plan, decide
+from sweeps.estimate import Estimates
 from sweeps.evidence import Evidence
 from sweeps.folder import Definition, SweepFolder
 from sweeps.lease import Lease
@@ -34,10 +37,10 @@ from sweeps.state import JobState, SweepState
 
 COMMANDS = ("paused", "own_limits", "held", "released", "cancel")
 """What people may ask for; the first four are events of the ledger."""
-_DEFER_SECONDS = 60.0
-"""After a refused submission; one tick where that is longer."""
-DOUBT_SECONDS = 120.0
-"""A job that the cluster does not know of is given up so long after its intent; accepted ones show up much sooner."""
+_LONGEST_DEFER_SECONDS = 300.0
+"""After a refused submission an allocation is left alone for a tick, then two, four, up to this."""
+_ASK_AGAIN_SECONDS = 60.0
+"""A job that goes on although its end was asked for is asked again; a tick where that is longer."""
 _LAST_WORDS_SECONDS = 5.0
 """An ended job's attempt may still be on its way through a network file system."""
 
@@ -60,18 +63,27 @@ class Controller:
         folder: SweepFolder,
         definition: Definition,
         make_cluster: Callable[[ClusterConfig, Path], Cluster],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        self.folder, self.definition, self.clock = folder, definition, clock
+        """`clock` gives Unix seconds; without one it is the file system's, the same for controllers on all hosts."""
+        self.folder, self.definition = folder, definition
         self.config = definition.read_cluster()
         self.lease = Lease(folder.lease_dir)
-        self.ledger = Ledger(folder.ledger_file, self.lease, clock)
+        self._file_clock_ahead = self.lease.renew() - time.time()
+        """Seconds that the file system's clock shows more than this host's."""
+        self.clock = clock or self._file_clock
+        self.ledger = Ledger(folder.ledger_file, self.lease, self.clock)
         self.damage: list[Damage]
         self.state, self.damage = folder.read_state(definition.works)
         self.cluster = make_cluster(self.config, folder.cluster_dir)
-        self._file_clock_ahead = 0.0
-        """Seconds that the file system's clock shows more than this host's."""
+        self.estimates = Estimates()
+        # By tag, when this controller first saw it so: other clocks than its own are not asked.
         self._ended_since: dict[str, float] = {}
+        self._missing_since: dict[str, float] = {}
+        self._running_since: dict[str, float] = {}
+        self._asked_at: dict[str, float] = {}
+        self._refusals: Counter[str] = Counter()
+        """In a row, by allocation."""
 
     def run(self, on_tick: Callable[[Tick], None] = lambda tick: None) -> SweepState:
         """Ticks until the sweep is over. Ctrl-C ends it in order: local work saves itself, a scheduler's jobs go on."""
@@ -100,8 +112,14 @@ class Controller:
         now = self.clock()
         for job in list(self.state.jobs.values()):
             self._absorb(job, observation, now)
+        if observation.complete:
+            self._meet_strays()
         self._hold_alike()
-        plan = decide(self.state, self.config, all_limits(self.config, self.cluster.limits(), self.state), now)
+        limits = all_limits(self.config, self.cluster.limits(), self.state)
+        plan = decide(self.state, self.config, limits, now, self.estimates.minutes_of)
+        for tag in plan.withdraw:
+            self._record("withdrawing", tag=tag)
+        self._ask_to_end(now)
         for request in plan.submit:
             if not self._submit(request):
                 break
@@ -124,16 +142,18 @@ class Controller:
                 self._end(job, seen, now)
         elif seen.state is ClusterJobState.RUNNING and job.cancelling is None and self._hangs(job, now):
             self._record("cancelling", tag=job.tag, cause=Cause.HANG.value)
-            self.cluster.cancel([job.tag])
 
     def _missing(self, job: JobState, now: float) -> None:
         """The cluster answered, and knows no such job."""
-        if self.cluster.outlives_controller and now - job.intended_at <= DOUBT_SECONDS:
+        since = self._missing_since.setdefault(job.tag, now)
+        if self.cluster.outlives_controller and now - since <= self.config.doubt_seconds:
             return
         if job.job_id is not None:
             self._end(job, JobObservation(job.tag, job.job_id, ClusterJobState.ENDED, end=JobEnd.LOST), now)
         else:
             self._record("refused", tag=job.tag, why="it never reached the cluster")
+            # Without its request it is not taken in again, should it turn up after all: its runs go on elsewhere.
+            self.folder.drop_request(job.tag)
 
     def _may_still_speak(self, job: JobState, seen: JobObservation, now: float) -> bool:
         """It ended well by the scheduler's word, and its own is not here yet."""
@@ -145,33 +165,70 @@ class Controller:
         left = [self.cluster.evidence(attempt) for attempt in job.request.attempts]
         return any(not found.finished and found.ending is None for found in left)
 
+    def _meet_strays(self) -> None:
+        """Jobs of this sweep that the ledger does not have as alive: its line was damaged, or they came so late that
+        they had been given up. One whose runs wait is taken in again, any other must end."""
+        unwanted = []
+        for tag, job_id in self.cluster.strays(self.state.prefix, self.state.jobs).items():
+            request = self.folder.read_request(tag)
+            runs = [self.state.runs.get(attempt.work.name) for attempt in request.attempts] if request else [None]
+            if request is not None and all(run is not None and run.is_waiting for run in runs):
+                self._intend(request)
+                self._record("submitted", tag=tag, job_id=job_id)
+            else:
+                unwanted.append(tag)
+        if unwanted:
+            self.cluster.cancel(unwanted)
+
+    def _ask_to_end(self, now: float) -> None:
+        """What was decided may not have been heard: the scheduler was away, or a controller died before it spoke."""
+        for ask, concerned in (
+            (self.cluster.cancel, [job for job in self.state.jobs.values() if job.cancelling is not None]),
+            (self.cluster.withdraw, [job for job in self.state.jobs.values() if job.withdrawing]),
+        ):
+            again = max(_ASK_AGAIN_SECONDS, self.config.tick_seconds)
+            tags = [job.tag for job in concerned if now - self._asked_at.get(job.tag, -math.inf) >= again]
+            if tags:
+                ask(tags)
+                self._asked_at |= dict.fromkeys(tags, now)
+
     def _end(self, job: JobState, seen: JobObservation, now: float) -> None:
         assert seen.end is not None
+        if job.withdrawing and seen.end is JobEnd.CANCELLED and job.started_at is None:
+            self._record("refused", tag=job.tag, why="taken back from the queue")
+            self.folder.drop_request(job.tag)
+            return
         endings: dict[str, Any] = {}
         struck: set[str] = set()
         for attempt in job.request.attempts:
             left = self.cluster.evidence(attempt)
             cause, detail = _cause(left, job, seen)
+            started_at, ended_at = _span(left, job, seen, now)
             endings[attempt.work.name] = {
                 "cause": cause.value,
                 "detail": detail,
                 "checkpoint_step": left.checkpoint_step,
-                "started_at": left.ending.started_at if left.ending else job.started_at,
-                "at": left.ending.ended_at if left.ending else now,
+                "minutes_left": left.minutes_left,
+                "started_at": started_at,
+                "at": ended_at,
             }
+            if cause is Cause.FINISHED:
+                self.estimates.learn(attempt.work)
             if cause in RULES and RULES[cause].excludes_node:
                 struck.update(seen.nodes)
         self._record("ended", tag=job.tag, endings=endings, struck_nodes=sorted(struck))
-        self._ended_since.pop(job.tag, None)
+        for seen_at in (self._ended_since, self._missing_since, self._running_since, self._asked_at):
+            seen_at.pop(job.tag, None)
         self.folder.drop_request(job.tag)
 
     def _hangs(self, job: JobState, now: float) -> bool:
-        """Every attempt in the job has had time to speak, and none has spoken lately."""
+        """Every attempt in the job has had time to speak, and none has spoken lately.
+
+        Heartbeats are files: their age is by the file system's clock, as is `now`.
+        """
         patience = 60 * self.config.hang_minutes
-        if job.started_at is None or now - job.started_at < patience:
+        if now - self._running_since.setdefault(job.tag, now) < patience:
             return False
-        # Heartbeats are files: their age is by the file system's clock, not by this host's.
-        now += self._file_clock_ahead
         last = [self.cluster.evidence(attempt).heartbeat_at for attempt in job.request.attempts]
         return all(at is not None and now - at > patience for at in last)
 
@@ -201,14 +258,18 @@ class Controller:
     def _submit(self, request: JobRequest) -> bool:
         """Whether to go on submitting."""
         self.folder.write_request(request)
-        runs = {attempt.work.name: attempt.number for attempt in request.attempts}
-        self._record("intended", request, tag=request.tag, allocation=request.allocation, runs=runs)
+        self._intend(request)
         try:
             job_id = self.cluster.submit(request)
         except Refused as refusal:
             return self._refused(request, refusal)
+        self._refusals.pop(request.allocation, None)
         self._record("submitted", tag=request.tag, job_id=job_id)
         return True
+
+    def _intend(self, request: JobRequest) -> None:
+        runs = {attempt.work.name: attempt.number for attempt in request.attempts}
+        self._record("intended", request, tag=request.tag, allocation=request.allocation, runs=runs)
 
     def _refused(self, request: JobRequest, refusal: Refused) -> bool:
         if refusal.kind is RefusalKind.MAY_EXIST:
@@ -216,7 +277,9 @@ class Controller:
             return False
         if refusal.kind is RefusalKind.DEFER:
             self._record("refused", tag=request.tag, why=refusal.message)
-            self._record("deferred", until=self.clock() + max(_DEFER_SECONDS, self.config.tick_seconds))
+            wait = min(_LONGEST_DEFER_SECONDS, self.config.tick_seconds * 2 ** self._refusals[request.allocation])
+            self._refusals[request.allocation] += 1
+            self._record("deferred", allocation=request.allocation, until=self.clock() + wait, why=refusal.message)
             return False
         why = f"the scheduler refuses it: {refusal.message}"
         self._record("refused", tag=request.tag, why=refusal.message, hold=why)
@@ -264,12 +327,22 @@ class Controller:
         tags = [tag for tag, job in self.state.jobs.items() if any(a.work.name in names for a in job.request.attempts)]
         for tag in tags:
             self._record("cancelling", tag=tag, cause=Cause.CANCELLED.value)
-        self.cluster.cancel(tags)
+        self._ask_to_end(self.clock())
         waiting = [name for name in names if name in self.state.runs and self.state.runs[name].is_waiting]
         self._record("held", runs=waiting, why="cancelled by hand", command=command["command"])
 
+    def _file_clock(self) -> float:
+        return time.time() + self._file_clock_ahead
+
     def _record(self, event: str, request: JobRequest | None = None, /, **values: Any) -> None:
         self.state.apply(self.ledger.append(event, **values), request)
+
+
+def _span(left: Evidence, job: JobState, seen: JobObservation, now: float) -> tuple[float | None, float]:
+    """Start and end, Unix seconds, both by one clock: the scheduler's, or else the attempt's own."""
+    if job.started_at is None and left.ending is not None:
+        return left.ending.started_at, left.ending.ended_at
+    return job.started_at, seen.ended_at if seen.ended_at is not None else now
 
 
 def _cause(left: Evidence, job: JobState, seen: JobObservation) -> tuple[Cause, str]:

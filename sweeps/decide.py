@@ -1,25 +1,26 @@
-"""Which jobs to submit now: a pure function of the sweep's state, the limits and the time.
+"""Which jobs to submit now, and which to take back: a pure function of the sweep's state, the limits and the time.
 
 Widest first. A run that does not fit now keeps a reservation at the earliest time it could start; narrower ones go
 before it only where they end by then or leave its nodes free (EASY backfill), so that none starves. Runs smaller than a
-node that is handed out whole are packed together: of one width first, narrower ones into what is left. Runs of one
-shape differ in length only, so a tick looks at the shapes, not at every run.
+node that is handed out whole are packed together: of one width first, narrower ones into what is left. Of several
+allocations each run takes the one where it will be done first. Runs of one shape differ in length only, so a tick looks
+at the shapes, not at every run.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sweeps.clusters.interface import JobRequest, Limit, Resource
 from sweeps.config import AllocationConfig, ClusterConfig
 from sweeps.policy import Cause
-from sweeps.quota import Amount, Verdict, VerdictKind, asked, held_by_sweep, shape_verdict, verdict
+from sweeps.quota import NOTHING, Amount, Verdict, VerdictKind, asked, held_by_sweep, shape_verdict, verdict
 from sweeps.state import Queue, RunState, Shape, SweepState, shape_of
-from sweeps.work import Attempt
+from sweeps.work import Attempt, Work, expected_minutes
 
 MAX_GPU_HOURS = "max_gpu_hours"
 """The name among a sweep's own limits of the cap over all allocations."""
@@ -40,6 +41,8 @@ class Plan:
     """What to submit now, and what to say of the runs that are not."""
 
     submit: list[JobRequest] = field(default_factory=list)
+    withdraw: list[str] = field(default_factory=list)
+    """Tags of jobs that must not start any more: a limit was lowered, or others have taken what they were to get."""
     verdicts: dict[Shape, Verdict] = field(default_factory=dict)
     """On the longest waiting run of each shape that cannot start now."""
     hopeless: bool = False
@@ -69,6 +72,12 @@ class _Room:
     limits: Sequence[Limit]
     held: Amount
     budget: _Budget
+    closed_until: float = 0.0
+    """The cluster takes no more jobs here before this; Unix seconds."""
+    queue_minutes: float = 0.0
+    """What a job that is submitted now must expect to wait in the cluster's own queue."""
+    num_queued: int = 0
+    """Our jobs in that queue."""
     reserved_at: float = math.inf
     """When the run with the reservation could start; Unix seconds."""
     spare_nodes: float = math.inf
@@ -97,6 +106,9 @@ class _Room:
 
     def answer(self, shape: Shape, minutes: float, now: float) -> Verdict:
         """On one more job of that shape and length beside those that are held."""
+        if now < self.closed_until:
+            seconds = math.ceil(self.closed_until - now)
+            return Verdict(VerdictKind.WAIT, f"{self.allocation.name} takes no more jobs for now, asked in {seconds} s")
         answer = shape_verdict(shape, self.allocation)
         if answer.kind is VerdictKind.RUN:
             amount = self._amount(shape, minutes)
@@ -122,11 +134,21 @@ class _Room:
         taken = taken and self.budget.held + amount.of[Resource.GPU_HOURS] <= self.budget.most
         return taken and shape_verdict(shape, self.allocation).kind is VerdictKind.RUN
 
-    def wall_minutes(self, pack: Sequence[RunState]) -> float:
-        """What the longest of them asks for, within what limits and budget allow."""
+    @property
+    def longest_wall_minutes(self) -> float:
         walls = [limit.most for limit in self.limits if limit.resource is Resource.WALL_MINUTES]
-        wanted = max(wall_minutes(run, min([self.allocation.max_wall_minutes, *walls])) for run in pack)
+        return min([self.allocation.max_wall_minutes, *walls])
+
+    def wall_minutes(self, pack: Sequence[RunState], expected: Sequence[float]) -> float:
+        """What the longest of them asks for, within what limits and budget allow."""
+        longest = self.longest_wall_minutes
+        wanted = max(wall_minutes(run, longest, minutes) for run, minutes in zip(pack, expected, strict=True))
         return min(wanted, self._minutes_paid_for(shape_of(pack[0].work)))
+
+    def minutes_to_end(self, minutes: float) -> float:
+        """When a run of so many minutes would be done here: it queues anew for each piece that the wall time allows."""
+        pieces = max(1, math.ceil(minutes / max(1.0, self.longest_wall_minutes)))
+        return pieces * self.queue_minutes + minutes
 
     def most_excluded(self, nodes: int) -> int:
         """Nodes that a job of that width may avoid."""
@@ -136,10 +158,10 @@ class _Room:
         return int(max(0, min(_MOST_EXCLUDED, _SHARE_EXCLUDED * there, there - nodes)))
 
     def take(self, request: JobRequest, ends_at: float) -> None:
-        gpu_hours = request.nodes * request.gpus_per_node * request.wall_minutes / 60
-        amount = asked(request.nodes, request.gpus_per_node, request.cpus_per_node, request.wall_minutes, gpu_hours)
+        amount = _amount_of(request)
         self.held = self.held + amount
-        self.budget.held += gpu_hours
+        self.budget.held += amount.of[Resource.GPU_HOURS]
+        self.num_queued += 1
         if ends_at > self.reserved_at:
             self.spare_nodes -= request.nodes
 
@@ -196,20 +218,35 @@ class _Line:
                 yield run
 
 
-def decide(state: SweepState, cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]], now: float) -> Plan:
-    """What to submit at `now` (Unix seconds)."""
-    if state.paused or now < state.defer_until:
-        return Plan()
+def decide(
+    state: SweepState,
+    cluster: ClusterConfig,
+    limits: Mapping[str, Sequence[Limit]],
+    now: float,
+    minutes_of: Callable[[Work], float] = expected_minutes,
+) -> Plan:
+    """What to submit at `now` (Unix seconds). `minutes_of` is the newest estimate of a whole run's time."""
     held = held_by_sweep(cluster, state)
     spoken_for = sum(amount.of.get(Resource.GPU_HOURS, 0.0) for amount in held.values())
     budget = _Budget(state.own_limits.get(MAX_GPU_HOURS, math.inf), spoken_for)
-    rooms = [_Room(a, limits.get(a.name, ()), held[a.name], budget) for a in cluster.allocations]
+    rooms = [
+        _Room(
+            allocation,
+            limits.get(allocation.name, ()),
+            held[allocation.name],
+            budget,
+            state.defer_until.get(allocation.name, 0.0),
+            _queue_minutes(allocation.name, state, now),
+            sum(job.request.allocation == allocation.name and job.started_at is None for job in state.jobs.values()),
+        )
+        for allocation in cluster.allocations
+    ]
+    withdraw = [tag for room in rooms for tag in _too_many(room, state)]
+    if state.paused:
+        return Plan(withdraw=withdraw)
     excluded = _excluded_nodes(state, now)
     submit: list[JobRequest] = []
     verdicts: dict[Shape, Verdict] = {}
-    pending = Counter(job.request.allocation for job in state.jobs.values() if job.started_at is None)
-    # Where fewer of ours stand in the queue the next one starts sooner.
-    rooms.sort(key=lambda room: pending[room.allocation.name])
     shapes = sorted(state.waiting, key=_width_first)
     lines = {shape: _Line(state.waiting[shape], now) for shape in shapes}
     for shape in shapes:
@@ -217,8 +254,8 @@ def decide(state: SweepState, cluster: ClusterConfig, limits: Mapping[str, Seque
         while head := line.first(1):
             minutes = head[0].work.need.expected_minutes
             answers = {room.allocation.name: room.answer(shape, minutes, now) for room in rooms}
-            room = next((r for r in rooms if answers[r.allocation.name].kind is VerdictKind.RUN), None)
-            if room is None:
+            open_rooms = [room for room in rooms if answers[room.allocation.name].kind is VerdictKind.RUN]
+            if not open_rooms:
                 verdicts.setdefault(shape, _combined(answers))
                 _reserve(shape, rooms, state, now)
                 longest = max(r.longest(shape, now) for r in rooms)
@@ -226,6 +263,7 @@ def decide(state: SweepState, cluster: ClusterConfig, limits: Mapping[str, Seque
                     break
                 line.skip_to(min(longest, math.nextafter(minutes, 0.0)))
                 continue
+            room = min(open_rooms, key=lambda room: (room.minutes_to_end(minutes), room.num_queued))
             pack = line.first(room.places(shape))
             line.take(pack)
             for narrower in shapes[shapes.index(shape) + 1 :]:
@@ -233,10 +271,46 @@ def decide(state: SweepState, cluster: ClusterConfig, limits: Mapping[str, Seque
                 lines[narrower].take(more)
                 pack += more
             tag = f"{state.prefix}{state.num_jobs + len(submit) + 1:06d}"
-            request = _request(tag, pack, room, excluded)
+            request = _request(tag, pack, room, excluded, minutes_of)
             room.take(request, now + 60 * minutes)
             submit.append(request)
-    return Plan(submit, verdicts, not submit and _is_hopeless(state, rooms))
+    return Plan(submit, withdraw, verdicts, not submit and _is_hopeless(state, rooms))
+
+
+def _queue_minutes(allocation: str, state: SweepState, now: float) -> float:
+    """The longest that a job of ours stands in the queue by now, or has stood there among those that run."""
+    waits = [
+        (now if job.started_at is None else job.started_at) - job.intended_at
+        for job in state.jobs.values()
+        if job.request.allocation == allocation
+    ]
+    return max(waits, default=0.0) / 60
+
+
+def _too_many(room: _Room, state: SweepState) -> Iterator[str]:
+    """Jobs that wait in the cluster's queue, the newest first, until those that are left keep the user's own limits;
+    and each that no limit of the cluster would ever let start."""
+    held = room.held
+    for job in reversed(state.jobs.values()):
+        request = job.request
+        if request.allocation != room.allocation.name or job.started_at is not None:
+            continue
+        amount = _amount_of(request)
+        if job.withdrawing or job.cancelling is not None:
+            held = held - amount
+        elif verdict(amount, room.limits, NOTHING).kind is VerdictKind.NEVER or any(
+            limit.resource in (Resource.NODES, Resource.GPUS, Resource.CPUS, Resource.JOBS)
+            and not limit.enforced
+            and held.of.get(limit.resource, 0.0) + limit.used_by_others > limit.most
+            for limit in room.limits
+        ):
+            held = held - amount
+            yield job.tag
+
+
+def _amount_of(request: JobRequest) -> Amount:
+    gpu_hours = request.nodes * request.gpus_per_node * request.wall_minutes / 60
+    return asked(request.nodes, request.gpus_per_node, request.cpus_per_node, request.wall_minutes, gpu_hours)
 
 
 def _width_first(shape: Shape) -> int:
@@ -302,16 +376,22 @@ def job_minutes(request: JobRequest) -> float:
     return min(request.wall_minutes, max(a.work.need.expected_minutes for a in request.attempts))
 
 
-def _request(tag: str, pack: Sequence[RunState], room: _Room, excluded: Sequence[str]) -> JobRequest:
+def _request(
+    tag: str, pack: Sequence[RunState], room: _Room, excluded: Sequence[str], minutes_of: Callable[[Work], float]
+) -> JobRequest:
     nodes, gpus, cpus = room.job_shape(shape_of(pack[0].work))
+    expected = [minutes_left(run, minutes_of) for run in pack]
     return JobRequest(
         tag=tag,
         allocation=room.allocation.name,
-        attempts=tuple(Attempt(run.work, next_attempt_number(run), run.memory_halvings) for run in pack),
+        attempts=tuple(
+            Attempt(run.work.expecting(minutes), next_attempt_number(run), run.memory_halvings)
+            for run, minutes in zip(pack, expected, strict=True)
+        ),
         nodes=nodes,
         gpus_per_node=gpus,
         cpus_per_node=cpus,
-        wall_minutes=room.wall_minutes(pack),
+        wall_minutes=room.wall_minutes(pack, expected),
         excluded_nodes=tuple(excluded[: room.most_excluded(nodes)]),
     )
 
@@ -320,11 +400,16 @@ def next_attempt_number(run: RunState) -> int:
     return run.attempts[-1].number + 1 if run.attempts else 1
 
 
-def wall_minutes(run: RunState, longest: float) -> float:
+def minutes_left(run: RunState, minutes_of: Callable[[Work], float] = expected_minutes) -> float:
+    """To the run's end: at the speed that its last attempt measured, or else by the estimate for the whole."""
+    measured = run.attempts[-1].minutes_left if run.attempts else None
+    return minutes_of(run.work) if measured is None else measured
+
+
+def wall_minutes(run: RunState, longest: float, expected: float) -> float:
     """What the run needs with a margin, doubled for each time it ran into the limit; never more than is allowed."""
-    need = run.work.need
     timeouts = sum(attempt.cause is Cause.TIMEOUT for attempt in run.attempts)
-    wanted = max(_LEAST_WALL_MINUTES, _WALL_MARGIN * need.expected_minutes, need.wall_minutes) * 2.0**timeouts
+    wanted = max(_LEAST_WALL_MINUTES, _WALL_MARGIN * expected, run.work.need.wall_minutes) * 2.0**timeouts
     return min(longest, wanted)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from muloco_runner.record import RecordError, RunFolder
+from muloco_runner.record import RecordError, RunFolder, RunStatus
 from sweeps.work import Attempt, Ending, read_ending
 
 
@@ -16,6 +16,8 @@ class Evidence:
     """None where the attempt has not ended, or was killed."""
     checkpoint_step: int = 0
     """Last step that a resume would start from; 0 for work that has no checkpoints."""
+    minutes_left: float | None = None
+    """From the last checkpoint to the end at the speed it was measured; None where that is not known."""
     said: str = ""
     """The attempt's one line on how it failed."""
     heartbeat_at: float | None = None
@@ -33,4 +35,18 @@ def evidence_in_folder(attempt: Attempt) -> Evidence:
         status = None
     said = status.exit_cause if status is not None and status.attempt == attempt.number else None
     checkpoint_step = status.checkpoint_step if status is not None else 0
-    return Evidence(attempt.work.is_finished, read_ending(attempt), checkpoint_step, said or "", heartbeat_at)
+    return Evidence(
+        finished=attempt.work.is_finished,
+        ending=read_ending(attempt),
+        checkpoint_step=checkpoint_step,
+        minutes_left=_minutes_left(status) if status is not None else None,
+        said=said or "",
+        heartbeat_at=heartbeat_at,
+    )
+
+
+def _minutes_left(status: RunStatus) -> float | None:
+    if not status.tokens_per_second or not status.step or not status.tokens:
+        return None
+    tokens_per_step = status.tokens / status.step
+    return (status.num_steps - status.checkpoint_step) * tokens_per_step / status.tokens_per_second / 60

@@ -12,6 +12,7 @@ from enum import Enum
 
 from muloco_runner.record import ExitCode
 from sweeps.clusters.interface import JobEnd
+from sweeps.tasks import STOPPED_CODES
 from sweeps.work import Ending
 
 
@@ -58,7 +59,7 @@ RULES: dict[Cause, Rule] = {
         _NO_PROGRESS, advice="no new checkpoint in two attempts: give it more wall time or checkpoint more often"
     ),
     # Not the run's fault, whatever it had done by then.
-    Cause.PREEMPTED: Rule(50, 30.0, advice="preempted over and over: use an allocation of higher priority"),
+    Cause.PREEMPTED: Rule(50, 5.0, advice="preempted over and over: use an allocation of higher priority"),
     Cause.NODE_FAILURE: Rule(5, 5.0, excludes_node=True, advice="lost its node over and over: ask the administrators"),
     Cause.LOST: Rule(5, 1.0, advice="vanished over and over: look at the scheduler's log"),
     Cause.LAUNCH_FAILURE: Rule(3, 30.0, excludes_node=True, advice="could not be started: see its attempts' folder"),
@@ -75,12 +76,14 @@ _STOPPED = (Cause.WANTS_MORE_TIME, Cause.TIMEOUT, Cause.PREEMPTED, Cause.STOPPED
 ALIKE = 3
 """So many runs that crash in the same way hold the others of their group: one bug is not paid for a hundred times."""
 
-_BY_CODE = {
+_BY_CODE: dict[int | None, Cause] = {
     ExitCode.FINISHED: Cause.FINISHED,
     ExitCode.CONFIG_CANNOT_RUN: Cause.CONFIG_CANNOT_RUN,
     ExitCode.USAGE: Cause.CONFIG_CANNOT_RUN,
     ExitCode.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
     ExitCode.WANTS_MORE_TIME: Cause.WANTS_MORE_TIME,
+    # Asked to stop while it was still starting up.
+    **dict.fromkeys(STOPPED_CODES, Cause.WANTS_MORE_TIME),
 }
 _BY_END = {
     JobEnd.TIMEOUT: Cause.TIMEOUT,
@@ -96,7 +99,9 @@ _BY_END = {
 def cause_of(ending: Ending | None, end: JobEnd, exit_code: int | None) -> Cause:
     """Of an attempt whose job has ended. `exit_code` is the scheduler's, for an attempt that left no ending."""
     if ending is not None:
-        return _by_code(ending.exit_code)
+        cause = _by_code(ending.exit_code)
+        # An attempt that was asked to stop does not know for whom.
+        return Cause.PREEMPTED if cause is Cause.WANTS_MORE_TIME and end is JobEnd.PREEMPTED else cause
     if end is JobEnd.EXITED:
         # Without its own word an exit code of 0 is no success.
         return Cause.CRASH if exit_code in (None, 0) else _by_code(exit_code)
@@ -104,7 +109,7 @@ def cause_of(ending: Ending | None, end: JobEnd, exit_code: int | None) -> Cause
 
 
 def _by_code(code: int | None) -> Cause:
-    return next((cause for known, cause in _BY_CODE.items() if known == code), Cause.CRASH)
+    return _BY_CODE.get(code, Cause.CRASH)
 
 
 @dataclass(frozen=True)

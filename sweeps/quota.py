@@ -42,6 +42,9 @@ class Amount:
         keys = {**self.of, **other.of}
         return Amount({key: self.of.get(key, 0.0) + other.of.get(key, 0.0) for key in keys})
 
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount({key: amount - other.of.get(key, 0.0) for key, amount in self.of.items()})
+
 
 NOTHING = Amount({})
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from sweeps.clusters.interface import Resource
 from sweeps.clusters.simulated import SimulatedCluster, Weather, num_nodes_of
 from sweeps.config import ClusterConfig
-from sweeps.controller import DOUBT_SECONDS, Controller, Tick
+from sweeps.controller import Controller, Tick
 from sweeps.folder import Definition, SweepFolder
 from sweeps.quota import own_limits
 from sweeps.state import JobState, SweepState
@@ -101,17 +101,17 @@ def play(
 def _quiet_seconds(tick: Tick, cluster: SimulatedCluster, next_retry_at: float) -> float:
     """For how long the controller would see what it sees now."""
     state, now = tick.state, cluster.now
-    if not tick.complete or any(_is_young(job, now) for job in state.jobs.values()):
+    patience = cluster.config.doubt_seconds
+    if not tick.complete or any(_is_young(job, now, patience) for job in state.jobs.values()):
         return 0.0
     changes = [cluster.next_event_at, next_retry_at, now + 60 * cluster.config.hang_minutes]
-    if state.defer_until > now:
-        changes.append(state.defer_until)
+    changes += [until for until in state.defer_until.values() if until > now]
     return max(0.0, min(changes) - now)
 
 
-def _is_young(job: JobState, now: float) -> bool:
+def _is_young(job: JobState, now: float, patience: float) -> bool:
     """It may not have been seen yet, and be given up for that."""
-    return job.started_at is None and now - job.intended_at <= DOUBT_SECONDS + 60
+    return job.started_at is None and now - job.intended_at <= patience + 60
 
 
 def lower_bound_minutes(works: Sequence[Work], config: ClusterConfig) -> float | None:

@@ -34,6 +34,8 @@ class AttemptState:
     advanced: bool = False
     """Whether it left a newer checkpoint than there was before."""
     checkpoint_step: int = 0
+    minutes_left: float | None = None
+    """After it, at the speed that it measured; None where it did not get so far."""
 
     @property
     def gpu_hours(self) -> float:
@@ -139,6 +141,14 @@ class JobState:
     started_at: float | None = None
     cancelling: Cause | None = None
     """Why we have asked for its end."""
+    withdrawing: bool = False
+    """Whether we have asked for it back, unless it starts first."""
+
+
+def number_of(tag: str) -> int:
+    """The number at a tag's end; 0 where there is none."""
+    number = tag.rpartition("-")[2]
+    return int(number) if number.isdigit() else 0
 
 
 @dataclass
@@ -161,8 +171,8 @@ class SweepState:
     paused: bool = False
     own_limits: dict[str, float] = field(default_factory=dict)
     """Set while running, by resource name; they take the place of the cluster file's quota."""
-    defer_until: float = 0.0
-    """The cluster has refused a submission for now."""
+    defer_until: dict[str, float] = field(default_factory=dict)
+    """By allocation: the cluster has refused a submission for now."""
     commands: set[str] = field(default_factory=set)
     """People's commands that have been carried out."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -216,7 +226,8 @@ class SweepState:
             self.commands.add(event["command"])
 
     def _intended(self, event: Event, request: JobRequest) -> None:
-        self.num_jobs += 1
+        # A damaged ledger may lack earlier ones: no tag is given twice.
+        self.num_jobs = max(self.num_jobs + 1, number_of(request.tag))
         self.jobs[request.tag] = JobState(request.tag, request, event["time"])
         for attempt in request.attempts:
             run = self.runs.get(attempt.work.name)
@@ -254,6 +265,10 @@ class SweepState:
             attempt.started_at, attempt.nodes = event["at"], tuple(event["nodes"])
             self._enter(run)
 
+    def _withdrawing(self, event: Event) -> None:
+        if event["tag"] in self.jobs:
+            self.jobs[event["tag"]].withdrawing = True
+
     def _cancelling(self, event: Event) -> None:
         if event["tag"] in self.jobs:
             self.jobs[event["tag"]].cancelling = Cause(event["cause"])
@@ -269,6 +284,7 @@ class SweepState:
             before = max((earlier.checkpoint_step for earlier in run.attempts[:-1]), default=0)
             attempt.checkpoint_step = ending["checkpoint_step"]
             attempt.advanced = attempt.checkpoint_step > before
+            attempt.minutes_left = ending.get("minutes_left")
             attempt.ended_at = ending["at"]
             if attempt.started_at is None:
                 attempt.started_at = ending["started_at"]
@@ -313,7 +329,7 @@ class SweepState:
         self.own_limits = {**self.own_limits, **event["limits"]}
 
     def _deferred(self, event: Event) -> None:
-        self.defer_until = event["until"]
+        self.defer_until[event["allocation"]] = event["until"]
 
 
 _HANDLERS: dict[str, Callable[[SweepState, Event], None]] = {
@@ -321,6 +337,7 @@ _HANDLERS: dict[str, Callable[[SweepState, Event], None]] = {
     "refused": SweepState._refused,
     "started": SweepState._started,
     "cancelling": SweepState._cancelling,
+    "withdrawing": SweepState._withdrawing,
     "ended": SweepState._ended,
     "found_finished": SweepState._found_finished,
     "held": SweepState._held,

@@ -26,9 +26,11 @@ from sweeps.work import Attempt, Ending, die_with, run_attempt, run_task, write_
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 """Ask for a checkpoint: passed on to every task."""
+_KILLED_BY = 128
+STOPPED_CODES = tuple(_KILLED_BY + number for number in STOP_SIGNALS)
+"""Of a process that was asked to stop before it could listen."""
 _GRACE_SECONDS = 60.0
 """After one rank has failed the others have so long to say how they saw it."""
-_KILLED_BY = 128
 
 
 def fork_attempt(
@@ -62,7 +64,7 @@ def _run_here(attempt: Attempt) -> list[int]:
     count = attempt.work.need.tasks_per_node
     meeting = f"{socket.gethostname()}-{os.getpid()}"
     pids: dict[int, int] = {}
-    with passing_on(pids):
+    with passing_on(pids) as received:
         for rank in range(count):
             place = {
                 "RANK": str(rank),
@@ -70,7 +72,9 @@ def _run_here(attempt: Attempt) -> list[int]:
                 "WORLD_SIZE": str(count),
                 "TASKS_MEETING": meeting,
             }
-            pids[_fork(partial(run_task, attempt, rank), place)] = rank
+            pid = _fork(partial(run_task, attempt, rank), place)
+            pids[pid] = rank
+            catch_up(pid, received)
         return _wait_for_all(pids)
 
 
@@ -82,8 +86,7 @@ def _wait_for_all(pids: dict[int, int]) -> list[int]:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid in pids:
             del pids[pid]
-            code = os.waitstatus_to_exitcode(status)
-            codes.append(code if code >= 0 else _KILLED_BY - code)
+            codes.append(exit_code_of(status))
             if codes[-1] not in (ExitCode.FINISHED, ExitCode.WANTS_MORE_TIME):
                 deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
             continue
@@ -93,6 +96,12 @@ def _wait_for_all(pids: dict[int, int]) -> list[int]:
             deadline = float("inf")
         time.sleep(0.05)
     return codes
+
+
+def exit_code_of(status: int) -> int:
+    """Of a status that `waitpid` gave; one killed by signal N has 128 + N, as in a shell."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else _KILLED_BY - code
 
 
 def _run_by_srun(attempt: Attempt, request_file: Path) -> list[int]:
@@ -129,20 +138,32 @@ def common_code(codes: Sequence[int]) -> int:
 
 
 @contextlib.contextmanager
-def passing_on(pids: Mapping[int, object]) -> Iterator[None]:
-    """Within, signals that ask for a checkpoint go on to the processes that `pids` names by then."""
+def passing_on(pids: Mapping[int, object]) -> Iterator[list[int]]:
+    """Within, signals that ask for a checkpoint go on to the processes that `pids` names by then.
+
+    Yields those that have come, for processes that are started later.
+    """
+    received: list[int] = []
 
     def pass_on(signal_number: int, frame: FrameType | None) -> None:
+        received.append(signal_number)
         for pid in list(pids):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal_number)
 
     before = {name: signal.signal(name, pass_on) for name in STOP_SIGNALS}
     try:
-        yield
+        yield received
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+def catch_up(pid: int, received: Sequence[int]) -> None:
+    """Passes the last of the signals on to a process that was not there when it came."""
+    for signal_number in received[-1:]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal_number)
 
 
 def _fork(work: Callable[[], int], environment: Mapping[str, str]) -> int:

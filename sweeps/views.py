@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sweeps.decide import next_attempt_number, wall_minutes
+from sweeps.decide import minutes_left, next_attempt_number, wall_minutes
 from sweeps.policy import RULES, Cause
 from sweeps.quota import Verdict, VerdictKind
 from sweeps.state import AttemptState, RunState, SweepState, shape_of
@@ -25,8 +25,6 @@ def why(run: RunState, state: SweepState, verdicts: Mapping[Any, Verdict], now: 
         reason = "the sweep is paused: `muloco-sweep resume`"
     elif run.not_before > now:
         reason = f"waits {_duration(run.not_before - now)} after its last attempt ({_last_cause(run)})"
-    elif now < state.defer_until:
-        reason = f"the scheduler takes no more jobs; asked again in {_duration(state.defer_until - now)}"
     elif verdict is None:
         reason = ""
     else:
@@ -99,7 +97,7 @@ def _next(run: RunState, reason: str) -> str:
         return f"It is held ({run.held}). `muloco-sweep retry` tries it again."
     if run.in_flight:
         return f"Next: the end of attempt {run.attempts[-1].number}. {_if_it_fails(run)}"
-    wall = _duration(60 * wall_minutes(run, float("inf")))
+    wall = _duration(60 * wall_minutes(run, float("inf"), minutes_left(run)))
     because = f", once it may: {reason}" if reason else ""
     return f"Next: attempt {next_attempt_number(run)}, asking for {wall}{because}."
 

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,10 @@ class Work:
     result: str = "result.json"
     """A file that its folder holds when the work is finished."""
 
+    def expecting(self, minutes: float) -> Work:
+        """The same work with another expectation of its time."""
+        return replace(self, need=replace(self.need, expected_minutes=minutes))
+
     @property
     def is_finished(self) -> bool:
         return (Path(self.folder) / self.result).exists()
@@ -95,6 +99,11 @@ class Attempt:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Attempt:
         return cls(Work.from_dict(values["work"]), values["number"], values["memory_halvings"])
+
+
+def expected_minutes(work: Work) -> float:
+    """Of the whole work, as it was first thought."""
+    return work.need.expected_minutes
 
 
 @dataclass(frozen=True)
@@ -151,11 +160,13 @@ def resolve_entry(entry: str) -> Callable[..., int]:
 
 
 def preload(work: Work) -> None:
-    """What this work's module would rather do once than in every process."""
-    module = importlib.import_module(work.entry.partition(":")[0])
-    hook = getattr(module, "preload", None)
-    if hook is not None:
-        hook(work.folder)
+    """What this work's module would rather do once than in every process. What goes wrong here will go wrong in the
+    attempt itself, where it is heard and harms no neighbour."""
+    with contextlib.suppress(Exception):
+        module = importlib.import_module(work.entry.partition(":")[0])
+        hook = getattr(module, "preload", None)
+        if hook is not None:
+            hook(work.folder)
 
 
 def die_with(parent: int) -> None:

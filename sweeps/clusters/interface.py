@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -68,6 +68,8 @@ class JobObservation:
     exit_code: int | None = None
     started_at: float | None = None
     """Unix seconds, by the scheduler's clock."""
+    ended_at: float | None = None
+    """Unix seconds, by the same clock."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class Limit:
     resource: Resource
     most: float
     used_by_others: float = 0.0
+    enforced: bool = False
+    """Whether the cluster itself keeps it: a job too many waits there and does no harm."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +162,17 @@ class Cluster(Protocol):
     def observe(self, tags: Sequence[str]) -> Observation:
         """All jobs among `tags` that the cluster knows of, ended ones included."""
 
+    def strays(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
+        """Job ids, by tag, of unfinished jobs whose tags begin so and are not among `tags`, as of the last look."""
+
     def evidence(self, attempt: Attempt) -> Evidence:
         """What the attempt itself has left."""
 
     def cancel(self, tags: Sequence[str]) -> None:
-        """Ends the jobs that are not ended; unknown tags are passed over."""
+        """Asks the jobs that are not ended to end; unknown tags are passed over. May go unheard: ask again."""
+
+    def withdraw(self, tags: Sequence[str]) -> None:
+        """Takes back those of the jobs that still wait; one that has started goes on. May go unheard."""
 
     def limits(self) -> Limits:
         """Limits that the cluster itself sets, as they are now; empty where it sets none."""

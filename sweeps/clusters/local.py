@@ -20,7 +20,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +29,7 @@ from muloco_runner.record import write_atomically
 from sweeps.clusters.interface import JobEnd, JobObservation, JobRequest, JobState, Limits, Observation
 from sweeps.config import ClusterConfig
 from sweeps.evidence import Evidence, evidence_in_folder
-from sweeps.tasks import fork_attempt
+from sweeps.tasks import exit_code_of, fork_attempt
 from sweeps.work import Attempt, preload
 
 _POLL_SECONDS = 0.05
@@ -100,7 +100,14 @@ class LocalCluster:
                 _end(self.folder, slot, tag, JobEnd.LOST, None)
         if self._has_ended(tag):
             values = json.loads((self.folder / "ended" / f"{tag}.json").read_text())
-            return JobObservation(tag, tag, JobState.ENDED, end=JobEnd(values["end"]), exit_code=values["exit_code"])
+            return JobObservation(
+                tag,
+                tag,
+                JobState.ENDED,
+                end=JobEnd(values["end"]),
+                exit_code=values["exit_code"],
+                ended_at=values["at"],
+            )
         return None
 
     def _has_ended(self, tag: str) -> bool:
@@ -112,12 +119,20 @@ class LocalCluster:
     def cancel(self, tags: Sequence[str]) -> None:
         for tag in tags:
             (self.folder / "cancel" / tag).touch()
+        self.withdraw(tags)
+
+    def withdraw(self, tags: Sequence[str]) -> None:
+        for tag in tags:
             with contextlib.suppress(FileNotFoundError):
                 # Not yet taken: whoever renames it first has it.
                 taken = self.folder / "requests" / f"{tag}.cancelled"
                 os.rename(self.folder / "requests" / f"{tag}.json", taken)
                 _write_end(self.folder, tag, JobEnd.CANCELLED, None)
                 taken.unlink()
+
+    def strays(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
+        """None: requests lie in the sweep's own folder."""
+        return {}
 
     def limits(self) -> Limits:
         return Limits()
@@ -233,7 +248,7 @@ def _watch(pid: int, cancel: Path) -> int:
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+            return exit_code_of(status)
         if not asked and cancel.exists():
             os.kill(pid, signal.SIGTERM)
             asked = True

@@ -7,10 +7,11 @@ must never be made (a tag used twice, a run that is at work or finished already)
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sweeps.clusters.interface import (
@@ -281,6 +282,10 @@ class SimulatedCluster:
     def _on_cancel(self, tag: str, _: str) -> None:
         self._end(self.jobs[tag], JobEnd.CANCELLED)
 
+    def _on_withdrawal(self, tag: str, _: str) -> None:
+        if self.jobs[tag].started_at is None:
+            self._end(self.jobs[tag], JobEnd.CANCELLED)
+
     def _end(self, job: _Job, end: JobEnd) -> None:
         if job.ended_at is not None:
             return
@@ -347,7 +352,7 @@ class SimulatedCluster:
         ending, said = self._endings.get((name, attempt.number), (None, ""))
         step = int(self._minutes_done.get(name, 0.0) * _STEPS_PER_MINUTE)
         heartbeat_at = min(self.now, self._silent_since.get(name, self.now))
-        return Evidence(name in self._finished, ending, step, said, heartbeat_at)
+        return Evidence(name in self._finished, ending, step, said=said, heartbeat_at=heartbeat_at)
 
     def cancel(self, tags: Sequence[str]) -> None:
         for tag in tags:
@@ -355,6 +360,21 @@ class SimulatedCluster:
                 for attempt in self.jobs[tag].request.attempts:
                     self._silent_since.pop(attempt.work.name, None)
                 self._at(_START_SECONDS / 60, "cancel", tag)
+
+    def withdraw(self, tags: Sequence[str]) -> None:
+        for tag in tags:
+            if tag in self.jobs:
+                self._at(_START_SECONDS / 60, "withdrawal", tag)
+
+    def strays(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
+        waiting = (job.request.tag for job in self.queue)
+        running = (tag for nodes in self.nodes.values() for node in nodes for tag in node.jobs)
+        late = self.now - self.weather.late_seconds
+        return {
+            tag: self.jobs[tag].job_id
+            for tag in itertools.chain(waiting, running)
+            if tag not in tags and self.jobs[tag].accepted_at <= late
+        }
 
     def limits(self) -> Limits:
         return Limits(
@@ -372,6 +392,7 @@ def _observed(job: _Job) -> JobObservation:
         end=job.end,
         exit_code=job.exit_code if job.end is JobEnd.EXITED else None,
         started_at=job.started_at,
+        ended_at=job.ended_at,
     )
 
 

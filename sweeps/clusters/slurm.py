@@ -1,6 +1,7 @@
 """SLURM behind the clusters' interface: one `squeue` a look, and one `sacct` where a job has left the queue.
 
-Limits change seldom, so they are read every few ticks, and the user's other jobs with each look at the queue.
+Limits change seldom, so they are read every few ticks, and the user's other jobs with each look at the queue. A command
+that does not answer changes nothing of what was known.
 
 A job carries its tag as comment and name, so that it is found whether or not `sbatch` lived to say its number. SLURM's
 word on how a job ended counts only where the attempt left none.
@@ -9,13 +10,14 @@ word on how a job ended counts only where the attempt left none.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from getpass import getuser
@@ -87,7 +89,7 @@ def batch_script(request: JobRequest, allocation: AllocationConfig, setup: Seque
         "nodes": request.nodes,
         "ntasks-per-node": 1,
         "cpus-per-task": request.cpus_per_node,
-        "time": max(1, round(request.wall_minutes)),
+        "time": max(1, math.ceil(request.wall_minutes)),
         "output": folder / "logs" / f"{request.tag}.log",
         "open-mode": "append",
         "signal": f"B:USR1@{_SIGNAL_SECONDS}",
@@ -120,11 +122,13 @@ class SlurmCluster:
 
     def __init__(self, config: ClusterConfig, folder: Path) -> None:
         self.config, self.folder = config, folder.resolve()
-        self._queue: list[QueuedJob] | None = None
+        self._queue: list[QueuedJob] = []
+        """As of the last answer."""
         self._ours: frozenset[str] = frozenset()
+        self._limits = Limits()
         self._accounting: Accounting | None = None
-        self._read_at = -float("inf")
-        self._why_unknown = ""
+        """What `_limits` were made of."""
+        self._read_again_at = -float("inf")
 
     def check(self) -> None:
         if shutil.which("sbatch") is None:
@@ -132,7 +136,7 @@ class SlurmCluster:
                 f"cluster={self.config.name}: kind=slurm, but there is no sbatch on this machine: "
                 "launch on a login node, or choose cluster=local"
             )
-        accounting = self._current_accounting()
+        accounting = _read_accounting()
         for allocation in self.config.allocations if accounting is not None else ():
             assert accounting is not None
             mistake = mistake_in(allocation, accounting)
@@ -149,10 +153,9 @@ class SlurmCluster:
         script = self.folder / "scripts" / f"{request.tag}.sh"
         text = batch_script(request, self.config.allocation(request.allocation), self.config.setup, self.folder)
         write_atomically(script, text)
-        try:
-            done = _run(["sbatch", "--parsable", str(script)])
-        except subprocess.TimeoutExpired:
-            raise Refused(RefusalKind.MAY_EXIST, "sbatch did not answer") from None
+        done = run_slurm(["sbatch", "--parsable", str(script)])
+        if done is None:
+            raise Refused(RefusalKind.MAY_EXIST, "sbatch did not answer")
         if done.returncode:
             message = " ".join(done.stderr.split())
             raise Refused(classify_refusal(done.stderr), message)
@@ -160,23 +163,20 @@ class SlurmCluster:
 
     def observe(self, tags: Sequence[str]) -> Observation:
         self._ours = frozenset(tags)
-        try:
-            queue = self._read_queue()
-            if queue is None:
-                return Observation({}, complete=False)
-            jobs = {job.comment: _queued(job) for job in queue if job.comment in self._ours}
-            missing = [tag for tag in tags if tag not in jobs]
-            accounted = self._accounted(missing) if missing else {}
-        except subprocess.TimeoutExpired:
+        if not self._read_queue():
             return Observation({}, complete=False)
+        jobs = {job.comment: _queued(job) for job in self._queue if job.comment in self._ours}
+        missing = [tag for tag in tags if tag not in jobs]
+        accounted = self._accounted(missing) if missing else {}
         # Without accounting a job that has left the queue may have ended in any way.
         return Observation({**jobs, **(accounted or {})}, complete=accounted is not None)
 
-    def _read_queue(self) -> list[QueuedJob] | None:
-        """All jobs of this user; None where the scheduler does not answer."""
-        done = _run(["squeue", "--noheader", "--states=all", f"--user={getuser()}", f"--format={SQUEUE_FORMAT}"])
-        self._queue = None if done.returncode else parse_squeue(done.stdout)
-        return self._queue
+    def _read_queue(self) -> bool:
+        """All jobs of this user; False where the scheduler does not answer."""
+        text = answer_of("squeue", "--noheader", "--states=all", f"--user={getuser()}", f"--format={SQUEUE_FORMAT}")
+        if text is not None:
+            self._queue = parse_squeue(text)
+        return text is not None
 
     def _accounted(self, tags: Sequence[str]) -> Mapping[str, JobObservation] | None:
         """None where accounting does not answer."""
@@ -184,35 +184,75 @@ class SlurmCluster:
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 30 * 24 * 3600))
         names = [f"--name={','.join(tags)}"] if len(tags) <= _NAMES_PER_SACCT else []
         command = ["sacct", "-nPXD", f"--user={getuser()}", f"--starttime={since}", f"--format={SACCT_FIELDS}"]
-        done = _run([*command, *names])
-        if done.returncode:
+        text = answer_of(*command, *names)
+        if text is None:
             return None
-        return {job.comment: _from_accounting(job) for job in parse_sacct(done.stdout) if job.comment in tags}
+        wanted = frozenset(tags)
+        # One gone from the queue that has no end here was lost with the scheduler's state, or will have one soon.
+        ended = [job for job in parse_sacct(text) if job.comment in wanted and job.is_finished]
+        return {job.comment: _from_accounting(job) for job in ended}
+
+    def strays(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
+        return {
+            job.comment: job.job_id
+            for job in self._queue
+            if job.comment.startswith(prefix) and job.comment not in tags and not job.is_finished
+        }
 
     def evidence(self, attempt: Attempt) -> Evidence:
         return evidence_in_folder(attempt)
 
     def cancel(self, tags: Sequence[str]) -> None:
         """TERM first: what runs saves itself; SLURM's KillWait bounds how long it may take."""
+        self._scancel(tags)
+
+    def withdraw(self, tags: Sequence[str]) -> None:
+        self._scancel(tags, "--state=PENDING")
+
+    def _scancel(self, tags: Sequence[str], *options: str) -> None:
+        """One command for all whose numbers the last look at the queue has shown."""
+        ids = {job.comment: job.job_id for job in self._queue if not job.is_finished}
+        known = [ids[tag] for tag in tags if tag in ids]
+        if known:
+            answer_of("scancel", *options, *known)
         for tag in tags:
-            _run(["scancel", f"--user={getuser()}", f"--name={tag}"])
+            if tag not in ids:
+                answer_of("scancel", *options, f"--user={getuser()}", f"--name={tag}")
 
     def limits(self) -> Limits:
-        try:
-            accounting = self._current_accounting()
-            queue = self._queue if self._queue is not None else self._read_queue() if accounting is not None else []
-        except subprocess.TimeoutExpired:
-            accounting, queue = self._accounting, self._queue
-        held = [job for job in queue or () if not job.is_finished]
+        """What others use of SLURM's limits is as old as they are; of the user's own it is as of the last look."""
+        if time.monotonic() >= self._read_again_at:
+            self._read_limits()
+            self._read_again_at = time.monotonic() + _TICKS_PER_LIMITS * self.config.tick_seconds
+        return replace(self._limits, others=self._others(self._held()))
+
+    def _read_limits(self) -> None:
+        """Leaves them as they were where SLURM, or its database, does not answer."""
+        if shutil.which("scontrol") is None:
+            self._limits = Limits(note="SLURM's own limits are not known: there is no scontrol on this machine")
+            return
+        accounting = _read_accounting()
         if accounting is None:
-            return Limits(others=self._others(held), note=self._why_unknown)
-        found = {
-            allocation.name: [
-                _of_others(limit, allocation, held, self._ours) for limit in limits_of(allocation, accounting)
-            ]
-            for allocation in self.config.allocations
-        }
-        return Limits(found, self._others(held))
+            if self._accounting is None:
+                self._limits = Limits(note="SLURM's own limits are not known: slurmctld does not answer")
+            return
+        if self._accounting is not None and self._accounting.grants and not accounting.grants:
+            return
+        self._accounting = accounting
+        if not self._queue:
+            self._read_queue()
+        held = self._held()
+        self._limits = Limits(
+            {
+                allocation.name: [
+                    _of_others(limit, allocation, held, self._ours) for limit in limits_of(allocation, accounting)
+                ]
+                for allocation in self.config.allocations
+            }
+        )
+
+    def _held(self) -> list[QueuedJob]:
+        return [job for job in self._queue if not job.is_finished]
 
     def _others(self, held: Sequence[QueuedJob]) -> dict[str, dict[Resource, float]]:
         """By allocation: what this user's other jobs hold; those that wait hold nothing yet."""
@@ -222,20 +262,6 @@ class SlurmCluster:
             for allocation in self.config.allocations
         }
 
-    def _current_accounting(self) -> Accounting | None:
-        """What SLURM says of limits, at most `_TICKS_PER_LIMITS` ticks old; older where it does not answer."""
-        if time.monotonic() - self._read_at < _TICKS_PER_LIMITS * self.config.tick_seconds:
-            return self._accounting
-        if shutil.which("scontrol") is None:
-            self._why_unknown = "SLURM's own limits are not known: there is no scontrol on this machine"
-            return None
-        found = _read_accounting()
-        if found is not None:
-            self._accounting, self._read_at = found, time.monotonic()
-        elif self._accounting is None:
-            self._why_unknown = "SLURM's own limits are not known: slurmctld does not answer"
-        return self._accounting
-
     def stop(self) -> None:
         """Jobs go on without a controller."""
 
@@ -243,22 +269,22 @@ class SlurmCluster:
 def _read_accounting() -> Accounting | None:
     """None where slurmctld does not answer. Without a database, or where limits are not enforced, partitions alone."""
     user, uid = getuser(), os.getuid()
-    partitions = _run(["scontrol", "show", "partition", "-o"])
-    config = _run(["scontrol", "show", "config"])
-    if partitions.returncode or config.returncode:
+    partitions = answer_of("scontrol", "show", "partition", "-o")
+    config = answer_of("scontrol", "show", "config") if partitions is not None else None
+    if partitions is None or config is None:
         return None
-    enforced = next((line for line in config.stdout.splitlines() if line.startswith("AccountingStorageEnforce")), "")
-    known = _run(["scontrol", "show", "assoc_mgr", f"users={user}", "flags=assoc,qos"])
-    rows = parse_partitions(partitions.stdout)
-    if known.returncode or not ("limits" in enforced or "safe" in enforced or "all" in enforced):
+    enforced = next((line for line in config.splitlines() if line.startswith("AccountingStorageEnforce")), "")
+    known = answer_of("scontrol", "show", "assoc_mgr", f"users={user}", "flags=assoc,qos")
+    rows = parse_partitions(partitions)
+    if known is None or not any(word in enforced for word in ("limits", "safe", "all")):
         return Accounting([], {}, rows, [], user, uid)
-    associations, qos = parse_assoc_mgr(known.stdout)
-    grants = _run(["sacctmgr", "-nP", "show", "assoc", f"user={user}", f"format={ASSOCIATION_FIELDS}"])
-    defined = _run(["sacctmgr", "-nP", "show", "qos", f"format={QOS_FIELDS}"])
+    associations, qos = parse_assoc_mgr(known)
+    grants = answer_of("sacctmgr", "-nP", "show", "assoc", f"user={user}", f"format={ASSOCIATION_FIELDS}")
+    defined = answer_of("sacctmgr", "-nP", "show", "qos", f"format={QOS_FIELDS}") if grants is not None else None
     accounts = [association.account for association in associations]
     # Without the database slurmctld still knows the limits of whoever has used them.
-    granted = [] if grants.returncode else parse_grants(grants.stdout)
-    complete = qos if defined.returncode else with_unused_limits(qos, defined.stdout, uid, accounts)
+    granted = [] if grants is None else parse_grants(grants)
+    complete = qos if defined is None else with_unused_limits(qos, defined, uid, accounts)
     return Accounting(associations, complete, rows, granted, user, uid)
 
 
@@ -282,14 +308,25 @@ def _held_by(jobs: Sequence[QueuedJob]) -> dict[Resource, float]:
 def _of_others(limit: Limit, allocation: AllocationConfig, held: Sequence[QueuedJob], ours: frozenset[str]) -> Limit:
     """SLURM counts this sweep's own jobs too, which the sweep counts itself."""
     own = _held_by([job for job in held if job.comment in ours and _is_in(job, allocation)])
-    return replace(limit, used_by_others=max(0.0, limit.used_by_others - own.get(limit.resource, 0.0)))
+    used = max(0.0, limit.used_by_others - own.get(limit.resource, 0.0))
+    return replace(limit, used_by_others=used, enforced=True)
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    # Some of these commands would read a prompt's answer from a terminal.
-    return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False
-    )
+def run_slurm(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
+    """One of SLURM's commands; None where it takes so long that nobody knows what it has done."""
+    try:
+        # Some of these commands would read a prompt's answer from a terminal.
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def answer_of(*command: str) -> str | None:
+    """What one of SLURM's commands prints; None where it fails or does not answer."""
+    done = run_slurm(command)
+    return None if done is None or done.returncode else done.stdout
 
 
 def _queued(job: QueuedJob) -> JobObservation:
@@ -304,17 +341,23 @@ def _queued(job: QueuedJob) -> JobObservation:
         reason=job.reason,
         end=_ENDS.get(known_state(job.state) or "", JobEnd.EXITED) if ended else None,
         started_at=started,
+        ended_at=_unix(job.ended_at) if ended else None,
     )
 
 
 def _from_accounting(job: AccountedJob) -> JobObservation:
     state = known_state(job.state) or ""
-    if not job.is_finished:
-        return JobObservation(job.comment, job.job_id, JobState.RUNNING, job.nodes)
     # A signal is no exit code; 0 of a job that was ended from outside says nothing.
     code = job.exit_code if state in ("COMPLETED", "FAILED") and not job.signal else None
     return JobObservation(
-        job.comment, job.job_id, JobState.ENDED, job.nodes, end=_ENDS.get(state, JobEnd.EXITED), exit_code=code
+        job.comment,
+        job.job_id,
+        JobState.ENDED,
+        job.nodes,
+        end=_ENDS.get(state, JobEnd.EXITED),
+        exit_code=code,
+        started_at=_unix(job.started_at),
+        ended_at=_unix(job.ended_at),
     )
 
 

@@ -68,6 +68,9 @@ class AccountedJob:
     exit_code: int
     signal: int
     num_nodes: int
+    started_at: str | None
+    ended_at: str | None
+    """Local time as printed."""
     nodes: tuple[str, ...]
     comment: str
 
@@ -115,7 +118,7 @@ def parse_sacct(text: str) -> list[AccountedJob]:
         fields = line.split("|", 7)
         if len(fields) != 8:
             raise ValueError(f"sacct said {line!r}, which is not {SACCT_FIELDS}")
-        job_id, state, exit_code, nodes, _start, _end, names, comment = fields
+        job_id, state, exit_code, nodes, start, end, names, comment = fields
         code, _, signal = exit_code.partition(":")
         jobs.append(
             AccountedJob(
@@ -124,6 +127,8 @@ def parse_sacct(text: str) -> list[AccountedJob]:
                 exit_code=int(code or 0),
                 signal=int(signal or 0),
                 num_nodes=_count(nodes),
+                started_at=_text(start),
+                ended_at=_text(end),
                 nodes=expand_node_list(names),
                 comment=comment,
             )

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,12 @@ class World:
         for tag in tags:
             if tag in self.jobs:
                 self.ended.setdefault(tag, JobEnd.CANCELLED)
+
+    def withdraw(self, tags: Sequence[str]) -> None:
+        """Jobs start as soon as they are accepted."""
+
+    def strays(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
+        return {job.tag: "1" for job in self.live() if job.tag not in tags and self.reachable}
 
     def limits(self) -> Limits:
         return Limits()
@@ -303,3 +309,44 @@ def test_a_run_that_stopped_answering_is_cancelled_and_tried_again(world: World)
     state = play(world)
     assert all_done(state)
     assert [attempt.cause for attempt in state.runs["r0"].attempts] == [Cause.HANG, Cause.FINISHED]
+
+
+def test_a_job_whose_line_in_the_ledger_is_damaged_is_taken_in_again(world: World) -> None:
+    controller = begin(world)
+    controller.tick()
+    ledger = SweepFolder(world.root, "s").ledger_file
+    damaged = ledger.read_text().replace('"intended"', '"intendee"')
+    assert damaged != ledger.read_text()
+    ledger.write_text(damaged)
+    state = play(world)
+    assert all_done(state)
+    assert set(world.starts.values()) == {1}
+
+
+def test_a_job_that_shows_up_after_it_was_given_up_does_not_run_beside_its_successor(world: World) -> None:
+    world.answers = itertools.chain(["lost"], itertools.repeat("yes"))
+    controller = begin(world)
+    controller.tick()
+    (lost,) = controller.state.jobs.values()
+    for _ in range(8):
+        world.advance(30.0)
+        controller.tick()
+    assert lost.tag not in controller.state.jobs
+    assert controller.state.jobs, "its run was sent anew"
+    world.jobs[lost.tag] = (lost.request, world.now)
+    controller.tick()
+    assert world.ended[lost.tag] is JobEnd.CANCELLED
+
+
+def test_an_end_that_was_not_heard_is_asked_for_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Sequence[str]] = []
+    monkeypatch.setattr(World, "cancel", lambda self, tags: asked.append(tags))
+    controller = begin(world)
+    controller.tick()
+    SweepFolder(world.root, "s").send("cancel", runs=["r3"])
+    for _ in range(2):
+        controller.tick()
+    assert len(asked) == 1
+    # Its successor knows of it from the ledger alone.
+    begin(world).tick()
+    assert asked == [asked[0]] * 2

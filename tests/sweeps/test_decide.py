@@ -222,9 +222,70 @@ def test_of_two_allocations_the_one_whose_queue_is_empty_gets_the_next_run() -> 
     works = [work(f"r{n}") for n in range(6)]
     history = History(state_of(*works), cluster_of(QuotaConfig(nodes=3), QuotaConfig(nodes=3)))
     queued = JobRequest("s-000001", "a0", (Attempt(works[0], 1),), 1, 8, 1, 60.0)
-    history.state.apply({"event": "intended", "tag": queued.tag, "time": NOON}, queued)
+    history.state.apply({"event": "intended", "tag": queued.tag, "time": NOON - 600}, queued)
     plan = history.tick()
     assert [request.allocation for request in plan.submit] == ["a1", "a1", "a1", "a0", "a0"]
+
+
+def test_a_long_run_goes_where_it_need_not_queue_anew_for_each_piece() -> None:
+    cluster = cluster_of(QuotaConfig(nodes=3), QuotaConfig(nodes=3))
+    cluster.allocations[0].max_wall_minutes = 30
+    long, short, standing = work("long", minutes=300), work("short", minutes=10), work("standing")
+    history = History(state_of(long, short, standing), cluster)
+    for allocation, minutes in (("a0", 2), ("a1", 8)):
+        job = JobRequest(f"s-{allocation}", allocation, (Attempt(standing, 1),), 1, 8, 1, 60.0)
+        history.state.apply({"event": "intended", "tag": job.tag, "time": NOON - 60 * minutes}, job)
+    chosen = {request.attempts[0].work.name: request.allocation for request in decide_at_noon(history).submit}
+    assert chosen == {"long": "a1", "short": "a0"}
+
+
+def decide_at_noon(history: History) -> Plan:
+    return decide(history.state, history.cluster, history.limits(), NOON)
+
+
+def test_under_a_lowered_quota_the_newest_jobs_that_wait_are_taken_back() -> None:
+    works = [work(f"r{n}") for n in range(4)]
+    history = History(state_of(*works), cluster_of(QuotaConfig(nodes=4)))
+    for n, one in enumerate(works):
+        job = JobRequest(f"s-{n}", "a0", (Attempt(one, 1),), 1, 8, 1, 60.0)
+        history.state.apply({"event": "intended", "tag": job.tag, "time": NOON}, job)
+    history.state.apply({"event": "started", "tag": "s-3", "at": NOON, "nodes": ["n1"], "time": NOON})
+    assert decide_at_noon(history).withdraw == []
+    history.state.apply({"event": "own_limits", "limits": {"nodes": 2}, "time": NOON})
+    plan = decide_at_noon(history)
+    assert plan.withdraw == ["s-2", "s-1"]
+    assert not plan.submit
+    for tag in plan.withdraw:
+        history.state.apply({"event": "withdrawing", "tag": tag, "time": NOON})
+    assert decide_at_noon(history).withdraw == []
+    history.others = {"a0": 1}
+    assert decide_at_noon(history).withdraw == ["s-0"]
+
+
+def test_a_limit_that_the_cluster_keeps_takes_back_only_what_could_never_start() -> None:
+    works = [work("wide", nodes=2), work("narrow")]
+    history = History(state_of(*works), cluster_of(QuotaConfig(nodes=4)))
+    for one in works:
+        job = JobRequest(f"s-{one.name}", "a0", (Attempt(one, 1),), one.need.nodes, 8, 1, 60.0)
+        history.state.apply({"event": "intended", "tag": job.tag, "time": NOON}, job)
+    lowered = {"a0": [Limit("QOS normal GrpTRES node", Resource.NODES, 1, enforced=True)]}
+    assert decide(history.state, history.cluster, lowered, NOON).withdraw == ["s-wide"]
+
+
+def test_what_the_last_attempt_measured_decides_the_time_asked_for() -> None:
+    unmeasured = Work("a", "runs/a", "m:f", need=Need(1, 8, 1, 0.0, 600.0))
+    history = History(state_of(unmeasured), cluster_of(QuotaConfig(nodes=1)))
+    (first,) = history.tick().submit
+    assert first.wall_minutes == 900
+    ending = {"cause": "preempted", "detail": "", "checkpoint_step": 7, "minutes_left": 40.0}
+    ending |= {"started_at": NOON, "at": NOON}
+    history.state.apply(
+        {"event": "ended", "tag": first.tag, "time": NOON, "endings": {"a": ending}, "struck_nodes": []}
+    )
+    history.now += 60
+    (second,) = history.tick().submit
+    assert second.wall_minutes == 60
+    assert second.attempts[0].work.need.expected_minutes == 40
 
 
 def test_a_run_too_large_says_which_limit_and_what_was_asked() -> None:
@@ -258,7 +319,7 @@ def test_a_pause_and_a_refusal_submit_nothing() -> None:
     history.state.apply({"event": "paused", "paused": True, "time": NOON})
     assert not history.tick().submit
     history.state.apply({"event": "paused", "paused": False, "time": NOON})
-    history.state.apply({"event": "deferred", "until": NOON + 60, "time": NOON})
+    history.state.apply({"event": "deferred", "allocation": "a0", "until": NOON + 60, "time": NOON})
     assert not history.tick().submit
     history.now = NOON + 60
     assert history.tick().submit

@@ -1,6 +1,7 @@
 """From an attempt's end to its cause, and from causes to what happens next."""
 
 import itertools
+import signal
 
 import pytest
 
@@ -23,11 +24,13 @@ def ending(code: int) -> Ending:
         (ExitCode.CONFIG_CANNOT_RUN, Cause.CONFIG_CANNOT_RUN),
         (ExitCode.CRASH, Cause.CRASH),
         (137, Cause.CRASH),
+        (128 + signal.SIGTERM, Cause.WANTS_MORE_TIME),
     ],
 )
 def test_an_attempts_own_word_counts_for_more_than_the_schedulers(code: int, cause: Cause) -> None:
     for end in JobEnd:
-        assert cause_of(ending(code), end, 0) is cause
+        asked_to_stop = cause is Cause.WANTS_MORE_TIME and end is JobEnd.PREEMPTED
+        assert cause_of(ending(code), end, 0) is (Cause.PREEMPTED if asked_to_stop else cause)
 
 
 def test_without_its_own_word_nothing_is_a_success() -> None:
