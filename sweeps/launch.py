@@ -63,11 +63,12 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
         if place.exists() and not place.is_dir():
             raise ConfigError(f"root={root}: {place} is a file, not a folder: choose another root")
     works = refine(works_of(runs, root, app.execution, cluster))
-    definition = Definition(name, cluster_name, _cluster_values(cluster), works)
+    definition = Definition(name, cluster_name, cluster_values(cluster), works)
     return Sweep(name, root, runs, app.execution, definition, cluster)
 
 
-def _cluster_values(cluster: ClusterConfig) -> dict[str, Any]:
+def cluster_values(cluster: ClusterConfig) -> dict[str, Any]:
+    """As a `Definition` keeps it."""
     values = dataclasses.asdict(cluster)
     del values["name"]
     return values

@@ -41,7 +41,7 @@ def preview(sweep: Sweep, live: Limits) -> Preview:
     state = SweepState({work.name: RunState(work) for work in sweep.definition.works})
     limits = all_limits(sweep.cluster, live, state)
     planned = [
-        PlannedRun(work, _verdict(work, sweep.cluster.allocations, limits), work.is_finished)
+        PlannedRun(work, best_verdict(work, sweep.cluster.allocations, limits), work.is_finished)
         for work in sweep.definition.works
     ]
     to_run = [run.work for run in planned if not run.finished and run.verdict.kind is not VerdictKind.NEVER]
@@ -56,7 +56,7 @@ def _without_others(limit: Limit) -> Limit:
     return limit if limit.resource is Resource.GPU_HOURS else replace(limit, used_by_others=0.0)
 
 
-def _verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Mapping[str, Sequence[Limit]]) -> Verdict:
+def best_verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Mapping[str, Sequence[Limit]]) -> Verdict:
     """The best that any allocation offers to the run alone."""
     answers = []
     for allocation in allocations:

@@ -156,9 +156,9 @@ class LocalCluster:
         return self.folder / "slots" / f"{slot}.lock"
 
     def _taken_by(self, tag: str) -> int | None:
-        for slot in range(self.num_slots):
-            if (self.folder / "taken" / str(slot) / f"{tag}.json").exists():
-                return slot
+        # Also by a slot beyond today's: an earlier controller may have had more of them.
+        for path in (self.folder / "taken").glob(f"*/{tag}.json"):
+            return int(path.parent.name)
         return None
 
 

@@ -1,0 +1,103 @@
+"""`hydra/launcher=quota`: the jobs of a multirun under quotas, on this machine or under SLURM.
+
+python app.py --multirun hydra/launcher=quota lr=0.1,0.2
+python app.py --multirun hydra/launcher=quota hydra.launcher.cluster=slurm hydra.launcher.quota.nodes=2 lr=0.1,0.2
+"""
+
+# Annotations are not postponed here: Hydra runs a plugin's module before it is in sys.modules, where a dataclass would
+# look its postponed ones up.
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.launcher import Launcher
+
+if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
+    from hydra.types import HydraContext, TaskFunction
+    from omegaconf import DictConfig
+
+    from sweeps.multirun.launch import Multirun
+
+
+@dataclass
+class QuotaConf:
+    """The user's own limits; null where there is none. The cluster's own limits bind besides."""
+
+    nodes: int | None = None
+    gpus: int | None = None
+    jobs: int | None = None
+    """Running at once; on this machine null takes what its cores or GPUs allow."""
+    submitted_jobs: int | None = None
+    """Queued and running."""
+    gpu_hours: float | None = None
+
+
+@dataclass
+class ResourcesConf:
+    """What one job asks for. May interpolate values of the job's own config, such as ${model.nodes}."""
+
+    nodes: int = 1
+    gpus_per_node: int = 0
+    cpus_per_node: int = 1
+    tasks_per_node: int = 1
+    """Processes that run the application together; the first one's return value is the job's."""
+    wall_minutes: float = 60.0
+    """Asked for; doubled after a job has run into it."""
+
+
+@dataclass
+class QuotaLauncherConf:
+    _target_: str = "hydra_plugins.sweeps.quota_launcher.QuotaLauncher"
+    cluster: str = "local"
+    """local (this machine) or slurm."""
+    resources: ResourcesConf = field(default_factory=ResourcesConf)
+    quota: QuotaConf = field(default_factory=QuotaConf)
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    gpus_per_node: int | None = None
+    """What a node has; null takes it that nodes have what the jobs ask for."""
+    cpus_per_node: int | None = None
+    whole_nodes: bool = False
+    """True where a job gets its nodes alone: small ones are then packed together."""
+    max_wall_minutes: float = 24 * 60.0
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    """Further options of sbatch, by their long names."""
+    allocations: dict[str, Any] = field(default_factory=dict)
+    """Several ways into the cluster, by name: each has any of the keys from `quota` to `sbatch`, and takes the others
+    from above."""
+    setup: list[str] = field(default_factory=list)
+    """Lines of shell that a SLURM job runs first, such as `module load cuda`."""
+    tick_seconds: float | None = None
+    """Between two looks at the cluster; null takes 0.1 on this machine, 30 under SLURM."""
+    root: str = "multirun"
+    """Folder for the state of multiruns: ROOT/sweeps/NAME."""
+    name: str | None = None
+    """Of the multirun; null names it by the application and the command line."""
+
+
+class QuotaLauncher(Launcher):
+    """Waits for its jobs and returns what they returned. The same command again goes on where a killed one was."""
+
+    def __init__(self, **settings: Any) -> None:
+        """`settings` are read from the config of each job: some may interpolate its values."""
+        self.multirun: Multirun | None = None
+
+    def setup(self, *, hydra_context: "HydraContext", task_function: "TaskFunction", config: "DictConfig") -> None:
+        from sweeps.multirun.launch import Multirun
+
+        self.multirun = Multirun(hydra_context, task_function, config)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> "Sequence[JobReturn]":
+        assert self.multirun is not None
+        return self.multirun.launch(job_overrides, initial_job_idx)
+
+    def detach(self, job_overrides: Sequence[Sequence[str]]) -> None:
+        """Submits and returns: a controller in the background goes on."""
+        assert self.multirun is not None
+        self.multirun.detach(job_overrides)
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="quota", node=QuotaLauncherConf, provider="muloco-sweeps")

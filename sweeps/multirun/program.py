@@ -1,0 +1,145 @@
+"""A Hydra application as its jobs get it: pickled once a multirun, called once a job.
+
+    program.pkl                          folder and import path of the driver, and the application itself by cloudpickle
+    runs/<job>/job_return.pkl            what a finished job returned
+    runs/<job>/attempts/<n>/job_return.pkl   what an attempt returned that failed
+
+Pickles are read only from the multirun's own folder, which its user alone writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections import ChainMap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType
+from typing import Any, ClassVar
+
+import cloudpickle
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from muloco_runner.record import ExitCode, RunFolder, RunStatus, write_atomically
+
+RESULT = "job_return.pkl"
+_LONGEST_LINE = 300
+
+
+@dataclass
+class Program:
+    """All that a job of the application needs but its own overrides."""
+
+    hydra_context: HydraContext
+    task_function: TaskFunction
+    config: DictConfig
+    """Of the multirun as a whole."""
+    singletons: Any
+    sweep_dir: str | None
+    """Where the multirun began, if the clock would now name another folder."""
+
+
+def write_program(path: Path, program: Program) -> None:
+    """Replaces the program, so that jobs that start later run today's."""
+    write_atomically(path, pickle.dumps((os.getcwd(), sys.path, _dumps(program))))
+
+
+def _read_program(path: Path) -> Program:
+    """In the driver's folder and with its import path: pickles name modules by import."""
+    folder, search, body = pickle.loads(path.read_bytes())
+    os.chdir(folder)
+    sys.path[:0] = [place for place in search if place not in sys.path]
+    program: Program = pickle.loads(body)
+    return program
+
+
+def run(
+    folder: str, attempt: int, memory_halvings: int, program: str, overrides: Sequence[str], number: int, job: str
+) -> int:
+    """The entry of one job, in its own process. An exception of the application is its result too, but a failed one."""
+    # SLURM warns of the time limit; an application that does not listen goes on until it is ended.
+    for warning in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(warning, signal.SIG_IGN)
+    place = RunFolder(folder)
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    if rank == 0:
+        # Of an earlier attempt, which it would seem to be a word of this one's.
+        place.status_file.unlink(missing_ok=True)
+    job_return = _run(_read_program(Path(program)), list(overrides), number, job)
+    failed = job_return.status is not JobStatus.COMPLETED
+    error = job_return._return_value
+    if failed:
+        traceback.print_exception(error)
+        error.add_note(f"The job's own words: {place.path}/attempts/{attempt}/stderr.log")
+    if rank == 0:
+        target = place.path / "attempts" / str(attempt) / RESULT if failed else place.path / RESULT
+        write_atomically(target, _pickled(job_return))
+        if failed:
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_LINE]
+            place.write_status(RunStatus(place.path.name, "failed", attempt=attempt, exit_cause=said))
+    return int(ExitCode.CRASH if failed else ExitCode.FINISHED)
+
+
+def _run(program: Program, overrides: list[str], number: int, job: str) -> JobReturn:
+    Singleton.set_state(program.singletons)
+    setup_globals()
+    config = program.hydra_context.config_loader.load_sweep_config(program.config, overrides)
+    with open_dict(config):
+        config.hydra.job.id = os.environ.get("SLURM_JOB_ID", job)
+        config.hydra.job.num = number
+        if program.sweep_dir is not None:
+            config.hydra.sweep.dir = program.sweep_dir
+    return run_job(
+        hydra_context=program.hydra_context,
+        task_function=program.task_function,
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+
+
+def _pickled(job_return: JobReturn) -> bytes:
+    """Readable by the driver: an exception that would not survive is replaced by its words."""
+    failed = job_return.status is not JobStatus.COMPLETED
+    with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
+        body = _dumps(job_return)
+        pickle.loads(body)
+        return body
+    words = "".join(traceback.format_exception_only(job_return._return_value)).strip()
+    job_return.return_value = RuntimeError(words)
+    return _dumps(job_return)
+
+
+def _dumps(content: object) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file).dump(content)
+    return file.getvalue()
+
+
+def _reduce_code(code: CodeType) -> tuple[Any, ...]:
+    """cloudpickle forgets which file code is from; a traceback should not."""
+    make, arguments = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    return make, tuple(code.co_filename if item == "<dynamic-code>" else item for item in arguments)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    dispatch_table: ClassVar = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
+
+
+def read_return(folder: Path) -> JobReturn | None:
+    """What a job or an attempt left there; None where that is nothing."""
+    try:
+        found = pickle.loads((folder / RESULT).read_bytes())
+    except FileNotFoundError:
+        return None
+    assert isinstance(found, JobReturn)
+    return found

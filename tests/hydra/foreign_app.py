@@ -1,0 +1,34 @@
+"""An application that knows nothing of this project but the name of a launcher: it squares numbers, slowly."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+
+
+@dataclass
+class Config:
+    number: int = 0
+    seconds: float = 0.0
+    fail: bool = False
+    log: str = "starts"
+
+
+ConfigStore.instance().store(name="config", node=Config)
+
+
+@hydra.main(version_base=None, config_path=None, config_name="config")
+def main(config: Config) -> int:
+    with open(Path(HydraConfig.get().runtime.cwd) / config.log, "a") as file:
+        file.write(f"{config.number}\n")
+    time.sleep(config.seconds)
+    if config.fail:
+        raise ValueError(f"cannot square {config.number}")
+    return config.number**2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Hydra's own acceptance suites, as they are, with our launcher: on this machine and on a real SLURM."""
+
+from pathlib import Path
+
+import pytest
+from emulated_slurm import EmulatedSlurm
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
+
+from hydra_plugins.sweeps.grid_sweeper import GridSweeper
+from hydra_plugins.sweeps.quota_launcher import QuotaLauncher
+
+LAUNCHER = ["hydra/launcher=quota"]
+BATCHES = [*LAUNCHER, "hydra/sweeper=basic", "hydra.sweeper.max_batch_size=2"]
+# One slot: the suites' jobs do nothing, and each process that starts costs a second.
+LOCAL = ["hydra.launcher.quota.jobs=1", "hydra.launcher.tick_seconds=0.05"]
+SLURM = ["hydra.launcher.cluster=slurm", "hydra.launcher.tick_seconds=0.3"]
+# Before any test: where nothing was discovered yet, Hydra 1.4's suites depend on their order.
+PLUGINS = Plugins.instance()
+
+
+def test_hydra_discovers_the_plugins() -> None:
+    assert QuotaLauncher in PLUGINS.discover(Launcher)
+    assert GridSweeper in PLUGINS.discover(Sweeper)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of a multirun goes to the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def cluster(slurm_session: EmulatedSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of these suites do not mind those of others: the cluster need not be idle."""
+    monkeypatch.setenv("SLURM_CONF", str(slurm_session.configuration))
+
+
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("quota", LOCAL)])
+class TestLauncherHere(LauncherTestSuite):
+    pass
+
+
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("quota", [*BATCHES, *LOCAL])])
+class TestBatchesHere(BatchedSweeperTestSuite):
+    pass
+
+
+@pytest.mark.parametrize(("task_launcher_cfg", "extra_flags"), [({}, ["-m", *LAUNCHER, *LOCAL])])
+class TestIntegrationHere(IntegrationTestSuite):
+    pass
+
+
+@pytest.mark.slurm
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("quota", SLURM)])
+class TestLauncherOnSlurm(LauncherTestSuite):
+    pass
+
+
+@pytest.mark.slurm
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("quota", [*BATCHES, *SLURM])])
+class TestBatchesOnSlurm(BatchedSweeperTestSuite):
+    pass
+
+
+@pytest.mark.slurm
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("task_launcher_cfg", "extra_flags"), [({}, ["-m", *LAUNCHER, *SLURM])])
+class TestIntegrationOnSlurm(IntegrationTestSuite):
+    pass
