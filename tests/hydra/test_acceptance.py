@@ -9,9 +9,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
 
-from hydra_plugins.sweeps.grid_sweeper import GridSweeper
-from hydra_plugins.sweeps.quota_launcher import QuotaLauncher
-
 LAUNCHER = ["hydra/launcher=quota"]
 BATCHES = [*LAUNCHER, "hydra/sweeper=basic", "hydra.sweeper.max_batch_size=2"]
 # One slot: the suites' jobs do nothing, and each process that starts costs a second.
@@ -22,8 +19,8 @@ PLUGINS = Plugins.instance()
 
 
 def test_hydra_discovers_the_plugins() -> None:
-    assert QuotaLauncher in PLUGINS.discover(Launcher)
-    assert GridSweeper in PLUGINS.discover(Sweeper)
+    assert "QuotaLauncher" in {found.__name__ for found in PLUGINS.discover(Launcher)}
+    assert "GridSweeper" in {found.__name__ for found in PLUGINS.discover(Sweeper)}
 
 
 @pytest.fixture(autouse=True)
