@@ -436,6 +436,9 @@ class RunConfig:
 
 
 MuonBackend = Literal["auto", "reference", "cpu"]
+AttentionKernel = Literal["auto", "sdpa", "flex"]
+Sharding = Literal["auto", "none", "full"]
+Reduction = Literal["auto", "ordered", "overlapped"]
 
 
 @dataclass
@@ -451,6 +454,19 @@ class ExecutionConfig:
     muon_backend: str = "auto"
     """Which code orthogonalises: auto (the fastest for the device and shape), reference or cpu.
     They differ by less than two seeds do."""
+    attention: str = "auto"
+    """sdpa; flex, which skips what the document mask leaves empty; auto: flex on a GPU."""
+    compile: bool | None = None
+    """Whether transformer blocks are compiled; null: on a GPU."""
+    activation_checkpointing: bool | None = None
+    """Whether a block's activations are computed again in the backward pass; null: where they would not fit."""
+    sharding: str = "auto"
+    """none: each replica of a worker holds the whole model; full: each holds rows of every parameter (FSDP), gathered
+    block by block; auto: full where the whole would not fit."""
+    reduction: str = "auto"
+    """ordered: a worker's gradient is a pairwise sum of its micro-batches' in one fixed order, the same on any number
+    of replicas; overlapped: they accumulate as they come and replicas average while still computing (DDP);
+    auto: ordered on a CPU."""
     log_interval_steps: int = 10
     evaluate_interval_steps: int | None = None
     """Steps between evaluations on the held-out set; None evaluates at the end only."""
@@ -461,6 +477,9 @@ class ExecutionConfig:
     def __post_init__(self) -> None:
         _require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))
         _require_choice("execution.muon_backend", self.muon_backend, get_args(MuonBackend))
+        _require_choice("execution.attention", self.attention, get_args(AttentionKernel))
+        _require_choice("execution.sharding", self.sharding, get_args(Sharding))
+        _require_choice("execution.reduction", self.reduction, get_args(Reduction))
         _require_positive(
             "execution",
             log_interval_steps=self.log_interval_steps,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,23 +23,20 @@ def evaluate(model: Transformer, batch: Batch, dtype: torch.dtype, communicator:
     """
     topology = communicator.topology
     chunks = _chunks(batch)
-    mine = range(topology.rank, len(chunks), topology.num_ranks)
-    sums = communicator.sum_over_ranks(_chunk_sums(model, chunks, mine, dtype))
-    return float(sums.sum()) / len(batch)
+    sums = _chunk_sums(model, chunks, topology.rank, topology.num_ranks, dtype)
+    return float(communicator.sum_over_ranks(sums).sum()) / len(batch)
 
 
 def evaluate_local_models(
     workers: Sequence[Worker], batch: Batch, dtype: torch.dtype, communicator: Communicator
 ) -> float:
-    """Mean over all K workers of the loss of each one's own parameters."""
+    """Mean over all K workers of the loss of each one's own parameters; replicas share the chunks."""
     topology = communicator.topology
     chunks = _chunks(batch)
-    losses = torch.zeros(topology.num_workers, dtype=torch.float64)
-    if topology.replica == 0:
-        for worker in workers:
-            sums = _chunk_sums(worker.model, chunks, range(len(chunks)), dtype)
-            losses[worker.index] = sums.sum() / len(batch)
-    return float(communicator.sum_over_ranks(losses).mean())
+    sums = torch.zeros(topology.num_workers, len(chunks), dtype=torch.float64)
+    for worker in workers:
+        sums[worker.index] = _chunk_sums(worker.model, chunks, topology.replica, topology.replicas, dtype)
+    return float(communicator.sum_over_ranks(sums).sum(dim=1).mean()) / len(batch)
 
 
 def _chunks(batch: Batch) -> list[Batch]:
@@ -47,14 +44,20 @@ def _chunks(batch: Batch) -> list[Batch]:
 
 
 @torch.no_grad()
-def _chunk_sums(model: Transformer, chunks: list[Batch], mine: Iterable[int], dtype: torch.dtype) -> Tensor:
-    """Each of my chunks' loss times its sequences, zero for the others; shape (chunks,), float64."""
+def _chunk_sums(model: Transformer, chunks: list[Batch], number: int, sharers: int, dtype: torch.dtype) -> Tensor:
+    """Loss times sequences of the chunks that sharer `number` takes, zero for the others; shape (chunks,), float64.
+
+    All sharers call the model equally often, as they must where it is sharded: at the end some compute the last chunk
+    once more and leave it out.
+    """
     sums = torch.zeros(len(chunks), dtype=torch.float64)
     model.eval()
-    for number in mine:
-        chunk = chunks[number]
+    for first in range(0, len(chunks), sharers):
+        mine = first + number
+        chunk = chunks[min(mine, len(chunks) - 1)]
         with torch.autocast(chunk.tokens_BT.device.type, dtype, enabled=dtype != torch.float32):
             loss = model(chunk.tokens_BT, chunk.documents_BT, chunk.targets_BT)
-        sums[number] = float(loss) * len(chunk)
+        if mine < len(chunks):
+            sums[mine] = float(loss) * len(chunk)
     model.train()
     return sums

@@ -6,11 +6,16 @@ Axes: B batch, T time, D model width, H heads, K head width, F feed-forward widt
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from muloco_runner.attention import Mask, attend, make_mask
 from muloco_runner.config import ModelConfig
+from muloco_runner.cross_entropy import linear_cross_entropy
 
 MATRIX_STD = 0.02
 
@@ -52,15 +57,13 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_width, config.norm_eps)
         self.k_norm = RMSNorm(config.head_width, config.norm_eps)
 
-    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, mask_B1TT: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, mask: Mask) -> Tensor:
         batch, length, width = x_BTD.shape
         heads = (batch, length, -1, self.head_width)
         q_BHTK = rotate(self.q_norm(self.wq(x_BTD).view(heads)).transpose(1, 2), cos_TK, sin_TK)
         k_BHTK = rotate(self.k_norm(self.wk(x_BTD).view(heads)).transpose(1, 2), cos_TK, sin_TK)
         v_BHTK = self.wv(x_BTD).view(heads).transpose(1, 2)
-        y_BHTK = F.scaled_dot_product_attention(
-            q_BHTK, k_BHTK, v_BHTK, attn_mask=mask_B1TT, is_causal=mask_B1TT is None
-        )
+        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, mask)
         return self.wo(y_BHTK.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -86,17 +89,34 @@ class Block(nn.Module):
         self.attention_post_norm = RMSNorm(config.width, config.norm_eps)
         self.feed_forward_pre_norm = RMSNorm(config.width, config.norm_eps)
         self.feed_forward_post_norm = RMSNorm(config.width, config.norm_eps)
+        self.recompute = False
+        """Whether the backward pass computes the activations again instead of finding them kept."""
+        self.branches: Callable[..., Tensor] = self.add_branches
 
-    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, mask_B1TT: Tensor | None) -> Tensor:
-        attended = self.attention(self.attention_pre_norm(x_BTD), cos_TK, sin_TK, mask_B1TT)
+    def add_branches(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, mask: Mask) -> Tensor:
+        attended = self.attention(self.attention_pre_norm(x_BTD), cos_TK, sin_TK, mask)
         x_BTD = x_BTD + self.attention_post_norm(attended)
         return x_BTD + self.feed_forward_post_norm(self.feed_forward(self.feed_forward_pre_norm(x_BTD)))
 
+    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, mask: Mask) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            y_BTD: Tensor = checkpoint(
+                self.branches, x_BTD, cos_TK, sin_TK, mask, use_reentrant=False, preserve_rng_state=False
+            )
+            return y_BTD
+        return self.branches(x_BTD, cos_TK, sin_TK, mask)
 
-def block_causal_mask(documents_BT: Tensor) -> Tensor:
-    """True where a position may look: not ahead, and not into another document. Shape (B, 1, T, T)."""
-    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
-    return same_BTT.tril_()[:, None]
+
+class Head(nn.Linear):
+    """Hidden states (B, T, D) to logits (B, T, V), or to their mean cross-entropy where targets (B, T) are given."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.width, config.vocab_size, bias=False)
+
+    def forward(self, x_BTD: Tensor, targets_BT: Tensor | None = None) -> Tensor:
+        if targets_BT is None:
+            return super().forward(x_BTD)
+        return linear_cross_entropy(x_BTD.flatten(0, 1), self.weight, targets_BT.flatten())
 
 
 class Transformer(nn.Module):
@@ -111,7 +131,8 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = Head(config)
+        self.attention_kind = "sdpa"
         cos_TK, sin_TK = rotary_angles(config.sequence_length, config.head_width, config.rope_theta)
         self.register_buffer("cos_TK", cos_TK, persistent=False)
         self.register_buffer("sin_TK", sin_TK, persistent=False)
@@ -125,45 +146,73 @@ class Transformer(nn.Module):
         """
         length = tokens_BT.shape[1]
         x_BTD = self.embedding(tokens_BT)
-        mask_B1TT = None if documents_BT is None else block_causal_mask(documents_BT)
+        if torch.is_autocast_enabled(x_BTD.device.type):
+            # The residual stream too: half the activations' memory and traffic.
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
+        mask = make_mask(documents_BT, self.attention_kind)
         cos_TK = self.cos_TK[:length].to(x_BTD.dtype)
         sin_TK = self.sin_TK[:length].to(x_BTD.dtype)
         for block in self.blocks:
-            x_BTD = block(x_BTD, cos_TK, sin_TK, mask_B1TT)
-        logits_BTV: Tensor = self.head(self.norm(x_BTD))
-        if targets_BT is None:
-            return logits_BTV
-        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+            x_BTD = block(x_BTD, cos_TK, sin_TK, mask)
+        loss_or_logits: Tensor = self.head(self.norm(x_BTD), targets_BT)
+        return loss_or_logits
 
-    @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        """The study's initialisation: embedding N(0, 1); matrices truncated normal, residual outputs shrunk by depth;
-        head of standard deviation D^-1/2 cut at 3 standard deviations; gains 1."""
-        self.embedding.weight.normal_(0.0, 1.0, generator=generator)
+    def fill_buffers(self) -> None:
+        """Gives the buffers, which no checkpoint holds, their values on the device where they are."""
+        config = self.config
+        cos_TK, sin_TK = rotary_angles(config.sequence_length, config.head_width, config.rope_theta)
+        self.cos_TK.copy_(cos_TK)
+        self.sin_TK.copy_(sin_TK)
+
+    def set_execution(self, attention: str, recompute: bool, compiled: bool) -> None:
+        """How blocks are computed; none of it changes what they compute.
+
+        attention: a kernel's name from `choose_attention`; recompute: activations within a block are computed again in
+        the backward pass; compiled: one compiled function, shared by all blocks.
+        """
+        self.attention_kind = attention
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.recompute = recompute
+            block.branches = torch.compile(block.add_branches) if compiled else block.add_branches
+
+    def initial_values(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each parameter with its values under the study's rule, one at a time, always in one order.
+
+        Embedding N(0, 1); matrices truncated normal, residual outputs shrunk by depth; head of standard deviation
+        D^-1/2 cut at 3 standard deviations; gains 1. Only shapes are read of the parameters.
+        """
+        yield self.embedding.weight, torch.empty(self.embedding.weight.shape).normal_(0.0, 1.0, generator=generator)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             shrunk = MATRIX_STD / (2 * (layer + 1)) ** 0.5
             attention, ffn = block.attention, block.feed_forward
             for linear in (attention.wq, attention.wk, attention.wv, ffn.w1):
-                _truncated_normal(linear.weight, MATRIX_STD, generator)
+                yield linear.weight, _truncated_normal(linear.weight, MATRIX_STD, generator)
             for linear in (attention.wo, ffn.w2, ffn.w3):
-                _truncated_normal(linear.weight, shrunk, generator)
-        _truncated_normal(self.head.weight, self.config.width**-0.5, generator)
+                yield linear.weight, _truncated_normal(linear.weight, shrunk, generator)
+        yield self.head.weight, _truncated_normal(self.head.weight, self.config.width**-0.5, generator)
         for module in self.modules():
             if isinstance(module, RMSNorm):
-                module.gain.fill_(1.0)
+                yield module.gain, torch.ones(module.gain.shape)
 
 
-def _truncated_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
-    nn.init.trunc_normal_(weight, 0.0, std, -3 * std, 3 * std, generator=generator)
+def _truncated_normal(weight: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    values = torch.empty(weight.shape)
+    return nn.init.trunc_normal_(values, 0.0, std, -3 * std, 3 * std, generator=generator)
 
 
+def empty_model(config: ModelConfig) -> Transformer:
+    """On the meta device: shapes, no values."""
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+@torch.no_grad()
 def build_model(config: ModelConfig, seed: int, device: torch.device) -> Transformer:
     """A model whose initial values depend on `seed` alone, whatever the device and the ranks."""
-    with torch.device("meta"):
-        model = Transformer(config)
-    model.to_empty(device="cpu")
-    model.initialise(torch.Generator().manual_seed(seed))
-    cos_TK, sin_TK = rotary_angles(config.sequence_length, config.head_width, config.rope_theta)
-    model.cos_TK, model.sin_TK = cos_TK, sin_TK
-    return model.to(device)
+    model = empty_model(config).to_empty(device=device)
+    for parameter, values in model.initial_values(torch.Generator().manual_seed(seed)):
+        parameter.copy_(values)
+    model.fill_buffers()
+    return model

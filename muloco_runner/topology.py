@@ -14,6 +14,9 @@ from torch import Tensor
 
 from muloco_runner.config import ConfigError, RunConfig
 
+_BUCKET_ELEMENTS = 1 << 24
+"""Of one message between replicas: large enough for any link, small beside a model."""
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -85,16 +88,40 @@ class Communicator:
                 if topology.replica == replica:
                     self._leader_group = group
 
-    def average_over_replicas(self, tensors: list[Tensor]) -> None:
-        """Replaces each tensor by its mean over the replicas of this rank's worker, in one message."""
+    @property
+    def replica_group(self) -> dist.ProcessGroup:
+        """The ranks that share this rank's worker; only where there is more than one."""
+        assert self._replica_group is not None
+        return self._replica_group
+
+    def average_over_replicas(self, tensor: Tensor) -> Tensor:
+        """The mean over the replicas of this rank's worker, in place."""
         replicas = self.topology.replicas
-        if replicas == 1:
+        if replicas > 1:
+            dist.all_reduce(tensor, group=self._replica_group)
+            tensor /= replicas
+        return tensor
+
+    def sum_over_replicas(self, tensors: list[Tensor]) -> None:
+        """Replaces each float32 tensor by its sum over the replicas of this rank's worker.
+
+        The order is fixed: pairwise by replica number, on one rank for each element. Costs what an all-reduce costs.
+        """
+        if self.topology.replicas == 1:
             return
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat, group=self._replica_group)
-        flat /= replicas
-        pieces = flat.split([tensor.numel() for tensor in tensors])
-        torch._foreach_copy_(tensors, [piece.view_as(t) for piece, t in zip(pieces, tensors, strict=True)])
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
+            pieces = self._sum_in_order(flat).split([tensor.numel() for tensor in bucket])
+            torch._foreach_copy_(bucket, [piece.view_as(t) for piece, t in zip(pieces, bucket, strict=True)])
+
+    def _sum_in_order(self, flat: Tensor) -> Tensor:
+        """Every replica sums one piece of all replicas' vectors; the sums come together again."""
+        replicas, size = self.topology.replicas, flat.numel()
+        flat = torch.nn.functional.pad(flat, (0, -size % replicas))
+        pieces = torch.empty_like(flat)
+        dist.all_to_all_single(pieces, flat, group=self._replica_group)
+        dist.all_gather_into_tensor(flat, _sum_of_rows(pieces.view(replicas, -1)), group=self._replica_group)
+        return flat[:size]
 
     def gather_over_workers(self, local: list[Tensor]) -> list[Tensor]:
         """Flat tensors of the workers held here, one each, to those of all K workers, in worker order."""
@@ -121,3 +148,24 @@ class Communicator:
     def barrier(self) -> None:
         if self.topology.num_ranks > 1:
             dist.barrier()
+
+
+def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Runs of tensors of up to `_BUCKET_ELEMENTS` in all, or of one larger tensor."""
+    buckets: list[list[Tensor]] = []
+    room = 0
+    for tensor in tensors:
+        room -= tensor.numel()
+        if room < 0 or not buckets:
+            buckets.append([])
+            room = _BUCKET_ELEMENTS - tensor.numel()
+        buckets[-1].append(tensor)
+    return buckets
+
+
+def _sum_of_rows(rows: Tensor) -> Tensor:
+    """The first half's sum plus the second half's."""
+    if len(rows) == 1:
+        return rows[0]
+    half = len(rows) // 2
+    return _sum_of_rows(rows[:half]) + _sum_of_rows(rows[half:])

@@ -15,20 +15,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from muloco_runner.attention import choose_attention
 from muloco_runner.checkpoint import CheckpointStore
 from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.corpus import Corpus
-from muloco_runner.data import Batch, TrainingData, validation_batch
+from muloco_runner.data import TrainingData, validation_batch
 from muloco_runner.evaluate import evaluate, evaluate_local_models
+from muloco_runner.inner_step import DTYPES, InnerStep
 from muloco_runner.method import OuterStep, build_method
-from muloco_runner.model import build_model
 from muloco_runner.optimizers import build_inner_optimizer
 from muloco_runner.record import RunFolder, RunResult, RunStatus, StepRecord
+from muloco_runner.replicas import build_replicas
 from muloco_runner.schedule import lr_fraction
 from muloco_runner.topology import Communicator
 from muloco_runner.worker import Worker
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CPU_MICRO_BATCH_TOKENS = 8192
 _HEARTBEAT_SECONDS = 2.0
 _TAIL_FRACTION = 0.05
@@ -60,13 +61,15 @@ class Trainer:
         self.run, self.corpus, self.session = run, corpus, session
         self.communicator, self.topology = session.communicator, session.communicator.topology
         self.topology.check(run)
-        self.data = TrainingData(corpus, run, session.device)
+        self.replicas = build_replicas(session.execution, self.communicator, session.device, DTYPES[run.precision])
+        data = TrainingData(corpus, run, session.device)
+        self.inner_step = InnerStep(run, data, self.replicas, self.communicator, self._micro_batch_sequences())
         self.validation = validation_batch(corpus, run, session.device)
         self.workers = [self._build_worker(index) for index in self.topology.local_workers]
         self.method = build_method(run, self.workers, self.communicator)
         self.checkpoints = CheckpointStore(session.folder.checkpoint_dir, self.communicator)
         self.losses = torch.zeros(len(self.workers), run.num_steps, device=session.device)
-        """Training loss of each worker held here (rows) at each completed step, of this replica's share."""
+        """Training loss of each worker held here (rows) at each completed step."""
         self.step = 0
         self.train_seconds = 0.0
         self.started_at = time.time()
@@ -78,9 +81,12 @@ class Trainer:
 
     def _build_worker(self, index: int) -> Worker:
         # Every worker starts from the same parameters.
-        model = build_model(self.run.model, self.run.seed, self.session.device)
-        optimizer = build_inner_optimizer(model, self.run, self.session.execution.muon_backend)
-        return Worker(index, model, optimizer, list(model.parameters()))
+        run, execution, device = self.run, self.session.execution, self.session.device
+        model, tensors = self.replicas.build(run.model, run.seed, device)
+        attention = choose_attention(execution.attention, run.model.head_width, device)
+        compiled = device.type == "cuda" if execution.compile is None else execution.compile
+        model.set_execution(attention, bool(execution.activation_checkpointing), compiled)
+        return Worker(index, model, build_inner_optimizer(model, run, execution.muon_backend), tensors)
 
     # The loop
 
@@ -116,40 +122,17 @@ class Trainer:
         return self._result(validation_loss, local_loss, None)
 
     def _inner_step(self) -> None:
-        fraction = lr_fraction(self.run, self.step)
         norms = []
         for row, worker in enumerate(self.workers):
-            self.losses[row, self.step] = self._forward_backward(worker)
-            gradients = [p.grad for p in worker.tensors if p.grad is not None]
-            self.communicator.average_over_replicas(gradients)
-            norms.append(torch.nn.utils.clip_grad_norm_(worker.tensors, self.run.gradient_clip_norm))
-            for group in worker.optimizer.param_groups:
-                group["lr"] = self.run.inner_optimizer.lr * fraction
-            worker.optimizer.step()
-            worker.optimizer.zero_grad(set_to_none=True)
+            self.losses[row, self.step], norm = self.inner_step.take(worker, self.step)
+            norms.append(norm)
         self.gradient_norms = torch.stack(norms)
 
-    def _forward_backward(self, worker: Worker) -> Tensor:
-        """Mean loss over this replica's share of the worker's batch; leaves its gradient."""
-        batch = self._replica_share(self.data.worker_batch(self.step, worker.index))
-        dtype = DTYPES[self.run.precision]
-        total = torch.zeros((), device=self.session.device)
-        for part in batch.split(self._micro_batch_sequences(len(batch))):
-            with torch.autocast(self.session.device.type, dtype, enabled=dtype != torch.float32):
-                loss = worker.model(part.tokens_BT, part.documents_BT, part.targets_BT) * (len(part) / len(batch))
-            loss.backward()
-            total += loss.detach()
-        return total
-
-    def _replica_share(self, batch: Batch) -> Batch:
-        if self.topology.replicas == 1:
-            return batch
-        return batch.split(len(batch) // self.topology.replicas)[self.topology.replica]
-
-    def _micro_batch_sequences(self, available: int) -> int:
+    def _micro_batch_sequences(self) -> int:
         chosen = self.session.execution.micro_batch_sequences
         if chosen is None:
             chosen = max(1, _CPU_MICRO_BATCH_TOKENS // self.run.model.sequence_length)
+        available = self.run.worker_batch_sequences // self.topology.replicas
         return max(1, min(chosen, available) >> self.session.execution.memory_halvings)
 
     # Evaluation
@@ -196,12 +179,12 @@ class Trainer:
     def _over_all_workers(self, local: Tensor) -> float:
         """Mean over all workers of one value for each worker held here.
 
-        Every rank fills its own places of one vector, so that the sum does not depend on who holds which worker.
+        Each worker's first replica fills its place of one vector, so that the sum does not depend on who holds what.
         """
-        topology = self.topology
-        values = torch.zeros(topology.num_workers, topology.replicas, dtype=torch.float64)
-        values[list(topology.local_workers), topology.replica] = local.detach().double().cpu()
-        return float(self.communicator.sum_over_ranks(values).mean(dim=1).mean())
+        values = torch.zeros(self.topology.num_workers, dtype=torch.float64)
+        if self.topology.replica == 0:
+            values[list(self.topology.local_workers)] = local.detach().double().cpu()
+        return float(self.communicator.sum_over_ranks(values).mean())
 
     def _divergence(self, loss: float) -> str | None:
         if not math.isfinite(loss):
@@ -286,7 +269,6 @@ class Trainer:
         return bool(stop)
 
     def _checkpoint(self) -> None:
-        self.communicator.average_over_replicas([self.losses])
         workers = {
             worker.index: {
                 "model": worker.model.state_dict(),

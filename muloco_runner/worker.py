@@ -23,6 +23,12 @@ class Worker:
     """This rank's part of each parameter, in the order of `model.parameters()`: plain leaves with their `grad`. The
     parameters themselves or, where replicas shard the model, contiguous rows of them, possibly none."""
 
+    def drop_gradients(self) -> None:
+        """Gives the gradients' memory back."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for tensor in self.tensors:
+            tensor.grad = None
+
     @contextlib.contextmanager
     def holding(self, values: Sequence[Tensor]) -> Iterator[Transformer]:
         """The model with `values`, which are like `tensors`, in place of its own; both are as before at the end.

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from muloco_runner.attention import choose_attention
 from muloco_runner.compose import compose_app_config
-from muloco_runner.config import ModelConfig
+from muloco_runner.config import ConfigError, ModelConfig
 from muloco_runner.model import Transformer, build_model
 
 CONFIG = ModelConfig(width=32, num_layers=2, head_width=16, vocab_size=50, sequence_length=24)
@@ -21,6 +22,42 @@ def test_a_position_sees_neither_the_future_nor_another_document() -> None:
     torch.testing.assert_close(after[0, 10:20], before[0, 10:20], rtol=0, atol=0)
     assert not torch.allclose(after[0, 3:10], before[0, 3:10])
     assert not torch.allclose(after[0, 20:], before[0, 20:])
+
+
+def documents_and_text() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    tokens, targets = (torch.randint(50, (3, 24), generator=generator) for _ in range(2))
+    return tokens, torch.tensor([[0] * 24, [0] * 10 + [1] * 14, [3] * 1 + [4] * 23]), targets
+
+
+def test_flex_attention_sees_what_the_mask_shows() -> None:
+    """Forward only: torch has no backward pass of it on a CPU."""
+    tokens, documents, _ = documents_and_text()
+    model = build_model(CONFIG, seed=1, device=CPU)
+    logits = []
+    for attention in ("sdpa", "flex"):
+        model.set_execution(attention, recompute=False, compiled=False)
+        with torch.no_grad():
+            logits.append(model(tokens, documents))
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+
+
+def test_recomputed_activations_give_the_same_gradient_to_the_bit() -> None:
+    model = build_model(CONFIG, seed=1, device=CPU)
+    found = []
+    for recompute in (False, True):
+        model.set_execution("sdpa", recompute, compiled=False)
+        found.append(torch.autograd.grad(model(*documents_and_text()), list(model.parameters())))
+    assert all(torch.equal(kept, again) for kept, again in zip(*found, strict=True))
+
+
+def test_flex_attention_is_refused_where_it_cannot_train() -> None:
+    gpu = torch.device("cuda")
+    assert choose_attention("auto", 128, CPU) == choose_attention("auto", 8, gpu) == "sdpa"
+    assert choose_attention("auto", 128, gpu) == choose_attention("flex", 128, gpu) == "flex"
+    for head_width, device in ((8, gpu), (128, CPU)):
+        with pytest.raises(ConfigError, match="flex"):
+            choose_attention("flex", head_width, device)
 
 
 def test_one_document_is_plain_causal_attention() -> None:

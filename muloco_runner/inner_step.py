@@ -1,0 +1,63 @@
+"""One inner step of one worker: its batch in micro-batches, the gradient over all of its replicas, and the update."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from muloco_runner.config import RunConfig
+from muloco_runner.data import Batch, TrainingData
+from muloco_runner.replicas import Replicas
+from muloco_runner.schedule import lr_fraction
+from muloco_runner.topology import Communicator
+from muloco_runner.worker import Worker
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class InnerStep:
+    """The same for every worker of this rank. `micro_batch_sequences` go through the model at once."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        data: TrainingData,
+        replicas: Replicas,
+        communicator: Communicator,
+        micro_batch_sequences: int,
+    ) -> None:
+        self.run, self.data, self.replicas, self.communicator = run, data, replicas, communicator
+        self.micro_batch_sequences = micro_batch_sequences
+
+    def take(self, worker: Worker, step: int) -> tuple[Tensor, Tensor]:
+        """Inner step number `step`, from 0: the mean loss over the worker's batch and the norm of its gradient."""
+        batch = self._replica_share(self.data.worker_batch(step, worker.index))
+        loss = self.replicas.gradient(worker, batch.split(self.micro_batch_sequences), self._loss)
+        norm = self._clip_gradient(worker.tensors)
+        lr = self.run.inner_optimizer.lr * lr_fraction(self.run, step)
+        for group in worker.optimizer.param_groups:
+            group["lr"] = lr
+        worker.optimizer.step()
+        worker.drop_gradients()
+        return loss, norm
+
+    def _replica_share(self, batch: Batch) -> Batch:
+        topology = self.communicator.topology
+        if topology.replicas == 1:
+            return batch
+        return batch.split(len(batch) // topology.replicas)[topology.replica]
+
+    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        dtype = DTYPES[self.run.precision]
+        with torch.autocast(batch.tokens_BT.device.type, dtype, enabled=dtype != torch.float32):
+            loss: Tensor = model(batch.tokens_BT, batch.documents_BT, batch.targets_BT)
+        return loss
+
+    def _clip_gradient(self, tensors: list[Tensor]) -> Tensor:
+        """Scales the gradient down to `gradient_clip_norm`; its norm before, over all shards."""
+        gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.communicator.sharded:
+            norm = self.communicator.sum_over_shards(norm.square()).sqrt()
+        nn.utils.clip_grads_with_norm_(tensors, self.run.gradient_clip_norm, norm)
+        return norm

@@ -1,0 +1,178 @@
+"""How the replicas of a worker hold its model and sum its gradient.
+
+`OrderedCopies`: each has the whole model; micro-batches and replicas are summed pairwise in one fixed order.
+`OverlappedCopies`: each has the whole model; gradients are averaged while the backward pass goes on (torch's DDP).
+`Shards`: each has rows of every parameter; a block's are gathered when it is computed (torch's FSDP2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from muloco_runner.config import ExecutionConfig, ModelConfig
+from muloco_runner.data import Batch
+from muloco_runner.model import Transformer, build_model, empty_model
+from muloco_runner.topology import Communicator
+from muloco_runner.worker import Worker
+
+LossOf = Callable[[nn.Module, Batch], Tensor]
+"""The mean loss of a model on a batch."""
+
+
+class Replicas(Protocol):
+    def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
+        """A worker's model as this rank holds it, and its part of every parameter (see `Worker.tensors`)."""
+
+    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        """The mean loss over the worker's batch, of which `parts` are this replica's micro-batches.
+
+        Its gradient is left in the `grad` of the worker's tensors and of the model's parameters.
+        """
+
+
+class OrderedCopies:
+    def __init__(self, communicator: Communicator) -> None:
+        self.communicator = communicator
+
+    def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
+        return _build_whole(config, seed, device)
+
+    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        sequences = self.communicator.topology.replicas * sum(len(part) for part in parts)
+        loss, gradients = _pairwise_sum(worker, parts, loss_of, sequences)
+        self.communicator.sum_over_replicas([loss, *gradients])
+        for tensor, gradient in zip(worker.tensors, gradients, strict=True):
+            tensor.grad = gradient
+        return loss[0]
+
+
+def _pairwise_sum(
+    worker: Worker, parts: Sequence[Batch], loss_of: LossOf, sequences: int
+) -> tuple[Tensor, list[Tensor]]:
+    """The first half's sum plus the second half's: the order in which replicas, a half each, would add as well."""
+    if len(parts) == 1:
+        loss = loss_of(worker.model, parts[0]) * (len(parts[0]) / sequences)
+        loss.backward()
+        gradients = [tensor.grad for tensor in worker.tensors if tensor.grad is not None]
+        worker.drop_gradients()
+        return loss.detach()[None], gradients
+    half = len(parts) // 2
+    loss, gradients = _pairwise_sum(worker, parts[:half], loss_of, sequences)
+    other_loss, other_gradients = _pairwise_sum(worker, parts[half:], loss_of, sequences)
+    torch._foreach_add_(gradients, other_gradients)
+    return loss + other_loss, gradients
+
+
+class OverlappedCopies:
+    def __init__(self, communicator: Communicator) -> None:
+        self.communicator = communicator
+        self._averaging: dict[Transformer, DistributedDataParallel] = {}
+
+    def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
+        model, tensors = _build_whole(config, seed, device)
+        if self.communicator.topology.replicas > 1:
+            group = self.communicator.replica_group
+            self._averaging[model] = DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True)
+        return model, tensors
+
+    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        module = self._averaging.get(worker.model)
+        if module is None:
+            return _accumulate(worker.model, parts, loss_of, lambda last: contextlib.nullcontext())
+        loss = _accumulate(module, parts, loss_of, lambda last: contextlib.nullcontext() if last else module.no_sync())
+        return self.communicator.average_over_replicas(loss)
+
+
+class Shards:
+    """`precision` is that of gathered blocks; rows, gradients and their sums are float32.
+
+    Embedding and head are gathered on their own. The embedding stays float32: its gradient adds up many tokens.
+    """
+
+    def __init__(self, communicator: Communicator, precision: torch.dtype) -> None:
+        self.communicator, self.precision = communicator, precision
+
+    def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
+        model = empty_model(config)
+        mesh = DeviceMesh.from_group(self.communicator.replica_group, device.type)
+        whole = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        narrow = MixedPrecisionPolicy(self.precision, torch.float32, cast_forward_inputs=False)
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh, mp_policy=narrow)
+        fully_shard(model.embedding, mesh=mesh, mp_policy=whole)
+        # The backward pass begins where the forward pass ends: the head need not be let go in between.
+        fully_shard(model.head, mesh=mesh, mp_policy=narrow, reshard_after_forward=False)
+        fully_shard(model, mesh=mesh, mp_policy=whole)
+        model.to_empty(device=device)
+        topology = self.communicator.topology
+        for parameter, values in model.initial_values(torch.Generator().manual_seed(seed)):
+            local_rows(parameter).copy_(own_rows(values, topology.replica, topology.replicas))
+        model.fill_buffers()
+        return model, [local_rows(parameter) for parameter in model.parameters()]
+
+    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        model = worker.model
+        assert isinstance(model, FSDPModule)
+
+        def summing(last: bool) -> contextlib.AbstractContextManager[None]:
+            model.set_requires_gradient_sync(last)
+            return contextlib.nullcontext()
+
+        loss = _accumulate(model, parts, loss_of, summing)
+        for tensor, parameter in zip(worker.tensors, model.parameters(), strict=True):
+            tensor.grad = None if parameter.grad is None else local_rows(parameter.grad)
+        return self.communicator.average_over_replicas(loss)
+
+
+def build_replicas(
+    execution: ExecutionConfig, communicator: Communicator, device: torch.device, precision: torch.dtype
+) -> Replicas:
+    """What `execution.sharding`, as decided for this communicator, and `execution.reduction` ask for."""
+    if communicator.sharded:
+        return Shards(communicator, precision)
+    ordered = device.type == "cpu" if execution.reduction == "auto" else execution.reduction == "ordered"
+    return OrderedCopies(communicator) if ordered else OverlappedCopies(communicator)
+
+
+def local_rows(tensor: Tensor) -> Tensor:
+    """What this rank holds of a sharded tensor, in the same memory."""
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local().detach()
+
+
+def own_rows(whole: Tensor, replica: int, replicas: int) -> Tensor:
+    """The rows of a whole parameter that `replica` of `replicas` holds: equal runs, the last ones shorter or empty."""
+    size = -(-len(whole) // replicas)
+    return whole[replica * size : (replica + 1) * size]
+
+
+def _build_whole(config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
+    model = build_model(config, seed, device)
+    return model, list(model.parameters())
+
+
+def _accumulate(
+    module: nn.Module,
+    parts: Sequence[Batch],
+    loss_of: LossOf,
+    summing: Callable[[bool], contextlib.AbstractContextManager[None]],
+) -> Tensor:
+    """Adds each part's share of the gradient to the parameters' `grad`; `summing(last)` surrounds each pass."""
+    sequences = sum(len(part) for part in parts)
+    total: Tensor | None = None
+    for number, part in enumerate(parts):
+        with summing(number == len(parts) - 1):
+            loss = loss_of(module, part) * (len(part) / sequences)
+            loss.backward()
+        total = loss.detach() if total is None else total + loss.detach()
+    assert total is not None
+    return total

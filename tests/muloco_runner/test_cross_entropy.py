@@ -1,0 +1,85 @@
+"""The chunked head and loss against torch's own, and the memory they save."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from muloco_runner.cross_entropy import chunk_tokens, linear_cross_entropy
+
+N, D, V = 70, 24, 301
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, D, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(V, D, generator=generator).requires_grad_()
+    return x, weight, torch.randint(V, (N,), generator=generator)
+
+
+def gradients(loss: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(3 * loss, of)
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 70, 1000])  # a last chunk shorter, exact, and one chunk only
+def test_chunks_give_the_loss_and_gradients_of_the_whole(chunk: int) -> None:
+    x, weight, targets = inputs()
+    exact = F.cross_entropy((x.double() @ weight.double().T), targets)
+    loss = linear_cross_entropy(x, weight, targets, chunk)
+    assert float(loss.detach()) == pytest.approx(float(exact.detach()), rel=1e-6)
+    for ours, wanted in zip(gradients(loss, x, weight), gradients(exact, x, weight), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=2e-7)
+
+
+def test_huge_logits_stay_finite() -> None:
+    x, weight, targets = inputs()
+    loss = linear_cross_entropy(1e4 * x, weight, targets, 16)
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(loss, x, weight))
+
+
+def test_under_autocast_only_the_products_are_narrow() -> None:
+    x, weight, targets = inputs(torch.bfloat16)
+    plain_x, plain_weight, _ = inputs(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(x, weight, targets, 16)
+        expected = F.cross_entropy(F.linear(plain_x, plain_weight).float(), targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    ours, wanted = gradients(loss, x, weight), gradients(expected, plain_x, plain_weight)
+    assert [gradient.dtype for gradient in ours] == [torch.bfloat16, torch.float32]
+    for one, other in zip(ours, wanted, strict=True):
+        assert (one - other).norm() < 1e-2 * other.norm()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_the_logits_never_exist_as_a_whole() -> None:
+    x, weight, targets = inputs()
+    for chunk, largest in ((8, max(8 * V, V * D)), (N, N * V)):
+        with LargestTensor() as seen:
+            gradients(linear_cross_entropy(x, weight, targets, chunk), x, weight)
+        assert seen.elements == largest
+    # At the study's vocabulary a chunk is small beside a micro-batch of 16k tokens.
+    assert chunk_tokens(128_256, "cpu") < chunk_tokens(128_256, "cuda") < 16_384 / 4
+    assert chunk_tokens(256, "cpu") >= 16_384
+
+
+def test_the_gradient_is_handed_over_once() -> None:
+    x, weight, targets = inputs()
+    loss = linear_cross_entropy(x, weight, targets, 16)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        loss.backward()
