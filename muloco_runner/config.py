@@ -435,7 +435,7 @@ class RunConfig:
         return run
 
 
-MuonBackend = Literal["auto", "reference", "cpu"]
+MuonBackend = Literal["auto", "reference", "cpu", "triton", "triton_bfloat16"]
 AttentionKernel = Literal["auto", "sdpa", "flex"]
 Sharding = Literal["auto", "none", "full"]
 Reduction = Literal["auto", "ordered", "overlapped"]
@@ -452,8 +452,8 @@ class ExecutionConfig:
     memory_halvings: int = 0
     """How often the chosen micro-batch is halved: set by a sweep after an attempt ran out of memory."""
     muon_backend: str = "auto"
-    """Which code orthogonalises: auto (the fastest for the device and shape), reference or cpu.
-    They differ by less than two seeds do."""
+    """Which code orthogonalises: auto (the fastest for the device and shape), reference, cpu, triton (Hopper GPUs, in
+    float16) or triton_bfloat16. They differ by less than two seeds do."""
     attention: str = "auto"
     """sdpa; flex, which skips what the document mask leaves empty; auto: flex on a GPU."""
     compile: bool | None = None

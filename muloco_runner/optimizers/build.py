@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from muloco_runner.config import AdamWConfig, MuonConfig, RunConfig
@@ -10,10 +11,15 @@ from muloco_runner.optimizers.muon import Muon
 from muloco_runner.optimizers.parameter_groups import parameter_groups
 
 
-def build_inner_optimizer(model: nn.Module, run: RunConfig, muon_backend: str = "auto") -> torch.optim.Optimizer:
+def build_inner_optimizer(
+    model: nn.Module,
+    run: RunConfig,
+    muon_backend: str = "auto",
+    process_group: dist.ProcessGroup | None = None,
+) -> torch.optim.Optimizer:
     """AdamW on every parameter, or Muon on the hidden matrices and AdamW, same lr and decay, on the rest.
 
-    `muon_backend` is `ExecutionConfig.muon_backend`.
+    `muon_backend` is `ExecutionConfig.muon_backend`; `process_group` holds the replicas that share Muon's work.
     """
     config = run.inner_optimizer
     beta1, beta2 = config.betas
@@ -41,5 +47,6 @@ def build_inner_optimizer(model: nn.Module, run: RunConfig, muon_backend: str = 
                 eps=config.eps,
                 weight_decay=run.weight_decay,
                 backend=muon_backend,
+                process_group=process_group,
             )
     raise AssertionError(f"inner optimizer {config.name} has no builder")

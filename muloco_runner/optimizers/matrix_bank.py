@@ -1,17 +1,23 @@
 """Matrices of one shape in one place: their momentum is one tensor, allocated once, and each matrix's is a view of it.
 
+A `MatrixBank` holds whole matrices and updates them alone. Its subclasses share the work over ranks
+(`shared_bank`, `sharded_bank`) or run it in fused kernels (`fused_bank`).
+
 Axes: B matrices of the bank, R rows (fan-out), C columns (fan-in).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from muloco_runner.optimizers.in_flight import InFlight
 from muloco_runner.optimizers.orthogonalize import choose_backend, orthogonalize
-from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
+from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial, named_polynomial
+from muloco_runner.optimizers.placement import local, state_dtype
 
 
 def shape_scale(convention: str, rows: int, columns: int) -> float:
@@ -29,46 +35,67 @@ def shape_scale(convention: str, rows: int, columns: int) -> float:
 class MatrixBank:
     """Same-shape, same-device parameters of one group, and their Muon step."""
 
-    def __init__(self, parameters: list[Tensor], backend: str) -> None:
+    def __init__(self, parameters: list[Tensor], backend: str, held: Sequence[int] | None = None) -> None:
+        """`held` are the indices of the matrices whose momentum lies here: all, unless told otherwise."""
         self.parameters = parameters
-        rows, columns = parameters[0].shape
-        device = parameters[0].device
-        self.backend = choose_backend(backend, device)
-        dtype = torch.promote_types(parameters[0].dtype, torch.float32)
-        self.momentum_BRC = torch.zeros(len(parameters), rows, columns, dtype=dtype, device=device)
-        self.momenta = list(self.momentum_BRC.unbind())
+        self.rows, self.columns = parameters[0].shape
+        self.device = parameters[0].device
+        self.dtype = state_dtype(parameters[0])
+        self.backend = choose_backend(backend, self.device)
+        self.place = {index: place for place, index in enumerate(range(len(parameters)) if held is None else held)}
+        """Index of a matrix to its place in the momentum's bank."""
+        shape = (len(self.place), *local(parameters[0]).shape)
+        self.momentum_BRC = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self.gradients: list[Tensor | None] = []
+        self.clip: Tensor | None = None
 
-    def step(self, group: dict[str, Any]) -> None:
+    def momentum(self, index: int) -> Tensor:
+        """That of a matrix held here, a view of the bank."""
+        return self.momentum_BRC[self.place[index]]
+
+    def state(self, index: int) -> dict[str, Tensor]:
+        """What is kept for a parameter on this rank, by name."""
+        return {"momentum": self.momentum(index)} if index in self.place else {}
+
+    def prepare(self, group: dict[str, Any], gradients: Sequence[Tensor | None], clip: Tensor | None) -> None:
+        """Takes the gradients of the next step, one a parameter, and a factor on them (0-D) if any."""
+        self.gradients, self.clip = list(gradients), clip
+
+    def launch(self, group: dict[str, Any], in_flight: InFlight) -> None:
         """One update of every matrix that has a gradient, with the hyper-parameters of `group`."""
-        chosen = [index for index, parameter in enumerate(self.parameters) if parameter.grad is not None]
-        if not chosen:
-            return
-        parameters = [self.parameters[index] for index in chosen]
-        update_BRC = self._accumulate(chosen, group)
-        orthogonal = orthogonalize(
-            update_BRC, named_polynomial(group["coefficients"], group["num_iterations"]), self.backend
-        )
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        scale = group["lr"] * shape_scale(group["lr_scale"], *update_BRC.shape[1:])
-        torch._foreach_add_(parameters, [orthogonal[index] for index in chosen], alpha=-scale)
+        chosen = self._take_gradients(group)
+        if chosen:
+            orthogonal = orthogonalize(self._update_BRC, polynomial_of(group), self.backend)
+            self._move(group, chosen, [orthogonal[index] for index in chosen])
 
-    def _accumulate(self, chosen: list[int], group: dict[str, Any]) -> Tensor:
-        """Gradients into the momentum; what is to be orthogonalised, for the whole bank."""
-        gradients = [gradient for index in chosen if (gradient := self.parameters[index].grad) is not None]
-        momenta = [self.momenta[index] for index in chosen]
+    def _take_gradients(self, group: dict[str, Any]) -> list[int]:
+        """Gradients into the momentum. Leaves what is to be orthogonalised in `_update_BRC`, at the matrices' places;
+        returns the indices of those that had a gradient."""
+        chosen = [index for index in self.place if self.gradients[index] is not None]
+        gradients = [local(gradient) for index in chosen if (gradient := self.gradients[index]) is not None]
+        self.gradients = []
+        self._update_BRC = self.momentum_BRC
+        if not chosen:
+            return chosen
+        if self.clip is not None:
+            gradients = list(torch._foreach_mul(gradients, self.clip))
+        momenta = [self.momentum(index) for index in chosen]
         mu, weight = group["momentum"], 1.0 if group["momentum_form"] == "sum" else 1.0 - group["momentum"]
         torch._foreach_mul_(momenta, mu)
         torch._foreach_add_(momenta, gradients, alpha=weight)
-        if not group["nesterov"]:
-            return self.momentum_BRC
-        update_BRC = self.momentum_BRC * mu
-        torch._foreach_add_([update_BRC[index] for index in chosen], gradients, alpha=weight)
-        return update_BRC
+        if group["nesterov"]:
+            self._update_BRC = self.momentum_BRC * mu
+            torch._foreach_add_([self._update_BRC[self.place[index]] for index in chosen], gradients, alpha=weight)
+        return chosen
+
+    def _move(self, group: dict[str, Any], indices: list[int], orthogonal: list[Tensor]) -> None:
+        """Decays these parameters and moves them against their orthogonalised matrices."""
+        parameters = [local(self.parameters[index]) for index in indices]
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        scale = group["lr"] * shape_scale(group["lr_scale"], self.rows, self.columns)
+        torch._foreach_add_(parameters, orthogonal, alpha=-scale)
 
 
-def matrix_banks(group: dict[str, Any]) -> list[MatrixBank]:
-    """The banks of a Muon group, in the order in which their first matrices appear."""
-    alike: dict[tuple[Any, ...], list[Tensor]] = {}
-    for parameter in group["params"]:
-        alike.setdefault((parameter.shape, parameter.dtype, parameter.device), []).append(parameter)
-    return [MatrixBank(parameters, group["backend"]) for parameters in alike.values()]
+def polynomial_of(group: dict[str, Any]) -> Polynomial:
+    """The polynomial that a group names."""
+    return named_polynomial(group["coefficients"], group["num_iterations"])

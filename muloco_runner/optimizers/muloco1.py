@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muloco_runner.optimizers.matrix_bank import MatrixBank
-from muloco_runner.optimizers.muon import Muon, state_dtype
+from muloco_runner.optimizers.banks import Bank
+from muloco_runner.optimizers.muon import Muon
+from muloco_runner.optimizers.placement import state_dtype
 
 
 class MuLoCo1(Muon):
@@ -37,7 +38,7 @@ class MuLoCo1(Muon):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group({**self._outer, "steps_since_sync": 0, **param_group})
 
-    def _create_state(self, group: dict[str, Any]) -> list[MatrixBank]:
+    def _create_state(self, group: dict[str, Any]) -> list[Bank]:
         banks = super()._create_state(group)
         for parameter in group["params"]:
             state, dtype = self.state[parameter], state_dtype(parameter)

@@ -2,7 +2,8 @@
 
 Muon (Keller Jordan et al.): the momentum of each matrix is orthogonalised by a Newton-Schulz polynomial and scaled by
 its shape; weight decay is decoupled. Matrices of one shape share a bank and are orthogonalised together. All state is
-created at once, in float32, and saved per parameter.
+created at once, in float32, and saved per parameter. Ranks that train one model share the work: see `shared_bank` for
+replicas and `sharded_bank` for parameters that are themselves spread over the ranks.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ from itertools import chain
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.optim.adamw import adamw
 
-from muloco_runner.optimizers.matrix_bank import MatrixBank, matrix_banks, shape_scale
+from muloco_runner.optimizers.banks import Bank, average_gradients, create_banks
+from muloco_runner.optimizers.in_flight import InFlight
+from muloco_runner.optimizers.matrix_bank import shape_scale
 from muloco_runner.optimizers.orthogonalize import choose_backend
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
+from muloco_runner.optimizers.owners import Owners
+from muloco_runner.optimizers.placement import copy_into
+from muloco_runner.optimizers.shared_bank import SharedBank
 
 MomentumForm = Literal["sum", "ema"]
 LrScale = Literal["spectral", "keller_jordan", "moonlight"]
@@ -27,6 +33,10 @@ class Muon(torch.optim.Optimizer):
     """Groups with `algorithm="muon"` (the default; matrices only) or `algorithm="adamw"`, each with its own `lr`.
 
     State is 4 bytes a parameter of a Muon group (the momentum) and 8 of an AdamW group (both moments).
+
+    `process_group` names ranks that hold the same parameters: they share the matrices, and each keeps the momenta of
+    its own alone. All of them must call `step`, `state_dict` and `load_state_dict`. Gradients are taken as averaged
+    already, unless `average_gradients` does it. DTensors of `fully_shard` need no `process_group`.
     """
 
     def __init__(
@@ -44,6 +54,7 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         backend: str = "auto",
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -59,7 +70,13 @@ class Muon(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "backend": backend,
         }
-        self._banks: list[list[MatrixBank]] = []
+        self._banks: list[list[Bank]] = []
+        """Of each group."""
+        self._process_group = process_group
+        self._owners: dict[int, Owners] = {}
+        """By the number of ranks that share."""
+        self._averaged: dict[Tensor, Tensor | None] = {}
+        self._clip: Tensor | None = None
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -73,28 +90,41 @@ class Muon(torch.optim.Optimizer):
             raise
         self._banks.append(self._create_state(group))
 
-    def _create_state(self, group: dict[str, Any]) -> list[MatrixBank]:
-        """Zeros, or what `self.state` holds of it already; the banks of a Muon group."""
-        if group["algorithm"] == "adamw":
-            for parameter in group["params"]:
-                state, dtype = self.state[parameter], state_dtype(parameter)
-                # On the parameter's device, as the fused kernel wants it.
-                state.setdefault("step", torch.zeros((), dtype=torch.float32, device=parameter.device))
-                state.setdefault("exp_avg", torch.zeros_like(parameter, dtype=dtype))
-                state.setdefault("exp_avg_sq", torch.zeros_like(parameter, dtype=dtype))
-            return []
-        banks = matrix_banks(group)
+    def _create_state(self, group: dict[str, Any]) -> list[Bank]:
+        """The banks of a group; their state is zeros, or what `self.state` holds of it already."""
+        banks = create_banks(group, self._process_group, self._owners)
         for bank in banks:
-            for parameter, momentum in zip(bank.parameters, bank.momenta, strict=True):
-                if "momentum" in self.state[parameter]:
-                    momentum.copy_(self.state[parameter]["momentum"])
-                self.state[parameter]["momentum"] = momentum
+            for index, parameter in enumerate(bank.parameters):
+                for name, held in bank.state(index).items():
+                    if name in self.state[parameter]:
+                        copy_into(held, self.state[parameter][name])
+                    self.state[parameter][name] = held
         return banks
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._process_group is not None:
+            raise TypeError("an optimizer that shares its state over ranks cannot be copied: use state_dict()")
+        return dict(super().__getstate__())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_banks" not in self.__dict__:  # a copy, or unpickled
+            self._process_group, self._owners, self._averaged, self._clip = None, {}, {}, None
             self._banks = [self._create_state(group) for group in self.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's. Under `process_group` every rank calls it and gets the whole state, as without."""
+        own_state = self.state
+        shared = [bank for banks in self._banks for bank in banks if isinstance(bank, SharedBank)]
+        if shared:
+            self.state = own_state.copy()
+            for bank in shared:
+                for parameter, momentum in zip(bank.parameters, bank.gather_momenta(), strict=True):
+                    self.state[parameter] = {**self.state.get(parameter, {}), "momentum": momentum}
+        try:
+            return super().state_dict()
+        finally:
+            self.state = own_state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but into the state there is: torch would put it elsewhere, in the parameters' dtype."""
@@ -105,7 +135,8 @@ class Muon(torch.optim.Optimizer):
         own = chain.from_iterable(group["params"] for group in self.param_groups)
         for number, parameter in zip(saved, own, strict=True):
             for name, value in state_dict["state"].get(number, {}).items():
-                self.state[parameter][name].copy_(value)
+                if name in self.state[parameter]:  # else another rank holds it
+                    copy_into(self.state[parameter][name], value)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -113,45 +144,26 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        in_flight = InFlight()
         for group, banks in zip(self.param_groups, self._banks, strict=True):
-            if group["algorithm"] == "adamw":
-                self._adamw_step(group)
             for bank in banks:
-                bank.step(group)
+                bank.prepare(group, [self._averaged.get(p, p.grad) for p in bank.parameters], self._clip)
+                bank.launch(group, in_flight)
+        in_flight.flush()
+        self._averaged, self._clip = {}, None
         return loss
 
-    def _adamw_step(self, group: dict[str, Any]) -> None:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        if not parameters:
-            return
-        states = [self.state[parameter] for parameter in parameters]
-        # The fused kernel takes one dtype: parameters narrower than their state take the step as a wider copy.
-        wide = [parameter.to(state_dtype(parameter)) for parameter in parameters]
-        gradients = [p.grad.to(state_dtype(p)) for p in parameters if p.grad is not None]
-        adamw(
-            wide,
-            gradients,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
-        for parameter, result in zip(parameters, wide, strict=True):
-            if result is not parameter:
-                parameter.copy_(result)
+    @torch.no_grad()
+    def average_gradients(self, max_norm: float | None = None) -> Tensor:
+        """Averages every gradient over `process_group` for the next step, and returns the norm of them all (0-D).
 
-
-def state_dtype(parameter: Tensor) -> torch.dtype:
-    """Of what is kept for a parameter: float32, or wider where it is."""
-    return torch.promote_types(parameter.dtype, torch.float32)
+        A matrix's mean is made on its owner alone, which halves what is sent. Where the norm is above `max_norm` the
+        next step scales the gradients down to it, as `clip_grad_norm_` would. `grad` itself stays local.
+        """
+        banks = [bank for banks in self._banks for bank in banks]
+        self._averaged, norm = average_gradients(banks, self._process_group)
+        self._clip = None if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        return norm
 
 
 def _check(group: dict[str, Any]) -> None:

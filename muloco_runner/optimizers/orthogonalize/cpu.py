@@ -4,8 +4,7 @@ Three savings over the polynomial as written, each product one call of the matri
 
 * `b A + c A^2` and `a X + B X` are folded into `addmm`, so that their sums are made in float32, before rounding;
 * symmetric products are computed by blocks of rows up to the diagonal, the rest is mirrored;
-* on rectangles the polynomial runs on A = X X^T alone (Gram form) and meets X once in `GRAM_STEPS` steps. From A on,
-  everything commutes and is symmetric. Fresh Gram matrices keep rounding errors from growing.
+* on rectangles the polynomial runs on A = X X^T alone and meets X once in `GRAM_STEPS` steps (`gram_form`).
 
 Axes: B matrices, M the smaller side, N the larger.
 """
@@ -17,7 +16,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from muloco_runner.optimizers.orthogonalize.polynomial import Coefficients, Polynomial
+from muloco_runner.optimizers.orthogonalize.gram_form import Addend, GramForm
+from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial
 from muloco_runner.optimizers.orthogonalize.reference import normalise
 
 # Measured with benchmarks/muon_step.py on a CPU with AVX512-BF16.
@@ -39,17 +39,23 @@ def has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def computes_in_bfloat16(rows: int, columns: int, dtype: torch.dtype) -> bool:
+    """Whether `orthogonalize_cpu` does so on matrices of that shape and dtype."""
+    return dtype != torch.float64 and min(rows, columns) >= SMALLEST_BFLOAT16_SIDE and has_bfloat16()
+
+
 def orthogonalize_cpu(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:
     """As `orthogonalize_reference`, for a batch of matrices on the CPU; float64 stays float64."""
     tall = x_BMN.shape[-2] > x_BMN.shape[-1]
     x_BMN = x_BMN.mT if tall else x_BMN
-    if x_BMN.dtype == torch.float64 or x_BMN.shape[-2] < SMALLEST_BFLOAT16_SIDE or not has_bfloat16():
+    if not computes_in_bfloat16(x_BMN.shape[-2], x_BMN.shape[-1], x_BMN.dtype):
         out_BMN = _folded(normalise(x_BMN, polynomial), polynomial)
     else:
         out_BMN = torch.empty_like(x_BMN)
         workspace = _Workspace(*x_BMN.shape[-2:])
         for x_MN, out_MN in zip(x_BMN.unbind(), out_BMN.unbind(), strict=True):
-            out_MN.copy_(workspace.orthogonalize(normalise(x_MN, polynomial), polynomial.steps))
+            workspace.x.copy_(normalise(x_MN, polynomial))
+            out_MN.copy_(workspace.finish(workspace.run(polynomial.steps)))
     return out_BMN.mT if tall else out_BMN
 
 
@@ -60,55 +66,37 @@ def _folded(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:
     return x_BMN
 
 
-class _Workspace:
+class _Workspace(GramForm):
     """Buffers in bfloat16 for one matrix at a time, which thus stays in the cache."""
 
     def __init__(self, m: int, n: int) -> None:
-        self.x_MN, self.next_MN = (torch.empty(m, n, dtype=torch.bfloat16) for _ in range(2))
+        self.x, self.next_x = (torch.empty(m, n, dtype=torch.bfloat16) for _ in range(2))
         self.gram_MM, self.r_MM, self.s_MM, self.next_MM = (torch.empty(m, m, dtype=torch.bfloat16) for _ in range(4))
-        self.steps_at_once = GRAM_STEPS if m >= SMALLEST_GRAM_SIDE and n >= GRAM_ASPECT * m else 1
+        if m >= SMALLEST_GRAM_SIDE and n >= GRAM_ASPECT * m:
+            self.stretches = (GRAM_STEPS, GRAM_STEPS)
 
-    def orthogonalize(self, x_MN: Tensor, steps: tuple[Coefficients, ...]) -> Tensor:
-        """All steps on a normalised matrix; the result is overwritten by the next call."""
-        self.x_MN.copy_(x_MN)
-        for first in range(0, len(steps), self.steps_at_once):
-            p = self._polynomial_of_gram(steps[first : first + self.steps_at_once])
-            torch.addmm(self.x_MN, self.s_MM, self.x_MN, beta=p, out=self.next_MN)
-            self.x_MN, self.next_MN = self.next_MN, self.x_MN
-        return self.x_MN
+    def finish(self, p: float) -> Tensor:
+        """p X + S X, overwritten by the next matrix."""
+        self._advance(p)
+        return self.x
 
-    def _polynomial_of_gram(self, steps: tuple[Coefficients, ...]) -> float:
-        """Leaves S and returns p such that p X + S X are the given steps on X.
+    def _advance(self, p: float) -> None:
+        torch.addmm(self.x, self.s_MM, self.x, beta=p, out=self.next_x)
+        self.x, self.next_x = self.next_x, self.x
 
-        A step multiplies X by a I + R with R = b A + c A^2. The multiple of I is kept apart: on the diagonal, where
-        it is large, bfloat16 would round away the rest.
-        """
-        _symmetric(self.gram_MM, self.x_MN, self.x_MN.mT)
-        p = 1.0
-        for index, (a, b, c) in enumerate(steps):
-            r_MM = self.s_MM if index == 0 else self.r_MM
-            _symmetric(r_MM, self.gram_MM, self.gram_MM, self.gram_MM, beta=b, alpha=c)
-            if index > 0:
-                # (a I + R) (p I + S) - a p I = a S + R S + p R
-                _symmetric(self.next_MM, r_MM, self.s_MM, self.s_MM, beta=a)
-                self.s_MM, self.next_MM = self.next_MM.add_(r_MM, alpha=p), self.s_MM
-            p *= a
-            if index + 1 < len(steps):
-                # A <- (a I + R) A (a I + R)
-                _symmetric(self.next_MM, self.gram_MM, r_MM, self.gram_MM, beta=a)
-                _symmetric(self.gram_MM, r_MM, self.next_MM, self.next_MM, beta=a)
-        return p
+    def _fresh_gram(self) -> None:
+        self._symmetric(self.gram_MM, self.x, self.x.mT, 1.0)
 
-
-def _symmetric(out_MM: Tensor, left: Tensor, right: Tensor, add_MM: Tensor | None = None, beta: float = 0.0,
-               alpha: float = 1.0) -> None:  # fmt: skip
-    """out = alpha left @ right + beta add, where that is symmetric; `out` shares memory with no other argument."""
-    m = out_MM.shape[0]
-    for top in range(0, m, BLOCK_ROWS):
-        end = min(top + BLOCK_ROWS, m)
-        rows_out, columns = out_MM[top:end, :end], right[:, :end]
-        if add_MM is None:
-            torch.mm(left[top:end], columns, out=rows_out)
-        else:
-            torch.addmm(add_MM[top:end, :end], left[top:end], columns, beta=beta, alpha=alpha, out=rows_out)
-        out_MM[:top, top:end] = out_MM[top:end, :top].mT
+    def _symmetric(self, out_MM: Tensor, left_MM: Tensor, right_MM: Tensor, factor: float, *addends: Addend) -> None:
+        m = out_MM.shape[0]
+        for top in range(0, m, BLOCK_ROWS):
+            end = min(top + BLOCK_ROWS, m)
+            rows_out, columns = out_MM[top:end, :end], right_MM[:, :end]
+            if addends:
+                (first_MM, weight), *further = addends
+                torch.addmm(first_MM[top:end, :end], left_MM[top:end], columns, beta=weight, alpha=factor, out=rows_out)
+                for addend_MM, weight in further:
+                    rows_out.add_(addend_MM[top:end, :end], alpha=weight)
+            else:
+                torch.mm(left_MM[top:end], columns, out=rows_out)
+            out_MM[:top, top:end] = out_MM[top:end, :top].mT

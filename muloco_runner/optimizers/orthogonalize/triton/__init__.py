@@ -1,0 +1,35 @@
+"""Orthogonalisation by Triton kernels, for Hopper: float16 storage, float32 sums, symmetric products by half.
+
+`Workspace` runs the shared order of products (`gram_form`) on the kernels of `products`, after the prologue of
+`elementwise`. Needs the package triton; the rest of `muloco_runner` does not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial
+from muloco_runner.optimizers.orthogonalize.triton.tiles import matrices_at_once
+from muloco_runner.optimizers.orthogonalize.triton.workspace import Source, Workspace
+
+
+def orthogonalize_triton(x_BRC: Tensor, polynomial: Polynomial, dtype: torch.dtype = torch.float16) -> Tensor:
+    """As `orthogonalize_reference`, with products in `dtype` (float16 or bfloat16); gives x's dtype back."""
+    x_BRC = x_BRC.contiguous()
+    batch, rows, columns = x_BRC.shape
+    at_once = min(batch, matrices_at_once(rows, columns))
+    workspace = Workspace(at_once, rows, columns, dtype, x_BRC.device)
+    out_BRC = torch.empty_like(x_BRC)
+    for part_BRC, result_BRC in zip(x_BRC.split(at_once), out_BRC.split(at_once), strict=True):
+        addresses = torch.tensor([x_RC.data_ptr() for x_RC in part_BRC], device=x_BRC.device)
+        workspace.batch = len(part_BRC)
+        source = Source(addresses, x_BRC.dtype, aligned(addresses.tolist()), None, None)
+        workspace.normalise(source, polynomial.norm_margin)
+        result_BRC.copy_(workspace.finish(workspace.run(polynomial.steps)))
+    return out_BRC
+
+
+def aligned(addresses: list[int]) -> bool:
+    """Whether 16 bytes may be read at once from each address."""
+    return all(address % 16 == 0 for address in addresses)

@@ -1,0 +1,178 @@
+"""Buffers for some matrices of one shape on a GPU, and the launches of their kernels.
+
+Every tensor is row-major in its matrix's own orientation: a tall matrix X of shape (N, M) uses A = X^T X and
+p X + X S instead of transposes. Rows are padded to 16 bytes, as tensor descriptors want them.
+
+Axes: B matrices at once, R rows, C columns, M the smaller of the two.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from muloco_runner.optimizers.orthogonalize.gram_form import Addend, GramForm
+from muloco_runner.optimizers.orthogonalize.triton import elementwise, products, tiles
+
+GRAM_ASPECT = 1.5
+"""Longer over shorter side from which a polynomial's steps run in stretches."""
+STRETCHES = {torch.float16: (2, 3), torch.bfloat16: (2, 2), torch.float32: (1, 1)}
+"""Longer ones would be faster and less exact: the tolerances of the tests decide."""
+SMALLEST_HALF_SIDE = 32
+"""A matrix with a shorter side is orthogonalised in float32: its products fill no tile of half precision."""
+SMALLEST_NORM = torch.finfo(torch.float32).tiny
+MOST_STRIPS = 256
+STRIP_BLOCK = 2048
+GROUP = 8
+
+TRITON_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+def aligned_columns(columns: int) -> int:
+    """Elements of a row in memory: a multiple of 16 bytes in any dtype here."""
+    return -(-columns // 8) * 8
+
+
+def is_interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which gets bfloat16 products wrong."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def storage_dtype(rows: int, columns: int, half: torch.dtype) -> torch.dtype:
+    """Of matrices of that shape between products."""
+    return torch.float32 if min(rows, columns) < SMALLEST_HALF_SIDE else half
+
+
+class Source:
+    """What is orthogonalised: gradients by address, and the momentum they go into, if any."""
+
+    def __init__(
+        self,
+        gradients: Tensor,
+        dtype: torch.dtype,
+        aligned: bool,
+        momentum_BRC: Tensor | None,
+        hyper: Tensor | None,
+        nesterov: bool = False,
+    ) -> None:
+        self.gradients, self.dtype, self.aligned = gradients, dtype, aligned
+        self.momentum_BRC, self.hyper, self.nesterov = momentum_BRC, hyper, nesterov
+
+
+class Workspace(GramForm):
+    """For at most `batch` matrices of shape (rows, columns)."""
+
+    def __init__(self, batch: int, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.rows, self.columns, self.side = rows, columns, min(rows, columns)
+        self.tall = rows > columns
+        self.dtype = storage_dtype(rows, columns, dtype)
+        self.batch = batch
+        self.upcast = is_interpreted() and self.dtype == torch.bfloat16
+        self.x, self.next_x = (self._empty(batch, rows, columns, device) for _ in range(2))
+        self.gram_MM, self.r_MM, self.s_MM, self.next_MM = (
+            self._empty(batch, self.side, self.side, device) for _ in range(4)
+        )
+        self.strips = min(MOST_STRIPS, 1 << max(0, math.ceil(math.log2(rows * columns / STRIP_BLOCK))))
+        self.squares = torch.empty(batch, self.strips, dtype=torch.float64, device=device)
+        self.stretches = STRETCHES[self.dtype] if max(rows, columns) >= GRAM_ASPECT * self.side else (1, 1)
+        self._descriptors: dict[tuple[int, int, int], Any] = {}
+
+    def _empty(self, batch: int, rows: int, columns: int, device: torch.device) -> Tensor:
+        return torch.empty(batch, rows, aligned_columns(columns), dtype=self.dtype, device=device)[..., :columns]
+
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        buffers = (self.x, self.next_x, self.gram_MM, self.r_MM, self.s_MM, self.next_MM, self.squares)
+        return sum(buffer.untyped_storage().nbytes() for buffer in buffers)
+
+    # The prologue
+
+    def normalise(self, source: Source, margin: float) -> None:
+        """Momentum from the gradients, and X from the momentum, divided by its norm times `margin`."""
+        numel = self.rows * self.columns
+        block = min(STRIP_BLOCK, triton.next_power_of_2(numel))
+        strip = -(-numel // (self.strips * block)) * block
+        shared = {
+            "gradients": source.gradients, "momentum": source.momentum_BRC, "squares": self.squares,
+            "hyper": source.hyper, "numel": numel, "strip": strip, "GRADIENT": TRITON_TYPES[source.dtype],
+            "NESTEROV": source.nesterov, "ALIGNED": source.aligned, "BLOCK": block,
+        }  # fmt: skip
+        grid = (self.strips, self.batch)
+        elementwise.accumulate_momentum[grid](**shared)
+        elementwise.normalise[grid](
+            out=self.x, columns=self.columns, row_stride=self.x.stride(1), matrix_stride=self.x.stride(0),
+            margin=margin, smallest_norm=SMALLEST_NORM, DTYPE=TRITON_TYPES[self.dtype], STRIPS=self.strips, **shared,
+        )  # fmt: skip
+
+    # The products
+
+    def _fresh_gram(self) -> None:
+        self._launch_symmetric("left" if self.tall else "right", self.gram_MM, self.x, self.x, 1.0)
+
+    def _symmetric(self, out_MM: Tensor, left_MM: Tensor, right_MM: Tensor, factor: float, *addends: Addend) -> None:
+        self._launch_symmetric("neither", out_MM, left_MM, right_MM, factor, *addends)
+
+    def _launch_symmetric(
+        self, transposed: str, out: Tensor, left: Tensor, right: Tensor, factor: float, *addends: Addend
+    ) -> None:
+        tile = tiles.symmetric_tile(self.side, self.batch, self.dtype)
+        m, n, k = tile.block_m, tile.block_n, tile.block_k
+        (first, first_weight), (second, second_weight) = (*addends, (None, 0.0), (None, 0.0))[:2]
+        products.symmetric_product[tiles.tiles_of_triangle(self.side, tile), self.batch](
+            self._described(left, k, m) if transposed == "left" else self._described(left, m, k),
+            self._described(right, n, k) if transposed == "right" else self._described(right, k, n),
+            self._described(out, m, n), self._described(out, n, m),
+            None if first is None else self._described(first, m, n),
+            None if second is None else self._described(second, m, n),
+            factor, first_weight, second_weight, left.shape[-2] if transposed == "left" else left.shape[-1],
+            LEFT_TRANSPOSED=transposed == "left", RIGHT_TRANSPOSED=transposed == "right",
+            DTYPE=TRITON_TYPES[self.dtype], UPCAST=self.upcast, **tile.constants(), **tile.options(),
+        )  # fmt: skip
+
+    def _advance(self, p: float) -> None:
+        tile = tiles.product_tile(self.rows, self.columns, self.batch, self.dtype)
+        products.product[tiles.tiles_of_product(self.rows, self.columns, tile), self.batch](
+            *self._operands(tile), self._described(self.next_x, tile.block_m, tile.block_n),
+            p, self.rows, self.columns, self.side, DTYPE=TRITON_TYPES[self.dtype], UPCAST=self.upcast, GROUP=GROUP,
+            **tile.constants(), **tile.options(),
+        )  # fmt: skip
+        self.x, self.next_x = self.next_x, self.x
+
+    def _operands(self, tile: tiles.Tile) -> tuple[Any, Any, Any]:
+        """S and X, or X and S where X is tall; and X as an addend."""
+        m, n, k = tile.block_m, tile.block_n, tile.block_k
+        left, right = (self.x, self.s_MM) if self.tall else (self.s_MM, self.x)
+        return self._described(left, m, k), self._described(right, k, n), self._described(self.x, m, n)
+
+    def _described(self, tensor: Tensor, rows: int, columns: int) -> Any:
+        key = (tensor.data_ptr(), rows, columns)
+        if key not in self._descriptors:
+            self._descriptors[key] = TensorDescriptor(
+                tensor, list(tensor.shape), list(tensor.stride()), [1, rows, columns]
+            )
+        return self._descriptors[key]
+
+    # The last product
+
+    def finish(self, p: float) -> Tensor:
+        """p X + S X, shape (B, R, C); overwritten by the next call."""
+        self._advance(p)
+        return self.x[: self.batch]
+
+    def finish_into(
+        self, parameters: Tensor, dtype: torch.dtype, aligned: bool, source: Source, p: float, shape_scale: float
+    ) -> None:
+        """Weights by address <- decayed weights - lr shape_scale (p X + S X)."""
+        tile = tiles.product_tile(self.rows, self.columns, self.batch, self.dtype, tiles.INTO_PARAMETERS)
+        products.product_into_parameters[tiles.tiles_of_product(self.rows, self.columns, tile), self.batch](
+            *self._operands(tile), parameters, source.gradients, source.hyper, p, shape_scale,
+            self.rows, self.columns, self.side,
+            PARAMETER=TRITON_TYPES[dtype], ALIGNED=aligned, UPCAST=self.upcast, GROUP=GROUP,
+            **tile.constants(), **tile.options(),
+        )  # fmt: skip

@@ -1,0 +1,87 @@
+"""Muon on parameters whose rows are spread over ranks (FSDP2's `fully_shard`): it sees whole matrices nonetheless.
+
+Momentum is kept like its parameter, by rows. A step brings each matrix's update to its owner (an all-to-all), which
+orthogonalises it once, and sends every rank its rows back in the precision in which the backend computes; they travel
+while the next matrices are worked on.
+
+Axes: P ranks, S places a rank, H rows a rank (the last ranks' may be fewer), R rows, C columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from muloco_runner.optimizers.in_flight import InFlight
+from muloco_runner.optimizers.matrix_bank import MatrixBank, polynomial_of
+from muloco_runner.optimizers.orthogonalize import matrices_at_once, orthogonalize, result_dtype
+from muloco_runner.optimizers.owners import Owners, rounds_of
+from muloco_runner.optimizers.placement import placed_like, sharding_group
+
+
+class ShardedBank(MatrixBank):
+    """Same-shape DTensors of one mesh, rows sharded."""
+
+    def __init__(self, parameters: list[Tensor], backend: str, owners: Owners) -> None:
+        self.process_group = sharding_group(parameters[0])
+        self.rank, self.num_ranks = self.process_group.rank(), self.process_group.size()
+        super().__init__(parameters, backend)
+        self.owners = owners.deal(len(parameters), self.rows, self.columns)
+        self.rounds = rounds_of(self.owners, self.num_ranks, matrices_at_once(self.backend, self.rows, self.columns))
+        self.rows_a_rank = -(-self.rows // self.num_ranks)
+
+    def state(self, index: int) -> dict[str, Tensor]:
+        return {"momentum": placed_like(self.momentum(index), self.parameters[index])}
+
+    def launch(self, group: dict[str, Any], in_flight: InFlight) -> None:
+        moving = self._take_gradients(group)
+        dtype = result_dtype(self.backend, self.rows, self.columns, self.dtype)
+        for of_rank in self.rounds:
+            whole_SRC = self._to_owners(of_rank)
+            rows_PSHC = whole_SRC.new_zeros(
+                self.num_ranks, max(map(len, of_rank)), self.rows_a_rank, self.columns, dtype=dtype
+            )
+            if len(whole_SRC):
+                orthogonal_SRC = orthogonalize(whole_SRC, polynomial_of(group), self.backend).to(dtype)
+                for rank, rows_SHC in enumerate(orthogonal_SRC.split(self.rows_a_rank, dim=1)):
+                    rows_PSHC[rank, : len(whole_SRC), : rows_SHC.shape[1]].copy_(rows_SHC)
+            self._to_shards(group, of_rank, rows_PSHC, moving, in_flight)
+
+    def _to_owners(self, of_rank: list[list[int]]) -> Tensor:
+        """The whole updates of this rank's matrices of a round; every rank sends the rows it has."""
+        places, here = max(map(len, of_rank)), self.momentum_BRC.shape[1]
+        sent_PSHC = self.momentum_BRC.new_zeros(self.num_ranks, places, self.rows_a_rank, self.columns)
+        for rank, indices in enumerate(of_rank):
+            if indices:
+                sent_PSHC[rank, : len(indices), :here].copy_(self._update_BRC[indices])
+        got_PSHC = torch.empty_like(sent_PSHC)
+        dist.all_to_all_single(got_PSHC, sent_PSHC, group=self.process_group)
+        whole_SRC = got_PSHC.transpose(0, 1).reshape(places, -1, self.columns)
+        return whole_SRC[: len(of_rank[self.rank]), : self.rows]
+
+    def _to_shards(
+        self,
+        group: dict[str, Any],
+        of_rank: list[list[int]],
+        rows_PSHC: Tensor,
+        moving: list[int],
+        in_flight: InFlight,
+    ) -> None:
+        """Sends every rank its rows of this round's matrices; they are applied when they have come."""
+        got_PSHC = torch.empty_like(rows_PSHC)
+        work = dist.all_to_all_single(got_PSHC, rows_PSHC, group=self.process_group, async_op=True)
+        here = self.momentum_BRC.shape[1]
+        arrived = {
+            index: got_PSHC[rank, place, :here] for rank, mine in enumerate(of_rank) for place, index in enumerate(mine)
+        }
+        indices = [index for index in moving if index in arrived]
+
+        def finish() -> None:
+            if indices:
+                self._move(group, indices, [arrived[index].to(self.dtype) for index in indices])
+
+        assert work is not None
+        in_flight.push(work, finish)

@@ -1,0 +1,101 @@
+"""Two ranks that share Muon's work do what one does alone: replicas, and parameters sharded by fully_shard."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from muloco_runner.optimizers.orthogonalize import cpu
+from muloco_runner.optimizers.owners import Owners, rounds_of
+
+SCRIPT = Path(__file__).parent / "sharing_ranks.py"
+
+
+@pytest.fixture(scope="module")
+def ranks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sharing_ranks", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of the two ranks came to."""
+    folder = tmp_path_factory.mktemp("ranks")
+    processes = [subprocess.Popen([sys.executable, str(SCRIPT), str(folder), str(rank)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture(autouse=True)
+def fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(cpu, "SMALLEST_BFLOAT16_SIDE", 4)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("placement", ["replicas", "sharded"])
+def test_sharing_leads_to_what_one_rank_does_alone_also_through_a_checkpoint(
+    placement: str, backend: str, outcomes: list[dict[str, Any]], ranks: ModuleType
+) -> None:
+    model, _ = ranks.alone(backend)
+    for outcome in outcomes:
+        for shared, whole in zip(outcome[f"{placement}-{backend}"]["values"], model.parameters(), strict=True):
+            # The reference multiplies a whole bank in one call, which rounds otherwise than a matrix alone.
+            assert torch.equal(shared, whole) or backend == "reference"
+            torch.testing.assert_close(shared, whole.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("placement", ["replicas", "sharded"])
+def test_the_saved_state_is_that_of_one_rank(placement: str, outcomes: list[dict[str, Any]], ranks: ModuleType) -> None:
+    _, optimizer = ranks.alone("reference", range(2))
+    expected = optimizer.state_dict()
+    for outcome in outcomes:
+        saved = outcome[f"{placement}-reference"]["saved"]
+        assert saved["param_groups"] == expected["param_groups"]
+        assert saved["state"].keys() == expected["state"].keys()
+        for number, state in expected["state"].items():
+            assert state.keys() == saved["state"][number].keys()
+            for name, value in state.items():
+                assert torch.equal(value, saved["state"][number][name])
+
+
+def test_each_momentum_lies_on_one_rank(outcomes: list[dict[str, Any]], ranks: ModuleType) -> None:
+    held = [outcome["replicas-reference"]["held"] for outcome in outcomes]
+    assert sum(held) == sum(rows * columns for rows, columns in ranks.SHAPES)
+    assert min(held) > 0
+
+
+def test_local_gradients_are_averaged_and_clipped_as_a_whole(outcomes: list[dict[str, Any]], ranks: ModuleType) -> None:
+    model, _ = ranks.alone("reference", clip=ranks.CLIP)
+    for outcome in outcomes:
+        for shared, whole in zip(outcome["local_gradients"]["values"], model.parameters(), strict=True):
+            torch.testing.assert_close(shared, whole, rtol=2e-5, atol=1e-6)
+    for step, norm in enumerate(outcomes[0]["local_gradients"]["norms"]):
+        gradients = [ranks.gradient(step, index, p.shape) for index, p in enumerate(model.parameters())]
+        expected = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None]).norm()
+        torch.testing.assert_close(norm, expected)
+
+
+def test_matrices_are_dealt_evenly_by_their_arithmetic() -> None:
+    owners = Owners(8)
+    large = owners.deal(12, 4224, 1536)
+    small = owners.deal(72, 1536, 1536)
+    assert {large.count(rank) for rank in range(8)} == {1, 2}
+    assert max(owners.loads) < 1.1 * sum(owners.loads) / 8
+    assert {small.count(rank) for rank in range(8) if large.count(rank) == 2} != {9}
+
+
+def test_rounds_hold_every_matrix_once() -> None:
+    rounds = rounds_of([0, 1, 1, 1, 2, 1], 3, at_once=2)
+    assert rounds == [[[0], [1, 2], [4]], [[], [3, 5], []]]
