@@ -37,12 +37,12 @@ Filters: algorithm=muloco, model=82k, seed=0,1, inner_optimizer.lr=0.02, run=3fa
 _ON_SWEEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "status": ("what is done, running, waiting and held, and why", ("--json",)),
     "watch": ("status, drawn anew until the sweep is over", ()),
-    "pause": ("submit nothing more; running jobs go on", ()),
-    "resume": ("submit again", ()),
-    "quota": ("change the sweep's own limits while it runs", ()),
-    "cancel": ("end runs and hold them", ("--all",)),
-    "hold": ("keep waiting runs from starting", ("--all",)),
-    "retry": ("try held runs again, with new budgets", ("--all",)),
+    "pause": ("submit nothing more; running jobs go on", ("--json",)),
+    "resume": ("submit again", ("--json",)),
+    "quota": ("change the sweep's own limits while it runs", ("--json",)),
+    "cancel": ("end runs and hold them", ("--all", "--json")),
+    "hold": ("keep waiting runs from starting", ("--all", "--json")),
+    "retry": ("try held runs again, with new budgets", ("--all", "--json")),
 }
 _ON_RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "explain": ("the whole history of a run and what happens next", ("--json",)),

@@ -4,38 +4,51 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from muloco_runner.config import ConfigError
-from muloco_runner.record import ExitCode
+from muloco_runner.record import ExitCode, RecordError, RunFolder
 from sweeps.clusters import make_cluster
-from sweeps.clusters.interface import Refused
+from sweeps.clusters.interface import Cluster, Refused
 from sweeps.controller import Controller
 from sweeps.decide import decide
-from sweeps.display import show_status, status_table
-from sweeps.folder import Definition, SweepFolder
+from sweeps.definition import Definition, Shape
+from sweeps.folder import SweepFolder
 from sweeps.lease import LeaseHeld, read_holder
 from sweeps.quota import Verdict, all_limits
+from sweeps.runs import RunState
 from sweeps.selection import select
-from sweeps.state import RunState, Shape, SweepState
-from sweeps.views import explain, row, why
+from sweeps.state import SweepState
+from sweeps.status import Progress, Status, status_of
+from sweeps.status_table import status_lines, status_table
+from sweeps.views import explain, row, why, why_they_wait
+from sweeps.words import plural
 
 Arguments = argparse.Namespace
 _WATCH_SECONDS = 2.0
+_MOST_AT_WORK = 20
+"""Runs at work that are named."""
 
 
 def status(arguments: Arguments) -> ExitCode:
     for folder, filters in find_sweeps(arguments):
         look = Look(folder)
-        runs = look.selected(filters)
+        chosen = look.selected(filters) if filters else None
+        found = look.status(chosen)
         if arguments.json:
-            print(json.dumps(look.as_dict(runs)))
+            runs = look.state.runs.values() if chosen is None else chosen
+            print(json.dumps({**look.settings(), **found.to_dict(), "runs": [look.row(run) for run in runs]}))
         else:
-            show_status(look.folder.name, look.state, look.damage, runs, look.reason)
+            Console(highlight=False).print(status_table(found, _MOST_AT_WORK, words_for(folder)))
     return ExitCode.FINISHED
 
 
@@ -44,15 +57,25 @@ def watch(arguments: Arguments) -> ExitCode:
     from rich.live import Live
 
     ((folder, filters),) = only_one(find_sweeps(arguments))
-    with Live(refresh_per_second=2) as live:
+    with Live(console=Console(highlight=False), auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             look = Look(folder)
-            live.update(status_table(folder.name, look.state, look.selected(filters), look.reason))
+            found = look.status(look.selected(filters) if filters else None)
+            # The runs at work get the lines that are left, since a terminal shows no more than it has.
+            others = len(found.tally.groups) + len(list(status_lines(found, ""))) + 8
+            table = status_table(found, max(1, min(_MOST_AT_WORK, live.console.height - others)), words_for(folder))
+            live.update(table, refresh=True)
             if look.state.is_over or not look.is_controlled:
                 break
             time.sleep(_WATCH_SECONDS)
-    print("the sweep is over" if look.state.is_over else "no controller is at work: launch the sweep again to go on")
+    print("The sweep is over." if look.state.is_over else "No controller is at work: launch the sweep again to go on.")
     return ExitCode.FINISHED
+
+
+def words_for(folder: SweepFolder) -> str:
+    """What a proposed command needs to find the sweep."""
+    place = shlex.quote(str(folder.root))
+    return f"{place} --sweep {shlex.quote(folder.name)}" if len(SweepFolder.all_under(folder.root)) > 1 else place
 
 
 def explain_run(arguments: Arguments) -> ExitCode:
@@ -145,19 +168,42 @@ def _tell(
     for folder, filters in only_one(find_sweeps(arguments)):
         look = Look(folder)
         found = command(look, filters)
-        if found is None:
-            print(f"{folder.name}: no run that this concerns")
-            continue
-        event, values = found
-        folder.send(event, **values)
-        try:
-            Controller(folder, look.definition, make_cluster).obey()
-            how = "" if event == "own_limits" else "; no controller is at work: launch the sweep to go on"
-        except LeaseHeld:
-            how = " at the controller's next tick"
-        number = f"{len(values['runs'])} run(s) " if "runs" in values else ""
-        print(f"{folder.name}: {number}{done}{how}")
+        told = Told(folder.name, arguments.name)
+        if found is not None:
+            event, told.values = found
+            folder.send(event, **told.values)
+            try:
+                Controller(folder, look.definition, make_cluster).obey()
+            except LeaseHeld:
+                told.at_next_tick = True
+        print(json.dumps(told.to_dict()) if arguments.json else told.in_words(done))
     return ExitCode.FINISHED
+
+
+@dataclass
+class Told:
+    """What has become of a command."""
+
+    sweep: str
+    command: str
+    values: dict[str, Any] | None = None
+    """As the ledger has them; None where no run is concerned."""
+    at_next_tick: bool = False
+    """Of the controller at work; else it is carried out."""
+
+    def to_dict(self) -> dict[str, Any]:
+        runs = {"runs": []} if self.values is None else self.values
+        return {"sweep": self.sweep, "command": self.command, **runs, "at_next_tick": self.at_next_tick}
+
+    def in_words(self, done: str) -> str:
+        if self.values is None:
+            return f"{self.sweep}: no run that this concerns"
+        number = f"{plural(len(self.values['runs']), 'run')} " if "runs" in self.values else ""
+        if self.at_next_tick:
+            how = " at the controller's next tick"
+        else:
+            how = "" if self.command == "quota" else "; no controller is at work: launch the sweep to go on"
+        return f"{self.sweep}: {number}{done}{how}"
 
 
 class Look:
@@ -166,41 +212,86 @@ class Look:
     def __init__(self, folder: SweepFolder) -> None:
         self.folder = folder
         self.definition: Definition = folder.read_definition()
-        self.state: SweepState
-        self.state, self.damage = folder.read_state(self.definition.works)
-        holder = read_holder(folder.lease_dir)
-        self.is_controlled = holder is not None and holder.is_alive
-        self._verdicts: Mapping[Shape, Verdict] | None = None
+        self.config = self.definition.read_cluster()
+        replay = folder.read_state(self.definition)
+        self.state: SweepState = replay.state
+        self.damage = replay.damage
+        self.now = time.time()
+        self.holder = read_holder(folder.lease_dir)
+        self.is_controlled = self.holder is not None and self.holder.is_alive
 
     def selected(self, filters: Sequence[str]) -> list[RunState]:
         return [self.state.runs[work.name] for work in select(self.definition.works, filters)]
 
-    def reason(self, run: RunState) -> str:
-        if self._verdicts is None:
-            self._verdicts = self._decide()
-        return why(run, self.state, self._verdicts, time.time(), self.is_controlled)
+    def status(self, chosen: Sequence[RunState] | None) -> Status:
+        """Of the chosen runs, or of all."""
+        return status_of(
+            self.folder.name,
+            self.state,
+            self.config,
+            chosen,
+            lambda tally: why_they_wait(tally, self.state, self.verdicts, self.now, self.is_controlled),
+            self.pending,
+            progress_of,
+            self.now,
+            self.holder if self.is_controlled else None,
+            self.damage,
+        )
 
-    def _decide(self) -> Mapping[Shape, Verdict]:
-        """What the controller would say now of those that wait."""
+    def reason(self, run: RunState) -> str:
+        if run.standing == "submitted":
+            return self.pending.get(run.attempts[-1].tag, "")
+        return why(run, self.state, self.verdicts, self.now, self.is_controlled)
+
+    def row(self, run: RunState) -> dict[str, Any]:
+        return row(run, self.reason(run))
+
+    @cached_property
+    def verdicts(self) -> Mapping[Shape, Verdict]:
+        """What the controller would say now of those that wait, by shape."""
         if not self.is_controlled or not self.state.counts["waiting"]:
             return {}
-        config = self.definition.read_cluster()
         try:
-            live = make_cluster(config, self.folder.cluster_dir).limits()
+            live = self._cluster.limits()
         except (OSError, Refused):
             return {}
-        return decide(self.state, config, all_limits(config, live, self.state), time.time()).verdicts
+        return decide(self.state, self.config, all_limits(self.config, live, self.state), self.now).verdicts
 
-    def as_dict(self, runs: Sequence[RunState]) -> dict[str, Any]:
+    @cached_property
+    def pending(self) -> Mapping[str, str]:
+        """Why jobs stand in the scheduler's queue, by tag; empty where it cannot be asked."""
+        tags = [job.tag for job in self.state.jobs.values() if job.started_at is None]
+        # Looking at local slots starts them: that is the controller's to do.
+        if not tags or not self._cluster.outlives_controller:
+            return {}
+        try:
+            return {tag: seen.reason for tag, seen in self._cluster.observe(tags).jobs.items()}
+        except OSError:
+            return {}
+
+    @cached_property
+    def _cluster(self) -> Cluster:
+        return make_cluster(self.config, self.folder.cluster_dir)
+
+    def settings(self) -> dict[str, Any]:
         return {
             "sweep": self.folder.name,
             "controlled": self.is_controlled,
             "paused": self.state.paused,
             "own_limits": self.state.own_limits,
             "gpu_hours": self.state.spent_gpu_hours,
-            "counts": {word: count for word, count in self.state.counts.items() if count},
-            "runs": [row(run, self.reason(run)) for run in runs],
         }
+
+
+def progress_of(run: RunState) -> Progress | None:
+    """By the heartbeat of the attempt at work; None for work that has none."""
+    try:
+        status = RunFolder(run.work.folder).read_status()
+    except RecordError:
+        return None
+    if status is None or status.attempt != run.attempts[-1].number or not status.num_steps:
+        return None
+    return Progress(status.step / status.num_steps, status.loss)
 
 
 def find_sweeps(arguments: Arguments) -> list[tuple[SweepFolder, list[str]]]:

@@ -26,9 +26,10 @@ from sweeps.clusters.interface import (
 from sweeps.clusters.interface import JobState as ClusterJobState
 from sweeps.config import ClusterConfig
 from sweeps.decide import Plan, decide
+from sweeps.definition import Definition
 from sweeps.estimate import Estimates
 from sweeps.evidence import Evidence
-from sweeps.folder import Definition, SweepFolder
+from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Damage, Ledger
 from sweeps.policy import ALIKE, RULES, Cause, cause_of
@@ -41,6 +42,8 @@ _LONGEST_DEFER_SECONDS = 300.0
 """After a refused submission an allocation is left alone for a tick, then two, four, up to this."""
 _ASK_AGAIN_SECONDS = 60.0
 """A job that goes on although its end was asked for is asked again; a tick where that is longer."""
+SNAPSHOT_LINES = 2000
+"""Lines of the ledger that may have to be replayed after a snapshot, in some tenths of a second."""
 _LAST_WORDS_SECONDS = 5.0
 """An ended job's attempt may still be on its way through a network file system."""
 
@@ -73,8 +76,12 @@ class Controller:
         """Seconds that the file system's clock shows more than this host's."""
         self.clock = clock or self._file_clock
         self.ledger = Ledger(folder.ledger_file, self.lease, self.clock)
-        self.damage: list[Damage]
-        self.state, self.damage = folder.read_state(definition.works)
+        replay = folder.read_state(definition)
+        self.state: SweepState = replay.state
+        self.damage: list[Damage] = replay.damage
+        self.ledger.end = replay.end
+        self._snapshot_at = replay.end.lines - replay.num_events
+        """Lines of the ledger that the newest snapshot stands for."""
         self.cluster = make_cluster(self.config, folder.cluster_dir)
         self.estimates = Estimates()
         # By tag, when this controller first saw it so: other clocks than its own are not asked.
@@ -123,6 +130,7 @@ class Controller:
         for request in plan.submit:
             if not self._submit(request):
                 break
+        self._keep_snapshot()
         return Tick(self.state, plan, observation.complete)
 
     # Observing
@@ -239,8 +247,9 @@ class Controller:
                 continue
             group = [
                 run.work.name
-                for run in self.state.runs.values()
-                if run.is_waiting and run.work.labels.get("algorithm") == algorithm
+                for queue in self.state.waiting.values()
+                for run in queue
+                if run.work.labels.get("algorithm") == algorithm
             ]
             if group:
                 why = f"{len(names)} runs crashed alike: {detail}; mend it, then `retry`"
@@ -252,6 +261,13 @@ class Controller:
         found = [name for name in found if not self.state.runs[name].in_flight]
         if found:
             self._record("found_finished", runs=found)
+
+    def _keep_snapshot(self) -> None:
+        end = self.ledger.end
+        if end is not None and end.lines - self._snapshot_at >= SNAPSHOT_LINES:
+            self.lease.check()
+            self.folder.write_snapshot(self.definition, self.state, end, self.damage)
+            self._snapshot_at = end.lines
 
     # Acting
 

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field, replace
 
 from sweeps.clusters.interface import JobRequest, Limit, Resource
 from sweeps.config import AllocationConfig, ClusterConfig
+from sweeps.definition import Shape, shape_of
 from sweeps.policy import Cause
 from sweeps.quota import NOTHING, Amount, Verdict, VerdictKind, asked, held_by_sweep, shape_verdict, verdict
-from sweeps.state import Queue, RunState, Shape, SweepState, shape_of
+from sweeps.runs import Queue, RunState
+from sweeps.state import SweepState
 from sweeps.work import Attempt, Work, expected_minutes
 
 MAX_GPU_HOURS = "max_gpu_hours"

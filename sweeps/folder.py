@@ -1,7 +1,8 @@
 """The folder of one sweep, <root>/sweeps/<name>/, and the only code that knows its files.
 
-definition.json   cluster and pieces of work, replaced atomically by each launch
+definition.jsonl  cluster and pieces of work, replaced atomically by each launch (`sweeps.definition`)
 ledger.jsonl      the event log (`sweeps.ledger`)
+snapshot.jsonl    what replaying it gave a while ago (`sweeps.snapshot`)
 jobs/<tag>.json   what was asked for with each job, written before it is submitted
 inbox/            people's commands on their way to the controller
 lease/            which controller is at work (`sweeps.lease`)
@@ -15,31 +16,29 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 from sweeps.clusters.interface import JobRequest
-from sweeps.config import ClusterConfig, read_cluster
-from sweeps.ledger import Damage, Event, read_events
-from sweeps.state import RunState, SweepState
-from sweeps.work import Attempt, Work
+from sweeps.definition import Definition
+from sweeps.ledger import START, Damage, Event, Position, read_events
+from sweeps.runs import Runs
+from sweeps.snapshot import read_snapshot, write_snapshot
+from sweeps.state import SweepState, number_of
+from sweeps.work import Attempt
 
 
-@dataclass(frozen=True)
-class Definition:
-    """What a sweep is: its pieces of work and where they run."""
+class Replay(NamedTuple):
+    """What a sweep's ledger says."""
 
-    name: str
-    cluster_name: str
-    cluster: dict[str, Any]
-    works: list[Work]
-
-    def read_cluster(self) -> ClusterConfig:
-        return read_cluster(self.cluster_name, self.cluster)
+    state: SweepState
+    damage: list[Damage]
+    end: Position
+    """Of the ledger as it was read."""
+    num_events: int
+    """Replayed, beyond the snapshot."""
 
 
 class SweepFolder:
@@ -51,7 +50,15 @@ class SweepFolder:
 
     @staticmethod
     def all_under(root: Path) -> list[SweepFolder]:
-        return [SweepFolder(root, path.parent.name) for path in sorted(root.glob("sweeps/*/definition.json"))]
+        return [SweepFolder(root, path.parent.name) for path in sorted(root.glob("sweeps/*/definition.jsonl"))]
+
+    @property
+    def definition_file(self) -> Path:
+        return self.path / "definition.jsonl"
+
+    @property
+    def snapshot_file(self) -> Path:
+        return self.path / "snapshot.jsonl"
 
     @property
     def ledger_file(self) -> Path:
@@ -79,25 +86,14 @@ class SweepFolder:
         return f"{self.name}-{hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:6]}-"
 
     def write_definition(self, definition: Definition) -> None:
-        values = {
-            "name": definition.name,
-            "cluster_name": definition.cluster_name,
-            "cluster": definition.cluster,
-            "works": [work.to_dict() for work in definition.works],
-        }
-        write_atomically(self.path / "definition.json", json.dumps(values, allow_nan=False) + "\n")
+        write_atomically(self.definition_file, definition.text)
 
     def read_definition(self) -> Definition:
         """A sweep that is not there, or not readable, raises `ConfigError`."""
-        path = self.path / "definition.json"
         try:
-            values = json.loads(path.read_text())
-            values["works"] = [Work.from_dict(work) for work in values["works"]]
-            return Definition(**values)
+            return Definition.read(self.definition_file)
         except FileNotFoundError:
             raise ConfigError(f"no sweep {self.name!r} under {self.root}: launch it, or name another folder") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: damaged ({error}): launch the sweep again, which rewrites it") from None
 
     def write_request(self, request: JobRequest) -> None:
         write_atomically(self.path / "jobs" / f"{request.tag}.json", json.dumps(request.to_dict()) + "\n")
@@ -112,22 +108,30 @@ class SweepFolder:
         """Of a job that has ended."""
         (self.path / "jobs" / f"{tag}.json").unlink(missing_ok=True)
 
-    def read_state(self, works: Sequence[Work]) -> tuple[SweepState, list[Damage]]:
-        """Replays the ledger over the given works."""
-        events, damage = read_events(self.ledger_file)
-        by_name = {work.name: work for work in works}
-        state = SweepState({work.name: RunState(work) for work in works}, self.tag_prefix)
-        settled = {event["tag"] for event in events if event["event"] in ("ended", "refused")}
-        for event in events:
+    def read_state(self, definition: Definition) -> Replay:
+        """The ledger replayed over the sweep's works, from the newest snapshot on where there is one."""
+        known = read_snapshot(self.snapshot_file, definition, self.ledger_file, self.tag_prefix)
+        state, start, damage = known or (SweepState.of(definition.works, self.tag_prefix), START, [])
+        reading = read_events(self.ledger_file, start)
+        damage += reading.damage
+        ends = {event["tag"]: n for n, event in enumerate(reading.events) if event["event"] in ("ended", "refused")}
+        for n, event in enumerate(reading.events):
             request = None
             if event["event"] == "intended":
-                request = _past_request(event, by_name) if event["tag"] in settled else self.read_request(event["tag"])
+                is_past = ends.get(event["tag"], -1) > n
+                request = _past_request(event, state.runs) if is_past else self.read_request(event["tag"])
                 if request is None:
                     damage.append(Damage(0, f"the request of job {event['tag']} is gone"))
-                    state.num_jobs += 1
+                    state.num_jobs = max(state.num_jobs, number_of(event["tag"]))
                     continue
             state.apply(event, request)
-        return state, damage
+        # A line that is lost may have told of a later job: no tag is given twice.
+        requested = (number_of(path.stem) for path in (self.path / "jobs").glob("*.json"))
+        state.num_jobs = max(state.num_jobs, *requested, 0)
+        return Replay(state, damage, reading.end, len(reading.events))
+
+    def write_snapshot(self, definition: Definition, state: SweepState, end: Position, damage: list[Damage]) -> None:
+        write_snapshot(self.snapshot_file, definition, state, end, damage)
 
     def send(self, command: str, **values: Any) -> None:
         """A person's command, for the controller to carry out at its next tick."""
@@ -146,7 +150,7 @@ class SweepFolder:
         return found
 
 
-def _past_request(event: Event, works: Mapping[str, Work]) -> JobRequest:
+def _past_request(event: Event, runs: Runs) -> JobRequest:
     """Of a job that has ended: as much as the history of its runs needs."""
-    attempts = tuple(Attempt(works[name], number) for name, number in event["runs"].items() if name in works)
+    attempts = tuple(Attempt(runs[name].work, number) for name, number in event["runs"].items() if name in runs)
     return JobRequest(event["tag"], event["allocation"], attempts, 0, 0, 0, 0.0)

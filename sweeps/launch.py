@@ -17,9 +17,10 @@ from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.corpus_path import check_data_path
 from muloco_runner.paths import config_dir
 from sweeps.config import ClusterConfig, read_cluster
+from sweeps.definition import Definition
 from sweeps.estimate import refine
 from sweeps.expansion import expand
-from sweeps.folder import Definition, SweepFolder
+from sweeps.folder import SweepFolder
 from sweeps.training import works_of
 
 # What the command line may say of a sweep beside its runs.

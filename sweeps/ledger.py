@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sweeps.lease import Lease
 
@@ -31,22 +31,67 @@ class Damage:
     why: str
 
 
+@dataclass(frozen=True)
+class Position:
+    """A place between two lines of a ledger, and how to tell that a file is the one in which it was taken."""
+
+    offset: int = 0
+    """Bytes before it."""
+    lines: int = 0
+    token: int = 0
+    """The highest before it."""
+    last_length: int = 0
+    last_crc: int = 0
+    """Of the line that ends here."""
+
+    def after(self, line: bytes, token: int) -> Position:
+        """Behind one more line."""
+        place, number = self.offset + len(line), self.lines + 1
+        return Position(place, number, max(token, self.token), len(line), zlib.crc32(line))
+
+    def is_in(self, path: Path) -> bool:
+        """Whether the file still has the line that ended here."""
+        try:
+            with open(path, "rb") as file:
+                file.seek(self.offset - self.last_length)
+                return zlib.crc32(file.read(self.last_length)) == self.last_crc
+        except (OSError, ValueError):
+            return self.offset == 0
+
+
+START = Position()
+
+
+class Reading(NamedTuple):
+    events: list[Event]
+    damage: list[Damage]
+    end: Position
+    """Behind the last whole line."""
+
+
 class Ledger:
-    """The log as its one writer holds it."""
+    """The log as its one writer holds it, from its end on."""
 
     def __init__(self, path: Path, lease: Lease, clock: Callable[[], float] = time.time) -> None:
         self.path, self.lease, self.clock = path, lease, clock
+        self.end: Position | None = None
+        """Where its next line goes; None where that is not known, or another has written too."""
         self._close_torn_line()
 
     def append(self, event: str, **values: Any) -> Event:
         """Writes one event to the disk, and returns it. Raises `LeaseLost` if another writer has taken over."""
         self.lease.check()
         line = {"token": self.lease.token, "time": self.clock(), "event": event, **values}
-        body = json.dumps(line, separators=(",", ":"), allow_nan=False)
-        with open(self.path, "a") as file:
-            file.write(f'{{"crc":{zlib.crc32(body.encode())},{body[1:]}\n')
+        text = encode(line)
+        with open(self.path, "ab") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
+            written_to = file.tell()
+        if self.end is not None:
+            self.end = self.end.after(text, self.lease.token)
+            if self.end.offset != written_to:
+                self.end = None
         return line
 
     def _close_torn_line(self) -> None:
@@ -58,26 +103,37 @@ class Ledger:
                 file.write(b"\n")
 
 
-def read_events(path: Path) -> tuple[list[Event], list[Damage]]:
-    """Events in order, and the lines that could not be read."""
+def encode(event: Event) -> bytes:
+    """One line of a ledger."""
+    body = json.dumps(event, separators=(",", ":"), allow_nan=False)
+    return f'{{"crc":{zlib.crc32(body.encode())},{body[1:]}\n'.encode()
+
+
+def read_events(path: Path, start: Position = START) -> Reading:
+    """Events in order from `start` on, the lines that could not be read, and where the whole lines end."""
     events: list[Event] = []
     damage: list[Damage] = []
-    highest = 0
-    for number, event in enumerate(_lines(path), start=1):
+    place, number, highest, last = start.offset, start.lines, start.token, b""
+    for raw in _lines(path, start.offset):
+        event = _parse(raw)
         if isinstance(event, str):
-            damage.append(Damage(number, event))
+            damage.append(Damage(number + 1, event))
         elif event["token"] >= highest:
             highest = event["token"]
             events.append(event)
-    return events, damage
+        if raw.endswith(b"\n"):
+            place, number, last = place + len(raw), number + 1, raw
+    if not last:
+        return Reading(events, damage, start)
+    return Reading(events, damage, Position(place, number, highest, len(last), zlib.crc32(last)))
 
 
-def _lines(path: Path) -> Iterator[Event | str]:
+def _lines(path: Path, start: int) -> Iterator[bytes]:
     if not path.exists():
         return
     with open(path, "rb") as file:
-        for raw in file:
-            yield _parse(raw)
+        file.seek(start)
+        yield from file
 
 
 def _parse(raw: bytes) -> Event | str:

@@ -26,11 +26,11 @@ class Notifier:
         self.ended = False
 
     def __call__(self, tick: Tick) -> None:
-        held = {name for name, run in tick.state.runs.items() if run.held is not None}
+        held = {name: why for why, names in tick.state.tally.held.items() for name in names}
         if self.held is None:
-            self.held = held  # what an earlier launch has told already
-        new = {name: tick.state.runs[name].held for name in sorted(held - self.held)}
-        self.held = held
+            self.held = set(held)  # what an earlier launch has told already
+        new = {name: held[name] for name in sorted(held.keys() - self.held)}
+        self.held = set(held)
         if new:
             self._tell({"event": "held", "runs": new})
         over = tick.state.is_over or tick.plan.hopeless

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from sweeps.clusters.interface import Limit, Limits, Resource
 from sweeps.config import AllocationConfig, ClusterConfig
 from sweeps.decide import decide, job_minutes
+from sweeps.definition import shape_of
 from sweeps.launch import Sweep
 from sweeps.policy import Cause
 from sweeps.quota import NOTHING, Verdict, VerdictKind, all_limits, asked, shape_verdict, verdict
-from sweeps.state import RunState, SweepState, shape_of
+from sweeps.state import SweepState
 from sweeps.work import Work
 
 
@@ -38,7 +39,7 @@ class Preview:
 
 def preview(sweep: Sweep, live: Limits) -> Preview:
     """Of the whole sweep, finished runs counted as done."""
-    state = SweepState({work.name: RunState(work) for work in sweep.definition.works})
+    state = SweepState.of(sweep.definition.works)
     limits = all_limits(sweep.cluster, live, state)
     planned = [
         PlannedRun(work, best_verdict(work, sweep.cluster.allocations, limits), work.is_finished)
@@ -75,7 +76,7 @@ def best_verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Ma
 def replay(works: Sequence[Work], cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]]) -> tuple[float, float]:
     """Minutes until the last run ends, and node-minutes used, if every run takes the time expected of it: the
     controller's own decisions, played through."""
-    state = SweepState({work.name: RunState(work) for work in works})
+    state = SweepState.of(works)
     now, node_minutes = 0.0, 0.0
     ends: list[tuple[float, str]] = []
     while True:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.clusters.interface import Resource
+from sweeps.bound import lower_bound_minutes
 from sweeps.clusters.simulated import SimulatedCluster, Weather, num_nodes_of
 from sweeps.config import ClusterConfig
 from sweeps.controller import Controller, Tick
-from sweeps.folder import Definition, SweepFolder
-from sweeps.quota import own_limits
+from sweeps.definition import Definition
+from sweeps.folder import SweepFolder
 from sweeps.state import JobState, SweepState
 from sweeps.work import Work
 
@@ -112,22 +112,3 @@ def _quiet_seconds(tick: Tick, cluster: SimulatedCluster, next_retry_at: float) 
 def _is_young(job: JobState, now: float, patience: float) -> bool:
     """It may not have been seen yet, and be given up for that."""
     return job.started_at is None and now - job.intended_at <= patience + 60
-
-
-def lower_bound_minutes(works: Sequence[Work], config: ClusterConfig) -> float | None:
-    """max(total node-minutes / nodes, longest run), over all allocations together; packed runs count a share."""
-    nodes = 0.0
-    # A limit of jobs is one of nodes where no job has more than one.
-    counted = {Resource.NODES} | ({Resource.JOBS} if all(work.need.nodes == 1 for work in works) else set())
-    for allocation in config.allocations:
-        limits = [limit.most for limit in own_limits(allocation, {}) if limit.resource in counted]
-        if not limits:
-            return None
-        nodes += min(limits)
-    per_node = max(allocation.gpus_per_node for allocation in config.allocations)
-    total = sum(
-        work.need.expected_minutes * (work.need.gpus / per_node if work.need.gpus and per_node else work.need.nodes)
-        for work in works
-    )
-    longest = max((work.need.expected_minutes for work in works), default=0.0)
-    return max(total / nodes, longest) if nodes else None

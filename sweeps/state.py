@@ -1,132 +1,22 @@
 """The state of a sweep: what replaying its ledger gives. Pure: events in, state out.
 
-Counts and queues are kept up to date with each event, so that a tick of a sweep of a hundred thousand runs looks at the
+Sums and queues are kept up to date with each event, so that a tick of a sweep of a hundred thousand runs looks at the
 few that changed.
 """
 
 from __future__ import annotations
 
-import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sweeps.clusters.interface import JobRequest
+from sweeps.definition import Shape, shape_of
 from sweeps.ledger import Event
 from sweeps.policy import Cause, PastAttempt, after
+from sweeps.runs import AttemptState, Queue, Runs, RunState, queues
+from sweeps.tally import Tally
 from sweeps.work import Work
-
-
-@dataclass
-class AttemptState:
-    number: int
-    tag: str
-    allocation: str
-    gpus: int
-    intended_at: float
-    started_at: float | None = None
-    ended_at: float | None = None
-    nodes: tuple[str, ...] = ()
-    cause: Cause | None = None
-    """None while it is in flight."""
-    detail: str = ""
-    """One line on how it ended."""
-    advanced: bool = False
-    """Whether it left a newer checkpoint than there was before."""
-    checkpoint_step: int = 0
-    minutes_left: float | None = None
-    """After it, at the speed that it measured; None where it did not get so far."""
-
-    @property
-    def gpu_hours(self) -> float:
-        """Really used, of an attempt that has ended; counted at least per job, so shared GPUs count once each."""
-        if self.started_at is None or self.ended_at is None:
-            return 0.0
-        return self.gpus * max(0.0, self.ended_at - self.started_at) / 3600
-
-
-@dataclass
-class RunState:
-    """One piece of work and what has been tried."""
-
-    work: Work
-    position: int = 0
-    """Its place in the sweep: of equally long runs the first goes first."""
-    attempts: list[AttemptState] = field(default_factory=list)
-    released_after: int = 0
-    """Attempts up to this number no longer count against it: someone has said `retry`."""
-    done: bool = False
-    held: str | None = None
-    """Why nothing more is tried."""
-    not_before: float = 0.0
-    """Unix seconds: the backoff after its last attempt."""
-
-    @property
-    def in_flight(self) -> bool:
-        return bool(self.attempts) and self.attempts[-1].cause is None
-
-    @property
-    def is_waiting(self) -> bool:
-        return not self.done and self.held is None and not self.in_flight
-
-    @property
-    def standing(self) -> str:
-        """One word for where it stands, out of `STANDINGS`."""
-        if self.done:
-            return "done"
-        if self.held is not None:
-            return "held"
-        if self.in_flight:
-            return "running" if self.attempts[-1].started_at is not None else "submitted"
-        return "waiting"
-
-    @property
-    def memory_halvings(self) -> int:
-        return sum(attempt.cause is Cause.OUT_OF_MEMORY for attempt in self.attempts)
-
-
-STANDINGS = ("done", "running", "submitted", "waiting", "held")
-
-Shape = tuple[int, int, int]
-"""Nodes, GPUs and CPUs a node: what runs of one kind ask for."""
-
-
-def shape_of(work: Work) -> Shape:
-    return work.need.nodes, work.need.gpus_per_node, work.need.cpus_per_node
-
-
-class Queue:
-    """Runs of one shape that wait, the longest first."""
-
-    def __init__(self) -> None:
-        self._keys: list[tuple[float, int]] = []
-        self._runs: dict[int, RunState] = {}
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def add(self, run: RunState) -> None:
-        bisect.insort(self._keys, _place(run))
-        self._runs[run.position] = run
-
-    def remove(self, run: RunState) -> None:
-        index = bisect.bisect_left(self._keys, _place(run))
-        assert self._keys[index] == _place(run)
-        del self._keys[index]
-        del self._runs[run.position]
-
-    def shortest(self) -> RunState:
-        return self._runs[-self._keys[0][1]]
-
-    def not_longer_than(self, minutes: float) -> Iterator[RunState]:
-        """The longest of them first. The queue must not change meanwhile."""
-        for index in range(bisect.bisect_right(self._keys, (minutes, 0)) - 1, -1, -1):
-            yield self._runs[-self._keys[index][1]]
-
-
-def _place(run: RunState) -> tuple[float, int]:
-    """Sorts ascending; read from the end."""
-    return run.work.need.expected_minutes, -run.position
 
 
 @dataclass
@@ -160,7 +50,7 @@ class NodeStrikes:
 
 @dataclass
 class SweepState:
-    runs: dict[str, RunState]
+    runs: Runs
     prefix: str = ""
     """Of the tags of its jobs: tells this sweep's from all others' on the cluster."""
     jobs: dict[str, JobState] = field(default_factory=dict)
@@ -175,23 +65,25 @@ class SweepState:
     """By allocation: the cluster has refused a submission for now."""
     commands: set[str] = field(default_factory=set)
     """People's commands that have been carried out."""
-    counts: Counter[str] = field(default_factory=Counter)
-    """Runs by standing."""
+    tally: Tally = field(default_factory=Tally)
     waiting: dict[Shape, Queue] = field(default_factory=dict)
     spent_gpu_hours: dict[str, float] = field(default_factory=dict)
     """By allocation, of attempts that have ended."""
     crashes: dict[tuple[str, object], set[str]] = field(default_factory=dict)
     """Runs whose last attempt crashed, by what it said and the run's algorithm."""
 
-    def __post_init__(self) -> None:
-        for position, run in enumerate(self.runs.values()):
-            run.position = position
-            self._enter(run)
+    @classmethod
+    def of(cls, works: Sequence[Work], prefix: str = "") -> SweepState:
+        """Of runs none of which has been tried."""
+        state = cls(Runs(works), prefix)
+        state.tally.add_fresh(state.runs.works)
+        state.waiting = queues(state.runs, range(len(works)))
+        return state
 
-    def add(self, run: RunState) -> None:
-        run.position = len(self.runs)
-        self.runs[run.work.name] = run
-        self._enter(run)
+    @property
+    def counts(self) -> Counter[str]:
+        """Runs by standing."""
+        return self.tally.counts
 
     @property
     def is_over(self) -> bool:
@@ -199,21 +91,26 @@ class SweepState:
         return not self.jobs and self.counts["done"] + self.counts["held"] == len(self.runs)
 
     def _enter(self, run: RunState) -> None:
-        """Into the counts and queues; `_leave` before each change, this after it."""
-        self.counts[run.standing] += 1
+        """Into the sums and queues; `_leave` before each change, this after it."""
+        self.tally.add(run)
         if run.is_waiting:
-            self.waiting.setdefault(shape_of(run.work), Queue()).add(run)
+            self.waiting.setdefault(shape_of(run.work), Queue(self.runs)).add(run)
         key = _crash_key(run)
         if key is not None:
             self.crashes.setdefault(key, set()).add(run.work.name)
 
     def _leave(self, run: RunState) -> None:
-        self.counts[run.standing] -= 1
+        self.runs.changes(run)
+        self.tally.add(run, -1)
         if run.is_waiting:
             self.waiting[shape_of(run.work)].remove(run)
         key = _crash_key(run)
         if key is not None:
             self.crashes[key].discard(run.work.name)
+
+    def add(self, work: Work) -> None:
+        """One more run, at the sweep's end."""
+        self._enter(self.runs.add(work))
 
     def apply(self, event: Event, request: JobRequest | None = None) -> None:
         """Takes one event in. `intended` comes with its request, which is kept in a file of its own."""

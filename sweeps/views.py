@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from sweeps.decide import minutes_left, next_attempt_number, wall_minutes
+from sweeps.definition import shape_of
 from sweeps.policy import RULES, Cause
 from sweeps.quota import Verdict, VerdictKind
-from sweeps.state import AttemptState, RunState, SweepState, shape_of
+from sweeps.runs import AttemptState, RunState
+from sweeps.state import SweepState
+from sweeps.tally import Tally
+from sweeps.words import duration, when
 
 
 def why(run: RunState, state: SweepState, verdicts: Mapping[Any, Verdict], now: float, is_controlled: bool) -> str:
     """Why a run is where it is, or nothing where that needs no words. `verdicts` are by shape."""
-    verdict = verdicts.get(shape_of(run.work))
     if run.held is not None:
         return run.held
     if not run.is_waiting:
-        reason = ""
-    elif not is_controlled:
-        reason = "no controller is at work: launch the sweep again"
-    elif state.paused:
-        reason = "the sweep is paused: `muloco-sweep resume`"
-    elif run.not_before > now:
-        reason = f"waits {_duration(run.not_before - now)} after its last attempt ({_last_cause(run)})"
-    elif verdict is None:
-        reason = ""
-    else:
-        reason = verdict.why if verdict.kind is VerdictKind.WAIT else f"can never run: {verdict.why}"
-    return reason
+        return ""
+    general = why_nothing_starts(state, is_controlled)
+    if general:
+        return general
+    if run.not_before > now:
+        return f"pauses after its last attempt ({_last_cause(run)}), until {when(run.not_before)}"
+    return _in_words(verdicts.get(shape_of(run.work)))
+
+
+def why_nothing_starts(state: SweepState, is_controlled: bool) -> str:
+    """A reason that holds for every run that waits."""
+    if not is_controlled:
+        return "no controller is at work: launch the sweep again"
+    if state.paused:
+        return "the sweep is paused: `muloco-sweep resume`"
+    return ""
+
+
+def why_they_wait(
+    tally: Tally, state: SweepState, verdicts: Mapping[Any, Verdict], now: float, is_controlled: bool
+) -> dict[str, int]:
+    """How many of the tally's runs wait, by the reason."""
+    general = why_nothing_starts(state, is_controlled)
+    if general:
+        return {general: tally.counts["waiting"]} if tally.counts["waiting"] else {}
+    found: Counter[str] = Counter()
+    for shape, count in tally.fresh.items():
+        if count:
+            found[_in_words(verdicts.get(shape))] += count
+    for name in tally.tried:
+        found[why(state.runs[name], state, verdicts, now, is_controlled)] += 1
+    return dict(found.most_common())
+
+
+def _in_words(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return ""
+    return verdict.why if verdict.kind is VerdictKind.WAIT else f"can never run: {verdict.why}"
 
 
 def row(run: RunState, reason: str) -> dict[str, Any]:
@@ -65,7 +94,7 @@ def explain(run: RunState, reason: str, now: float) -> list[str]:
     gpus = f"{need.gpus_per_node} GPUs a node" if need.gpus_per_node else f"{need.cpus_per_node} CPUs"
     lines = [
         f"Run {run.work.name} ({labels}).",
-        f"It needs {need.nodes} node(s) with {gpus} for about {_duration(60 * need.expected_minutes)}.",
+        f"It needs {need.nodes} node(s) with {gpus} for about {duration(60 * need.expected_minutes)}.",
     ]
     lines += [_sentence(attempt, now) for attempt in run.attempts]
     if not run.attempts:
@@ -77,14 +106,14 @@ def _sentence(attempt: AttemptState, now: float) -> str:
     where = f" on {', '.join(attempt.nodes)}" if attempt.nodes else ""
     head = f"Attempt {attempt.number} (job {attempt.tag}, {attempt.allocation})"
     if attempt.cause is None and attempt.started_at is None:
-        return f"{head} was submitted {_when(attempt.intended_at)} and waits for the scheduler."
-    began = f" started {_when(attempt.started_at)}" if attempt.started_at is not None else " never started"
+        return f"{head} was submitted {when(attempt.intended_at)} and waits for the scheduler."
+    began = f" started {when(attempt.started_at)}" if attempt.started_at is not None else " never started"
     if attempt.cause is None:
         assert attempt.started_at is not None
-        return f"{head}{began}{where} and has been at work for {_duration(now - attempt.started_at)}."
+        return f"{head}{began}{where} and has been at work for {duration(now - attempt.started_at)}."
     took = ""
     if attempt.started_at is not None and attempt.ended_at is not None:
-        took = f" after {_duration(attempt.ended_at - attempt.started_at)}"
+        took = f" after {duration(attempt.ended_at - attempt.started_at)}"
     detail = f": {attempt.detail}" if attempt.detail else ""
     saved = f" Its checkpoint stands at step {attempt.checkpoint_step}." if attempt.checkpoint_step else ""
     return f"{head}{began}{where} and ended{took}, {attempt.cause.value}{detail}.{saved}"
@@ -97,7 +126,7 @@ def _next(run: RunState, reason: str) -> str:
         return f"It is held ({run.held}). `muloco-sweep retry` tries it again."
     if run.in_flight:
         return f"Next: the end of attempt {run.attempts[-1].number}. {_if_it_fails(run)}"
-    wall = _duration(60 * wall_minutes(run, float("inf"), minutes_left(run)))
+    wall = duration(60 * wall_minutes(run, float("inf"), minutes_left(run)))
     because = f", once it may: {reason}" if reason else ""
     return f"Next: attempt {next_attempt_number(run)}, asking for {wall}{because}."
 
@@ -111,13 +140,3 @@ def _if_it_fails(run: RunState) -> str:
 def _last_cause(run: RunState) -> str:
     cause = run.attempts[-1].cause if run.attempts else None
     return cause.value if cause is not None else "none"
-
-
-def _when(seconds: float | None) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds is not None else "at no time"
-
-
-def _duration(seconds: float) -> str:
-    seconds = max(0, round(seconds))
-    hours, rest = divmod(seconds, 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"

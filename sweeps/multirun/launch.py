@@ -27,8 +27,8 @@ from muloco_runner.config import ConfigError
 from sweeps.clusters import make_cluster
 from sweeps.config import ClusterConfig
 from sweeps.controller import Controller, Tick
+from sweeps.definition import Definition
 from sweeps.display import summary
-from sweeps.folder import Definition
 from sweeps.launch import cluster_values
 from sweeps.lease import LeaseHeld
 from sweeps.multirun.place import find_place, is_by_position
@@ -36,7 +36,8 @@ from sweeps.multirun.program import RESULT, Program, read_return, write_program
 from sweeps.multirun.settings import cluster_of, need_of
 from sweeps.preview import best_verdict
 from sweeps.quota import VerdictKind, all_limits
-from sweeps.state import RunState, SweepState
+from sweeps.runs import RunState
+from sweeps.state import SweepState
 from sweeps.work import Need, Work
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from emulated_slurm import EmulatedSlurm, wait_for
 
 from sweeps.clusters.slurm import SlurmCluster
 from sweeps.controller import Controller
-from sweeps.folder import Definition, SweepFolder
+from sweeps.definition import Definition
+from sweeps.folder import SweepFolder
 from sweeps.policy import Cause
 from sweeps.state import SweepState
 from sweeps.work import Need, Work

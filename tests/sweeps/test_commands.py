@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from sweeps.folder import Definition, SweepFolder
+from sweeps.definition import Definition
+from sweeps.folder import SweepFolder
 from sweeps.work import Need, Work
 
 HERE = Path(__file__).parent
@@ -71,12 +72,26 @@ def test_filters_find_runs_by_label_number_model_and_name(sweep: SweepFolder) ->
 def test_hold_and_retry_without_a_controller_take_effect_at_once(sweep: SweepFolder) -> None:
     root = sweep.root
     assert "--all" in say("hold", root, code=2)
-    assert "2 run(s) held" in say("hold", root, "algorithm=muloco")
+    assert "2 runs held" in say("hold", root, "algorithm=muloco")
     assert standings(root) == {"0ab": "waiting", "1ab": "held", "2ab": "held"}
     assert "held by hand" in say("explain", "1", root)
-    assert "1 run(s) released" in say("retry", root, "run=1")
+    assert "1 run released" in say("retry", root, "run=1")
     assert standings(root) == {"0ab": "waiting", "1ab": "waiting", "2ab": "held"}
     assert "no run that this concerns" in say("retry", root, "run=0")
+
+
+def test_what_acts_answers_programs_too(sweep: SweepFolder) -> None:
+    root = sweep.root
+    held = json.loads(say("hold", root, "algorithm=muloco", "--json"))
+    assert held == {
+        "sweep": "sample", "command": "hold", "runs": ["1ab", "2ab"], "why": "held by hand", "at_next_tick": False,
+    }  # fmt: skip
+    assert json.loads(say("retry", root, "run=0", "--json"))["runs"] == []
+    assert json.loads(say("quota", root, "--nodes", "3", "--json"))["limits"] == {"nodes": 3}
+    said = json.loads(say("status", root, "--json"))
+    assert said["own_limits"] == {"nodes": 3}
+    assert said["counts"] == {"held": 2, "waiting": 1}
+    assert said["held"] == {"held by hand": ["1ab", "2ab"]}
 
 
 def test_mistakes_are_one_line(sweep: SweepFolder, tmp_path: Path) -> None:
@@ -154,7 +169,7 @@ def test_a_detached_launch_outlives_the_command_and_is_one_of_a_kind(root: Path)
     (run, *others) = standings(root)
     assert len(others) == 2
     assert "It is done" in say("explain", run, root)
-    assert "the sweep is over" in say("watch", root)
+    assert "The sweep is over" in say("watch", root)
     say("logs", run, root)
     # Launched again there is nothing left to do, and nothing is done again.
     attempts = sorted(root.glob("runs/*/attempts/*"))

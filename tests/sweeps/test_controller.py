@@ -22,8 +22,9 @@ from sweeps.clusters.interface import (
 )
 from sweeps.config import ClusterConfig
 from sweeps.controller import Controller, Tick
+from sweeps.definition import Definition
 from sweeps.evidence import Evidence, evidence_in_folder
-from sweeps.folder import Definition, SweepFolder
+from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.policy import Cause
 from sweeps.state import SweepState

@@ -12,7 +12,7 @@ from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.decide import Plan, decide
 from sweeps.policy import Cause
 from sweeps.quota import VerdictKind, own_limits
-from sweeps.state import RunState, SweepState
+from sweeps.state import SweepState
 from sweeps.work import Attempt, Need, Work
 
 NOON = 1.8e9
@@ -24,7 +24,7 @@ def work(name: str, nodes: int = 1, gpus: int = 8, minutes: float = 60.0) -> Wor
 
 
 def state_of(*works: Work) -> SweepState:
-    return SweepState({w.name: RunState(w) for w in works}, "s-")
+    return SweepState.of(works, "s-")
 
 
 def cluster_of(*quotas: QuotaConfig, whole_nodes: bool = True, gpus_per_node: int = 8) -> ClusterConfig:
@@ -181,7 +181,7 @@ def test_a_wide_run_is_not_starved_by_narrow_ones_that_keep_coming_free() -> Non
     state = state_of(*narrow)
     history = History(state, cluster_of(QuotaConfig(nodes=4)))
     history.tick()
-    state.add(RunState(work("wide", nodes=4)))
+    state.add(work("wide", nodes=4))
     history.play()
     assert history.started_at["wide"] <= NOON + 60 * 67
 
@@ -190,9 +190,9 @@ def test_short_runs_fill_the_gap_before_a_reservation() -> None:
     state = state_of(work("long", minutes=600), work("late", minutes=120))
     history = History(state, cluster_of(QuotaConfig(nodes=2)))
     history.tick()  # both start
-    history.state.add(RunState(work("wide", nodes=2, minutes=60)))
-    history.state.add(RunState(work("short", minutes=400)))
-    history.state.add(RunState(work("longer", minutes=500)))
+    history.state.add(work("wide", nodes=2, minutes=60))
+    history.state.add(work("short", minutes=400))
+    history.state.add(work("longer", minutes=500))
     history.play()
     # "late" leaves a node free for 480 minutes before "wide" can start: "short" fits, "longer" would push it back.
     assert history.started_at["short"] == NOON + 120 * 60

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.lease import TTL_SECONDS, Lease, LeaseLost
-from sweeps.ledger import Ledger, read_events
+from sweeps.ledger import START, Ledger, read_events
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def names(path: Path) -> list[str]:
 
 def test_what_is_written_is_read(ledger: Ledger) -> None:
     event = ledger.append("submitted", tag="t", number=1.5, text='ü "quoted"\n', nothing=None)
-    events, damage = read_events(ledger.path)
+    events, damage, _ = read_events(ledger.path)
     assert events == [event]
     assert not damage
 
@@ -51,7 +51,7 @@ def test_a_flipped_byte_is_noticed_wherever_it_is(ledger: Ledger) -> None:
         flipped = bytearray(whole)
         flipped[place] ^= 0x04
         ledger.path.write_bytes(bytes(flipped))
-        events, damage = read_events(ledger.path)
+        events, damage, _ = read_events(ledger.path)
         assert [event["event"] for event in events] == ["first", "third"], flipped[begins:ends]
         assert damage
 
@@ -72,4 +72,4 @@ def test_lines_of_a_replaced_writer_do_not_count(ledger: Ledger) -> None:
 
 
 def test_a_ledger_that_is_not_there_is_empty(tmp_path: Path) -> None:
-    assert read_events(tmp_path / "none") == ([], [])
+    assert read_events(tmp_path / "none") == ([], [], START)

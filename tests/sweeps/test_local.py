@@ -15,7 +15,8 @@ import pytest
 from sweeps.clusters.local import LocalCluster
 from sweeps.config import ClusterConfig
 from sweeps.controller import Controller
-from sweeps.folder import Definition, SweepFolder
+from sweeps.definition import Definition
+from sweeps.folder import SweepFolder
 from sweeps.lease import LeaseHeld
 from sweeps.policy import Cause
 from sweeps.state import SweepState
@@ -174,7 +175,7 @@ def test_work_whose_slot_is_killed_is_done_again(root: Path) -> None:
         victim.kill()
     assert process.wait(timeout=60) == 0
     folder = SweepFolder(root, "sample")
-    state, _ = folder.read_state(works(root, plans))
+    state = folder.read_state(folder.read_definition()).state
     assert set(words(state).values()) == {"done"}
     for name in plans:
         assert starts(root, name) == 2
@@ -189,7 +190,8 @@ def test_a_polite_stop_saves_the_work_at_hand(root: Path) -> None:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=40) != 0
-    state, _ = SweepFolder(root, "sample").read_state(works(root, plans))
+    folder = SweepFolder(root, "sample")
+    state = folder.read_state(folder.read_definition()).state
     assert not state.jobs
     assert set(words(state).values()) == {"waiting"}
     assert state.runs["w0"].attempts[0].cause is Cause.STOPPED

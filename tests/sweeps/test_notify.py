@@ -13,12 +13,15 @@ from muloco_runner.config import ConfigError
 from sweeps.controller import Tick
 from sweeps.decide import Plan
 from sweeps.notify import Notifier
-from sweeps.state import RunState, SweepState
+from sweeps.state import SweepState
 from sweeps.work import Work
 
 
 def tick(**held: str | None) -> Tick:
-    state = SweepState({name: RunState(Work(name, name, "m:f"), held=why) for name, why in held.items()})
+    state = SweepState.of([Work(name, name, "m:f") for name in held])
+    for name, why in held.items():
+        if why is not None:
+            state.apply({"event": "held", "runs": [name], "why": why})
     return Tick(state, Plan(), True)
 
 

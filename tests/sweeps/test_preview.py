@@ -7,7 +7,7 @@ import pytest
 from muloco_runner.config import ExecutionConfig
 from sweeps.clusters.interface import Limit, Limits, Resource
 from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
-from sweeps.folder import Definition
+from sweeps.definition import Definition
 from sweeps.launch import Sweep
 from sweeps.preview import Preview, preview
 from sweeps.quota import VerdictKind

@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from muloco_runner.record import ExitCode
+from sweeps.bound import lower_bound_minutes
 from sweeps.clusters.simulated import FAIR, ROUGH, SimulatedCluster, Weather
 from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.controller import Controller, Tick
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.policy import Cause
-from sweeps.simulation import begin, lower_bound_minutes, play, simulate
+from sweeps.simulation import begin, play, simulate
 from sweeps.state import SweepState
 from sweeps.work import Need, Work
 

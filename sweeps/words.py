@@ -1,0 +1,25 @@
+"""Times and counts as people read them."""
+
+from __future__ import annotations
+
+import time
+
+
+def when(seconds: float | None) -> str:
+    """Unix seconds, in this machine's zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds is not None else "at no time"
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units that count."""
+    left = max(0, round(seconds))
+    parts = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        parts.append((count, unit))
+    largest = next((index for index, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    return " ".join(f"{count} {unit}" for count, unit in parts[largest : largest + 2] if count) or "0 s"
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

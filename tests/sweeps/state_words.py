@@ -1,0 +1,46 @@
+"""A sweep's state in plain values, so that two of them can be compared."""
+
+from typing import Any
+
+from sweeps.state import SweepState
+from sweeps.tally import Tally
+
+
+def words_of(state: SweepState) -> dict[str, Any]:
+    """All that a state knows; sums of minutes to nine digits, since they depend on the order of their terms."""
+    return {
+        "runs": [run.to_line() for run in state.runs.values()],
+        "jobs": state.jobs,
+        "num_jobs": state.num_jobs,
+        "strikes": state.strikes,
+        "settings": (state.paused, state.own_limits, state.defer_until, state.commands),
+        "tally": tally_words(state.tally),
+        "queues": {shape: [run.work.name for run in queue] for shape, queue in state.waiting.items() if len(queue)},
+        "spent": {name: round(hours, 6) for name, hours in state.spent_gpu_hours.items()},
+        "crashes": {key: names for key, names in state.crashes.items() if names},
+    }
+
+
+def tally_words(tally: Tally) -> dict[str, Any]:
+    groups = {group: +counts for group, counts in tally.groups.items() if any(counts.values())}
+    return {
+        "groups": groups,
+        "held": {why: set(names) for why, names in tally.held.items()},
+        "fresh": +tally.fresh,
+        "tried": tally.tried,
+        "left": {key: round(minutes, 6) for key, minutes in tally.left.items() if round(minutes, 6)},
+        "finished": {
+            group: (one.count, round(one.actual_minutes, 6), round(one.expected_minutes, 6))
+            for group, one in tally.finished.items()
+            if one.count
+        },
+        "counts": +tally.counts,
+        "resubmitted": tally.resubmitted,
+    }
+
+
+def counted_anew(state: SweepState) -> Tally:
+    tally = Tally()
+    for run in state.runs.values():
+        tally.add(run)
+    return tally
