@@ -61,6 +61,8 @@ def register() -> None:
     store.store(group="execution", name="base_execution", node=ExecutionConfig)
     for group, variants in (
         ("method", vocabulary.METHODS),
+        ("method/outer_optimizer", vocabulary.OUTER_OPTIMIZERS),
+        ("method/compression", vocabulary.COMPRESSIONS),
         ("inner_optimizer", vocabulary.INNER_OPTIMIZERS),
         ("schedule", vocabulary.SCHEDULES),
     ):

@@ -30,8 +30,12 @@ def _require_positive(owner: str, **values: float) -> None:
         _require(math.isfinite(value) and value > 0, f"{owner}.{name}={value}: must be a positive number")
 
 
-def _require_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    _require(value in allowed, f"{name}={value!r}: must be one of {', '.join(allowed)}")
+def _require_choice(name: str, value: str | int | None, allowed: tuple[str | int, ...]) -> None:
+    _require(value in allowed, f"{name}={value!r}: must be one of {', '.join(map(str, allowed))}")
+
+
+_UNNAMED_AT_DEFAULT = {"unnamed_at_default": True}
+"""Of a field that came after runs had been named: at its default it is no part of `to_dict`, so that names stand."""
 
 
 @dataclass
@@ -129,8 +133,12 @@ class DataConfig:
 
 @dataclass
 class OuterOptimizerConfig:
-    """SGD on the pseudogradient: theta <- anchor - mu*u - lr*delta with u <- mu*u + lr*delta when `nesterov`."""
+    """SGD on the pseudogradient: theta <- anchor - mu*u - lr*delta with u <- mu*u + lr*delta when `nesterov`.
 
+    Without `nesterov` it is heavy ball, anchor - u; with lr=1 and momentum=0 the workers' plain average.
+    """
+
+    name: str = field(default="sgd", metadata=_UNNAMED_AT_DEFAULT)
     lr: float = 0.7
     momentum: float = 0.6
     nesterov: bool = True
@@ -140,6 +148,127 @@ class OuterOptimizerConfig:
         _require(
             0 <= self.momentum < 1,
             f"method.outer_optimizer.momentum={self.momentum}: must be at least 0 and below 1",
+        )
+
+
+@dataclass
+class OuterMuonConfig(OuterOptimizerConfig):
+    """Muon on the hidden matrices' pseudogradients, M <- matrix_momentum*M + delta; SGD, as above, on all others."""
+
+    name: str = "muon"
+    matrix_lr: float = 0.05
+    """On the orthogonalised momentum, times sqrt(fan_out/fan_in)."""
+    matrix_momentum: float = 0.6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive("method.outer_optimizer", matrix_lr=self.matrix_lr)
+        _require(
+            0 <= self.matrix_momentum < 1,
+            f"method.outer_optimizer.matrix_momentum={self.matrix_momentum}: must be at least 0 and below 1",
+        )
+
+
+@dataclass
+class CompressionConfig:
+    """Pseudogradients are sent as they are. Each subclass is a way to send less; norm gains are always exact."""
+
+    name: str = "none"
+
+
+Bits = Literal[2, 4, 8]
+Granularity = Literal["tensor", "row"]
+Exchange = Literal["all_gather", "reduce_scatter"]
+
+
+@dataclass
+class LossyCompressionConfig(CompressionConfig):
+    """What all lossy ways share. The outer lr plays no part in what is sent."""
+
+    name: str = "???"
+    error_feedback: float | None = 0.9
+    """Decay d of each worker's error memory: e <- d*e + delta, send Q(e), e <- e - Q(e). 1 forgets nothing; null keeps
+    no memory."""
+    exact_embeddings: bool = False
+    """Token embedding and head are sent as they are, like the norm gains."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.error_feedback is None or 0 < self.error_feedback <= 1,
+            f"method.compression.error_feedback={self.error_feedback}: must be above 0 and at most 1, or null for none",
+        )
+
+
+@dataclass
+class QuantisationConfig(LossyCompressionConfig):
+    """Each value as one of 2^bits levels. Two names, one a scheme:
+
+    statistical: bins over six standard deviations around the mean, each read back as the mean of what fell into it;
+    linear: evenly spaced levels from the smallest to the largest value.
+    """
+
+    name: str = "statistical"
+    bits: int = 4
+    granularity: str = "tensor"
+    """What shares one set of levels: a tensor or a row of it."""
+    exchange: str = "all_gather"
+    """all_gather: every worker gets every other's payload; reduce_scatter: each averages its share of them, quantises
+    that average again and sends it to all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_choice("method.compression.name", self.name, ("statistical", "linear"))
+        _require_choice("method.compression.bits", self.bits, get_args(Bits))
+        _require_choice("method.compression.granularity", self.granularity, get_args(Granularity))
+        _require_choice("method.compression.exchange", self.exchange, get_args(Exchange))
+
+
+@dataclass
+class TopKConfig(LossyCompressionConfig):
+    """The largest values of each tensor by magnitude, with their places; nothing of the others."""
+
+    name: str = "top_k"
+    fraction: float = 0.01
+    """Share of a tensor's values that is sent."""
+    values: str = "exact"
+    """How those values are written: exact, statistical or linear (one set of levels a tensor)."""
+    bits: int | None = None
+    """Of a quantised value; null for exact ones."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 < self.fraction < 1, f"method.compression.fraction={self.fraction}: must lie between 0 and 1")
+        _require_choice("method.compression.values", self.values, ("exact", "statistical", "linear"))
+        if self.values == "exact":
+            _require(
+                self.bits is None,
+                f"method.compression.bits={self.bits} has no effect with method.compression.values=exact: "
+                "drop it, or use values=statistical",
+            )
+        else:
+            _require_choice("method.compression.bits", self.bits, get_args(Bits))
+
+
+@dataclass
+class StreamingConfig:
+    """The model in fragments of consecutive layers, shared once in H steps at its own offset (arXiv 2501.18512)."""
+
+    num_fragments: int = 1
+    """Fragment i of F is shared where the step is (i+1)*H/F modulo H; one fragment is the whole model."""
+    delay_steps: int = 0
+    """tau: inner steps that go on while a fragment is on its way."""
+    mixing: float = 0.0
+    """alpha: share of a worker's own parameters that stays when a fragment arrives; 0 takes the synchronised ones."""
+
+    def __post_init__(self) -> None:
+        _require_positive("method.streaming", num_fragments=self.num_fragments)
+        _require(
+            self.delay_steps >= 0,
+            f"method.streaming.delay_steps={self.delay_steps}: must be zero or positive",
+        )
+        _require(
+            0 <= self.mixing < 1,
+            f"method.streaming.mixing={self.mixing}: must be at least 0 and below 1",
         )
 
 
@@ -172,9 +301,22 @@ class DiLoCoConfig(MethodConfig):
     sync_interval: int = 30
     """H, inner steps between two outer steps."""
     outer_optimizer: OuterOptimizerConfig = field(default_factory=OuterOptimizerConfig)
+    compression: CompressionConfig = field(default_factory=CompressionConfig, metadata=_UNNAMED_AT_DEFAULT)
+    streaming: StreamingConfig = field(default_factory=StreamingConfig, metadata=_UNNAMED_AT_DEFAULT)
 
     def __post_init__(self) -> None:
         _require_positive("method", num_workers=self.num_workers, sync_interval=self.sync_interval)
+        streaming = self.streaming
+        _require(
+            streaming.num_fragments <= self.sync_interval,
+            f"method.streaming.num_fragments={streaming.num_fragments}: at most one fragment is shared at a step, so "
+            f"use at most method.sync_interval={self.sync_interval}",
+        )
+        _require(
+            streaming.delay_steps < self.sync_interval,
+            f"method.streaming.delay_steps={streaming.delay_steps}: a fragment must arrive before it is shared again, "
+            f"so use less than method.sync_interval={self.sync_interval}",
+        )
 
     @property
     def workers(self) -> int:
@@ -352,6 +494,11 @@ class RunConfig:
                 f"method.sync_interval={self.method.sync_interval} is longer than the run of {self.num_steps} steps, "
                 "so no outer step would happen: lower it, lower global_batch_tokens or raise tokens_per_parameter",
             )
+            _require(
+                self.method.streaming.num_fragments <= self.model.num_layers,
+                f"method.streaming.num_fragments={self.method.streaming.num_fragments}: a fragment holds whole layers, "
+                f"so use at most model.num_layers={self.model.num_layers}",
+            )
 
     # Derived numbers: computed here once, never typed in.
 
@@ -473,6 +620,11 @@ class ExecutionConfig:
     checkpoint_interval_seconds: float = 300.0
     wall_minutes: float | None = None
     """Minutes from its start after which an attempt checkpoints and asks for more time; None for no deadline."""
+    link_megabits_per_second: float | None = None
+    """Emulated link of each rank: what it sends or receives takes at least as long as on a link of this bandwidth, each
+    way. None for the network as it is."""
+    link_latency_milliseconds: float = 0.0
+    """Emulated time from the first bit's leaving to its arrival, added once to each exchange."""
 
     def __post_init__(self) -> None:
         _require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))
@@ -485,7 +637,12 @@ class ExecutionConfig:
             log_interval_steps=self.log_interval_steps,
             checkpoint_interval_seconds=self.checkpoint_interval_seconds,
         )
-        for name in ("micro_batch_sequences", "evaluate_interval_steps", "wall_minutes"):
+        _require(
+            math.isfinite(self.link_latency_milliseconds) and self.link_latency_milliseconds >= 0,
+            f"execution.link_latency_milliseconds={self.link_latency_milliseconds}: must be zero or positive",
+        )
+        optional = ("micro_batch_sequences", "evaluate_interval_steps", "wall_minutes", "link_megabits_per_second")
+        for name in optional:
             value = getattr(self, name)
             _require(value is None or value > 0, f"execution.{name}={value}: must be a positive number or null")
 
@@ -495,12 +652,21 @@ METHODS: dict[str, type[MethodConfig]] = {
     "diloco": DiLoCoConfig,
 }
 INNER_OPTIMIZERS: dict[str, type[InnerOptimizerConfig]] = {"adamw": AdamWConfig, "muon": MuonConfig}
+OUTER_OPTIMIZERS: dict[str, type[OuterOptimizerConfig]] = {"sgd": OuterOptimizerConfig, "muon": OuterMuonConfig}
+COMPRESSIONS: dict[str, type[CompressionConfig]] = {
+    "none": CompressionConfig,
+    "statistical": QuantisationConfig,
+    "linear": QuantisationConfig,
+    "top_k": TopKConfig,
+}
 SCHEDULES: dict[str, type[ScheduleConfig]] = {"cosine": CosineConfig, "wsd": WarmupStableDecayConfig}
 
 # A field that may hold one of several dataclasses is told apart by its `name`.
 _VARIANTS: dict[type, dict[str, Any]] = {
     MethodConfig: METHODS,
     InnerOptimizerConfig: INNER_OPTIMIZERS,
+    OuterOptimizerConfig: OUTER_OPTIMIZERS,
+    CompressionConfig: COMPRESSIONS,
     ScheduleConfig: SCHEDULES,
 }
 
@@ -511,8 +677,12 @@ def _normalise(value: Any) -> Any:
         out = {}
         for f in dataclasses.fields(value):
             item = getattr(value, f.name)
+            if f.metadata == _UNNAMED_AT_DEFAULT and item == _default_of(f):
+                continue
             if f.type == "float":
                 item = float(item)
+            elif f.type == "float | None":
+                item = None if item is None else float(item)
             elif f.type == "list[float]":
                 item = [float(number) for number in item]
             out[f.name] = _normalise(item)
@@ -520,10 +690,14 @@ def _normalise(value: Any) -> Any:
     return value
 
 
+def _default_of(f: dataclasses.Field[Any]) -> Any:
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+
+
 def _build(cls: type, values: dict[str, Any], where: str) -> Any:
     if cls in _VARIANTS:
         variants = _VARIANTS[cls]
-        name = values.get("name")
+        name = values.get("name", next(_default_of(f) for f in dataclasses.fields(cls) if f.name == "name"))
         _require(name in variants, f"{where}.name={name!r}: must be one of {', '.join(variants)}")
         cls = variants[str(name)]
     known = {f.name: f for f in dataclasses.fields(cls)}

@@ -1,19 +1,35 @@
 """How workers share what they learn: `DataParallel`, and `DiLoCo` with its outer step.
 
-The training loop names no algorithm: it averages
-gradients over a worker's replicas, steps its inner optimizer, and lets `DistributedMethod.after_inner_step` do the
-rest. A method holds the synchronised model, the one that is evaluated.
+The training loop names no algorithm: it averages gradients over a worker's replicas, steps its inner optimizer, and
+lets `DistributedMethod.after_inner_step` do the rest. A method holds the synchronised model, the one that is evaluated.
+DiLoCo is made of fragments; compressors and outer optimizers are composed into them.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from muloco_runner.config import DiLoCoConfig, OuterOptimizerConfig, RunConfig
+from muloco_runner.compression import Compressor, choose_codecs
+from muloco_runner.config import (
+    DiLoCoConfig,
+    LossyCompressionConfig,
+    OuterMuonConfig,
+    OuterOptimizerConfig,
+    QuantisationConfig,
+    RunConfig,
+)
+from muloco_runner.exchange import Exchange
+from muloco_runner.flat import copy_into, flatten
+from muloco_runner.fragments import Arrival, Fragment, FragmentSchedule, split_by_layers
+from muloco_runner.optimizers.parameter_groups import parameter_groups
+from muloco_runner.outer_optimizer import OuterMuon, OuterOptimizer, OuterSgd
 from muloco_runner.topology import Communicator
 from muloco_runner.worker import Worker
 
@@ -42,9 +58,16 @@ class DistributedMethod(Protocol):
     def synchronised_parameters(self) -> list[Tensor]:
         """The model as all workers last agreed on it: tensors like `Worker.tensors`, which may be those themselves."""
 
-    def state_dict(self) -> dict[str, list[Tensor]]: ...
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """What all workers share: lists of tensors like `Worker.tensors`."""
 
-    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None: ...
+    def load_state_dict(self, state: dict[str, list[Tensor]], step: int) -> None:
+        """Continues after `step` inner steps."""
+
+    def worker_state(self, row: int) -> dict[str, list[Tensor]]:
+        """What belongs to one of the workers held here, in their order: lists of tensors like `Worker.tensors`."""
+
+    def load_worker_state(self, row: int, state: dict[str, list[Tensor]]) -> None: ...
 
 
 class DataParallel:
@@ -67,21 +90,14 @@ class DataParallel:
     def state_dict(self) -> dict[str, list[Tensor]]:
         return {}
 
-    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+    def load_state_dict(self, state: dict[str, list[Tensor]], step: int) -> None:
         assert not state
 
+    def worker_state(self, row: int) -> dict[str, list[Tensor]]:
+        return {}
 
-def nesterov_outer_step(
-    anchor: Tensor, velocity: Tensor, pseudogradient: Tensor, config: OuterOptimizerConfig
-) -> tuple[Tensor, Tensor]:
-    """The new anchor and velocity: u <- mu*u + eta*delta, then anchor - mu*u - eta*delta (anchor - u without Nesterov).
-
-    Equal, at constant eta, to `torch.optim.SGD(nesterov=True)` on the gradient delta (DiLoCo, arXiv 2311.08105).
-    """
-    velocity = config.momentum * velocity + config.lr * pseudogradient
-    if config.nesterov:
-        return anchor - config.momentum * velocity - config.lr * pseudogradient, velocity
-    return anchor - velocity, velocity
+    def load_worker_state(self, row: int, state: dict[str, list[Tensor]]) -> None:
+        assert not state
 
 
 class DiLoCo:
@@ -92,73 +108,167 @@ class DiLoCo:
 
     has_local_models = True
 
-    def __init__(self, workers: list[Worker], config: DiLoCoConfig, num_steps: int, communicator: Communicator) -> None:
-        self.workers, self.config, self.num_steps = workers, config, num_steps
+    def __init__(
+        self,
+        workers: list[Worker],
+        fragments: list[Fragment],
+        num_steps: int,
+        communicator: Communicator,
+        mixing: float = 0.0,
+    ) -> None:
+        self.workers, self.fragments, self.num_steps, self.mixing = workers, fragments, num_steps, mixing
         self.communicator = communicator
-        self.anchor = _flatten(workers[0].tensors)
-        self.velocity = torch.zeros_like(self.anchor)
         self.bytes_sent = 0
+        self._pending: dict[int, Future[Arrival]] = {}
+        """Exchanges that have begun, by the fragment's number."""
+        self._background = ThreadPoolExecutor(1, "exchange") if fragments[0].schedule.delay_steps else None
 
     def after_inner_step(self, step: int) -> OuterStep | None:
-        # The last steps of a budget that H does not divide are shared too: what they learnt belongs to the result.
-        if step % self.config.sync_interval and step != self.num_steps:
-            return None
-        return self.outer_step()
+        last = step == self.num_steps
+        arrivals = []
+        for number, fragment in enumerate(self.fragments):
+            # A budget that H does not divide ends with an exchange too: what was learnt last belongs to the result.
+            arriving = number in self._pending and (last or fragment.schedule.arrives(step))
+            if not arriving and (last or fragment.schedule.leaves(step)):
+                self._pending[number] = self._begin(fragment)
+                self.bytes_sent += fragment.bytes_sent
+                arriving = last or fragment.schedule.arrives(step)
+            if arriving:
+                arrivals.append(self._complete(number))
+        return self._summary(arrivals) if arrivals else None
 
-    def outer_step(self) -> OuterStep:
-        """Pseudogradients, their average in worker order, the outer step; every worker restarts from the new anchor."""
-        local = [self.anchor - _flatten(worker.tensors) for worker in self.workers]
-        self.bytes_sent += local[0].numel() * local[0].element_size()
-        pseudogradients = self.communicator.gather_over_workers(local)
-        mean = pseudogradients[0].clone()
-        for pseudogradient in pseudogradients[1:]:
-            mean += pseudogradient
-        mean /= len(pseudogradients)
-        self.anchor, self.velocity = nesterov_outer_step(self.anchor, self.velocity, mean, self.config.outer_optimizer)
-        for worker in self.workers:
-            _unflatten_into(worker.tensors, self.anchor)
-        norm = self.communicator.sum_over_shards(mean.square().sum()).sqrt()
-        return OuterStep(float(norm), self._mean_cosine(pseudogradients))
+    def _begin(self, fragment: Fragment) -> Future[Arrival]:
+        """Pseudogradients as of now on their way to their mean."""
+        deltas = fragment.pseudogradients()
+        if self._background is not None:
+            return self._background.submit(fragment.average_beside_training, deltas)
+        done: Future[Arrival] = Future()
+        done.set_result(fragment.average(deltas))
+        return done
 
-    def _mean_cosine(self, pseudogradients: list[Tensor]) -> float | None:
-        count = len(pseudogradients)
-        if count < 2:
-            return None
-        stacked = torch.stack(pseudogradients)
-        products = self.communicator.sum_over_shards(stacked @ stacked.T)
-        norms = products.diag().sqrt().clamp_min(1e-30)
-        cosines = products / norms / norms[:, None]
-        return (float(cosines.sum()) - float(cosines.trace())) / (count * (count - 1))
+    def _complete(self, number: int) -> Arrival:
+        """Waits for a fragment's mean and takes the outer step."""
+        began, future = time.perf_counter(), self._pending.pop(number)
+        arrival = future.result()
+        if self._background is not None:
+            self.communicator.traffic.wait(time.perf_counter() - began)
+        self.fragments[number].take(arrival.mean, self.mixing)
+        return arrival
+
+    def _summary(self, arrivals: Sequence[Arrival]) -> OuterStep:
+        squares = sum((arrival.mean.square().sum() for arrival in arrivals), torch.zeros(()))
+        norm = float(self.communicator.sum_over_shards(squares).sqrt())
+        products = [arrival.products_KK for arrival in arrivals if arrival.products_KK is not None]
+        if not products or len(products[0]) < 2:
+            return OuterStep(norm, None)
+        return OuterStep(norm, _mean_cosine(self.communicator.sum_over_shards(torch.stack(products).sum(dim=0))))
 
     def synchronised_parameters(self) -> list[Tensor]:
-        return _views(self.anchor, self.workers[0].tensors)
+        return self._by_parameter([fragment.anchor for fragment in self.fragments])
 
     def state_dict(self) -> dict[str, list[Tensor]]:
-        parameters = self.workers[0].tensors
-        return {"anchor": _views(self.anchor, parameters), "velocity": _views(self.velocity, parameters)}
+        """Waits for what is on its way; the mean of such a fragment is kept as `arriving`."""
+        state = {
+            "anchor": self.synchronised_parameters(),
+            "velocity": self._by_parameter([fragment.optimizer.velocity for fragment in self.fragments]),
+        }
+        if self._pending:
+            means = {number: future.result().mean for number, future in self._pending.items()}
+            zeros = [torch.zeros_like(fragment.anchor) for fragment in self.fragments]
+            state["arriving"] = self._by_parameter([means.get(number, zero) for number, zero in enumerate(zeros)])
+        return state
 
-    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        self.anchor = _flatten(state["anchor"]).to(self.anchor)
-        self.velocity = _flatten(state["velocity"]).to(self.velocity)
+    def load_state_dict(self, state: dict[str, list[Tensor]], step: int) -> None:
+        for number, fragment in enumerate(self.fragments):
+            copy_into(fragment.views(fragment.anchor), flatten(self._of_fragment(state["anchor"], fragment)))
+            velocity = fragment.views(fragment.optimizer.velocity)
+            copy_into(velocity, flatten(self._of_fragment(state["velocity"], fragment)))
+            if fragment.schedule.on_its_way(step):
+                self._pending[number] = Future()
+                mean = flatten(self._of_fragment(state["arriving"], fragment)).to(fragment.anchor)
+                self._pending[number].set_result(Arrival(mean, None))
+
+    def worker_state(self, row: int) -> dict[str, list[Tensor]]:
+        """The error memory, where there is one, after what is on its way."""
+        for future in self._pending.values():
+            future.result()
+        errors = [fragment.compressors[row].error for fragment in self.fragments]
+        kept = [error for error in errors if error is not None]
+        return {"error": self._by_parameter(kept)} if kept else {}
+
+    def load_worker_state(self, row: int, state: dict[str, list[Tensor]]) -> None:
+        for fragment in self.fragments:
+            error = fragment.compressors[row].error
+            if error is not None:
+                copy_into(fragment.views(error), flatten(self._of_fragment(state["error"], fragment)))
+
+    def _by_parameter(self, flats: Sequence[Tensor]) -> list[Tensor]:
+        """Views of one flat tensor a fragment, in the order of `Worker.tensors`."""
+        placed: dict[int, Tensor] = {}
+        for fragment, flat in zip(self.fragments, flats, strict=True):
+            placed.update(zip(fragment.places, fragment.views(flat), strict=True))
+        return [placed[place] for place in range(len(placed))]
+
+    def _of_fragment(self, tensors: Sequence[Tensor], fragment: Fragment) -> list[Tensor]:
+        return [tensors[place] for place in fragment.places]
 
 
-def build_method(run: RunConfig, workers: list[Worker], communicator: Communicator) -> DistributedMethod:
+def _mean_cosine(products_KK: Tensor) -> float:
+    """Over all pairs of workers, from the dot products between what they sent."""
+    count = len(products_KK)
+    norms = products_KK.diag().sqrt().clamp_min(1e-30)
+    cosines = products_KK / norms / norms[:, None]
+    return (float(cosines.sum()) - float(cosines.trace())) / (count * (count - 1))
+
+
+def build_method(
+    run: RunConfig, workers: list[Worker], communicator: Communicator, muon_backend: str = "auto"
+) -> DistributedMethod:
     """The method that `run.method` names, over the workers of this rank."""
     if isinstance(run.method, DiLoCoConfig):
-        return DiLoCo(workers, run.method, run.num_steps, communicator)
+        return _build_diloco(run, run.method, workers, communicator, muon_backend)
     (worker,) = workers
     return DataParallel(worker)
 
 
-def _flatten(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+def _build_diloco(
+    run: RunConfig, config: DiLoCoConfig, workers: list[Worker], communicator: Communicator, muon_backend: str
+) -> DiLoCo:
+    streaming, compression = config.streaming, config.compression
+    names = [name for name, _ in workers[0].model.named_parameters()]
+    codecs = choose_codecs(compression, workers[0].model)
+    error_feedback = compression.error_feedback if isinstance(compression, LossyCompressionConfig) else None
+    # Where nothing is lost, the way of fewer bytes has the same result.
+    reduce_scatter = compression.name == "none" or (
+        isinstance(compression, QuantisationConfig) and compression.exchange == "reduce_scatter"
+    )
+    exchanging = communicator.in_background() if streaming.delay_steps else communicator
+    fragments = []
+    for number, places in enumerate(split_by_layers(names, run.model.num_layers, streaming.num_fragments)):
+        tensors, own_codecs = [workers[0].tensors[place] for place in places], [codecs[place] for place in places]
+        flat = flatten(tensors)
+        fragments.append(
+            Fragment(
+                places,
+                workers,
+                FragmentSchedule(number, streaming.num_fragments, config.sync_interval, streaming.delay_steps),
+                _outer_optimizer(config.outer_optimizer, workers[0], places, muon_backend),
+                [Compressor(own_codecs, error_feedback, flat) for _ in workers],
+                Exchange(tensors, own_codecs, reduce_scatter, exchanging),
+            )
+        )
+    return DiLoCo(workers, fragments, run.num_steps, communicator, streaming.mixing)
 
 
-def _views(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
-    pieces = flat.split([tensor.numel() for tensor in like])
-    return [piece.view_as(tensor) for piece, tensor in zip(pieces, like, strict=True)]
-
-
-def _unflatten_into(parameters: list[Tensor], flat: Tensor) -> None:
-    with torch.no_grad():
-        torch._foreach_copy_(parameters, _views(flat, parameters))
+def _outer_optimizer(
+    config: OuterOptimizerConfig, worker: Worker, places: Sequence[int], backend: str
+) -> OuterOptimizer:
+    tensors = [worker.tensors[place] for place in places]
+    if not isinstance(config, OuterMuonConfig):
+        return OuterSgd(config, flatten(tensors))
+    parameters = list(worker.model.parameters())
+    hidden = {
+        id(p) for group in parameter_groups(worker.model) if group["algorithm"] == "muon" for p in group["params"]
+    }
+    matrices = [number for number, place in enumerate(places) if id(parameters[place]) in hidden]
+    return OuterMuon(config, flatten(tensors), tensors, matrices, backend)

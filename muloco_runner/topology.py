@@ -6,6 +6,9 @@ each worker is a group of replicas that share its batch.
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.link import EmulatedLink, Traffic
 
 _BUCKET_ELEMENTS = 1 << 24
 """Of one message between replicas: large enough for any link, small beside a model."""
@@ -69,11 +73,14 @@ class Topology:
 class Communicator:
     """Collectives over the ranks of a topology; on one rank they cost nothing.
 
-    `sharded` says that the replicas of a worker each hold rows of its model instead of a copy.
+    `sharded` says that the replicas of a worker each hold rows of its model instead of a copy. Gradients and
+    pseudogradients are counted in `traffic`; so is the time that training waits for them.
     """
 
-    def __init__(self, topology: Topology, sharded: bool = False) -> None:
+    def __init__(self, topology: Topology, sharded: bool = False, link: EmulatedLink | None = None) -> None:
         self.topology, self.sharded = topology, sharded and topology.replicas > 1
+        self.link, self.traffic = link, Traffic()
+        self.counts_waiting = True
         self._replica_group: dist.ProcessGroup | None = None
         self._leader_group: dist.ProcessGroup | None = None
         if topology.num_ranks > 1:
@@ -119,19 +126,71 @@ class Communicator:
         replicas, size = self.topology.replicas, flat.numel()
         flat = torch.nn.functional.pad(flat, (0, -size % replicas))
         pieces = torch.empty_like(flat)
-        dist.all_to_all_single(pieces, flat, group=self._replica_group)
-        dist.all_gather_into_tensor(flat, _sum_of_rows(pieces.view(replicas, -1)), group=self._replica_group)
+        with self._transfer(num_bytes := 2 * (replicas - 1) * flat.nbytes // replicas, num_bytes, rounds=2):
+            dist.all_to_all_single(pieces, flat, group=self._replica_group)
+            dist.all_gather_into_tensor(flat, _sum_of_rows(pieces.view(replicas, -1)), group=self._replica_group)
         return flat[:size]
+
+    @property
+    def holders(self) -> list[range]:
+        """The workers held by each of the ranks that hold the same part of a worker as this one, in order."""
+        topology = self.topology
+        step = topology.replicas
+        return [
+            Topology(topology.num_workers, rank, topology.num_ranks).local_workers
+            for rank in range(topology.replica, topology.num_ranks, step)
+        ]
+
+    @property
+    def holder(self) -> int:
+        """This rank's place among them."""
+        return self.topology.rank // self.topology.replicas
 
     def gather_over_workers(self, local: list[Tensor]) -> list[Tensor]:
         """Flat tensors of the workers held here, one each, to those of all K workers, in worker order."""
-        ranks = self.topology.num_ranks // self.topology.replicas
+        ranks = len(self.holders)
         if ranks == 1:
             return local
         mine = torch.stack(local)
         everyone = [torch.empty_like(mine) for _ in range(ranks)]
-        dist.all_gather(everyone, mine, group=self._leader_group)
+        with self._transfer(num_bytes := (ranks - 1) * mine.nbytes, num_bytes):
+            dist.all_gather(everyone, mine, group=self._leader_group)
         return list(torch.cat(everyone))
+
+    def exchange_over_workers(self, outgoing: list[Tensor], incoming: list[int]) -> list[Tensor]:
+        """Sends a flat tensor to each of the `holders`; returns what each sent here, `incoming` values of it."""
+        if len(outgoing) == 1:
+            return outgoing
+        sizes = [part.numel() for part in outgoing]
+        arrived = outgoing[0].new_empty(sum(incoming))
+        itemsize, own = arrived.element_size(), self.holder
+        sent, received = ((sum(parts) - parts[own]) * itemsize for parts in (sizes, incoming))
+        with self._transfer(sent, received):
+            dist.all_to_all_single(arrived, torch.cat(outgoing), incoming, sizes, group=self._leader_group)
+        return list(arrived.split(incoming))
+
+    def sum_over_workers(self, tensor: Tensor) -> Tensor:
+        """The elementwise sum over the `holders`, in place."""
+        if len(self.holders) > 1:
+            dist.all_reduce(tensor, group=self._leader_group)
+        return tensor
+
+    def in_background(self) -> Communicator:
+        """The same ranks over groups of their own, for a thread beside training; every rank must ask for it."""
+        other = Communicator(self.topology, self.sharded, self.link)
+        other.traffic, other.counts_waiting = self.traffic, False
+        return other
+
+    @contextlib.contextmanager
+    def _transfer(self, sent: int, received: int, rounds: int = 1) -> Iterator[None]:
+        """Around collectives: counts their bytes, as messages straight to each rank move them, and fills the link."""
+        began = time.perf_counter()
+        yield
+        self.traffic.add(sent, received)
+        if self.link is not None:
+            self.link.carry(began, max(sent, received), rounds)
+        if self.counts_waiting:
+            self.traffic.wait(time.perf_counter() - began)
 
     def sum_over_shards(self, tensor: Tensor) -> Tensor:
         """A sum over this rank's rows of a model to that over the whole model, in place; nothing to do for a copy."""

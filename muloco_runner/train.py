@@ -66,7 +66,7 @@ class Trainer:
         self.inner_step = InnerStep(run, data, self.replicas, self.communicator, self._micro_batch_sequences())
         self.validation = validation_batch(corpus, run, session.device)
         self.workers = [self._build_worker(index) for index in self.topology.local_workers]
-        self.method = build_method(run, self.workers, self.communicator)
+        self.method = build_method(run, self.workers, self.communicator, session.execution.muon_backend)
         self.checkpoints = CheckpointStore(session.folder.checkpoint_dir, self.communicator)
         self.losses = torch.zeros(len(self.workers), run.num_steps, device=session.device)
         """Training loss of each worker held here (rows) at each completed step."""
@@ -273,6 +273,7 @@ class Trainer:
             worker.index: {
                 "model": worker.model.state_dict(),
                 "optimizer": worker.optimizer.state_dict(),
+                "method": self.method.worker_state(row),
                 "losses": self.losses[row, : self.step].cpu(),
             }
             for row, worker in enumerate(self.workers)
@@ -298,8 +299,9 @@ class Trainer:
             state = states[worker.index]
             worker.model.load_state_dict(state["model"])
             worker.optimizer.load_state_dict(state["optimizer"])
+            self.method.load_worker_state(row, state["method"])
             self.losses[row, : self.step] = state["losses"].to(self.losses)
-        self.method.load_state_dict(shared["method"])
+        self.method.load_state_dict(shared["method"], self.step)
         self.method.bytes_sent = shared["bytes_sent"]
         self.train_seconds, self.started_at = shared["train_seconds"], shared["started_at"]
         self._checkpoint_step = self.step

@@ -44,7 +44,8 @@ def tiny_run(text_dir: Path) -> MakeRun:
         sync_interval = changes.pop("sync_interval", 5)
         num_workers = changes.pop("num_workers", 1)
         outer = changes.pop("outer_optimizer", OuterOptimizerConfig())
-        diloco = DiLoCoConfig(num_workers=num_workers, sync_interval=sync_interval, outer_optimizer=outer)
+        composed = {name: changes.pop(name) for name in ("compression", "streaming") if name in changes}
+        diloco = DiLoCoConfig(num_workers=num_workers, sync_interval=sync_interval, outer_optimizer=outer, **composed)
         model = ModelConfig(
             width=16, num_layers=2, head_width=8, vocab_size=256, sequence_length=32, ffn_ratio=2.75, rope_theta=1e4
         )

@@ -15,7 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from muloco_runner.config import ExecutionConfig, RunConfig
+from muloco_runner.config import (
+    ExecutionConfig,
+    OuterMuonConfig,
+    QuantisationConfig,
+    RunConfig,
+    StreamingConfig,
+    TopKConfig,
+)
 from muloco_runner.job import run_job
 from muloco_runner.ranks import rank_place
 from muloco_runner.record import ExitCode, RunFolder
@@ -52,7 +59,18 @@ def all_runs(tiny_run: MakeRun) -> list[RunConfig]:
         for inner in ("adamw", "muon")
         for workers in (1, 2, 4)
     ]
-    return single + several
+    quantised = QuantisationConfig("linear", bits=4, granularity="row", exchange="reduce_scatter")
+    streaming = StreamingConfig(2, 3, 0.1)
+    sparse = TopKConfig(fraction=0.1, values="statistical", bits=4)
+    common = {"num_steps": 50, "sync_interval": 10}
+    compressed = [
+        tiny_run(
+            "diloco", "muon", num_workers=2, compression=QuantisationConfig(bits=2), streaming=streaming, **common
+        ),
+        tiny_run("diloco", "adamw", num_workers=4, compression=quantised, **common),
+        tiny_run("diloco", "muon", num_workers=4, compression=sparse, outer_optimizer=OuterMuonConfig(), **common),
+    ]
+    return single + several + compressed
 
 
 def test_a_run_is_the_same_on_one_two_and_four_processes(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
@@ -91,7 +109,15 @@ def test_a_run_is_the_same_on_one_two_and_four_processes(tiny_run: MakeRun, new_
 def test_a_run_that_moves_to_another_number_of_processes_ends_as_if_it_had_always_been_there(
     first: int, then: int, tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
 ) -> None:
-    run = tiny_run("diloco", "muon", num_workers=2, num_steps=400, sync_interval=10)
+    run = tiny_run(
+        "diloco",
+        "muon",
+        num_workers=2,
+        num_steps=400,
+        sync_interval=10,
+        compression=QuantisationConfig(bits=2),
+        streaming=StreamingConfig(2, 3, 0.1),
+    )
     whole, moved = new_folder(run, "whole"), new_folder(run, "moved")
     run_job(whole, execution)
     processes = start_ranks(first, [moved], "7")

@@ -54,7 +54,8 @@ def test_every_algorithm_learns(
     assert (result.num_steps, result.num_tokens) == (60, 60 * 256)
     # Data parallel sends the gradient each step, DiLoCo the pseudogradient each fifth: both as float32.
     syncs = 60 if method == "data_parallel" else 12
-    assert result.bytes_sent == syncs * 4 * run.num_params
+    stated = {"data_parallel": 0, "diloco": 0.02 * num_workers}[method]  # share of a payload that describes it
+    assert syncs * 4 * run.num_params <= result.bytes_sent <= syncs * 4 * run.num_params * (1 + stated)
     assert (result.local_validation_loss is None) == (method == "data_parallel")
 
 

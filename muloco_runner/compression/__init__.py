@@ -1,0 +1,6 @@
+"""Pseudogradients in fewer bytes: codecs for values, a payload that checks itself, and each worker's compressor."""
+
+from muloco_runner.compression.compressor import Compressor, choose_codecs
+from muloco_runner.compression.payload import PayloadError
+
+__all__ = ["Compressor", "PayloadError", "choose_codecs"]

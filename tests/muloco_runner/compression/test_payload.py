@@ -1,0 +1,186 @@
+"""What is written can be read back, takes the bytes that the format states, and is refused once damaged."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muloco_runner.compression import PayloadError
+from muloco_runner.compression.bits import pack, packed_bytes, unpack
+from muloco_runner.compression.codecs import AnyCodec, Exact, Linear, Statistical, TopK, as_bytes
+from muloco_runner.compression.payload import Descriptor, _checksum, decode, encode, payload_bytes
+
+BITS = st.sampled_from([2, 4, 8])
+DTYPES = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])
+SHAPES = st.lists(st.integers(0, 7), max_size=4).map(tuple) | st.tuples(st.integers(1, 40), st.integers(1, 40))
+QUANTISERS = st.builds(Statistical, BITS, st.booleans()) | st.builds(Linear, BITS, st.booleans())
+CODECS = (
+    st.just(Exact())
+    | QUANTISERS
+    | st.builds(TopK, st.floats(0.01, 0.99), st.just(Exact()) | st.builds(Linear, BITS) | st.builds(Statistical, BITS))
+)
+SEEDS = st.integers(0, 2**31)
+
+
+def values(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) * 10.0 ** (seed % 9 - 6)).to(dtype)
+
+
+@given(st.integers(0, 300), BITS, SEEDS)
+def test_packing_round_trips_without_a_gap(count: int, bits: int, seed: int) -> None:
+    codes = torch.randint(0, 2**bits, (count,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    packed = pack(codes, bits)
+    assert packed.numel() == packed_bytes(count, bits) == math.ceil(count * bits / 8)
+    assert torch.equal(unpack(packed, bits, count), codes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(SHAPES, DTYPES, CODECS, SEEDS), min_size=1, max_size=4))
+def test_a_payload_says_what_it_holds(parts: list[tuple[tuple[int, ...], torch.dtype, AnyCodec, int]]) -> None:
+    tensors = [values(shape, dtype, seed) for shape, dtype, _, seed in parts]
+    codecs = [codec for _, _, codec, _ in parts]
+    payload = encode(tensors, codecs)
+    assert payload.dtype == torch.uint8
+    assert payload.numel() == payload_bytes(
+        [Descriptor.of(t.shape, t.dtype, codec) for t, codec in zip(tensors, codecs, strict=True)]
+    )
+    for tensor, codec, read in zip(tensors, codecs, decode(payload), strict=True):
+        assert read.shape == tensor.shape
+        assert read.dtype == tensor.dtype
+        assert bool(read.isfinite().all())
+        if codec == Exact():
+            assert torch.equal(read, tensor)
+    # Replicas of a worker write the same payload.
+    assert torch.equal(encode(tensors, codecs), payload)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHAPES.filter(lambda shape: math.prod(shape) > 0), BITS, st.booleans(), SEEDS)
+def test_linear_levels_are_never_off_by_more_than_half_a_step(
+    shape: tuple[int, ...], bits: int, by_row: bool, seed: int
+) -> None:
+    tensor = values(shape, torch.float32, seed)
+    (read,) = decode(encode([tensor], [Linear(bits, by_row)]))
+    rows = tensor.reshape(len(tensor) if by_row and tensor.ndim > 1 else 1, -1)
+    step = (rows.amax(dim=1) - rows.amin(dim=1)) / (2**bits - 1)
+    off = (read.reshape(rows.shape) - rows).abs().amax(dim=1)
+    assert bool((off <= step * 0.5001 + 1e-6 * rows.abs().amax(dim=1)).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHAPES.filter(lambda shape: math.prod(shape) > 0), BITS, SEEDS)
+def test_statistical_levels_keep_the_sum_and_are_the_means_of_their_bins(
+    shape: tuple[int, ...], bits: int, seed: int
+) -> None:
+    tensor = values(shape, torch.float32, seed)
+    (read,) = decode(encode([tensor], [Statistical(bits)]))
+    for level in read.unique():
+        assert float(tensor[read == level].double().mean()) == pytest.approx(float(level), rel=1e-5, abs=1e-30)
+    spread = float((tensor.double() - tensor.double().mean()).square().mean().sqrt())
+    width = 6 * spread / 2**bits
+    inside = (tensor - tensor.mean()).abs() < 0.999 * (3 * spread - width)  # the outermost bins take what lies beyond
+    assert float((read - tensor).abs()[inside].amax() if inside.any() else 0) <= width * 1.001 + 1e-6 * spread
+
+
+def test_an_independent_quantiser_agrees() -> None:
+    tensor = values((50, 30), torch.float32, 3)
+    (read,) = decode(encode([tensor], [Statistical(2)]))
+    flat = tensor.double().flatten()
+    mean, spread = flat.mean(), flat.std(correction=0)
+    bins = ((flat - mean) / (6 * spread / 4) + 2).floor().clamp(0, 3)
+    expected = torch.stack([flat[bins == b].mean() for b in bins])
+    torch.testing.assert_close(read.flatten().double(), expected, rtol=1e-5, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.floats(0.01, 0.99), SEEDS)
+def test_top_k_keeps_the_largest_and_nothing_else(size: int, fraction: float, seed: int) -> None:
+    tensor = values((size,), torch.float32, seed)
+    (read,) = decode(encode([tensor], [TopK(fraction)]))
+    kept = read != 0
+    assert int(kept.sum()) == max(1, round(fraction * size))
+    assert torch.equal(read[kept], tensor[kept])
+    assert float(tensor[kept].abs().min()) >= float(tensor[~kept].abs().max() if (~kept).any() else 0)
+
+
+def test_equal_values_and_values_that_are_no_numbers_are_sent_too() -> None:
+    same = torch.full((100,), 2.0)
+    (read,) = decode(encode([same], [TopK(0.1)]))
+    assert read.tolist() == [2.0] * 10 + [0.0] * 90
+    broken = torch.tensor([1.0, float("nan"), float("inf"), -1.0])
+    for codec in (Exact(), Statistical(4), Linear(2), TopK(0.5), TopK(0.5, Linear(4))):
+        # A diverged run stays recognisable as one.
+        (read,) = decode(encode([broken], [codec]))
+        assert not read.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("codec", "levels"),
+    [(Statistical(b), 4 * 2**b) for b in (2, 4, 8)] + [(Linear(b), 8) for b in (2, 4, 8)],
+)
+def test_bytes_are_the_formula(codec: Statistical | Linear, levels: int) -> None:
+    rows, columns = 512, 1408
+    payload = encode([values((rows, columns), torch.float32, 1)], [codec])
+    head = 32 + 12 + 2 * 4 + 4  # fixed part, descriptor, shape, padding
+    assert payload.numel() == head + levels + rows * columns * codec.bits // 8
+    by_row = type(codec)(codec.bits, by_row=True)
+    payload = encode([values((rows, columns), torch.float32, 1)], [by_row])
+    assert payload.numel() == head + rows * levels + rows * columns * codec.bits // 8
+    if codec.bits == 2:
+        exact = encode([values((rows, columns), torch.float32, 1)], [Exact()])
+        assert exact.numel() - head == 16 * (rows * columns * 2 // 8)
+
+
+def test_top_k_bytes_are_the_formula() -> None:
+    sent, head = 100, 32 + 12 + 4
+    assert encode([values((10_000,), torch.float32, 1)], [TopK(0.01)]).numel() == head + sent * 8
+    assert encode([values((10_000,), torch.float32, 1)], [TopK(0.01, Linear(4))]).numel() == head + sent * 4 + 8 + 56
+
+
+@settings(max_examples=80, deadline=None)
+@given(CODECS, st.data())
+def test_a_damaged_payload_raises(codec: AnyCodec, data: st.DataObject) -> None:
+    payload = encode([values((9, 11), torch.float32, 5), values((3,), torch.float32, 6)], [codec, Exact()])
+    damage = data.draw(st.sampled_from(["bit", "words exchanged", "cut", "longer", "noise"]))
+    damaged = payload.clone()
+    place = data.draw(st.integers(0, payload.numel() - 1))
+    match damage:
+        case "bit":
+            damaged[place] ^= 1 << data.draw(st.integers(0, 7))
+        case "words exchanged":
+            words, other = damaged.view(torch.int32), data.draw(st.integers(0, payload.numel() // 4 - 1))
+            words[[place // 4, other]] = words[[other, place // 4]]
+        case "cut":
+            damaged = damaged[:place]
+        case "longer":
+            damaged = torch.cat([damaged, damaged[:8]])
+        case "noise":
+            damaged = torch.randint(0, 256, (place,), dtype=torch.uint8)
+    if torch.equal(damaged, payload):
+        return
+    with pytest.raises(PayloadError):
+        decode(damaged)
+
+
+def test_a_foreign_payload_of_the_right_checksum_raises() -> None:
+    payload = encode([values((4, 4), torch.float32, 5)], [Exact()])
+    assert torch.equal(decode(payload)[0], values((4, 4), torch.float32, 5))
+    for place in (
+        6,
+        8,
+        12,
+        32,
+        33,
+        35,
+        36,
+        40,
+        44,
+    ):  # zero, tensors, head; codec, bits, dtype, dimensions, number, rows
+        foreign = payload.clone()
+        foreign[place] += 9
+        foreign[16:32] = as_bytes(_checksum(foreign))
+        with pytest.raises(PayloadError):
+            decode(foreign)
