@@ -58,6 +58,15 @@ def test_published_sizes_carry_the_published_weight_decay(size: str, algorithm: 
         (["global_batch_tokens=2000"], "2048"),
         (["algorithm=muloco", "method.num_workers=3"], "multiple of 384"),
         (["algorithm=muloco", "method.sync_interval=100000"], "no outer step"),
+        (["algorithm=ddp_muon", "method/compression=linear"], "method/compression"),
+        (["algorithm=muloco", "method.compression.bits=2"], "bits"),
+        (["algorithm=muloco", "method/compression=linear", "method.compression.bits=3"], "2, 4, 8"),
+        (["algorithm=muloco", "method/compression=top_k", "method.compression.bits=4"], "no effect"),
+        (["algorithm=muloco", "method/compression=linear", "method.compression.error_feedback=1.5"], "at most 1"),
+        (["algorithm=muloco", "method.streaming.num_fragments=3"], "model.num_layers=2"),
+        (["algorithm=muloco", "method.streaming.delay_steps=30"], "method.sync_interval=30"),
+        (["algorithm=muloco", "method/outer_optimizer=averaging", "method.outer_optimizer.matrix_lr=1"], "matrix_lr"),
+        (["execution.link_megabits_per_second=0"], "link_megabits_per_second"),
         (["seed=-1"], "seed"),
         (["seed=one"], "seed"),
         (["inner_optimizer.lr=0"], "inner_optimizer.lr"),
@@ -72,6 +81,11 @@ def test_a_mistake_is_one_clear_line(overrides: list[str], words: str) -> None:
         compose_app_config(overrides).run.run_id  # noqa: B018
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_names_of_runs_without_compression_or_fragments_stand() -> None:
+    names = {algorithm: compose_app_config([f"algorithm={algorithm}"]).run.run_id for algorithm in ("diloco", "muloco")}
+    assert names == {"diloco": "f9efdd067d79", "muloco": "a6e080bfe3d7"}
 
 
 def test_a_runs_name_depends_on_what_decides_its_result_and_on_nothing_else() -> None:
