@@ -96,6 +96,7 @@ def _attempt(
     should_stop: Callable[[], bool],
     on_record: Callable[[StepRecord], None],
 ) -> ExitCode:
+    from muloco_runner.link import emulated_link
     from muloco_runner.ranks import choose_device, joined_ranks, rank_environment
     from muloco_runner.train import Session, Trainer
 
@@ -103,7 +104,9 @@ def _attempt(
     device = choose_device(execution.device, place)
     with (
         _sole_user(folder, place),
-        joined_ranks(place, run.num_workers, device, folder.attempt_dir(attempt)) as communicator,
+        joined_ranks(
+            place, run.num_workers, device, folder.attempt_dir(attempt), emulated_link(execution)
+        ) as communicator,
     ):
         corpus = check_can_run(run)
         session = Session(folder, execution, communicator, device, attempt, should_stop, on_record, versions())

@@ -6,6 +6,8 @@ import threading
 import time
 from dataclasses import dataclass
 
+from muloco_runner.config import ExecutionConfig
+
 
 @dataclass(frozen=True)
 class TrafficCount:
@@ -66,3 +68,10 @@ class EmulatedLink:
         remaining = end - time.perf_counter()
         if remaining > 0:
             time.sleep(remaining)
+
+
+def emulated_link(execution: ExecutionConfig) -> EmulatedLink | None:
+    """The link that `execution` asks for; None for the network as it is."""
+    if execution.link_megabits_per_second is None and not execution.link_latency_milliseconds:
+        return None
+    return EmulatedLink(execution.link_megabits_per_second, execution.link_latency_milliseconds)

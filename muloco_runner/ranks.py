@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore
 
+from muloco_runner.link import EmulatedLink
 from muloco_runner.record import write_atomically
 from muloco_runner.topology import Communicator, Topology
 
@@ -64,7 +65,9 @@ def rank_place(environment: Mapping[str, str]) -> RankPlace:
 
 
 @contextlib.contextmanager
-def joined_ranks(place: RankPlace, num_workers: int, device: torch.device, meeting_dir: Path) -> Iterator[Communicator]:
+def joined_ranks(
+    place: RankPlace, num_workers: int, device: torch.device, meeting_dir: Path, link: EmulatedLink | None = None
+) -> Iterator[Communicator]:
     """The communicator over all ranks of the job; they leave the group together at the end."""
     topology = Topology(num_workers, place.rank, place.num_ranks)
     if place.num_ranks == 1:
@@ -80,7 +83,7 @@ def joined_ranks(place: RankPlace, num_workers: int, device: torch.device, meeti
         timeout=_COLLECTIVE,
     )
     try:
-        yield Communicator(topology)
+        yield Communicator(topology, link=link)
         dist.barrier()
     finally:
         dist.destroy_process_group()

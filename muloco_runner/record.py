@@ -96,7 +96,14 @@ class StepRecord:
     pseudogradient_cosine: float | None = None
     """Mean pairwise cosine between workers' pseudogradients at the last outer step."""
     bytes_sent: int | None = None
-    """Bytes one worker has sent so far to synchronise with the others."""
+    """Bytes of the payloads or gradients of one worker so far, wherever it is trained."""
+    rank_bytes_sent: list[int] | None = None
+    """Bytes of gradients and pseudogradients that each rank has really sent to others since the attempt began; absent
+    on one rank."""
+    rank_bytes_received: list[int] | None = None
+    rank_wait_seconds: list[float] | None = None
+    """Time in which each rank's training stood still for these, waiting for slower ranks included, since the attempt
+    began."""
     mfu: float | None = None
     """Model FLOPs utilisation: 6N flops a token over the device's peak."""
     memory_bytes: int | None = None

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -168,6 +169,7 @@ class Trainer:
             pseudogradient_cosine=self.last_outer.pseudogradient_cosine if self.last_outer else None,
             bytes_sent=self.method.bytes_sent,
             attempt=self.session.attempt,
+            **self._traffic(),
         )
         if self.topology.is_main:
             self.session.folder.append_record(record)
@@ -175,6 +177,20 @@ class Trainer:
             if time.monotonic() - self._last_heartbeat > _HEARTBEAT_SECONDS:
                 self.write_status("running", loss=loss)
         return self._divergence(loss)
+
+    def _traffic(self) -> dict[str, Any]:
+        """What each rank has sent, received and waited for."""
+        topology, own = self.topology, self.communicator.traffic.read()
+        if topology.num_ranks == 1:
+            return {}
+        counts = torch.zeros(3, topology.num_ranks, dtype=torch.float64)
+        counts[:, topology.rank] = torch.tensor([own.bytes_sent, own.bytes_received, own.wait_seconds])
+        sent, received, waited = self.communicator.sum_over_ranks(counts).tolist()
+        return {
+            "rank_bytes_sent": [int(number) for number in sent],
+            "rank_bytes_received": [int(number) for number in received],
+            "rank_wait_seconds": waited,
+        }
 
     def _over_all_workers(self, local: Tensor) -> float:
         """Mean over all workers of one value for each worker held here.

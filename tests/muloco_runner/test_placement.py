@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from muloco_runner.config import (
+    DataParallelConfig,
+    DiLoCoConfig,
     ExecutionConfig,
     OuterMuonConfig,
     QuantisationConfig,
@@ -25,7 +27,7 @@ from muloco_runner.config import (
 )
 from muloco_runner.job import run_job
 from muloco_runner.ranks import rank_place
-from muloco_runner.record import ExitCode, RunFolder
+from muloco_runner.record import ExitCode, RunFolder, StepRecord
 from muloco_runner.topology import Topology
 
 SCRIPT = Path(__file__).parent / "ranks_script.py"
@@ -73,6 +75,26 @@ def all_runs(tiny_run: MakeRun) -> list[RunConfig]:
     return single + several + compressed
 
 
+def check_traffic(run: RunConfig, count: int, steps: list[StepRecord]) -> None:
+    """What was sent arrived, and where nothing but one kind of message was sent it is the formula."""
+    for step in steps:
+        assert step.rank_bytes_sent is not None
+        assert step.rank_bytes_received is not None
+        assert step.rank_wait_seconds is not None
+        assert sum(step.rank_bytes_sent) == sum(step.rank_bytes_received)
+        assert len(step.rank_wait_seconds) == count
+    last = steps[-1]
+    assert last.bytes_sent is not None
+    method = run.method
+    if isinstance(method, DataParallelConfig):
+        # Loss and gradients, padded to share out; each rank sends all but its own share, and its sum to all others.
+        values = -(-(run.num_params + 1) // count) * count
+        assert last.rank_bytes_sent == [50 * 2 * (count - 1) * values * 4 // count] * count
+    elif isinstance(method, DiLoCoConfig) and isinstance(method.compression, TopKConfig):
+        held = run.num_workers // count
+        assert last.rank_bytes_sent == [(count - 1) * held * last.bytes_sent] * count
+
+
 def test_a_run_is_the_same_on_one_two_and_four_processes(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
     runs = all_runs(tiny_run)
     execution = ExecutionConfig(device="cpu", log_interval_steps=1)
@@ -94,6 +116,7 @@ def test_a_run_is_the_same_on_one_two_and_four_processes(tiny_run: MakeRun, new_
             assert reference is not None
             assert result.num_ranks == count
             assert result.bytes_sent == reference.bytes_sent
+            check_traffic(run, count, ours)
             pairs = (
                 (losses, wanted),
                 ([result.validation_loss, result.train_loss], [reference.validation_loss, reference.train_loss]),
