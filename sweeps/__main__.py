@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 from muloco_runner.config import ConfigError
@@ -48,7 +46,6 @@ _ON_RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "explain": ("the whole history of a run and what happens next", ("--json",)),
     "logs": ("what a run's newest attempt printed", ()),
 }
-_DETACH_SECONDS = 60.0
 
 
 def main() -> None:
@@ -191,34 +188,14 @@ def check_alone(sweep: Sweep) -> None:
 
 def detach(arguments: argparse.Namespace) -> ExitCode:
     """The same launch in a session of its own, which hangs on no terminal. Its first moments are watched from here."""
+    from sweeps.background import how_to_watch, start_process
     from sweeps.launch import read_sweep
-    from sweeps.lease import read_holder
 
     sweep = read_sweep(arguments.overrides)
     check_cap(sweep, arguments.max_gpu_hours)
     check_alone(sweep)
-    log = sweep.folder.controller_log
     words = [sys.executable, "-m", "sweeps", *(word for word in sys.argv[1:] if word != "--detach")]
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "ab") as file:
-            process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-            )
-    except OSError as error:
-        raise ConfigError(f"{log}: {error.strerror}: choose another root") from None
-    deadline = time.monotonic() + _DETACH_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        holder = read_holder(sweep.folder.lease_dir)
-        if holder is not None and holder.pid == process.pid:
-            break
-        time.sleep(0.1)
-    if process.poll() not in (None, ExitCode.FINISHED):
-        last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        raise ConfigError(f"the controller ended at once: {' '.join(last)}; see {log}")
-    place = f"{sweep.root} --sweep {sweep.name}"
-    print(f"sweep {sweep.name}: controller {process.pid} is at work in the background; it prints to {log}")
-    print(f"  muloco-sweep status {place}\n  muloco-sweep watch {place}\n  kill {process.pid}  stops it in order")
+    print(how_to_watch(sweep.folder, start_process(words, sweep.folder)))
     return ExitCode.FINISHED
 
 

@@ -137,26 +137,26 @@ def progress(sweep: Sweep) -> Iterator[Callable[[Tick], None]]:
         with _bar(sweep) as on_tick:
             yield on_tick
     else:
-        yield _Lines(sweep)
+        yield Lines(lambda line: print(line, flush=True))
 
 
-class _Lines:
+class Lines:
     """One line when something has changed, not too often, and each run that is held."""
 
-    def __init__(self, sweep: Sweep) -> None:
-        self.sweep, self.began, self.said_at, self.said = sweep, time.monotonic(), 0.0, ""
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.began, self.said_at, self.said = say, time.monotonic(), 0.0, ""
         self.held: set[str] = set()
 
     def __call__(self, tick: Tick) -> None:
         for why, names in tick.state.tally.held.items():
             for name in names.keys() - self.held:
                 self.held.add(name)
-                print(f"{name} held: {why}", flush=True)
+                self.say(f"{name} held: {why}")
         line = summary(tick.state)
         over = tick.state.is_over
         if line != self.said and (over or time.monotonic() - self.said_at > _LOG_SECONDS):
             self.said, self.said_at = line, time.monotonic()
-            print(f"{duration(time.monotonic() - self.began):>10}  {line}", flush=True)
+            self.say(f"{duration(time.monotonic() - self.began):>10}  {line}")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +23,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from muloco_runner.config import ConfigError
+from sweeps.background import how_to_watch, start
 from sweeps.clusters import make_cluster
 from sweeps.config import ClusterConfig
-from sweeps.controller import Controller, Tick
+from sweeps.controller import Controller
 from sweeps.definition import Definition
-from sweeps.display import summary
+from sweeps.display import Lines
 from sweeps.launch import cluster_values
 from sweeps.lease import LeaseHeld
 from sweeps.multirun.place import find_place, is_by_position
@@ -41,7 +41,6 @@ from sweeps.state import SweepState
 from sweeps.work import Need, Work
 
 log = logging.getLogger(__name__)
-_LOG_SECONDS = 10.0
 
 
 class JobFailed(RuntimeError):
@@ -80,7 +79,7 @@ class Multirun:
         with hydra_errors():
             controller, works = self._prepare(job_overrides, initial_job_idx)
             self._outcome.begun += 1
-            state = controller.run(_Words())
+            state = controller.run(Lines(log.info))
         returns = [
             _return_of(state.runs[work.name], overrides) for work, overrides in zip(works, job_overrides, strict=True)
         ]
@@ -93,8 +92,11 @@ class Multirun:
         return returns
 
     def detach(self, job_overrides: Sequence[Sequence[str]]) -> None:
-        """A controller in the background takes the jobs on."""
-        raise NotImplementedError
+        """A controller in the background takes the jobs on; the same command, later, collects what they returned."""
+        with hydra_errors():
+            controller, _ = self._prepare(job_overrides, 0)
+            controller.lease.release()
+            log.info(how_to_watch(self.place.folder, start(self.place.folder)))
 
     def _prepare(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> tuple[Controller, list[Work]]:
         """All that can be checked is checked before anything is submitted."""
@@ -199,19 +201,6 @@ class _Outcome:
 def _end(end_well: Callable[[], None], outcome: _Outcome) -> None:
     if outcome.begun and outcome.begun == outcome.went_well:
         end_well()
-
-
-class _Words:
-    """A line in the log when something has changed, not too often."""
-
-    def __init__(self) -> None:
-        self.said, self.said_at = "", time.monotonic()
-
-    def __call__(self, tick: Tick) -> None:
-        line = summary(tick.state)
-        if line != self.said and (tick.state.is_over or time.monotonic() - self.said_at > _LOG_SECONDS):
-            self.said, self.said_at = line, time.monotonic()
-            log.info(line)
 
 
 def _check_can_ever_run(controller: Controller, works: Sequence[Work]) -> None:

@@ -2,10 +2,10 @@
 
     ROOT/sweeps/NAME/multirun.json    where the jobs' folders are, and whether the multirun has ended well
 
-A command is named by the application and what it was given, without `hydra.launcher`, so that another quota goes on
-with the same work. What has not ended well goes on, in its old folder although Hydra would name one by the clock; once
-all has, the same command starts anew, as with any launcher. A multirun with a name is one thing for ever: named again,
-it computes nothing twice.
+A command is named by the application and what it was given, but for how the work is done (`hydra.launcher`), so that
+another quota goes on with the same work. What has not ended well goes on, in its old folder although Hydra would name
+one by the clock; once all has, the same command starts anew, as with any launcher. A multirun with a name is one thing
+for ever: named again, it computes nothing twice.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from muloco_runner.record import write_atomically
 from sweeps.folder import SweepFolder
 
 _CLOCK = "${now:"
+_BESIDE = r"[+~]*hydra([./]launcher\b|\.sweeper\.detach\b|\.verbose\b)"
+"""Overrides that say how the work is done, not which work."""
 
 
 @dataclass
@@ -98,7 +100,7 @@ def _digest(config: DictConfig) -> str:
     """Of the application and its command line, in 8 hex digits."""
     given = OmegaConf.to_container(config.hydra.overrides)
     assert isinstance(given, dict)
-    hydras = [text for text in given["hydra"] if not re.match(r"[+~]*hydra[./]launcher\b", text)]
+    hydras = [text for text in given["hydra"] if not re.match(_BESIDE, text)]
     sources = OmegaConf.to_container(config.hydra.runtime.config_sources)
     what = [config.hydra.job.name, config.hydra.job.config_name, sources, hydras, given["task"]]
     what.append(_unresolved(config.hydra.sweep, "dir"))

@@ -13,8 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 class Config:
     number: int = 0
     seconds: float = 0.0
-    fail: bool = False
-    log: str = "starts"
+    fails: bool = False
 
 
 ConfigStore.instance().store(name="config", node=Config)
@@ -22,11 +21,12 @@ ConfigStore.instance().store(name="config", node=Config)
 
 @hydra.main(version_base=None, config_path=None, config_name="config")
 def main(config: Config) -> int:
-    with open(Path(HydraConfig.get().runtime.cwd) / config.log, "a") as file:
+    with open(Path(HydraConfig.get().runtime.cwd) / "starts", "a") as file:
         file.write(f"{config.number}\n")
     time.sleep(config.seconds)
-    if config.fail:
+    if config.fails:
         raise ValueError(f"cannot square {config.number}")
+    (Path(HydraConfig.get().runtime.output_dir) / "square").write_text(str(config.number**2))
     return config.number**2
 
 

@@ -1,0 +1,61 @@
+"""Runs the foreign application as people do: a command in a folder, its state and results beside it."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+APP = Path(__file__).parent / "foreign_app.py"
+
+
+def start(folder: Path, *words: str, app: Path = APP) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(app), "--multirun", "hydra.sweep.dir=out", *words]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: "subprocess.Popen[str]", seconds: float = 120) -> str:
+    """What it printed; ended well."""
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, output
+    return output
+
+
+def run(folder: Path, *words: str, app: Path = APP) -> str:
+    return finish(start(folder, *words, app=app))
+
+
+def fail(folder: Path, *words: str, app: Path = APP) -> str:
+    process = start(folder, *words, app=app)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    return output
+
+
+def starts(folder: Path) -> list[int]:
+    """The number of each job that began, in order."""
+    file = folder / "starts"
+    return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def squares(folder: Path) -> set[int]:
+    return {int(path.read_text()) for path in (folder / "out").glob("*/square")}
+
+
+def numbers(count: int) -> str:
+    return "number=" + ",".join(map(str, range(count)))
+
+
+def wait_until(happens: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    """As the machine would: no instruction more."""
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
