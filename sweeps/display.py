@@ -16,7 +16,7 @@ from muloco_runner.record import RecordError, RunFolder
 from sweeps.definition import group_of
 from sweeps.runs import STANDINGS
 from sweeps.state import SweepState
-from sweeps.words import duration, plural
+from sweeps.words import duration, plural, size
 
 if TYPE_CHECKING:
     from sweeps.controller import Tick
@@ -35,17 +35,17 @@ def show_plan(preview: Preview) -> None:
         algorithm, num_params = group_of(run.work)
         need = run.work.need
         gpus = str(need.gpus) if need.gpus else "CPU"
-        kind = (algorithm, f"{num_params:,}" if num_params else "", str(need.nodes), gpus, str(run.verdict))
+        kind = (algorithm, size(num_params) if num_params else "", str(need.nodes), gpus, str(run.verdict))
         kinds.setdefault(kind, []).append(run)
     table = Table(box=None, pad_edge=False)
-    for name in ("algorithm", "parameters", "runs", "finished", "nodes", "GPUs", "each", "GPU-hours", "verdict"):
+    for name in ("algorithm", "size", "runs", "finished", "nodes", "GPUs", "each", "GPU-hours", "verdict"):
         table.add_column(name, justify="left" if name in ("algorithm", "verdict") else "right")
-    for (algorithm, size, nodes, gpus, verdict), runs in kinds.items():
+    for (algorithm, params, nodes, gpus, verdict), runs in kinds.items():
         done = sum(run.finished for run in runs)
         hours = sum(run.work.need.gpus * run.work.need.expected_minutes / 60 for run in runs if not run.finished)
         each = _spread([60 * run.work.need.expected_minutes for run in runs])
         table.add_row(
-            algorithm, size, f"{len(runs):,}", f"{done:,}" if done else "", nodes, gpus, each,
+            algorithm, params, f"{len(runs):,}", f"{done:,}" if done else "", nodes, gpus, each,
             f"{hours:,.1f}" if hours else "", verdict,
         )  # fmt: skip
     console.print(table)

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 from sweeps.lease import Lease
 
 Event = dict[str, Any]
+_TOLD_AGAIN = ("submitted", "started")
+"""Events that need not be on the disk at once: the next look at the cluster tells them again."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,16 @@ class Ledger:
         self._close_torn_line()
 
     def append(self, event: str, **values: Any) -> Event:
-        """Writes one event to the disk, and returns it. Raises `LeaseLost` if another writer has taken over."""
+        """Writes one event, to the disk where it could not be told again, and returns it. Raises `LeaseLost` if another
+        writer has taken over."""
         self.lease.check()
         line = {"token": self.lease.token, "time": self.clock(), "event": event, **values}
         text = encode(line)
         with open(self.path, "ab") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if event not in _TOLD_AGAIN:
+                os.fsync(file.fileno())
             written_to = file.tell()
         if self.end is not None:
             self.end = self.end.after(text, self.lease.token)

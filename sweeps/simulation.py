@@ -68,11 +68,14 @@ def simulate(
 
 def begin(folder: SweepFolder, works: Sequence[Work], cluster: SimulatedCluster) -> Controller:
     """A controller of the sweep in that folder, new or taken over."""
-    config = cluster.config
+    definition = definition_of(folder, works, cluster.config)
+    return Controller(folder, definition, lambda _config, _path: cluster, clock=lambda: cluster.now)
+
+
+def definition_of(folder: SweepFolder, works: Sequence[Work], config: ClusterConfig) -> Definition:
     values = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "name"}
     values["allocations"] = [{**vars(a), "quota": vars(a.quota)} for a in config.allocations]
-    definition = Definition(folder.name, config.name, values, list(works))
-    return Controller(folder, definition, lambda _config, _path: cluster, clock=lambda: cluster.now)
+    return Definition(folder.name, config.name, values, list(works))
 
 
 def play(

@@ -14,7 +14,7 @@ from sweeps.definition import group_of
 from sweeps.runs import STANDINGS
 from sweeps.status import AtWork, Status
 from sweeps.tally import Finished
-from sweeps.words import duration, plural
+from sweeps.words import about, duration, plural, size
 
 _COLOURS = {"done": "green", "running": "cyan", "submitted": "blue", "waiting": "", "held": "red"}
 
@@ -38,46 +38,44 @@ def _counts(status: Status) -> Table:
         + ("" if status.is_over else f"; {controller}"),
     )
     labelled = any(algorithm for algorithm, _ in tally.groups)
-    names = ("algorithm", "parameters") if labelled else ()
+    words = [word for word in STANDINGS if tally.counts[word] or word == "done"]
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in names:
+    for name in ("algorithm", "size") if labelled else ():
         table.add_column(name, justify="left" if name == "algorithm" else "right", no_wrap=True)
-    for word in STANDINGS:
+    for word in words:
         table.add_column(word, justify="right", style=_COLOURS[word], no_wrap=True)
-    for name in ("took", "expected"):
+    for name in ("took", "expected") if tally.finished_in_all.count else ():
         table.add_column(name, justify="right", no_wrap=True)
     rows = sorted(group for group, counts in tally.groups.items() if any(counts.values()))
     for group in rows if labelled else []:
         finished = tally.finished.get(group, Finished())
-        table.add_row(*_names(group), *_row_of(tally.groups[group], finished))
+        table.add_row(*_names(group), *_numbers(tally.groups[group], words), *_means(finished))
     if len(rows) > 1 or not labelled:
         total = ("all", "") if labelled else ()
-        table.add_row(*total, *_row_of(tally.counts, tally.finished_in_all), style="bold")
+        table.add_row(*total, *_numbers(tally.counts, words), *_means(tally.finished_in_all), style="bold")
     return table
-
-
-def _row_of(counts: Mapping[str, int], finished: Finished) -> tuple[str, ...]:
-    """Runs by standing, then the mean time of a finished one beside what was expected of it."""
-    means = ("", "")
-    if finished.count:
-        minutes = (finished.actual_minutes, finished.expected_minutes)
-        means = (duration(60 * minutes[0] / finished.count), duration(60 * minutes[1] / finished.count))
-    return (*(_number(counts.get(word, 0)) for word in STANDINGS), *means)
 
 
 def _names(group: RowGroup) -> tuple[str, str]:
     algorithm, num_params = group
-    return algorithm, f"{num_params:,}" if num_params else ""
+    return algorithm, size(num_params) if num_params else ""
 
 
-def _number(count: int) -> str:
-    return f"{count:,}" if count else ""
+def _numbers(counts: Mapping[str, int], words: Sequence[str]) -> Iterator[str]:
+    return (f"{counts[word]:,}" if counts.get(word) else "" for word in words)
+
+
+def _means(finished: Finished) -> tuple[str, ...]:
+    """Time of a finished run, and what was expected of it at first."""
+    if not finished.count:
+        return ()
+    minutes = (finished.actual_minutes, finished.expected_minutes)
+    return tuple(about(60 * total / finished.count) for total in minutes)
 
 
 def _at_work(status: Status, most: int) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("at work", no_wrap=True)
-    table.add_column("what", no_wrap=True, overflow="ellipsis")
     table.add_column("on", no_wrap=True, overflow="ellipsis")
     for name in ("attempt", "for", "of about", "done", "loss"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -85,19 +83,18 @@ def _at_work(status: Status, most: int) -> Table:
     for one in shown[:most]:
         table.add_row(*_row(one))
     if len(shown) > most:
-        table.add_row(f"and {len(shown) - most} more", style="dim")
+        table.add_row(f"and {len(shown) - most:,} more", style="dim")
     return table
 
 
 def _row(one: AtWork) -> tuple[str, ...]:
     run, attempt, progress = one.run, one.run.attempts[-1], one.progress
     return (
-        run.work.name,
-        " ".join(_names(group_of(run.work))),
+        " ".join([run.work.name, *_names(group_of(run.work))]),
         _nodes(attempt.nodes),
         str(attempt.number),
-        duration(60 * one.minutes),
-        duration(60 * one.expected_minutes),
+        about(60 * one.minutes),
+        about(60 * one.expected_minutes),
         f"{100 * progress.share:.0f}%" if progress is not None else "",
         f"{progress.loss:.3f}" if progress is not None and progress.loss is not None else "",
     )

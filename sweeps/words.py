@@ -23,3 +23,19 @@ def duration(seconds: float) -> str:
 
 def plural(count: int, word: str) -> str:
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def about(seconds: float) -> str:
+    """A duration in its largest unit, for a table."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def size(num_params: int) -> str:
+    """Parameters of a model in three digits: 29.1k, 416m, 1.76b."""
+    for unit, one in (("b", 1e9), ("m", 1e6), ("k", 1e3)):
+        if num_params >= one:
+            return f"{num_params / one:.3g}{unit}"
+    return str(num_params)

@@ -73,7 +73,7 @@ class Work:
         return (Path(self.folder) / self.result).exists()
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**vars(self), "need": vars(self.need)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Work:
