@@ -100,8 +100,9 @@ def cause_of(ending: Ending | None, end: JobEnd, exit_code: int | None) -> Cause
     """Of an attempt whose job has ended. `exit_code` is the scheduler's, for an attempt that left no ending."""
     if ending is not None:
         cause = _by_code(ending.exit_code)
-        # An attempt that was asked to stop does not know for whom.
-        return Cause.PREEMPTED if cause is Cause.WANTS_MORE_TIME and end is JobEnd.PREEMPTED else cause
+        # One that ends in order, within the time of grace, is no preempted job to the scheduler.
+        preempted = end is JobEnd.PREEMPTED or ending.stopped_early
+        return Cause.PREEMPTED if cause is Cause.WANTS_MORE_TIME and preempted else cause
     if end is JobEnd.EXITED:
         # Without its own word an exit code of 0 is no success.
         return Cause.CRASH if exit_code in (None, 0) else _by_code(exit_code)

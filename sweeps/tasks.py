@@ -138,15 +138,15 @@ def common_code(codes: Sequence[int]) -> int:
 
 
 @contextlib.contextmanager
-def passing_on(pids: Mapping[int, object]) -> Iterator[list[int]]:
+def passing_on(pids: Mapping[int, object]) -> Iterator[list[tuple[int, float]]]:
     """Within, signals that ask for a checkpoint go on to the processes that `pids` names by then.
 
-    Yields those that have come, for processes that are started later.
+    Yields those that have come, each with its time (Unix seconds).
     """
-    received: list[int] = []
+    received: list[tuple[int, float]] = []
 
     def pass_on(signal_number: int, frame: FrameType | None) -> None:
-        received.append(signal_number)
+        received.append((signal_number, time.time()))
         for pid in list(pids):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal_number)
@@ -159,9 +159,9 @@ def passing_on(pids: Mapping[int, object]) -> Iterator[list[int]]:
             signal.signal(name, handler)
 
 
-def catch_up(pid: int, received: Sequence[int]) -> None:
+def catch_up(pid: int, received: Sequence[tuple[int, float]]) -> None:
     """Passes the last of the signals on to a process that was not there when it came."""
-    for signal_number in received[-1:]:
+    for signal_number, _ in received[-1:]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal_number)
 

@@ -115,6 +115,8 @@ class Ending:
     started_at: float
     ended_at: float
     """Unix seconds."""
+    stopped_early: bool = False
+    """Whether it was asked to stop long before its time limit: its nodes were wanted for others."""
 
 
 def run_attempt(attempt: Attempt) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,18 +15,21 @@ from emulated_slurm import EmulatedSlurm, why_unavailable
 
 
 @pytest.fixture(scope="session")
-def slurm_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatedSlurm]:
+def slurm_session() -> Iterator[EmulatedSlurm]:
     reason = why_unavailable()
     if reason is not None:
         if os.environ.get("MULOCO_REQUIRE_SLURM"):
             pytest.fail(f"MULOCO_REQUIRE_SLURM is set, but {reason}")
         pytest.skip(f"no real SLURM here: {reason}")
-    cluster = EmulatedSlurm(tmp_path_factory.mktemp("slurm"))
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
+    # pytest's own folders are closed to the other users whose jobs run here.
+    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as state:
+        os.chmod(state, 0o755)
+        cluster = EmulatedSlurm(Path(state))
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
 
 
 @pytest.fixture

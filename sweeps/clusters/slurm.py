@@ -10,12 +10,9 @@ word on how a job ended counts only where the attempt left none.
 from __future__ import annotations
 
 import json
-import math
 import os
-import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -48,6 +45,7 @@ from sweeps.clusters.slurm_limits import (
     parse_partitions,
     with_unused_limits,
 )
+from sweeps.clusters.slurm_script import job_script
 from sweeps.clusters.slurm_text import (
     SACCT_FIELDS,
     SQUEUE_FORMAT,
@@ -64,8 +62,6 @@ from sweeps.work import Attempt
 
 _ANSWER_SECONDS = 60.0
 """A scheduler that takes longer has not answered."""
-_SIGNAL_SECONDS = 120
-"""USR1 comes so long before the time limit, or up to a minute earlier still."""
 _NAMES_PER_SACCT = 500
 """More names than this do not fit a command line well: all of the user's jobs are read then."""
 _TICKS_PER_LIMITS = 10
@@ -79,40 +75,6 @@ _ENDS = {
     "OUT_OF_MEMORY": JobEnd.OUT_OF_MEMORY,
     "CANCELLED": JobEnd.CANCELLED,
 }
-
-
-def batch_script(request: JobRequest, allocation: AllocationConfig, setup: Sequence[str], folder: Path) -> str:
-    """The text of the job; `setup` are the lines of shell from the cluster's own file."""
-    options: dict[str, object] = {
-        "job-name": request.tag,
-        "comment": request.tag,
-        "nodes": request.nodes,
-        "ntasks-per-node": 1,
-        "cpus-per-task": request.cpus_per_node,
-        "time": max(1, math.ceil(request.wall_minutes)),
-        "output": folder / "logs" / f"{request.tag}.log",
-        "open-mode": "append",
-        "signal": f"B:USR1@{_SIGNAL_SECONDS}",
-        # A requeue by SLURM would be an attempt that nobody has counted.
-        "no-requeue": None,
-        "partition": allocation.partition,
-        "account": allocation.account,
-        "qos": allocation.qos,
-        **allocation.sbatch,
-    }
-    if request.gpus_per_node:
-        options["gres"] = f"gpu:{request.gpus_per_node}"
-    if request.excluded_nodes:
-        options["exclude"] = ",".join(request.excluded_nodes)
-    lines = ["#!/bin/bash"]
-    for name, value in options.items():
-        if name == "no-requeue":
-            lines.append("#SBATCH --no-requeue")
-        elif value is not None:
-            lines.append(f"#SBATCH --{name}={shlex.quote(str(value))}")
-    command = [sys.executable, "-m", "sweeps.clusters.slurm_job", str(folder / "requests" / f"{request.tag}.json")]
-    # exec: the batch shell would keep the signals to itself.
-    return "\n".join([*lines, *setup, f"exec {shlex.join(command)}", ""])
 
 
 class SlurmCluster:
@@ -151,7 +113,7 @@ class SlurmCluster:
         self.start()
         write_atomically(self.folder / "requests" / f"{request.tag}.json", json.dumps(request.to_dict()))
         script = self.folder / "scripts" / f"{request.tag}.sh"
-        text = batch_script(request, self.config.allocation(request.allocation), self.config.setup, self.folder)
+        text = job_script(request, self.config.allocation(request.allocation), self.config.setup, self.folder)
         write_atomically(script, text)
         done = run_slurm(["sbatch", "--parsable", str(script)])
         if done is None:
@@ -331,7 +293,8 @@ def answer_of(*command: str) -> str | None:
 
 def _queued(job: QueuedJob) -> JobObservation:
     ended = job.is_finished
-    started = _unix(job.started_at) if ended or known_state(job.state) not in ("PENDING", None) else None
+    # For a job that waits, or was cancelled while it did, the start is a guess or the end; it has no nodes.
+    started = _unix(job.started_at) if job.nodes and known_state(job.state) not in ("PENDING", None) else None
     state = JobState.ENDED if ended else JobState.PENDING if known_state(job.state) == "PENDING" else JobState.RUNNING
     return JobObservation(
         tag=job.comment,
@@ -356,7 +319,7 @@ def _from_accounting(job: AccountedJob) -> JobObservation:
         job.nodes,
         end=_ENDS.get(state, JobEnd.EXITED),
         exit_code=code,
-        started_at=_unix(job.started_at),
+        started_at=_unix(job.started_at) if job.nodes else None,
         ended_at=_unix(job.ended_at),
     )
 

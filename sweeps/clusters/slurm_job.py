@@ -11,9 +11,11 @@ import os
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from sweeps.clusters.interface import JobRequest
+from sweeps.clusters.slurm_script import SIGNAL_SECONDS
 from sweeps.tasks import STOPPED_CODES, catch_up, exit_code_of, fork_attempt, passing_on
 from sweeps.work import Attempt, Ending, preload, read_ending, write_ending
 
@@ -23,6 +25,7 @@ def main(path: str) -> int:
     given = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
     started_at = time.time()
     children: dict[int, Attempt] = {}
+    worst = 0
     with passing_on(children) as received:
         for attempt in request.attempts:
             need = attempt.work.need
@@ -33,16 +36,29 @@ def main(path: str) -> int:
             pid = fork_attempt(attempt, gpus, Path(path))
             children[pid] = attempt
             catch_up(pid, received)
-        worst = 0
         for pid, attempt in children.items():
             _, status = os.waitpid(pid, 0)
             code = exit_code_of(status)
             worst = max(worst, code)
-            if code in STOPPED_CODES and read_ending(attempt) is None:
-                # It was still starting up, and left no word of its own.
-                attempt.folder.mkdir(parents=True, exist_ok=True)
-                write_ending(attempt, Ending(code, socket.gethostname(), started_at, time.time()))
+            if received:
+                _add_to_ending(attempt, code, started_at, _is_early(received[0][1], started_at, request))
     return worst
+
+
+def _is_early(asked_at: float, started_at: float, request: JobRequest) -> bool:
+    """Whether the end was asked for long before the time limit could be the reason."""
+    return asked_at < started_at + 60 * request.wall_minutes - 2 * SIGNAL_SECONDS
+
+
+def _add_to_ending(attempt: Attempt, code: int, started_at: float, early: bool) -> None:
+    """Says of an attempt that was asked to stop whether that was for others; and all, of one that was still starting up
+    and could not speak for itself."""
+    ending = read_ending(attempt)
+    if ending is None and code in STOPPED_CODES:
+        attempt.folder.mkdir(parents=True, exist_ok=True)
+        ending = Ending(code, socket.gethostname(), started_at, time.time())
+    if ending is not None:
+        write_ending(attempt, replace(ending, stopped_early=early))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Everything lives in one folder and on free local ports; the system's own SLURM is neither read nor changed, and several
 such clusters live side by side. Daemons run in the foreground as children of this process and are told to stop when it
 dies, so that none is left behind.
-Needs root and Debian's packages slurm-wlm, slurmdbd, munge and mariadb-server.
+Needs root and Debian's packages slurm-wlm, slurmdbd, munge, mariadb-server and faketime.
 """
 
 from __future__ import annotations
@@ -26,7 +26,17 @@ from pathlib import Path
 
 import psutil
 
-PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacctmgr")
+PROGRAMS = (
+    "munged",
+    "mariadbd",
+    "mariadb-install-db",
+    "slurmdbd",
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "sacctmgr",
+    "faketime",
+)
 GPUS_PER_NODE = 8
 CPUS_PER_NODE = 96
 HOSTS_MARK = "# emulated by tests/cluster"
@@ -54,7 +64,7 @@ def why_unavailable() -> str | None:
     """What is missing to start the cluster here, or None."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
-        return f"{', '.join(missing)} not found: apt-get install slurm-wlm slurmdbd munge mariadb-server"
+        return f"{', '.join(missing)} not found: apt-get install slurm-wlm slurmdbd munge mariadb-server faketime"
     if os.geteuid() != 0:
         return "only root can start SLURM's daemons"
     return None
@@ -129,6 +139,14 @@ class EmulatedSlurm:
             *command, "--account=lab", "--chdir=/tmp", *flags, "--output=/dev/null", f"--wrap=exec sleep {seconds}"
         ).strip()
 
+    def occupy(self, num_nodes: int, **options: str) -> str:
+        """The same with another user's job, and no return before it has its nodes."""
+        job = self.hold_nodes(num_nodes, OTHER_USER, **options)
+        wait_for(
+            lambda: self.run("squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING", 30, f"start of job {job}"
+        )
+        return job
+
     def limit(self, **limits: str) -> None:
         """Sets limits of the QOS `capped` (GrpTRES="node=3") until the next test."""
         words = [f"{key}={value}" for key, value in limits.items()]
@@ -198,7 +216,7 @@ class EmulatedSlurm:
         wait_for(lambda: not self.run("squeue", "-h"), 20, "an empty queue")
 
     def _write_files(self) -> None:
-        for name in ("etc", "run", "log", "slurmctld", "spool", "dev", "database"):
+        for name in ("etc", "run", "log", "slurmctld", "spool", "dev", "database", "tmp"):
             (self.state / name).mkdir(parents=True)
         for number in range(GPUS_PER_NODE):
             # slurmd asks for a character device: a plain file would leave CUDA_VISIBLE_DEVICES unset.
@@ -237,15 +255,24 @@ class EmulatedSlurm:
 
     def _start_database(self) -> None:
         data, socket_file = self.state / "database", self.state / "run" / "database.sock"
+        temporary = self.state / "tmp"
         install = ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-test-db"]
-        self.run(*install, "--skip-name-resolve", "--auth-root-authentication-method=normal")
+        # Its temporary tables are named by process ids, alike in two containers that share a /tmp.
+        self.run(*install, f"--tmpdir={temporary}", "--skip-name-resolve", "--auth-root-authentication-method=normal")
         address = [f"--socket={socket_file}", f"--port={self._database_port}", "--bind-address=127.0.0.1"]
         memory = [
             "--innodb-buffer-pool-size=64M",
             "--innodb-flush-log-at-trx-commit=0",
             "--innodb-lock-wait-timeout=900",
         ]
-        start = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-name-resolve"]
+        start = [
+            "mariadbd",
+            "--no-defaults",
+            "--user=root",
+            f"--datadir={data}",
+            f"--tmpdir={temporary}",
+            "--skip-name-resolve",
+        ]
         self._start("mariadbd", *start, *address, *memory)
         client = ["mariadb", "--no-defaults", "--user=root", f"--socket={socket_file}", "-e"]
         wait_for(lambda: bool(self.run(*client, "select 1")), 30, "MariaDB")

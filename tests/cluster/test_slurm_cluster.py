@@ -23,13 +23,6 @@ pytestmark = pytest.mark.slurm
 SAMPLES = Path(__file__).parent.parent / "sweeps"
 
 
-@pytest.fixture(autouse=True)
-def environment(slurm: EmulatedSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our commands speak to the emulated cluster, and jobs find the samples of work."""
-    monkeypatch.setenv("SLURM_CONF", str(slurm.configuration))
-    monkeypatch.setenv("PYTHONPATH", str(SAMPLES))
-
-
 def controller_of(root: Path, plans: dict[str, dict[str, Any]], nodes: int = 2) -> Controller:
     need = Need(1, 1, 1, wall_minutes=5, expected_minutes=0.1)
     works = [Work(name, str(root / "runs" / name), "sample_work:count", plan, need) for name, plan in plans.items()]

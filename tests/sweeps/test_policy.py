@@ -33,6 +33,11 @@ def test_an_attempts_own_word_counts_for_more_than_the_schedulers(code: int, cau
         assert cause_of(ending(code), end, 0) is (Cause.PREEMPTED if asked_to_stop else cause)
 
 
+def test_one_asked_to_stop_long_before_its_time_was_preempted() -> None:
+    stopped = Ending(ExitCode.WANTS_MORE_TIME, "host", 0.0, 1.0, stopped_early=True)
+    assert cause_of(stopped, JobEnd.EXITED, 75) is Cause.PREEMPTED
+
+
 def test_without_its_own_word_nothing_is_a_success() -> None:
     for end, code in itertools.product(JobEnd, (None, 0, 1, 75)):
         assert cause_of(None, end, code) is not Cause.FINISHED

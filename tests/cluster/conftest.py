@@ -1,0 +1,18 @@
+"""Our commands speak to the emulated cluster, and its jobs find the samples of work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from emulated_slurm import EmulatedSlurm
+
+
+@pytest.fixture(autouse=True)
+def environment(slurm: EmulatedSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(slurm.configuration))
+    # Tests put commands of their own before SLURM's.
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", f"{here}:{here.parent / 'sweeps'}")

@@ -1,0 +1,144 @@
+"""Sweeps of light work on the emulated SLURM, and what must hold after each, whatever has happened."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from emulated_slurm import EmulatedSlurm, wait_for
+
+from sweeps.clusters.slurm import SlurmCluster
+from sweeps.clusters.slurm_text import parse_sacct
+from sweeps.controller import Controller, Tick
+from sweeps.folder import Definition, SweepFolder
+from sweeps.policy import Cause
+from sweeps.state import SweepState
+from sweeps.work import Need, Work
+
+ONE_NODE = Need(1, 8, 8, wall_minutes=5, expected_minutes=0.1)
+GPU = {"name": "gpu", "partition": "gpu", "account": "lab", "gpus_per_node": 8, "cpus_per_node": 8}
+
+
+class SampleSweep:
+    """One sweep in `root`: its runs by name, each with the arguments of `cluster_work.count`."""
+
+    def __init__(
+        self,
+        root: Path,
+        plans: Mapping[str, Mapping[str, Any]],
+        *allocations: Mapping[str, Any],
+        needs: Mapping[str, Need] | None = None,
+        **cluster: Any,
+    ) -> None:
+        self.root, self.folder = root, SweepFolder(root, "sample")
+        works = [
+            Work(name, str(root / "runs" / name), "cluster_work:count", dict(plan), (needs or {}).get(name, ONE_NODE))
+            for name, plan in plans.items()
+        ]
+        values = {"kind": "slurm", "tick_seconds": 0.3, "doubt_seconds": 5.0, "allocations": list(allocations or [GPU])}
+        self.definition = Definition("sample", "test", {**values, **cluster}, works)
+
+    def controller(self) -> Controller:
+        self.folder.write_definition(self.definition)
+        return Controller(self.folder, self.definition, SlurmCluster)
+
+    def run(self, on_tick: Callable[[Tick], None] = lambda tick: None) -> SweepState:
+        return self.controller().run(on_tick)
+
+    def start(self, before: Callable[[], None] = lambda: None) -> multiprocessing.process.BaseProcess:
+        """A driver in a process of its own, which may be killed."""
+
+        def drive() -> None:
+            before()
+            self.run()
+            os._exit(0)
+
+        process = multiprocessing.get_context("fork").Process(target=drive)
+        process.start()
+        return process
+
+    def starts(self, name: str) -> list[dict[str, Any]]:
+        """What each start of the run saw."""
+        with contextlib.suppress(FileNotFoundError):
+            return [json.loads(line) for line in (self.root / "runs" / name / "started").read_text().splitlines()]
+        return []
+
+    def wait_for_start(self, name: str, count: int = 1) -> str:
+        """The node where the run's start of that number is."""
+        wait_for(lambda: len(self.starts(name)) >= count, 30, f"start {count} of {name}")
+        return str(self.starts(name)[count - 1]["node"])
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        lines = self.folder.ledger_file.read_text().splitlines()
+        return [event for event in map(json.loads, lines) if event["event"] == name]
+
+
+def causes(state: SweepState, name: str) -> list[Cause | None]:
+    return [attempt.cause for attempt in state.runs[name].attempts]
+
+
+def standings(state: SweepState) -> dict[str, str]:
+    return {name: run.standing for name, run in state.runs.items()}
+
+
+def check(sweep: SampleSweep, state: SweepState, slurm: EmulatedSlurm) -> None:
+    """No run was at work twice at once, none has started again after its result, and accounting agrees with us on
+    which jobs have succeeded."""
+    assert not list(sweep.root.glob("runs/*/twice"))
+    ours: dict[str, list[Cause | None]] = {}
+    for name, run in state.runs.items():
+        assert run.done == (sweep.root / "runs" / name / "result.json").exists(), name
+        for attempt in run.attempts:
+            ours.setdefault(attempt.tag, []).append(attempt.cause)
+        assert Cause.FINISHED not in [attempt.cause for attempt in run.attempts[:-1]], name
+        assert len(sweep.starts(name)) <= len(run.attempts), name
+    told: dict[str, str] = {}
+
+    def all_told() -> bool:
+        text = slurm.run(
+            "sacct", "-nPXD", "-S", "now-1hour", "-o", "JobID,State,ExitCode,NNodes,Start,End,NodeList,Comment"
+        )
+        told.update({job.comment: f"{job.state} {job.exit_code}" for job in parse_sacct(text) if job.is_finished})
+        return set(ours) <= set(told)
+
+    wait_for(all_told, 20, f"word of {ours.keys() - told.keys()} from accounting")
+    for tag, found in ours.items():
+        succeeded = all(cause is Cause.FINISHED for cause in found)
+        assert (told[tag] == "COMPLETED 0") == succeeded, (tag, told[tag], found)
+
+
+@contextlib.contextmanager
+def sampled_nodes(slurm: EmulatedSlurm, every: float = 1.0) -> Iterator[list[int]]:
+    """Nodes that all running jobs of ours hold together, looked up in the queue again and again meanwhile."""
+    samples: list[int] = []
+    over = threading.Event()
+
+    def sample() -> None:
+        while not over.wait(every):
+            with contextlib.suppress(subprocess.SubprocessError):
+                samples.append(sum(map(int, slurm.run("squeue", "-h", "-t", "R,CG", "-o", "%D").split())))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        over.set()
+        thread.join()
+
+
+def put_before(command: str, script: str, folder: Path) -> None:
+    """Puts a shell script before one of SLURM's commands on this process's PATH; $REAL is the command itself."""
+    real = shutil.which(command)
+    folder.mkdir(exist_ok=True)
+    (folder / command).write_text(f"#!/bin/bash\nREAL={real}\nHERE={folder}\n{script}\n")
+    (folder / command).chmod(0o755)
+    os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"

@@ -1,0 +1,239 @@
+"""What happens to jobs on a real SLURM, case by case: no run is lost or runs twice, and each ends where it should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from emulated_slurm import OTHER_USER, EmulatedSlurm
+from sweeping import GPU, ONE_NODE, SampleSweep, causes, check, sampled_nodes, standings
+
+from sweeps.controller import Tick
+from sweeps.policy import Cause
+from sweeps.quota import VerdictKind
+from sweeps.state import shape_of
+from sweeps.work import Need
+
+pytestmark = pytest.mark.slurm
+
+
+class Script:
+    """Acts in turn, each at the first tick at which its condition holds after the one before it."""
+
+    def __init__(self, *steps: tuple[Callable[[Tick], Any], Callable[[], Any]]) -> None:
+        self.left = list(steps)
+        self.ticks: list[Tick] = []
+
+    def __call__(self, tick: Tick) -> None:
+        self.ticks.append(tick)
+        if self.left and self.left[0][0](tick):
+            _, act = self.left.pop(0)
+            act()
+
+
+def job_of(slurm: EmulatedSlurm, number: int) -> str:
+    """The id of the sweep's job of that number."""
+    jobs = dict(line.split() for line in slurm.run("squeue", "-h", "-t", "all", "-o", "%k %i").splitlines())
+    return next(job for tag, job in jobs.items() if tag.endswith(f"-{number:06d}"))
+
+
+def test_a_job_that_runs_into_its_time_limit_gets_more_time(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    sweep = SampleSweep(tmp_path, {"slow": {"seconds": [300, 0], "deaf": True}, "fine": {}})
+
+    def expire() -> None:
+        # SLURM's limits are whole minutes; the clock of this job runs out at once.
+        slurm.run("scontrol", "update", f"JobId={job_of(slurm, 1)}", "EndTime=now")
+
+    state = sweep.run(Script((lambda tick: sweep.starts("slow"), expire)))
+    assert standings(state) == {"slow": "done", "fine": "done"}
+    assert causes(state, "slow") == [Cause.TIMEOUT, Cause.FINISHED]
+    check(sweep, state, slurm)
+    second = state.runs["slow"].attempts[-1].tag
+    assert slurm.run("sacct", "-nPX", f"--name={second}", "-o", "TimelimitRaw").strip() == "20"
+
+
+def test_preempted_runs_go_on_when_there_is_room_again(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    plans = {"polite": {"seconds": [300, 0]}, "deaf": {"seconds": [300, 0], "deaf": True}}
+    sweep = SampleSweep(tmp_path, plans, {**GPU, "qos": "low"})
+    script = Script(
+        (lambda tick: all(map(sweep.starts, plans)), lambda: slurm.occupy(8, qos="high")),
+        (lambda tick: tick.state.counts["waiting"] == 2, lambda: slurm.run("scancel", f"--user={OTHER_USER}")),
+    )
+    state = sweep.run(script)
+    assert set(standings(state).values()) == {"done"}
+    assert {name: causes(state, name) for name in plans} == {name: [Cause.PREEMPTED, Cause.FINISHED] for name in plans}
+    check(sweep, state, slurm)
+
+
+def test_a_run_that_lost_its_node_goes_on_on_another(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    sweep = SampleSweep(tmp_path, {"unlucky": {"seconds": [300, 0]}, "fine": {"seconds": [3]}})
+    lost: list[str] = []
+
+    def lose() -> None:
+        lost.append(sweep.wait_for_start("unlucky"))
+        slurm.lose_node(lost[0])
+        slurm.declare_down(lost[0])
+
+    state = sweep.run(Script((lambda tick: sweep.starts("unlucky"), lose)))
+    assert set(standings(state).values()) == {"done"}
+    assert causes(state, "unlucky") == [Cause.NODE_FAILURE, Cause.FINISHED]
+    assert sweep.wait_for_start("unlucky", 2) not in lost
+    check(sweep, state, slurm)
+
+
+def test_a_full_disk_holds_its_run_alone_and_retry_finishes_it(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    sweep = SampleSweep(tmp_path, {"full": {"kilobytes": 512}, "fine": {"kilobytes": 512}})
+    place = tmp_path / "runs" / "full"
+    place.mkdir(parents=True)
+    slurm.run("mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(place))
+    try:
+        state = sweep.run()
+        assert standings(state) == {"full": "held", "fine": "done"}
+        assert causes(state, "full") == [Cause.CRASH] * 2
+        check(sweep, state, slurm)
+        slurm.run("mount", "-o", "remount,size=4m", str(place))
+        sweep.folder.send("released", runs=["full"])
+        state = sweep.run()
+        assert set(standings(state).values()) == {"done"}
+        check(sweep, state, slurm)
+    finally:
+        slurm.run("umount", "--lazy", str(place))
+
+
+def test_clocks_of_nodes_that_disagree_change_nothing(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    assert library is not None, "apt-get install faketime"
+    odd_nodes = "|".join(slurm.nodes[::2])
+    setup = [
+        f"export LD_PRELOAD={library} NO_FAKE_STAT=1",
+        f'case "$SLURMD_NODENAME" in {odd_nodes}) export FAKETIME=+7200 ;; *) export FAKETIME=-7200 ;; esac',
+    ]
+    plans = {f"w{n}": {"seconds": [6 if n == 0 else 1]} for n in range(8)}
+    sweep = SampleSweep(tmp_path, plans, setup=setup, hang_minutes=0.05)
+    state = sweep.run()
+    assert set(standings(state).values()) == {"done"}
+    check(sweep, state, slurm)
+    seen = [start["time"] for name in plans for start in sweep.starts(name)]
+    assert max(seen) - min(seen) > 2 * 7200 - 60, "the nodes' clocks do disagree"
+    assert {len(run.attempts) for run in state.runs.values()} == {1}
+    assert sum(state.spent_gpu_hours.values()) < 8 * 8 * 60 / 3600
+
+
+def test_a_run_that_can_never_fit_says_so_and_keeps_no_other_back(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    needs = {"wide": Need(9, 8, 8, 5.0, 0.1), "fine": ONE_NODE}
+    sweep = SampleSweep(tmp_path, {"wide": {}, "fine": {}}, needs=needs)
+    script = Script()
+    state = sweep.run(script)
+    assert standings(state) == {"wide": "waiting", "fine": "done"}
+    assert script.ticks[-1].plan.hopeless
+    verdict = script.ticks[-1].plan.verdict_of(state.runs["wide"])
+    assert verdict is not None
+    assert verdict.kind is VerdictKind.NEVER
+    assert "TotalNodes=8" in verdict.why
+    assert "asks 9" in verdict.why
+    assert not state.runs["wide"].attempts
+    check(sweep, state, slurm)
+
+
+def test_a_qos_lowered_while_the_sweep_runs_is_kept(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    slurm.limit(GrpTRES="node=3")
+    plans: dict[str, Any] = {"wide": {"seconds": [1]}, **{f"w{n}": {"seconds": [4]} for n in range(5)}}
+    needs = {"wide": Need(2, 8, 8, 5.0, 0.1)}
+    sweep = SampleSweep(tmp_path, plans, {**GPU, "qos": "capped"}, needs=needs)
+    # The wide run is submitted and cannot start: a job of another user holds all nodes but one.
+    slurm.occupy(7)
+    script = Script(
+        (lambda tick: tick.state.runs["wide"].in_flight, lambda: slurm.limit(GrpTRES="node=1")),
+        (lambda tick: tick.state.runs["wide"].is_waiting, lambda: slurm.run("scancel", f"--user={OTHER_USER}")),
+    )
+    with sampled_nodes(slurm, 0.5) as samples:
+        state = sweep.run(script)
+    assert standings(state) == {"wide": "waiting", **{f"w{n}": "done" for n in range(5)}}
+    verdict = script.ticks[-1].plan.verdicts[shape_of(state.runs["wide"].work)]
+    assert verdict.kind is VerdictKind.NEVER
+    assert "QOS capped GrpTRES node=1" in verdict.why
+    assert max(samples) <= 8
+    assert not state.runs["wide"].attempts, "taken back from the queue"
+    check(sweep, state, slurm)
+    slurm.limit(GrpTRES="node=2")
+    state = sweep.run()
+    assert set(standings(state).values()) == {"done"}
+    check(sweep, state, slurm)
+
+
+def test_a_submit_limit_defers_and_fails_nothing(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    names = [f"w{n}" for n in range(4)]
+    sweep = SampleSweep(
+        tmp_path, {name: {"seconds": [1]} for name in names}, {**GPU, "qos": "capped", "quota": {"nodes": 1}}
+    )
+
+    def refuse() -> None:
+        # Between two looks at the limits: only the refusal itself can tell.
+        slurm.limit(MaxSubmitJobsPerUser="1")
+        sweep.folder.send("own_limits", limits={"nodes": 5})
+
+    state = sweep.run(Script((lambda tick: tick.state.jobs, refuse)))
+    assert set(standings(state).values()) == {"done"}
+    assert {len(run.attempts) for run in state.runs.values()} == {1}
+    (first, *_) = sweep.events("deferred")
+    assert "QOSMaxSubmitJobPerUserLimit" in first["why"]
+    check(sweep, state, slurm)
+
+
+def test_runs_packed_on_a_node_have_their_own_gpus_and_one_that_fails_harms_no_other(
+    slurm: EmulatedSlurm, tmp_path: Path
+) -> None:
+    gpus = {"a": 1, "b": 1, "c": 2, "d": 4, "e": 1}
+    plans: dict[str, Any] = {name: {"seconds": [2]} for name in gpus}
+    plans["c"] = {"codes": [65]}
+    needs = {name: Need(1, number, number, 5.0, 0.1) for name, number in gpus.items()}
+    whole = {**GPU, "partition": "whole", "cpus_per_node": 96, "whole_nodes": True}
+    sweep = SampleSweep(tmp_path, plans, whole, needs=needs)
+    state = sweep.run()
+    assert standings(state) == {**dict.fromkeys(gpus, "done"), "c": "held"}
+    (first, *others) = {attempt.tag for run in state.runs.values() for attempt in run.attempts}
+    seen = {name: sweep.starts(name)[0]["gpus"].split(",") for name in gpus}
+    assert {name: len(numbers) for name, numbers in seen.items()} == gpus
+    together = [number for name in "abcd" for number in seen[name]]
+    assert sorted(together) == [str(number) for number in range(8)]
+    assert len({first, *others}) == 2, "eight GPUs for four runs, and a second node for the fifth"
+    check(sweep, state, slurm)
+
+
+def test_quotas_of_two_allocations_are_kept_and_may_change_meanwhile(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    names = [f"w{n}" for n in range(10)]
+    low = {**GPU, "name": "low", "qos": "low", "quota": {"nodes": 1}}
+    short = {**GPU, "name": "short", "quota": {"nodes": 1, "gpu_hours": 8 * 10 / 60}}
+    sweep = SampleSweep(tmp_path, {name: {"seconds": [2]} for name in names}, low, short)
+    most: dict[str, int] = {}
+
+    def enough(tick: Tick) -> bool:
+        for allocation in ("low", "short"):
+            held = sum(job.request.nodes for job in tick.state.jobs.values() if job.request.allocation == allocation)
+            most[allocation] = max(most.get(allocation, 0), held)
+        return tick.state.counts["done"] >= 4
+
+    raised = [(enough, lambda: sweep.folder.send("own_limits", limits={"nodes": 3})), (enough, int), (enough, int)]
+    state = sweep.run(Script(*raised))
+    assert set(standings(state).values()) == {"done"}
+    # A job of ten minutes asks for all the GPU-hours of `short`: one at a time, whatever its nodes.
+    assert most == {"low": 3, "short": 1}
+    check(sweep, state, slurm)
+
+
+def test_under_a_lowered_quota_jobs_that_wait_are_taken_back(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    plans = {name: {"seconds": [2]} for name in ("a", "b", "c")}
+    slurm.occupy(8)
+    sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 3}})
+    script = Script(
+        (lambda tick: len(tick.state.jobs) == 3, lambda: sweep.folder.send("own_limits", limits={"nodes": 1})),
+        (lambda tick: len(tick.state.jobs) == 1, lambda: slurm.run("scancel", f"--user={OTHER_USER}")),
+    )
+    with sampled_nodes(slurm, 0.3) as samples:
+        state = sweep.run(script)
+    assert set(standings(state).values()) == {"done"}
+    assert max(nodes for nodes in samples if nodes < 8) == 1
+    assert {len(run.attempts) for run in state.runs.values()} == {1}
+    check(sweep, state, slurm)
