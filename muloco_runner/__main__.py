@@ -63,6 +63,8 @@ def main() -> None:
     from muloco_runner.paths import config_dir
 
     register()
+    if {"--multirun", "-m"} & set(arguments):
+        sys.argv[1:] = [_as_choice(word) for word in arguments]
     endings: list[ExitCode] = []
 
     def task(tree: DictConfig) -> float | None:
@@ -78,9 +80,27 @@ def main() -> None:
 
     try:
         hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(task)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
         _give_up(error)
     sys.exit(max(endings, default=ExitCode.FINISHED))
+
+
+def _as_choice(word: str) -> str:
+    """A value of a sweep's runs as a list of one: Hydra would set it before the sweep has chosen what it belongs to,
+    such as method.num_workers=4 where only some runs have workers."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    from muloco_runner.compose import AROUND_RUNS
+
+    try:
+        (override,) = OverridesParser.create().parse_overrides([word])
+    except HydraException:
+        return word
+    is_around = override.key_or_group.split(".")[0] in (*AROUND_RUNS, "sweep")
+    if is_around or override.is_hydra_override() or override.is_sweep_override() or override.is_delete():
+        return word
+    return f"{override.get_key_element()}=choice({override.get_value_element_as_str()})"
 
 
 def _give_up(error: Exception) -> NoReturn:

@@ -29,6 +29,9 @@ from muloco_runner.config import (
 )
 from muloco_runner.paths import config_dir
 
+AROUND_RUNS = ("root", "cluster", "execution")
+"""What the command line may say of a sweep beside its runs."""
+
 
 @dataclass
 class AppConfig(RunConfig):

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from muloco_runner.config import ConfigError
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "overrides", nargs="+", metavar="KEY=VALUE", help="+sweep=NAME, cluster=NAME, root=FOLDER, keys of the grid"
         )
+        command.add_argument("--allow-large", action="store_true", help="take more than 100,000 combinations")
     launching = commands.choices["launch"]
     launching.add_argument("--detach", action="store_true", help="in the background: it outlives this terminal")
     launching.add_argument("--max-gpu-hours", type=float, metavar="H", help="submit nothing that could exceed this")
@@ -128,6 +130,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def multirun(overrides: Sequence[str], detached: bool, allow_large: bool) -> ExitCode:
+    """`muloco-train --multirun`: the same sweep as `muloco-sweep launch` (see `hydra.sweeper.launch_with`)."""
+    flags = [*(["--detach"] if detached else []), *(["--allow-large"] if allow_large else [])]
+    if not overrides:
+        raise ConfigError("--multirun: name a sweep (+sweep=NAME), or give a key several values, such as seed=0,1")
+    return _run(_parser().parse_args(["launch", *flags, "--", *overrides]))
+
+
 def launch(arguments: argparse.Namespace) -> ExitCode:
     from sweeps.clusters import make_cluster
     from sweeps.controller import Controller, Tick
@@ -138,7 +148,7 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
     from sweeps.notify import Notifier
     from sweeps.training import prepare
 
-    sweep = read_sweep(arguments.overrides)
+    sweep = read_sweep(arguments.overrides, arguments.allow_large)
     check_cap(sweep, arguments.max_gpu_hours)
     check_alone(sweep)
     make_cluster(sweep.cluster, sweep.folder.cluster_dir).check()
@@ -191,10 +201,13 @@ def detach(arguments: argparse.Namespace) -> ExitCode:
     from sweeps.background import how_to_watch, start_process
     from sweeps.launch import read_sweep
 
-    sweep = read_sweep(arguments.overrides)
+    sweep = read_sweep(arguments.overrides, arguments.allow_large)
     check_cap(sweep, arguments.max_gpu_hours)
     check_alone(sweep)
-    words = [sys.executable, "-m", "sweeps", *(word for word in sys.argv[1:] if word != "--detach")]
+    words = [sys.executable, "-m", "sweeps", "launch", *arguments.overrides]
+    for option, value in (("--max-gpu-hours", arguments.max_gpu_hours), ("--on-event", arguments.on_event)):
+        words += [option, str(value)] if value is not None else []
+    words += ["--allow-large"] if arguments.allow_large else []
     print(how_to_watch(sweep.folder, start_process(words, sweep.folder)))
     return ExitCode.FINISHED
 

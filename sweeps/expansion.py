@@ -29,7 +29,7 @@ def expand(
     Names of files (model=150m) are composed once for each combination that occurs; values are set on a copy of that.
     """
     grids = read_grids(sweep, overrides)
-    check_size(grids, allow_large, "give --allow-large")
+    check_size(grids, allow_large, "give --allow-large (hydra.sweeper.allow_large=true)")
     composer = _Composer(run_groups(), base)
     runs: dict[str, RunConfig] = {}
     for grid in grids:

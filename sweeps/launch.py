@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from muloco_runner.compose import compose_tree, one_line, to_app_config
+from muloco_runner.compose import AROUND_RUNS, compose_tree, one_line, to_app_config
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.corpus_path import check_data_path
 from muloco_runner.paths import config_dir
@@ -22,9 +23,6 @@ from sweeps.estimate import refine
 from sweeps.expansion import expand
 from sweeps.folder import SweepFolder
 from sweeps.training import works_of
-
-# What the command line may say of a sweep beside its runs.
-_AROUND = ("root", "cluster", "execution")
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,13 @@ class Sweep:
         return SweepFolder(self.root, self.name)
 
 
-def read_sweep(arguments: Sequence[str]) -> Sweep:
-    """`+sweep=NAME`, the cluster and any narrowing of the grid, as typed. Mistakes raise `ConfigError`."""
+def read_sweep(arguments: Sequence[str], allow_large: bool = False) -> Sweep:
+    """`+sweep=NAME`, the cluster and any narrowing of the grid, as typed. Mistakes raise `ConfigError`.
+
+    Without a name the command line's own lists are the sweep, and its runs name it.
+    """
     name, around, narrowing = _split(arguments)
-    tree = compose_tree([f"+sweep={name}", *around])
+    tree = compose_tree([*([f"+sweep={name}"] if name else []), *around])
     app = to_app_config(tree)
     cluster_name = next((a.partition("=")[2] for a in around if a.startswith("cluster=")), "local")
     cluster = read_cluster(cluster_name, OmegaConf.to_container(tree.cluster, resolve=True))
@@ -54,9 +55,10 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
         from sweeps.clusters.local import fill_in
 
         cluster = fill_in(cluster)
-    sweep = OmegaConf.to_container(tree.sweep, resolve=True)
+    sweep = OmegaConf.to_container(tree.sweep, resolve=True) if name else {"grids": [{}]}
     assert isinstance(sweep, dict)
-    runs = expand({str(key): value for key, value in sweep.items()}, narrowing)
+    runs = expand({str(key): value for key, value in sweep.items()}, narrowing, allow_large=allow_large)
+    name = name or _name_of(runs)
     for path in {run.data.path: run.data for run in runs}.values():
         check_data_path(path)
     root = Path(app.root)
@@ -75,7 +77,12 @@ def cluster_values(cluster: ClusterConfig) -> dict[str, Any]:
     return values
 
 
-def _split(arguments: Sequence[str]) -> tuple[str, list[str], dict[str, list[Any]]]:
+def _name_of(runs: Sequence[RunConfig]) -> str:
+    content = "".join(sorted(run.run_id for run in runs))
+    return f"multirun-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def _split(arguments: Sequence[str]) -> tuple[str | None, list[str], dict[str, list[Any]]]:
     """The sweep's name, what goes around the runs, and keys of the runs with their values."""
     try:
         overrides = OverridesParser.create().parse_overrides(list(arguments))
@@ -87,16 +94,16 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[str], dict[str, list[Any
         text = override.input_line or ""
         if key == "sweep":
             name = str(override.value())
-        elif key.split(".")[0] in _AROUND:
+        elif key.split(".")[0] in AROUND_RUNS:
             around.append(text)
         elif override.is_delete():
             raise ConfigError(f"{text}: a sweep's keys cannot be deleted: narrow them with {key}=VALUE")
         else:
             values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
             narrowing[key.lstrip("+")] = [_plain(value) for value in values]
-    if name is None:
-        raise ConfigError(f"no sweep is named: add +sweep=NAME, one of {', '.join(sweep_names())}")
-    if name not in sweep_names():
+    if name is None and not narrowing:
+        raise ConfigError(f"no sweep is named: add +sweep=NAME, one of {', '.join(sweep_names())}, or lists of values")
+    if name is not None and name not in sweep_names():
         raise ConfigError(f"+sweep={name}: no such file under conf/sweep; there are {', '.join(sweep_names())}")
     return name, around, narrowing
 

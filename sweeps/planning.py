@@ -19,7 +19,7 @@ from sweeps.simulation import simulate
 
 
 def plan(arguments: argparse.Namespace) -> ExitCode:
-    sweep = read_sweep(arguments.overrides)
+    sweep = read_sweep(arguments.overrides, arguments.allow_large)
     cluster = make_cluster(sweep.cluster, sweep.folder.cluster_dir)
     live = cluster.limits()
     if not live.note:
@@ -34,7 +34,7 @@ def plan(arguments: argparse.Namespace) -> ExitCode:
 
 def simulate_sweep(arguments: argparse.Namespace) -> ExitCode:
     """The unfinished runs of a sweep through the real controller, on a cluster made of numbers."""
-    sweep = read_sweep(arguments.overrides)
+    sweep = read_sweep(arguments.overrides, arguments.allow_large)
     found = preview(sweep, make_cluster(sweep.cluster, sweep.folder.cluster_dir).limits())
     never = [run for run in found.runs if run.verdict.kind is VerdictKind.NEVER]
     if never:
