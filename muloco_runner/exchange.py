@@ -26,9 +26,14 @@ class Exchange:
     """For tensors of given shapes, among the ranks that hold the same part of each worker."""
 
     def __init__(
-        self, like: Sequence[Tensor], codecs: Sequence[AnyCodec], reduce_scatter: bool, communicator: Communicator
+        self,
+        like: Sequence[Tensor],
+        codecs: Sequence[AnyCodec],
+        reduce_scatter: bool,
+        communicator: Communicator,
+        device: torch.device,
     ) -> None:
-        self.like, self.codecs, self.communicator = like, codecs, communicator
+        self.like, self.codecs, self.communicator, self.device = like, codecs, communicator, device
         self.reduce_scatter = reduce_scatter
         pieces = whole_pieces(like, codecs)
         messages = cut(pieces, -(-sum(piece.size for piece in pieces) // MESSAGE_VALUES) or 1)
@@ -49,7 +54,7 @@ class Exchange:
         was sent, by pairs of workers, over what this rank averaged: shape (K, K), float64.
         """
         num_workers = self.communicator.topology.num_workers
-        products_KK = torch.zeros(num_workers, num_workers, dtype=torch.float64, device=self.like[0].device)
+        products_KK = torch.zeros(num_workers, num_workers, dtype=torch.float64, device=self.device)
         for message in self.messages:
             if self.reduce_scatter:
                 self._by_shares(message, senders, tensors, out, products_KK)
@@ -92,7 +97,7 @@ class Exchange:
         for k in held_here:
             if shares[k]:
                 everyone = [next(part) for part, held in zip(arrived, holders, strict=True) for _ in held]
-                targets = [torch.empty_like(piece.of(self.like)) for piece in shares[k]]
+                targets = [torch.empty_like(piece.of(self.like), device=self.device) for piece in shares[k]]
                 self._mean(everyone, targets, products_KK)
                 means.append(payload.encode(targets, [self.codecs[piece.tensor] for piece in shares[k]]))
         incoming = [sum(lengths[k] for k in held) for held in holders]
@@ -124,7 +129,7 @@ class Exchange:
 
     def _join(self, payloads: Sequence[Tensor]) -> Tensor:
         if not payloads:
-            return torch.empty(0, dtype=torch.uint8, device=self.like[0].device)
+            return torch.empty(0, dtype=torch.uint8, device=self.device)
         return torch.cat(list(payloads))
 
 

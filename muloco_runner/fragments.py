@@ -16,6 +16,7 @@ from muloco_runner.compression import Compressor
 from muloco_runner.exchange import Exchange
 from muloco_runner.flat import copy_into, flatten, views
 from muloco_runner.outer_optimizer import OuterOptimizer
+from muloco_runner.whole_tensors import WholeTensors
 from muloco_runner.worker import Worker
 
 
@@ -72,13 +73,16 @@ class Fragment:
         optimizer: OuterOptimizer,
         compressors: Sequence[Compressor],
         exchange: Exchange,
+        wholes: WholeTensors | None = None,
     ) -> None:
-        """`places` are those of the tensors in `Worker.tensors`; `compressors` stand in the order of `workers`."""
+        """`places` are those of the tensors in `Worker.tensors`; `compressors` stand in the order of `workers`.
+
+        With `wholes`, tensors whose rows are spread over replicas are exchanged by their owners.
+        """
         self.places, self.workers, self.schedule = places, workers, schedule
         self.anchor = flatten(self.tensors_of(workers[0]))
         self.optimizer, self.compressors, self.exchange = optimizer, compressors, exchange
-        self.bytes_sent = exchange.payload_bytes
-        """Bytes that one worker sends each time."""
+        self.wholes = wholes
 
     def tensors_of(self, worker: Worker) -> list[Tensor]:
         return [worker.tensors[place] for place in self.places]
@@ -93,9 +97,20 @@ class Fragment:
 
     def average(self, pseudogradients: Sequence[Tensor]) -> Arrival:
         """Their mean over all workers, as sent. Takes no part of the workers, so that they may train on meanwhile."""
-        accepted = [c.accept(delta) for c, delta in zip(self.compressors, pseudogradients, strict=True)]
+        accepted = [
+            self.views(compressor.accept(delta))
+            for compressor, delta in zip(self.compressors, pseudogradients, strict=True)
+        ]
         mean = torch.empty_like(self.anchor)
-        products_KK = self.exchange.average(self.compressors, [self.views(flat) for flat in accepted], self.views(mean))
+        if self.wholes is None:
+            return Arrival(mean, self.exchange.average(self.compressors, accepted, self.views(mean)))
+        (shards,) = accepted  # where a worker has replicas, a rank holds one worker
+        tensors = self.wholes.gather(shards)
+        means = [torch.empty_like(tensor) for tensor in tensors]
+        products_KK = self.exchange.average(self.compressors, [tensors], means)
+        self.wholes.scatter(means, self.views(mean))
+        if self.compressors[0].error is not None:
+            self.wholes.scatter(tensors, shards)
         return Arrival(mean, products_KK)
 
     def average_beside_training(self, pseudogradients: Sequence[Tensor]) -> Arrival:

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from muloco_runner.compression import Compressor, choose_codecs
+from muloco_runner.compression import Compressor, choose_codecs, writes_rows_apart
 from muloco_runner.config import (
     DiLoCoConfig,
     LossyCompressionConfig,
@@ -31,6 +31,7 @@ from muloco_runner.fragments import Arrival, Fragment, FragmentSchedule, split_b
 from muloco_runner.optimizers.parameter_groups import parameter_groups
 from muloco_runner.outer_optimizer import OuterMuon, OuterOptimizer, OuterSgd
 from muloco_runner.topology import Communicator
+from muloco_runner.whole_tensors import WholeTensors
 from muloco_runner.worker import Worker
 
 
@@ -78,7 +79,7 @@ class DataParallel:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.bytes_sent = 0
-        self._gradient_bytes = sum(p.numel() * p.element_size() for p in worker.tensors)
+        self._gradient_bytes = sum(p.numel() * p.element_size() for p in worker.model.parameters())
 
     def after_inner_step(self, step: int) -> OuterStep | None:
         self.bytes_sent += self._gradient_bytes
@@ -119,6 +120,7 @@ class DiLoCo:
         self.workers, self.fragments, self.num_steps, self.mixing = workers, fragments, num_steps, mixing
         self.communicator = communicator
         self.bytes_sent = 0
+        self._payload_bytes = [self._of_all_shards(fragment.exchange.payload_bytes) for fragment in fragments]
         self._pending: dict[int, Future[Arrival]] = {}
         """Exchanges that have begun, by the fragment's number."""
         self._background = ThreadPoolExecutor(1, "exchange") if fragments[0].schedule.delay_steps else None
@@ -131,7 +133,7 @@ class DiLoCo:
             arriving = number in self._pending and (last or fragment.schedule.arrives(step))
             if not arriving and (last or fragment.schedule.leaves(step)):
                 self._pending[number] = self._begin(fragment)
-                self.bytes_sent += fragment.bytes_sent
+                self.bytes_sent += self._payload_bytes[number]
                 arriving = last or fragment.schedule.arrives(step)
             if arriving:
                 arrivals.append(self._complete(number))
@@ -154,6 +156,9 @@ class DiLoCo:
             self.communicator.traffic.wait(time.perf_counter() - began)
         self.fragments[number].take(arrival.mean, self.mixing)
         return arrival
+
+    def _of_all_shards(self, number: int) -> int:
+        return int(self.communicator.sum_over_shards(torch.tensor(number)))
 
     def _summary(self, arrivals: Sequence[Arrival]) -> OuterStep:
         squares = sum((arrival.mean.square().sum() for arrival in arrivals), torch.zeros(()))
@@ -246,22 +251,27 @@ def _build_diloco(
     fragments = []
     for number, places in enumerate(split_by_layers(names, run.model.num_layers, streaming.num_fragments)):
         tensors, own_codecs = [workers[0].tensors[place] for place in places], [codecs[place] for place in places]
+        exchanged, wholes = tensors, None
+        if communicator.sharded and not all(writes_rows_apart(codec) for codec in own_codecs):
+            wholes = WholeTensors(tensors, exchanging)
+            exchanged, own_codecs = wholes.empty(), [own_codecs[place] for place in wholes.owned]
         flat = flatten(tensors)
         fragments.append(
             Fragment(
                 places,
                 workers,
                 FragmentSchedule(number, streaming.num_fragments, config.sync_interval, streaming.delay_steps),
-                _outer_optimizer(config.outer_optimizer, workers[0], places, muon_backend),
+                _outer_optimizer(config.outer_optimizer, workers[0], places, communicator, muon_backend),
                 [Compressor(own_codecs, error_feedback, flat) for _ in workers],
-                Exchange(tensors, own_codecs, reduce_scatter, exchanging),
+                Exchange(exchanged, own_codecs, reduce_scatter, exchanging, flat.device),
+                wholes,
             )
         )
     return DiLoCo(workers, fragments, run.num_steps, communicator, streaming.mixing)
 
 
 def _outer_optimizer(
-    config: OuterOptimizerConfig, worker: Worker, places: Sequence[int], backend: str
+    config: OuterOptimizerConfig, worker: Worker, places: Sequence[int], communicator: Communicator, backend: str
 ) -> OuterOptimizer:
     tensors = [worker.tensors[place] for place in places]
     if not isinstance(config, OuterMuonConfig):
@@ -271,4 +281,5 @@ def _outer_optimizer(
         id(p) for group in parameter_groups(worker.model) if group["algorithm"] == "muon" for p in group["params"]
     }
     matrices = [number for number, place in enumerate(places) if id(parameters[place]) in hidden]
-    return OuterMuon(config, flatten(tensors), tensors, matrices, backend)
+    wholes = WholeTensors([tensors[number] for number in matrices], communicator) if communicator.sharded else None
+    return OuterMuon(config, flatten(tensors), tensors, matrices, backend, wholes)

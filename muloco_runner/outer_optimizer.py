@@ -13,6 +13,7 @@ from muloco_runner.flat import views
 from muloco_runner.optimizers.matrix_bank import shape_scale
 from muloco_runner.optimizers.orthogonalize import choose_backend, orthogonalize
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
+from muloco_runner.whole_tensors import WholeTensors
 
 
 class OuterOptimizer(Protocol):
@@ -63,28 +64,46 @@ class OuterMuon:
         like: Sequence[Tensor],
         matrices: Sequence[int],
         backend: str = "auto",
+        wholes: WholeTensors | None = None,
     ) -> None:
-        """`like` are the tensors that lie in the anchor, `matrices` the places of the hidden ones among them."""
-        self.config, self.like = config, like
+        """`like` are the tensors that lie in the anchor, `matrices` the places of the hidden ones among them.
+
+        With `wholes`, of the matrices, whose rows are spread over replicas: each is orthogonalised by its owner.
+        """
+        self.config, self.like, self.matrices, self.wholes = config, like, matrices, wholes
         self.velocity = torch.zeros_like(anchor)
         self.backend = choose_backend(backend, anchor.device)
-        self.same_shape: dict[torch.Size, list[int]] = {}
-        for place in matrices:
-            self.same_shape.setdefault(like[place].shape, []).append(place)
 
     def step(self, anchor: Tensor, pseudogradient: Tensor) -> Tensor:
         moved, velocity = nesterov_outer_step(anchor, self.velocity, pseudogradient, self.config)
-        old_velocities, velocities = views(self.velocity, self.like), views(velocity, self.like)
-        pseudogradients, anchors, results = (views(flat, self.like) for flat in (pseudogradient, anchor, moved))
-        for shape, places in self.same_shape.items():
-            scale = self.config.matrix_lr * shape_scale("spectral", *shape)
-            for place in places:
-                velocities[place].copy_(self.config.matrix_momentum * old_velocities[place] + pseudogradients[place])
-            momentum_BRC = torch.stack([velocities[place] for place in places])
-            for place, direction in zip(places, orthogonalize(momentum_BRC, _POLYNOMIAL, self.backend), strict=True):
-                results[place].copy_(anchors[place] - scale * direction)
+        anchors, results, momenta, deltas, momenta_before = (
+            [views(flat, self.like)[place] for place in self.matrices]
+            for flat in (anchor, moved, velocity, pseudogradient, self.velocity)
+        )
+        for momentum, delta, before in zip(momenta, deltas, momenta_before, strict=True):
+            momentum.copy_(self.config.matrix_momentum * before + delta)
+        for result, start, update in zip(results, anchors, self._updates(momenta), strict=True):
+            result.copy_(start - update)
         self.velocity = velocity
         return moved
+
+    def _updates(self, momenta: Sequence[Tensor]) -> Sequence[Tensor]:
+        if self.wholes is None:
+            return self._of_whole_matrices(momenta)
+        updates = [torch.empty_like(momentum) for momentum in momenta]
+        self.wholes.scatter(self._of_whole_matrices(self.wholes.gather(momenta)), updates)
+        return updates
+
+    def _of_whole_matrices(self, momenta: Sequence[Tensor]) -> list[Tensor]:
+        """lr * sqrt(fan_out/fan_in) * NS(M) of each, those of one shape at once."""
+        updates: dict[int, Tensor] = {}
+        for shape in {momentum.shape: None for momentum in momenta}:
+            places = [place for place, momentum in enumerate(momenta) if momentum.shape == shape]
+            scale = self.config.matrix_lr * shape_scale("spectral", *shape)
+            momentum_BRC = torch.stack([momenta[place] for place in places])
+            directions_BRC = orthogonalize(momentum_BRC, _POLYNOMIAL, self.backend).to(momentum_BRC.dtype)
+            updates.update(zip(places, (scale * directions_BRC).unbind(), strict=True))
+        return [updates[place] for place in range(len(momenta))]
 
 
 _POLYNOMIAL = named_polynomial("muloco", 5)

@@ -159,14 +159,22 @@ class Communicator:
 
     def exchange_over_workers(self, outgoing: list[Tensor], incoming: list[int]) -> list[Tensor]:
         """Sends a flat tensor to each of the `holders`; returns what each sent here, `incoming` values of it."""
+        return self._exchange(outgoing, incoming, self.holder, self._leader_group)
+
+    def exchange_over_replicas(self, outgoing: list[Tensor], incoming: list[int]) -> list[Tensor]:
+        """The same among the replicas of this rank's worker."""
+        return self._exchange(outgoing, incoming, self.topology.replica, self._replica_group)
+
+    def _exchange(
+        self, outgoing: list[Tensor], incoming: list[int], own: int, group: dist.ProcessGroup | None
+    ) -> list[Tensor]:
         if len(outgoing) == 1:
             return outgoing
         sizes = [part.numel() for part in outgoing]
         arrived = outgoing[0].new_empty(sum(incoming))
-        itemsize, own = arrived.element_size(), self.holder
-        sent, received = ((sum(parts) - parts[own]) * itemsize for parts in (sizes, incoming))
+        sent, received = ((sum(parts) - parts[own]) * arrived.element_size() for parts in (sizes, incoming))
         with self._transfer(sent, received):
-            dist.all_to_all_single(arrived, torch.cat(outgoing), incoming, sizes, group=self._leader_group)
+            dist.all_to_all_single(arrived, torch.cat(outgoing), incoming, sizes, group=group)
         return list(arrived.split(incoming))
 
     def sum_over_workers(self, tensor: Tensor) -> Tensor:

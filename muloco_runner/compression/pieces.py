@@ -39,12 +39,17 @@ class Piece:
         return replace(self, rows=slice(start + first, start + end), num_rows=end - first)
 
 
+def writes_rows_apart(codec: AnyCodec) -> bool:
+    """Whether each row of a tensor is written as it would be alone."""
+    return not isinstance(codec, TopK) and codec.by_row
+
+
 def whole_pieces(tensors: Sequence[Tensor], codecs: Sequence[AnyCodec]) -> list[Piece]:
     """Each tensor as one piece."""
     pieces = []
     for place, (tensor, codec) in enumerate(zip(tensors, codecs, strict=True)):
         rows = tensor.shape[0] if tensor.ndim else 1
-        can_be_cut = tensor.ndim > 0 and not isinstance(codec, TopK) and codec.by_row
+        can_be_cut = tensor.ndim > 0 and writes_rows_apart(codec)
         pieces.append(Piece(place, slice(None), rows, tensor.numel() // rows if rows else 0, can_be_cut))
     return pieces
 
