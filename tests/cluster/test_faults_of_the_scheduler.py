@@ -1,0 +1,177 @@
+"""Drivers that are killed and schedulers that fall silent, on a real SLURM: nothing is lost, nothing runs twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from emulated_slurm import EmulatedSlurm, wait_for
+from sweeping import GPU, SampleSweep, causes, check, put_before, sampled_nodes, standings
+
+import sweeps
+from sweeps.clusters.slurm import SlurmCluster
+from sweeps.controller import Tick
+from sweeps.policy import Cause
+
+pytestmark = pytest.mark.slurm
+KILLS = 30
+PACKAGE = str(Path(sweeps.__file__).parent)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at_line(number: int) -> None:
+    """`kill -9` before the line of that number, counted over all lines of the package that this process runs."""
+    left = [number]
+
+    def on_line(frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "line":
+            left[0] -= 1
+            if left[0] <= 0:
+                die()
+        return on_line
+
+    sys.settrace(lambda frame, event, argument: on_line if frame.f_code.co_filename.startswith(PACKAGE) else None)
+
+
+def die_around_sbatch(after: bool) -> None:
+    """`kill -9` once `sbatch` has accepted a job and nobody has written so down; or while it is asking."""
+    submit = SlurmCluster.submit
+
+    def submit_and_die(self: SlurmCluster, request: Any) -> str:
+        if not after:
+            # sbatch goes on without its parent.
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            signal.signal(signal.SIGALRM, lambda number, frame: die())
+        job_id = submit(self, request)
+        die()
+        return job_id
+
+    SlurmCluster.submit = submit_and_die  # type: ignore[method-assign]
+
+
+def test_a_driver_killed_thirty_times_loses_nothing_and_runs_nothing_twice(
+    slurm: EmulatedSlurm, tmp_path: Path
+) -> None:
+    chance = random.Random(5)
+    plans = {f"w{n:02d}": {"seconds": [0.5]} for n in range(48)}
+    sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 3}}, tick_seconds=0.1, doubt_seconds=3.0)
+    killed = dict.fromkeys(("at a line", "asking", "accepted"), 0)
+    with sampled_nodes(slurm) as samples:
+        while sum(killed.values()) < KILLS:
+            how = chance.choice(["at a line"] * 3 + ["asking", "accepted"])
+            deaths: dict[str, Callable[[], None]] = {
+                "at a line": partial(die_at_line, chance.randrange(1, 12_000)),
+                "asking": partial(die_around_sbatch, after=False),
+                "accepted": partial(die_around_sbatch, after=True),
+            }
+            driver = sweep.start(deaths[how])
+            driver.join(20)
+            assert driver.exitcode == -signal.SIGKILL, f"{how}: the sweep was over after {killed}"
+            killed[how] += 1
+        state = sweep.run()
+    assert min(killed.values()) >= 3
+    assert set(standings(state).values()) == {"done"}
+    assert {name: len(sweep.starts(name)) for name in plans} == dict.fromkeys(plans, 1)
+    assert max(samples) <= 3
+    check(sweep, state, slurm)
+
+
+def test_of_two_drivers_started_at_once_one_drives_and_a_third_takes_over(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    plans = {f"w{n}": {"seconds": [2]} for n in range(4)}
+    sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 2}})
+    drivers = [sweep.start(sys.stderr.close) for _ in range(2)]
+    wait_for(lambda: any(map(sweep.starts, plans)), 30, "first run")
+    wait_for(lambda: sum(driver.is_alive() for driver in drivers) == 1, 30, "driver that stands back")
+    (alive,) = [driver for driver in drivers if driver.is_alive()]
+    alive.kill()
+    alive.join()
+    state = sweep.run()
+    assert set(standings(state).values()) == {"done"}
+    assert {len(sweep.starts(name)) for name in plans} == {1}
+    check(sweep, state, slurm)
+
+
+def test_a_slurmctld_that_is_away_for_a_while_changes_nothing(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    plans = {f"w{n}": {"seconds": [3]} for n in range(5)}
+    sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 2}})
+    silent: list[Tick] = []
+
+    def interrupt(tick: Tick) -> None:
+        if not silent and sweep.starts("w0"):
+            slurm.stop_controller()
+        if not tick.complete:
+            silent.append(tick)
+            if len(silent) == 2:
+                # Both runs have ended by now, and nobody could be told.
+                slurm.start_controller()
+
+    state = sweep.run(interrupt)
+    assert len(silent) >= 2
+    assert set(standings(state).values()) == {"done"}
+    assert {len(run.attempts) for run in state.runs.values()} == {1}
+    check(sweep, state, slurm)
+
+
+def test_without_accounting_no_end_is_guessed(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    # A queue that forgets a job at its end, as a busy site's does soon: accounting alone can say how it ended.
+    put_before("squeue", 'exec $REAL "${@/--states=all/--states=PD,R,CG,CF}"', tmp_path / "bin")
+    sweep = SampleSweep(tmp_path, {"fails": {"codes": [65]}, "fine": {"seconds": [1]}, "next": {}}, doubt_seconds=60.0)
+    began = time.monotonic()
+    stopped: list[float] = []
+
+    def watch(tick: Tick) -> None:
+        if not stopped and sweep.starts("fine"):
+            slurm.stop_database_daemon()
+            stopped.append(time.monotonic())
+        if (
+            stopped
+            and len(stopped) == 1
+            and not tick.complete
+            and (tmp_path / "runs" / "fine" / "result.json").exists()
+        ):
+            assert tick.state.counts["done"] == 0
+            slurm.start_database_daemon()
+            stopped.append(time.monotonic())
+
+    state = sweep.run(watch)
+    assert len(stopped) == 2, f"accounting was never missed in {time.monotonic() - began:.0f} s"
+    assert standings(state) == {"fails": "held", "fine": "done", "next": "done"}
+    assert causes(state, "fails") == [Cause.CONFIG_CANNOT_RUN]
+    assert {len(run.attempts) for run in state.runs.values()} == {1}
+    check(sweep, state, slurm)
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["accepted", "lost"])
+def test_after_a_lost_answer_of_sbatch_the_job_is_looked_for(
+    slurm: EmulatedSlurm, tmp_path: Path, exists: bool
+) -> None:
+    put_before(
+        "sbatch",
+        f"""
+        number=$(($(cat $HERE/count 2>/dev/null || echo 0) + 1)); echo $number > $HERE/count
+        if [ $number != 2 ]; then exec $REAL "$@"; fi
+        {'$REAL "$@" > /dev/null' if exists else ":"}
+        echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2
+        exit 1
+        """,
+        tmp_path / "bin",
+    )
+    plans = {f"w{n}": {"seconds": [1]} for n in range(4)}
+    sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 2}}, doubt_seconds=3.0)
+    state = sweep.run()
+    assert set(standings(state).values()) == {"done"}
+    assert {len(sweep.starts(name)) for name in plans} == {1}
+    assert [event["why"] for event in sweep.events("refused")] == ([] if exists else ["it never reached the cluster"])
+    check(sweep, state, slurm)
