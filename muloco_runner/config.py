@@ -618,6 +618,8 @@ class ExecutionConfig:
     evaluate_interval_steps: int | None = None
     """Steps between evaluations on the held-out set; None evaluates at the end only."""
     checkpoint_interval_seconds: float = 300.0
+    final_checkpoint: bool = True
+    """Whether a finished run keeps its last state; a sweep of large models may not want them all."""
     wall_minutes: float | None = None
     """Minutes from its start after which an attempt checkpoints and asks for more time; None for no deadline."""
     link_megabits_per_second: float | None = None

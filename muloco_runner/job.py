@@ -147,6 +147,8 @@ def check_can_run(run: RunConfig) -> Corpus:
 
 def preload_for(folder: RunFolder) -> None:
     """Imports and reads what every run on this data needs, for a process that forks one child a run."""
+    import torch._dynamo  # noqa: F401  # torch's optimizers load it at their first step: seconds
+
     from muloco_runner import train  # noqa: F401
     from muloco_runner.corpus import baselines
 

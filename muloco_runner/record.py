@@ -86,6 +86,7 @@ class StepRecord:
     gradient_norm: float | None = None
     """Before clipping, averaged over workers."""
     tokens_per_second: float | None = None
+    """Since the line before."""
     train_seconds: float | None = None
     """Training time of all attempts so far, without start-up, evaluation and checkpoints."""
     validation_loss: float | None = None
@@ -105,9 +106,9 @@ class StepRecord:
     """Time in which each rank's training stood still for these, waiting for slower ranks included, since the attempt
     began."""
     mfu: float | None = None
-    """Model FLOPs utilisation: 6N flops a token over the device's peak."""
+    """Model FLOPs utilisation: 6N flops a token over the peak of all devices; absent where that is not known."""
     memory_bytes: int | None = None
-    """Peak device memory so far."""
+    """Peak memory of this attempt on the main rank: of the device, or of the process where there is none."""
     attempt: int = 1
 
 
@@ -129,6 +130,8 @@ class RunStatus:
     exit_code: int | None = None
     exit_cause: str | None = None
     """One line, for people and for grouping equal failures."""
+    warning: str | None = None
+    """What went wrong without ending the attempt: a checkpoint that could not be written."""
     host: str = ""
     pid: int = 0
     updated_at: float = 0.0

@@ -5,6 +5,7 @@ Gradients are averaged over the replicas of each worker, the inner optimizer ste
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
@@ -17,10 +18,12 @@ import torch
 from torch import Tensor
 
 from muloco_runner.attention import choose_attention
-from muloco_runner.checkpoint import CheckpointStore
+from muloco_runner.checkpoint import CheckpointError, CheckpointStore
+from muloco_runner.checkpoint_state import load_random_state, load_worker_state, random_state, worker_state
 from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.corpus import Corpus
 from muloco_runner.data import TrainingData, validation_batch
+from muloco_runner.device_peaks import peak_flops, peak_memory_bytes
 from muloco_runner.evaluate import evaluate, evaluate_local_models
 from muloco_runner.inner_step import DTYPES, InnerStep
 from muloco_runner.method import OuterStep, build_method
@@ -29,6 +32,7 @@ from muloco_runner.record import RunFolder, RunResult, RunStatus, StepRecord
 from muloco_runner.replicas import build_replicas
 from muloco_runner.schedule import lr_fraction
 from muloco_runner.topology import Communicator
+from muloco_runner.training_clock import TrainingClock
 from muloco_runner.worker import Worker
 
 _CPU_MICRO_BATCH_TOKENS = 8192
@@ -68,17 +72,21 @@ class Trainer:
         self.validation = validation_batch(corpus, run, session.device)
         self.workers = [self._build_worker(index) for index in self.topology.local_workers]
         self.method = build_method(run, self.workers, self.communicator, session.execution.muon_backend)
-        self.checkpoints = CheckpointStore(session.folder.checkpoint_dir, self.communicator)
+        on_gpu = session.device.type == "cuda"
+        self.checkpoints = CheckpointStore(session.folder.checkpoint_dir, self.communicator, pinned=on_gpu)
         self.losses = torch.zeros(len(self.workers), run.num_steps, device=session.device)
         """Training loss of each worker held here (rows) at each completed step."""
         self.step = 0
-        self.train_seconds = 0.0
+        self.clock = TrainingClock(session.device)
         self.started_at = time.time()
         self.last_outer: OuterStep | None = None
         self.gradient_norms = torch.zeros(len(self.workers))
+        self._local_validation_loss: float | None = None
         self._last_heartbeat = 0.0
+        self._last_logged = (0, 0.0)
+        """Step and training seconds of the last line that this attempt logged."""
         self._last_checkpoint = time.monotonic()
-        self._checkpoint_step = 0
+        torch.manual_seed(run.seed)
 
     def _build_worker(self, index: int) -> Worker:
         # Every worker starts from the same parameters.
@@ -95,32 +103,32 @@ class Trainer:
         """Trains to the end of the budget; None when asked to stop before it (a checkpoint is left)."""
         self._resume()
         run, execution = self.run, self.session.execution
-        validation_loss = local_loss = None
+        validation_loss = None
+        self.clock.start()
         while self.step < run.num_steps:
-            began = time.perf_counter()
             self._inner_step()
             self.step += 1
             evaluating = self.step == run.num_steps or (
                 execution.evaluate_interval_steps and self.step % execution.evaluate_interval_steps == 0
             )
-            self.train_seconds += time.perf_counter() - began
-            local_loss = self._evaluate_local_models() if evaluating else None
-            began = time.perf_counter()
-            outer = self.method.after_inner_step(self.step)
-            self.train_seconds += time.perf_counter() - began
-            self.last_outer = outer or self.last_outer
             if evaluating:
-                validation_loss = self._evaluate()
-            logging = evaluating or self.step % execution.log_interval_steps == 0 or self.step == 1
-            if logging:
-                divergence = self._log(validation_loss if evaluating else None, local_loss)
+                with self.clock.paused():
+                    self._local_validation_loss = self._evaluate_local_models()
+            self.last_outer = self.method.after_inner_step(self.step) or self.last_outer
+            if evaluating or self.step % execution.log_interval_steps == 0 or self.step == 1:
+                with self.clock.paused():
+                    validation_loss = self._evaluate() if evaluating else None
+                    divergence = self._log(validation_loss)
                 if divergence is not None:
-                    return self._result(None, None, divergence)
+                    self._end_checkpoints(keep_final=False)
+                    return self._result(None, divergence)
             if self.step < run.num_steps and self._must_stop():
-                self._checkpoint()
                 return None
-        assert validation_loss is not None
-        return self._result(validation_loss, local_loss, None)
+        if validation_loss is None:
+            # Killed after its last checkpoint and before its result.
+            validation_loss = self._evaluate()
+        self._end_checkpoints(keep_final=execution.final_checkpoint)
+        return self._result(validation_loss, None)
 
     def _inner_step(self) -> None:
         norms = []
@@ -150,24 +158,27 @@ class Trainer:
 
     # Records
 
-    def _log(self, validation_loss: float | None, local_loss: float | None) -> str | None:
+    def _log(self, validation_loss: float | None) -> str | None:
         """Writes one line; returns why the run has diverged, if it has."""
         loss = self._over_all_workers(self.losses[:, self.step - 1])
         gradient_norm = self._over_all_workers(self.gradient_norms)
         tokens = self.step * self.run.global_batch_tokens
+        speed = self._tokens_per_second()
         record = StepRecord(
             step=self.step,
             tokens=tokens,
             loss=loss,
             lr=self.run.inner_optimizer.lr * lr_fraction(self.run, self.step - 1),
             gradient_norm=gradient_norm,
-            tokens_per_second=tokens / self.train_seconds if self.train_seconds else None,
-            train_seconds=self.train_seconds,
+            tokens_per_second=speed,
+            train_seconds=self.clock.seconds,
             validation_loss=validation_loss,
-            local_validation_loss=local_loss,
+            local_validation_loss=None if validation_loss is None else self._local_validation_loss,
             pseudogradient_norm=self.last_outer.pseudogradient_norm if self.last_outer else None,
             pseudogradient_cosine=self.last_outer.pseudogradient_cosine if self.last_outer else None,
             bytes_sent=self.method.bytes_sent,
+            mfu=self._mfu(speed),
+            memory_bytes=peak_memory_bytes(self.session.device),
             attempt=self.session.attempt,
             **self._traffic(),
         )
@@ -191,6 +202,20 @@ class Trainer:
             "rank_bytes_received": [int(number) for number in received],
             "rank_wait_seconds": waited,
         }
+
+    def _tokens_per_second(self) -> float | None:
+        """Since the last line that this attempt logged."""
+        step, seconds = self._last_logged
+        self._last_logged = (self.step, self.clock.seconds)
+        elapsed = self.clock.seconds - seconds
+        return (self.step - step) * self.run.global_batch_tokens / elapsed if elapsed > 0 else None
+
+    def _mfu(self, tokens_per_second: float | None) -> float | None:
+        """Model FLOPs utilisation: 6N flops a token over the peak of all devices; None where that is not known."""
+        peak = peak_flops(self.session.device, self.run.precision)
+        if peak is None or tokens_per_second is None:
+            return None
+        return 6 * self.run.num_params * tokens_per_second / (peak * self.topology.num_ranks)
 
     def _over_all_workers(self, local: Tensor) -> float:
         """Mean over all workers of one value for each worker held here.
@@ -219,6 +244,7 @@ class Trainer:
         """The run's last word, from the main rank."""
         if self.topology.is_main:
             self.session.folder.write_result(result)
+            self.checkpoints.trim(int(self.session.execution.final_checkpoint))
             self.write_status("finished", loss=result.train_loss, exit_code=0)
 
     def write_status(self, state: str, loss: float | None = None, **ending: int | str | None) -> None:
@@ -234,17 +260,18 @@ class Trainer:
                 step=self.step,
                 num_steps=self.run.num_steps,
                 tokens=tokens,
-                checkpoint_step=self._checkpoint_step,
+                checkpoint_step=self.checkpoints.step,
                 attempt=self.session.attempt,
-                tokens_per_second=tokens / self.train_seconds if self.train_seconds else None,
+                tokens_per_second=tokens / self.clock.seconds if self.clock.seconds else None,
                 loss=loss,
+                warning=self.checkpoints.warning,
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 **ending,  # type: ignore[arg-type]
             )
         )
 
-    def _result(self, validation_loss: float | None, local_loss: float | None, divergence: str | None) -> RunResult:
+    def _result(self, validation_loss: float | None, divergence: str | None) -> RunResult:
         run = self.run
         if validation_loss is not None and not math.isfinite(validation_loss):
             divergence, validation_loss = f"the final validation loss was {validation_loss}", None
@@ -256,13 +283,13 @@ class Trainer:
             algorithm=run.algorithm,
             diverged=divergence is not None,
             validation_loss=validation_loss,
-            local_validation_loss=local_loss,
+            local_validation_loss=None if validation_loss is None else self._local_validation_loss,
             train_loss=train_loss,
             num_params=run.num_params,
             num_steps=self.step,
             num_tokens=tokens,
             flops=6.0 * run.num_params * tokens,
-            train_seconds=self.train_seconds,
+            train_seconds=self.clock.seconds,
             wall_seconds=time.time() - self.started_at,
             bytes_sent=self.method.bytes_sent,
             corpus_hash=self.corpus.content_hash,
@@ -276,48 +303,67 @@ class Trainer:
     # Stopping and resuming
 
     def _must_stop(self) -> bool:
-        """All ranks give one answer. Also writes the periodic checkpoint when it is due."""
+        """All ranks give one answer. Before yes a checkpoint is left; else one is begun when it is due."""
         due = time.monotonic() - self._last_checkpoint > self.session.execution.checkpoint_interval_seconds
-        flags = torch.tensor([self.session.should_stop(), due], dtype=torch.int32)
-        stop, due = (self.communicator.sum_over_ranks(flags) > 0).tolist()
-        if due and not stop:
-            self._checkpoint()
+        flags = torch.tensor([self.session.should_stop(), due, *self.checkpoints.progress()], dtype=torch.int32)
+        stop, due, num_busy, num_failed = self.communicator.sum_over_ranks(flags).tolist()
+        if self.checkpoints.settle(num_busy, num_failed):
+            self.write_status("running")
+        if not stop and not (due and self.checkpoints.is_idle):
+            return False
+        with self.clock.paused():
+            if stop:
+                with contextlib.suppress(CheckpointError):  # it has been reported, and the next one is better
+                    self.checkpoints.drain()
+            self._begin_checkpoint()
+            if stop:
+                self.checkpoints.drain()
         return bool(stop)
 
-    def _checkpoint(self) -> None:
+    def _begin_checkpoint(self) -> None:
+        """Returns when the state is copied; it is written while training goes on."""
         workers = {
             worker.index: {
-                "model": worker.model.state_dict(),
-                "optimizer": worker.optimizer.state_dict(),
+                **worker_state(worker),
                 "method": self.method.worker_state(row),
-                "losses": self.losses[row, : self.step].cpu(),
+                "losses": self.losses[row, : self.step],
             }
             for row, worker in enumerate(self.workers)
-            if self.topology.replica == 0
         }
         shared = {
             "method": self.method.state_dict(),
             "bytes_sent": self.method.bytes_sent,
-            "train_seconds": self.train_seconds,
+            "train_seconds": self.clock.seconds,
             "started_at": self.started_at,
+            "local_validation_loss": self._local_validation_loss,
+            "random": random_state(),
         }
-        self.checkpoints.save(self.step, shared, workers)
-        self._checkpoint_step = self.step
+        self.checkpoints.begin(self.step, shared, workers if self.topology.replica == 0 else {})
         self._last_checkpoint = time.monotonic()
-        self.write_status("running")
+
+    def _end_checkpoints(self, keep_final: bool) -> None:
+        """Waits for the one being written and leaves the run's last state. A full disk must not cost the result."""
+        with self.clock.paused():
+            with contextlib.suppress(CheckpointError):
+                self.checkpoints.drain()
+            if keep_final and self.checkpoints.step < self.step:
+                with contextlib.suppress(CheckpointError):
+                    self._begin_checkpoint()
+                    self.checkpoints.drain()
 
     def _resume(self) -> None:
         loaded = self.checkpoints.load(self.topology.local_workers)
         if loaded is None:
             return
-        self.step, shared, states = loaded
+        self.step, shared = loaded.step, loaded.shared
         for row, worker in enumerate(self.workers):
-            state = states[worker.index]
-            worker.model.load_state_dict(state["model"])
-            worker.optimizer.load_state_dict(state["optimizer"])
+            state = loaded.workers[worker.index]
+            load_worker_state(worker, state)
             self.method.load_worker_state(row, state["method"])
             self.losses[row, : self.step] = state["losses"].to(self.losses)
         self.method.load_state_dict(shared["method"], self.step)
         self.method.bytes_sent = shared["bytes_sent"]
-        self.train_seconds, self.started_at = shared["train_seconds"], shared["started_at"]
-        self._checkpoint_step = self.step
+        self.clock.seconds, self.started_at = shared["train_seconds"], shared["started_at"]
+        self._last_logged = (self.step, self.clock.seconds)
+        self._local_validation_loss = shared["local_validation_loss"]
+        load_random_state(shared["random"])

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from muloco_runner.checkpoint import CheckpointStore
 from muloco_runner.config import ExecutionConfig, MuonConfig, OuterOptimizerConfig, RunConfig
 from muloco_runner.corpus import load_corpus
 from muloco_runner.job import run_job
@@ -96,55 +95,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(
     assert result.bytes_sent == expected.bytes_sent
     assert torch.equal(final_parameters(second), final_parameters(whole))
     assert [s.loss for s in cut_folder.read_steps()] == [s.loss for s in whole_folder.read_steps()]
-
-
-@pytest.mark.parametrize("damage", ["truncated", "missing", "half_written"])
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    damage: str, tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
-) -> None:
-    run = tiny_run("diloco", "muon", num_workers=2)
-    whole = trainer_of(run, new_folder(run, "whole"), execution)
-    whole.train()
-    folder = new_folder(run, "cut")
-    for stop_at in (7, 13):
-        trainer = trainer_of(run, folder, execution, should_stop=lambda: trainer.step >= stop_at)  # noqa: B023
-        trainer.train()
-    newest = folder.checkpoint_dir / "step-00000013"
-    if damage == "truncated":
-        file = newest / "worker-1.pt"
-        file.write_bytes(file.read_bytes()[:-100])
-    elif damage == "missing":
-        (newest / "manifest.json").unlink()
-    else:
-        newest.rename(folder.checkpoint_dir / ".step-00000013")
-    last = trainer_of(run, folder, execution)
-    steps = []
-    last.session.on_record = lambda record: steps.append(record.step)
-    last.train()
-    assert steps[0] == 8
-    assert torch.equal(final_parameters(last), final_parameters(whole))
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(
-    tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tiny_run("diloco", "adamw")
-    folder = new_folder(run)
-    first = trainer_of(run, folder, execution, should_stop=lambda: first.step >= 7)
-    first.train()
-
-    def full_disk(path: Any, content: bytes) -> None:
-        path.write_bytes(content[: len(content) // 2])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("muloco_runner.checkpoint._write_bytes", full_disk)
-    second = trainer_of(run, folder, execution, should_stop=lambda: second.step >= 13)
-    with pytest.raises(OSError, match="No space left"):
-        second.train()
-    monkeypatch.undo()
-    loaded = CheckpointStore(folder.checkpoint_dir, Communicator(Topology(1))).load(range(1))
-    assert loaded is not None
-    assert loaded[0] == 7
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
