@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from muloco_runner.config import ConfigError
+from muloco_runner.record import write_atomically
 
 if TYPE_CHECKING:
     from analysis.records import Study
@@ -20,6 +21,7 @@ Turn finished runs into a scaling-law report: report.html (one file), report.md,
   muloco-report results --out report    the same, elsewhere
   muloco-report --table runs.csv        the same from any table with one row a run
   muloco-report fit loss-compute t.csv  one law on one table (columns flops, loss, and series where there are several)
+  muloco-report published               this program's fits of the published tables beside what was published
 """
 
 FIT_DESCRIPTION = """\
@@ -50,6 +52,8 @@ def run(arguments: list[str]) -> int:
     try:
         if arguments[:1] == ["fit"]:
             return _fit(arguments[1:])
+        if arguments[:1] == ["published"]:
+            return _published(arguments[1:])
         return _report(_report_parser().parse_args(arguments), arguments)
     except ConfigError as error:
         print(f"muloco-report: {error}", file=sys.stderr)
@@ -67,6 +71,26 @@ def _fit(arguments: list[str]) -> int:
     )
     add_arguments(parser, _positive, _whole)
     return run_fit(parser.parse_args(arguments))
+
+
+def _published(arguments: list[str]) -> int:
+    from analysis.published.comparison import compare
+    from analysis.published.page import to_markdown
+
+    parser = _Parser(
+        prog="muloco-report published",
+        description="Fit the published tables and set the results beside what was published.",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="Markdown file to write (default: print it)")
+    options = parser.parse_args(arguments)
+    rows = compare()
+    text = to_markdown(rows)
+    if options.out is None:
+        print(text, end="")
+    else:
+        write_atomically(options.out, text)
+        print(f"{sum(row.met for row in rows)} of {len(rows)} figures met: {options.out}")
+    return 0 if all(row.met for row in rows) else 1
 
 
 def _report_parser() -> argparse.ArgumentParser:
@@ -92,7 +116,8 @@ def _report_parser() -> argparse.ArgumentParser:
 
 
 def _report(options: argparse.Namespace, arguments: list[str]) -> int:
-    from analysis.report.build import Options, build_report
+    from analysis.report.build import build_report
+    from analysis.report.options import Options
     from analysis.report.render import write_report
 
     study, out = _read(options)

@@ -6,13 +6,14 @@ cbs_overhead20  batch whose loss is what training on D/1.2 tokens would cost: ne
 cbs_joint       B_c = a D^p in one model of all scales, D_eff = D / (1 + B/B_c)
 
 The definition changes the exponent, so they stand side by side. A curve that never crosses its threshold is
-right-censored: it bounds the critical batch from below and is never drawn, or fitted, as a point.
+right-censored: it bounds the critical batch from below. One whose best batch is the smallest tested is left-censored:
+its best loss, and so the threshold, are not known. Neither is drawn, or fitted, as a point.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -20,13 +21,14 @@ import pandas as pd
 from analysis.fit import CannotSay, Estimate, Fit
 from analysis.huber import Array
 from analysis.optima import Optima
-from analysis.power_law import fit_critical_batch
+from analysis.power_law import fit_critical_batch, refit_power_laws
 
 THRESHOLD = 1.01
 OVERHEAD = 1.2
 MIN_BATCHES_ABOVE = 3
 MIN_STEPS = 200
 MIN_SCALES = 3
+_NOISE_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class CriticalBatch:
     """cbs_1pct_interpolated."""
     overhead20: float | None
     """cbs_overhead20."""
+    overhead_factor: float | None
+    """Loss at that batch over the best loss; None without other token budgets."""
     censored: str | None
     """right: no tested batch is bad enough; left: the best batch is the smallest tested."""
     concerns: tuple[str, ...]
@@ -92,6 +96,7 @@ def _of_curve(series: str, num_params: int, budget: float, rows: pd.DataFrame, o
     if best == 0:
         censored = "left" if censored is None else "left and right"
     num_tokens = int(rows["num_tokens"].iloc[best])
+    factor = _overhead_factor(float(loss[best]), num_tokens, others)
     return CriticalBatch(
         series=series,
         num_params=num_params,
@@ -102,7 +107,8 @@ def _of_curve(series: str, num_params: int, budget: float, rows: pd.DataFrame, o
         largest_good_batch=int(batch[good]),
         next_batch=int(batch[good + 1]) if above else None,
         interpolated=crossing(batch, loss, THRESHOLD * loss[best]),
-        overhead20=_overhead20(batch, loss, num_tokens, others),
+        overhead20=crossing(batch, loss, factor * loss[best]) if factor else None,
+        overhead_factor=factor,
         censored=censored,
         concerns=tuple(_concerns(rows, best, good)),
     )
@@ -118,17 +124,14 @@ def crossing(batch: Array, loss: Array, threshold: float) -> float | None:
     return float(batch[i] * (batch[i + 1] / batch[i]) ** share)
 
 
-def _overhead20(batch: Array, loss: Array, num_tokens: int, others: pd.DataFrame) -> float | None:
-    """None without other token budgets, or where no batch costs as much as a fifth of the tokens."""
+def _overhead_factor(best: float, num_tokens: int, others: pd.DataFrame) -> float | None:
+    """What training on D/1.2 tokens would multiply the best loss by; None without a run at other D that shows it."""
     if others.empty:
         return None
-    best = float(loss.min())
     ratio = np.log(others["num_tokens"].to_numpy() / num_tokens)
     nearest = int(np.abs(ratio - np.log(1 / OVERHEAD)).argmin())
     slope = (np.log(others["loss"].to_numpy()[nearest]) - np.log(best)) / ratio[nearest]
-    if slope >= 0:
-        return None
-    return crossing(batch, loss, best * OVERHEAD ** float(-slope))
+    return float(OVERHEAD ** float(-slope)) if slope < 0 else None
 
 
 def _concerns(rows: pd.DataFrame, best: int, good: int) -> list[str]:
@@ -156,15 +159,25 @@ DEFINITIONS = {
 
 def value_of(point: CriticalBatch, definition: str) -> float | None:
     """The critical batch under `definition`; None where censored or not to be had."""
+    if point.censored:
+        return None
     if definition == "cbs_1pct":
-        return float(point.largest_good_batch) if point.next_batch is not None else None
+        return float(point.largest_good_batch)
     return point.interpolated if definition == "cbs_1pct_interpolated" else point.overhead20
+
+
+def factor_of(point: CriticalBatch, definition: str) -> float | None:
+    """Loss at the critical batch over the best loss."""
+    return point.overhead_factor if definition == "cbs_overhead20" else THRESHOLD
 
 
 def fit_laws(
     points: list[CriticalBatch], optima: Optima, delta: float, bootstrap: int, seed: int
 ) -> list[CriticalBatchLaw]:
-    """One law a series and definition; the interval is the wider of Student's t and, with seeds, their noise."""
+    """One law a series and definition.
+
+    The interval is the widest of Student's t, a bootstrap over scales, and, with seeds, their noise.
+    """
     laws = []
     for series in dict.fromkeys(point.series for point in points):
         mine = [point for point in points if point.series == series]
@@ -173,57 +186,60 @@ def fit_laws(
             if len(have) < MIN_SCALES:
                 laws.append(CriticalBatchLaw(series, definition, None, _why_none(mine, len(have), definition)))
                 continue
-            tokens = np.array([float(p.num_tokens) for p, _ in have])
-            sizes = np.array([v for _, v in have])
             try:
-                fit = fit_critical_batch(tokens, sizes, delta=delta, bootstrap=bootstrap, seed=seed)
+                fit = fit_critical_batch(
+                    [float(p.num_tokens) for p, _ in have],
+                    [v for _, v in have],
+                    delta=delta,
+                    bootstrap=bootstrap,
+                    seed=seed,
+                    resample_by=[p.num_params for p, _ in have],
+                )
             except CannotSay as error:
                 laws.append(CriticalBatchLaw(series, definition, None, str(error)))
                 continue
-            if definition == "cbs_1pct_interpolated" and optima.seed_sd and bootstrap:
-                fit = _with_noise(fit, [p for p, _ in have], optima, delta, min(bootstrap, 200), seed)
+            if definition != "cbs_1pct" and optima.seed_sd and bootstrap:
+                fit = _with_noise(fit, [p for p, _ in have], definition, optima, delta, seed)
             laws.append(CriticalBatchLaw(series, definition, fit, None))
     return laws
 
 
 def _why_none(points: list[CriticalBatch], usable: int, definition: str) -> str:
-    right = sum("right" in (p.censored or "") for p in points)
     reason = f"{usable} of {len(points)} scales give a value, {MIN_SCALES} are needed"
-    if definition == "cbs_overhead20":
-        return f"{reason}; it needs runs at other tokens per parameter at each scale"
-    return f"{reason}; {right} are right-censored: larger batches are needed there" if right else reason
+    for side, batches in (("right", "larger"), ("left", "smaller")):
+        censored = sum(side in (p.censored or "") for p in points)
+        if censored:
+            reason += f"; {censored} {'is' if censored == 1 else 'are'} {side}-censored: {batches} batches are needed"
+    if definition == "cbs_overhead20" and not any(p.overhead_factor for p in points):
+        reason += "; it needs runs at other tokens per parameter at each scale"
+    return reason
 
 
-def _with_noise(fit: Fit, points: list[CriticalBatch], optima: Optima, delta: float, resamples: int, seed: int) -> Fit:
-    """Redraws every curve with the noise between seeds, finds its crossing again and refits."""
+def _with_noise(fit: Fit, points: list[CriticalBatch], definition: str, optima: Optima, delta: float, seed: int) -> Fit:
+    """Redraws every curve with the noise between seeds, finds its crossing again and refits: the wider interval."""
     generator = np.random.default_rng(seed)
-    curves = []
+    tokens, crossings = [], []
     for p in points:
         rows = optima.points[
             (optima.points["series"] == p.series)
             & (optima.points["num_params"] == p.num_params)
             & (optima.points["tokens_per_parameter"] == p.tokens_per_parameter)
         ].sort_values("global_batch_tokens")
-        sd = optima.seed_sd / np.sqrt(rows["seeds"].to_numpy()) if optima.seed_sd else np.zeros(len(rows))
-        curves.append((p.num_tokens, rows["global_batch_tokens"].to_numpy(), rows["loss"].to_numpy(), sd))
-    drawn: dict[str, list[float]] = {"A": [], "alpha": []}
-    for _ in range(resamples):
-        found = []
-        for num_tokens, batch, loss, sd in curves:
-            noisy = loss * np.exp(generator.normal(0, sd))
-            at = crossing(batch, noisy, THRESHOLD * float(noisy.min()))
-            if at is not None:
-                found.append((float(num_tokens), at))
-        if len(found) >= MIN_SCALES:
-            again = fit_critical_batch([d for d, _ in found], [b for _, b in found], delta=delta, bootstrap=0)
-            for name, values in drawn.items():
-                values.append(again.value(name))
-    parameters: dict[str, Any] = {}
+        batch, loss = rows["global_batch_tokens"].to_numpy(), rows["loss"].to_numpy()
+        sd = (optima.seed_sd or 0.0) / np.sqrt(rows["seeds"].to_numpy())
+        noisy = loss * np.exp(generator.normal(size=(_NOISE_RESAMPLES, len(loss))) * sd)
+        factor = factor_of(p, definition) or THRESHOLD
+        at = [crossing(batch, curve, factor * float(curve.min())) for curve in noisy]
+        tokens.append(float(p.num_tokens))
+        crossings.append([np.nan if value is None else value for value in at])
+    resampled = np.array(crossings).T
+    resampled = resampled[np.isfinite(resampled).sum(axis=1) >= MIN_SCALES]
+    if len(resampled) < _NOISE_RESAMPLES / 2:
+        return fit
+    drawn = refit_power_laws(tokens, resampled, delta)
+    parameters = {}
     for name, estimate in fit.parameters.items():
-        if len(drawn[name]) < resamples / 2 or estimate.ci is None:
-            return fit
         low, high = np.quantile(drawn[name], [0.025, 0.975])
-        parameters[name] = Estimate(
-            estimate.value, estimate.se, (min(estimate.ci[0], float(low)), max(estimate.ci[1], float(high)))
-        )
+        ci = estimate.ci or (low, high)
+        parameters[name] = Estimate(estimate.value, estimate.se, (min(ci[0], float(low)), max(ci[1], float(high))))
     return replace(fit, parameters=parameters, interval=f"{fit.interval}, and the noise between seeds")

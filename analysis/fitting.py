@@ -6,6 +6,7 @@ laws happens here.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +17,12 @@ from scipy import stats
 from analysis.fit import CONFIDENCE, CannotSay, Diagnostics, Estimate, Fit
 from analysis.huber import Array, LogSumExpModel, Solution, derivatives, huber, polish, solve
 
-_LARGE = 20_000
+_LARGE = 5_000
 """Points from which the asymptotic covariance replaces the bootstrap."""
 _SMALL = 128
 """Points up to which more starts cost nothing, and Huber's kinks make many local optima."""
+_FEW_PARAMETERS = 9
+"""Parameters up to which starts are scattered around the given ones."""
 _E_AT_ZERO = 1e-7
 """An irreducible loss below this share of the smallest loss is zero, the edge of what is allowed."""
 LOG_ZERO = -80.0
@@ -120,7 +123,7 @@ def _find_optimum(law: Law, weight_n: Array, delta: float, seed: int) -> tuple[A
     search = len(model.design_Tnp) > 1 and model.num_points <= _SMALL
     if model.num_points > _LARGE:
         starts = _thin(model, log_y, weight_n, _with_zeros(law, starts), delta)
-    elif search:
+    elif search and model.num_parameters <= _FEW_PARAMETERS:
         starts = np.concatenate([starts, _scattered(starts, seed)])
     first = _solve_all(law, starts, weight_n, delta)
     best = int(first.objective_R.argmin())
@@ -245,15 +248,15 @@ def _draws(
     model, log_y = law.model, law.log_y
     if not bootstrap:
         return theta[None], "none"
-    generator = np.random.default_rng(seed)
     if model.num_points > _LARGE:
+        generator = np.random.default_rng(seed)
         return generator.multivariate_normal(theta, _covariance(model, theta, log_y, weight_n, delta), bootstrap), (
             "asymptotic covariance of an M-estimator"
         )
     units = list(range(model.num_points)) if resample_by is None else list(resample_by)
     order = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
     member = np.array([order[unit] for unit in units])
-    drawn_Ru = generator.exponential(size=(bootstrap, len(order)))
+    drawn_Ru = np.stack([_weights_of(unit, seed, bootstrap) for unit in order], axis=1)
     weight_Rn = weight_n * (drawn_Ru / drawn_Ru.mean(axis=1, keepdims=True))[:, member]
     starts = [theta]
     if zero:  # an irreducible loss of zero is the edge for these points, not for every resample
@@ -265,6 +268,11 @@ def _draws(
     draws_Rp = np.stack([s.theta_Rp for s in solutions])[chosen, np.arange(bootstrap)]
     unit_name = "points" if resample_by is None else "scales, the same for every group"
     return draws_Rp, f"weighted bootstrap over {unit_name}, percentiles widened for few points"
+
+
+def _weights_of(unit: Any, seed: int, bootstrap: int) -> Array:
+    """Weights of one unit in each resample, the same in every fit that knows the unit: fits of one study are paired."""
+    return np.random.default_rng([seed, zlib.crc32(str(unit).encode())]).exponential(size=bootstrap)
 
 
 def _points_per_unit(model: LogSumExpModel) -> int:

@@ -5,7 +5,7 @@ exact gradient and an exact Hessian. Damped Newton steps use both; many starts, 
 at once. Small deltas make Huber's loss almost an absolute value, on which a solver stalls far from the optimum: delta
 is therefore lowered in stages.
 
-Axes: R resamples or starts, T terms, n points, p parameters.
+Axes: R resamples or starts, T terms, n points, p parameters. `log_y` is (n,), or (R, n) where problems differ in it.
 """
 
 from __future__ import annotations
@@ -87,19 +87,19 @@ def huber(residual: Array, delta: float) -> Array:
     return np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
 
 
-def objective(model: LogSumExpModel, theta_Rp: Array, log_y_n: Array, weight_Rn: Array, delta: float) -> Array:
+def objective(model: LogSumExpModel, theta_Rp: Array, log_y: Array, weight_Rn: Array, delta: float) -> Array:
     """Sum of weighted Huber losses of log residuals, (R,)."""
-    total: Array = (weight_Rn * huber(model.log_value(theta_Rp) - log_y_n, delta)).sum(axis=1)
+    total: Array = (weight_Rn * huber(model.log_value(theta_Rp) - log_y, delta)).sum(axis=1)
     return total
 
 
 def derivatives(
-    model: LogSumExpModel, theta_Rp: Array, log_y_n: Array, weight_Rn: Array, delta: float
+    model: LogSumExpModel, theta_Rp: Array, log_y: Array, weight_Rn: Array, delta: float
 ) -> tuple[Array, Array, Array]:
     """Gradient (R, p), Hessian (R, p, p) and the diagonal of the Gauss-Newton matrix (R, p) of `objective`."""
     num_terms, num_points, p = model.design_Tnp.shape
     log_f_Rn, share_RTn = model.shares(theta_Rp)
-    residual_Rn = log_f_Rn - log_y_n
+    residual_Rn = log_f_Rn - log_y
     psi_Rn = weight_Rn * np.clip(residual_Rn, -delta, delta)
     inside_Rn = weight_Rn * (np.abs(residual_Rn) <= delta)
     # Products of many small matrices: matmul in C, where einsum would plan each call anew.
@@ -112,16 +112,17 @@ def derivatives(
     return gradient_Rp, hessian_Rpp + curved.reshape(-1, p, p), scale_Rp
 
 
-def solve(model: LogSumExpModel, log_y_n: Array, weight_Rn: Array, start_Rp: Array, delta: float) -> Solution:
+def solve(model: LogSumExpModel, log_y: Array, weight_Rn: Array, start_Rp: Array, delta: float) -> Solution:
     """Minimises the objective from each start, to machine precision where the problem allows it.
 
-    `weight_Rn` and `start_Rp` have one row a problem. Points of weight zero take no part.
+    `weight_Rn` and `start_Rp` have one row a problem, `log_y` too or one for all. Points of weight zero take no part.
     """
     num_problems = len(start_Rp)
+    log_y_Rn = np.broadcast_to(log_y, weight_Rn.shape)
     per_problem = model.num_points * model.num_parameters * 4
     rows = max(1, _CHUNK_VALUES // max(1, per_problem))
     parts = [
-        _solve_chunk(model, log_y_n, weight_Rn[i : i + rows], start_Rp[i : i + rows], delta)
+        _solve_chunk(model, log_y_Rn[i : i + rows], weight_Rn[i : i + rows], start_Rp[i : i + rows], delta)
         for i in range(0, num_problems, rows)
     ]
     return Solution(
@@ -132,24 +133,25 @@ def solve(model: LogSumExpModel, log_y_n: Array, weight_Rn: Array, start_Rp: Arr
     )
 
 
-def polish(model: LogSumExpModel, log_y_n: Array, weight_Rn: Array, start_Rp: Array, delta: float) -> Solution:
+def polish(model: LogSumExpModel, log_y: Array, weight_Rn: Array, start_Rp: Array, delta: float) -> Solution:
     """As long as it takes, from where `solve` gave up: flat valleys with many kinks."""
-    return _newton(model, log_y_n, weight_Rn, start_Rp, delta, _POLISH_ITERATIONS, 1e-14)
+    log_y_Rn = np.broadcast_to(log_y, weight_Rn.shape)
+    return _newton(model, log_y_Rn, weight_Rn, start_Rp, delta, _POLISH_ITERATIONS, 1e-14)
 
 
-def _solve_chunk(model: LogSumExpModel, log_y_n: Array, weight_Rn: Array, start_Rp: Array, delta: float) -> Solution:
+def _solve_chunk(model: LogSumExpModel, log_y_Rn: Array, weight_Rn: Array, start_Rp: Array, delta: float) -> Solution:
     theta_Rp = start_Rp.copy()
-    typical = float(np.median(np.abs(model.log_value(theta_Rp) - log_y_n)))
+    typical = float(np.median(np.abs(model.log_value(theta_Rp) - log_y_Rn)))
     stage = delta if np.isinf(delta) else max(delta, 2 * typical)
     while stage > delta:
-        theta_Rp = _newton(model, log_y_n, weight_Rn, theta_Rp, stage, _STAGE_ITERATIONS, 1e-4).theta_Rp
+        theta_Rp = _newton(model, log_y_Rn, weight_Rn, theta_Rp, stage, _STAGE_ITERATIONS, 1e-4).theta_Rp
         stage = max(delta, stage / _STAGE_FACTOR)
-    return _newton(model, log_y_n, weight_Rn, theta_Rp, delta, _MAX_ITERATIONS, 1e-14)
+    return _newton(model, log_y_Rn, weight_Rn, theta_Rp, delta, _MAX_ITERATIONS, 1e-14)
 
 
 def _newton(
     model: LogSumExpModel,
-    log_y_n: Array,
+    log_y_Rn: Array,
     weight_Rn: Array,
     start_Rp: Array,
     delta: float,
@@ -158,14 +160,14 @@ def _newton(
 ) -> Solution:
     """Newton steps, damped in proportion to the Gauss-Newton diagonal, each problem with its own damping."""
     theta_Rp = start_Rp.copy()
-    value_R = objective(model, theta_Rp, log_y_n, weight_Rn, delta)
+    value_R = objective(model, theta_Rp, log_y_Rn, weight_Rn, delta)
     damping_R = np.full(len(theta_Rp), 1e-3)
     decrement_R = np.full(len(theta_Rp), np.inf)
     converged_R = np.zeros(len(theta_Rp), dtype=bool)
     live = np.arange(len(theta_Rp))
     for _ in range(max_iterations):
-        weights = weight_Rn[live]
-        gradient, hessian, scale = derivatives(model, theta_Rp[live], log_y_n, weights, delta)
+        weights, targets = weight_Rn[live], log_y_Rn[live]
+        gradient, hessian, scale = derivatives(model, theta_Rp[live], targets, weights, delta)
         # A parameter without influence (the log of a term that is zero) keeps its place: its unit has a floor.
         unit = np.sqrt(np.maximum(scale, 1e-24 * weights.sum(axis=1, keepdims=True)))
         gradient = gradient / unit
@@ -175,7 +177,7 @@ def _newton(
         step = -np.einsum("rpq,rq->rp", eigenvector, along / curvature) / unit
         promised = 0.5 * (along**2 / curvature).sum(axis=1)
         trial = theta_Rp[live] + step
-        trial_value = objective(model, trial, log_y_n, weights, delta)
+        trial_value = objective(model, trial, targets, weights, delta)
         value = value_R[live]
         better = trial_value < value
         gained = np.where(better, value - trial_value, 0.0)

@@ -7,6 +7,7 @@ data is an extrapolation and is marked as one; the error of leaving the largest 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,8 @@ class Ratio:
     value: float
     ci: tuple[float, float] | None
     extrapolated: bool
+    undefined: int = 0
+    """Resamples in which the ratio does not exist."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,7 @@ def compute_iso_loss(
     ratios: list[Ratio] = []
     curves: dict[str, list[Ratio]] = {}
     if baseline in used:
-        low, high = fit.inputs["flops"]
-        grid = np.geomspace(low, high * 30, 41)
+        grid = ratio_grid(fit)
         for name in used:
             if name == baseline:
                 continue
@@ -97,21 +99,41 @@ def compute_iso_loss(
     return IsoLoss(baseline, fit, ratios, curves, left_out, reason, used, refused)
 
 
-def ratio_at(parameters: dict[str, Array], baseline: str, series: str, flops: float) -> Array:
-    """C_baseline / C at equal reducible loss; `parameters` maps A[...] and alpha[...] to arrays."""
+def ratio_grid(fit: Fit) -> Array:
+    """Compute at which ratio curves are drawn: the data's range and a decade and a half beyond."""
+    low, high = fit.inputs["flops"]
+    return np.geomspace(low, high * 30, 41)
+
+
+def ratio_at(parameters: Mapping[str, Array], baseline: str, series: str, flops: float) -> Array:
+    """C_baseline / C at equal loss; `parameters` maps E or E[...], A[...] and alpha[...] to arrays.
+
+    Not a number where the baseline's irreducible loss, its own, is not below the loss that the series reaches.
+    """
     log_reducible = np.log(parameters[f"A[{series}]"]) - parameters[f"alpha[{series}]"] * np.log(flops)
+    if "E" not in parameters:
+        above = parameters[f"E[{series}]"] + np.exp(log_reducible) - parameters[f"E[{baseline}]"]
+        log_reducible = np.log(np.where(above > 0, above, np.nan))
     log_base = (np.log(parameters[f"A[{baseline}]"]) - log_reducible) / parameters[f"alpha[{baseline}]"]
     ratio: Array = np.exp(np.clip(log_base - np.log(flops), -700, 700))
     return ratio
 
 
+def interval_of(draws: Array, value: float) -> tuple[tuple[float, float] | None, int]:
+    """95% percentile interval that holds `value`, and the number of draws in which there is no ratio."""
+    finite = draws[np.isfinite(draws)]
+    if len(finite) < len(draws) / 2:
+        return None, len(draws) - len(finite)
+    low, high = np.quantile(finite, [0.025, 0.975])
+    return (min(float(low), value), max(float(high), value)), len(draws) - len(finite)
+
+
 def _ratio(fit: Fit, baseline: str, series: str, flops: float) -> Ratio:
     point = ratio_at({k: np.array([e.value]) for k, e in fit.parameters.items()}, baseline, series, flops)
-    ci = None
+    ci, undefined = None, 0
     if fit.draws:
-        low, high = np.quantile(ratio_at(fit.draws, baseline, series, flops), [0.025, 0.975])
-        ci = (min(float(low), float(point[0])), max(float(high), float(point[0])))
-    return Ratio(series, flops, float(point[0]), ci, flops > fit.inputs["flops"][1] * 1.0001)
+        ci, undefined = interval_of(ratio_at(fit.draws, baseline, series, flops), float(point[0]))
+    return Ratio(series, flops, float(point[0]), ci, flops > fit.inputs["flops"][1] * 1.0001, undefined)
 
 
 def _fit(rows: pd.DataFrame, delta: float, bootstrap: int, seed: int) -> Fit:

@@ -49,6 +49,8 @@ def find_optima(study: Study) -> Optima:
         pseudogradient_cosine=("pseudogradient_cosine", "mean"),
         algorithm=("algorithm", "first"),
         num_workers=("num_workers", "first"),
+        sync_interval=("sync_interval", "first"),
+        bits_per_value=("bits_per_value", "first"),
         **{name: (name, "first") for name in TUNED},
     ).reset_index()
     tried = study.runs.groupby(POINT, observed=True)

@@ -24,7 +24,7 @@ from scipy.optimize import nnls
 
 from analysis.fit import CONFIDENCE, DEFAULT_DELTA, CannotSay, Estimate, Fit
 from analysis.fitting import Law, fit_law
-from analysis.huber import Array, LogSumExpModel
+from analysis.huber import Array, LogSumExpModel, solve
 
 MAX_CORRELATION = 0.99
 """Above this |correlation| of log N and log D the two exponents of L(N, D) cannot be told apart."""
@@ -40,10 +40,12 @@ def fit_power_law(
     seed: int = 0,
     form: str = "power",
     names: tuple[str, str] = ("x", "y"),
+    resample_by: Sequence[Any] | None = None,
 ) -> Fit:
     """y = A x^alpha. Intervals are the wider of Student's t on the log-log line and the bootstrap."""
     formula = f"{names[1]} = A * {names[0]}^alpha"
-    return _fit_product(form, formula, {names[0]: x}, ["alpha"], names[1], y, weights, delta, bootstrap, seed)
+    inputs = {names[0]: x}
+    return _fit_product(form, formula, inputs, ["alpha"], names[1], y, weights, delta, bootstrap, seed, resample_by)
 
 
 def fit_power_product(
@@ -62,6 +64,19 @@ def fit_power_product(
     return _fit_product("power", formula, inputs, exponents, name, y, weights, delta, bootstrap, seed)
 
 
+def refit_power_laws(x: ArrayLike, y_Rn: Array, delta: float) -> dict[str, Array]:
+    """A and alpha of y = A x^alpha for each row of `y_Rn`; NaN marks a point that a row lacks."""
+    (log_x,) = _log_columns({"x": x})
+    known = np.isfinite(y_Rn)
+    log_y = np.log(np.where(known, y_Rn, 1.0))
+    centre = log_x.mean()
+    model = LogSumExpModel(np.stack([np.ones_like(log_x), log_x - centre], axis=1)[None])
+    level = (log_y * known).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    starts = np.stack([level, np.zeros_like(level)], axis=1)
+    theta = solve(model, log_y, known.astype(float), starts, delta).theta_Rp
+    return {"A": np.exp(theta[:, 0] - theta[:, 1] * centre), "alpha": theta[:, 1]}
+
+
 def _fit_product(
     form: str,
     formula: str,
@@ -73,6 +88,7 @@ def _fit_product(
     delta: float,
     bootstrap: int,
     seed: int,
+    resample_by: Sequence[Any] | None = None,
 ) -> Fit:
     *log_inputs, log_y = _log_columns({**inputs, name: y})
     _require_points(len(log_y), 1 + len(log_inputs))
@@ -93,7 +109,7 @@ def _fit_product(
 
     logs = dict(zip(inputs, log_inputs, strict=True))
     law = Law(form, formula, LogSumExpModel(design[None]), log_y, starts, natural, logs)
-    fit = fit_law(law, weight_n, delta, bootstrap, seed)
+    fit = fit_law(law, weight_n, delta, bootstrap, seed, resample_by)
     if not bootstrap:
         return fit
     t_intervals = students_t(np.stack(log_inputs, axis=1), log_y, weight_n)
@@ -108,6 +124,7 @@ def fit_critical_batch(
     delta: float = DEFAULT_DELTA,
     bootstrap: int = 1000,
     seed: int = 0,
+    resample_by: Sequence[Any] | None = None,
 ) -> Fit:
     """B = A D^alpha, over scales."""
     return fit_power_law(
@@ -119,6 +136,7 @@ def fit_critical_batch(
         seed=seed,
         form="critical-batch",
         names=("num_tokens", "critical_batch_size"),
+        resample_by=resample_by,
     )
 
 

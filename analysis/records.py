@@ -24,6 +24,7 @@ COLUMNS = {
     "algorithm": "method times inner optimizer",
     "num_workers": "K",
     "sync_interval": "H, inner steps between two outer steps",
+    "bits_per_value": "bits sent for each parameter in an outer exchange, where it is compressed",
     "num_params": "N",
     "num_tokens": "D, tokens trained on",
     "tokens_per_parameter": "planned D/N",
@@ -207,6 +208,7 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
     return {
         "num_workers": config.num_workers,
         "sync_interval": method.get("sync_interval"),
+        "bits_per_value": _bits_per_value(method.get("compression") or {}),
         "method": method,
         "tokens_per_parameter": config.tokens_per_parameter,
         "global_batch_tokens": config.global_batch_tokens,
@@ -217,6 +219,15 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
         "weight_decay": config.inner_optimizer.weight_decay,
         "setting": " ".join(f"{k}={v}" for k, v in sorted(rest.items())),
     }
+
+
+def _bits_per_value(compression: Mapping[str, Any]) -> float:
+    """Of a compressed outer exchange, indices of kept values included; NaN without compression."""
+    bits = float(compression.get("bits") or math.nan)
+    fraction = compression.get("fraction")
+    if fraction is None:
+        return bits
+    return float(fraction) * ((32 if compression.get("values", "exact") == "exact" else bits) + 32)
 
 
 def _late_cosine(folder: RunFolder, config: RunConfig, result: RunResult) -> float:

@@ -30,6 +30,7 @@ _NUMBERS = {
     "bytes_sent": math.nan,
     "pseudogradient_cosine": math.nan,
     "sync_interval": None,
+    "bits_per_value": math.nan,
     **dict.fromkeys(TUNED),
 }
 """Columns that may be missing, and what stands for them."""

@@ -7,7 +7,6 @@ import math
 import platform
 import subprocess
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,14 @@ import numpy as np
 import pandas as pd
 
 from analysis import critical_batch_size, iso_loss
-from analysis.fit import CONFIDENCE, CannotSay
-from analysis.optima import Optima, find_optima, main_budget
+from analysis.fit import CONFIDENCE
+from analysis.optima import PLATEAU, Optima, find_optima, main_budget
+from analysis.published.page import overlay
 from analysis.records import TUNED, Study
-from analysis.report import verdict
+from analysis.report import laws, verdict
+from analysis.report.options import Options
 
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a report was asked for."""
-
-    delta: float = 1e-3
-    bootstrap: int = 1000
-    seed: int = 0
-    title: str = "Scaling-law report"
-    command: str = ""
+SCHEMA_VERSION = 2
 
 
 def build_report(study: Study, options: Options) -> dict[str, Any]:
@@ -41,7 +31,8 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
     at_budget = optima.best[optima.best["tokens_per_parameter"] == budget]
     baseline = iso_loss.choose_baseline(study.series)
     points = critical_batch_size.find_critical_batches(optima, budget)
-    laws = critical_batch_size.fit_laws(points, optima, options.delta, options.bootstrap, options.seed)
+    fits = critical_batch_size.fit_laws(points, optima, options.delta, options.bootstrap, options.seed)
+    compute_ratios, time_ratios = laws.equal_loss(at_budget, study.series, baseline, fits, budget, options)
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "title": options.title,
@@ -53,28 +44,23 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
             "tokens_per_parameter": budget,
             "baseline": baseline,
             "cbs_threshold": critical_batch_size.THRESHOLD,
+            "cbs_overhead": critical_batch_size.OVERHEAD,
+            "plateau": PLATEAU,
         },
         "series": study.series,
         "scales": _scales(at_budget),
         "audit": _audit(study, optima),
-        "best": [_best_row(row) for row in at_budget.to_dict("records")],
+        "best": _best_rows(at_budget, baseline, compute_ratios, time_ratios),
         "loss_vs_batch": _curves(optima, budget),
-        "critical_batch": {
-            "definitions": critical_batch_size.DEFINITIONS,
-            "points": [dataclasses.asdict(point) for point in points],
-            "laws": [
-                {
-                    "series": law.series,
-                    "definition": law.definition,
-                    "fit": law.fit.to_dict() if law.fit else None,
-                    "reason": law.reason,
-                }
-                for law in laws
-            ],
-        },
-        "iso_loss": _iso_loss(at_budget, study.series, baseline, options),
+        "critical_batch": laws.critical_batch(points, fits, optima, options.delta),
+        "iso_loss": compute_ratios,
+        "time_ratio": time_ratios,
+        "size_and_data": laws.size_and_data(optima.best, study.series, options),
         "hyper_parameters": _hyper_parameters(study, optima, budget),
-        "num_workers": _num_workers(at_budget),
+        "num_workers": laws.num_workers(at_budget, options.delta, options.bootstrap, options.seed),
+        "wall_clock": laws.wall_clock_hours(at_budget, points, study.series, options),
+        "sensitivity": laws.sensitivity(at_budget, study.series, baseline, points, fits, optima, options),
+        "published": overlay() if options.published else None,
         "provenance": _provenance(study, options),
     }
     report["verdict"] = verdict.statements(report)
@@ -93,20 +79,34 @@ def _scales(best: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _best_row(row: dict[Any, Any]) -> dict[str, Any]:
+def _best_rows(
+    best: pd.DataFrame, baseline: str, compute_ratios: dict[str, Any], time_ratios: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The best of every series and size, with its ratios to the baseline."""
     keys = ["series", "num_params", "num_tokens", "flops", "loss", "global_batch_tokens", "num_steps", "seeds"]
-    return {
-        **{key: row[key] for key in keys},
-        **{name: row[name] for name in TUNED},
-        "edges": row["edges"],
-        "batch_edge": row["batch_edge"],
-        "plateau_lr": list(row["plateau_lr"]),
-        "settings": row["settings"],
-        "train_seconds": row["train_seconds"],
-        "bytes_sent": row["bytes_sent"],
-        "pseudogradient_cosine": row["pseudogradient_cosine"],
-        "num_workers": row["num_workers"],
-    }
+    keys += [*TUNED, "edges", "batch_edge", "settings", "train_seconds", "bytes_sent", "pseudogradient_cosine"]
+    of_baseline = best[best["series"] == baseline].set_index("num_params")["loss"]
+    compute = {(r["series"], r["flops"]): r for r in compute_ratios.get("ratios") or []}
+    time = {(r["series"], r["flops"]): r for r in time_ratios.get("ratios") or []}
+    out = []
+    for row in best.to_dict("records"):
+        against = of_baseline.get(row["num_params"])
+        place = (row["series"], row["flops"])
+        out.append(
+            {
+                **{key: row[key] for key in keys},
+                "num_workers": row["num_workers"],
+                "plateau_lr": list(row["plateau_lr"]),
+                "relative": None if against is None else row["loss"] / against - 1,
+                "compute_ratio": _value_and_interval(compute.get(place)),
+                "time_ratio": _value_and_interval(time.get(place)),
+            }
+        )
+    return out
+
+
+def _value_and_interval(ratio: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if ratio is None else {"value": ratio["value"], "ci": ratio["ci"]}
 
 
 def _curves(optima: Optima, budget: float) -> list[dict[str, Any]]:
@@ -173,51 +173,16 @@ def _reason_kind(reason: str) -> str:
     return f"{head}: {tail.strip().split(' ')[0]}" if head == "unfinished" else reason if head != "damaged" else head
 
 
-def _iso_loss(best: pd.DataFrame, series: list[str], baseline: str, options: Options) -> dict[str, Any]:
-    try:
-        result = iso_loss.compute_iso_loss(best, series, baseline, options.delta, options.bootstrap, options.seed)
-    except CannotSay as error:
-        return {"reason": str(error)}
-    rows = best[best["series"].isin(result.series)]
-    floor = result.fit.value("E")
-    return {
-        "reason": None,
-        "baseline": baseline,
-        "fit": result.fit.to_dict(),
-        "scales": int(rows["num_params"].nunique()),
-        "trusted_scales": iso_loss.TRUSTED_SCALES,
-        "points": [
-            {
-                "series": row["series"],
-                "num_params": row["num_params"],
-                "flops": row["flops"],
-                "loss": row["loss"],
-                "reducible": row["loss"] - floor,
-                "residual": residual,
-            }
-            for row, residual in zip(rows.to_dict("records"), result.fit.residuals, strict=True)
-        ],
-        "ratios": [dataclasses.asdict(r) for r in result.ratios],
-        "curves": {name: [dataclasses.asdict(r) for r in curve] for name, curve in result.curves.items()},
-        "left_out": [{**dataclasses.asdict(item), "relative_error": item.relative_error} for item in result.left_out],
-        "left_out_reason": result.left_out_reason,
-        "refused": result.refused,
-    }
-
-
-def _hyper_parameters(study: Study, optima: Optima, budget: float) -> list[dict[str, Any]]:
-    """Loss against learning rate at each series' and size's best batch."""
-    out = []
-    finished = study.runs[~study.runs["diverged"]]
-    for row in optima.best[optima.best["tokens_per_parameter"] == budget].to_dict("records"):
-        here = finished[
-            (finished["series"] == row["series"])
-            & (finished["num_params"] == row["num_params"])
-            & (finished["tokens_per_parameter"] == budget)
-            & (finished["global_batch_tokens"] == row["global_batch_tokens"])
-        ]
-        by_lr = here.groupby("lr")["loss"].min()
-        out.append(
+def _hyper_parameters(study: Study, optima: Optima, budget: float) -> dict[str, Any]:
+    """Loss against learning rate at each series' and size's best batch; at the largest size, over batch and rate."""
+    curves = []
+    finished = study.runs[~study.runs["diverged"] & (study.runs["tokens_per_parameter"] == budget)]
+    groups = dict(list(finished.groupby(["series", "num_params"], observed=True)))
+    best = optima.best[optima.best["tokens_per_parameter"] == budget].to_dict("records")
+    for row in best:
+        here = groups[row["series"], row["num_params"]]
+        by_lr = here[here["global_batch_tokens"] == row["global_batch_tokens"]].groupby("lr")["loss"].min()
+        curves.append(
             {
                 "series": row["series"],
                 "num_params": row["num_params"],
@@ -229,33 +194,23 @@ def _hyper_parameters(study: Study, optima: Optima, budget: float) -> list[dict[
                 "points": [{"lr": lr, "loss": loss} for lr, loss in by_lr.items()],
             }
         )
-    return out
-
-
-def _num_workers(best: pd.DataFrame) -> list[dict[str, Any]]:
-    """Loss against K relative to the data-parallel run with the same inner optimizer, where both exist."""
-    pairs = {"DiLoCo": "DDP-AdamW", "MuLoCo": "DDP-Muon"}
-    out = []
-    for row in best.to_dict("records"):
-        partner = pairs.get(str(row["algorithm"]))
-        reference = best[(best["series"] == partner) & (best["num_params"] == row["num_params"])]
-        if partner is None or reference.empty:
+    maps = []
+    largest = max(row["num_params"] for row in best)
+    for row in best:
+        if row["num_params"] != largest:
             continue
-        against = float(reference["loss"].iloc[0])
-        out.append(
+        here = groups[row["series"], largest]
+        lowest_at = here.groupby(["global_batch_tokens", "lr"])["loss"].min().reset_index()
+        cells = [{str(key): value for key, value in cell.items()} for cell in lowest_at.to_dict("records")]
+        lowest = min((cell["loss"] for cell in cells), default=math.nan)
+        maps.append(
             {
                 "series": row["series"],
-                "algorithm": row["algorithm"],
-                "baseline": partner,
-                "num_params": row["num_params"],
-                "num_workers": row["num_workers"],
-                "loss": row["loss"],
-                "baseline_loss": against,
-                "relative": row["loss"] / against - 1,
-                "pseudogradient_cosine": row["pseudogradient_cosine"],
+                "num_params": largest,
+                "cells": [{**cell, "relative": cell["loss"] / lowest - 1} for cell in cells],
             }
         )
-    return out
+    return {"curves": curves, "maps": maps}
 
 
 def _provenance(study: Study, options: Options) -> dict[str, Any]:

@@ -1,187 +1,27 @@
-"""Figures of a report, drawn from report.json's content alone. One panel a figure, so that a phone can stack them.
-
-Colour tells algorithms apart, marker and line style tell them apart again, and K changes the marker's filling.
-"""
+"""Figures of a report, drawn from report.json's content alone."""
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from analysis.report.numbers import count
-
-INK = "#1b1f24"
-"""Text and axes; on a page it is replaced by the page's own text colour."""
-_STYLES = {
-    "DDP-AdamW": ("#0072B2", "o", "-"),
-    "DDP-Muon": ("#D55E00", "s", "--"),
-    "DiLoCo": ("#009E73", "^", "-."),
-    "MuLoCo": ("#CC79A7", "D", ":"),
-}
-_OTHERS = (("#E69F00", "v", "-"), ("#56B4E9", "P", "--"), ("#8C6BB1", "X", "-."), ("#7F7F7F", "h", ":"))
-_FILLS = ("full", "none", "left", "top", "right", "bottom")
-_RC: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "report",
-    "pdf.fonttype": 42,
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": INK,
-    "grid.alpha": 0.15,
-    "grid.linewidth": 0.6,
-    "axes.grid": True,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 5.0,
-    "legend.frameon": False,
-    "legend.fontsize": 8.0,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-}
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One figure with the text that stands for it where it cannot be seen."""
-
-    name: str
-    section: str
-    title: str
-    alt: str
-    figure: Figure
-
-    def svg(self) -> str:
-        out = io.StringIO()
-        with mpl.rc_context({**_RC, "svg.hashsalt": self.name}):
-            self.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Title": self.title})
-        return out.getvalue()
-
-    def pdf(self) -> bytes:
-        out = io.BytesIO()
-        with mpl.rc_context(_RC):
-            self.figure.savefig(out, format="pdf", metadata={"CreationDate": None, "Title": self.title})
-        return out.getvalue()
-
-    def inline_svg(self) -> str:
-        """For a page: ids of its own, the page's text colour, an accessible name, and a width that follows the page."""
-        text = self.svg()
-        text = text[text.index("<svg") :]
-        text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
-        text = re.sub(r"<title>.*?</title>\s*", "", text, flags=re.S)
-        text = re.sub(r'\bid="', f'id="{self.name}-', text)
-        text = text.replace('xlink:href="#', f'xlink:href="#{self.name}-').replace("url(#", f"url(#{self.name}-")
-        text = text.replace(INK, "currentColor")
-        return re.sub(
-            r"<svg [^>]*?viewBox=\"([^\"]*)\"[^>]*>",
-            rf'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" '
-            rf'role="img" aria-label="{_escape(self.alt)}">',
-            text,
-            count=1,
-        )
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-
-
-class Styles:
-    """Colour, marker, line and filling of each series, the same in every figure of a report."""
-
-    def __init__(self, series: list[str]) -> None:
-        self._styles: dict[str, dict[str, Any]] = {}
-        members: dict[str, int] = {}
-        others = 0
-        for name in series:
-            algorithm = name.split(" ")[0]
-            if algorithm not in _STYLES and algorithm not in members:
-                others += 1
-            base = _STYLES.get(algorithm) or _OTHERS[(others - 1) % len(_OTHERS)]
-            position = members.get(algorithm, 0)
-            members[algorithm] = position + 1
-            self._styles[name] = {
-                "color": base[0],
-                "marker": base[1],
-                "linestyle": base[2],
-                "fillstyle": _FILLS[position % len(_FILLS)],
-                "label": name,
-                "linewidth": max(0.7, 1.5 - 0.3 * position),
-            }
-
-    def line(self, name: str) -> dict[str, Any]:
-        return dict(self._styles[name])
-
-    def points(self, name: str) -> dict[str, Any]:
-        return {**self._styles[name], "linestyle": "none"}
-
-    def curve(self, name: str) -> dict[str, Any]:
-        return {**self._styles[name], "marker": "none", "label": None}
+from analysis.report.drawing import INK, RC, Drawing, Styles, batch_axis, legend, log_axis, panel, power_of_ten
+from analysis.report.numbers import count, flops, hours, number
 
 
 def draw_all(report: dict[str, Any]) -> list[Drawing]:
     """Every figure for which the report has points."""
     styles = Styles(report["series"])
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         drawings: list[Drawing] = []
         for plot in _PLOTS:
             drawings += plot(report, styles)
         return drawings
-
-
-def _panel(title: str, x: str, y: str, num_series: int) -> tuple[Figure, Any]:
-    """Axes of 4.6 by 3 inches with the legend below them, as many rows of it as the series need."""
-    rows = (num_series + 1) // 2
-    height = 3.15 + 0.19 * rows
-    figure = Figure(figsize=(4.6, height))
-    bottom = (0.52 + 0.19 * rows) / height
-    axes = figure.add_axes((0.155, bottom, 0.815, 1 - bottom - 0.3 / height))
-    axes.set_title(title)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    return figure, axes
-
-
-def _legend(figure: Figure, axes: Any) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    seen = dict(zip(labels, handles, strict=True))
-    if seen:
-        figure.legend(seen.values(), seen.keys(), loc="lower center", ncols=2, handlelength=3.2, borderaxespad=0.15)
-
-
-def _log_axis(axis: Any, values: list[float], numbers: Callable[[float], str]) -> None:
-    """Ticks at powers of ten, or at rounder steps where the data span less than a decade and a half."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    span = np.log10(max(values) / min(values)) if values else 0
-    subs: tuple[float, ...] = (
-        (1.0,) if span > 2.5 else (1.0, 2.0, 5.0) if span > 0.7 else tuple(np.arange(1.0, 10.0, 1.0))
-    )
-    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: numbers(v)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _batch_axis(axes: Any, batches: list[float]) -> None:
-    """Powers of two, labelled at the batches that were tried, thinned to at most seven."""
-    axes.set_xscale("log", base=2)
-    ticks = sorted(set(batches))
-    axes.set_xticks(ticks[:: -(-len(ticks) // 7)])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: count(v)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.08)
 
 
 def plot_loss_vs_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
@@ -193,7 +33,7 @@ def plot_loss_vs_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
         if max(len(curve["points"]) for curve in curves) < 2:
             continue
         title = f"{count(n)} parameters"
-        figure, axes = _panel(title, "global batch B (tokens)", "validation loss (nats per token)", len(curves))
+        figure, axes = panel(title, "global batch B (tokens)", "validation loss (nats per token)", len(curves))
         tried: list[float] = []
         for name in report["series"]:
             for curve in curves:
@@ -205,74 +45,99 @@ def plot_loss_vs_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
                 axes.plot(batch, loss, **styles.line(name))
                 mark = marks.get((name, n))
                 if mark:
-                    _mark_critical(axes, mark, styles.line(name)["color"])
-        _batch_axis(axes, tried)
+                    threshold = report["settings"]["cbs_threshold"]
+                    _mark_critical(axes, mark, styles.line(name)["color"], threshold)
+        batch_axis(axes, tried)
         axes.yaxis.set_major_locator(MaxNLocator(6))
-        _legend(figure, axes)
+        legend(figure, axes)
         alt = f"Validation loss against global batch in tokens, models of {count(n)} parameters, one curve a series."
-        out.append(Drawing(f"loss_vs_batch_{count(n).replace('.', 'p')}", "loss_vs_batch", title, alt, figure))
+        out.append(Drawing(f"loss_vs_batch_{_slug(n)}", "loss_vs_batch", title, alt, figure))
     return out
 
 
-def _mark_critical(axes: Any, mark: dict[str, Any], color: str) -> None:
-    level = 1.01 * mark["best_loss"]
-    if mark["interpolated"] is not None:
+def _mark_critical(axes: Any, mark: dict[str, Any], color: str, threshold: float) -> None:
+    """A bar at the critical batch; arrows to where it lies beyond the batches tried."""
+    censored, level = mark["censored"] or "", threshold * mark["best_loss"]
+    if not censored:
         axes.plot([mark["interpolated"]], [level], marker="|", markersize=13, markeredgewidth=1.8, color=color)
-    else:
-        axes.annotate(
-            "",
-            xy=(mark["largest_good_batch"] * 1.35, level),
-            xytext=(mark["largest_good_batch"], level),
-            arrowprops={"arrowstyle": "->", "color": color, "linewidth": 1.2},
-            annotation_clip=False,
-        )
+    if "right" in censored:
+        _arrow(axes, (mark["largest_good_batch"], level), (mark["largest_good_batch"] * 1.45, level), color)
+    if "left" in censored:
+        _arrow(axes, (mark["best_batch"], level), (mark["best_batch"] / 1.45, level), color)
+
+
+def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], color: str) -> None:
+    style = {"arrowstyle": "-|>", "color": color, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9}
+    axes.annotate("", xy=end, xytext=start, arrowprops=style, annotation_clip=False)
 
 
 def plot_critical_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
-    """Interpolated critical batch against tokens, with laws; bars span the tested batches it lies between."""
+    """Critical batch against tokens under two definitions, with laws; arrows where a curve is censored."""
     points = report["critical_batch"]["points"]
     if len({p["num_params"] for p in points}) < 2:
         return []
-    title = "Critical batch, 1% rule"
-    figure, axes = _panel(title, "training tokens D", "critical batch (tokens)", len({p["series"] for p in points}))
-    values: list[float] = []
+    out = [_critical_batch(report, styles, "cbs_1pct_interpolated", "interpolated", "Critical batch, 1% rule")]
+    if any(p["overhead20"] for p in points):
+        title = "Critical batch, 20% token overhead"
+        out.append(_critical_batch(report, styles, "cbs_overhead20", "overhead20", title))
+    return out
+
+
+def _critical_batch(report: dict[str, Any], styles: Styles, definition: str, key: str, title: str) -> Drawing:
+    points, published = report["critical_batch"]["points"], report["published"]
     names = [name for name in report["series"] if any(p["series"] == name for p in points)]
+    figure, axes = panel(title, "training tokens D", "critical batch (tokens)", len(names) + bool(published))
+    values: list[float] = []
+    tokens: list[float] = []
     for i, name in enumerate(names):
-        shift = 1.04 ** (i - (len(names) - 1) / 2)
         style = styles.points(name)
         axes.plot([], [], **style)
         for p in (p for p in points if p["series"] == name):
-            x = p["num_tokens"] * shift
-            values += [p["largest_good_batch"], p["next_batch"] or p["largest_good_batch"] * 2]
-            if p["interpolated"] is None:
-                axes.annotate(
-                    "",
-                    xy=(x, p["largest_good_batch"] * 1.5),
-                    xytext=(x, p["largest_good_batch"]),
-                    arrowprops={"arrowstyle": "->", "color": style["color"], "linewidth": 1.4},
-                )
-                axes.plot([x], [p["largest_good_batch"]], marker="_", markersize=9, color=style["color"])
-                continue
-            axes.plot([x, x], [p["largest_good_batch"], p["next_batch"]], color=style["color"], linewidth=1, alpha=0.6)
-            axes.plot([x], [p["interpolated"]], **{**style, "label": None})
+            x = p["num_tokens"] * 1.04 ** (i - (len(names) - 1) / 2)
+            tokens.append(x)
+            values += _critical_batch_point(axes, p, x, key, {**style, "label": None})
         law = next(
-            law
-            for law in report["critical_batch"]["laws"]
-            if law["series"] == name and law["definition"] == "cbs_1pct_interpolated"
+            law for law in report["critical_batch"]["laws"] if law["series"] == name and law["definition"] == definition
         )
         if law["fit"]:
             low, high = law["fit"]["inputs"]["num_tokens"]
-            tokens = np.geomspace(low, high, 20)
+            grid = np.geomspace(low, high, 20)
             parameters = law["fit"]["parameters"]
-            fitted = parameters["A"]["value"] * tokens ** parameters["alpha"]["value"]
-            axes.plot(tokens, fitted, **styles.curve(name))
-    _log_axis(axes.xaxis, [float(p["num_tokens"]) for p in points], count)
+            axes.plot(grid, parameters["A"]["value"] * grid ** parameters["alpha"]["value"], **styles.curve(name))
+    if published and definition != "cbs_overhead20":
+        for p in published["critical_batch"]:
+            tokens.append(p["num_tokens"])
+            values.append(p["critical_batch_size"])
+            axes.plot([p["num_tokens"]], [p["critical_batch_size"]], **styles.published(p["series"]))
+    log_axis(axes.xaxis, tokens, count)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: count(v)))
-    axes.set_ylim(min(values) / 1.3, max(values) * 1.3)
-    _legend(figure, axes)
-    alt = "Critical batch size against training tokens; arrows are lower bounds where no tested batch was too large."
-    return [Drawing("critical_batch", "critical_batch", title, alt, figure)]
+    axes.set_ylim(min(values) / 1.5, max(values) * 1.5)
+    legend(figure, axes)
+    alt = f"{title} against training tokens; arrows are bounds where the batches tried do not hold it."
+    return Drawing(
+        "critical_batch" if key == "interpolated" else f"critical_batch_{key}", "critical_batch", title, alt, figure
+    )
+
+
+def _critical_batch_point(axes: Any, p: dict[str, Any], x: float, key: str, style: dict[str, Any]) -> list[float]:
+    """A point with the tested batches around it, or arrows; returns the batches drawn."""
+    censored, color = p["censored"] or "", style["color"]
+    if not censored and p[key] is not None:
+        if key == "interpolated":
+            axes.plot([x, x], [p["largest_good_batch"], p["next_batch"]], color=color, linewidth=1, alpha=0.6)
+        axes.plot([x], [p[key]], **style)
+        return [p[key]]
+    drawn = []
+    if "right" in censored:
+        drawn += [p["largest_good_batch"], p["largest_good_batch"] * 1.6]
+        _arrow(axes, (x, p["largest_good_batch"]), (x, p["largest_good_batch"] * 1.6), color)
+        axes.plot([x], [p["largest_good_batch"]], marker="_", markersize=9, color=color)
+    if "left" in censored:
+        drawn += [p["largest_good_batch"], p["largest_good_batch"] / 1.6]
+        _arrow(axes, (x, p["largest_good_batch"]), (x, p["largest_good_batch"] / 1.6), color)
+        axes.plot([x], [p["largest_good_batch"]], marker="_", markersize=9, color=color)
+    return drawn
 
 
 def plot_loss_compute(report: dict[str, Any], styles: Styles) -> list[Drawing]:
@@ -285,8 +150,8 @@ def plot_loss_compute(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     grid = np.geomspace(min(flops_seen), max(flops_seen), 50)
     parameters = iso["fit"]["parameters"]
     title = "Loss above the shared irreducible loss"
-    figure, axes = _panel(title, "compute C = 6ND (flops)", "L - E (nats per token)", len(names))
-    residuals, lower = _panel(
+    figure, axes = panel(title, "compute C = 6ND (flops)", "L - E (nats per token)", len(names))
+    residuals, lower = panel(
         "Residuals of the laws", "compute C = 6ND (flops)", "fitted / observed loss - 1 (%)", len(names)
     )
     values: list[float] = []
@@ -298,11 +163,11 @@ def plot_loss_compute(report: dict[str, Any], styles: Styles) -> list[Drawing]:
         values += [p["reducible"] for p in rows]
         lower.plot([p["flops"] for p in rows], [100 * p["residual"] for p in rows], **styles.points(name))
     lower.axhline(0, color=INK, linewidth=0.8)
-    _log_axis(axes.xaxis, flops_seen, _power_of_ten)
-    _log_axis(lower.xaxis, flops_seen, _power_of_ten)
-    _log_axis(axes.yaxis, values, lambda v: f"{v:g}")
-    for one, panel in ((figure, axes), (residuals, lower)):
-        _legend(one, panel)
+    log_axis(axes.xaxis, flops_seen, power_of_ten)
+    log_axis(lower.xaxis, flops_seen, power_of_ten)
+    log_axis(axes.yaxis, values, lambda v: f"{v:g}")
+    legend(figure, axes)
+    legend(residuals, lower)
     return [
         Drawing(
             "loss_compute",
@@ -321,52 +186,136 @@ def plot_loss_compute(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     ]
 
 
-def plot_iso_loss(report: dict[str, Any], styles: Styles) -> list[Drawing]:
-    """Compute ratios over compute, with intervals at the sizes trained; dotted beyond the data."""
-    iso = report["iso_loss"]
-    if iso.get("reason") or not iso["curves"]:
-        return []
-    title = f"Compute of {iso['baseline']} for the same loss"
-    figure, axes = _panel(title, "compute C of the series (flops)", f"C of {iso['baseline']} / C", len(iso["curves"]))
-    for name in report["series"]:
-        curve = iso["curves"].get(name)
-        if not curve:
+def plot_ratios(report: dict[str, Any], styles: Styles) -> list[Drawing]:
+    """Compute and time ratios over compute, with intervals at the sizes trained; dotted beyond the data."""
+    baseline = report["settings"]["baseline"]
+    out = []
+    for key, word, published in (
+        ("iso_loss", "Compute", "compute_ratio"),
+        ("time_ratio", "Training time", "time_ratio"),
+    ):
+        part = report[key]
+        if part.get("reason") or not part["curves"]:
             continue
-        style = styles.line(name)
-        inside = [r for r in curve if not r["extrapolated"]]
-        beyond = [r for r in curve if r["extrapolated"]]
-        axes.plot([r["flops"] for r in inside], [r["value"] for r in inside], **styles.curve(name))
-        axes.plot(
-            [r["flops"] for r in inside[-1:] + beyond],
-            [r["value"] for r in inside[-1:] + beyond],
-            color=style["color"],
-            linestyle=(0, (1, 2.5)),
-            linewidth=1.2,
+        title = f"{word} of {baseline} for the same loss"
+        y = f"{word.lower()} of {baseline} / series"
+        figure, axes = panel(
+            title, "compute C of the series (flops)", y, len(part["curves"]) + bool(report["published"])
         )
-        own = [r for r in iso["ratios"] if r["series"] == name]
-        axes.plot([r["flops"] for r in own], [r["value"] for r in own], **styles.points(name))
-        for r in own:
-            if r["ci"]:
-                axes.plot([r["flops"]] * 2, r["ci"], color=style["color"], linewidth=0.8, alpha=0.7)
-    axes.axhline(1, color=INK, linewidth=0.8)
-    _log_axis(axes.xaxis, [r["flops"] for c in iso["curves"].values() for r in c], _power_of_ten)
-    shown = [r["value"] for c in iso["curves"].values() for r in c]
-    centre, reach = 1.0, max(abs(v - 1) for v in shown)
-    axes.set_ylim(max(0, centre - 3 * reach - 0.05), centre + 3 * reach + 0.05)
-    _legend(figure, axes)
-    alt = f"Compute {iso['baseline']} needs over compute of each series at the same loss; dotted beyond the data."
-    return [Drawing("iso_loss", "iso_loss", title, alt, figure)]
+        for name in report["series"]:
+            if name in part["curves"]:
+                _ratio_curve(
+                    axes, part["curves"][name], [r for r in part["ratios"] if r["series"] == name], styles, name
+                )
+        axes.axhline(1, color=INK, linewidth=0.8)
+        reach = [r["flops"] for curve in part["curves"].values() for r in curve]
+        shown = [r["value"] for curve in part["curves"].values() for r in curve]
+        if report["published"]:
+            for name, curve in report["published"]["curves"][published].items():
+                reach += [p["flops"] for p in curve]
+                shown += [p["value"] for p in curve]
+                style = {**styles.published(name), "markevery": 6}
+                axes.plot([p["flops"] for p in curve], [p["value"] for p in curve], **style)
+        log_axis(axes.xaxis, reach, power_of_ten)
+        _ratio_axis(axes, shown)
+        legend(figure, axes)
+        alt = f"{word} {baseline} needs over that of each series at the same loss; dotted beyond the data."
+        out.append(Drawing(key, key, title, alt, figure))
+    return out
+
+
+def _ratio_curve(axes: Any, curve: list[Any], own: list[Any], styles: Styles, name: str) -> None:
+    color = styles.line(name)["color"]
+    inside = [r for r in curve if not r["extrapolated"]]
+    beyond = inside[-1:] + [r for r in curve if r["extrapolated"]]
+    axes.plot([r["flops"] for r in inside], [r["value"] for r in inside], **styles.curve(name))
+    dotted = (0, (1, 2.5))
+    axes.plot([r["flops"] for r in beyond], [r["value"] for r in beyond], color=color, linestyle=dotted, linewidth=1.2)
+    if all(r["ci"] for r in curve):
+        low, high = zip(*(r["ci"] for r in curve), strict=True)
+        axes.fill_between([r["flops"] for r in curve], low, high, color=color, alpha=0.08, linewidth=0)
+    axes.plot([r["flops"] for r in own], [r["value"] for r in own], **styles.points(name))
+    for r in own:
+        if r["ci"]:
+            axes.plot([r["flops"]] * 2, r["ci"], color=color, linewidth=0.8, alpha=0.7)
+
+
+def _ratio_axis(axes: Any, shown: list[float]) -> None:
+    """The curves with room for intervals; those of an uncertain ratio may leave the panel."""
+    low, high = min(*shown, 1.0), max(*shown, 1.0)
+    if high / low > 4:
+        axes.set_ylim(low / 1.6, high * 1.6)
+        log_axis(axes.yaxis, [low / 1.6, high * 1.6], lambda v: f"{v:g}")
+    else:
+        room = 0.5 * (high - low) + 0.03
+        axes.set_ylim(max(0.0, low - room), high + room)
+
+
+def plot_isoflop(report: dict[str, Any], styles: Styles) -> list[Drawing]:
+    """Loss against size at equal compute, with parabolas; a ring at a minimum inside the sizes tried."""
+    budgets = report["size_and_data"]["budgets"]
+    out = []
+    for name in report["series"]:
+        mine = [b for b in budgets if b["series"] == name]
+        if not mine:
+            continue
+        figure, axes = panel(f"{name} at equal compute", "parameters N", "validation loss (nats per token)", len(mine))
+        for i, b in enumerate(mine):
+            sizes, losses = zip(*b["points"], strict=True)
+            style = {**styles.nth(i), "label": f"{flops(b['flops'])} flops"}
+            axes.plot(sizes, losses, **{**style, "linestyle": "none"})
+            if b["parabola"]:
+                grid = np.geomspace(min(sizes), max(sizes), 40)
+                x = np.log(grid) - b["centre"]
+                c0, c1, c2 = b["parabola"]
+                axes.plot(grid, np.exp(c0 + c1 * x + c2 * x**2), **{**style, "marker": "none", "label": None})
+                if b["best_num_params"]:
+                    x = np.log(b["best_num_params"]) - b["centre"]
+                    axes.plot([b["best_num_params"]], [np.exp(c0 + c1 * x + c2 * x**2)], marker="o", markersize=11,
+                              fillstyle="none", color=style["color"])  # fmt: skip
+        log_axis(axes.xaxis, [float(n) for b in mine for n, _ in b["points"]], count)
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        legend(figure, axes)
+        alt = (
+            f"Loss of {name} against size at equal compute; rings mark the minima of parabolas inside the sizes tried."
+        )
+        out.append(Drawing(f"isoflop_{_series_slug(name)}", "isoflop", f"{name} at equal compute", alt, figure))
+    return out
+
+
+def plot_wall_clock(report: dict[str, Any], styles: Styles) -> list[Drawing]:
+    """Hours against bandwidth at the largest size, idealised model, each series at its critical batch."""
+    clock = report["wall_clock"]
+    title = f"Training time, {count(clock['num_params'])} parameters"
+    names = [name for name in report["series"] if name in clock["curves"]]
+    figure, axes = panel(title, "link between workers (Gbit/s)", "hours (idealised)", len(names))
+    values: list[float] = []
+    links: list[float] = []
+    for name in names:
+        curve = clock["curves"][name]
+        links += [p["bandwidth_gbits"] for p in curve]
+        values += [p["idealised_hours"] for p in curve]
+        axes.plot(
+            [p["bandwidth_gbits"] for p in curve],
+            [p["idealised_hours"] for p in curve],
+            **{**styles.line(name), "markevery": 10},
+        )
+    log_axis(axes.xaxis, links, lambda v: f"{v:g}")
+    log_axis(axes.yaxis, values, hours)
+    legend(figure, axes)
+    alt = "Hours of training against the bandwidth of the link between workers, one curve a series."
+    return [Drawing("wall_clock", "wall_clock", title, alt, figure)]
 
 
 def plot_learning_rates(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     """Loss against learning rate at each series' best batch, a figure a size."""
     out = []
-    for n in sorted({h["num_params"] for h in report["hyper_parameters"]}):
-        rows = [h for h in report["hyper_parameters"] if h["num_params"] == n and len(h["points"]) > 1]
+    for n in sorted({h["num_params"] for h in report["hyper_parameters"]["curves"]}):
+        rows = [h for h in report["hyper_parameters"]["curves"] if h["num_params"] == n and len(h["points"]) > 1]
         if not rows:
             continue
         title = f"{count(n)} parameters, each series at its best batch"
-        figure, axes = _panel(
+        figure, axes = panel(
             title, "peak learning rate of the inner steps", "validation loss (nats per token)", len(rows)
         )
         rates: list[float] = []
@@ -375,50 +324,141 @@ def plot_learning_rates(report: dict[str, Any], styles: Styles) -> list[Drawing]
                 if h["series"] == name:
                     rates += [p["lr"] for p in h["points"]]
                     axes.plot([p["lr"] for p in h["points"]], [p["loss"] for p in h["points"]], **styles.line(name))
-        _log_axis(axes.xaxis, rates, lambda v: f"{v:.3g}")
-        _legend(figure, axes)
+        log_axis(axes.xaxis, rates, number)
+        legend(figure, axes)
         alt = f"Validation loss against peak learning rate for models of {count(n)} parameters."
-        out.append(Drawing(f"learning_rate_{count(n).replace('.', 'p')}", "hyper_parameters", title, alt, figure))
+        out.append(Drawing(f"learning_rate_{_slug(n)}", "hyper_parameters", title, alt, figure))
+    return out
+
+
+def plot_maps(report: dict[str, Any], styles: Styles) -> list[Drawing]:
+    """Percent above the best loss over batch and learning rate, a map a series, at the largest size."""
+    out = []
+    for m in report["hyper_parameters"]["maps"]:
+        rates = sorted({c["lr"] for c in m["cells"]})
+        batches = sorted({c["global_batch_tokens"] for c in m["cells"]})
+        if len(rates) < 2 or len(batches) < 2:
+            continue
+        title = f"{m['series']}, {count(m['num_params'])}: % above its best loss"
+        height = 1.5 + 0.26 * len(rates)
+        figure, axes = panel(title, "global batch B (tokens)", "peak learning rate", 0, height=height)
+        above = np.full((len(rates), len(batches)), np.nan)
+        for c in m["cells"]:
+            above[rates.index(c["lr"]), batches.index(c["global_batch_tokens"])] = 100 * c["relative"]
+        shade = np.log10(np.clip(np.nan_to_num(above, nan=30.0), 0.05, 30.0))
+        axes.imshow(shade, cmap="Greys", vmin=-1.3, vmax=2.6, aspect="auto", origin="lower", alpha=0.55)
+        for (i, j), value in np.ndenumerate(above):
+            if np.isfinite(value):
+                best = value == 0
+                text = "best" if best else f"{value:.1f}" if value < 10 else f"{value:.0f}"
+                axes.text(j, i, text, ha="center", va="center", fontsize=7.5, fontweight="bold" if best else "normal")
+        axes.set_xticks(range(len(batches)), [count(b) for b in batches], fontsize=7.5)
+        axes.set_yticks(range(len(rates)), [number(r) for r in rates], fontsize=7.5)
+        axes.grid(visible=False)
+        alt = f"Percent by which the loss of {m['series']} lies above its best, over learning rate and batch."
+        out.append(Drawing(f"map_{_series_slug(m['series'])}", "maps", title, alt, figure))
     return out
 
 
 def plot_num_workers(report: dict[str, Any], styles: Styles) -> list[Drawing]:
-    """Loss relative to data parallel against K, a figure a size."""
+    """Loss relative to data parallel against K, a figure a size; and how alike the workers' pseudogradients are."""
     out = []
-    for n in sorted({r["num_params"] for r in report["num_workers"]}):
-        rows = [r for r in report["num_workers"] if r["num_params"] == n]
+    points, published = report["num_workers"]["points"], report["published"]
+    for n in sorted({r["num_params"] for r in points}):
+        rows = [r for r in points if r["num_params"] == n]
         if len({r["num_workers"] for r in rows}) < 2:
             continue
-        algorithms = sorted({r["algorithm"] for r in rows})
         title = f"{count(n)} parameters"
-        figure, axes = _panel(title, "workers K", "loss over data parallel's - 1 (%)", len(algorithms))
-        for algorithm in algorithms:
+        by = sorted({r["algorithm"] for r in rows})
+        figure, axes = panel(title, "workers K", "loss over data parallel's - 1 (%)", len(by) + bool(published))
+        for algorithm in by:
             mine = sorted((r for r in rows if r["algorithm"] == algorithm), key=lambda r: r["num_workers"])
-            style = styles.line(mine[0]["series"])
-            style["label"] = f"{algorithm}, against {mine[0]['baseline']}"
+            style = {**styles.line(mine[0]["series"]), "label": f"{algorithm}, against {mine[0]['baseline']}"}
             axes.plot([r["num_workers"] for r in mine], [100 * r["relative"] for r in mine], **style)
+        if published:
+            nearest = min((p["num_params"] for p in published["num_workers"]), key=lambda m: abs(np.log(m / n)))
+            for p in (p for p in published["num_workers"] if p["num_params"] == nearest):
+                axes.plot([p["num_workers"]], [100 * p["relative"]], **styles.published(f"{p['algorithm']} K=1"))
         axes.axhline(0, color=INK, linewidth=0.8)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted({r["num_workers"] for r in rows}))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        _legend(figure, axes)
+        _workers_axis(axes, [r["num_workers"] for r in rows])
+        legend(figure, axes)
         alt = f"Loss relative to data parallel against the number of workers, models of {count(n)} parameters."
-        out.append(Drawing(f"num_workers_{count(n).replace('.', 'p')}", "num_workers", title, alt, figure))
-    return out
+        out.append(Drawing(f"num_workers_{_slug(n)}", "num_workers", title, alt, figure))
+    return out + _plot_cosines(points, styles)
 
 
-def _power_of_ten(value: float) -> str:
-    exponent = int(np.floor(np.log10(value) + 1e-9))
-    lead = value / 10.0**exponent
-    return f"1e{exponent}" if abs(lead - 1) < 1e-6 else f"{lead:g}e{exponent}"
+def _plot_cosines(points: list[dict[str, Any]], styles: Styles) -> list[Drawing]:
+    known = [r for r in points if r["pseudogradient_cosine"] is not None]
+    if not known:
+        return []
+    title = "Mean cosine between workers' pseudogradients"
+    sizes = sorted({r["num_params"] for r in known})
+    keys = [(a, n) for a in sorted({r["algorithm"] for r in known}) for n in sizes]
+    figure, axes = panel(title, "workers K", "cosine, last quarter of the run", len(keys))
+    for algorithm, n in keys:
+        mine = sorted(
+            (r for r in known if r["algorithm"] == algorithm and r["num_params"] == n), key=lambda r: r["num_workers"]
+        )
+        if mine:
+            base = styles.line(mine[0]["series"])
+            style = {**base, **styles.filling(sizes.index(n)), "label": f"{algorithm}, {count(n)}"}
+            axes.plot([r["num_workers"] for r in mine], [r["pseudogradient_cosine"] for r in mine], **style)
+    _workers_axis(axes, [r["num_workers"] for r in known])
+    legend(figure, axes)
+    alt = "Mean pairwise cosine between workers' pseudogradients against the number of workers."
+    return [Drawing("pseudogradient_cosine", "num_workers", title, alt, figure)]
+
+
+def _workers_axis(axes: Any, workers: list[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(set(workers)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def plot_sensitivity(report: dict[str, Any], styles: Styles) -> list[Drawing]:
+    """The compute ratio of each series under every choice, one row a choice."""
+    rows = [v for v in report["sensitivity"]["loss"] if v["ratio"] is not None]
+    if not rows:
+        return []
+    choices = list(dict.fromkeys(v["name"] for v in rows))
+    names = [name for name in report["series"] if any(v["series"] == name for v in rows)]
+    title = f"Compute ratio at {flops(rows[0]['flops'])} flops under other choices"
+    x = f"compute of {report['settings']['baseline']} / series"
+    figure, axes = panel(title, x, "", len(names), left=0.45, height=1.2 + 0.27 * len(choices))
+    for i, name in enumerate(names):
+        shift = 0.5 * ((i + 0.5) / len(names) - 0.5)
+        mine = [v for v in rows if v["series"] == name]
+        axes.plot([v["ratio"] for v in mine], [choices.index(v["name"]) + shift for v in mine], **styles.points(name))
+    axes.axvline(1, color=INK, linewidth=0.8)
+    axes.set_yticks(range(len(choices)), [_wrapped(c) for c in choices], fontsize=8)
+    axes.set_ylim(len(choices) - 0.5, -0.5)
+    legend(figure, axes)
+    alt = "The compute ratio of each series under other loss functions, irreducible losses and subsets of the data."
+    return [Drawing("sensitivity", "sensitivity", title, alt, figure)]
+
+
+def _wrapped(text: str) -> str:
+    return text.replace(" (", "\n(")
+
+
+def _series_slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _slug(num_params: float) -> str:
+    return count(num_params).replace(".", "p")
 
 
 _PLOTS: tuple[Callable[[dict[str, Any], Styles], list[Drawing]], ...] = (
     plot_loss_vs_batch,
     plot_critical_batch,
     plot_loss_compute,
-    plot_iso_loss,
+    plot_ratios,
+    plot_isoflop,
+    plot_wall_clock,
     plot_learning_rates,
+    plot_maps,
     plot_num_workers,
+    plot_sensitivity,
 )

@@ -29,6 +29,17 @@ def ratio(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}".replace("e+", "e")
 
 
+def exponent(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def hours(value: float) -> str:
+    """Three significant digits, never as a power of ten: 0.0123, 9.8, 1 210."""
+    if value >= 1000:
+        return integer(float(f"{value:.3g}"))
+    return _significant(value, 3)
+
+
 def number(value: float) -> str:
     return f"{value:.4g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
 
@@ -56,6 +67,8 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "flops": flops,
     "loss": loss,
     "ratio": ratio,
+    "exponent": exponent,
+    "hours": hours,
     "number": number,
     "percent": percent,
     "share": share,

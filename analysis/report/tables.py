@@ -1,82 +1,10 @@
-"""The tables of a report, read from report.json's content: the same rows for HTML, Markdown, CSV and LaTeX."""
+"""The tables of a report, read from report.json's content."""
 
 from __future__ import annotations
 
-import csv
-import io
-from dataclasses import dataclass
 from typing import Any
 
-from analysis.report.numbers import show
-
-
-@dataclass(frozen=True)
-class Column:
-    """A heading with its unit, and the kind of quantity below it."""
-
-    name: str
-    kind: str = "text"
-    unit: str = ""
-
-    @property
-    def heading(self) -> str:
-        return f"{self.name} ({self.unit})" if self.unit else self.name
-
-
-@dataclass(frozen=True)
-class Table:
-    """Raw values; text is made where it is shown."""
-
-    name: str
-    caption: str
-    columns: list[Column]
-    rows: list[list[Any]]
-
-    def cells(self) -> list[list[str]]:
-        return [
-            [show(value, column.kind) for value, column in zip(row, self.columns, strict=True)] for row in self.rows
-        ]
-
-    def to_csv(self) -> str:
-        """Full precision; an interval takes two columns."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        pairs = [
-            any(isinstance(row[i], list) and len(row[i]) == 2 for row in self.rows) for i in range(len(self.columns))
-        ]
-        header: list[str] = []
-        for column, pair in zip(self.columns, pairs, strict=True):
-            header += [f"{column.heading} low", f"{column.heading} high"] if pair else [column.heading]
-        writer.writerow(header)
-        for row in self.rows:
-            line: list[Any] = []
-            for value, pair in zip(row, pairs, strict=True):
-                if pair:
-                    line += value if value else ["", ""]
-                else:
-                    line.append("; ".join(map(str, value)) if isinstance(value, list) else value)
-            writer.writerow(["" if v is None else v for v in line])
-        return out.getvalue()
-
-    def to_markdown(self) -> str:
-        head = "| " + " | ".join(column.heading for column in self.columns) + " |"
-        rule = "|" + "|".join("---" if column.kind == "text" else "---:" for column in self.columns) + "|"
-        body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.cells()]
-        return "\n".join([head, rule, *body])
-
-    def to_latex(self) -> str:
-        columns = "".join("l" if column.kind == "text" else "r" for column in self.columns)
-        lines = [f"% {self.caption}", rf"\begin{{tabular}}{{{columns}}}", r"\hline"]
-        lines.append(" & ".join(_latex(column.heading) for column in self.columns) + r" \\ \hline")
-        lines += [" & ".join(_latex(cell) for cell in row) + r" \\" for row in self.cells()]
-        return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
-
-
-def _latex(text: str) -> str:
-    for char, replacement in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"),
-                              ("^", r"\^{}"), ("\u202f", r"\,"), ("–", "--")):  # fmt: skip
-        text = text.replace(char, replacement)
-    return text
+from analysis.report.table import Column, Table
 
 
 def all_tables(report: dict[str, Any]) -> dict[str, Table]:
@@ -88,24 +16,26 @@ def all_tables(report: dict[str, Any]) -> dict[str, Table]:
         _loss_vs_batch(report),
         _critical_batch(report),
         _critical_batch_laws(report),
+        _critical_batch_joint(report),
         _loss_compute(report),
-        _iso_loss(report),
+        _ratios(report, "iso_loss", "Compute of the baseline over compute of the series, at equal loss"),
+        _ratios(report, "time_ratio", "Training time of the baseline over that of the series, at equal loss"),
         _left_out(report),
+        _size_and_data(report),
+        _isoflop(report),
+        _wall_clock(report),
         _hyper_parameters(report),
         _num_workers(report),
+        _num_workers_laws(report),
+        _sensitivity_loss(report),
+        _sensitivity_critical_batch(report),
     ]
     return {table.name: table for table in tables if table.rows}
 
 
 def _verdict(report: dict[str, Any]) -> Table:
-    ratios = {(r["series"], r["flops"]): r for r in report["iso_loss"].get("ratios") or []}
-    baseline = {
-        row["num_params"]: row["loss"] for row in report["best"] if row["series"] == report["settings"]["baseline"]
-    }
     rows = []
     for row in sorted(report["best"], key=lambda r: (r["num_params"], report["series"].index(r["series"]))):
-        ratio = ratios.get((row["series"], row["flops"]))
-        against = baseline.get(row["num_params"])
         flags = [*row["edges"]]
         if row["batch_edge"]:
             flags.append("only one batch" if row["batch_edge"] == "only one batch" else f"batch {row['batch_edge']}")
@@ -114,9 +44,9 @@ def _verdict(report: dict[str, Any]) -> Table:
                 row["num_params"],
                 row["series"],
                 row["loss"],
-                row["loss"] / against - 1 if against else None,
-                ratio["value"] if ratio else None,
-                ratio["ci"] if ratio else None,
+                row["relative"],
+                *_value_and_interval(row["compute_ratio"]),
+                *_value_and_interval(row["time_ratio"]),
                 row["global_batch_tokens"],
                 row["lr"],
                 ", ".join(flags) or "–",
@@ -124,7 +54,7 @@ def _verdict(report: dict[str, Any]) -> Table:
         )
     return Table(
         "verdict",
-        "Best loss of every series at each size, against the baseline, and the compute the baseline needs for it",
+        "Best loss of every series at each size, and the compute and time that the baseline needs for it",
         [
             Column("size", "count", "parameters"),
             Column("series"),
@@ -132,12 +62,18 @@ def _verdict(report: dict[str, Any]) -> Table:
             Column("against baseline", "percent"),
             Column("compute ratio", "ratio"),
             Column("95% interval", "ratio"),
+            Column("time ratio", "ratio"),
+            Column("95% interval", "ratio"),
             Column("best batch", "count", "tokens"),
             Column("best lr", "number"),
             Column("on a grid's edge"),
         ],
         rows,
     )
+
+
+def _value_and_interval(estimate: dict[str, Any] | None) -> list[Any]:
+    return [estimate["value"], estimate["ci"]] if estimate else [None, None]
 
 
 def _audit(report: dict[str, Any]) -> Table:
@@ -256,6 +192,42 @@ def _critical_batch_laws(report: dict[str, Any]) -> Table:
     )
 
 
+def _critical_batch_joint(report: dict[str, Any]) -> Table:
+    rows = []
+    for entry in report["critical_batch"]["joint"]:
+        law = entry["law"]
+        if law is None:
+            rows.append([entry["series"], None, None, None, None, None, None, entry["reason"]])
+            continue
+        note = "one exponent for size and tokens" if law["tied"] else "–"
+        exponent, size = law["exponent"], law["critical_batch_size"]
+        rows.append(
+            [
+                entry["series"],
+                *_value_and_interval(exponent),
+                *_value_and_interval(size),
+                law["at_tokens"],
+                law["num_points"],
+                note,
+            ]
+        )
+    return Table(
+        "critical_batch_joint",
+        "cbs_joint: one model of all sizes and batches, with D_eff = D / (1 + B/B_c) and B_c = c D^p",
+        [
+            Column("series"),
+            Column("p", "ratio"),
+            Column("95% interval", "ratio"),
+            Column("B_c", "count", "tokens"),
+            Column("95% interval", "count"),
+            Column("at D", "count", "tokens"),
+            Column("losses", "integer"),
+            Column("note"),
+        ],
+        rows,
+    )
+
+
 def _loss_compute(report: dict[str, Any]) -> Table:
     iso = report["iso_loss"]
     if iso.get("reason"):
@@ -274,17 +246,18 @@ def _loss_compute(report: dict[str, Any]) -> Table:
     )
 
 
-def _iso_loss(report: dict[str, Any]) -> Table:
+def _ratios(report: dict[str, Any], name: str, caption: str) -> Table:
     return Table(
-        "iso_loss",
-        "Compute of the baseline over compute of the series, at equal loss",
+        name,
+        caption,
         [
             Column("series"),
             Column("compute", "flops", "flops"),
             Column("ratio", "ratio"),
             Column("95% interval", "ratio"),
+            Column("resamples without a ratio", "integer"),
         ],
-        [[r["series"], r["flops"], r["value"], r["ci"]] for r in report["iso_loss"].get("ratios") or []],
+        [[r["series"], r["flops"], r["value"], r["ci"], r["undefined"]] for r in report[name].get("ratios") or []],
     )
 
 
@@ -329,7 +302,7 @@ def _hyper_parameters(report: dict[str, Any]) -> Table:
                 h["num_lrs"],
                 ", ".join(h["edges"]) or "–",
             ]
-            for h in report["hyper_parameters"]
+            for h in report["hyper_parameters"]["curves"]
         ],
     )
 
@@ -359,6 +332,145 @@ def _num_workers(report: dict[str, Any]) -> Table:
                 r["relative"],
                 r["pseudogradient_cosine"],
             ]
-            for r in report["num_workers"]
+            for r in report["num_workers"]["points"]
+        ],
+    )
+
+
+def _num_workers_laws(report: dict[str, Any]) -> Table:
+    rows = []
+    for law in report["num_workers"]["laws"]:
+        parameters = law["fit"]["parameters"] if law["fit"] else {}
+        rows.append(
+            [
+                law["algorithm"],
+                *_value_and_interval(parameters.get("alpha[num_params]")),
+                *_value_and_interval(parameters.get("alpha[num_workers]")),
+                law["reason"] or "–",
+            ]
+        )
+    return Table(
+        "num_workers_laws",
+        "Loss against size and workers, L = A N^a K^b",
+        [
+            Column("algorithm"),
+            Column("a", "exponent"),
+            Column("95% interval", "exponent"),
+            Column("b", "exponent"),
+            Column("95% interval", "exponent"),
+            Column("why not"),
+        ],
+        rows,
+    )
+
+
+def _size_and_data(report: dict[str, Any]) -> Table:
+    names = ("E", "A", "alpha", "B", "beta")
+    rows = []
+    for law in report["size_and_data"]["laws"]:
+        parameters = law["fit"]["parameters"] if law["fit"] else {}
+        cells = [v for name in names for v in _value_and_interval(parameters.get(name))]
+        rows.append([law["series"], *cells, law["allocation"], law["reason"] or "–"])
+    return Table(
+        "size_and_data",
+        "L = E + A N^-alpha + B D^-beta, and the exponent of the best size for a compute, N ~ C^a",
+        [
+            Column("series"),
+            *[c for name in names for c in (Column(name, "number"), Column("95% interval", "number"))],
+            Column("a", "ratio"),
+            Column("why not"),
+        ],
+        rows,
+    )
+
+
+def _isoflop(report: dict[str, Any]) -> Table:
+    return Table(
+        "isoflop",
+        "Best size at equal compute, by parabola",
+        [
+            Column("series"),
+            Column("compute", "flops", "flops"),
+            Column("sizes", "integer"),
+            Column("best size", "count", "parameters"),
+        ],
+        [[b["series"], b["flops"], len(b["points"]), b["best_num_params"]] for b in report["size_and_data"]["budgets"]],
+    )
+
+
+def _wall_clock(report: dict[str, Any]) -> Table:
+    clock = report["wall_clock"]
+    return Table(
+        "wall_clock",
+        "Hours of training at the largest size and each series' critical batch",
+        [
+            Column("series"),
+            Column("link", "number", "Gbit/s"),
+            Column("batch", "count", "tokens"),
+            Column("steps", "integer"),
+            Column("exchanges", "integer"),
+            Column("compression", "number"),
+            Column("idealised", "hours"),
+            Column("fixed devices", "hours"),
+            Column("best run as recorded", "hours"),
+        ],
+        [
+            [
+                r["series"],
+                r["bandwidth_gbits"],
+                r["global_batch_tokens"],
+                r["num_steps"],
+                r["num_exchanges"],
+                r["compression"],
+                r["idealised_hours"],
+                r["charles_hours"],
+                r["measured_hours"],
+            ]
+            for r in clock["rows"]
+        ],
+    )
+
+
+def _sensitivity_loss(report: dict[str, Any]) -> Table:
+    return Table(
+        "sensitivity_loss",
+        "Laws of loss against compute under other choices; the ratio stands at the largest compute of the data",
+        [
+            Column("choice"),
+            Column("series"),
+            Column("irreducible loss", "loss"),
+            Column("exponent", "ratio"),
+            Column("compute ratio", "ratio"),
+            Column("why not"),
+        ],
+        [
+            [v["name"], v["series"], v["irreducible_loss"], v["exponent"], v["ratio"], v["reason"] or "–"]
+            for v in report["sensitivity"]["loss"]
+        ],
+    )
+
+
+def _sensitivity_critical_batch(report: dict[str, Any]) -> Table:
+    part = report["sensitivity"]
+    other = "least squares" if part["other_delta"] == "inf" else f"Huber {part['other_delta']:g}"
+    return Table(
+        "sensitivity_critical_batch",
+        "Exponent of the critical batch by definition and loss function",
+        [
+            Column("series"),
+            Column("definition"),
+            Column("exponent", "ratio"),
+            Column("95% interval", "ratio"),
+            Column(f"by {other}", "ratio"),
+        ],
+        [
+            [
+                e["series"],
+                report["critical_batch"]["definitions"][e["definition"]],
+                e["exponent"],
+                e["ci"],
+                e["other_exponent"],
+            ]
+            for e in part["critical_batch"]
         ],
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from muloco_runner.config import (
     AdamWConfig,
+    ConfigError,
     DataParallelConfig,
     DiLoCoConfig,
     ModelConfig,
@@ -20,7 +21,15 @@ from muloco_runner.config import (
 from muloco_runner.record import RecordHeader, RunFolder, RunResult, RunStatus, StepRecord
 
 CORPUS = "c0ffee" * 8
-LADDER = {"29k": (32, 1), "42k": (32, 2), "82k": (48, 2), "134k": (64, 2), "235k": (64, 4), "503k": (96, 4)}
+LADDER = {
+    "29k": (32, 1),
+    "42k": (32, 2),
+    "82k": (48, 2),
+    "134k": (64, 2),
+    "235k": (64, 4),
+    "503k": (96, 4),
+    "1.1m": (144, 4),
+}
 """Width and layers."""
 
 
@@ -48,7 +57,10 @@ def run_config(
 
 
 class Law:
-    """L = E + A_m N^-a + B D_eff^-b, D_eff = D / (1 + B/B_c), a parabola in log lr, and noise between seeds."""
+    """L = E + A_m N^-a + B D_eff^-b, D_eff = D / (1 + B/B_c), a parabola in log lr, and noise between seeds.
+
+    Batches well below the critical one lose a little too, so that the best batch lies inside a grid.
+    """
 
     def __init__(self, noise: float = 0.0) -> None:
         self.noise = noise
@@ -59,14 +71,14 @@ class Law:
         return float(2e4 * (num_tokens / 1e6) ** self.growth[algorithm])
 
     def loss(self, config: RunConfig) -> float:
-        effective = config.num_tokens / (
-            1 + config.global_batch_tokens / self.critical_batch(config.algorithm, config.num_tokens)
-        )
+        critical = self.critical_batch(config.algorithm, config.num_tokens)
+        effective = config.num_tokens / (1 + config.global_batch_tokens / critical)
+        small = max(0.0, math.log2(critical / 8 / config.global_batch_tokens))
         reducible = 12 * config.num_params**-0.3 + 40 * effective**-0.3
         apart = 1 + 0.01 * math.log2(config.num_workers)
         off = math.log(config.inner_optimizer.lr / 0.01)
         draw = np.random.default_rng([config.seed, int(config.run_id, 16)]).normal()
-        value = 1.0 + self.gain[config.algorithm] * apart * reducible * (1 + 0.03 * off**2)
+        value = 1.0 + self.gain[config.algorithm] * apart * reducible * (1 + 0.03 * off**2) * (1 + 0.05 * small**2)
         return float(value * math.exp(self.noise * draw))
 
 
@@ -148,3 +160,39 @@ def write_sweep(
     for config in configs:
         write_run(root, config, law.loss(config))
     return configs
+
+
+def write_study(root: Path, law: Law, lrs: Sequence[float] = (0.0025, 0.005, 0.01, 0.02, 0.04)) -> int:
+    """A study as large and as uneven as a published one: five sizes, K from 1 to 16, grids of batches and rates, a few
+    seeds and token budgets, some runs diverged, some unfinished. Returns the number of run folders, 2,200 by default.
+    """
+    generator = np.random.default_rng(0)
+    seen: set[str] = set()
+
+    def add(algorithm: str, model: str, batch: int, lr: float, **changes: Any) -> None:
+        workers = changes.get("num_workers", 1)
+        try:
+            config = run_config(algorithm, model, batch, lr, **changes)
+        except ConfigError:  # a batch that does not divide, or a run too short for it
+            return
+        if config.run_id in seen or config.num_steps < 50 or batch // workers < 512:
+            return
+        seen.add(config.run_id)
+        unfinished, diverged = generator.random(2)
+        if unfinished < 0.01:
+            start_run(root, config)
+        else:
+            write_run(root, config, None if lr > 0.035 and diverged < 0.3 else law.loss(config))
+
+    for model in ("82k", "134k", "235k", "503k", "1.1m"):
+        for algorithm in law.gain:
+            for workers in (1, 2, 4, 8, 16) if algorithm in ("DiLoCo", "MuLoCo") else (1,):
+                for exponent in range(10, 18):
+                    for lr in lrs:
+                        add(algorithm, model, 2**exponent, lr, num_workers=workers)
+            for exponent in range(10, 17):
+                for seed in (1, 2):
+                    add(algorithm, model, 2**exponent, 0.01, seed=seed)
+                for budget in (5.0, 10.0, 50.0 / 3, 40.0):
+                    add(algorithm, model, 2**exponent, 0.01, budget=budget)
+    return len(seen)

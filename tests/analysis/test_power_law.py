@@ -1,10 +1,8 @@
-"""Fits against planted laws, exact optima and what was published (tests/analysis/data, each file with its source)."""
+"""Fits against planted laws and exact optima."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,15 +11,9 @@ from scipy.special import logsumexp
 
 from analysis.fit import CannotSay
 from analysis.huber import Array
-from analysis.iso_loss import ratio_at
-from analysis.power_law import fit_chinchilla, fit_critical_batch, fit_loss_compute, fit_power_law
+from analysis.power_law import fit_chinchilla, fit_loss_compute, fit_power_law
 
-DATA = Path(__file__).parent / "data"
 FLOPS = np.geomspace(1e17, 1e21, 7)
-
-
-def published(name: str) -> pd.DataFrame:
-    return pd.read_csv(DATA / name, comment="#")
 
 
 # Planted truths
@@ -137,36 +129,6 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         low, high = fit.parameters["alpha"].ci or (np.nan, np.nan)
         covered += low <= 0.5 <= high
     assert 0.90 <= covered / 200 <= 0.99
-
-
-# What was published
-
-
-def test_exponents_of_the_published_critical_batches() -> None:
-    """Legend of the published figure, whose fits used Huber 1e-3; token counts are read off the figure to 1%."""
-    table = published("muloco_cbs_points_and_fits.csv")
-    columns = [name for name in table.columns if name.startswith("D=")]
-    tokens = [float(name[2:]) for name in columns]
-    for row in table.to_dict("records"):
-        fit = fit_critical_batch(tokens, [float(row[name]) for name in columns], bootstrap=0)
-        assert fit.value("alpha") == pytest.approx(row["alpha_legend"], abs=1.5e-3)
-
-
-def test_shared_irreducible_loss_and_compute_ratios_of_the_published_table() -> None:
-    table = published("muloco_final_eval_loss.csv")
-    used = table[(table["K"] <= 1) & (table["N_label"] != "15B")]
-    flops = 6 * used["N_exact"] * used["tokens_readme"]
-    fit = fit_loss_compute(flops, used["loss"], groups=used["method"].tolist(), bootstrap=0)
-    assert fit.value("E") == pytest.approx(1.667, abs=0.003)
-    values = {name: np.array([estimate.value]) for name, estimate in fit.parameters.items()}
-    expected = {"DP_Muon": 1.307, "DiLoCo": 1.204, "MuLoCo": 1.341}
-    for method, ratio in expected.items():
-        assert ratio_at(values, "DP_AdamW", method, 1.26e21)[0] == pytest.approx(ratio, abs=0.005)
-    plotted = published("muloco_iso_loss_ratios_from_plots.csv")
-    for method in expected:
-        curve = plotted[(plotted["quantity"] == "compute_ratio") & (plotted["method"].str.startswith(method))]
-        ours = [ratio_at(values, "DP_AdamW", method, c)[0] for c in curve["flops_C"]]
-        assert ours == pytest.approx(curve["ratio_vs_DP_AdamW"].tolist(), rel=0.01)
 
 
 # Refusals

@@ -1,0 +1,1 @@
+"""What was published, as tables with their sources (`data/*.csv`), and this project's fits beside it."""

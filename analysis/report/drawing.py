@@ -1,0 +1,201 @@
+"""How a figure looks and is written: styles of series, panels, axes, SVG and PDF.
+
+One panel a figure, so that a phone can stack them. Colour tells algorithms apart, marker and line style tell them apart
+again, and K changes the marker's filling.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from analysis.report.numbers import count
+
+INK = "#1b1f24"
+"""Text and axes; on a page it is replaced by the page's own text colour."""
+_STYLES = {
+    "DDP-AdamW": ("#0072B2", "o", "-"),
+    "DDP-Muon": ("#D55E00", "s", "--"),
+    "DiLoCo": ("#009E73", "^", "-."),
+    "MuLoCo": ("#CC79A7", "D", ":"),
+}
+_OTHERS = (("#E69F00", "v", "-"), ("#56B4E9", "P", "--"), ("#8C6BB1", "X", "-."), ("#7F7F7F", "h", ":"))
+_FILLS = ("full", "none", "left", "top", "right", "bottom")
+RC: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "pdf.fonttype": 42,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.6,
+    "axes.grid": True,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5.0,
+    "legend.frameon": False,
+    "legend.fontsize": 8.0,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure with the text that stands for it where it cannot be seen."""
+
+    name: str
+    section: str
+    title: str
+    alt: str
+    figure: Figure
+
+    def svg(self) -> str:
+        out = io.StringIO()
+        with mpl.rc_context({**RC, "svg.hashsalt": self.name}):
+            self.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Title": self.title})
+        return out.getvalue()
+
+    def pdf(self) -> bytes:
+        out = io.BytesIO()
+        with mpl.rc_context(RC):
+            self.figure.savefig(out, format="pdf", metadata={"CreationDate": None, "Title": self.title})
+        return out.getvalue()
+
+    def inline_svg(self) -> str:
+        """For a page: ids of its own, the page's text colour, an accessible name, and a width that follows the page."""
+        text = self.svg()
+        text = text[text.index("<svg") :]
+        text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
+        text = re.sub(r"<title>.*?</title>\s*", "", text, flags=re.S)
+        text = re.sub(r'\bid="', f'id="{self.name}-', text)
+        text = text.replace('xlink:href="#', f'xlink:href="#{self.name}-').replace("url(#", f"url(#{self.name}-")
+        text = text.replace(INK, "currentColor")
+        return re.sub(
+            r"<svg [^>]*?viewBox=\"([^\"]*)\"[^>]*>",
+            rf'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" '
+            rf'role="img" aria-label="{_escape(self.alt)}">',
+            text,
+            count=1,
+        )
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+
+
+class Styles:
+    """Colour, marker, line and filling of each series, the same in every figure of a report."""
+
+    def __init__(self, series: list[str]) -> None:
+        self._styles: dict[str, dict[str, Any]] = {}
+        members: dict[str, int] = {}
+        others = 0
+        for name in series:
+            algorithm = name.split(" ")[0]
+            if algorithm not in _STYLES and algorithm not in members:
+                others += 1
+            base = _STYLES.get(algorithm) or _OTHERS[(others - 1) % len(_OTHERS)]
+            position = members.get(algorithm, 0)
+            members[algorithm] = position + 1
+            self._styles[name] = {
+                "color": base[0],
+                "marker": base[1],
+                "linestyle": base[2],
+                "fillstyle": _FILLS[position % len(_FILLS)],
+                "label": name,
+                "linewidth": max(0.7, 1.5 - 0.3 * position),
+            }
+
+    def line(self, name: str) -> dict[str, Any]:
+        return dict(self._styles[name])
+
+    def points(self, name: str) -> dict[str, Any]:
+        return {**self._styles[name], "linestyle": "none"}
+
+    def published(self, name: str) -> dict[str, Any]:
+        """Points that others published: the series' marker, hollow and grey; one entry in the legend for all."""
+        marker = self._marker(name)
+        return {"marker": marker, "linestyle": "none", "fillstyle": "none", "color": "#808080", "label": "published"}
+
+    def nth(self, i: int) -> dict[str, Any]:
+        """For curves that are no series: the i-th of all styles."""
+        color, marker, line = (*_STYLES.values(), *_OTHERS)[i % (len(_STYLES) + len(_OTHERS))]
+        return {"color": color, "marker": marker, "linestyle": line}
+
+    def filling(self, i: int) -> dict[str, Any]:
+        """For sizes of one algorithm: the i-th filling and width."""
+        return {"fillstyle": _FILLS[i % len(_FILLS)], "linewidth": max(0.7, 1.5 - 0.25 * i)}
+
+    def _marker(self, name: str) -> str:
+        algorithm = name.split(" ", maxsplit=1)[0]
+        return _STYLES[algorithm][1] if algorithm in _STYLES else "o"
+
+    def curve(self, name: str) -> dict[str, Any]:
+        return {**self._styles[name], "marker": "none", "label": None}
+
+
+def panel(
+    title: str, x: str, y: str, num_entries: int, left: float = 0.155, height: float = 3.15
+) -> tuple[Figure, Any]:
+    """Axes 4.6 inches wide with the legend below them, as many rows of it as its entries need."""
+    rows = (num_entries + 1) // 2
+    total = height + 0.19 * rows
+    figure = Figure(figsize=(4.6, total))
+    bottom = (0.52 + 0.19 * rows) / total
+    axes = figure.add_axes((left, bottom, 0.97 - left, 1 - bottom - 0.3 / total))
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def legend(figure: Figure, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    seen = dict(zip(labels, handles, strict=True))
+    if seen:
+        figure.legend(seen.values(), seen.keys(), loc="lower center", ncols=2, handlelength=3.2, borderaxespad=0.15)
+
+
+def log_axis(axis: Any, values: list[float], numbers: Callable[[float], str]) -> None:
+    """Ticks at powers of ten, or at rounder steps where the data span less than a decade and a half."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    span = np.log10(max(values) / min(values)) if values else 0
+    subs: tuple[float, ...] = (
+        (1.0,) if span > 2.5 else (1.0, 2.0, 5.0) if span > 0.7 else tuple(np.arange(1.0, 10.0, 1.0))
+    )
+    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: numbers(v)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def batch_axis(axes: Any, batches: list[float]) -> None:
+    """Powers of two, labelled at the batches that were tried, thinned to at most seven."""
+    axes.set_xscale("log", base=2)
+    ticks = sorted(set(batches))
+    axes.set_xticks(ticks[:: -(-len(ticks) // 7)])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: count(v)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.08)
+
+
+def power_of_ten(value: float) -> str:
+    exponent = int(np.floor(np.log10(value) + 1e-9))
+    lead = value / 10.0**exponent
+    return f"1e{exponent}" if abs(lead - 1) < 1e-6 else f"{lead:g}e{exponent}"

@@ -1,0 +1,275 @@
+"""The parts of report.json that fit laws: critical batch, equal loss, size and data, wall clock, sensitivity."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import critical_batch_size, iso_loss, wall_clock
+from analysis.critical_batch_joint import fit_joint
+from analysis.critical_batch_size import CriticalBatch, CriticalBatchLaw
+from analysis.fit import CannotSay, Fit
+from analysis.isoflop import find_budgets, fit_size_and_data
+from analysis.optima import Optima
+from analysis.power_law import fit_power_product
+from analysis.report.options import Options
+from analysis.sensitivity import loss_variants
+from analysis.time_ratio import compute_time_ratios
+
+PARTNERS = {"DiLoCo": "DDP-AdamW", "MuLoCo": "DDP-Muon"}
+"""The data-parallel algorithm with the same inner optimizer."""
+TIME_DEFINITIONS = ("cbs_overhead20", "cbs_1pct_interpolated", "cbs_1pct")
+"""Critical batches for time ratios, the preferred definition first."""
+
+
+def critical_batch(
+    points: list[CriticalBatch], laws: list[CriticalBatchLaw], optima: Optima, delta: float
+) -> dict[str, Any]:
+    """Points and laws under every definition, and the joint model of each series."""
+    joint: list[dict[str, Any]] = []
+    for series in dict.fromkeys(point.series for point in points):
+        try:
+            joint.append(
+                {"series": series, "law": dataclasses.asdict(fit_joint(optima.points, series, delta)), "reason": None}
+            )
+        except CannotSay as error:
+            joint.append({"series": series, "law": None, "reason": str(error)})
+    return {
+        "definitions": critical_batch_size.DEFINITIONS,
+        "points": [dataclasses.asdict(point) for point in points],
+        "laws": [
+            {
+                "series": law.series,
+                "definition": law.definition,
+                "fit": law.fit.to_dict() if law.fit else None,
+                "reason": law.reason,
+            }
+            for law in laws
+        ],
+        "joint": joint,
+    }
+
+
+def equal_loss(
+    best: pd.DataFrame,
+    series: list[str],
+    baseline: str,
+    laws: list[CriticalBatchLaw],
+    budget: float,
+    options: Options,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Compute ratios with the laws behind them, and time ratios."""
+    try:
+        result = iso_loss.compute_iso_loss(best, series, baseline, options.delta, options.bootstrap, options.seed)
+    except CannotSay as error:
+        return {"reason": str(error)}, {"reason": str(error)}
+    rows = best[best["series"].isin(result.series)]
+    floor = result.fit.value("E")
+    compute = {
+        "reason": None,
+        "baseline": baseline,
+        "fit": result.fit.to_dict(),
+        "scales": int(rows["num_params"].nunique()),
+        "trusted_scales": iso_loss.TRUSTED_SCALES,
+        "points": [
+            {
+                "series": row["series"],
+                "num_params": row["num_params"],
+                "flops": row["flops"],
+                "loss": row["loss"],
+                "reducible": row["loss"] - floor,
+                "residual": residual,
+            }
+            for row, residual in zip(rows.to_dict("records"), result.fit.residuals, strict=True)
+        ],
+        "ratios": [dataclasses.asdict(r) for r in result.ratios],
+        "curves": {name: [dataclasses.asdict(r) for r in curve] for name, curve in result.curves.items()},
+        "left_out": [{**dataclasses.asdict(item), "relative_error": item.relative_error} for item in result.left_out],
+        "left_out_reason": result.left_out_reason,
+        "refused": result.refused,
+    }
+    return compute, _time_ratios(result, rows, laws, baseline, budget)
+
+
+def _time_ratios(
+    result: iso_loss.IsoLoss, rows: pd.DataFrame, laws: list[CriticalBatchLaw], baseline: str, budget: float
+) -> dict[str, Any]:
+    for definition in TIME_DEFINITIONS:
+        fits: dict[str, Fit] = {law.series: law.fit for law in laws if law.definition == definition and law.fit}
+        if baseline in fits and len(fits) > 1:
+            break
+    else:
+        return {"reason": f"the critical batch of {baseline} has a law under no definition that another series shares"}
+    points = {
+        name: sorted(rows.loc[rows["series"] == name, "flops"].tolist()) for name in result.series if name != baseline
+    }
+    ratios = compute_time_ratios(
+        result.fit, fits, definition, baseline, points, iso_loss.ratio_grid(result.fit), budget
+    )
+    return {
+        "reason": None,
+        "definition": ratios.definition,
+        "ratios": [dataclasses.asdict(r) for r in ratios.ratios],
+        "curves": {name: [dataclasses.asdict(r) for r in curve] for name, curve in ratios.curves.items()},
+        "refused": ratios.refused,
+    }
+
+
+def size_and_data(best: pd.DataFrame, series: list[str], options: Options) -> dict[str, Any]:
+    """L(N, D) of each series, or why not, and parabolas at equal compute."""
+    return {
+        "laws": [
+            {
+                "series": law.series,
+                "fit": law.fit.to_dict() if law.fit else None,
+                "reason": law.reason,
+                "allocation": law.allocation,
+            }
+            for law in fit_size_and_data(best, series, options.delta, options.bootstrap, options.seed)
+        ],
+        "budgets": [dataclasses.asdict(budget) for budget in find_budgets(best, series)],
+    }
+
+
+def num_workers(best: pd.DataFrame, delta: float, bootstrap: int, seed: int) -> dict[str, Any]:
+    """Loss against K over that of data parallel with the same inner optimizer, and the law L = A N^a K^b."""
+    rows = []
+    for row in best.to_dict("records"):
+        partner = PARTNERS.get(str(row["algorithm"]))
+        reference = best[(best["series"] == partner) & (best["num_params"] == row["num_params"])]
+        if partner is None or reference.empty:
+            continue
+        against = float(reference["loss"].iloc[0])
+        rows.append(
+            {
+                "series": row["series"],
+                "algorithm": row["algorithm"],
+                "baseline": partner,
+                "num_params": row["num_params"],
+                "num_workers": row["num_workers"],
+                "loss": row["loss"],
+                "baseline_loss": against,
+                "relative": row["loss"] / against - 1,
+                "pseudogradient_cosine": row["pseudogradient_cosine"],
+            }
+        )
+    laws = []
+    for algorithm in sorted({row["algorithm"] for row in rows}):
+        mine = [row for row in rows if row["algorithm"] == algorithm]
+        inputs = {name: [float(row[name]) for row in mine] for name in ("num_params", "num_workers")}
+        try:
+            fit = fit_power_product(
+                inputs, [row["loss"] for row in mine], name="loss", delta=delta, bootstrap=bootstrap, seed=seed
+            )
+            laws.append({"algorithm": algorithm, "fit": fit.to_dict(), "reason": None})
+        except CannotSay as error:
+            laws.append({"algorithm": algorithm, "fit": None, "reason": str(error)})
+    return {"points": rows, "laws": laws}
+
+
+def wall_clock_hours(
+    best: pd.DataFrame, points: list[CriticalBatch], series: list[str], options: Options
+) -> dict[str, Any]:
+    """Hours at the largest size, each series at its critical batch (1% rule, the largest tested batch within it)."""
+    assume = options.machine
+    largest = int(best["num_params"].max())
+    critical = {(p.series, p.num_params): p.largest_good_batch for p in points}
+    rows, curves = [], {}
+    here = {row["series"]: row for row in best[best["num_params"] == largest].to_dict("records")}
+    for name in [name for name in series if name in here]:
+        row = here[name]
+        run = _training(row, critical.get((name, largest), int(row["global_batch_tokens"])), assume)
+        measured = _measured(row)
+        for gigabits in options.bandwidths:
+            bandwidth = gigabits * wall_clock.GIGABIT
+            rows.append(
+                {
+                    "series": name,
+                    "bandwidth_gbits": gigabits,
+                    "global_batch_tokens": run.global_batch_tokens,
+                    "num_steps": run.num_steps,
+                    "num_exchanges": run.num_exchanges,
+                    "compression": run.bits_divisor,
+                    "idealised_hours": wall_clock.idealised_seconds(run, bandwidth, assume) / 3600,
+                    "charles_hours": wall_clock.charles_seconds(run, bandwidth, assume) / 3600,
+                    "measured_hours": _measured_hours(row, assume, bandwidth, measured),
+                }
+            )
+        grid = np.geomspace(min(options.bandwidths), max(options.bandwidths), 61)
+        curves[name] = [
+            {
+                "bandwidth_gbits": float(g),
+                "idealised_hours": wall_clock.idealised_seconds(run, g * wall_clock.GIGABIT, assume) / 3600,
+            }
+            for g in grid
+        ]
+    return {
+        "num_params": largest,
+        "assumptions": dataclasses.asdict(assume),
+        "rows": rows,
+        "curves": curves,
+        "measured": any(row["measured_hours"] is not None for row in rows),
+    }
+
+
+def _training(row: Any, batch: int, assume: wall_clock.Assumptions) -> wall_clock.Training:
+    bits, interval = float(row["bits_per_value"]), row["sync_interval"]
+    return wall_clock.Training(
+        num_params=int(row["num_params"]),
+        num_tokens=float(row["num_tokens"]),
+        global_batch_tokens=float(batch),
+        num_workers=int(row["num_workers"]),
+        sync_interval=1 if interval is None or math.isnan(interval) else int(interval),
+        compression=1.0 if math.isnan(bits) else assume.bits_per_value / bits,
+    )
+
+
+def _measured(row: Any) -> wall_clock.Measured | None:
+    """Of the best run itself, where its record has both times and bytes."""
+    seconds, sent, steps = (float(row[name]) for name in ("train_seconds", "bytes_sent", "num_steps"))
+    if not (seconds > 0 and sent > 0):
+        return None
+    return wall_clock.Measured(seconds / steps, sent / steps)
+
+
+def _measured_hours(
+    row: Any, assume: wall_clock.Assumptions, bandwidth: float, measured: wall_clock.Measured | None
+) -> float | None:
+    if measured is None:
+        return None
+    return (
+        wall_clock.measured_seconds(_training(row, int(row["global_batch_tokens"]), assume), bandwidth, measured) / 3600
+    )
+
+
+def sensitivity(
+    best: pd.DataFrame,
+    series: list[str],
+    baseline: str,
+    points: list[CriticalBatch],
+    laws: list[CriticalBatchLaw],
+    optima: Optima,
+    options: Options,
+) -> dict[str, Any]:
+    """The headline figures under other choices."""
+    other = math.inf if math.isfinite(options.delta) else 1e-3
+    refitted = critical_batch_size.fit_laws(points, optima, other, 0, options.seed)
+    return {
+        "loss": [dataclasses.asdict(variant) for variant in loss_variants(best, series, baseline, options.delta)],
+        "critical_batch": [
+            {
+                "series": law.series,
+                "definition": law.definition,
+                "exponent": law.fit.value("alpha"),
+                "ci": law.fit.parameters["alpha"].ci,
+                "other_exponent": again.fit.value("alpha"),
+            }
+            for law, again in zip(laws, refitted, strict=True)
+            if law.fit and again.fit
+        ],
+        "other_delta": other if math.isfinite(other) else "inf",
+    }

@@ -1,0 +1,79 @@
+"""A table of a report: the same rows for HTML, Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.report.numbers import show
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading with its unit, and the kind of quantity below it."""
+
+    name: str
+    kind: str = "text"
+    unit: str = ""
+
+    @property
+    def heading(self) -> str:
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+
+@dataclass(frozen=True)
+class Table:
+    """Raw values; text is made where it is shown."""
+
+    name: str
+    caption: str
+    columns: list[Column]
+    rows: list[list[Any]]
+
+    def cells(self) -> list[list[str]]:
+        return [
+            [show(value, column.kind) for value, column in zip(row, self.columns, strict=True)] for row in self.rows
+        ]
+
+    def to_csv(self) -> str:
+        """Full precision; an interval takes two columns."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        pairs = [
+            any(isinstance(row[i], list) and len(row[i]) == 2 for row in self.rows) for i in range(len(self.columns))
+        ]
+        header: list[str] = []
+        for column, pair in zip(self.columns, pairs, strict=True):
+            header += [f"{column.heading} low", f"{column.heading} high"] if pair else [column.heading]
+        writer.writerow(header)
+        for row in self.rows:
+            line: list[Any] = []
+            for value, pair in zip(row, pairs, strict=True):
+                if pair:
+                    line += value if value else ["", ""]
+                else:
+                    line.append("; ".join(map(str, value)) if isinstance(value, list) else value)
+            writer.writerow(["" if v is None else v for v in line])
+        return out.getvalue()
+
+    def to_markdown(self) -> str:
+        head = "| " + " | ".join(column.heading for column in self.columns) + " |"
+        rule = "|" + "|".join("---" if column.kind == "text" else "---:" for column in self.columns) + "|"
+        body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.cells()]
+        return "\n".join([head, rule, *body])
+
+    def to_latex(self) -> str:
+        columns = "".join("l" if column.kind == "text" else "r" for column in self.columns)
+        lines = [f"% {self.caption}", rf"\begin{{tabular}}{{{columns}}}", r"\hline"]
+        lines.append(" & ".join(_latex(column.heading) for column in self.columns) + r" \\ \hline")
+        lines += [" & ".join(_latex(cell) for cell in row) + r" \\" for row in self.cells()]
+        return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
+
+
+def _latex(text: str) -> str:
+    for char, replacement in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"),
+                              ("^", r"\^{}"), ("\u202f", r"\,"), ("–", "--")):  # fmt: skip
+        text = text.replace(char, replacement)
+    return text

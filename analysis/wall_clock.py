@@ -1,0 +1,91 @@
+"""Hours of training under a bandwidth: what synchronising less often, or less, is worth.
+
+Two models. `idealised`: devices grow with the batch, so that a step computes for `step_seconds` whatever its batch, and
+an exchange of N values of `bits_per_value` bits takes N * bits / bandwidth. `charles`: a fixed number of devices R of Q
+flop/s each computes for 6ND/(R Q), and an all-reduce moves 2N(1 - 1/R) values and waits for a latency (Charles et al.
+2025, arXiv 2503.09799, section on wall-clock time). In both, data parallel and DiLoCo with one worker exchange across
+the slow link every step, K > 1 workers every H steps; compression divides an outer exchange.
+
+Where records hold bytes and step times, `Measured` puts them in the place of the assumptions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GIGABIT = 1e9
+DEFAULT_BANDWIDTHS_GBITS = (0.1, 1.0, 10.0, 100.0, 1000.0, 6400.0)
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What no record says about the machine that is asked about."""
+
+    step_seconds: float = 1.0
+    """Compute of one inner step in the idealised model, seconds."""
+    bits_per_value: float = 16.0
+    """Of an exchange without compression."""
+    num_devices: int = 1024
+    """R."""
+    device_flops: float = 4e14
+    """Q, flop/s that a device really reaches."""
+    latency_seconds: float = 1e-4
+    """Of one exchange."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run as the models see it."""
+
+    num_params: int
+    num_tokens: float
+    global_batch_tokens: float
+    num_workers: int = 1
+    """K."""
+    sync_interval: int = 1
+    """H; without meaning for one worker, which exchanges every step."""
+    compression: float = 1.0
+    """Bits without compression over bits sent in an outer exchange."""
+
+    @property
+    def num_steps(self) -> float:
+        return self.num_tokens / self.global_batch_tokens
+
+    @property
+    def num_exchanges(self) -> float:
+        """Exchanges across the slow link."""
+        return self.num_steps / self.sync_interval if self.num_workers > 1 else self.num_steps
+
+    @property
+    def bits_divisor(self) -> float:
+        """One worker exchanges gradients, which nothing compresses."""
+        return self.compression if self.num_workers > 1 else 1.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run's record says of itself."""
+
+    step_seconds: float
+    """Training time a step without waiting for communication where that is recorded, seconds."""
+    bytes_per_step: float
+    """Bytes that one worker sent, over the run's steps."""
+
+
+def idealised_seconds(run: Training, bandwidth: float, assume: Assumptions) -> float:
+    """Seconds of training; `bandwidth` in bits a second."""
+    exchange = assume.bits_per_value * run.num_params / (run.bits_divisor * bandwidth)
+    return run.num_steps * assume.step_seconds + run.num_exchanges * exchange
+
+
+def charles_seconds(run: Training, bandwidth: float, assume: Assumptions) -> float:
+    """Seconds of training; `bandwidth` in bits a second."""
+    compute = 6 * run.num_params * run.num_tokens / (assume.num_devices * assume.device_flops)
+    values = 2 * run.num_params * (1 - 1 / assume.num_devices)
+    exchange = assume.bits_per_value * values / (run.bits_divisor * bandwidth) + assume.latency_seconds
+    return compute + run.num_exchanges * exchange
+
+
+def measured_seconds(run: Training, bandwidth: float, measured: Measured) -> float:
+    """Seconds of the run as recorded, were its bytes to cross a link of `bandwidth` bits a second."""
+    return run.num_steps * (measured.step_seconds + 8 * measured.bytes_per_step / bandwidth)
