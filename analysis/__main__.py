@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -44,6 +45,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main() -> None:
     """The console script. Exits with 0, or 2 after a mistake in the command or its data."""
+    # Thousands of products of tiny matrices: threads would only wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -22,6 +22,7 @@ from analysis.fit import CannotSay, Estimate, Fit
 from analysis.huber import Array
 from analysis.optima import Optima
 from analysis.power_law import fit_critical_batch, refit_power_laws
+from analysis.records import sort_series
 
 THRESHOLD = 1.01
 OVERHEAD = 1.2
@@ -83,7 +84,8 @@ def find_critical_batches(optima: Optima, budget: float) -> list[CriticalBatch]:
             & (optima.best["tokens_per_parameter"] != budget)
         ]
         out.append(_of_curve(series, int(num_params), budget, rows, others))
-    return out
+    order = sort_series([point.series for point in out])
+    return sorted(out, key=lambda point: (order.index(point.series), point.num_params))
 
 
 def _of_curve(series: str, num_params: int, budget: float, rows: pd.DataFrame, others: pd.DataFrame) -> CriticalBatch:

@@ -158,7 +158,7 @@ def _leave_largest_out(rows: pd.DataFrame, delta: float) -> tuple[list[LeftOut],
     except CannotSay as error:
         return [], str(error)
     out = []
-    for row in rows[rows["num_params"] == largest].sort_values("series").to_dict("records"):
+    for row in rows[rows["num_params"] == largest].to_dict("records"):
         name = row["series"]
         if f"A[{name}]" not in fit.parameters:
             continue

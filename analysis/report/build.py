@@ -29,6 +29,7 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
     optima = find_optima(study)
     budget = main_budget(optima.best)
     at_budget = optima.best[optima.best["tokens_per_parameter"] == budget]
+    at_budget = at_budget.sort_values("series", key=lambda s: s.map(study.series.index), kind="stable")
     baseline = iso_loss.choose_baseline(study.series)
     points = critical_batch_size.find_critical_batches(optima, budget)
     fits = critical_batch_size.fit_laws(points, optima, options.delta, options.bootstrap, options.seed)

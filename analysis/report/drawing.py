@@ -77,10 +77,9 @@ class Drawing:
             self.figure.savefig(out, format="pdf", metadata={"CreationDate": None, "Title": self.title})
         return out.getvalue()
 
-    def inline_svg(self) -> str:
-        """For a page: ids of its own, the page's text colour, an accessible name, and a width that follows the page."""
-        text = self.svg()
-        text = text[text.index("<svg") :]
+    def inline(self, svg: str) -> str:
+        """`svg` for a page: ids of its own, the page's text colour, a name, and a width that follows the page."""
+        text = svg[svg.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
         text = re.sub(r"<title>.*?</title>\s*", "", text, flags=re.S)
         text = re.sub(r'\bid="', f'id="{self.name}-', text)
@@ -120,6 +119,7 @@ class Styles:
                 "fillstyle": _FILLS[position % len(_FILLS)],
                 "label": name,
                 "linewidth": max(0.7, 1.5 - 0.3 * position),
+                "alpha": 1.0 if position == 0 else 0.7,
             }
 
     def line(self, name: str) -> dict[str, Any]:

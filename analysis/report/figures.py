@@ -13,6 +13,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from analysis.report.drawing import INK, RC, Drawing, Styles, batch_axis, legend, log_axis, panel, power_of_ten
 from analysis.report.numbers import count, flops, hours, number
 
+_HIGHEST = 1.1
+"""Of the best loss: what is above it is not drawn against batch or learning rate."""
+
 
 def draw_all(report: dict[str, Any]) -> list[Drawing]:
     """Every figure for which the report has points."""
@@ -49,10 +52,19 @@ def plot_loss_vs_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
                     _mark_critical(axes, mark, styles.line(name)["color"], threshold)
         batch_axis(axes, tried)
         axes.yaxis.set_major_locator(MaxNLocator(6))
+        _cut_above(axes, [p["loss"] for curve in curves for p in curve["points"]])
         legend(figure, axes)
         alt = f"Validation loss against global batch in tokens, models of {count(n)} parameters, one curve a series."
         out.append(Drawing(f"loss_vs_batch_{_slug(n)}", "loss_vs_batch", title, alt, figure))
     return out
+
+
+def _cut_above(axes: Any, losses: list[float]) -> None:
+    """Losses a tenth above the best leave the panel: what matters lies below, and the table holds them."""
+    low, high = min(losses), max(losses)
+    if high > _HIGHEST * low:
+        room = 0.04 * (_HIGHEST - 1) * low
+        axes.set_ylim(low - room, _HIGHEST * low + room)
 
 
 def _mark_critical(axes: Any, mark: dict[str, Any], color: str, threshold: float) -> None:
@@ -220,7 +232,7 @@ def plot_ratios(report: dict[str, Any], styles: Styles) -> list[Drawing]:
         _ratio_axis(axes, shown)
         legend(figure, axes)
         alt = f"{word} {baseline} needs over that of each series at the same loss; dotted beyond the data."
-        out.append(Drawing(key, key, title, alt, figure))
+        out.append(Drawing(key, "iso_loss", title, alt, figure))
     return out
 
 
@@ -325,6 +337,7 @@ def plot_learning_rates(report: dict[str, Any], styles: Styles) -> list[Drawing]
                     rates += [p["lr"] for p in h["points"]]
                     axes.plot([p["lr"] for p in h["points"]], [p["loss"] for p in h["points"]], **styles.line(name))
         log_axis(axes.xaxis, rates, number)
+        _cut_above(axes, [p["loss"] for h in rows for p in h["points"]])
         legend(figure, axes)
         alt = f"Validation loss against peak learning rate for models of {count(n)} parameters."
         out.append(Drawing(f"learning_rate_{_slug(n)}", "hyper_parameters", title, alt, figure))
@@ -425,7 +438,7 @@ def plot_sensitivity(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     names = [name for name in report["series"] if any(v["series"] == name for v in rows)]
     title = f"Compute ratio at {flops(rows[0]['flops'])} flops under other choices"
     x = f"compute of {report['settings']['baseline']} / series"
-    figure, axes = panel(title, x, "", len(names), left=0.45, height=1.2 + 0.27 * len(choices))
+    figure, axes = panel(title, x, "choice made otherwise", len(names), left=0.45, height=1.2 + 0.27 * len(choices))
     for i, name in enumerate(names):
         shift = 0.5 * ((i + 0.5) / len(names) - 0.5)
         mine = [v for v in rows if v["series"] == name]

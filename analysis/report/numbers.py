@@ -48,6 +48,11 @@ def percent(value: float) -> str:
     return f"{100 * value:+.2f}%"
 
 
+def spread(value: float) -> str:
+    """A relative size without a sign."""
+    return f"{100 * value:.2f}%"
+
+
 def share(value: float) -> str:
     return f"{100 * value:.0f}%"
 
@@ -71,6 +76,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "hours": hours,
     "number": number,
     "percent": percent,
+    "spread": spread,
     "share": share,
     "integer": integer,
     "seconds": seconds,

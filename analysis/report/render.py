@@ -32,10 +32,11 @@ def write_report(report: dict[str, Any], out: Path) -> list[Path]:
     figures: dict[str, list[dict[str, Any]]] = {}
     files: dict[Path, str | bytes] = {out / "report.json": text}
     for drawing in drawings:
-        files[out / "figures" / f"{drawing.name}.svg"] = drawing.svg()
+        svg = drawing.svg()
+        files[out / "figures" / f"{drawing.name}.svg"] = svg
         files[out / "figures" / f"{drawing.name}.pdf"] = drawing.pdf()
         figures.setdefault(drawing.section, []).append(
-            {"name": drawing.name, "title": drawing.title, "alt": drawing.alt, "svg": Markup(drawing.inline_svg())}
+            {"name": drawing.name, "title": drawing.title, "alt": drawing.alt, "svg": Markup(drawing.inline(svg))}
         )
     for name, table in tables.items():
         files[out / "tables" / f"{name}.csv"] = table.to_csv()

@@ -170,7 +170,7 @@ def _critical_batch_laws(report: dict[str, Any]) -> Table:
         rows.append(
             [
                 law["series"],
-                report["critical_batch"]["definitions"][law["definition"]],
+                law["definition"],
                 alpha["value"] if alpha else None,
                 alpha["ci"] if alpha else None,
                 fit["num_points"] if fit else None,
@@ -365,18 +365,20 @@ def _num_workers_laws(report: dict[str, Any]) -> Table:
 
 
 def _size_and_data(report: dict[str, Any]) -> Table:
-    names = ("E", "A", "alpha", "B", "beta")
     rows = []
     for law in report["size_and_data"]["laws"]:
         parameters = law["fit"]["parameters"] if law["fit"] else {}
-        cells = [v for name in names for v in _value_and_interval(parameters.get(name))]
-        rows.append([law["series"], *cells, law["allocation"], law["reason"] or "–"])
+        with_intervals = [v for name in ("E", "alpha", "beta") for v in _value_and_interval(parameters.get(name))]
+        levels = [parameters[name]["value"] if parameters else None for name in ("A", "B")]
+        rows.append([law["series"], *with_intervals, *levels, law["allocation"], law["reason"] or "–"])
     return Table(
         "size_and_data",
         "L = E + A N^-alpha + B D^-beta, and the exponent of the best size for a compute, N ~ C^a",
         [
             Column("series"),
-            *[c for name in names for c in (Column(name, "number"), Column("95% interval", "number"))],
+            *[c for name in ("E", "alpha", "beta") for c in (Column(name, "ratio"), Column("95% interval", "ratio"))],
+            Column("A", "number"),
+            Column("B", "number"),
             Column("a", "ratio"),
             Column("why not"),
         ],
@@ -466,7 +468,7 @@ def _sensitivity_critical_batch(report: dict[str, Any]) -> Table:
         [
             [
                 e["series"],
-                report["critical_batch"]["definitions"][e["definition"]],
+                e["definition"],
                 e["exponent"],
                 e["ci"],
                 e["other_exponent"],

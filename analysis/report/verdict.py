@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.report.numbers import count, flops, loss, percent, ratio
+from analysis.report.numbers import count, flops, loss, ratio, spread
 
 
 def statements(report: dict[str, Any]) -> dict[str, list[str]]:
@@ -13,37 +13,19 @@ def statements(report: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _findings(report: dict[str, Any]) -> list[str]:
-    out = []
-    if report["scales"]:
-        largest = report["scales"][-1]["num_params"]
-        here = sorted((row for row in report["best"] if row["num_params"] == largest), key=lambda row: row["loss"])
-        if here:
-            out.append(
-                f"At the largest size, {count(largest)} parameters, losses from best to worst: "
-                + ", ".join(f"{row['series']} {loss(row['loss'])}" for row in here)
-                + f" nats per token.{_noise_sentence(report, here)}"
-            )
-    for name, ratios in _by_series(report["iso_loss"].get("ratios") or []).items():
-        last = ratios[-1]
-        sign = "more" if last["value"] >= 1 else "less"
-        interval = f" (95% interval {ratio(last['ci'][0])} to {ratio(last['ci'][1])})" if last["ci"] else ""
-        apart = last["ci"] and (last["ci"][0] > 1 or last["ci"][1] < 1)
-        few = report["iso_loss"]["scales"] < report["iso_loss"]["trusted_scales"]
-        out.append(
-            f"For the loss that {name} reaches with {flops(last['flops'])} flops, "
-            f"{report['settings']['baseline']} needs {ratio(last['value'])} times the compute{interval}"
-            + _established(bool(apart), few, f"{sign} than {name}", report["iso_loss"]["scales"])
-        )
-    out += _critical_batch_findings(report)
-    return out
+    return [*_ranking(report), *_compute(report), *_time(report), *_critical_batches(report)]
 
 
-def _established(apart: bool, few: bool, claim: str, scales: int) -> str:
-    if few:
-        return f". {scales} sizes are too few to establish it."
-    if apart:
-        return f": {claim}."
-    return ". The interval holds 1, so which of the two needs less is not established."
+def _ranking(report: dict[str, Any]) -> list[str]:
+    if not report["scales"]:
+        return []
+    largest = report["scales"][-1]["num_params"]
+    here = sorted((row for row in report["best"] if row["num_params"] == largest), key=lambda row: row["loss"])
+    if not here:
+        return []
+    order = ", ".join(f"{row['series']} {loss(row['loss'])}" for row in here)
+    head = f"At the largest size, {count(largest)} parameters, losses from best to worst: {order} nats per token."
+    return [head + _noise_sentence(report, here)]
 
 
 def _noise_sentence(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -55,31 +37,85 @@ def _noise_sentence(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         return " No setting was run with two seeds, so the noise in these differences is unknown."
     verdict = "beyond" if gap > 2 * 2**0.5 * sd else "within"
     return (
-        f" Between seeds a loss varies by {percent(sd)} (one standard deviation); the gap of the first two, "
-        f"{percent(gap)}, lies {verdict} the noise of one run each."
+        f" Between seeds a loss varies by {spread(sd)} (one standard deviation); the gap of the first two lies "
+        f"{verdict} the noise of one run each."
     )
 
 
-def _critical_batch_findings(report: dict[str, Any]) -> list[str]:
-    out = []
+def _compute(report: dict[str, Any]) -> list[str]:
+    """One sentence for each series that trains with one worker, one for all that train apart."""
+    iso, baseline = report["iso_loss"], report["settings"]["baseline"]
+    few = not iso.get("reason") and iso["scales"] < iso["trusted_scales"]
+    out, apart = [], []
+    for name, ratios in _by_series(iso.get("ratios") or []).items():
+        last = ratios[-1]
+        if _trains_apart(report, name):
+            apart.append(f"{name} {_with_interval(last)}")
+            continue
+        sign = "more" if last["value"] >= 1 else "less"
+        established = last["ci"] and (last["ci"][0] > 1 or last["ci"][1] < 1)
+        if few:
+            end = f". {iso['scales']} sizes are too few to establish it."
+        elif established:
+            end = f": {sign} than {name}."
+        else:
+            end = ". The interval holds 1, so which of the two needs less is not established."
+        out.append(
+            f"For the loss that {name} reaches with {flops(last['flops'])} flops, {baseline} needs "
+            f"{_with_interval(last)} times the compute{end}"
+        )
+    if apart:
+        out.append(f"With several workers, times the compute that {baseline} needs: {', '.join(apart)}.")
+    return out
+
+
+def _time(report: dict[str, Any]) -> list[str]:
+    part, baseline = report["time_ratio"], report["settings"]["baseline"]
+    last = [f"{name} {_with_interval(r[-1])}" for name, r in _by_series(part.get("ratios") or []).items()]
+    if not last:
+        return []
+    return [
+        f"Each at its critical batch ({part['definition']}), {baseline} trains so many times as long as a series for "
+        f"the same loss: {', '.join(last)}."
+    ]
+
+
+def _critical_batches(report: dict[str, Any]) -> list[str]:
     laws = [
         law for law in report["critical_batch"]["laws"] if law["fit"] and law["definition"] == "cbs_1pct_interpolated"
     ]
-    for law in laws:
-        alpha = law["fit"]["parameters"]["alpha"]
-        interval = f" (95% interval {ratio(alpha['ci'][0])} to {ratio(alpha['ci'][1])})" if alpha["ci"] else ""
+    if not laws:
+        return []
+    alphas = {law["series"]: law["fit"]["parameters"]["alpha"] for law in laws}
+    each = ", ".join(f"{name} {_with_interval(alpha)}" for name, alpha in alphas.items())
+    out = [f"The critical batch (1% rule, interpolated) grows as tokens to the power of: {each}."]
+    baseline = report["settings"]["baseline"]
+    base = alphas.get(baseline)
+    if base is None or not base["ci"] or len(alphas) < 2:
+        return out
+    apart = [
+        name
+        for name, alpha in alphas.items()
+        if alpha["ci"] and (alpha["ci"][0] > base["ci"][1] or base["ci"][0] > alpha["ci"][1])
+    ]
+    rest = [name for name in alphas if name not in (*apart, baseline)]
+    if apart:
+        out.append(f"The exponent differs from {baseline}'s, their intervals being apart: {', '.join(apart)}.")
+    if rest:
         out.append(
-            f"The critical batch of {law['series']} (1% rule, interpolated) grows as tokens to the power "
-            f"{ratio(alpha['value'])}{interval}, from {law['fit']['num_points']} sizes."
+            f"That the exponent differs from {baseline}'s is not established, their intervals overlapping: "
+            f"{', '.join(rest)}."
         )
-    for i, one in enumerate(laws):
-        for other in laws[i + 1 :]:
-            a, b = (law["fit"]["parameters"]["alpha"]["ci"] for law in (one, other))
-            if a and b and (a[0] > b[1] or b[0] > a[1]):
-                out.append(f"The exponents of {one['series']} and {other['series']} differ: their intervals are apart.")
-    if len(laws) > 1 and not any("intervals are apart" in line for line in out):
-        out.append("All intervals of these exponents overlap: that they differ is not established.")
     return out
+
+
+def _trains_apart(report: dict[str, Any], series: str) -> bool:
+    return any(row["series"] == series and row["num_workers"] > 1 for row in report["best"])
+
+
+def _with_interval(estimate: dict[str, Any]) -> str:
+    ci = estimate["ci"]
+    return ratio(estimate["value"]) + (f" (95% interval {ratio(ci[0])} to {ratio(ci[1])})" if ci else "")
 
 
 def _cautions(report: dict[str, Any]) -> list[str]:

@@ -128,7 +128,7 @@ def start_run(root: Path, config: RunConfig, corpus: str = CORPUS) -> RunFolder:
     )
     for share in (0.5, 0.9, 1.0):
         step = max(1, int(share * config.num_steps))
-        cosine = 0.4 if config.num_workers > 1 else None
+        cosine = 0.8 * config.num_workers**-0.2 if config.num_workers > 1 else None
         folder.append_record(
             StepRecord(step, step * config.global_batch_tokens, loss=2.0, pseudogradient_cosine=cosine)
         )
@@ -195,4 +195,7 @@ def write_study(root: Path, law: Law, lrs: Sequence[float] = (0.0025, 0.005, 0.0
                     add(algorithm, model, 2**exponent, 0.01, seed=seed)
                 for budget in (5.0, 10.0, 50.0 / 3, 40.0):
                     add(algorithm, model, 2**exponent, 0.01, budget=budget)
+                for compute in (3e12, 1.2e13):  # the same for every size
+                    num_params = run_config(model=model).num_params
+                    add(algorithm, model, 2**exponent, 0.01, budget=compute / (6 * num_params**2))
     return len(seen)

@@ -18,8 +18,8 @@ from analysis.report.figures import draw_all
 def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A study of noisy runs and its report."""
     root = tmp_path_factory.mktemp("study")
-    law, models = Law(noise=0.001), ("29k", "42k", "82k", "134k")
-    write_sweep(root, law, models, lrs=(0.01,))
+    law, models = Law(noise=0.001), ("82k", "134k", "235k", "503k")
+    write_sweep(root, law, models, batches=[2**e for e in range(11, 18)], lrs=(0.01,))
     write_sweep(root, law, models[:1], batches=(8192,), lrs=(0.005, 0.02), seeds=(0, 1), workers=(1, 4))
     out = root / "report"
     assert run([str(root), "--out", str(out), "--bootstrap", "50"]) == 0
