@@ -76,7 +76,8 @@ class _Composer:
         """`value` as the schema's type."""
         place = (names, key, type(value), str(value))
         if place not in self.parsed:
-            changed = copy.deepcopy(tree)
+            # What else the tree holds makes no difference, unless the value refers to it.
+            changed = copy.deepcopy(tree) if "${" in str(value) else tree
             try:
                 OmegaConf.update(changed, key, value)
             except OmegaConfBaseException as error:

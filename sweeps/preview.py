@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -75,7 +76,12 @@ def best_verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Ma
 
 def replay(works: Sequence[Work], cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]]) -> tuple[float, float]:
     """Minutes until the last run ends, and node-minutes used, if every run takes the time expected of it: the
-    controller's own decisions, played through."""
+    controller's own decisions, played through. A run of several jobs counts as one of their length."""
+    cluster = replace(cluster, allocations=[replace(a, max_wall_minutes=math.inf) for a in cluster.allocations])
+    limits = {
+        name: [limit for limit in found if limit.resource is not Resource.WALL_MINUTES]
+        for name, found in limits.items()
+    }
     state = SweepState.of(works)
     now, node_minutes = 0.0, 0.0
     ends: list[tuple[float, str]] = []

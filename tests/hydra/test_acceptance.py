@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from emulated_slurm import EmulatedSlurm
 from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
@@ -24,9 +25,12 @@ def test_hydra_discovers_the_plugins() -> None:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state of a multirun goes to the current folder."""
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of its own, where the state of a multirun goes, and Hydra as in a new process: composing a config for
+    another test has set the version that Hydra is to behave as."""
     monkeypatch.chdir(tmp_path)
+    fresh = {kind: one for kind, one in Singleton._instances.items() if kind.__name__ != "VersionBase"}
+    monkeypatch.setattr(Singleton, "_instances", fresh)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import yaml
 
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError
-from muloco_runner.paths import config_dir
 from sweeps.expansion import expand
 from sweeps.grid import read_grids, values_of
 
@@ -175,8 +174,3 @@ def test_values_that_the_file_has_narrow_every_grid_and_drop_those_without() -> 
 def test_a_value_that_a_zip_does_not_have_cannot_be_put_into_it() -> None:
     with pytest.raises(ConfigError, match="zipped"):
         expand(one(zip={"seed": [0, 1], "model": ["29k", "42k"]}), {"seed": [3]})
-
-
-@pytest.mark.parametrize("path", sorted((config_dir() / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_sweep_file_expands(path: Any) -> None:
-    assert len(expand(yaml.safe_load(path.read_text()), {})) > 1

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from muloco_runner.config import ExecutionConfig
+from muloco_runner.paths import config_dir
+from sweeps.clusters import make_cluster
 from sweeps.clusters.interface import Limit, Limits, Resource
 from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.definition import Definition
-from sweeps.launch import Sweep
+from sweeps.launch import Sweep, read_sweep
 from sweeps.preview import Preview, preview
 from sweeps.quota import VerdictKind
 from sweeps.work import Need, Work
@@ -41,6 +43,23 @@ def test_a_run_that_never_fits_is_named_and_costs_nothing(tmp_path: Path) -> Non
     found = preview(sweep, Limits())
     assert [run.verdict.kind for run in found.runs] == [VerdictKind.NEVER, VerdictKind.RUN]
     assert numbers(found) == pytest.approx([8, 1, 60])
+
+
+def test_a_run_of_several_jobs_takes_their_time_together(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, 1, Need(1, 8, 1, 0, 3000))
+    assert sweep.cluster.allocations[0].max_wall_minutes < 3000
+    assert numbers(preview(sweep, Limits())) == pytest.approx([400, 50, 3000])
+
+
+@pytest.mark.parametrize("path", sorted((config_dir() / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_file_has_a_plan_where_there_is_no_slurm(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    sweep = read_sweep([f"+sweep={path.stem}", "cluster=h100"])
+    found = preview(sweep, make_cluster(sweep.cluster, sweep.folder.cluster_dir).limits())
+    assert "scontrol" in found.note
+    assert {run.verdict.kind for run in found.runs} == {VerdictKind.RUN}
+    assert len(found.runs) > 1
+    assert found.node_hours * 8 >= 0.999 * found.gpu_hours > 0
 
 
 def test_the_clusters_own_limits_count_and_so_do_other_peoples_jobs(tmp_path: Path) -> None:
