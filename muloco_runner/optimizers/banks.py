@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from muloco_runner.optimizers.adamw_bank import AdamWBank
+from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.in_flight import InFlight
 from muloco_runner.optimizers.matrix_bank import MatrixBank
+from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend
 from muloco_runner.optimizers.owners import Owners
 from muloco_runner.optimizers.placement import is_distributed, sharding_group
 from muloco_runner.optimizers.sharded_bank import ShardedBank
@@ -36,31 +39,69 @@ class Bank(Protocol):
         ...
 
 
-def create_banks(
-    group: dict[str, Any], process_group: dist.ProcessGroup | None, owners: dict[int, Owners]
-) -> list[Bank]:
-    """The banks of a group, matrices with the most arithmetic first, as dealing them to ranks evenly wants.
+@runtime_checkable
+class Replayable(Bank, Protocol):
+    """A bank whose launches a captured graph may replay: what changes between steps is all refreshed in `prepare`."""
 
-    `owners` keeps, by number of ranks, what has been dealt before.
-    """
-    if group["algorithm"] == "adamw":
-        return [AdamWBank(group["params"])]
+    def baked(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        """What a captured launch cannot change any more."""
+        ...
+
+
+@dataclass
+class Shared:
+    """What the banks of one optimizer have in common."""
+
+    process_group: dist.ProcessGroup | None = None
+    owners: dict[int, Owners] = field(default_factory=dict)
+    """What has been dealt so far, by the number of ranks that share."""
+    arena: Arena = field(default_factory=Arena)
+    """Memory of the fused banks' workspaces."""
+
+    def dealer(self, num_ranks: int) -> Owners:
+        """Of matrices to that many ranks."""
+        return self.owners.setdefault(num_ranks, Owners(num_ranks))
+
+
+def create_banks(group: dict[str, Any], shared: Shared) -> list[Bank]:
+    """The banks of a group, matrices with the most arithmetic first, as dealing them to ranks evenly wants."""
     alike: dict[tuple[Any, ...], list[Tensor]] = {}
+    is_muon = group["algorithm"] == "muon"
     for parameter in group["params"]:
-        alike.setdefault((parameter.shape, parameter.dtype, parameter.device), []).append(parameter)
-    banks: list[Bank] = []
-    for parameters in sorted(alike.values(), key=lambda same: -min(same[0].shape) * same[0].numel()):
-        backend = group["backend"]
-        if is_distributed(parameters[0]):
-            num_ranks = sharding_group(parameters[0]).size()
-            banks.append(ShardedBank(parameters, backend, owners.setdefault(num_ranks, Owners(num_ranks))))
-        elif process_group is not None and process_group.size() > 1:
-            num_ranks = process_group.size()
-            dealer = owners.setdefault(num_ranks, Owners(num_ranks))
-            banks.append(SharedBank(parameters, backend, process_group, dealer))
-        else:
-            banks.append(MatrixBank(parameters, backend))
-    return banks
+        alike.setdefault((is_muon and parameter.shape, parameter.dtype, parameter.device), []).append(parameter)
+    if not is_muon:
+        return [_adamw_bank(parameters, group["backend"]) for parameters in alike.values()]
+    by_cost = sorted(alike.values(), key=lambda same: -min(same[0].shape) * same[0].numel())
+    return [_matrix_bank(parameters, group["backend"], shared) for parameters in by_cost]
+
+
+def _adamw_bank(parameters: list[Tensor], backend: str) -> Bank:
+    if _to_be_fused(parameters, backend):
+        from muloco_runner.optimizers.fused_bank import FusedAdamWBank
+
+        return FusedAdamWBank(parameters)
+    return AdamWBank(parameters)
+
+
+def _matrix_bank(parameters: list[Tensor], backend: str, shared: Shared) -> Bank:
+    group = shared.process_group
+    if is_distributed(parameters[0]):
+        return ShardedBank(parameters, backend, shared.dealer(sharding_group(parameters[0]).size()))
+    if group is not None and group.size() > 1:
+        return SharedBank(parameters, backend, group, shared.dealer(group.size()))
+    if _to_be_fused(parameters, backend):
+        from muloco_runner.optimizers.fused_bank import FusedMatrixBank
+
+        return FusedMatrixBank(parameters, backend, shared.arena)
+    return MatrixBank(parameters, backend)
+
+
+def _to_be_fused(parameters: list[Tensor], backend: str) -> bool:
+    if choose_backend(backend, parameters[0].device) not in TRITON_DTYPES or is_distributed(parameters[0]):
+        return False
+    from muloco_runner.optimizers.fused_bank import can_be_fused
+
+    return can_be_fused(parameters)
 
 
 def average_gradients(

@@ -16,14 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from muloco_runner.optimizers.banks import Bank, average_gradients, create_banks
+from muloco_runner.config import ConfigError
+from muloco_runner.optimizers.banks import Bank, Replayable, Shared, average_gradients, create_banks
 from muloco_runner.optimizers.in_flight import InFlight
 from muloco_runner.optimizers.matrix_bank import shape_scale
 from muloco_runner.optimizers.orthogonalize import choose_backend
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
-from muloco_runner.optimizers.owners import Owners
 from muloco_runner.optimizers.placement import copy_into
 from muloco_runner.optimizers.shared_bank import SharedBank
+from muloco_runner.optimizers.step_graph import StepGraph
 
 MomentumForm = Literal["sum", "ema"]
 LrScale = Literal["spectral", "keller_jordan", "moonlight"]
@@ -37,6 +38,8 @@ class Muon(torch.optim.Optimizer):
     `process_group` names ranks that hold the same parameters: they share the matrices, and each keeps the momenta of
     its own alone. All of them must call `step`, `state_dict` and `load_state_dict`. Gradients are taken as averaged
     already, unless `average_gradients` does it. DTensors of `fully_shard` need no `process_group`.
+
+    `cuda_graph` replays the whole step as one graph, which pays for small models; backend triton, one rank alone.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         backend: str = "auto",
         process_group: dist.ProcessGroup | None = None,
+        cuda_graph: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -72,9 +76,8 @@ class Muon(torch.optim.Optimizer):
         }
         self._banks: list[list[Bank]] = []
         """Of each group."""
-        self._process_group = process_group
-        self._owners: dict[int, Owners] = {}
-        """By the number of ranks that share."""
+        self._shared = Shared(process_group)
+        self._graph = StepGraph() if cuda_graph else None
         self._averaged: dict[Tensor, Tensor | None] = {}
         self._clip: Tensor | None = None
         super().__init__(params, defaults)
@@ -88,11 +91,15 @@ class Muon(torch.optim.Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        self._banks.append(self._create_state(group))
+        banks = self._create_state(group)
+        if self._graph is not None and not all(isinstance(bank, Replayable) for bank in banks):
+            self.param_groups.pop()
+            raise ConfigError("cuda_graph=True needs backend=triton on a GPU, and no process_group")
+        self._banks.append(banks)
 
     def _create_state(self, group: dict[str, Any]) -> list[Bank]:
         """The banks of a group; their state is zeros, or what `self.state` holds of it already."""
-        banks = create_banks(group, self._process_group, self._owners)
+        banks = create_banks(group, self._shared)
         for bank in banks:
             for index, parameter in enumerate(bank.parameters):
                 for name, held in bank.state(index).items():
@@ -102,14 +109,14 @@ class Muon(torch.optim.Optimizer):
         return banks
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._process_group is not None:
+        if self._shared.process_group is not None:
             raise TypeError("an optimizer that shares its state over ranks cannot be copied: use state_dict()")
         return dict(super().__getstate__())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_banks" not in self.__dict__:  # a copy, or unpickled
-            self._process_group, self._owners, self._averaged, self._clip = None, {}, {}, None
+            self._shared, self._graph, self._averaged, self._clip = Shared(), None, {}, None
             self._banks = [self._create_state(group) for group in self.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,12 +151,15 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        in_flight = InFlight()
-        for group, banks in zip(self.param_groups, self._banks, strict=True):
-            for bank in banks:
-                bank.prepare(group, [self._averaged.get(p, p.grad) for p in bank.parameters], self._clip)
-                bank.launch(group, in_flight)
-        in_flight.flush()
+        work = [(group, bank) for group, banks in zip(self.param_groups, self._banks, strict=True) for bank in banks]
+        for group, bank in work:
+            bank.prepare(group, [self._averaged.get(p, p.grad) for p in bank.parameters], self._clip)
+        if self._graph is None:
+            _launch(work)
+        else:
+            self._graph.run(
+                lambda: _launch(work), [bank.baked(group) for group, bank in work if isinstance(bank, Replayable)]
+            )
         self._averaged, self._clip = {}, None
         return loss
 
@@ -161,9 +171,16 @@ class Muon(torch.optim.Optimizer):
         next step scales the gradients down to it, as `clip_grad_norm_` would. `grad` itself stays local.
         """
         banks = [bank for banks in self._banks for bank in banks]
-        self._averaged, norm = average_gradients(banks, self._process_group)
+        self._averaged, norm = average_gradients(banks, self._shared.process_group)
         self._clip = None if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
+
+
+def _launch(work: list[tuple[dict[str, Any], Bank]]) -> None:
+    in_flight = InFlight()
+    for group, bank in work:
+        bank.launch(group, in_flight)
+    in_flight.flush()
 
 
 def _check(group: dict[str, Any]) -> None:

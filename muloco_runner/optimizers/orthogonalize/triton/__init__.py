@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial
+from muloco_runner.optimizers.orthogonalize.triton.device_tables import Addresses
 from muloco_runner.optimizers.orthogonalize.triton.tiles import matrices_at_once
 from muloco_runner.optimizers.orthogonalize.triton.workspace import Source, Workspace
 
@@ -21,15 +22,10 @@ def orthogonalize_triton(x_BRC: Tensor, polynomial: Polynomial, dtype: torch.dty
     at_once = min(batch, matrices_at_once(rows, columns))
     workspace = Workspace(at_once, rows, columns, dtype, x_BRC.device)
     out_BRC = torch.empty_like(x_BRC)
+    addresses = Addresses(at_once, x_BRC.device)
     for part_BRC, result_BRC in zip(x_BRC.split(at_once), out_BRC.split(at_once), strict=True):
-        addresses = torch.tensor([x_RC.data_ptr() for x_RC in part_BRC], device=x_BRC.device)
         workspace.batch = len(part_BRC)
-        source = Source(addresses, x_BRC.dtype, aligned(addresses.tolist()), None, None)
-        workspace.normalise(source, polynomial.norm_margin)
+        addresses.point_to(part_BRC.unbind())
+        workspace.normalise(Source(addresses, x_BRC.dtype), polynomial.norm_margin)
         result_BRC.copy_(workspace.finish(workspace.run(polynomial.steps)))
     return out_BRC
-
-
-def aligned(addresses: list[int]) -> bool:
-    """Whether 16 bytes may be read at once from each address."""
-    return all(address % 16 == 0 for address in addresses)

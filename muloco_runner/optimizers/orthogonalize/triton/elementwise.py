@@ -111,22 +111,15 @@ def normalise(
 
 @triton.jit
 def update_parameters(
-    orthogonal, parameters, hyper, shape_scale, numel, columns, row_stride, matrix_stride,
+    orthogonal, parameters, kept, scale, numel,
     DTYPE: tl.constexpr, PARAMETER: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """W <- (1 - lr decay) W - lr shape_scale O, for orthogonalised matrices that came from elsewhere.
-
-    Grid (blocks, batch); a parameter of address 0 is left out.
-    """
+    """W <- kept W - scale O, for orthogonalised matrices that came from elsewhere. Grid (blocks, batch)."""
     batch = tl.program_id(1)
-    if tl.load(parameters + batch) == 0:
-        return
     weights = pointer_to(parameters, batch, PARAMETER, ALIGNED)
-    kept, scale = kept_and_scale(hyper, shape_scale)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < numel
-    orthogonal += batch.to(tl.int64) * matrix_stride
-    o = tl.load(orthogonal + place // columns * row_stride + place % columns, mask=inside).to(tl.float32)
+    o = tl.load(pointer_to(orthogonal, batch, DTYPE, ALIGNED) + place, mask=inside).to(tl.float32)
     w = tl.load(weights + place, mask=inside).to(tl.float32)
     tl.store(weights + place, (kept * w - scale * o).to(PARAMETER), mask=inside)
 
@@ -135,11 +128,13 @@ def update_parameters(
 def adamw(
     parameters, gradients, first_moments, second_moments, first_corrections, second_corrections, sizes,
     tensor_of_block, block_in_tensor, hyper,
-    PARAMETER: tl.constexpr, GRADIENT: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+    PARAMETER: tl.constexpr, GRADIENT: tl.constexpr, ALIGNED: tl.constexpr, DIVISIBLE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One AdamW step on all tensors of a group, as torch's. Grid (blocks of all tensors).
 
-    A correction is 1 - beta^step, float64, one a tensor. A tensor without a gradient (address 0) stays as it is.
+    A correction is 1 - beta^step, float64, one a tensor. DIVISIBLE promises sizes that are multiples of 16. A tensor
+    without a gradient (address 0) stays as it is.
     """
     block = tl.program_id(0)
     tensor = tl.load(tensor_of_block + block)
@@ -156,7 +151,10 @@ def adamw(
     scale = (tl.load(hyper + LR) / tl.load(first_corrections + tensor)).to(tl.float32)
     correction = tl.sqrt(tl.load(second_corrections + tensor)).to(tl.float32)
     place = tl.load(block_in_tensor + block).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < tl.load(sizes + tensor)
+    size = tl.load(sizes + tensor)
+    if DIVISIBLE:
+        size = tl.multiple_of(size, 16)
+    inside = place < size
     g = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32) * clip
     m = tl.load(first + place, mask=inside, other=0.0)
     v = tl.load(second + place, mask=inside, other=0.0)

@@ -3,11 +3,15 @@
 On the device, because a captured graph replays with whatever the vector holds then.
 """
 
-# mypy: ignore-errors
-
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton.language as tl
+from torch import Tensor
+
+from muloco_runner.optimizers.orthogonalize.triton.device_tables import DeviceTable
 
 LR = tl.constexpr(0)
 MOMENTUM = tl.constexpr(1)
@@ -19,3 +23,19 @@ BETA1 = tl.constexpr(5)
 BETA2 = tl.constexpr(6)
 EPS = tl.constexpr(7)
 NUM_HYPER = 8
+
+
+class HyperParameters(DeviceTable):
+    """Those of one group."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(NUM_HYPER, torch.float64, device)
+
+    def take(self, group: dict[str, Any], clip: Tensor | None) -> None:
+        """Those that `group` holds now; `clip` is 0-D, on the device, or None for 1."""
+        mu = group["momentum"]
+        weight = 1.0 if group["momentum_form"] == "sum" else 1.0 - mu
+        self.refresh([group["lr"], mu, weight, group["weight_decay"], 1.0, *group["betas"], group["eps"]])
+        if clip is not None:
+            self.values[CLIP.value].copy_(clip)
+            self._last = []

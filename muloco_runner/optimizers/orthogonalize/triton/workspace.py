@@ -9,6 +9,7 @@ Axes: B matrices at once, R rows, C columns, M the smaller of the two.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +18,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.orthogonalize.gram_form import Addend, GramForm
 from muloco_runner.optimizers.orthogonalize.triton import elementwise, products, tiles
+from muloco_runner.optimizers.orthogonalize.triton.device_tables import Addresses
+from muloco_runner.optimizers.orthogonalize.triton.hyper import HyperParameters
 
 GRAM_ASPECT = 1.5
 """Longer over shorter side from which a polynomial's steps run in stretches."""
@@ -49,47 +53,46 @@ def storage_dtype(rows: int, columns: int, half: torch.dtype) -> torch.dtype:
     return torch.float32 if min(rows, columns) < SMALLEST_HALF_SIDE else half
 
 
+@dataclass
 class Source:
-    """What is orthogonalised: gradients by address, and the momentum they go into, if any."""
+    """What is orthogonalised: gradients, and the momentum they go into, if any."""
 
-    def __init__(
-        self,
-        gradients: Tensor,
-        dtype: torch.dtype,
-        aligned: bool,
-        momentum_BRC: Tensor | None,
-        hyper: Tensor | None,
-        nesterov: bool = False,
-    ) -> None:
-        self.gradients, self.dtype, self.aligned = gradients, dtype, aligned
-        self.momentum_BRC, self.hyper, self.nesterov = momentum_BRC, hyper, nesterov
+    gradients: Addresses
+    dtype: torch.dtype
+    momentum_BRC: Tensor | None = None
+    hyper: HyperParameters | None = None
+    nesterov: bool = False
 
 
 class Workspace(GramForm):
     """For at most `batch` matrices of shape (rows, columns)."""
 
-    def __init__(self, batch: int, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        batch: int,
+        rows: int,
+        columns: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        arena: Arena | None = None,
+    ) -> None:
         self.rows, self.columns, self.side = rows, columns, min(rows, columns)
         self.tall = rows > columns
         self.dtype = storage_dtype(rows, columns, dtype)
         self.batch = batch
         self.upcast = is_interpreted() and self.dtype == torch.bfloat16
-        self.x, self.next_x = (self._empty(batch, rows, columns, device) for _ in range(2))
+        sizes = [batch * rows * aligned_columns(columns)] * 2 + [batch * self.side * aligned_columns(self.side)] * 4
+        # Each begins at a multiple of 16 bytes, as rows are.
+        self.memory = (arena or Arena()).take(sum(sizes) * self.dtype.itemsize, device)
+        parts = self.memory.view(self.dtype).split(sizes)
+        self.x, self.next_x = (part.view(batch, rows, -1)[..., :columns] for part in parts[:2])
         self.gram_MM, self.r_MM, self.s_MM, self.next_MM = (
-            self._empty(batch, self.side, self.side, device) for _ in range(4)
+            part.view(batch, self.side, -1)[..., : self.side] for part in parts[2:]
         )
         self.strips = min(MOST_STRIPS, 1 << max(0, math.ceil(math.log2(rows * columns / STRIP_BLOCK))))
         self.squares = torch.empty(batch, self.strips, dtype=torch.float64, device=device)
         self.stretches = STRETCHES[self.dtype] if max(rows, columns) >= GRAM_ASPECT * self.side else (1, 1)
         self._descriptors: dict[tuple[int, int, int], Any] = {}
-
-    def _empty(self, batch: int, rows: int, columns: int, device: torch.device) -> Tensor:
-        return torch.empty(batch, rows, aligned_columns(columns), dtype=self.dtype, device=device)[..., :columns]
-
-    def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        buffers = (self.x, self.next_x, self.gram_MM, self.r_MM, self.s_MM, self.next_MM, self.squares)
-        return sum(buffer.untyped_storage().nbytes() for buffer in buffers)
 
     # The prologue
 
@@ -99,9 +102,10 @@ class Workspace(GramForm):
         block = min(STRIP_BLOCK, triton.next_power_of_2(numel))
         strip = -(-numel // (self.strips * block)) * block
         shared = {
-            "gradients": source.gradients, "momentum": source.momentum_BRC, "squares": self.squares,
-            "hyper": source.hyper, "numel": numel, "strip": strip, "GRADIENT": TRITON_TYPES[source.dtype],
-            "NESTEROV": source.nesterov, "ALIGNED": source.aligned, "BLOCK": block,
+            "gradients": source.gradients.values, "momentum": source.momentum_BRC, "squares": self.squares,
+            "hyper": source.hyper.values if source.hyper else None, "numel": numel, "strip": strip,
+            "GRADIENT": TRITON_TYPES[source.dtype], "NESTEROV": source.nesterov,
+            "ALIGNED": source.gradients.aligned, "BLOCK": block,
         }  # fmt: skip
         grid = (self.strips, self.batch)
         elementwise.accumulate_momentum[grid](**shared)
@@ -165,14 +169,13 @@ class Workspace(GramForm):
         self._advance(p)
         return self.x[: self.batch]
 
-    def finish_into(
-        self, parameters: Tensor, dtype: torch.dtype, aligned: bool, source: Source, p: float, shape_scale: float
-    ) -> None:
-        """Weights by address <- decayed weights - lr shape_scale (p X + S X)."""
+    def finish_into(self, parameters: Addresses, dtype: torch.dtype, source: Source, p: float, scale: float) -> None:
+        """Weights of `dtype` <- decayed weights - lr scale (p X + S X), where there was a gradient."""
+        assert source.hyper is not None
         tile = tiles.product_tile(self.rows, self.columns, self.batch, self.dtype, tiles.INTO_PARAMETERS)
         products.product_into_parameters[tiles.tiles_of_product(self.rows, self.columns, tile), self.batch](
-            *self._operands(tile), parameters, source.gradients, source.hyper, p, shape_scale,
+            *self._operands(tile), parameters.values, source.gradients.values, source.hyper.values, p, scale,
             self.rows, self.columns, self.side,
-            PARAMETER=TRITON_TYPES[dtype], ALIGNED=aligned, UPCAST=self.upcast, GROUP=GROUP,
+            PARAMETER=TRITON_TYPES[dtype], ALIGNED=parameters.aligned, UPCAST=self.upcast, GROUP=GROUP,
             **tile.constants(), **tile.options(),
         )  # fmt: skip

@@ -1,0 +1,272 @@
+"""Tests of the Triton kernels in Triton's interpreter, on the CPU. `test_triton.py` runs this file with
+TRITON_INTERPRET=1, which must be set before triton is first imported.
+
+The interpreter truncates where it stores bfloat16, so that format errs up to twice as much here as on a GPU.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from muloco_runner.optimizers import MuLoCo1, Muon
+from muloco_runner.optimizers.fused_bank import FusedAdamWBank, FusedMatrixBank
+from muloco_runner.optimizers.orthogonalize import orthogonalize, result_dtype
+from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
+from muloco_runner.optimizers.orthogonalize.reference import normalise, orthogonalize_reference
+from muloco_runner.optimizers.orthogonalize.triton import tiles
+from muloco_runner.optimizers.orthogonalize.triton.workspace import Workspace, is_interpreted
+
+assert is_interpreted()
+
+NAMES = ("muloco", "keller_jordan", "polar_express")
+HALVES = ("triton", "triton_bfloat16")
+# Relative Frobenius distance to the polynomial in float64: (square or nearly so, Gram form, rank-deficient).
+TOLERANCES = {"triton": (1e-2, 3e-2, 5e-2), "triton_bfloat16": (8e-2, 8e-2, 0.3)}
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that small matrices have several tiles, those of the triangle two to a row."""
+    monkeypatch.setattr(tiles, "SYMMETRIC", (tiles.Tile(64, 32, 32, 4, 2),))
+    monkeypatch.setattr(tiles, "PRODUCT", (tiles.Tile(32, 64, 32, 4, 2),))
+    monkeypatch.setattr(tiles, "INTO_PARAMETERS", (tiles.Tile(64, 32, 32, 4, 2),))
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def exact(x: Tensor, name: str = "muloco") -> Tensor:
+    return orthogonalize_reference(x.double(), named_polynomial(name, 5))
+
+
+def run(x: Tensor, backend: str, name: str = "muloco") -> Tensor:
+    return orthogonalize(x, named_polynomial(name, 5), backend)
+
+
+def relative_error(x: Tensor, expected: Tensor) -> float:
+    return float((x.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(("name", "backend"), [*((name, "triton") for name in NAMES), ("muloco", "triton_bfloat16")])
+@pytest.mark.parametrize("shape", [(2, 70, 101), (1, 101, 70), (2, 33, 133), (1, 133, 33), (1, 64, 64)])
+def test_follows_the_polynomial_in_float64(shape: tuple[int, ...], name: str, backend: str) -> None:
+    x = random(*shape)
+    result = run(x, backend, name)
+    assert result.dtype == torch.float32
+    gram_form = max(shape[1:]) >= 1.5 * min(shape[1:])
+    assert relative_error(result, exact(x, name)) < TOLERANCES[backend][gram_form]
+    assert torch.linalg.matrix_norm(result, 2).max() < 1.3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1, 40), (2, 40, 1), (2, 31, 31), (2, 20, 70)])
+def test_short_sides_are_computed_in_float32(shape: tuple[int, ...]) -> None:
+    x = random(*shape) if len(shape) == 3 else random(1, *shape)
+    assert result_dtype("triton", *x.shape[1:], torch.float32) == torch.float32
+    for name in NAMES:
+        assert relative_error(run(x, "triton", name), exact(x, name)) < 1e-4
+
+
+def test_the_production_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = random(1, 150, 300)
+    small = run(x, "triton")
+    monkeypatch.undo()
+    assert tiles.SYMMETRIC[0].block_m == 256
+    for table in ("SYMMETRIC", "PRODUCT"):
+        monkeypatch.setattr(tiles, table, getattr(tiles, table)[:1])
+    large = run(x, "triton")
+    assert relative_error(large, exact(x)) < 3e-2
+    assert relative_error(large, small.double()) < 1e-2
+
+
+@pytest.mark.parametrize("backend", HALVES)
+@pytest.mark.parametrize("rank", [1, 9])
+@pytest.mark.parametrize("shape", [(48, 48), (40, 120), (120, 40)])
+def test_rank_deficient_input(shape: tuple[int, int], rank: int, backend: str) -> None:
+    """Held to the polynomial of the input as stored in half precision: storing alone fills the null space, which the
+    polynomial raises up to 400-fold (.1 at rank 1 in float16). The error to the input itself is at most that of the
+    usual loop in the same format."""
+    rows, columns = shape
+    x = (random(rows, rank, seed=1) @ random(rank, columns, seed=2))[None]
+    half = torch.float16 if backend == "triton" else torch.bfloat16
+    result = run(x, backend)
+    if half == torch.float16:
+        stored = normalise(x, named_polynomial("muloco", 5)).to(half)
+        assert relative_error(result, exact(stored)) < TOLERANCES[backend][2]
+    usual = orthogonalize_reference(normalise(x, named_polynomial("muloco", 5)).to(half), named_polynomial("muloco", 5))
+    assert relative_error(result, exact(x)) < 1.3 * relative_error(usual, exact(x))
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (120, 40)])
+def test_the_scale_of_the_input_does_not_matter(shape: tuple[int, int]) -> None:
+    x = random(1, *shape)
+    for scale in (1e-30, 1e-12, 1e30):
+        assert relative_error(run(x * scale, "triton"), run(x, "triton").double()) < 1e-3
+    assert torch.equal(run(x * 2.0**-40, "triton"), run(x, "triton"))
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (40, 120), (120, 40), (1, 40)])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_zeros_stay_zeros_and_what_is_not_finite_stays_in_its_matrix(shape: tuple[int, int]) -> None:
+    bank = random(4, *shape)
+    bank[0] = 0
+    bank[1, 0, 3 % shape[1]] = torch.nan
+    bank[2, 0, 2 % shape[1]] = torch.inf
+    result = run(bank, "triton")
+    assert not result[0].any()
+    assert result[1].isnan().any()
+    assert result[2].isnan().any()
+    assert torch.equal(result[3:], run(bank[3:], "triton"))
+
+
+def test_symmetric_products_fill_both_triangles_and_a_result_repeats_to_the_bit() -> None:
+    workspace = Workspace(2, 100, 170, torch.float16, torch.device("cpu"))
+    workspace.x.copy_(random(2, 100, 170) / 100)
+    workspace.gram_MM.fill_(torch.nan)
+    workspace._fresh_gram()
+    gram = workspace.gram_MM.float()
+    assert relative_error(gram, workspace.x.double() @ workspace.x.double().mT) < 1e-3
+    again = Workspace(2, 100, 170, torch.float16, torch.device("cpu"))
+    again.x.copy_(workspace.x)
+    again._fresh_gram()
+    assert torch.equal(again.gram_MM, workspace.gram_MM)
+
+
+# The fused step
+
+MATRICES = [(34, 70), (34, 70), (70, 34), (34, 34), (50, 41), (3, 40)]
+OTHERS = [(70, 40), (40,), (3000,)]
+
+
+def build(backend: str, dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[list[nn.Parameter], Muon]:
+    parameters = [
+        nn.Parameter(random(*shape, seed=index).to(dtype)) for index, shape in enumerate([*MATRICES, *OTHERS])
+    ]
+    matrices, others = parameters[: len(MATRICES)], parameters[len(MATRICES) :]
+    groups = [{"params": matrices}, {"params": others, "algorithm": "adamw"}]
+    return parameters, Muon(groups, 0.05, weight_decay=0.1, backend=backend, **changes)
+
+
+def train(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        optimizer.param_groups[0]["lr"] = 0.05 / (step + 1)
+        for index, parameter in enumerate(parameters):
+            gradient = random(*parameter.shape, seed=100 * step + index).to(parameter.dtype)
+            parameter.grad = None if (step, index) in ((1, 1), (1, 7)) else gradient
+        optimizer.step()
+
+
+@pytest.mark.parametrize("changes", [{}, {"nesterov": True, "momentum_form": "ema", "lr_scale": "moonlight"}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_fused_step_is_the_references(dtype: torch.dtype, changes: dict[str, Any]) -> None:
+    fused, optimizer = build("triton", dtype, **changes)
+    plain, reference = build("reference", dtype, **changes)
+    kinds = [type(bank) for banks in optimizer._banks for bank in banks]
+    assert kinds == [FusedMatrixBank] * 5 + [FusedAdamWBank]
+    before = [parameter.detach().clone() for parameter in plain]
+    train(fused, optimizer, range(3))
+    train(plain, reference, range(3))
+    for ours, theirs, start in zip(fused, plain, before, strict=True):
+        if dtype == torch.bfloat16:
+            # Three truncations of the weights themselves.
+            assert relative_error(ours.detach(), theirs.detach().double()) < 3 * 2**-7
+        else:
+            moved, expected = ours.detach() - start, theirs.detach() - start
+            assert relative_error(moved, expected.double()) < (1e-2 if ours.ndim == 2 else 1e-5)
+    expected_state = reference.state_dict()["state"]
+    for number, state in optimizer.state_dict()["state"].items():
+        assert state.keys() == expected_state[number].keys()
+        for name, value in state.items():
+            torch.testing.assert_close(value, expected_state[number][name], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_may_lie_anywhere_and_be_scaled_down() -> None:
+    """Unaligned or transposed gradients; the clipping of the next step is that of torch."""
+    fused, optimizer = build("triton")
+    plain, reference = build("reference")
+    for index, (ours, theirs) in enumerate(zip(fused, plain, strict=True)):
+        gradient = random(*ours.shape, seed=index)
+        theirs.grad = gradient
+        ours.grad = torch.cat([torch.zeros(1), gradient.flatten()])[1:].view_as(gradient)
+        if index == 2:
+            ours.grad = gradient.mT.contiguous().mT
+    norm = optimizer.average_gradients(2.0)
+    torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(plain, 2.0))
+    optimizer.step()
+    reference.step()
+    for ours, theirs in zip(fused, plain, strict=True):
+        torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=0, atol=1e-3)
+        momentum = optimizer.state[ours].get("momentum")
+        if momentum is not None:
+            torch.testing.assert_close(momentum, reference.state[theirs]["momentum"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_gradient_that_is_not_a_number_stays_in_its_matrix() -> None:
+    parameters, optimizer = build("triton")
+    others, clean = build("triton")
+    for index, (broken, sound) in enumerate(zip(parameters, others, strict=True)):
+        broken.grad, sound.grad = random(*broken.shape, seed=index), random(*broken.shape, seed=index)
+    assert parameters[0].grad is not None
+    parameters[0].grad[3, 4] = torch.nan
+    optimizer.step()
+    clean.step()
+    assert parameters[0].isnan().any()
+    for broken, sound in zip(parameters[1:], others[1:], strict=True):
+        assert torch.equal(broken, sound)
+
+
+def test_a_resumed_fused_step_continues_to_the_bit() -> None:
+    whole, optimizer = build("triton", nesterov=True)
+    train(whole, optimizer, range(2))
+    first, optimizer = build("triton", nesterov=True)
+    train(first, optimizer, range(1))
+    saved = copy.deepcopy(optimizer.state_dict())
+    again, resumed = build("triton", nesterov=True)
+    for ours, theirs in zip(again, first, strict=True):
+        ours.data.copy_(theirs.data)
+    resumed.load_state_dict(saved)
+    train(again, resumed, range(1, 2))
+    for ours, theirs in zip(again, whole, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_adamw_is_torchs_own() -> None:
+    ours, theirs = (nn.Parameter(random(5, 700)) for _ in range(2))
+    mine = Muon([{"params": [ours], "algorithm": "adamw"}], 0.01, weight_decay=0.1, betas=(0.9, 0.99), backend="triton")
+    torchs = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1, betas=(0.9, 0.99))
+    for step in range(20):
+        ours.grad = random(5, 700, seed=step)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        torchs.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_muloco_with_fused_inner_steps() -> None:
+    ours, plain = (nn.Parameter(random(40, 60)) for _ in range(2))
+    fused = MuLoCo1([ours], 0.1, sync_interval=2, backend="triton")
+    reference = MuLoCo1([plain], 0.1, sync_interval=2, backend="reference")
+    for step in range(5):
+        ours.grad, plain.grad = (random(40, 60, seed=step) for _ in range(2))
+        fused.step()
+        reference.step()
+    assert relative_error(ours.detach(), plain.detach().double()) < 1e-2
+
+
+def test_large_banks_are_worked_on_in_parts_in_one_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, optimizer = build("triton")
+    train(whole, optimizer, range(2))
+    monkeypatch.setattr(tiles, "matrices_at_once", lambda rows, columns: 1)
+    parted, optimizer = build("triton")
+    train(parted, optimizer, range(2))
+    for ours, theirs in zip(parted, whole, strict=True):
+        assert torch.equal(ours, theirs)
+    banks = [bank for bank in optimizer._banks[0] if isinstance(bank, FusedMatrixBank)]
+    assert len({bank.workspace.memory.untyped_storage().data_ptr() for bank in banks}) == 1
