@@ -102,10 +102,11 @@ def _attempt(
 
     place = rank_environment()
     device = choose_device(execution.device, place)
+    sharded = execution.sharding == "full"
     with (
         _sole_user(folder, place),
         joined_ranks(
-            place, run.num_workers, device, folder.attempt_dir(attempt), emulated_link(execution)
+            place, run.num_workers, device, folder.attempt_dir(attempt), sharded, emulated_link(execution)
         ) as communicator,
     ):
         corpus = check_can_run(run)

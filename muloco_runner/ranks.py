@@ -66,12 +66,17 @@ def rank_place(environment: Mapping[str, str]) -> RankPlace:
 
 @contextlib.contextmanager
 def joined_ranks(
-    place: RankPlace, num_workers: int, device: torch.device, meeting_dir: Path, link: EmulatedLink | None = None
+    place: RankPlace,
+    num_workers: int,
+    device: torch.device,
+    meeting_dir: Path,
+    sharded: bool = False,
+    link: EmulatedLink | None = None,
 ) -> Iterator[Communicator]:
     """The communicator over all ranks of the job; they leave the group together at the end."""
     topology = Topology(num_workers, place.rank, place.num_ranks)
     if place.num_ranks == 1:
-        yield Communicator(topology)
+        yield Communicator(topology, sharded)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store = None if place.launcher == "torchrun" else _meet(place, meeting_dir)
@@ -83,7 +88,7 @@ def joined_ranks(
         timeout=_COLLECTIVE,
     )
     try:
-        yield Communicator(topology, link=link)
+        yield Communicator(topology, sharded, link)
         dist.barrier()
     finally:
         dist.destroy_process_group()

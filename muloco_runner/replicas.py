@@ -106,12 +106,12 @@ class Shards:
         mesh = DeviceMesh.from_group(self.communicator.replica_group, device.type)
         whole = MixedPrecisionPolicy(reduce_dtype=torch.float32)
         narrow = MixedPrecisionPolicy(self.precision, torch.float32, cast_forward_inputs=False)
+        # Everything is let go after its forward pass: what stayed gathered would miss a change of the rows.
         for block in model.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=narrow)
-        fully_shard(model.embedding, mesh=mesh, mp_policy=whole)
-        # The backward pass begins where the forward pass ends: the head need not be let go in between.
-        fully_shard(model.head, mesh=mesh, mp_policy=narrow, reshard_after_forward=False)
-        fully_shard(model, mesh=mesh, mp_policy=whole)
+            fully_shard(block, mesh=mesh, mp_policy=narrow, reshard_after_forward=True)
+        fully_shard(model.embedding, mesh=mesh, mp_policy=whole, reshard_after_forward=True)
+        fully_shard(model.head, mesh=mesh, mp_policy=narrow, reshard_after_forward=True)
+        fully_shard(model, mesh=mesh, mp_policy=whole, reshard_after_forward=True)
         model.to_empty(device=device)
         topology = self.communicator.topology
         for parameter, values in model.initial_values(torch.Generator().manual_seed(seed)):

@@ -117,19 +117,20 @@ class Communicator:
         if self.topology.replicas == 1:
             return
         for bucket in _buckets(tensors):
-            flat = torch.cat([tensor.flatten() for tensor in bucket])
-            pieces = self._sum_in_order(flat).split([tensor.numel() for tensor in bucket])
+            sizes = [tensor.numel() for tensor in bucket]
+            padding = bucket[0].new_zeros(-sum(sizes) % self.topology.replicas)
+            summed = self._sum_in_order(torch.cat([*(tensor.flatten() for tensor in bucket), padding]))
+            pieces = summed[: sum(sizes)].split(sizes)
             torch._foreach_copy_(bucket, [piece.view_as(t) for piece, t in zip(pieces, bucket, strict=True)])
 
     def _sum_in_order(self, flat: Tensor) -> Tensor:
-        """Every replica sums one piece of all replicas' vectors; the sums come together again."""
-        replicas, size = self.topology.replicas, flat.numel()
-        flat = torch.nn.functional.pad(flat, (0, -size % replicas))
+        """Every replica sums one piece of all replicas' vectors, whose size they divide; the sums meet again."""
         pieces = torch.empty_like(flat)
+        replicas = self.topology.replicas
         with self._transfer(num_bytes := 2 * (replicas - 1) * flat.nbytes // replicas, num_bytes, rounds=2):
             dist.all_to_all_single(pieces, flat, group=self._replica_group)
             dist.all_gather_into_tensor(flat, _sum_of_rows(pieces.view(replicas, -1)), group=self._replica_group)
-        return flat[:size]
+        return flat
 
     @property
     def holders(self) -> list[range]:

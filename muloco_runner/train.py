@@ -95,7 +95,10 @@ class Trainer:
         attention = choose_attention(execution.attention, run.model.head_width, device)
         compiled = device.type == "cuda" if execution.compile is None else execution.compile
         model.set_execution(attention, bool(execution.activation_checkpointing), compiled)
-        return Worker(index, model, build_inner_optimizer(model, run, execution.muon_backend), tensors)
+        # Copies of a model share the work on its matrices; shards do so by themselves.
+        shared = self.topology.replicas > 1 and not self.communicator.sharded
+        group = self.communicator.replica_group if shared else None
+        return Worker(index, model, build_inner_optimizer(model, run, execution.muon_backend, group), tensors)
 
     # The loop
 

@@ -31,7 +31,7 @@ def build_inner_optimizer(
                 betas=(beta1, beta2),
                 eps=config.eps,
                 weight_decay=run.weight_decay,
-                foreach=True,
+                fused=True,
             )
         case MuonConfig():
             return Muon(

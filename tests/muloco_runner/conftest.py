@@ -36,7 +36,7 @@ def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_run(text_dir: Path) -> MakeRun:
     """`tiny_run("diloco", "muon", num_workers=2, ...)`: further names are fields of `RunConfig`."""
 

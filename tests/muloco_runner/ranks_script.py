@@ -1,4 +1,7 @@
-"""One rank of a test job: trains the given folders one after another, as `srun` would have started it."""
+"""One rank of a test job, as `srun` would have started it: trains the given folders one after another.
+
+Arguments: settings as JSON, then the folders that are trained under them; further settings may follow.
+"""
 
 import json
 import sys
@@ -8,5 +11,10 @@ from muloco_runner.job import run_job
 from muloco_runner.record import RunFolder
 
 if __name__ == "__main__":
-    execution = ExecutionConfig(**json.loads(sys.argv[1]))
-    sys.exit(max(run_job(RunFolder(folder), execution) for folder in sys.argv[2:]))
+    execution, code = ExecutionConfig(), 0
+    for argument in sys.argv[1:]:
+        if argument.startswith("{"):
+            execution = ExecutionConfig(**json.loads(argument))
+        else:
+            code = max(code, run_job(RunFolder(argument), execution))
+    sys.exit(code)

@@ -1,7 +1,8 @@
 """The same run on one, two and four real processes: what must be equal, and to what.
 
-Workers on other ranks: equal to the bit (pseudogradients are averaged in worker order wherever they were made). A
-worker's batch split over replicas: gradients are summed in another order, so losses agree to rounding.
+With micro-batches of one size, equal to the bit wherever workers and replicas are: micro-batches and replicas are
+summed pairwise in one order, pseudogradients in worker order. With other micro-batches, or where replicas shard the
+model, losses agree to rounding.
 """
 
 import json
@@ -28,17 +29,27 @@ from muloco_runner.config import (
 from muloco_runner.job import run_job
 from muloco_runner.ranks import rank_place
 from muloco_runner.record import ExitCode, RunFolder, StepRecord
-from muloco_runner.topology import Topology
 
 SCRIPT = Path(__file__).parent / "ranks_script.py"
 MakeRun = Callable[..., RunConfig]
 MakeFolder = Callable[..., RunFolder]
 ROUNDING = 2e-4
 """Relative bound on losses over 50 steps where the order of a sum differs; 6e-8 a step, grown by training."""
+ONE_SIZE: dict[str, int] = {"micro_batch_sequences": 2, "log_interval_steps": 10}
+"""Of micro-batch, that splits every share of a batch below. Logging asks all ranks, which takes longer than a step."""
 
 
 def start_ranks(count: int, folders: list[RunFolder], job: str, **execution: object) -> list[subprocess.Popen[bytes]]:
-    settings = json.dumps({"device": "cpu", "log_interval_steps": 1, **execution})
+    return start_jobs(count, [(execution, folders)], job)
+
+
+def start_jobs(
+    count: int, jobs: list[tuple[dict[str, object], list[RunFolder]]], job: str
+) -> list[subprocess.Popen[bytes]]:
+    arguments = []
+    for execution, folders in jobs:
+        arguments.append(json.dumps({"device": "cpu", "log_interval_steps": 1, **execution}))
+        arguments += [str(folder.path) for folder in folders]
     processes = []
     for rank in range(count):
         environment = {
@@ -49,7 +60,7 @@ def start_ranks(count: int, folders: list[RunFolder], job: str, **execution: obj
             "SLURM_LOCALID": str(rank),
             "SLURM_JOB_ID": job,
         }
-        command = [sys.executable, str(SCRIPT), settings, *(str(folder.path) for folder in folders)]
+        command = [sys.executable, str(SCRIPT), *arguments]
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
     return processes
 
@@ -95,37 +106,61 @@ def check_traffic(run: RunConfig, count: int, steps: list[StepRecord]) -> None:
         assert last.rank_bytes_sent == [(count - 1) * held * last.bytes_sent] * count
 
 
-def test_a_run_is_the_same_on_one_two_and_four_processes(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
-    runs = all_runs(tiny_run)
-    execution = ExecutionConfig(device="cpu", log_interval_steps=1)
-    expected = {}
-    for run in runs:
-        folder = new_folder(run, "one")
+def finish(processes: list[subprocess.Popen[bytes]]) -> None:
+    errors = [process.communicate(timeout=240)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(errors)
+
+
+def losses_of(folder: RunFolder) -> list[float]:
+    """Of every logged step, then the final ones."""
+    result = folder.read_result()
+    assert result is not None
+    assert result.validation_loss is not None
+    return [*(step.loss for step in folder.read_steps()), result.train_loss, result.validation_loss]
+
+
+@pytest.fixture(scope="module")
+def runs_on_one_process(
+    tiny_run: MakeRun, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[RunConfig, RunFolder]]:
+    execution = ExecutionConfig(device="cpu", **ONE_SIZE)
+    done = []
+    for run in all_runs(tiny_run):
+        folder = RunFolder.of(tmp_path_factory.mktemp("one"), run.run_id)
+        folder.write_config(run.to_dict())
         assert run_job(folder, execution) is ExitCode.FINISHED
-        expected[run.run_id] = folder
-    for count in (2, 4):
-        folders = [new_folder(run, str(count)) for run in runs]
-        processes = start_ranks(count, folders, str(count))
-        errors = [process.communicate(timeout=240)[1].decode() for process in processes]
-        assert [process.returncode for process in processes] == [0] * count, "\n".join(errors)
-        for run, folder in zip(runs, folders, strict=True):
-            ours, whole = folder.read_steps(), expected[run.run_id].read_steps()
-            losses, wanted = ([step.loss for step in steps] for steps in (ours, whole))
-            result, reference = folder.read_result(), expected[run.run_id].read_result()
-            assert result is not None
-            assert reference is not None
-            assert result.num_ranks == count
-            assert result.bytes_sent == reference.bytes_sent
-            check_traffic(run, count, ours)
-            pairs = (
-                (losses, wanted),
-                ([result.validation_loss, result.train_loss], [reference.validation_loss, reference.train_loss]),
-            )
-            for found, one in pairs:
-                if Topology(run.num_workers, 0, count).replicas == 1:
-                    assert found == one, run.algorithm
-                else:
-                    assert found == pytest.approx(one, rel=ROUNDING), run.algorithm
+        done.append((run, folder))
+    return done
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_run_is_the_same_on_one_two_and_four_processes(
+    count: int, runs_on_one_process: list[tuple[RunConfig, RunFolder]], new_folder: MakeFolder
+) -> None:
+    everywhere = [(run, new_folder(run, "copies"), folder) for run, folder in runs_on_one_process]
+    # Shards need replicas: one worker on two processes, two workers on four.
+    plain = [(run, folder) for run, folder in runs_on_one_process[:8] if 2 * run.num_workers == count]
+    shards = [(run, new_folder(run, "shards"), folder) for run, folder in plain]
+    overlapped = [(run, new_folder(run, "overlapped"), folder) for run, folder in plain[-1:]]
+    jobs: list[tuple[dict[str, object], list[RunFolder]]] = [
+        ({**ONE_SIZE}, [folder for _, folder, _ in everywhere]),
+        ({"sharding": "full", "log_interval_steps": 10}, [folder for _, folder, _ in shards]),
+        (
+            {"reduction": "overlapped", "micro_batch_sequences": 1, "log_interval_steps": 10},
+            [folder for _, folder, _ in overlapped],
+        ),
+    ]
+    finish(start_jobs(count, jobs, str(count)))
+    for run, folder, expected in everywhere:
+        assert losses_of(folder) == losses_of(expected), run
+        result, reference = folder.read_result(), expected.read_result()
+        assert result is not None
+        assert reference is not None
+        assert result.num_ranks == count
+        assert result.bytes_sent == reference.bytes_sent
+        check_traffic(run, count, folder.read_steps())
+    for run, folder, expected in shards + overlapped:
+        assert losses_of(folder) == pytest.approx(losses_of(expected), rel=ROUNDING), run
 
 
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
