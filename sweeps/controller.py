@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from sweeps.lease import Lease
 from sweeps.ledger import Damage, Ledger
 from sweeps.policy import ALIKE, RULES, Cause, cause_of
 from sweeps.quota import all_limits
+from sweeps.source import keep_source
 from sweeps.state import JobState, SweepState
 
 COMMANDS = ("paused", "own_limits", "held", "released", "cancel")
@@ -83,6 +84,8 @@ class Controller:
         self._snapshot_at = replay.end.lines - replay.num_events
         """Lines of the ledger that the newest snapshot stands for."""
         self.cluster = make_cluster(self.config, folder.cluster_dir)
+        self.code = ""
+        """The copy of the source that jobs run, once there is one."""
         self.estimates = Estimates()
         # By tag, when this controller first saw it so: other clocks than its own are not asked.
         self._ended_since: dict[str, float] = {}
@@ -97,6 +100,7 @@ class Controller:
         self._find_finished()
         try:
             if not self.state.is_over:
+                self.code = str(keep_source(self.folder.root))
                 self.cluster.start()
             while True:
                 tick = self.tick()
@@ -128,7 +132,7 @@ class Controller:
             self._record("withdrawing", tag=tag)
         self._ask_to_end(now)
         for request in plan.submit:
-            if not self._submit(request):
+            if not self._submit(replace(request, code=self.code)):
                 break
         self._keep_snapshot()
         return Tick(self.state, plan, observation.complete)

@@ -22,6 +22,8 @@ from types import FrameType
 
 from muloco_runner.record import ExitCode
 from sweeps.clusters.interface import JobRequest
+from sweeps.provenance import installed_packages, record_environment
+from sweeps.source import python_words
 from sweeps.work import Attempt, Ending, die_with, run_attempt, run_task, write_ending
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
@@ -40,10 +42,14 @@ def fork_attempt(
 
     `request_file` holds the request whose first attempt this is, where its ranks are on several nodes.
     """
-    return _fork(
-        lambda: supervise(attempt, request_file) if attempt.work.need.tasks > 1 else run_attempt(attempt),
-        environment or {},
-    )
+    # Read here, once for all attempts that this process forks.
+    installed_packages()
+    return _fork(partial(_begin, attempt, request_file), environment or {})
+
+
+def _begin(attempt: Attempt, request_file: Path | None) -> int:
+    record_environment(attempt)
+    return supervise(attempt, request_file) if attempt.work.need.tasks > 1 else run_attempt(attempt)
 
 
 def supervise(attempt: Attempt, request_file: Path | None = None) -> int:
@@ -116,7 +122,7 @@ def _run_by_srun(attempt: Attempt, request_file: Path) -> list[int]:
     folder.mkdir(exist_ok=True)
     with open(attempt.folder / "stderr.log", "ab") as log:
         process = subprocess.Popen(
-            [*words, sys.executable, "-m", "sweeps.tasks", str(request_file)],
+            [*words, *python_words("sweeps.tasks"), str(request_file)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
         with passing_on({process.pid: 0}):
@@ -168,14 +174,18 @@ def catch_up(pid: int, received: Sequence[tuple[int, float]]) -> None:
 
 def _fork(work: Callable[[], int], environment: Mapping[str, str]) -> int:
     parent = os.getpid()
+    # A signal that comes before the child has let go of this process's handlers waits; it would be lost on them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
     code: int = ExitCode.CRASH
     try:
         die_with(parent)
         for name in (*STOP_SIGNALS, signal.SIGINT):
             signal.signal(name, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.environ.update(environment)
         code = work()
     finally:

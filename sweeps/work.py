@@ -63,6 +63,8 @@ class Work:
     """What people filter and group by."""
     result: str = "result.json"
     """A file that its folder holds when the work is finished."""
+    source: str = ""
+    """A folder whose git commit each attempt records, for work that is not this project's own code."""
 
     def expecting(self, minutes: float) -> Work:
         """The same work with another expectation of its time."""

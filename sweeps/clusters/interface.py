@@ -24,6 +24,8 @@ class JobRequest:
     cpus_per_node: int
     wall_minutes: float
     excluded_nodes: tuple[str, ...] = ()
+    code: str = ""
+    """The folder that its processes import from (`sweeps.source`); the environment's own where it is empty."""
 
     def to_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -18,9 +18,10 @@ import dataclasses
 import fcntl
 import json
 import os
+import shlex
 import signal
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -29,6 +30,7 @@ from muloco_runner.record import write_atomically
 from sweeps.clusters.interface import JobEnd, JobObservation, JobRequest, JobState, Limits, Observation
 from sweeps.config import ClusterConfig
 from sweeps.evidence import Evidence, evidence_in_folder
+from sweeps.source import PYTHON, importing_from
 from sweeps.tasks import exit_code_of, fork_attempt
 from sweeps.work import Attempt, preload
 
@@ -49,24 +51,29 @@ class LocalCluster:
         """What this machine has was filled in when the file was read."""
 
     def start(self) -> None:
-        """Starts a slot wherever none is alive."""
+        """Slots are started once there is something to do: a slot runs the code of its first request."""
         for name in ("requests", "ended", "cancel", "slots", "taken"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        for slot in range(self.num_slots):
+
+    def _start_slots(self) -> None:
+        """Wherever none is alive, for what waits."""
+        waiting = [_code_of(path) for path in sorted((self.folder / "requests").glob("*.json"))]
+        for slot in range(self.num_slots) if waiting else ():
             if not _is_locked(self._lock(slot)) and not self._is_starting(slot):
                 _starting(self.folder, slot).touch()
-                self._start_slot(slot)
+                self._start_slot(slot, waiting[slot % len(waiting)] or "")
 
-    def _start_slot(self, slot: int) -> None:
+    def _start_slot(self, slot: int, code: str) -> None:
         import submitit
 
-        executor = submitit.LocalExecutor(folder=self.folder / "submitit" / str(slot))
+        python = shlex.join(PYTHON)
+        executor = submitit.LocalExecutor(folder=self.folder / "submitit" / str(slot), python=python)
         # A slot has no time limit of its own; submitit's must lie beyond any sweep.
         executor.update_parameters(timeout_min=60 * 24 * 365, gpus_per_node=0, tasks_per_node=1)
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
         threads = max(1, (os.cpu_count() or 1) // self.num_slots)
-        with _deaf_to_interrupts():
-            executor.submit(serve_slot, str(self.folder), slot, gpu, threads)
+        with _deaf_to_interrupts(), importing_from(code):
+            executor.submit(serve_slot, str(self.folder), slot, gpu, threads, code)
 
     def submit(self, request: JobRequest) -> str:
         if not self._has_ended(request.tag) and self._taken_by(request.tag) is None:
@@ -144,7 +151,7 @@ class LocalCluster:
     def _keep_slots(self) -> None:
         (self.folder / "slots" / "stop").unlink(missing_ok=True)
         os.utime(self.folder / "slots")
-        self.start()
+        self._start_slots()
 
     def _is_starting(self, slot: int) -> bool:
         """A slot takes a second from its start to its lock."""
@@ -191,8 +198,9 @@ def fill_in(config: ClusterConfig) -> ClusterConfig:
     return dataclasses.replace(config, allocations=[filled])
 
 
-def serve_slot(folder_name: str, slot: int, gpu: int | None, threads: int) -> None:
-    """The life of a slot: takes the oldest request, runs it in a child, says how it ended; ends when left alone."""
+def serve_slot(folder_name: str, slot: int, gpu: int | None, threads: int, code: str) -> None:
+    """The life of a slot: takes the oldest request, runs it in a child, says how it ended; ends when left alone, or
+    when all that waits is for a slot of other code."""
     folder = Path(folder_name)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if gpu is not None:
@@ -208,7 +216,11 @@ def serve_slot(folder_name: str, slot: int, gpu: int | None, threads: int) -> No
             _end(folder, slot, left.stem, JobEnd.LOST, None)
         idle_since = time.monotonic()
         while not _must_end(folder, idle_since):
-            tag = _take(folder, mine)
+            waiting = sorted((folder / "requests").glob("*.json"))
+            codes = [_code_of(path) for path in waiting]
+            tag = _take((path for path, wanted in zip(waiting, codes, strict=True) if wanted == code), mine)
+            if tag is None and any(wanted not in (None, code) for wanted in codes):
+                return
             if tag is None:
                 time.sleep(_POLL_SECONDS)
                 continue
@@ -223,13 +235,21 @@ def _must_end(folder: Path, idle_since: float) -> bool:
     return forgotten and time.monotonic() - idle_since > _IDLE_SECONDS
 
 
-def _take(folder: Path, mine: Path) -> str | None:
-    for path in sorted((folder / "requests").glob("*.json")):
+def _take(waiting: Iterable[Path], mine: Path) -> str | None:
+    for path in waiting:
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)
             os.rename(path, mine / path.name)
             return path.stem
     return None
+
+
+def _code_of(path: Path) -> str | None:
+    """Which a request is to run; None where somebody has just taken it."""
+    try:
+        return str(json.loads(path.read_text())["code"])
+    except FileNotFoundError:
+        return None
 
 
 def _run(folder: Path, slot: int, tag: str) -> None:

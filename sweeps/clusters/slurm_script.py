@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sweeps.clusters.interface import JobRequest
 from sweeps.config import AllocationConfig
+from sweeps.source import import_lines, python_words
 
 SIGNAL_SECONDS = 120
 """USR1 comes so long before the time limit, or up to a minute earlier still."""
@@ -49,5 +49,5 @@ def job_script(request: JobRequest, allocation: AllocationConfig, setup: Sequenc
         "qos": allocation.qos,
         **allocation.sbatch,
     }
-    command = [sys.executable, "-m", "sweeps.clusters.slurm_job", str(folder / "requests" / f"{request.tag}.json")]
-    return batch_script(options, setup, command)
+    command = [*python_words("sweeps.clusters.slurm_job"), str(folder / "requests" / f"{request.tag}.json")]
+    return batch_script(options, [*setup, *import_lines(request.code)], command)

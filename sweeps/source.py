@@ -1,0 +1,154 @@
+"""The code that attempts run: a copy of this very source, kept beside the runs.
+
+    <root>/code/<id>/    the packages as they were imported when a controller began, and what they were:
+      source.json        version, git commit and branch, and whether anything was changed since
+      changes.patch      the changes to the files that git tracks, where there are any
+
+The id is a hash of the content, so each state of the code is written once. Jobs import from the copy: an edit of the
+working tree, or an upgrade of the installed package, touches no run that waits in a queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent.parent
+"""What this process imports from: a working tree, site-packages, or a copy."""
+_PARTS = ("muloco_runner", "sweeps", "hydra_plugins/sweeps", "conf")
+"""All that an attempt may import or read; conf lies within muloco_runner where it was installed from a wheel."""
+_KEPT = {".py", ".pyi", ".typed", ".yaml", ".json", ".txt", ".cu", ".cpp"}
+_GIT_SECONDS = 10.0
+
+
+def keep_source(root: Path, base: Path = HERE) -> Path:
+    """Copies the source under `base` to its place under `root`, unless it is there; returns that place."""
+    if (base / "source.json").exists():
+        return base  # a copy already
+    files = {path.relative_to(base).as_posix(): path.read_bytes() for path in _files(base)}
+    git = git_state(base, _PARTS)
+    patch = _changes(base, _PARTS) if git and git["changed_files"] else ""
+    place = root.resolve() / "code" / _digest(files, git, patch)
+    if not place.exists():
+        _write(place, files, {"version": _version(), "git": git}, patch)
+    return place
+
+
+def _files(base: Path) -> Iterator[Path]:
+    for part in _PARTS:
+        for path in sorted((base / part).rglob("*")):
+            if path.suffix in _KEPT and path.is_file() and "__pycache__" not in path.parts:
+                yield path
+
+
+def _digest(files: Mapping[str, bytes], git: Mapping[str, Any] | None, patch: str) -> str:
+    digest = hashlib.blake2b(digest_size=6)
+    for name, content in [*files.items(), ("git", json.dumps(git).encode()), ("patch", patch.encode())]:
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _write(place: Path, files: Mapping[str, bytes], source: Mapping[str, Any], patch: str) -> None:
+    """Under another name first: whoever finds the place finds all of it."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
+    try:
+        for name, content in files.items():
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            (draft / name).write_bytes(content)
+        if patch:
+            (draft / "changes.patch").write_text(patch)
+        (draft / "source.json").write_text(json.dumps({"id": place.name, **source}, indent=1) + "\n")
+        draft.chmod(0o755)
+        # Where another controller has been faster the place is not empty, and as good as ours.
+        with contextlib.suppress(FileExistsError, OSError):
+            os.rename(draft, place)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    if not (place / "source.json").exists():
+        raise OSError(f"{place}: the code could not be kept there")
+
+
+def describe_source(base: Path = HERE) -> dict[str, Any]:
+    """What the code under `base` is: from its copy's own word, or by looking."""
+    try:
+        known: dict[str, Any] = json.loads((base / "source.json").read_text())
+    except (OSError, ValueError):
+        known = {"id": None, "version": _version(), "git": git_state(base, _PARTS)}
+    return {"folder": str(base), **known}
+
+
+def git_state(folder: Path, parts: Sequence[str] = (".",)) -> dict[str, Any] | None:
+    """Commit, branch, and the tracked files among `parts` that differ from it; None where git knows no such folder."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    # What lies in another project's repository, as an environment's site-packages may, is not part of it.
+    if not commit or not _git(folder, "ls-files", "--", *parts):
+        return None
+    changed = _git(folder, "diff", "--name-only", "HEAD", "--", *parts) or ""
+    return {
+        "commit": commit.strip(),
+        "branch": (_git(folder, "rev-parse", "--abbrev-ref", "HEAD") or "").strip(),
+        "changed_files": changed.splitlines(),
+    }
+
+
+def _changes(folder: Path, parts: Sequence[str]) -> str:
+    return _git(folder, "diff", "--no-color", "--no-ext-diff", "HEAD", "--", *parts) or ""
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_GIT_SECONDS,
+            check=False, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else done.stdout
+
+
+def _version() -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version("muloco-sweeps")
+    return None
+
+
+PYTHON = [sys.executable, "-P"]
+"""Imports nothing from the folder where it happens to be started."""
+
+
+def python_words(module: str) -> list[str]:
+    """The command that runs a module of this project."""
+    return [*PYTHON, "-m", module]
+
+
+def import_lines(code: str) -> list[str]:
+    """Lines of shell after which Python imports from that copy; none where there is none."""
+    return [f'export PYTHONPATH={shlex.quote(code)}"${{PYTHONPATH:+:$PYTHONPATH}}"'] if code else []
+
+
+@contextlib.contextmanager
+def importing_from(code: str) -> Iterator[None]:
+    """Processes started within import from that copy; where there is none, from where this one does."""
+    before = os.environ.get("PYTHONPATH")
+    if code:
+        os.environ["PYTHONPATH"] = os.pathsep.join([code, *([before] if before else [])])
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = before
