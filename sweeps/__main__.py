@@ -13,6 +13,7 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode
 
 if TYPE_CHECKING:
+    from sweeps.controller import Controller, Tick
     from sweeps.launch import Sweep
 
 DESCRIPTION = """\
@@ -22,6 +23,7 @@ Plan, launch and watch many runs under a quota.
   muloco-sweep simulate +sweep=demo --weather rough   played in numbers, with failures; submits nothing
   muloco-sweep launch +sweep=demo root=demo           runs it; again: continues it
   muloco-sweep launch +sweep=demo model=29k seed=0,1  values on the command line narrow the grid or add to it
+  muloco-sweep launch +sweep=demo cluster=h100 --controller slurm    its controller as a small job: log out
   muloco-sweep status demo algorithm=muloco           what is done, running, waiting and held, and why
   muloco-sweep explain 3fa demo                       the history of the run 3fa... under demo/
   muloco-sweep quota demo --nodes 12                  another quota, from the next tick on
@@ -73,6 +75,8 @@ def main() -> None:
 
 def _run(arguments: argparse.Namespace) -> ExitCode:
     if arguments.name == "launch":
+        if arguments.controller == "slurm":
+            return launch_as_job(arguments)
         return detach(arguments) if arguments.detach else launch(arguments)
     if arguments.name in ("plan", "simulate"):
         from sweeps import planning
@@ -100,7 +104,12 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--allow-large", action="store_true", help="take more than 100,000 combinations")
     launching = commands.choices["launch"]
-    launching.add_argument("--detach", action="store_true", help="in the background: it outlives this terminal")
+    where = launching.add_mutually_exclusive_group()
+    where.add_argument("--detach", action="store_true", help="in the background: it outlives this terminal")
+    where.add_argument(
+        "--controller", default="here", choices=("here", "slurm"), help="slurm: as a small job that queues its own "
+        "successor, and so outlives time limits, preemption, its node and this machine",
+    )  # fmt: skip
     launching.add_argument("--max-gpu-hours", type=float, metavar="H", help="submit nothing that could exceed this")
     launching.add_argument(
         "--on-event", metavar="TARGET", help="a command (gets JSON on its input) or an http(s) address, told of held "
@@ -138,31 +147,38 @@ def multirun(overrides: Sequence[str], detached: bool, allow_large: bool) -> Exi
     return _run(_parser().parse_args(["launch", *flags, "--", *overrides]))
 
 
-def launch(arguments: argparse.Namespace) -> ExitCode:
+def begin(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
+    """Everything that can be checked before the queue is; then the sweep's folder, and its controller."""
     from sweeps.clusters import make_cluster
-    from sweeps.controller import Controller, Tick
+    from sweeps.controller import Controller
     from sweeps.decide import MAX_GPU_HOURS
-    from sweeps.display import progress, show_end
-    from sweeps.launch import read_sweep
     from sweeps.lease import LeaseHeld
-    from sweeps.notify import Notifier
     from sweeps.training import prepare
 
-    sweep = read_sweep(arguments.overrides, arguments.allow_large)
-    check_cap(sweep, arguments.max_gpu_hours)
+    check_cap(sweep, max_gpu_hours)
     check_alone(sweep)
     make_cluster(sweep.cluster, sweep.folder.cluster_dir).check()
-    notify = Notifier(sweep.name, arguments.on_event) if arguments.on_event else None
     prepare(sweep.runs, sweep.root)
     try:
         controller = Controller(sweep.folder, sweep.definition, make_cluster)
     except LeaseHeld as error:
         raise ConfigError(str(error)) from None
     sweep.folder.write_definition(sweep.definition)
-    if arguments.max_gpu_hours is not None:
-        controller.set_limits({MAX_GPU_HOURS: arguments.max_gpu_hours})
+    if max_gpu_hours is not None:
+        controller.set_limits({MAX_GPU_HOURS: max_gpu_hours})
     for damage in controller.damage:
         print(f"ledger line {damage.line}: {damage.why}; passed over", file=sys.stderr)
+    return controller
+
+
+def launch(arguments: argparse.Namespace) -> ExitCode:
+    from sweeps.display import progress, show_end
+    from sweeps.launch import read_sweep
+    from sweeps.notify import Notifier
+
+    sweep = read_sweep(arguments.overrides, arguments.allow_large)
+    notify = Notifier(sweep.name, arguments.on_event) if arguments.on_event else None
+    controller = begin(sweep, arguments.max_gpu_hours)
     # A polite kill is Ctrl-C from afar.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with progress(sweep) as show:
@@ -175,6 +191,29 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
         state = controller.run(on_tick)
     show_end(sweep, state)
     return ExitCode.FINISHED if state.counts["done"] == len(state.runs) else ExitCode.CRASH
+
+
+def launch_as_job(arguments: argparse.Namespace) -> ExitCode:
+    from sweeps.clusters import slurm_controller
+    from sweeps.launch import read_sweep
+    from sweeps.notify import Notifier
+
+    sweep = read_sweep(arguments.overrides, arguments.allow_large)
+    if sweep.cluster.kind != "slurm":
+        raise ConfigError(
+            f"--controller slurm: cluster {sweep.cluster.name} is no SLURM cluster; choose another, or use --detach"
+        )
+    if arguments.on_event:
+        Notifier(sweep.name, arguments.on_event)  # for its mistakes
+        os.environ[slurm_controller.ON_EVENT] = arguments.on_event
+    begin(sweep, arguments.max_gpu_hours).obey()
+    job, is_new = slurm_controller.start(sweep.folder, sweep.cluster)
+    place = f"{sweep.root} --sweep {sweep.name}"
+    what = "is submitted and goes on from here" if is_new else "is queued already and goes on with what is new"
+    print(f"sweep {sweep.name}: controller job {job} {what}; it prints to {sweep.folder.controller_log}")
+    print(f"  muloco-sweep status {place}\n  muloco-sweep watch {place}")
+    print(f"  scancel --name={slurm_controller.job_name(sweep.folder)}  stops it; its jobs go on")
+    return ExitCode.FINISHED
 
 
 def check_cap(sweep: Sweep, max_gpu_hours: float | None) -> None:

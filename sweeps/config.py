@@ -48,6 +48,21 @@ class AllocationConfig:
 
 
 @dataclass
+class ControllerConfig:
+    """Where `launch --controller slurm` runs the sweep's controller: one core, no GPU. None takes the first
+    allocation's, which is for clusters that share their nodes."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    wall_minutes: float = 24 * 60
+    """Its successor, queued from the start, goes on after it."""
+    memory_gigabytes: float = 2.0
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    """Further options of sbatch, by their long names."""
+
+
+@dataclass
 class ClusterConfig:
     """One cluster."""
 
@@ -67,6 +82,7 @@ class ClusterConfig:
     """Of one GPU, or one core, at a model of a million parameters: the first guess at a run's time."""
     setup: list[str] = field(default_factory=list)
     """Lines of shell that a job runs first, such as `module load cuda`."""
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
 
     def allocation(self, name: str) -> AllocationConfig:
         return next(allocation for allocation in self.allocations if allocation.name == name)
@@ -81,25 +97,14 @@ def read_cluster(name: str, values: Any) -> ClusterConfig:
     allocations = fields.pop("allocations", None)
     if not isinstance(allocations, Sequence) or isinstance(allocations, str) or not allocations:
         raise ConfigError(f"{where}: allocations: give a list with at least one of them")
-    built = []
-    for number, entry in enumerate(allocations):
-        at = f"{where}: allocations[{number}]"
-        if not isinstance(entry, Mapping):
-            raise ConfigError(f"{at}={entry!r}: give keys with their values")
-        quota = _build(QuotaConfig, entry.get("quota") or {}, f"{at}.quota")
-        for quota_name, value in vars(quota).items():
-            if value is not None and not (_is_number(value) and value >= 0):
-                raise ConfigError(f"{at}.quota.{quota_name}={value}: must be a number, zero or more, or left out")
-        allocation = _build(AllocationConfig, {**entry, "quota": quota}, at)
-        for number_name, least in (("gpus_per_node", 0), ("cpus_per_node", 1), ("max_wall_minutes", 1)):
-            value = getattr(allocation, number_name)
-            if not _is_number(value) or value < least:
-                raise ConfigError(f"{at}.{number_name}={value}: must be a number, at least {least}")
-        built.append(allocation)
+    built = [_read_allocation(f"{where}: allocations[{n}]", entry) for n, entry in enumerate(allocations)]
     names = [allocation.name for allocation in built]
     if len(set(names)) < len(names):
         raise ConfigError(f"{where}: two allocations are named alike ({', '.join(names)}): name them apart")
-    cluster: ClusterConfig = _build(ClusterConfig, {"name": name, **fields, "allocations": built}, where)
+    controller = _build(ControllerConfig, fields.pop("controller", None) or {}, f"{where}: controller")
+    _check_numbers(f"{where}: controller", controller, wall_minutes=1, memory_gigabytes=0.1)
+    fields |= {"name": name, "allocations": built, "controller": controller}
+    cluster: ClusterConfig = _build(ClusterConfig, fields, where)
     if cluster.kind not in KINDS:
         raise ConfigError(f"{where}: kind={cluster.kind!r}: must be one of {', '.join(KINDS)}")
     for number_name in ("tick_seconds", "hang_minutes", "doubt_seconds"):
@@ -107,6 +112,25 @@ def read_cluster(name: str, values: Any) -> ClusterConfig:
         if not _is_number(value) or value <= 0:
             raise ConfigError(f"{where}: {number_name}={value}: must be a number above zero")
     return cluster
+
+
+def _read_allocation(at: str, entry: Any) -> AllocationConfig:
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{at}={entry!r}: give keys with their values")
+    quota = _build(QuotaConfig, entry.get("quota") or {}, f"{at}.quota")
+    for name, value in vars(quota).items():
+        if value is not None and not (_is_number(value) and value >= 0):
+            raise ConfigError(f"{at}.quota.{name}={value}: must be a number, zero or more, or left out")
+    allocation: AllocationConfig = _build(AllocationConfig, {**entry, "quota": quota}, at)
+    _check_numbers(at, allocation, gpus_per_node=0, cpus_per_node=1, max_wall_minutes=1)
+    return allocation
+
+
+def _check_numbers(at: str, config: object, **least: float) -> None:
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if not _is_number(value) or value < bound:
+            raise ConfigError(f"{at}.{name}={value}: must be a number, at least {bound}")
 
 
 def _is_number(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import math
 import tempfile
@@ -73,8 +74,8 @@ def begin(folder: SweepFolder, works: Sequence[Work], cluster: SimulatedCluster)
 
 
 def definition_of(folder: SweepFolder, works: Sequence[Work], config: ClusterConfig) -> Definition:
-    values = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "name"}
-    values["allocations"] = [{**vars(a), "quota": vars(a.quota)} for a in config.allocations]
+    values = dataclasses.asdict(config)
+    del values["name"]
     return Definition(folder.name, config.name, values, list(works))
 
 

@@ -45,7 +45,7 @@ from sweeps.clusters.slurm_limits import (
     parse_partitions,
     with_unused_limits,
 )
-from sweeps.clusters.slurm_script import job_script
+from sweeps.clusters.slurm_script import CONTROLLER_OF, job_script
 from sweeps.clusters.slurm_text import (
     SACCT_FIELDS,
     SQUEUE_FORMAT,
@@ -115,13 +115,7 @@ class SlurmCluster:
         script = self.folder / "scripts" / f"{request.tag}.sh"
         text = job_script(request, self.config.allocation(request.allocation), self.config.setup, self.folder)
         write_atomically(script, text)
-        done = run_slurm(["sbatch", "--parsable", str(script)])
-        if done is None:
-            raise Refused(RefusalKind.MAY_EXIST, "sbatch did not answer")
-        if done.returncode:
-            message = " ".join(done.stderr.split())
-            raise Refused(classify_refusal(done.stderr), message)
-        return done.stdout.strip().partition(";")[0]
+        return submit_script(script)
 
     def observe(self, tags: Sequence[str]) -> Observation:
         self._ours = frozenset(tags)
@@ -217,8 +211,8 @@ class SlurmCluster:
         return [job for job in self._queue if not job.is_finished]
 
     def _others(self, held: Sequence[QueuedJob]) -> dict[str, dict[Resource, float]]:
-        """By allocation: what this user's other jobs hold; those that wait hold nothing yet."""
-        others = [job for job in held if job.comment not in self._ours]
+        """By allocation: what this user's other jobs hold; those that wait hold nothing yet, controllers one core."""
+        others = [job for job in held if job.comment not in self._ours and not job.comment.startswith(CONTROLLER_OF)]
         return {
             allocation.name: _held_by([job for job in others if _is_in(job, allocation)])
             for allocation in self.config.allocations
@@ -274,12 +268,32 @@ def _of_others(limit: Limit, allocation: AllocationConfig, held: Sequence[Queued
     return replace(limit, used_by_others=used, enforced=True)
 
 
+def submit_script(script: Path) -> str:
+    """The job's number. Raises `Refused`."""
+    done = run_slurm(["sbatch", "--parsable", str(script)])
+    if done is None:
+        raise Refused(RefusalKind.MAY_EXIST, "sbatch did not answer")
+    if done.returncode:
+        raise Refused(classify_refusal(done.stderr), " ".join(done.stderr.split()))
+    return done.stdout.strip().partition(";")[0]
+
+
 def run_slurm(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
     """One of SLURM's commands; None where it takes so long that nobody knows what it has done."""
+    # A job's own variables, where this runs inside of one, are not for the jobs that it submits.
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"
+    }
     try:
-        # Some of these commands would read a prompt's answer from a terminal.
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False
+            command,
+            # Some of these commands would read a prompt's answer from a terminal.
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_ANSWER_SECONDS,
+            check=False,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         return None

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sweeps.clusters.interface import JobRequest
-from sweeps.config import AllocationConfig
+from sweeps.config import AllocationConfig, ClusterConfig
 from sweeps.source import import_lines, python_words
 
 SIGNAL_SECONDS = 120
 """USR1 comes so long before the time limit, or up to a minute earlier still."""
+CONTROLLER_OF = "controller-of-"
+"""The names of jobs that run a sweep's controller begin so."""
 
 
 def batch_script(options: Mapping[str, object], setup: Sequence[str], command: Sequence[str]) -> str:
@@ -51,3 +53,37 @@ def job_script(request: JobRequest, allocation: AllocationConfig, setup: Sequenc
     }
     command = [*python_words("sweeps.clusters.slurm_job"), str(folder / "requests" / f"{request.tag}.json")]
     return batch_script(options, [*setup, *import_lines(request.code)], command)
+
+
+def controller_script(
+    cluster: ClusterConfig,
+    name: str,
+    log: Path,
+    after: str | None,
+    setup: Sequence[str],
+    command: Sequence[str],
+    patience: float,
+) -> str:
+    """The job that runs a sweep's controller once job `after` has ended, and not within `patience` seconds from now."""
+    where, first = cluster.controller, cluster.allocations[0]
+    options: dict[str, object] = {
+        "job-name": name,
+        "comment": name,
+        "nodes": 1,
+        "ntasks": 1,
+        "cpus-per-task": 1,
+        "mem": f"{math.ceil(1024 * where.memory_gigabytes)}M",
+        "time": math.ceil(where.wall_minutes),
+        "output": log,
+        "open-mode": "append",
+        "signal": f"B:USR1@{SIGNAL_SECONDS}",
+        "no-requeue": True,
+        "dependency": f"afterany:{after}" if after else None,
+        # Controllers that fail at once must not follow each other at once.
+        "begin": f"now+{math.ceil(patience)}" if after else None,
+        "partition": where.partition or first.partition,
+        "account": where.account or first.account,
+        "qos": where.qos or first.qos,
+        **where.sbatch,
+    }
+    return batch_script(options, setup, command)

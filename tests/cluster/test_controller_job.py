@@ -1,0 +1,95 @@
+"""A sweep's controller as a SLURM job of its own: it outlives its time limit, preemption and its node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from emulated_slurm import OTHER_USER, EmulatedSlurm, wait_for
+from sweeping import GPU, SampleSweep, check, standings
+
+from muloco_runner.config import ConfigError
+from muloco_runner.record import ExitCode
+from sweeps.clusters import slurm_controller
+from sweeps.lease import read_holder
+
+pytestmark = pytest.mark.slurm
+
+
+def controllers(slurm: EmulatedSlurm, sweep: SampleSweep, state: str) -> list[str]:
+    name = slurm_controller.job_name(sweep.folder)
+    return slurm.run("squeue", "-h", f"--name={name}", "-t", state, "-o", "%i").split()
+
+
+def wait_for_controller(slurm: EmulatedSlurm, sweep: SampleSweep, other_than: str = "") -> str:
+    """The number of the job that is at work, its successor queued and its lease held."""
+
+    def at_work() -> bool:
+        running = controllers(slurm, sweep, "R")
+        holder = read_holder(sweep.folder.lease_dir)
+        held = holder is not None and holder.is_alive
+        return held and bool(running) and running != [other_than] and bool(controllers(slurm, sweep, "PD"))
+
+    wait_for(at_work, 30, "controller at work")
+    return controllers(slurm, sweep, "R")[0]
+
+
+def test_a_controllers_job_outlives_its_time_limit_preemption_and_its_node(
+    slurm: EmulatedSlurm, tmp_path: Path
+) -> None:
+    plans = {f"w{n}": {"seconds": [4]} for n in range(12)}
+    sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 2}}, controller={"qos": "low"})
+    sweep.folder.write_definition(sweep.definition)
+    cluster = sweep.definition.read_cluster()
+    first, is_new = slurm_controller.start(sweep.folder, cluster)
+    assert is_new
+    assert slurm_controller.start(sweep.folder, cluster) == (first, False)
+    assert wait_for_controller(slurm, sweep) == first
+    slurm.run("scontrol", "update", f"JobId={first}", "EndTime=now")
+    second = wait_for_controller(slurm, sweep, first)
+    holder = read_holder(sweep.folder.lease_dir)
+    assert holder is not None
+    os.kill(holder.pid, signal.SIGKILL)
+    third = wait_for_controller(slurm, sweep, second)
+    node = slurm.run("squeue", "-h", "-j", third, "-o", "%N").strip()
+    slurm.lose_node(node)
+    slurm.declare_down(node)
+    fourth = wait_for_controller(slurm, sweep, third)
+    slurm.hold_nodes(8, OTHER_USER, qos="high")
+    wait_for(lambda: fourth not in controllers(slurm, sweep, "R"), 30, "preempted controller")
+    slurm.run("scancel", f"--user={OTHER_USER}")
+    wait_for(lambda: not slurm.run("squeue", "-h"), 60, "the sweep's end")
+    state = sweep.folder.read_state(sweep.definition).state
+    assert set(standings(state).values()) == {"done"}
+    assert not controllers(slurm, sweep, "PD,R")
+    check(sweep, state, slurm)
+
+
+def test_a_mistake_ends_the_succession(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    sweep = SampleSweep(tmp_path, {"w": {"seconds": [30]}}, GPU)
+    sweep.folder.write_definition(sweep.definition)
+    first, _ = slurm_controller.start(sweep.folder, sweep.definition.read_cluster())
+    wait_for_controller(slurm, sweep)
+    sweep.folder.definition_file.write_text("damaged")
+    slurm.run("scancel", first)
+    wait_for(lambda: not controllers(slurm, sweep, "PD,R,CG"), 30, "the succession's end")
+    assert "damaged" in sweep.folder.controller_log.read_text()
+
+
+def test_what_slurm_refuses_is_one_line(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    sweep = SampleSweep(tmp_path, {"w": {}}, GPU, controller={"partition": "nowhere"})
+    sweep.folder.write_definition(sweep.definition)
+    with pytest.raises(ConfigError, match=r"the controller's job: .*[Ii]nvalid partition.*`controller` of the cluster"):
+        slurm_controller.start(sweep.folder, sweep.definition.read_cluster())
+
+
+def test_on_a_cluster_without_slurm_there_is_no_such_controller(tmp_path: Path) -> None:
+    words = ["launch", "+sweep=demo", f"root={tmp_path}", "--controller", "slurm"]
+    done = subprocess.run([sys.executable, "-m", "sweeps", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.USAGE
+    assert "cluster local is no SLURM cluster" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
