@@ -112,7 +112,8 @@ def check(sweep: SampleSweep, state: SweepState, slurm: EmulatedSlurm) -> None:
     wait_for(all_told, 20, f"word of {ours.keys() - told.keys()} from accounting")
     for tag, found in ours.items():
         succeeded = all(cause is Cause.FINISHED for cause in found)
-        assert (told[tag] == "COMPLETED 0") == succeeded, (tag, told[tag], found)
+        # A node may go in the moment between a result and its job's end.
+        assert (told[tag] in ("COMPLETED 0", "NODE_FAIL 0")) if succeeded else (told[tag] != "COMPLETED 0"), (tag, told)
 
 
 @contextlib.contextmanager
