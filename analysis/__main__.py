@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -21,6 +22,8 @@ Turn finished runs into a scaling-law report: report.html (one file), report.md,
   muloco-report results                 every run below results/runs, report in results/report
   muloco-report results --out report    the same, elsewhere
   muloco-report --table runs.csv        the same from any table with one row a run
+  muloco-report results --watch         again whenever a run finishes, while a sweep runs
+  muloco-report compare A B             what differs between two reports
   muloco-report fit loss-compute t.csv  one law on one table (columns flops, loss, and series where there are several)
   muloco-report published               this program's fits of the published tables beside what was published
 """
@@ -55,6 +58,8 @@ def run(arguments: list[str]) -> int:
     try:
         if arguments[:1] == ["fit"]:
             return _fit(arguments[1:])
+        if arguments[:1] == ["compare"]:
+            return _compare(arguments[1:])
         if arguments[:1] == ["published"]:
             return _published(arguments[1:])
         return _report(_report_parser().parse_args(arguments), arguments)
@@ -74,6 +79,25 @@ def _fit(arguments: list[str]) -> int:
     )
     add_arguments(parser, _positive, _whole)
     return run_fit(parser.parse_args(arguments))
+
+
+def _compare(arguments: list[str]) -> int:
+    from analysis.report.compare import compare_reports, read_report
+
+    parser = _Parser(prog="muloco-report compare", description="What differs between two reports.")
+    parser.add_argument("first", type=Path, metavar="A", help="a report.json, or the folder of a report or a study")
+    parser.add_argument("second", type=Path, metavar="B", help="the same")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="Markdown file to write (default: print it)")
+    options = parser.parse_args(arguments)
+    tables, notes = compare_reports(read_report(options.first), read_report(options.second))
+    parts = [f"# {options.first} and {options.second}\n", *[f"- {note}" for note in notes]]
+    parts += [f"\n{table.caption}:\n\n{table.to_markdown()}" for table in tables if table.rows]
+    text = "\n".join(parts) + "\n"
+    if options.out is None:
+        print(text, end="")
+    else:
+        write_atomically(options.out, text)
+    return 0
 
 
 def _published(arguments: list[str]) -> int:
@@ -111,19 +135,73 @@ def _report_parser() -> argparse.ArgumentParser:
     parser.add_argument("--corpus", help="hash, or its beginning, of the data to report on (default: the commonest)")
     parser.add_argument("--title", default="Scaling-law report", help="heading of the report")
     parser.add_argument(
-        "--delta", type=_positive, default=1e-3, help="Huber's delta; inf is least squares (%(default)s)"
+        "--published", action="store_true", help="draw the points of arXiv 2505.23725 beside the study's"
     )
-    parser.add_argument("--bootstrap", type=_whole, default=1000, help="resamples behind each interval (%(default)s)")
-    parser.add_argument("--seed", type=_whole, default=0, help="of the resampling (%(default)s)")
+    parser.add_argument("--interactive", action="store_true", help="also interactive.html (needs plotly; 5 MB)")
+    parser.add_argument(
+        "--watch", type=_positive, nargs="?", const=60.0, metavar="SECONDS",
+        help="look every so many seconds (%(const)s) whether runs have finished, and write the report again",
+    )  # fmt: skip
+    fits = parser.add_argument_group("fits")
+    fits.add_argument("--delta", type=_positive, default=1e-3, help="Huber's delta; inf is least squares (%(default)s)")
+    fits.add_argument("--bootstrap", type=_whole, default=1000, help="resamples behind each interval (%(default)s)")
+    fits.add_argument("--seed", type=_whole, default=0, help="of the resampling (%(default)s)")
+    clock = parser.add_argument_group("wall clock")
+    clock.add_argument(
+        "--bandwidth", type=_positive, nargs="+", metavar="GBITS", help="links between workers, Gbit/s (0.1 to 6400)"
+    )
+    clock.add_argument(
+        "--step-seconds", type=_positive, default=1.0, help="compute of a step, idealised model (%(default)s)"
+    )
+    clock.add_argument("--bits", type=_positive, default=16.0, help="a value takes in an exchange (%(default)s)")
+    clock.add_argument("--devices", type=_devices, default=1024, help="of the model with fixed devices (%(default)s)")
+    clock.add_argument("--device-flops", type=_positive, default=4e14, help="that one reaches, flop/s (%(default)g)")
     return parser
 
 
 def _report(options: argparse.Namespace, arguments: list[str]) -> int:
+    _check(options)
+    if options.interactive:
+        from analysis.report.interactive import require_plotly
+
+        require_plotly()
+    if options.watch is None:
+        study, out = _read(options)
+        _write(options, study, out, arguments)
+        return 0
+    seen: object = None
+    try:
+        while True:
+            now = _finished(options)
+            if now != seen:
+                try:
+                    study, out = _read(options)
+                except ConfigError as error:
+                    print(f"waiting: {error}", flush=True)
+                else:
+                    _write(options, study, out, arguments)
+                seen = now
+            time.sleep(options.watch)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _finished(options: argparse.Namespace) -> object:
+    """What changes whenever there is something new to report."""
+    from muloco_runner.record import RunFolder
+
+    if options.table is not None:
+        return options.table.stat().st_mtime_ns if options.table.exists() else None
+    return sum(folder.result_file.exists() for folder in RunFolder.all_under(options.runs))
+
+
+def _write(options: argparse.Namespace, study: Study, out: Path, arguments: list[str]) -> None:
     from analysis.report.build import build_report
     from analysis.report.options import Options
     from analysis.report.render import write_report
+    from analysis.wall_clock import DEFAULT_BANDWIDTHS_GBITS, Assumptions
 
-    study, out = _read(options)
+    machine = Assumptions(options.step_seconds, options.bits, options.devices, options.device_flops)
     report = build_report(
         study,
         Options(
@@ -132,27 +210,41 @@ def _report(options: argparse.Namespace, arguments: list[str]) -> int:
             seed=options.seed,
             title=options.title,
             command=shlex.join(["muloco-report", *arguments]),
+            published=options.published,
+            bandwidths=tuple(sorted(options.bandwidth or DEFAULT_BANDWIDTHS_GBITS)),
+            machine=machine,
         ),
     )
     write_report(report, out)
+    if options.interactive:
+        from analysis.report.interactive import write_interactive
+
+        write_interactive(report, out / "interactive.html")
     for line in report["verdict"]["findings"]:
         print(line)
-    print(f"{report['audit']['used']} of {report['audit']['found']} runs used; report: {out / 'report.html'}")
-    return 0
+    print(
+        f"{report['audit']['used']} of {report['audit']['found']} runs used; report: {out / 'report.html'}", flush=True
+    )
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What is wrong whatever the runs say."""
+    if (options.runs is None) == (options.table is None):
+        raise ConfigError("name a folder of runs or --table FILE, one of them; see muloco-report --help")
+    if options.table is None and options.mapping is not None:
+        raise ConfigError("--mapping has no effect without --table: drop it")
+    if options.table is not None and options.corpus is not None:
+        raise ConfigError("--corpus has no effect with --table: drop it")
+    if options.runs is not None and not options.runs.is_dir():
+        raise ConfigError(f"{options.runs}: no such folder")
 
 
 def _read(options: argparse.Namespace) -> tuple[Study, Path]:
     """The runs that were named, and the folder of their report."""
-    if (options.runs is None) == (options.table is None):
-        raise ConfigError("name a folder of runs or --table FILE, one of them; see muloco-report --help")
     if options.table is None:
-        if options.mapping is not None:
-            raise ConfigError("--mapping has no effect without --table: drop it")
         from analysis.records import load_study
 
         return load_study(options.runs, options.corpus), options.out or options.runs / "report"
-    if options.corpus is not None:
-        raise ConfigError("--corpus has no effect with --table: drop it")
     from analysis.fit_command import read_table
     from analysis.table_input import read_mapping, study_of_table
 
@@ -164,6 +256,13 @@ def _positive(text: str) -> float:
     value = float(text)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{text}: must be positive")
+    return value
+
+
+def _devices(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be one or more")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import platform
 import subprocess
@@ -221,6 +222,7 @@ def _provenance(study: Study, options: Options) -> dict[str, Any]:
     return {
         "source": study.source,
         "corpus": study.corpus,
+        "data_hash": _data_hash(study),
         "command": options.command,
         "commit": _commit(),
         "seed": options.seed,
@@ -233,6 +235,12 @@ def _provenance(study: Study, options: Options) -> dict[str, Any]:
             "matplotlib": matplotlib.__version__,
         },
     }
+
+
+def _data_hash(study: Study) -> str:
+    """SHA-256 over the runs that are used: who they are, where they stand, what they reached."""
+    runs = study.runs[["run_id", "series", "num_params", "num_tokens", "global_batch_tokens", "seed", "loss"]]
+    return hashlib.sha256(runs.to_csv(index=False).encode()).hexdigest()
 
 
 def _commit() -> str | None:

@@ -313,6 +313,7 @@ def plot_wall_clock(report: dict[str, Any], styles: Styles) -> list[Drawing]:
             **{**styles.line(name), "markevery": 10},
         )
     log_axis(axes.xaxis, links, lambda v: f"{v:g}")
+    axes.set_xlim(min(links) / 1.2, max(links) * 1.2)
     log_axis(axes.yaxis, values, hours)
     legend(figure, axes)
     alt = "Hours of training against the bandwidth of the link between workers, one curve a series."

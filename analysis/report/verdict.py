@@ -114,8 +114,9 @@ def _trains_apart(report: dict[str, Any], series: str) -> bool:
 
 
 def _with_interval(estimate: dict[str, Any]) -> str:
+    """A value with its 95% interval in brackets."""
     ci = estimate["ci"]
-    return ratio(estimate["value"]) + (f" (95% interval {ratio(ci[0])} to {ratio(ci[1])})" if ci else "")
+    return ratio(estimate["value"]) + (f" [{ratio(ci[0])}, {ratio(ci[1])}]" if ci else "")
 
 
 def _cautions(report: dict[str, Any]) -> list[str]:

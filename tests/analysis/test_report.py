@@ -6,24 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import REPORT
 from planted import Law, run_config, start_run, write_run, write_sweep
 
 from analysis.__main__ import run
 from analysis.optima import find_optima
 from analysis.records import load_study
 from analysis.report.figures import draw_all
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A study of noisy runs and its report."""
-    root = tmp_path_factory.mktemp("study")
-    law, models = Law(noise=0.001), ("82k", "134k", "235k", "503k")
-    write_sweep(root, law, models, batches=[2**e for e in range(11, 18)], lrs=(0.01,))
-    write_sweep(root, law, models[:1], batches=(8192,), lrs=(0.005, 0.02), seeds=(0, 1), workers=(1, 4))
-    out = root / "report"
-    assert run([str(root), "--out", str(out), "--bootstrap", "50"]) == 0
-    return root, out
 
 
 def test_the_report_is_whole(planted: tuple[Path, Path]) -> None:
@@ -66,7 +55,7 @@ def test_every_figure_names_its_axes(planted: tuple[Path, Path]) -> None:
 def test_the_page_is_the_same_when_nothing_changed(planted: tuple[Path, Path]) -> None:
     root, out = planted
     before = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert run([str(root), "--out", str(out), "--bootstrap", "50"]) == 0
+    assert run([str(root), "--out", str(out), *REPORT]) == 0
     after = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert before == after
 

@@ -1,0 +1,98 @@
+"""The page and report.json: every number of the one is in the other, both are what their formats promise."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import html5lib
+import jsonschema
+import pytest
+
+import analysis.report
+from analysis.report.numbers import FORMATS
+
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d.\u202f]*(?:e-?\d+)?[kMBT%]?")
+OF_THE_TEXT = {"6", "2025"}
+"""C = 6ND, and the year of a citation."""
+
+
+def values(node: Any) -> Iterator[Any]:
+    """Every number and string of report.json, and how many entries each list has."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield key
+            yield from values(value)
+    elif isinstance(node, list):
+        yield len(node)
+        for value in node:
+            yield from values(value)
+    else:
+        yield node
+
+
+def numbers_in(text: str) -> set[str]:
+    return {found.rstrip(".") for found in NUMBER.findall(text)}
+
+
+@pytest.fixture(scope="module")
+def report(planted: tuple[Path, Path]) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((planted[1] / "report.json").read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def known(report: dict[str, Any]) -> set[str]:
+    """Every number of report.json as a page may write it; sentences of the verdict are on trial themselves."""
+    out: set[str] = set(OF_THE_TEXT)
+    for value in values({key: part for key, part in report.items() if key != "verdict"}):
+        if isinstance(value, str):
+            out |= numbers_in(value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            out |= {text for form in FORMATS.values() for text in numbers_in(form(value))} | {str(value)}
+    return out
+
+
+@pytest.mark.parametrize("page", ["report.html", "report.md"])
+def test_every_number_of_the_page_is_in_the_json(page: str, planted: tuple[Path, Path], known: set[str]) -> None:
+    text = (planted[1] / page).read_text()
+    text = re.sub(r"<(svg|style)\b.*?</\1>|<[^>]*>|!\[[^\]]*\]\([^)]*\)", " ", text, flags=re.S)
+    on_page = numbers_in(text)
+    assert len(on_page) > 200
+    assert on_page <= known, sorted(on_page - known)
+
+
+def test_a_number_that_is_not_in_the_json_would_be_found(known: set[str]) -> None:
+    assert not numbers_in("a loss of 1.23456789 nats") <= known
+
+
+def test_the_page_is_valid_html(planted: tuple[Path, Path]) -> None:
+    parser = html5lib.HTMLParser(strict=True)
+    parser.parse((planted[1] / "report.html").read_text())
+    text = (planted[1] / "report.html").read_text()
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+    targets = {target[1:] for target in re.findall(r'(?:xlink:href|href)="(#[^"]*)"', text)}
+    assert targets <= set(ids)
+
+
+def test_the_json_follows_its_schema(report: dict[str, Any]) -> None:
+    schema = json.loads((Path(analysis.report.__file__).parent / "schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(report, schema)
+    for key in ("verdict", "iso_loss"):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({name: part for name, part in report.items() if name != key}, schema)
+
+
+def test_every_figure_stands_for_itself_without_colour(planted: tuple[Path, Path]) -> None:
+    """Series differ by marker, line or filling, not by colour alone; each figure has a text in its place."""
+    from analysis.report.drawing import Styles
+
+    series = ["DDP-AdamW", "DDP-Muon", *(f"{a} K={k}" for a in ("DiLoCo", "MuLoCo") for k in (1, 2, 4, 8, 16)), "Other"]
+    styles = Styles(series)
+    looks = [tuple(styles.line(name)[key] for key in ("marker", "linestyle", "fillstyle")) for name in series]
+    assert len(set(looks)) == len(series)
+    text = (planted[1] / "report.html").read_text()
+    assert text.count("<svg") == text.count('role="img" aria-label=') > 10
