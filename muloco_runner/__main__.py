@@ -31,7 +31,7 @@ Values, each a key with a dot for each level:
   inner_optimizer.lr=0.02           peak learning rate
   method.sync_interval=30           inner steps between two outer steps (H)
   method.outer_optimizer.lr=0.7     outer learning rate; .momentum=0.6
-  data=text data.path=FOLDER        any text files, as bytes
+  data=text data.path=FOLDER        any text files, as bytes; data=shards for what `muloco-data prepare` wrote
   seed=0   precision=bfloat16   root=results   execution.device=cpu
 
 The same values name the same run: its folder is ROOT/runs/RUN_ID. A finished run is not trained again, an interrupted
@@ -128,7 +128,7 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
     Returns the exit code and, of a finished run, the validation loss (for Hydra's optimizing sweepers).
     """
     from muloco_runner.compose import to_app_config
-    from muloco_runner.job import check_can_run, run_job
+    from muloco_runner.job import check_can_run, check_same_data, run_job
     from muloco_runner.progress import show_progress
     from muloco_runner.ranks import choose_device, rank_environment
     from muloco_runner.topology import Topology
@@ -137,8 +137,8 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
     run, place = app.run, rank_environment()
     choose_device(app.execution.device, place)
     Topology(run.num_workers, place.rank, place.num_ranks).check(run)
-    check_can_run(run)
     folder = RunFolder.of(app.root, run.run_id)
+    check_same_data(folder, check_can_run(run))
     folder.write_config(run.to_dict())
     is_main = place.rank == 0
     with show_progress(run, enabled=is_main) as on_record:

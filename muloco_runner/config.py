@@ -129,6 +129,12 @@ class DataConfig:
             )
         else:
             _require(bool(self.path), f"data.source={self.source} needs data.path: name the folder that holds the text")
+        default = DataConfig.__dataclass_fields__["validation_fraction"].default
+        _require(
+            self.source != "shards" or self.validation_fraction == default,
+            f"data.validation_fraction={self.validation_fraction} has no effect with data.source=shards: "
+            "drop it, or give it to `muloco-data prepare`",
+        )
 
 
 @dataclass

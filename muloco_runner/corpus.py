@@ -1,7 +1,8 @@
 """A corpus: the tokens of many documents, split into training and validation by document, and its content hash.
 
-Two sources need no download: `python_source` (the interpreter's own standard library) and `text` (any files), both as
-bytes. Standard library and numpy only.
+Two sources need neither download nor preparation: `python_source` (the interpreter's own standard library) and `text`
+(any files), both as bytes and in memory. `shards` is what `muloco-data prepare` wrote, read from disk as it is needed.
+Standard library and numpy only.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from muloco_runner.config import ConfigError, DataConfig
 from muloco_runner.corpus_path import check_data_path
+from muloco_runner.shards.manifest import read_manifest
+from muloco_runner.shards.read import ShardedSplit
 
 BYTE_VOCABULARY = 256
 # Test data is no prose, and vendored packages are no part of the language's own library.
@@ -25,9 +29,26 @@ _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_tes
 _SHUFFLE_SALT = b"validation"
 
 
+class Split(Protocol):
+    """Documents laid end to end. Axes: B sequences, T time."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def read(self, start: int, count: int) -> NDArray[np.integer]:
+        """Tokens start .. start+count, shape (count,)."""
+
+    def gather(self, starts: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of the sequences that begin at `starts`: their tokens and the one after each, shape (B, T+1), and the number
+        of the document that holds each token, shape (B, T)."""
+
+    def will_need(self, starts: NDArray[np.int64], length: int) -> None:
+        """Sequences that will be gathered soon: they may be fetched meanwhile."""
+
+
 @dataclass(frozen=True)
-class Split:
-    """Documents laid end to end."""
+class LoadedSplit:
+    """A split in memory."""
 
     tokens: NDArray[np.integer]
     """Shape (tokens,)."""
@@ -38,9 +59,16 @@ class Split:
     def num_tokens(self) -> int:
         return len(self.tokens)
 
-    def documents_of(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Number of the document that holds each offset; same shape."""
-        return np.searchsorted(self.document_starts, offsets, side="right")
+    def read(self, start: int, count: int) -> NDArray[np.integer]:
+        return self.tokens[start : start + count]
+
+    def gather(self, starts: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        offsets = starts[:, None] + np.arange(length + 1, dtype=np.int64)
+        documents = np.searchsorted(self.document_starts, offsets[:, :-1], side="right")
+        return self.tokens[offsets].astype(np.int64), documents
+
+    def will_need(self, starts: NDArray[np.int64], length: int) -> None:
+        pass  # it is there
 
 
 @dataclass(frozen=True)
@@ -56,6 +84,8 @@ class Corpus:
 
 @functools.cache
 def _load(source: str, path: str | None, validation_fraction: float) -> Corpus:
+    if source == "shards":
+        return _shards(Path(str(path)))
     documents = _python_source() if source == "python_source" else _text_files(Path(str(path)))
     train: list[bytes] = []
     held_out: list[tuple[bytes, bytes]] = []
@@ -86,10 +116,21 @@ def load_corpus(data: DataConfig) -> Corpus:
     return _load(data.source, data.path, data.validation_fraction)
 
 
-def _lay_out(contents: list[bytes]) -> Split:
+def _shards(folder: Path) -> Corpus:
+    manifest = read_manifest(folder)
+    return Corpus(
+        ShardedSplit(folder, manifest.train, manifest.dtype),
+        ShardedSplit(folder, manifest.validation, manifest.dtype),
+        manifest.vocab_size,
+        manifest.content_hash,
+        manifest.validation.num_bytes / manifest.validation.num_tokens,
+    )
+
+
+def _lay_out(contents: list[bytes]) -> LoadedSplit:
     lengths = np.array([len(content) for content in contents], dtype=np.int64)
     starts = np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.int64)
-    return Split(np.frombuffer(b"".join(contents), dtype=np.uint8), starts)
+    return LoadedSplit(np.frombuffer(b"".join(contents), dtype=np.uint8), starts)
 
 
 def _python_source() -> Iterable[tuple[str, bytes]]:
@@ -115,6 +156,8 @@ def _read(root: Path, files: Iterable[Path]) -> list[tuple[str, bytes]]:
 
 
 _LARGEST_COUNTED_VOCABULARY = 1024
+_MOST_COUNTED_TOKENS = 2**26
+"""Of the training text; frequencies of a byte vocabulary do not change after that."""
 
 
 @functools.cache
@@ -123,8 +166,8 @@ def _baselines(source: str, path: str | None, validation_fraction: float, valida
     size = corpus.vocab_size
     if size > _LARGEST_COUNTED_VOCABULARY:
         return {}
-    train = corpus.train.tokens.astype(np.int64)
-    held_out = corpus.validation.tokens[: validation_tokens + 1].astype(np.int64)
+    train = corpus.train.read(0, min(corpus.train.num_tokens, _MOST_COUNTED_TOKENS)).astype(np.int64)
+    held_out = corpus.validation.read(0, min(corpus.validation.num_tokens, validation_tokens + 1)).astype(np.int64)
     unigrams = np.bincount(train, minlength=size) + 1.0
     pairs = np.bincount(train[:-1] * size + train[1:], minlength=size * size).reshape(size, size) + 1.0
     targets = held_out[1:]

@@ -49,12 +49,24 @@ class TrainingData:
         self.length = run.model.sequence_length
         self.num_sequences = (self.split.num_tokens - 1) // self.length
         assert self.num_sequences >= 1
+        self._ahead: dict[tuple[int, int], NDArray[np.int64]] = {}
+        """Where the sequences of a (step, worker) begin: known one step early, so that they can be fetched."""
 
-    def worker_batch(self, step: int, worker: int) -> Batch:
-        """The sequences of `worker` at inner step `step` (both from 0): B/K tokens."""
+    def worker_batch(self, step: int, worker: int, replica: int = 0, replicas: int = 1) -> Batch:
+        """The sequences of `worker` at inner step `step` (both from 0), B/K tokens, or one replica's share of them."""
+        starts = self._ahead.pop((step, worker), None)
+        if starts is None:
+            starts = self._starts(step, worker, replica, replicas)
+        following = self._starts(step + 1, worker, replica, replicas)
+        self._ahead[step + 1, worker] = following
+        self.split.will_need(following, self.length)
+        return _gather(self.split, starts, self.length, self.device)
+
+    def _starts(self, step: int, worker: int, replica: int, replicas: int) -> NDArray[np.int64]:
         size = self.run.worker_batch_sequences
-        first = step * self.run.global_batch_sequences + worker * size
-        return _gather(self.split, self.sequence_numbers(first, size), self.length, self.device)
+        share = size // replicas
+        first = step * self.run.global_batch_sequences + worker * size + replica * share
+        return self.sequence_numbers(first, share) * self.length
 
     def sequence_numbers(self, first: int, count: int) -> NDArray[np.int64]:
         """Which sequences stand at places first .. first+count of the endless shuffled stream."""
@@ -74,7 +86,7 @@ def validation_batch(corpus: Corpus, run: RunConfig, device: torch.device) -> Ba
     wanted = min(run.data.validation_tokens, split.num_tokens - 1)
     count = wanted // length
     assert count >= 1
-    return _gather(split, np.arange(count, dtype=np.int64), length, device)
+    return _gather(split, np.arange(count, dtype=np.int64) * length, length, device)
 
 
 def permute(places: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:
@@ -101,8 +113,9 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _gather(split: Split, sequences: NDArray[np.int64], length: int, device: torch.device) -> Batch:
-    offsets = sequences[:, None] * length + np.arange(length + 1, dtype=np.int64)
-    tokens = torch.from_numpy(split.tokens[offsets].astype(np.int64)).to(device)
-    documents = torch.from_numpy(split.documents_of(offsets[:, :-1])).to(device)
+def _gather(split: Split, starts: NDArray[np.int64], length: int, device: torch.device) -> Batch:
+    tokens, documents = (torch.from_numpy(array) for array in split.gather(starts, length))
+    if device.type == "cuda":
+        # From pinned memory the copy does not wait for the steps that the device has still to do.
+        tokens, documents = (t.pin_memory().to(device, non_blocking=True) for t in (tokens, documents))
     return Batch(tokens[:, :-1], tokens[:, 1:], documents)

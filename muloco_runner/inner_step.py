@@ -31,7 +31,8 @@ class InnerStep:
 
     def take(self, worker: Worker, step: int) -> tuple[Tensor, Tensor]:
         """Inner step number `step`, from 0: the mean loss over the worker's batch and the norm of its gradient."""
-        batch = self._replica_share(self.data.worker_batch(step, worker.index))
+        topology = self.communicator.topology
+        batch = self.data.worker_batch(step, worker.index, topology.replica, topology.replicas)
         loss = self.replicas.gradient(worker, batch.split(self.micro_batch_sequences), self._loss)
         norm = self._clip_gradient(worker.tensors)
         lr = self.run.inner_optimizer.lr * lr_fraction(self.run, step)
@@ -40,12 +41,6 @@ class InnerStep:
         worker.optimizer.step()
         worker.drop_gradients()
         return loss, norm
-
-    def _replica_share(self, batch: Batch) -> Batch:
-        topology = self.communicator.topology
-        if topology.replicas == 1:
-            return batch
-        return batch.split(len(batch) // topology.replicas)[topology.replica]
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         dtype = DTYPES[self.run.precision]

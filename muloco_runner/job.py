@@ -146,6 +146,16 @@ def check_can_run(run: RunConfig) -> Corpus:
     return corpus
 
 
+def check_same_data(folder: RunFolder, corpus: Corpus) -> None:
+    """A run that was begun on other data than `corpus` raises `ConfigError`."""
+    header = folder.read_header()
+    if header is not None and header.corpus_hash != corpus.content_hash:
+        raise ConfigError(
+            f"{folder.path} was begun on data {header.corpus_hash}, the data here is {corpus.content_hash}: "
+            "point data.path at the first data, or choose another root"
+        )
+
+
 def preload_for(folder: RunFolder) -> None:
     """Imports and reads what every run on this data needs, for a process that forks one child a run."""
     import torch._dynamo  # noqa: F401  # torch's optimizers load it at their first step: seconds
@@ -185,6 +195,7 @@ def _open_record(run: RunConfig, folder: RunFolder, corpus: Corpus, communicator
         }
         write_atomically(folder.attempt_dir(attempt) / "provenance.json", json.dumps(provenance, indent=1) + "\n")
         header = folder.read_header()
+        check_same_data(folder, corpus)
         if header is None:
             folder.append_record(
                 RecordHeader(
@@ -200,11 +211,6 @@ def _open_record(run: RunConfig, folder: RunFolder, corpus: Corpus, communicator
                     versions=versions(),
                     created_at=time.time(),
                 )
-            )
-        elif header.corpus_hash != corpus.content_hash:
-            raise ConfigError(
-                f"{folder.path} was begun on data {header.corpus_hash}, the data here is {corpus.content_hash}: "
-                "point data.path at the first data, or choose another root"
             )
 
 

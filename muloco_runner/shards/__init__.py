@@ -1,0 +1,8 @@
+"""Text prepared once for many runs: memory-mapped tokens with document boundaries and a manifest.
+
+FOLDER/
+  manifest.json                          what is here, written last: a folder without one is not ready
+  train-00000.tokens, .documents, ...    tokens laid end to end; where each document starts (int64, little-endian)
+  validation-00000.tokens, .documents    held-out documents, in the order of their hashes: a mixture from the start
+  tokenizer.json                         where one was used
+"""

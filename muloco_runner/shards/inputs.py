@@ -1,0 +1,240 @@
+"""From files to documents: which files, how they are shared out, and what each holds.
+
+Work is shared out in units of about the same number of bytes, each a list of pieces of files in their order, so that
+the documents of all units laid end to end are the same however large a unit is.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from muloco_runner.config import ConfigError
+
+KINDS = ("jsonl", "parquet", "text")
+_JSONL = (".jsonl", ".ndjson", ".json")
+_COMPRESSED = (".gz", ".zst")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    name: str
+    """Below the path that was given."""
+    path: str
+    size: int
+    """Bytes."""
+    kind: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file: bytes for text and jsonl (what starts in it belongs to it), row groups for parquet."""
+
+    file: InputFile
+    start: int
+    end: int
+    size: int
+    """Bytes of the file that it stands for."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document, or why it is none."""
+
+    content: bytes
+    """UTF-8."""
+    consumed: int
+    """Bytes of the input read since the document before."""
+    problem: str | None = None
+
+
+def find_files(paths: list[Path], kind: str | None) -> list[InputFile]:
+    """Files at and below `paths`, hidden ones left out, in the order of the arguments and then of their names."""
+    found = []
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(f"{path}: no such file or folder")
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        base = path.parent if path.is_file() else path
+        for file in files:
+            name = file.relative_to(base).as_posix()
+            if not any(part.startswith(".") for part in Path(name).parts):
+                found.append(InputFile(name, str(file.resolve()), file.stat().st_size, kind or _kind_of(file)))
+    if not found:
+        raise ConfigError(f"{', '.join(map(str, paths))}: no files there")
+    return found
+
+
+def _kind_of(file: Path) -> str:
+    name = file.name.removesuffix(".gz").removesuffix(".zst")
+    if name.endswith(_JSONL):
+        return "jsonl"
+    return "parquet" if name.endswith(".parquet") else "text"
+
+
+def plan_units(files: list[InputFile], unit_bytes: int, by_file: bool) -> list[list[Piece]]:
+    """Pieces in order, gathered into units of at least `unit_bytes`. `by_file`: a text file is one document."""
+    units: list[list[Piece]] = []
+    gathered = unit_bytes
+    for file in files:
+        for piece in _pieces(file, unit_bytes, by_file):
+            if gathered >= unit_bytes:
+                units.append([])
+                gathered = 0
+            units[-1].append(piece)
+            gathered += piece.size
+    return units
+
+
+def _pieces(file: InputFile, unit_bytes: int, by_file: bool) -> list[Piece]:
+    if file.kind == "parquet":
+        return _row_groups(file)
+    if file.path.endswith(_COMPRESSED) or (file.kind == "text" and by_file):
+        return [Piece(file, 0, sys.maxsize, file.size)]
+    starts = range(0, max(1, file.size), unit_bytes)
+    return [Piece(file, s, min(s + unit_bytes, file.size), min(unit_bytes, file.size - s)) for s in starts]
+
+
+def _row_groups(file: InputFile) -> list[Piece]:
+    metadata = _open_parquet(file).metadata
+    count = metadata.num_row_groups
+    return [Piece(file, group, group + 1, file.size // count) for group in range(count)]
+
+
+def documents_of(piece: Piece, column: str, by_file: bool) -> Iterator[Document]:
+    """The documents that start in `piece`, empty ones left out. Bad ones come with their problem."""
+    if piece.file.size == 0:
+        yield Document(b"", 0, f"{piece.file.name}: the file is empty")
+    elif piece.file.kind == "jsonl":
+        yield from _from_jsonl(piece, column)
+    elif piece.file.kind == "parquet":
+        yield from _from_parquet(piece, column)
+    elif by_file:
+        with _open(piece.file) as file:
+            yield _checked(file.read(), piece.size, piece.file.name)
+    else:
+        yield from _from_paragraphs(piece)
+
+
+def _from_jsonl(piece: Piece, column: str) -> Iterator[Document]:
+    with _open(piece.file) as file:
+        for position, line in _lines_from(file, piece.start):
+            if position >= piece.end:
+                return
+            if line.strip():
+                yield _from_json(line, column, f"{piece.file.name}, at byte {position}")
+
+
+def _from_json(line: bytes, column: str, where: str) -> Document:
+    try:
+        values = json.loads(line)
+    except UnicodeDecodeError as error:
+        return Document(b"", len(line), f"{where}: not UTF-8 ({error.reason})")
+    except ValueError as error:
+        return Document(b"", len(line), f"{where}: not JSON ({error})")
+    text = values.get(column) if isinstance(values, dict) else None
+    if isinstance(text, str):
+        return _encoded(text, len(line), where)
+    there = ", ".join(values) if isinstance(values, dict) else f"a {type(values).__name__}"
+    return Document(b"", len(line), f"{where}: no text under {column!r} (there is: {there}): give --column")
+
+
+def _from_parquet(piece: Piece, column: str) -> Iterator[Document]:
+    file = _open_parquet(piece.file)
+    fields = {field.name: str(field.type) for field in file.schema_arrow}
+    if fields.get(column) not in ("string", "large_string", "string_view"):
+        there = ", ".join(f"{name} ({kind})" for name, kind in fields.items())
+        raise ConfigError(f"{piece.file.name}: no column of text {column!r} (there is: {there}): give --column")
+    row = 0
+    for batch in file.iter_batches(1024, row_groups=range(piece.start, piece.end), columns=[column]):
+        for value in batch.column(0):
+            where = f"{piece.file.name}, row {row} of group {piece.start}"
+            row += 1
+            text = value.as_py()
+            yield Document(b"", 0, f"{where}: null") if text is None else _encoded(text, 0, where)
+    yield Document(b"", piece.size)
+
+
+def _from_paragraphs(piece: Piece) -> Iterator[Document]:
+    """Text between blank lines. A paragraph belongs to the piece in which the blank line before it starts."""
+    lines: list[bytes] = []
+    began = 0
+    ours = piece.start == 0
+    with _open(piece.file) as file:
+        for position, line in _lines_from(file, piece.start):
+            if line.strip():
+                if ours:
+                    began = began if lines else position
+                    lines.append(line)
+                continue
+            if lines:
+                yield _paragraph(lines, piece, began)
+                lines = []
+            if position >= piece.end:
+                return
+            ours = True
+    if lines:
+        yield _paragraph(lines, piece, began)
+
+
+def _paragraph(lines: list[bytes], piece: Piece, began: int) -> Document:
+    content = b"".join(lines)
+    return _checked(content.rstrip(b"\r\n") + b"\n\n", len(content), f"{piece.file.name}, at byte {began}")
+
+
+def _lines_from(file: IO[bytes], start: int) -> Iterator[tuple[int, bytes]]:
+    """Every line that starts at `start` or after it, with its place."""
+    position = 0
+    if start > 0:
+        file.seek(start - 1)
+        position = start - 1 + len(file.readline())
+    for line in file:
+        yield position, line
+        position += len(line)
+
+
+def _encoded(text: str, consumed: int, where: str) -> Document:
+    try:
+        return Document(text.encode(), consumed)
+    except UnicodeEncodeError as error:
+        return Document(b"", consumed, f"{where}: not Unicode text ({error.reason})")
+
+
+def _checked(content: bytes, consumed: int, where: str) -> Document:
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return Document(b"", consumed, f"{where}: not UTF-8 ({error.reason} at byte {error.start} of the document)")
+    return Document(content, consumed)
+
+
+def _open(file: InputFile) -> IO[bytes]:
+    if file.path.endswith(".gz"):
+        return cast(IO[bytes], gzip.open(file.path))
+    if file.path.endswith(".zst"):
+        pyarrow = _require("pyarrow", file)
+        return io.BufferedReader(pyarrow.CompressedInputStream(file.path, "zstd"))
+    return open(file.path, "rb")
+
+
+def _open_parquet(file: InputFile) -> Any:
+    pyarrow = _require("pyarrow", file)
+    parquet = importlib.import_module("pyarrow.parquet")
+    try:
+        return parquet.ParquetFile(file.path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ConfigError(f"{file.name}: not a parquet file ({' '.join(str(error).split())})") from None
+
+
+def _require(package: str, file: InputFile) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise ConfigError(f"{file.name}: reading it needs {package}: pip install 'muloco-sweeps[data]'") from None
