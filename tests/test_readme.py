@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 SHORT = {
     "muloco-train": ["tokens_per_parameter=2", "method.sync_interval=10"],
     "muloco-train --multirun": ["tokens_per_parameter=2", "model=29k", "global_batch_tokens=1024"],
+    "muloco-train data=shards": ["tokens_per_parameter=0.2", "model=29k"],
     "muloco-sweep launch": ["model=29k", "global_batch_tokens=512", "tokens_per_parameter=0.7"],
     "muloco-report": ["--bootstrap", "20"],
 }
@@ -39,6 +40,9 @@ def shortened(command: str) -> list[str]:
 def test_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
     used = [line for line in commands() if line.startswith("muloco-")]
     assert len(used) >= 6
+    (tmp_path / "my_text").mkdir()
+    for number in range(400):
+        (tmp_path / "my_text" / f"{number}.txt").write_text(f"Text number {number} of four hundred. " * 20)
     for line in used:
         done = subprocess.run(shortened(line), cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
@@ -60,7 +64,7 @@ def test_files_that_the_readme_names_exist() -> None:
         assert (ROOT / link).exists(), link
 
 
-@pytest.mark.parametrize("command", ["muloco-train", "muloco-sweep", "muloco-report"])
+@pytest.mark.parametrize("command", ["muloco-train", "muloco-data", "muloco-sweep", "muloco-report"])
 def test_help_teaches_with_an_example(command: str) -> None:
     program = str(Path(sys.executable).parent / command)
     done = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
