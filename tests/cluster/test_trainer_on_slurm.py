@@ -1,0 +1,91 @@
+"""The whole path: `muloco-sweep launch` on a real SLURM, with the trainer itself as the job."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from emulated_slurm import OTHER_USER, EmulatedSlurm, wait_for
+from sweeping import causes
+
+from muloco_runner.record import ExitCode, RunFolder
+from sweeps.folder import SweepFolder
+from sweeps.policy import Cause
+
+pytestmark = pytest.mark.slurm
+SWEEP = [
+    "+sweep=demo",
+    "model=29k",
+    "algorithm=ddp_muon,muloco",
+    "global_batch_tokens=1024",
+    "inner_optimizer.lr=0.0078125",
+]
+SLOWLY = ["tokens_per_parameter=12", "execution.checkpoint_interval_seconds=0.5", "execution.log_interval_steps=5"]
+
+
+def cluster(quota: str = "{nodes: 8}", **allocation: object) -> list[str]:
+    """The `h100` file with this cluster's numbers in the place of its own; the nodes' GPUs are none."""
+    values = {"name": "a", "partition": "whole", "account": "lab", "gpus_per_node": 8, "cpus_per_node": 96}
+    values |= {"whole_nodes": True, **allocation}
+    written = ", ".join([f"quota: {quota}", *(f"{key}: {json.dumps(value)}" for key, value in values.items())])
+    return ["cluster=h100", f"cluster.allocations=[{{{written}}}]", "cluster.device=cpu", "cluster.tick_seconds=0.5"]
+
+
+def sweep_command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "sweeps", *words]
+
+
+def test_preempted_trainers_resume_from_their_checkpoints(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    command = sweep_command("launch", *SWEEP, *SLOWLY, f"root={tmp_path}", *cluster(qos="low"))
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: len(list(tmp_path.glob("runs/*/checkpoint/*"))) >= 2, 90, "first checkpoints")
+        slurm.hold_nodes(8, OTHER_USER, qos="high")
+        wait_for(lambda: len(list(tmp_path.glob("runs/*/attempts/1/ending.json"))) == 2, 60, "preempted attempts")
+        slurm.run("scancel", f"--user={OTHER_USER}")
+        output, _ = driver.communicate(timeout=180)
+    finally:
+        driver.kill()
+    assert driver.returncode == ExitCode.FINISHED, output
+    assert "2 done" in output
+    folder = SweepFolder(tmp_path, "demo")
+    state = folder.read_state(folder.read_definition()).state
+    for name, run in state.runs.items():
+        assert causes(state, name) == [Cause.PREEMPTED, Cause.FINISHED]
+        first, second = run.attempts
+        assert first.checkpoint_step > 0
+        assert first.tag == state.runs[next(iter(state.runs))].attempts[0].tag, "both on one node"
+        record = (RunFolder(run.work.folder).path / "record.jsonl").read_text().splitlines()
+        steps = [line["step"] for line in map(json.loads, record) if "step" in line]
+        assert steps == sorted(set(steps)), "no step is trained twice on the record"
+        said = slurm.run("sacct", "-nPX", f"--name={second.tag}", "-o", "State,ExitCode").split()
+        assert said == ["COMPLETED|0:0"]
+
+
+def test_what_the_cluster_has_not_is_one_line_before_the_queue(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    mistakes = {
+        "partition=nowhere": cluster(partition="nowhere"),
+        "account=strangers": cluster(account="strangers"),
+        "account=elsewhere": cluster(account="elsewhere"),
+        "qos=golden": cluster(qos="golden"),
+        "qos=normal": cluster(partition="closed", qos="normal"),
+        "quota.nodes=-1": cluster(quota="{nodes: -1}"),
+        "gpus_per_node=16": cluster(gpus_per_node=16),
+    }
+    drivers = {
+        what: subprocess.Popen(
+            sweep_command("launch", *SWEEP, f"root={tmp_path}", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
+        )
+        for what, words in mistakes.items()
+    }  # fmt: skip
+    for what, driver in drivers.items():
+        _, errors = driver.communicate(timeout=120)
+        assert driver.returncode == ExitCode.USAGE, errors
+        assert len(errors.splitlines()) == 1, errors
+        assert what in errors
+    assert not (tmp_path / "sweeps").exists()
+    assert not slurm.run("squeue", "-h")
