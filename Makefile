@@ -14,7 +14,7 @@ test: $(VENV)/installed-dev  ## everything but the tests that need a SLURM
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
 
 test-slurm: $(VENV)/installed-dev  ## starts a real multi-node SLURM on this machine: root and Debian's packages
-	MULOCO_REQUIRE_SLURM=1 $(BIN)/python -m pytest -q -m slurm
+	MULOCO_REQUIRE_SLURM=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slurm
 
 check: $(VENV)/installed-dev  ## format, lint, types
 	$(BIN)/ruff format --check .
