@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from muloco_runner.config import ConfigError
-from sweeps.config import AllocationConfig, ClusterConfig, read_cluster
+from sweeps.config import KINDS, AllocationConfig, ClusterConfig, read_cluster
 from sweeps.work import Need
 
 _NAME = "hydra.launcher"
@@ -31,6 +31,11 @@ def need_of(resources: Mapping[str, Any]) -> Need:
 def cluster_of(launcher: Mapping[str, Any], needs: Sequence[Need]) -> ClusterConfig:
     """The checked cluster for jobs of these needs. Mistakes raise `ConfigError`."""
     kind = launcher["cluster"]
+    if kind not in KINDS:
+        raise ConfigError(f"{_NAME}.cluster={kind!r}: must be one of {', '.join(KINDS)}")
+    wide = max(need.nodes for need in needs)
+    if kind == "local" and wide > 1:
+        raise ConfigError(f"{_NAME}.resources.nodes={wide}: this machine is one node: set {_NAME}.cluster=slurm")
     above = {key: launcher[key] for key in _ALLOCATION_KEYS}
     named = launcher["allocations"] or {kind: {}}
     allocations = []
@@ -44,7 +49,7 @@ def cluster_of(launcher: Mapping[str, Any], needs: Sequence[Need]) -> ClusterCon
         quota = {**above["quota"], **own.get("quota", {})}
         allocations.append(_filled_in({**above, **own, "name": name, "quota": quota}, kind, needs))
     values: dict[str, Any] = {"kind": kind, "allocations": allocations, "setup": launcher["setup"]}
-    values["tick_seconds"] = launcher["tick_seconds"] or _TICK_SECONDS.get(kind, 30.0)
+    values["tick_seconds"] = launcher["tick_seconds"] or _TICK_SECONDS[kind]
     values["device"] = "auto" if any(need.gpus_per_node for need in needs) else "cpu"
     cluster = read_cluster(_NAME, values)
     if cluster.kind == "local":

@@ -7,10 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 APP = Path(__file__).parent / "foreign_app.py"
+GRID_APP = Path(__file__).parent / "grid_app" / "app.py"
 
 
 def start(folder: Path, *words: str, app: Path = APP) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(app), "--multirun", "hydra.sweep.dir=out", *words]
+    """A multirun."""
+    return start_command(folder, "--multirun", "hydra.sweep.dir=out", *words, app=app)
+
+
+def start_command(folder: Path, *words: str, app: Path = APP) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(app), *words]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -32,10 +38,10 @@ def fail(folder: Path, *words: str, app: Path = APP) -> str:
     return output
 
 
-def starts(folder: Path) -> list[int]:
-    """The number of each job that began, in order."""
+def starts(folder: Path) -> list[str]:
+    """What each job that began wrote down."""
     file = folder / "starts"
-    return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return sorted(file.read_text().splitlines()) if file.exists() else []
 
 
 def squares(folder: Path) -> set[int]:
