@@ -1,10 +1,11 @@
 # Thin: each target is one or two commands. `make demo` and `make test` need only Python and this folder.
 PYTHON ?= python3
 VENV ?= .venv
+NEXT_VENV ?= .venv-hydra-next
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slurm check bench
+.PHONY: demo test test-slurm test-hydra-next check bench
 
 demo: $(VENV)/installed  ## four algorithms, three sizes, real text, a scaling-law report: minutes on two cores
 	$(BIN)/muloco-sweep launch +sweep=demo cluster=local root=demo
@@ -15,6 +16,9 @@ test: $(VENV)/installed-dev  ## everything but the tests that need a SLURM
 
 test-slurm: $(VENV)/installed-dev  ## starts a real multi-node SLURM on this machine: root and Debian's packages
 	MULOCO_REQUIRE_SLURM=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slurm
+
+test-hydra-next: $(NEXT_VENV)/installed  ## the Hydra plugins under the next Hydra, beside another launcher, on SLURM too
+	MULOCO_REQUIRE_SLURM=1 $(NEXT_VENV)/bin/python -m pytest -q tests/hydra
 
 check: $(VENV)/installed-dev  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -27,6 +31,12 @@ bench: $(VENV)/installed-dev  ## measurements, printed as ratios; takes a while
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+$(NEXT_VENV)/installed: pyproject.toml tests/hydra/next.txt
+	test -x $(NEXT_VENV)/bin/python || $(PYTHON) -m venv $(NEXT_VENV)
+	$(NEXT_VENV)/bin/python -m pip install -q -r tests/hydra/next.txt
+	$(NEXT_VENV)/bin/python -m pip install -q --no-deps -e .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

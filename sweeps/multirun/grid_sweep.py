@@ -25,6 +25,7 @@ from muloco_runner.config import ConfigError
 from sweeps.grid import Grid, check_not_empty, check_size, read_grids
 from sweeps.multirun.launch import hydra_errors
 from sweeps.multirun.place import file_name, is_by_position
+from sweeps.multirun.program import set_value
 
 if TYPE_CHECKING:
     from hydra_plugins.sweeps.grid_sweeper import GridSweeper
@@ -43,7 +44,7 @@ def name_multirun(config: DictConfig) -> None:
     chosen = config.hydra.runtime.choices.get(SWEEP)
     launcher = config.hydra.launcher
     if chosen and "name" in launcher and launcher.name is None:
-        launcher.name = f"{file_name(config.hydra.job.name)}-{file_name(chosen)}"
+        set_value(launcher, "name", f"{file_name(config.hydra.job.name)}-{file_name(chosen)}")
 
 
 def sweep(sweeper: GridSweeper, arguments: Sequence[str]) -> list[Sequence[JobReturn]] | None:

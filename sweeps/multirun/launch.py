@@ -32,7 +32,7 @@ from sweeps.display import Lines
 from sweeps.launch import cluster_values
 from sweeps.lease import LeaseHeld
 from sweeps.multirun.place import find_place, is_by_position
-from sweeps.multirun.program import RESULT, Program, read_return, write_program
+from sweeps.multirun.program import RESULT, Program, read_return, set_value, write_program
 from sweeps.multirun.settings import cluster_of, need_of
 from sweeps.preview import best_verdict
 from sweeps.quota import VerdictKind, all_limits
@@ -69,7 +69,7 @@ class Multirun:
         )
         if self.goes_elsewhere:
             # Also for the sweeper, which is given this very config.
-            config.hydra.sweep.dir = self.place.sweep_dir
+            set_value(config.hydra.sweep, "dir", self.place.sweep_dir)
         # Once nothing more can be launched: at the end of this process, unless it is killed.
         self._outcome = _Outcome()
         weakref.finalize(self, _end, self.place.end_well, self._outcome)

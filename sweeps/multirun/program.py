@@ -27,7 +27,7 @@ import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, open_dict, read_write
 
 from muloco_runner.record import ExitCode, RunFolder, RunStatus, write_atomically
 
@@ -93,11 +93,10 @@ def _run(program: Program, overrides: list[str], number: int, job: str) -> JobRe
     Singleton.set_state(program.singletons)
     setup_globals()
     config = program.hydra_context.config_loader.load_sweep_config(program.config, overrides)
-    with open_dict(config):
-        config.hydra.job.id = os.environ.get("SLURM_JOB_ID", job)
-        config.hydra.job.num = number
-        if program.sweep_dir is not None:
-            config.hydra.sweep.dir = program.sweep_dir
+    set_value(config.hydra.job, "id", os.environ.get("SLURM_JOB_ID", job))
+    set_value(config.hydra.job, "num", number)
+    if program.sweep_dir is not None:
+        set_value(config.hydra.sweep, "dir", program.sweep_dir)
     return run_job(
         hydra_context=program.hydra_context,
         task_function=program.task_function,
@@ -105,6 +104,12 @@ def _run(program: Program, overrides: list[str], number: int, job: str) -> JobRe
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
+
+
+def set_value(node: DictConfig, key: str, value: Any) -> None:
+    """In one of Hydra's own nodes, which some versions protect."""
+    with read_write(node), open_dict(node):
+        node[key] = value
 
 
 def _pickled(job_return: JobReturn) -> bytes:

@@ -40,10 +40,12 @@ def test_the_command_line_narrows_replaces_and_adds_with_its_own_spelling() -> N
 
 @pytest.mark.parametrize(
     "value",
-    [1, -2.5, 1e-30, True, None, "29k", "a b", "it's", "a,b", "", "null", "1e3", "true", "x/y.z-1", "a=b", "{", "é"]
-    + [[1, "a,b", None], {"a": [1, 2], "b": "c d"}],
+    [
+        *(1, -2.5, 1e-30, True, None, [1, "a,b", None], {"a": [1, 2], "b": "c d"}),
+        *("29k", "a b", "it's", "a,b", "", "null", "1e3", "true", "x/y.z-1", "a=b", "{", "é", "c:\\d", "\\'"),
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_a_value_of_a_file_is_the_same_on_the_command_line(value: Any) -> None:
     (parsed,) = PARSER.parse_overrides([f"key={as_text(value)}"])
     assert parsed.value() == value

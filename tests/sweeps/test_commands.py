@@ -174,6 +174,9 @@ def test_a_detached_launch_outlives_the_command_and_is_one_of_a_kind(root: Path)
     # Launched again there is nothing left to do, and nothing is done again.
     attempts = sorted(root.glob("runs/*/attempts/*"))
     assert "3 done" in say("launch", *narrow)
+    # A multirun of the trainer is the same sweep.
+    train = [sys.executable, "-m", "muloco_runner", "--multirun", *narrow]
+    assert "3 done" in subprocess.run(train, capture_output=True, text=True, check=True, timeout=60).stdout
     assert sorted(root.glob("runs/*/attempts/*")) == attempts
 
 
