@@ -24,11 +24,28 @@ from muloco_runner.optimizers.orthogonalize.triton.hyper import BETA1, BETA2, Hy
 from muloco_runner.optimizers.orthogonalize.triton.workspace import TRITON_TYPES, Source, Workspace
 
 ADAMW_BLOCK = 2048
+MOVE_BLOCK = 2048
 
 
 def can_be_fused(parameters: Sequence[Tensor]) -> bool:
     """Whether the kernels know their dtype and layout."""
     return all(p.dtype in TRITON_TYPES and p.is_contiguous() and p.dtype == parameters[0].dtype for p in parameters)
+
+
+def move(parameters: list[Tensor], orthogonal: list[Tensor], kept: float, scale: float) -> None:
+    """W <- kept W - scale O, for tensors of one shape wherever they lie: one pass."""
+    device, numel = parameters[0].device, parameters[0].numel()
+    if numel == 0:
+        return
+    orthogonal = [o.contiguous() for o in orthogonal]
+    weights, moves = (Addresses(len(parameters), device) for _ in range(2))
+    weights.point_to(parameters)
+    moves.point_to(orthogonal)
+    elementwise.update_parameters[(-(-numel // MOVE_BLOCK), len(parameters))](
+        moves.values, weights.values, kept, scale, numel,
+        DTYPE=TRITON_TYPES[orthogonal[0].dtype], PARAMETER=TRITON_TYPES[parameters[0].dtype],
+        ALIGNED=weights.aligned and moves.aligned, BLOCK=MOVE_BLOCK,
+    )  # fmt: skip
 
 
 class FusedMatrixBank(MatrixBank):

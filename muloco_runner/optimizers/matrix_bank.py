@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from muloco_runner.optimizers.in_flight import InFlight
-from muloco_runner.optimizers.orthogonalize import choose_backend, orthogonalize
+from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend, orthogonalize
 from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial, named_polynomial
 from muloco_runner.optimizers.placement import local, state_dtype
 
@@ -89,11 +89,20 @@ class MatrixBank:
         return chosen
 
     def _move(self, group: dict[str, Any], indices: list[int], orthogonal: list[Tensor]) -> None:
-        """Decays these parameters and moves them against their orthogonalised matrices."""
+        """Decays these parameters and moves them against their orthogonalised matrices, in any floating-point dtype."""
+        if not indices:
+            return
         parameters = [local(self.parameters[index]) for index in indices]
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        kept = 1 - group["lr"] * group["weight_decay"]
         scale = group["lr"] * shape_scale(group["lr_scale"], self.rows, self.columns)
-        torch._foreach_add_(parameters, orthogonal, alpha=-scale)
+        if self.backend in TRITON_DTYPES:
+            from muloco_runner.optimizers.fused_bank import can_be_fused, move
+
+            if can_be_fused(parameters):
+                move(parameters, orthogonal, kept, scale)
+                return
+        torch._foreach_mul_(parameters, kept)
+        torch._foreach_add_(parameters, [o.to(self.dtype) for o in orthogonal], alpha=-scale)
 
 
 def polynomial_of(group: dict[str, Any]) -> Polynomial:

@@ -79,9 +79,5 @@ class ShardedBank(MatrixBank):
         }
         indices = [index for index in moving if index in arrived]
 
-        def finish() -> None:
-            if indices:
-                self._move(group, indices, [arrived[index].to(self.dtype) for index in indices])
-
         assert work is not None
-        in_flight.push(work, finish)
+        in_flight.push(work, lambda: self._move(group, indices, [arrived[index] for index in indices]))

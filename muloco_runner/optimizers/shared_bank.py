@@ -93,9 +93,5 @@ class SharedBank(MatrixBank):
         }
         moving = [index for index in self.moving if index in arrived]
 
-        def finish() -> None:
-            if moving:
-                self._move(group, moving, [arrived[index].to(self.dtype) for index in moving])
-
         assert work is not None
-        in_flight.push(work, finish)
+        in_flight.push(work, lambda: self._move(group, moving, [arrived[index] for index in moving]))

@@ -5,6 +5,7 @@ Run as `sharing_ranks.py FOLDER RANK`: leaves FOLDER/RANK.pt, a dictionary of ou
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from muloco_runner.optimizers import Muon
 from muloco_runner.optimizers.orthogonalize import cpu
 
 # Odd numbers of matrices and of rows: shares cannot be equal.
-SHAPES = [(12, 8)] * 3 + [(9, 20)] * 2 + [(1, 5)]
+SHAPES = [(12, 8)] * 3 + [(9, 20)] * 2 + [(1, 5)] + [(35, 33)]
 CLIP = 0.5
 
 
@@ -145,11 +146,15 @@ def sharded(backend: str) -> dict[str, Any]:
 def main(folder: Path, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     allow_bfloat16()
-    outcomes = {
-        **{f"replicas-{backend}": replicas(backend) for backend in ("reference", "cpu")},
-        "local_gradients": local_gradients(),
-        **{f"sharded-{backend}": sharded(backend) for backend in ("reference", "cpu")},
-    }
+    backends = ["reference", "cpu"]
+    outcomes: dict[str, Any] = {"local_gradients": local_gradients()}
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        # Kernels run in the interpreter, which the comparing process has not.
+        backends.append("triton")
+        outcomes["alone-triton"] = values(alone("triton")[0])
+    for backend in backends:
+        outcomes[f"replicas-{backend}"] = replicas(backend)
+        outcomes[f"sharded-{backend}"] = sharded(backend)
     torch.save(outcomes, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

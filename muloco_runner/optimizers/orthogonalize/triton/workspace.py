@@ -39,8 +39,8 @@ TRITON_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bflo
 
 
 def aligned_columns(columns: int) -> int:
-    """Elements of a row in memory: a multiple of 16 bytes in any dtype here."""
-    return -(-columns // 8) * 8
+    """Elements of a row in memory, for 16 bytes in any dtype; triton 3.5 asks for 16 elements."""
+    return -(-columns // 16) * 16
 
 
 def is_interpreted() -> bool:

@@ -1,0 +1,1 @@
+"""What `benchmarks/muon_step.py` compares, and with what floor."""
