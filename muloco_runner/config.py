@@ -620,6 +620,8 @@ class ExecutionConfig:
     """ordered: a worker's gradient is a pairwise sum of its micro-batches' in one fixed order, the same on any number
     of replicas; overlapped: they accumulate as they come and replicas average while still computing (DDP);
     auto: ordered on a CPU."""
+    wandb_project: str | None = None
+    """Weights & Biases project that receives the records too, under the run_id; offline where there is no key."""
     log_interval_steps: int = 10
     evaluate_interval_steps: int | None = None
     """Steps between evaluations on the held-out set; None evaluates at the end only."""

@@ -99,6 +99,7 @@ def _attempt(
     from muloco_runner.link import emulated_link
     from muloco_runner.ranks import choose_device, joined_ranks, rank_environment
     from muloco_runner.train import Session, Trainer
+    from muloco_runner.wandb_sink import wandb_sink
 
     place = rank_environment()
     device = choose_device(execution.device, place)
@@ -108,9 +109,17 @@ def _attempt(
         joined_ranks(
             place, run.num_workers, device, folder.attempt_dir(attempt), sharded, emulated_link(execution)
         ) as communicator,
+        wandb_sink(
+            run, execution.wandb_project if place.rank == 0 else None, folder.attempt_dir(attempt)
+        ) as also_on_record,
     ):
         corpus = check_can_run(run)
-        session = Session(folder, execution, communicator, device, attempt, should_stop, on_record, versions())
+
+        def tell_all(record: StepRecord) -> None:
+            on_record(record)
+            also_on_record(record)
+
+        session = Session(folder, execution, communicator, device, attempt, should_stop, tell_all, versions())
         _open_record(run, folder, corpus, communicator, attempt)
         trainer = Trainer(run, corpus, session)
         trainer.write_status("starting")
