@@ -42,12 +42,14 @@ def block_causal_mask(documents_BT: Tensor) -> Tensor:
     return same_BTT.tril_()[:, None]
 
 
-def make_mask(documents_BT: Tensor | None, kind: str) -> Mask:
-    """What `attend` takes as its mask; None, which is plain causal attention, without documents."""
+def make_mask(documents_BT: Tensor | None, kind: str, dtype: torch.dtype) -> Mask:
+    """What `attend` takes as its mask for queries of `dtype`; None, plain causal attention, without documents."""
     if documents_BT is None:
         return None
     if kind == "sdpa":
-        return block_causal_mask(documents_BT)
+        # Added to the scores. Of truth values every layer would make, and keep, such a tensor of its own.
+        hidden_B1TT = block_causal_mask(documents_BT).logical_not_()
+        return torch.zeros_like(hidden_B1TT, dtype=dtype).masked_fill_(hidden_B1TT, -torch.inf)
 
     def may_look(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (documents_BT[batch, query] == documents_BT[batch, key])

@@ -15,13 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 28}
-"""Logits held at once. On a GPU the weight's gradient, which each chunk reads and writes, asks for large chunks."""
-
-
-def chunk_tokens(vocab_size: int, device_type: str) -> int:
-    """Tokens whose logits are held at once."""
-    return max(1, _CHUNK_LOGITS.get(device_type, _CHUNK_LOGITS["cuda"]) // vocab_size)
+from muloco_runner.memory import chunk_tokens
 
 
 def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int | None = None) -> Tensor:
@@ -50,23 +44,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         for start in range(0, len(x), chunk):
             here = slice(start, start + chunk)
-            targets = targets_N[here, None]
-            log_probabilities = (x[here] @ weight.T).float().log_softmax(dim=-1)
-            total -= log_probabilities.gather(1, targets).sum()
-            if not (need_x or need_weight):
-                continue
-            # d(-log p_t) / d logits = p - onehot(t)
-            logits_grad = log_probabilities.exp_().scatter_add_(
-                1, targets, -torch.ones_like(targets, dtype=total.dtype)
+            total += _chunk_loss(
+                x[here], weight, targets_N[here, None], None if x_grad is None else x_grad[here], weight_grad
             )
-            logits_grad = logits_grad.to(dtype)
-            if x_grad is not None:
-                torch.mm(logits_grad, weight, out=x_grad[here])
-            if weight_grad is not None:
-                if dtype == torch.float32:
-                    weight_grad.addmm_(logits_grad.T, x[here])
-                else:
-                    weight_grad += logits_grad.T @ x[here]
         # Kept as attributes, not as saved tensors: the backward pass takes them over and scales them in place.
         ctx.gradients, ctx.dtypes = (x_grad, weight_grad), (x_ND.dtype, weight_VD.dtype)
         ctx.num_tokens = len(x)
@@ -84,3 +64,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
         ctx.gradients = None
         return x_grad, weight_grad, None, None, None
+
+
+def _chunk_loss(
+    x_ND: Tensor, weight_VD: Tensor, targets_N1: Tensor, x_grad_ND: Tensor | None, weight_grad_VD: Tensor | None
+) -> Tensor:
+    """Summed loss of one chunk; writes its gradient of x, adds its gradient of the weight, where they are asked for."""
+    log_probabilities_NV = (x_ND @ weight_VD.T).float().log_softmax(dim=-1)
+    loss = -log_probabilities_NV.gather(1, targets_N1).sum()
+    if x_grad_ND is None and weight_grad_VD is None:
+        return loss
+    # d(-log p_t) / d logits = p - onehot(t)
+    minus_one = torch.full_like(targets_N1, -1, dtype=loss.dtype)
+    logits_grad_NV = log_probabilities_NV.exp_().scatter_add_(1, targets_N1, minus_one).to(x_ND.dtype)
+    if x_grad_ND is not None:
+        torch.mm(logits_grad_NV, weight_VD, out=x_grad_ND)
+    if weight_grad_VD is not None:
+        if x_ND.dtype == weight_grad_VD.dtype:
+            weight_grad_VD.addmm_(logits_grad_NV.T, x_ND)
+        else:
+            weight_grad_VD += logits_grad_NV.T @ x_ND
+    return loss

@@ -149,7 +149,7 @@ class Transformer(nn.Module):
         if torch.is_autocast_enabled(x_BTD.device.type):
             # The residual stream too: half the activations' memory and traffic.
             x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
-        mask = make_mask(documents_BT, self.attention_kind)
+        mask = make_mask(documents_BT, self.attention_kind, x_BTD.dtype)
         cos_TK = self.cos_TK[:length].to(x_BTD.dtype)
         sin_TK = self.sin_TK[:length].to(x_BTD.dtype)
         for block in self.blocks:

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -120,15 +120,9 @@ class Shards:
         return model, [local_rows(parameter) for parameter in model.parameters()]
 
     def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
-        model = worker.model
-        assert isinstance(model, FSDPModule)
-
-        def summing(last: bool) -> contextlib.AbstractContextManager[None]:
-            model.set_requires_gradient_sync(last)
-            return contextlib.nullcontext()
-
-        loss = _accumulate(model, parts, loss_of, summing)
-        for tensor, parameter in zip(worker.tensors, model.parameters(), strict=True):
+        # Summed over the ranks after each micro-batch: kept back, they would accumulate whole on every rank.
+        loss = _accumulate(worker.model, parts, loss_of, lambda last: contextlib.nullcontext())
+        for tensor, parameter in zip(worker.tensors, worker.model.parameters(), strict=True):
             tensor.grad = None if parameter.grad is None else local_rows(parameter.grad)
         return self.communicator.average_over_replicas(loss)
 

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from muloco_runner.cross_entropy import chunk_tokens, linear_cross_entropy
+from muloco_runner.cross_entropy import linear_cross_entropy
+from muloco_runner.memory import chunk_tokens
 
 N, D, V = 70, 24, 301
 
