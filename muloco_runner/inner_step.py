@@ -42,6 +42,32 @@ class InnerStep:
         worker.drop_gradients()
         return loss, norm
 
+    def shrink_to_memory(self, worker: Worker) -> None:
+        """Halves the micro-batch until one fits, once and on all ranks alike: an estimate is checked by trying.
+
+        Not where replicas shard the model: there a pass needs all of them, and one without memory would leave the
+        others waiting.
+        """
+        if self.communicator.sharded:
+            return
+        batch = self.data.worker_batch(0, worker.index, 0, self.communicator.topology.replicas)
+        while True:
+            failures = torch.tensor(self._fails(worker, batch), dtype=torch.int32)
+            if not self.communicator.sum_over_ranks(failures):
+                return
+            if self.micro_batch_sequences == 1:
+                raise torch.OutOfMemoryError("one sequence does not fit: more ranks, or execution.sharding=full")
+            self.micro_batch_sequences //= 2
+
+    def _fails(self, worker: Worker, batch: Batch) -> bool:
+        try:
+            self._loss(worker.model, batch.split(self.micro_batch_sequences)[0]).backward()
+        except torch.OutOfMemoryError:
+            return True
+        finally:
+            worker.drop_gradients()
+        return False
+
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         dtype = DTYPES[self.run.precision]
         with torch.autocast(batch.tokens_BT.device.type, dtype, enabled=dtype != torch.float32):

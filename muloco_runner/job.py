@@ -97,13 +97,13 @@ def _attempt(
     on_record: Callable[[StepRecord], None],
 ) -> ExitCode:
     from muloco_runner.link import emulated_link
-    from muloco_runner.ranks import choose_device, joined_ranks, rank_environment
+    from muloco_runner.ranks import choose_device, choose_placement_on, joined_ranks, rank_environment
     from muloco_runner.train import Session, Trainer
     from muloco_runner.wandb_sink import wandb_sink
 
     place = rank_environment()
     device = choose_device(execution.device, place)
-    sharded = execution.sharding == "full"
+    sharded = choose_placement_on(device, run, execution, place.num_ranks).sharded
     with (
         _sole_user(folder, place),
         joined_ranks(

@@ -194,7 +194,7 @@ def _local(rows: int, replicas: int) -> int:
 
 def choose_placement(
     run: RunConfig, execution: ExecutionConfig, num_ranks: int, device: str, device_bytes: int | None
-) -> tuple[Placement, MemoryEstimate]:
+) -> Placement:
     """The first of copies, copies with recomputing, shards, shards with recomputing that fits, as far as `execution`
     leaves the choice; and the largest micro-batch that fits then, up to where larger ones gain nothing.
 
@@ -217,8 +217,7 @@ def choose_placement(
     fitting = (p for p in placements if estimate_memory(run, p).total <= limit)
     placement = next(fitting, placements[-1])
     halved = max(1, placement.micro_batch_sequences >> execution.memory_halvings)
-    placement = dataclasses.replace(placement, micro_batch_sequences=halved)
-    return placement, estimate_memory(run, placement)
+    return dataclasses.replace(placement, micro_batch_sequences=halved)
 
 
 def _enough(run: RunConfig, device: str) -> int:

@@ -19,7 +19,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore
 
+from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.link import EmulatedLink
+from muloco_runner.memory import Placement, choose_placement
 from muloco_runner.record import write_atomically
 from muloco_runner.topology import Communicator, Topology
 
@@ -117,6 +119,18 @@ def choose_device(name: str, place: RankPlace) -> torch.device:
     device = torch.device("cuda", place.local_rank % max(1, torch.cuda.device_count()))
     torch.cuda.set_device(device)
     return device
+
+
+def choose_placement_on(device: torch.device, run: RunConfig, execution: ExecutionConfig, num_ranks: int) -> Placement:
+    """How the run is computed on this device: all ranks, whose devices are alike, come to one answer.
+
+    On a CPU the ranks share the machine's memory.
+    """
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // num_ranks
+    return choose_placement(run, execution, num_ranks, device.type, memory)
 
 
 def rank_environment() -> RankPlace:

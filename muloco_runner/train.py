@@ -19,7 +19,14 @@ from torch import Tensor
 
 from muloco_runner.attention import choose_attention
 from muloco_runner.checkpoint import CheckpointError, CheckpointStore
-from muloco_runner.checkpoint_state import load_random_state, load_worker_state, random_state, worker_state
+from muloco_runner.checkpoint_state import (
+    load_random_state,
+    load_worker_state,
+    own_lists,
+    random_state,
+    whole_lists,
+    worker_state,
+)
 from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.corpus import Corpus
 from muloco_runner.data import TrainingData, validation_batch
@@ -28,6 +35,7 @@ from muloco_runner.evaluate import evaluate, evaluate_local_models
 from muloco_runner.inner_step import DTYPES, InnerStep
 from muloco_runner.method import OuterStep, build_method
 from muloco_runner.optimizers import build_inner_optimizer
+from muloco_runner.ranks import choose_placement_on
 from muloco_runner.record import RunFolder, RunResult, RunStatus, StepRecord
 from muloco_runner.replicas import build_replicas
 from muloco_runner.schedule import lr_fraction
@@ -35,7 +43,6 @@ from muloco_runner.topology import Communicator
 from muloco_runner.training_clock import TrainingClock
 from muloco_runner.worker import Worker
 
-_CPU_MICRO_BATCH_TOKENS = 8192
 _HEARTBEAT_SECONDS = 2.0
 _TAIL_FRACTION = 0.05
 """Share of the run over which the final training loss is averaged."""
@@ -67,8 +74,14 @@ class Trainer:
         self.communicator, self.topology = session.communicator, session.communicator.topology
         self.topology.check(run)
         self.replicas = build_replicas(session.execution, self.communicator, session.device, DTYPES[run.precision])
-        data = TrainingData(corpus, run, session.device)
-        self.inner_step = InnerStep(run, data, self.replicas, self.communicator, self._micro_batch_sequences())
+        self.placement = choose_placement_on(session.device, run, session.execution, self.topology.num_ranks)
+        self.inner_step = InnerStep(
+            run,
+            TrainingData(corpus, run, session.device),
+            self.replicas,
+            self.communicator,
+            self.placement.micro_batch_sequences,
+        )
         self.validation = validation_batch(corpus, run, session.device)
         self.workers = [self._build_worker(index) for index in self.topology.local_workers]
         self.method = build_method(run, self.workers, self.communicator, session.execution.muon_backend)
@@ -94,7 +107,7 @@ class Trainer:
         model, tensors = self.replicas.build(run.model, run.seed, device)
         attention = choose_attention(execution.attention, run.model.head_width, device)
         compiled = device.type == "cuda" if execution.compile is None else execution.compile
-        model.set_execution(attention, bool(execution.activation_checkpointing), compiled)
+        model.set_execution(attention, self.placement.recompute, compiled)
         # Copies of a model share the work on its matrices; shards do so by themselves.
         shared = self.topology.replicas > 1 and not self.communicator.sharded
         group = self.communicator.replica_group if shared else None
@@ -106,6 +119,8 @@ class Trainer:
         """Trains to the end of the budget; None when asked to stop before it (a checkpoint is left)."""
         self._resume()
         run, execution = self.run, self.session.execution
+        if self.session.device.type == "cuda" and execution.micro_batch_sequences is None:
+            self.inner_step.shrink_to_memory(self.workers[0])
         validation_loss = None
         self.clock.start()
         while self.step < run.num_steps:
@@ -139,13 +154,6 @@ class Trainer:
             self.losses[row, self.step], norm = self.inner_step.take(worker, self.step)
             norms.append(norm)
         self.gradient_norms = torch.stack(norms)
-
-    def _micro_batch_sequences(self) -> int:
-        chosen = self.session.execution.micro_batch_sequences
-        if chosen is None:
-            chosen = max(1, _CPU_MICRO_BATCH_TOKENS // self.run.model.sequence_length)
-        available = self.run.worker_batch_sequences // self.topology.replicas
-        return max(1, min(chosen, available) >> self.session.execution.memory_halvings)
 
     # Evaluation
 
@@ -327,14 +335,13 @@ class Trainer:
         """Returns when the state is copied; it is written while training goes on."""
         workers = {
             worker.index: {
-                **worker_state(worker),
-                "method": self.method.worker_state(row),
+                **worker_state(worker, self.method.worker_state(row)),
                 "losses": self.losses[row, : self.step],
             }
             for row, worker in enumerate(self.workers)
         }
         shared = {
-            "method": self.method.state_dict(),
+            "method": whole_lists(self.workers[0], self.method.state_dict()),
             "bytes_sent": self.method.bytes_sent,
             "train_seconds": self.clock.seconds,
             "started_at": self.started_at,
@@ -361,10 +368,9 @@ class Trainer:
         self.step, shared = loaded.step, loaded.shared
         for row, worker in enumerate(self.workers):
             state = loaded.workers[worker.index]
-            load_worker_state(worker, state)
-            self.method.load_worker_state(row, state["method"])
+            self.method.load_worker_state(row, load_worker_state(worker, state))
             self.losses[row, : self.step] = state["losses"].to(self.losses)
-        self.method.load_state_dict(shared["method"], self.step)
+        self.method.load_state_dict(own_lists(self.workers[0], shared["method"]), self.step)
         self.method.bytes_sent = shared["bytes_sent"]
         self.clock.seconds, self.started_at = shared["train_seconds"], shared["started_at"]
         self._last_logged = (self.step, self.clock.seconds)

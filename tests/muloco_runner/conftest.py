@@ -46,9 +46,10 @@ def tiny_run(text_dir: Path) -> MakeRun:
         outer = changes.pop("outer_optimizer", OuterOptimizerConfig())
         composed = {name: changes.pop(name) for name in ("compression", "streaming") if name in changes}
         diloco = DiLoCoConfig(num_workers=num_workers, sync_interval=sync_interval, outer_optimizer=outer, **composed)
-        model = ModelConfig(
+        tiny = ModelConfig(
             width=16, num_layers=2, head_width=8, vocab_size=256, sequence_length=32, ffn_ratio=2.75, rope_theta=1e4
         )
+        model = changes.pop("model", tiny)
         values: dict[str, Any] = {
             "model": model,
             "data": DataConfig(source="text", path=str(text_dir), validation_tokens=512, validation_fraction=0.2),

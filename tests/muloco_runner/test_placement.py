@@ -5,6 +5,7 @@ summed pairwise in one order, pseudogradients in worker order. With other micro-
 model, losses agree to rounding.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -191,6 +192,26 @@ def test_a_run_that_moves_to_another_number_of_processes_ends_as_if_it_had_alway
     assert result is not None
     assert expected is not None
     assert (result.validation_loss, result.train_loss) == (expected.validation_loss, expected.train_loss)
+
+
+def test_shards_and_whole_models_go_on_from_each_others_checkpoints(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
+    runs = [
+        tiny_run("diloco", "muon", num_steps=30, sync_interval=1),
+        tiny_run("data_parallel", "adamw", num_steps=30),
+    ]
+    execution = ExecutionConfig(device="cpu")
+    at_once = {"wall_minutes": 1e-6}  # stops after its first step
+    whole, whole_first, shards_first = ([new_folder(run, name) for run in runs] for name in ("a", "b", "c"))
+    for one, two in zip(whole, whole_first, strict=True):
+        assert run_job(one, execution) is ExitCode.FINISHED
+        assert run_job(two, dataclasses.replace(execution, **at_once)) is ExitCode.WANTS_MORE_TIME
+    shards: dict[str, object] = {"sharding": "full", "log_interval_steps": 10}
+    processes = start_jobs(2, [({**shards, **at_once}, shards_first), (shards, whole_first)], "11")
+    assert [process.wait(timeout=240) for process in processes] == [ExitCode.WANTS_MORE_TIME] * 2
+    for one, two, three in zip(whole, whole_first, shards_first, strict=True):
+        assert run_job(three, execution) is ExitCode.FINISHED
+        for moved in (two, three):
+            assert losses_of(moved)[-4:] == pytest.approx(losses_of(one)[-4:], rel=ROUNDING)
 
 
 def test_a_rank_that_dies_ends_the_job_at_once(tiny_run: MakeRun, new_folder: MakeFolder) -> None:

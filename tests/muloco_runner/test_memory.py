@@ -1,0 +1,137 @@
+"""The memory estimate against what torch's allocator hands out, and the placements it leads to."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.peak_memory import peak_bytes
+from muloco_runner.compose import compose_app_config
+from muloco_runner.config import ExecutionConfig, ModelConfig, RunConfig
+from muloco_runner.corpus import load_corpus
+from muloco_runner.inner_step import InnerStep
+from muloco_runner.memory import Placement, choose_placement, estimate_memory
+from muloco_runner.record import RunFolder
+from muloco_runner.topology import Communicator, Topology
+from muloco_runner.train import Session, Trainer
+
+MakeRun = Callable[..., RunConfig]
+MakeFolder = Callable[..., RunFolder]
+CPU = torch.device("cpu")
+GIB = 1 << 30
+H100 = 80 * 10**9
+DEEP = ModelConfig(width=128, num_layers=4, head_width=32, vocab_size=256, sequence_length=128)
+MANY_WORDS = ModelConfig(width=64, num_layers=2, head_width=32, vocab_size=20_000, sequence_length=128)
+MANY_WEIGHTS = ModelConfig(width=256, num_layers=6, head_width=32, vocab_size=256, sequence_length=64)
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "optimizer", "num_workers", "batch", "micro_batch", "precision", "recompute"),
+    [
+        (DEEP, "data_parallel", "adamw", 1, 8, 8, "float32", False),
+        (DEEP, "data_parallel", "adamw", 1, 8, 2, "float32", True),  # gradients of several micro-batches
+        (DEEP, "diloco", "muon", 2, 8, 8, "bfloat16", False),  # two workers in one process
+        (DEEP, "data_parallel", "muon", 1, 8, 8, "bfloat16", True),
+        (MANY_WORDS, "data_parallel", "adamw", 1, 8, 8, "float32", False),  # logits at once
+        (MANY_WORDS, "data_parallel", "muon", 1, 16, 16, "bfloat16", False),  # and in chunks
+        (MANY_WEIGHTS, "data_parallel", "muon", 1, 2, 2, "float32", False),
+    ],
+)
+def test_the_estimate_is_within_a_tenth_of_the_peak(
+    model: ModelConfig,
+    method: str,
+    optimizer: str,
+    num_workers: int,
+    batch: int,
+    micro_batch: int,
+    precision: str,
+    recompute: bool,
+    tiny_run: MakeRun,
+    new_folder: MakeFolder,
+) -> None:
+    run = tiny_run(
+        method,
+        optimizer,
+        num_workers=num_workers,
+        model=model,
+        global_batch_tokens=batch * num_workers * model.sequence_length,
+        precision=precision,
+    )
+    execution = ExecutionConfig(device="cpu", micro_batch_sequences=micro_batch, activation_checkpointing=recompute)
+    folder, corpus = new_folder(run), load_corpus(run.data)
+
+    def two_steps() -> None:
+        trainer = Trainer(run, corpus, Session(folder, execution, Communicator(Topology(num_workers)), CPU))
+        for _ in range(2):
+            trainer._inner_step()
+
+    placement = choose_placement(run, execution, 1, "cpu", None)
+    assert (placement.micro_batch_sequences, placement.recompute) == (micro_batch, recompute)
+    estimate = estimate_memory(run, placement)
+    assert estimate.total == pytest.approx(peak_bytes(two_steps, CPU), rel=0.1), estimate
+
+
+def ladder(size: str, *overrides: str) -> RunConfig:
+    return compose_app_config([f"model={size}", "precision=bfloat16", "global_batch_tokens=1048576", *overrides]).run
+
+
+def test_small_models_are_copied_and_the_largest_is_sharded() -> None:
+    for size, ranks, sharded in (("150m", 1, False), ("416m", 8, False), ("15b", 64, True)):
+        run = ladder(size, "algorithm=ddp_muon")
+        placement = choose_placement(run, ExecutionConfig(), ranks, "cuda", H100)
+        assert placement.sharded == sharded
+        assert estimate_memory(run, placement).total < H100
+    # 15b in float32: weights, gradient and moments of whole copies are beyond any GPU.
+    assert estimate_memory(run, dataclasses.replace(placement, sharded=False)).total > 2 * H100
+
+
+def test_what_takes_more_is_estimated_higher() -> None:
+    run = ladder("914m", "algorithm=muloco")
+    base = Placement(num_ranks=8, micro_batch_sequences=4)
+
+    def total(**changes: Any) -> int:
+        return estimate_memory(run, dataclasses.replace(base, **changes)).total
+
+    assert total(sharded=True) < total()
+    assert total(recompute=True) < total()
+    assert total(micro_batch_sequences=8) > total()
+    assert total(num_ranks=1) > total()
+
+
+def test_the_micro_batch_is_the_largest_that_fits_halved_after_each_failure() -> None:
+    run = ladder("416m")
+    sizes = [
+        choose_placement(run, ExecutionConfig(memory_halvings=halvings), 1, "cuda", H100).micro_batch_sequences
+        for halvings in (0, 1, 2)
+    ]
+    assert sizes[0] > 4
+    assert sizes == [sizes[0], sizes[0] // 2, sizes[0] // 4]
+    placement = choose_placement(run, ExecutionConfig(), 1, "cuda", H100)
+    larger = dataclasses.replace(placement, micro_batch_sequences=2 * sizes[0])
+    assert estimate_memory(run, placement).total <= 0.92 * H100 < estimate_memory(run, larger).total
+
+
+def test_a_micro_batch_that_runs_out_of_memory_is_halved_before_training(
+    tiny_run: MakeRun, new_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run("data_parallel", "muon")
+    session = Session(new_folder(run), ExecutionConfig(device="cpu"), Communicator(Topology(1)), CPU)
+    trainer = Trainer(run, load_corpus(run.data), session)
+    loss_of, tried = InnerStep._loss, []
+
+    def hungry(self: InnerStep, model: Any, batch: Any) -> torch.Tensor:
+        tried.append(len(batch))
+        if len(batch) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss_of(self, model, batch)
+
+    monkeypatch.setattr(InnerStep, "_loss", hungry)
+    limit = 2
+    trainer.inner_step.shrink_to_memory(trainer.workers[0])
+    assert (tried, trainer.inner_step.micro_batch_sequences) == ([8, 4, 2], 2)
+    assert all(tensor.grad is None for tensor in trainer.workers[0].tensors)
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError, match="one sequence"):
+        trainer.inner_step.shrink_to_memory(trainer.workers[0])
