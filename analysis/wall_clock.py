@@ -4,7 +4,8 @@ Two models. `idealised`: devices grow with the batch, so that a step computes fo
 an exchange of N values of `bits_per_value` bits takes N * bits / bandwidth. `charles`: a fixed number of devices R of Q
 flop/s each computes for 6ND/(R Q), and an all-reduce moves 2N(1 - 1/R) values and waits for a latency (Charles et al.
 2025, arXiv 2503.09799, section on wall-clock time). In both, data parallel and DiLoCo with one worker exchange across
-the slow link every step, K > 1 workers every H steps; compression divides an outer exchange.
+the slow link every step, K > 1 workers every H steps; compression divides an outer exchange, a delay hides it behind
+steps.
 
 Where records hold bytes and step times, `Measured` puts them in the place of the assumptions.
 """
@@ -46,6 +47,10 @@ class Training:
     """H; without meaning for one worker, which exchanges every step."""
     compression: float = 1.0
     """Bits without compression over bits sent in an outer exchange."""
+    num_fragments: int = 1
+    """Fragments of the model, each exchanged once in H steps."""
+    delay_steps: int = 0
+    """Inner steps that go on while an exchange is on its way."""
 
     @property
     def num_steps(self) -> float:
@@ -54,7 +59,9 @@ class Training:
     @property
     def num_exchanges(self) -> float:
         """Exchanges across the slow link."""
-        return self.num_steps / self.sync_interval if self.num_workers > 1 else self.num_steps
+        if self.num_workers == 1:
+            return self.num_steps
+        return self.num_steps / self.sync_interval * self.num_fragments
 
     @property
     def bits_divisor(self) -> float:
@@ -74,16 +81,21 @@ class Measured:
 
 def idealised_seconds(run: Training, bandwidth: float, assume: Assumptions) -> float:
     """Seconds of training; `bandwidth` in bits a second."""
-    exchange = assume.bits_per_value * run.num_params / (run.bits_divisor * bandwidth)
-    return run.num_steps * assume.step_seconds + run.num_exchanges * exchange
+    exchange = assume.bits_per_value * run.num_params / run.num_fragments / (run.bits_divisor * bandwidth)
+    return run.num_steps * assume.step_seconds + _waiting(run, exchange, assume.step_seconds)
 
 
 def charles_seconds(run: Training, bandwidth: float, assume: Assumptions) -> float:
     """Seconds of training; `bandwidth` in bits a second."""
     compute = 6 * run.num_params * run.num_tokens / (assume.num_devices * assume.device_flops)
-    values = 2 * run.num_params * (1 - 1 / assume.num_devices)
+    values = 2 * run.num_params / run.num_fragments * (1 - 1 / assume.num_devices)
     exchange = assume.bits_per_value * values / (run.bits_divisor * bandwidth) + assume.latency_seconds
-    return compute + run.num_exchanges * exchange
+    return compute + _waiting(run, exchange, compute / run.num_steps)
+
+
+def _waiting(run: Training, exchange_seconds: float, step_seconds: float) -> float:
+    """Seconds in which nothing is computed: what of each exchange the steps beside it do not hide."""
+    return run.num_exchanges * max(0.0, exchange_seconds - run.delay_steps * step_seconds)
 
 
 def measured_seconds(run: Training, bandwidth: float, measured: Measured) -> float:
