@@ -75,7 +75,8 @@ def all_runs(tiny_run: MakeRun) -> list[RunConfig]:
     ]
     quantised = QuantisationConfig("linear", bits=4, granularity="row", exchange="reduce_scatter")
     streaming = StreamingConfig(2, 3, 0.1)
-    sparse = TopKConfig(fraction=0.1, values="statistical", bits=4)
+    # Exact values: what a quantiser rounds, another order of sums may round the other way.
+    sparse = TopKConfig(fraction=0.1)
     common = {"num_steps": 50, "sync_interval": 10}
     compressed = [
         tiny_run(
