@@ -7,6 +7,7 @@ tunes (learning rates, momentum, weight decay, ...) are `hyper_parameters`.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from muloco_runner.config import ConfigError, RunConfig
@@ -122,27 +124,38 @@ def build_study(source: str, rows: list[dict[str, Any]], excluded: list[Excluded
             kept.append(row)
         else:
             excluded.append(Excluded(row["run_id"], f"not comparable: {_difference(row['comparison'], chosen)}"))
-    frame = pd.DataFrame(kept).sort_values("run_id").reset_index(drop=True)
-    frame["series"] = _series_labels(kept_methods=frame)
-    frame["hyper_parameters"] = [_settings(row) for row in frame.to_dict("records")]
     first = kept[0]
     versions: dict[str, list[str]] = {}
     for row in kept:
         for name, version in row["versions"].items():
             if version not in versions.setdefault(name, []):
                 versions[name].append(version)
-    columns = [
-        c for c in frame.columns if c not in ("comparison", "method", "versions", "baselines", "bytes_per_token")
-    ]
+    frame = pd.DataFrame(kept).drop(columns=["comparison", "versions", "baselines", "bytes_per_token"])
     return Study(
         source=source,
-        runs=frame[columns],
+        runs=label_runs(frame),
         excluded=sorted(excluded, key=lambda e: (e.reason, e.run_id)),
         corpus=chosen[0],
         bytes_per_token=first["bytes_per_token"],
         baselines=first["baselines"],
         versions={name: sorted(values) for name, values in sorted(versions.items())},
     )
+
+
+def label_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows by run_id, each with its `series` and its `hyper_parameters`, in place of `method`."""
+    frame = frame.sort_values("run_id", ignore_index=True)
+    keys = [f"{a}|{json.dumps(m, sort_keys=True)}" for a, m in zip(frame["algorithm"], frame["method"], strict=True)]
+    kinds, first = np.unique(keys, return_index=True)
+    labels = dict(zip(kinds, _series_labels(frame.iloc[first].to_dict("records")), strict=True))
+    frame["series"] = [labels[key] for key in keys]
+    parts = frame["setting"].astype(str)
+    for name in reversed(TUNED):
+        texts = {v: f"{name}={v:.6g} " for v in frame[name].dropna().unique()}
+        parts = pd.Series([texts.get(v, "") for v in frame[name]], dtype=str) + parts
+    # Everything tuned, as one key: runs that agree on it differ by seed alone.
+    frame["hyper_parameters"] = parts
+    return frame.drop(columns="method")
 
 
 def _read_run(folder: RunFolder) -> dict[str, Any] | str:
@@ -242,10 +255,9 @@ def _late_cosine(folder: RunFolder, config: RunConfig, result: RunResult) -> flo
     return sum(late) / len(late) if late else math.nan
 
 
-def _series_labels(kept_methods: pd.DataFrame) -> list[str]:
+def _series_labels(records: Sequence[Mapping[Any, Any]]) -> list[str]:
     """`DDP-AdamW`, `MuLoCo K=4`, and what else of the method differs among runs of the same algorithm."""
     seen: dict[str, dict[str, set[str]]] = {}
-    records = kept_methods.to_dict("records")
     for row in records:
         values = seen.setdefault(row["algorithm"], {})
         for key, value in _flat(row["method"]).items():
@@ -271,12 +283,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[f"{prefix}{key}"] = value
     return out
-
-
-def _settings(row: Mapping[Any, Any]) -> str:
-    """Everything tuned, as one key: runs that agree on it differ by seed alone."""
-    tuned = [f"{name}={row[name]:.6g}" for name in TUNED if row[name] is not None and not pd.isna(row[name])]
-    return " ".join([*tuned, str(row["setting"])])
 
 
 def _difference(one: tuple[str, ...], other: tuple[str, ...]) -> str:

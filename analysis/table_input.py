@@ -7,17 +7,16 @@ bytes_sent, run_id. A row that cannot be used is named with its reason, like a r
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analysis.records import TUNED, Excluded, Study, build_study
+import numpy as np
+import pandas as pd
+
+from analysis.records import TUNED, Excluded, Study, label_runs
 from muloco_runner.config import ConfigError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NEEDED = ("algorithm", "num_params", "global_batch_tokens", "loss")
 _NUMBERS = {
@@ -69,105 +68,91 @@ def study_of_table(source: str, table: pd.DataFrame, mapping: Mapping[str, str])
             raise ConfigError(f"{source}: no column {name}; {_columns(table)}; name it in a --mapping file")
     if not any(name in renamed for name in _EITHER):
         raise ConfigError(f"{source}: needs a column {' or '.join(_EITHER)}; {_columns(table)}")
-    rows: list[dict[str, Any]] = []
-    excluded: list[Excluded] = []
-    seen: dict[str, int] = {}
-    for number, values in enumerate(renamed.to_dict("records"), start=1):
-        name = str(values.get("run_id", f"row {number}"))
-        try:
-            row = _row(name, {str(key): value for key, value in values.items()})
-        except ValueError as error:
-            excluded.append(Excluded(name, f"damaged: {error}"))
-            continue
-        identity = json.dumps({k: v for k, v in row.items() if k not in ("run_id", "comparison")}, default=str)
-        if identity in seen:
-            excluded.append(Excluded(name, f"duplicate of row {seen[identity]}"))
-            continue
-        seen[identity] = number
-        rows.append(row)
-    if not rows:
+    names = renamed["run_id"].astype(str) if "run_id" in renamed else _row_names(len(renamed))
+    runs, reasons = _checked(renamed)
+    content = runs[reasons == ""].astype(object).where(lambda values: values.notna(), None)
+    repeated = content.duplicated()
+    if repeated.any():
+        first = content.groupby(list(content.columns), dropna=False, sort=False).ngroup()
+        origin = first.map(pd.Series(content.index, index=first).groupby(level=0).first())
+        reasons[content.index[repeated]] = "duplicate of row " + (origin[repeated] + 1).astype(str)
+    used = runs[reasons == ""].assign(run_id=names[reasons == ""])
+    left_out = reasons[reasons != ""]
+    excluded = [Excluded(name, reason) for name, reason in zip(names[left_out.index], left_out, strict=True)]
+    if used.empty:
         reason = f"; the first: {excluded[0].reason}" if excluded else ""
         raise ConfigError(f"{source}: none of {len(renamed)} rows can be used{reason}")
-    return build_study(source, rows, excluded)
+    return Study(source, label_runs(_completed(used)), sorted(excluded, key=lambda e: (e.reason, e.run_id)))
 
 
-def _row(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    diverged = _truth(values.get("diverged", False))
-    num_params = int(_positive(values, "num_params"))
-    budget = values.get("tokens_per_parameter")
-    num_tokens = int(_positive(values, "num_tokens")) if not _absent(values.get("num_tokens")) else None
-    if num_tokens is None:
-        num_tokens = round(_positive(values, "tokens_per_parameter") * num_params)
-    per_parameter = _positive(values, "tokens_per_parameter") if not _absent(budget) else num_tokens / num_params
-    batch = int(_positive(values, "global_batch_tokens"))
-    numbers = {key: _number(values, key, default) for key, default in _NUMBERS.items()}
-    workers = int(numbers["num_workers"])
-    algorithm = str(values["algorithm"]).strip()
-    if not algorithm or algorithm == "nan":
-        raise ValueError("no algorithm")
-    method: dict[str, Any] = {}
-    if numbers["sync_interval"] is not None:
-        method["sync_interval"] = int(numbers["sync_interval"])
-    if algorithm in ("DiLoCo", "MuLoCo") or workers > 1:
-        method["num_workers"] = workers
-    return {
-        **numbers,
-        "run_id": name,
-        "algorithm": algorithm,
-        "num_workers": workers,
-        "seed": int(numbers["seed"]),
-        "num_params": num_params,
-        "num_tokens": num_tokens,
-        # Rounded: budgets are planned as simple multiples, and scales are grouped by them.
-        "tokens_per_parameter": float(f"{per_parameter:.2g}"),
-        "global_batch_tokens": batch,
-        "num_steps": int(numbers["num_steps"] or max(1, round(num_tokens / batch))),
-        "flops": numbers["flops"] or 6.0 * num_params * num_tokens,
-        "loss": math.nan if diverged else _positive(values, "loss"),
-        "diverged": diverged,
-        "attempts": 1,
-        "num_ranks": 1,
-        "device": "",
-        "corpus_hash": "",
-        "setting": "",
-        "method": method,
-        "versions": {},
-        "baselines": {},
-        "bytes_per_token": None,
-        "comparison": ("", "", ""),
-    }
+def _row_names(count: int) -> pd.Series[str]:
+    return "row " + pd.Series(range(1, count + 1)).astype(str)
 
 
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def _checked(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series[str]]:
+    """The columns as numbers, and for each row why it cannot be used: an empty text where it can."""
+    reasons = pd.Series("", index=table.index, dtype=object)
+
+    def complain(bad: pd.Series[bool], texts: pd.Series[str]) -> None:
+        here = bad & (reasons == "")
+        reasons[here] = "damaged: " + texts[here]
+
+    runs = pd.DataFrame(index=table.index)
+    algorithm = table["algorithm"].fillna("").astype(str).str.strip()
+    complain(algorithm == "", pd.Series("no algorithm", index=table.index))
+    runs["algorithm"] = algorithm
+    runs["diverged"] = _truth(table["diverged"]) if "diverged" in table else False
+    positive = {"num_params", "global_batch_tokens", *_EITHER}
+    for name in ("num_params", "global_batch_tokens", *_EITHER, *_NUMBERS, "loss"):
+        if name not in table:
+            runs[name] = _NUMBERS.get(name)
+            continue
+        given = table[name].mask(table[name].astype(str).str.strip() == "")
+        numbers = pd.to_numeric(given, errors="coerce").astype(float)
+        shown = f"{name}=" + table[name].astype(str)
+        complain(given.notna() & numbers.isna(), shown + " is no number")
+        complain(numbers.isin([np.inf, -np.inf]), shown + " must be a finite number")
+        if name in positive or name == "loss":
+            complain((numbers <= 0) & ~(runs["diverged"] & (name == "loss")), shown + " must be a positive number")
+        default = _NUMBERS.get(name)
+        runs[name] = numbers if default is None else numbers.fillna(default)
+    for name in ("num_params", "global_batch_tokens"):
+        complain(runs[name].isna(), pd.Series(f"no {name}", index=table.index))
+    complain(runs["loss"].isna() & ~runs["diverged"], pd.Series("loss must be a finite number", index=table.index))
+    without_tokens = runs["num_tokens"].isna() & runs["tokens_per_parameter"].isna()
+    complain(without_tokens, pd.Series(f"neither {' nor '.join(_EITHER)}", index=table.index))
+    runs["loss"] = runs["loss"].mask(runs["diverged"])
+    return runs, reasons
 
 
-def _number(values: Mapping[str, Any], name: str, default: float | None) -> Any:
-    value = values.get(name)
-    return default if _absent(value) else _finite(name, value)
+def _completed(runs: pd.DataFrame) -> pd.DataFrame:
+    """What follows from the columns that are there, and what a table never says."""
+    tokens = runs["num_tokens"].astype(float).fillna((runs["tokens_per_parameter"] * runs["num_params"]).round())
+    per_parameter = runs["tokens_per_parameter"].astype(float).fillna(tokens / runs["num_params"])
+    # Rounded: budgets are planned as simple multiples, and scales are grouped by them.
+    digits = 10 ** (np.floor(np.log10(per_parameter)) - 1)
+    steps = (tokens / runs["global_batch_tokens"]).round().clip(lower=1)
+    runs = runs.assign(
+        num_tokens=tokens.astype("int64"),
+        tokens_per_parameter=((per_parameter / digits).round() * digits).round(12),
+        num_steps=runs["num_steps"].astype(float).fillna(steps).astype("int64"),
+        flops=runs["flops"].astype(float).fillna(6.0 * runs["num_params"] * tokens),
+        attempts=1, num_ranks=1, device="", corpus_hash="", setting="",
+    )  # fmt: skip
+    for name in ("num_params", "global_batch_tokens", "num_workers", "seed"):
+        runs[name] = runs[name].astype("int64")
+    intervals = runs["sync_interval"].astype(float).fillna(0).astype("int64")
+    apart = runs["algorithm"].isin(["DiLoCo", "MuLoCo"]) | (runs["num_workers"] > 1)
+    methods = [
+        {**({"sync_interval": h} if h else {}), **({"num_workers": k} if named else {})}
+        for h, k, named in zip(intervals.tolist(), runs["num_workers"].tolist(), apart, strict=True)
+    ]
+    runs["method"] = pd.Series(methods, index=runs.index, dtype=object)
+    return runs
 
 
-def _positive(values: Mapping[str, Any], name: str) -> float:
-    number = _finite(name, values[name])
-    if number <= 0:
-        raise ValueError(f"{name}={number:g} must be a positive number")
-    return number
-
-
-def _finite(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}={value!r} is no number") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name}={value} must be a finite number")
-    return number
-
-
-def _truth(value: Any) -> bool:
-    if isinstance(value, str):
-        return value.strip().lower() in ("true", "1", "yes")
-    return not _absent(value) and bool(value)
+def _truth(column: pd.Series[Any]) -> pd.Series[bool]:
+    return column.astype(str).str.strip().str.lower().isin(["true", "1", "1.0", "yes"])
 
 
 def _columns(table: pd.DataFrame) -> str:
