@@ -89,8 +89,8 @@ def fit_joint(points: pd.DataFrame, series: str, delta: float) -> JointLaw:
         (
             least_squares(
                 residual, start, jac=jacobian, method="trf", loss="huber" if np.isfinite(delta) else "linear",
-                f_scale=delta if np.isfinite(delta) else 1.0, x_scale="jac", xtol=1e-12, ftol=1e-12, gtol=1e-12,
-                max_nfev=500,
+                f_scale=delta if np.isfinite(delta) else 1.0, x_scale="jac", xtol=1e-10, ftol=1e-12, gtol=1e-12,
+                max_nfev=200,
             )
             for start in _starts(log_l, log_b, tied)
         ),

@@ -1,8 +1,9 @@
 """Times the fitter against multi-start L-BFGS on the same data, and a report from a study of a published size.
 
-Point fit and bootstrap: 240 points along lines of equal compute with heavy-tailed noise, L = E + A N^-alpha + B D^-beta,
-Huber 1e-3 in logs. The peer is scipy's L-BFGS-B with its defaults and an analytic gradient from the 16 starts of a
-4 x 4 grid of exponents, for a bootstrap one start a resample. Rounds alternate between the two.
+Point fit and bootstrap: 240 points along lines of equal compute with heavy-tailed noise, fitted by
+L = E + A N^-alpha + B D^-beta, Huber 1e-3 in logs. The peer is scipy's L-BFGS-B with its defaults and an analytic
+gradient from the 16 starts of a 4 x 4 grid of exponents, for a bootstrap one start a resample. Rounds alternate between
+the two.
 
 Report: run folders of a planted study (five sizes, four algorithms, K from 1 to 16, about 2,800 folders, cut to
 --runs), from reading the folders to the last written file.
@@ -142,7 +143,7 @@ def time_report(runs: int) -> tuple[str, float, float, float, str]:
         for extra in np.random.default_rng(0).permutation(len(folders))[runs:]:
             shutil.rmtree(folders[extra])
         seconds = []
-        for _ in range(3):
+        for _ in range(2):
             began = time.perf_counter()
             report = build_report(load_study(root), Options())
             write_report(report, root / "report")
