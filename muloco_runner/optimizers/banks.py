@@ -58,6 +58,11 @@ class Shared:
     arena: Arena = field(default_factory=Arena)
     """Memory of the fused banks' workspaces."""
 
+    @property
+    def num_ranks(self) -> int:
+        """That hold the same parameters."""
+        return 1 if self.process_group is None else self.process_group.size()
+
     def dealer(self, num_ranks: int) -> Owners:
         """Of matrices to that many ranks."""
         return self.owners.setdefault(num_ranks, Owners(num_ranks))
@@ -72,6 +77,8 @@ def create_banks(group: dict[str, Any], shared: Shared) -> list[Bank]:
     if not is_muon:
         return [_adamw_bank(parameters, group["backend"]) for parameters in alike.values()]
     by_cost = sorted(alike.values(), key=lambda same: -min(same[0].shape) * same[0].numel())
+    if shared.num_ranks == 1:
+        _reserve_workspace(by_cost, group["backend"], shared.arena)
     return [_matrix_bank(parameters, group["backend"], shared) for parameters in by_cost]
 
 
@@ -84,16 +91,25 @@ def _adamw_bank(parameters: list[Tensor], backend: str) -> Bank:
 
 
 def _matrix_bank(parameters: list[Tensor], backend: str, shared: Shared) -> Bank:
-    group = shared.process_group
     if is_distributed(parameters[0]):
         return ShardedBank(parameters, backend, shared.dealer(sharding_group(parameters[0]).size()))
-    if group is not None and group.size() > 1:
-        return SharedBank(parameters, backend, group, shared.dealer(group.size()))
+    if shared.process_group is not None and shared.num_ranks > 1:
+        return SharedBank(parameters, backend, shared.process_group, shared.dealer(shared.num_ranks))
     if _to_be_fused(parameters, backend):
         from muloco_runner.optimizers.fused_bank import FusedMatrixBank
 
         return FusedMatrixBank(parameters, backend, shared.arena)
     return MatrixBank(parameters, backend)
+
+
+def _reserve_workspace(alike: list[list[Tensor]], backend: str, arena: Arena) -> None:
+    """Of the size of the largest, so that all banks share one memory."""
+    to_be_fused = [parameters for parameters in alike if _to_be_fused(parameters, backend)]
+    if to_be_fused:
+        from muloco_runner.optimizers.fused_bank import needed_workspace
+
+        needed = max(needed_workspace(parameters, backend) for parameters in to_be_fused)
+        arena.take(needed, to_be_fused[0][0].device)
 
 
 def _to_be_fused(parameters: list[Tensor], backend: str) -> bool:

@@ -17,11 +17,11 @@ from muloco_runner.optimizers.adamw_bank import AdamWBank
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.in_flight import InFlight
 from muloco_runner.optimizers.matrix_bank import MatrixBank, polynomial_of, shape_scale
-from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, matrices_at_once
+from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend, matrices_at_once
 from muloco_runner.optimizers.orthogonalize.triton import elementwise
 from muloco_runner.optimizers.orthogonalize.triton.device_tables import Addresses
 from muloco_runner.optimizers.orthogonalize.triton.hyper import BETA1, BETA2, HyperParameters
-from muloco_runner.optimizers.orthogonalize.triton.workspace import TRITON_TYPES, Source, Workspace
+from muloco_runner.optimizers.orthogonalize.triton.workspace import TRITON_TYPES, Source, Workspace, workspace_bytes
 
 ADAMW_BLOCK = 2048
 MOVE_BLOCK = 2048
@@ -46,6 +46,14 @@ def move(parameters: list[Tensor], orthogonal: list[Tensor], kept: float, scale:
         DTYPE=TRITON_TYPES[orthogonal[0].dtype], PARAMETER=TRITON_TYPES[parameters[0].dtype],
         ALIGNED=weights.aligned and moves.aligned, BLOCK=MOVE_BLOCK,
     )  # fmt: skip
+
+
+def needed_workspace(parameters: Sequence[Tensor], backend: str) -> int:
+    """Bytes that a bank of these parameters takes of its arena."""
+    rows, columns = parameters[0].shape
+    chosen = choose_backend(backend, parameters[0].device)
+    at_once = min(len(parameters), matrices_at_once(chosen, rows, columns))
+    return workspace_bytes(at_once, rows, columns, TRITON_DTYPES[chosen])
 
 
 class FusedMatrixBank(MatrixBank):

@@ -19,7 +19,7 @@ from muloco_runner.optimizers.orthogonalize import orthogonalize, result_dtype
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.reference import normalise, orthogonalize_reference
 from muloco_runner.optimizers.orthogonalize.triton import tiles
-from muloco_runner.optimizers.orthogonalize.triton.workspace import Workspace, is_interpreted
+from muloco_runner.optimizers.orthogonalize.triton.workspace import Workspace, aligned_columns, is_interpreted
 
 assert is_interpreted()
 
@@ -269,4 +269,10 @@ def test_large_banks_are_worked_on_in_parts_in_one_workspace(monkeypatch: pytest
     for ours, theirs in zip(parted, whole, strict=True):
         assert torch.equal(ours, theirs)
     banks = [bank for bank in optimizer._banks[0] if isinstance(bank, FusedMatrixBank)]
+    # Beyond 4 bytes a parameter of momentum: X twice and four squares in storage dtype, of one matrix of one bank.
+    needed = []
+    for rows, columns in MATRICES:
+        side, size = min(rows, columns), 2 if min(rows, columns) >= 32 else 4
+        needed.append(size * (2 * rows * aligned_columns(columns) + 4 * side * aligned_columns(side)))
+    assert banks[0].workspace.memory.untyped_storage().nbytes() == max(needed)
     assert len({bank.workspace.memory.untyped_storage().data_ptr() for bank in banks}) == 1

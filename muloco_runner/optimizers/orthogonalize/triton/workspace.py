@@ -53,6 +53,17 @@ def storage_dtype(rows: int, columns: int, half: torch.dtype) -> torch.dtype:
     return torch.float32 if min(rows, columns) < SMALLEST_HALF_SIDE else half
 
 
+def _buffer_sizes(batch: int, rows: int, columns: int) -> list[int]:
+    """Elements of a workspace's buffers: X twice, and four squares."""
+    side = min(rows, columns)
+    return [batch * rows * aligned_columns(columns)] * 2 + [batch * side * aligned_columns(side)] * 4
+
+
+def workspace_bytes(batch: int, rows: int, columns: int, half: torch.dtype) -> int:
+    """Memory of a workspace for `batch` matrices of that shape."""
+    return sum(_buffer_sizes(batch, rows, columns)) * storage_dtype(rows, columns, half).itemsize
+
+
 @dataclass
 class Source:
     """What is orthogonalised: gradients, and the momentum they go into, if any."""
@@ -81,9 +92,9 @@ class Workspace(GramForm):
         self.dtype = storage_dtype(rows, columns, dtype)
         self.batch = batch
         self.upcast = is_interpreted() and self.dtype == torch.bfloat16
-        sizes = [batch * rows * aligned_columns(columns)] * 2 + [batch * self.side * aligned_columns(self.side)] * 4
         # Each begins at a multiple of 16 bytes, as rows are.
-        self.memory = (arena or Arena()).take(sum(sizes) * self.dtype.itemsize, device)
+        sizes = _buffer_sizes(batch, rows, columns)
+        self.memory = (arena or Arena()).take(workspace_bytes(batch, rows, columns, dtype), device)
         parts = self.memory.view(self.dtype).split(sizes)
         self.x, self.next_x = (part.view(batch, rows, -1)[..., :columns] for part in parts[:2])
         self.gram_MM, self.r_MM, self.s_MM, self.next_MM = (

@@ -1,0 +1,103 @@
+"""Muon and MuLoCo1 in somebody else's training script: torch alone, schedulers, checkpoints, and memory that stays."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from muloco_runner.optimizers import MuLoCo1, Muon, parameter_groups
+
+ROOT = Path(__file__).parents[3]
+# Put before the README's lines: all that this project depends on and torch does not.
+WITHOUT_OTHER_PACKAGES = """
+import sys
+names = "hydra omegaconf yaml submitit cloudpickle tenacity psutil pandas scipy matplotlib rich triton"
+sys.modules.update(dict.fromkeys(names.split()))
+"""
+
+
+def test_the_readmes_lines_train_a_model_with_torch_alone() -> None:
+    (lines,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert len([line for line in lines.splitlines() if line and not line.startswith("#")]) <= 10
+    check = "assert float(loss) < 0.5, float(loss)\nassert optimizer.param_groups[0]['lr'] < 1e-6\n"
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_OTHER_PACKAGES + "import torch\ntorch.manual_seed(0)\n" + lines + check],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", [Muon, MuLoCo1])
+def test_a_schedulers_lr_is_that_of_the_next_step(kind: type[Muon]) -> None:
+    weight, same = (nn.Parameter(torch.eye(4, 6)) for _ in range(2))
+    scheduled, constant = kind([weight], 0.1), kind([same], 0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(scheduled, lambda step: 0.5**step)
+    for step in range(3):
+        weight.grad = same.grad = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+        constant.param_groups[0]["lr"] = 0.1 * 0.5**step
+        scheduled.step()
+        constant.step()
+        schedule.step()
+    assert torch.equal(weight, same)
+
+
+def test_muloco_continues_from_a_file_to_the_bit() -> None:
+    def build() -> tuple[nn.Module, MuLoCo1]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 8))
+        return model, MuLoCo1(parameter_groups(model), 0.05, sync_interval=3)
+
+    def train(model: nn.Module, optimizer: MuLoCo1, steps: range) -> None:
+        for step in steps:
+            x = torch.randn(16, 8, generator=torch.Generator().manual_seed(step))
+            (model(x) - x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    whole, optimizer = build()
+    train(whole, optimizer, range(8))
+    first, optimizer = build()
+    train(first, optimizer, range(4))
+    file = io.BytesIO()
+    torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    again, optimizer = build()
+    again.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    train(again, optimizer, range(4, 8))
+    for ours, theirs in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_thousand_steps_take_no_more_memory_than_a_hundred() -> None:
+    """State is 12 bytes a parameter (momentum, anchor, outer momentum); one lost tensor a step would be 59 MB."""
+    weights = [nn.Parameter(torch.randn(128, 128)) for _ in range(2)]
+    optimizer = MuLoCo1(weights, sync_interval=7, nesterov=True)
+    before = 0
+    for step in range(1000):
+        for weight in weights:
+            weight.grad = torch.randn(128, 128)
+        optimizer.step()
+        if step == 99:
+            before = psutil.Process().memory_info().rss
+    assert psutil.Process().memory_info().rss - before < 8e6
+    held = {name: value for state in optimizer.state.values() for name, value in state.items()}
+    assert held.keys() == {"momentum", "anchor", "outer_momentum"}
+    assert sum(value.nbytes for state in optimizer.state.values() for value in state.values()) == 12 * 2 * 128 * 128
+
+
+def test_a_graph_without_fused_kernels_is_refused() -> None:
+    with pytest.raises(ValueError, match="cuda_graph=True needs backend=triton"):
+        Muon([nn.Parameter(torch.eye(4))], cuda_graph=True)
