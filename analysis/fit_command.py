@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -79,6 +80,8 @@ def fit_table(
             raise ConfigError(
                 f"--column {name}: {form} has no such column; it takes {', '.join((*wanted.columns, *optional))}"
             )
+    if table.empty:
+        raise ConfigError("the table has no rows")
     columns = [_column(table, name, mapping.get(name)) for name in wanted.columns]
     options: dict[str, Any] = {"bootstrap": bootstrap, "delta": delta, "seed": seed}
     series = mapping.get("series", "series")
@@ -91,9 +94,15 @@ def fit_table(
         "critical-batch": power_law.fit_critical_batch,
     }
     try:
-        return fitters[form](*columns, **options)
+        fit = fitters[form](*columns, **options)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    keys = [*columns, options["groups"]] if "groups" in options else columns
+    repeated = len(keys[0]) - len(set(zip(*keys, strict=True)))
+    if not repeated:
+        return fit
+    warning = f"{repeated} row(s) repeat another: each counts, as a point of its own"
+    return dataclasses.replace(fit, warnings=(*fit.warnings, warning))
 
 
 def _column(table: pd.DataFrame, name: str, own: str | None) -> Any:

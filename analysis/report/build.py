@@ -58,7 +58,7 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         "iso_loss": compute_ratios,
         "time_ratio": time_ratios,
         "size_and_data": laws.size_and_data(optima.best, study.series, options),
-        "hyper_parameters": _hyper_parameters(study, optima, budget),
+        "hyper_parameters": _hyper_parameters(study, at_budget, budget),
         "num_workers": laws.num_workers(at_budget, options.delta, options.bootstrap, options.seed),
         "wall_clock": laws.wall_clock_hours(at_budget, points, study.series, options),
         "sensitivity": laws.sensitivity(at_budget, study.series, baseline, points, fits, optima, options),
@@ -175,12 +175,12 @@ def _reason_kind(reason: str) -> str:
     return f"{head}: {tail.strip().split(' ')[0]}" if head == "unfinished" else reason if head != "damaged" else head
 
 
-def _hyper_parameters(study: Study, optima: Optima, budget: float) -> dict[str, Any]:
+def _hyper_parameters(study: Study, at_budget: pd.DataFrame, budget: float) -> dict[str, Any]:
     """Loss against learning rate at each series' and size's best batch; at the largest size, over batch and rate."""
     curves = []
     finished = study.runs[~study.runs["diverged"] & (study.runs["tokens_per_parameter"] == budget)]
     groups = dict(list(finished.groupby(["series", "num_params"], observed=True)))
-    best = optima.best[optima.best["tokens_per_parameter"] == budget].to_dict("records")
+    best = at_budget.to_dict("records")
     for row in best:
         here = groups[row["series"], row["num_params"]]
         by_lr = here[here["global_batch_tokens"] == row["global_batch_tokens"]].groupby("lr")["loss"].min()

@@ -76,6 +76,15 @@ def test_columns_by_other_usual_names_and_tokens_from_compute(
         assert objectives[1][parameter]["value"] == pytest.approx(estimate["value"], rel=1e-6)
 
 
+def test_rows_that_repeat_another_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("x,y\n1,2\n2,4.1\n4,8\n4,8\n")
+    assert run(["fit", "power", str(path), "--bootstrap", "0", "--json"]) == 0
+    fit = json.loads(capsys.readouterr().out)
+    assert fit["num_points"] == 4
+    assert any("1 row(s) repeat" in warning for warning in fit["warnings"])
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "words"),
     [
@@ -84,6 +93,8 @@ def test_columns_by_other_usual_names_and_tokens_from_compute(
         ("flops,perplexity\n1e18,3\n", ["loss-compute"], "--column loss="),
         ("flops,loss\n1e18,much\n1e19,2\n1e20,2\n1e21,1\n", ["loss-compute"], "numbers"),
         ("", ["loss-compute"], "not readable"),
+        ("flops,loss\n", ["loss-compute"], "no rows"),
+        ("flops,loss\n1e18,3\n1e18,3.1\n1e19,2\n1e19,2.1\n", ["loss-compute"], "2 different values"),
         ("flops,val_loss,test_loss\n1e18,3,3\n", ["loss-compute"], "could all be loss"),
         ("x,y\n1,2\n", ["cubic"], "cubic"),
         ("x,y\n1,2\n", ["power", "--column", "z=x"], "no such column"),
