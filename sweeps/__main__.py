@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from muloco_runner.config import ConfigError
@@ -14,7 +14,9 @@ from muloco_runner.record import ExitCode
 
 if TYPE_CHECKING:
     from sweeps.controller import Controller, Tick
+    from sweeps.definition import Shape
     from sweeps.launch import Sweep
+    from sweeps.quota import Verdict
 
 DESCRIPTION = """\
 Plan, launch and watch many runs under a quota.
@@ -54,8 +56,13 @@ _ON_RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
 def main() -> None:
     """The console script. Never returns: exits with one of `ExitCode`."""
     arguments = _parser().parse_args()
+    from sweeps.lease import LeaseLost
+
     try:
         code = _run(arguments)
+    except LeaseLost as error:
+        print(f"muloco-sweep: {error}; this one has stopped, and the sweep goes on", file=sys.stderr)
+        sys.exit(ExitCode.CRASH)
     except ConfigError as error:
         print(f"muloco-sweep: {error}", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
@@ -151,8 +158,8 @@ def begin(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
     """Everything that can be checked before the queue is; then the sweep's folder, and its controller."""
     from sweeps.clusters import make_cluster
     from sweeps.controller import Controller
-    from sweeps.decide import MAX_GPU_HOURS
     from sweeps.lease import LeaseHeld
+    from sweeps.room import MAX_GPU_HOURS
     from sweeps.training import prepare
 
     check_cap(sweep, max_gpu_hours)
@@ -181,15 +188,18 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
     controller = begin(sweep, arguments.max_gpu_hours)
     # A polite kill is Ctrl-C from afar.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    verdicts: Mapping[Shape, Verdict] = {}
     with progress(sweep) as show:
 
         def on_tick(tick: Tick) -> None:
+            nonlocal verdicts
+            verdicts = tick.plan.verdicts
             show(tick)
             if notify is not None:
                 notify(tick)
 
         state = controller.run(on_tick)
-    show_end(sweep, state)
+    show_end(state, verdicts)
     return ExitCode.FINISHED if state.counts["done"] == len(state.runs) else ExitCode.CRASH
 
 

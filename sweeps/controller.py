@@ -123,6 +123,8 @@ class Controller:
         now = self.clock()
         for job in list(self.state.jobs.values()):
             self._absorb(job, observation, now)
+        # A scheduler that is slow to answer must not make this controller look dead.
+        self.lease.renew()
         if observation.complete:
             self._meet_strays()
         self._hold_alike()

@@ -13,29 +13,20 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from sweeps.clusters.interface import JobRequest, Limit, Resource
-from sweeps.config import AllocationConfig, ClusterConfig
+from sweeps.config import ClusterConfig
 from sweeps.definition import Shape, shape_of
-from sweeps.policy import Cause
-from sweeps.quota import NOTHING, Amount, Verdict, VerdictKind, asked, held_by_sweep, shape_verdict, verdict
+from sweeps.quota import NOTHING, Verdict, VerdictKind, held_by_sweep, verdict
+from sweeps.room import MAX_GPU_HOURS, Budget, Room, amount_of
 from sweeps.runs import Queue, RunState
 from sweeps.state import SweepState
+from sweeps.wall_time import job_minutes, minutes_left
 from sweeps.work import Attempt, Work, expected_minutes
 
-MAX_GPU_HOURS = "max_gpu_hours"
-"""The name among a sweep's own limits of the cap over all allocations."""
 _STRIKE_SECONDS = 6 * 3600.0
-"""A node that failed us is avoided for so long,"""
-_MOST_EXCLUDED = 8
-"""and so many nodes at most: beyond that the trouble is not the nodes',"""
-_SHARE_EXCLUDED = 1 / 4
-"""nor more than this share of the nodes there are: a job that excludes too many waits for ever."""
-_WALL_MARGIN = 1.5
-"""Wall time asked for over time expected,"""
-_LEAST_WALL_MINUTES = 10.0
-"""but never less than this, for start-up."""
+"""A node that failed us is avoided for so long."""
 
 
 @dataclass(frozen=True)
@@ -52,136 +43,6 @@ class Plan:
 
     def verdict_of(self, run: RunState) -> Verdict | None:
         return self.verdicts.get(shape_of(run.work)) if run.is_waiting else None
-
-
-@dataclass
-class _Budget:
-    """GPU-hours that the sweep as a whole may still take on, over all allocations."""
-
-    most: float
-    held: float
-
-    @property
-    def limit(self) -> Limit:
-        return Limit(MAX_GPU_HOURS, Resource.GPU_HOURS, self.most)
-
-
-@dataclass
-class _Room:
-    """One allocation while it is being filled."""
-
-    allocation: AllocationConfig
-    limits: Sequence[Limit]
-    held: Amount
-    budget: _Budget
-    closed_until: float = 0.0
-    """The cluster takes no more jobs here before this; Unix seconds."""
-    queue_minutes: float = 0.0
-    """What a job that is submitted now must expect to wait in the cluster's own queue."""
-    num_queued: int = 0
-    """Our jobs in that queue."""
-    reserved_at: float = math.inf
-    """When the run with the reservation could start; Unix seconds."""
-    spare_nodes: float = math.inf
-    """Nodes that it leaves free then."""
-
-    def job_shape(self, shape: Shape) -> Shape:
-        """What a job takes for a run of that shape: whole nodes, where they are handed out so."""
-        nodes, gpus, cpus = shape
-        if self.allocation.whole_nodes:
-            return nodes, self.allocation.gpus_per_node, self.allocation.cpus_per_node
-        return nodes, gpus, cpus
-
-    def places(self, shape: Shape) -> int:
-        """Runs of that shape in one job."""
-        nodes, gpus, _ = shape
-        if not self.allocation.whole_nodes or nodes > 1 or gpus == 0:
-            return 1
-        return max(1, self.allocation.gpus_per_node // gpus)
-
-    def places_left(self, pack: Sequence[RunState], shape: Shape) -> int:
-        """Runs of a narrower shape that fit beside those of the pack, each with GPUs of its own."""
-        nodes, gpus, _ = shape
-        if not self.allocation.whole_nodes or nodes > 1 or gpus == 0 or pack[0].work.need.nodes > 1:
-            return 0
-        return int(self.allocation.gpus_per_node - sum(run.work.need.gpus for run in pack)) // gpus
-
-    def answer(self, shape: Shape, minutes: float, now: float) -> Verdict:
-        """On one more job of that shape and length beside those that are held."""
-        if now < self.closed_until:
-            seconds = math.ceil(self.closed_until - now)
-            return Verdict(VerdictKind.WAIT, f"{self.allocation.name} takes no more jobs for now, asked in {seconds} s")
-        answer = shape_verdict(shape, self.allocation)
-        if answer.kind is VerdictKind.RUN:
-            amount = self._amount(shape, minutes)
-            answer = verdict(amount, self.limits, self.held)
-            if answer.kind is VerdictKind.RUN:
-                answer = verdict(amount, [self.budget.limit], Amount({Resource.GPU_HOURS: self.budget.held}))
-        if answer.kind is VerdictKind.RUN and not self._lets_pass(shape[0], now + 60 * minutes):
-            return Verdict(VerdictKind.WAIT, "nodes are kept for a wider run")
-        return answer
-
-    def longest(self, shape: Shape, now: float) -> float:
-        """Minutes of the longest run of that shape that may start now; 0 where none may."""
-        if self.answer(shape, 0.0, now).kind is not VerdictKind.RUN:
-            return 0.0
-        minutes = self._minutes_paid_for(shape)
-        return minutes if shape[0] <= self.spare_nodes else min(minutes, (self.reserved_at - now) / 60)
-
-    def would_ever_take(self, shape: Shape, minutes: float) -> bool:
-        """Whether the limits alone, with nobody else on the cluster, leave room for it."""
-        alone = [replace(limit, used_by_others=0.0) for limit in self.limits]
-        amount = self._amount(shape, minutes)
-        taken = verdict(amount, alone, self.held).kind is VerdictKind.RUN
-        taken = taken and self.budget.held + amount.of[Resource.GPU_HOURS] <= self.budget.most
-        return taken and shape_verdict(shape, self.allocation).kind is VerdictKind.RUN
-
-    @property
-    def longest_wall_minutes(self) -> float:
-        walls = [limit.most for limit in self.limits if limit.resource is Resource.WALL_MINUTES]
-        return min([self.allocation.max_wall_minutes, *walls])
-
-    def wall_minutes(self, pack: Sequence[RunState], expected: Sequence[float]) -> float:
-        """What the longest of them asks for, within what limits and budget allow."""
-        longest = self.longest_wall_minutes
-        wanted = max(wall_minutes(run, longest, minutes) for run, minutes in zip(pack, expected, strict=True))
-        return min(wanted, self._minutes_paid_for(shape_of(pack[0].work)))
-
-    def minutes_to_end(self, minutes: float) -> float:
-        """When a run of so many minutes would be done here: it queues anew for each piece that the wall time allows."""
-        pieces = max(1, math.ceil(minutes / max(1.0, self.longest_wall_minutes)))
-        return pieces * self.queue_minutes + minutes
-
-    def most_excluded(self, nodes: int) -> int:
-        """Nodes that a job of that width may avoid."""
-        there = min((limit.most for limit in self.limits if limit.resource is Resource.NODES_THERE), default=math.inf)
-        if math.isinf(there):
-            return 1
-        return int(max(0, min(_MOST_EXCLUDED, _SHARE_EXCLUDED * there, there - nodes)))
-
-    def take(self, request: JobRequest, ends_at: float) -> None:
-        amount = _amount_of(request)
-        self.held = self.held + amount
-        self.budget.held += amount.of[Resource.GPU_HOURS]
-        self.num_queued += 1
-        if ends_at > self.reserved_at:
-            self.spare_nodes -= request.nodes
-
-    def _amount(self, shape: Shape, minutes: float) -> Amount:
-        nodes, gpus, cpus = self.job_shape(shape)
-        return asked(nodes, gpus, cpus, 0.0, nodes * gpus * minutes / 60)
-
-    def _minutes_paid_for(self, shape: Shape) -> float:
-        nodes, gpus, _ = self.job_shape(shape)
-        held = self.held.of.get(Resource.GPU_HOURS, 0.0)
-        hours = [
-            limit.most - limit.used_by_others - held for limit in self.limits if limit.resource is Resource.GPU_HOURS
-        ]
-        return min(hours) * 60 / (nodes * gpus) if hours and gpus else math.inf
-
-    def _lets_pass(self, nodes: int, ends_at: float) -> bool:
-        """Whether a job of that width and end leaves the reservation alone."""
-        return ends_at <= self.reserved_at or nodes <= self.spare_nodes
 
 
 class _Line:
@@ -230,9 +91,9 @@ def decide(
     """What to submit at `now` (Unix seconds). `minutes_of` is the newest estimate of a whole run's time."""
     held = held_by_sweep(cluster, state)
     spoken_for = sum(amount.of.get(Resource.GPU_HOURS, 0.0) for amount in held.values())
-    budget = _Budget(state.own_limits.get(MAX_GPU_HOURS, math.inf), spoken_for)
+    budget = Budget(state.own_limits.get(MAX_GPU_HOURS, math.inf), spoken_for)
     rooms = [
-        _Room(
+        Room(
             allocation,
             limits.get(allocation.name, ()),
             held[allocation.name],
@@ -289,7 +150,7 @@ def _queue_minutes(allocation: str, state: SweepState, now: float) -> float:
     return max(waits, default=0.0) / 60
 
 
-def _too_many(room: _Room, state: SweepState) -> Iterator[str]:
+def _too_many(room: Room, state: SweepState) -> Iterator[str]:
     """Jobs that wait in the cluster's queue, the newest first, until those that are left keep the user's own limits;
     and each that no limit of the cluster would ever let start."""
     held = room.held
@@ -297,7 +158,7 @@ def _too_many(room: _Room, state: SweepState) -> Iterator[str]:
         request = job.request
         if request.allocation != room.allocation.name or job.started_at is not None:
             continue
-        amount = _amount_of(request)
+        amount = amount_of(request)
         if job.withdrawing or job.cancelling is not None:
             held = held - amount
         elif verdict(amount, room.limits, NOTHING).kind is VerdictKind.NEVER or any(
@@ -308,11 +169,6 @@ def _too_many(room: _Room, state: SweepState) -> Iterator[str]:
         ):
             held = held - amount
             yield job.tag
-
-
-def _amount_of(request: JobRequest) -> Amount:
-    gpu_hours = request.nodes * request.gpus_per_node * request.wall_minutes / 60
-    return asked(request.nodes, request.gpus_per_node, request.cpus_per_node, request.wall_minutes, gpu_hours)
 
 
 def _width_first(shape: Shape) -> int:
@@ -328,7 +184,7 @@ def _combined(answers: Mapping[str, Verdict]) -> Verdict:
     return Verdict(VerdictKind.NEVER, "; ".join(f"{name}: {answer.why}" for name, answer in answers.items()))
 
 
-def _is_hopeless(state: SweepState, rooms: Sequence[_Room]) -> bool:
+def _is_hopeless(state: SweepState, rooms: Sequence[Room]) -> bool:
     if state.jobs:
         return False
     shortest = {shape: queue.shortest() for shape, queue in state.waiting.items() if len(queue)}
@@ -337,11 +193,11 @@ def _is_hopeless(state: SweepState, rooms: Sequence[_Room]) -> bool:
     )
 
 
-def _reserve(shape: Shape, rooms: Sequence[_Room], state: SweepState, now: float) -> None:
+def _reserve(shape: Shape, rooms: Sequence[Room], state: SweepState, now: float) -> None:
     """Gives the first run that waits for nodes the earliest start there is, in the allocation that offers it."""
     if any(room.reserved_at < math.inf for room in rooms):
         return
-    best: tuple[float, float, _Room] | None = None
+    best: tuple[float, float, Room] | None = None
     for room in rooms:
         if room.would_ever_take(shape, 0.0) or state.jobs:
             start = _earliest_start(shape[0], room, state, now)
@@ -351,7 +207,7 @@ def _reserve(shape: Shape, rooms: Sequence[_Room], state: SweepState, now: float
         best[2].reserved_at, best[2].spare_nodes = best[0], best[1]
 
 
-def _earliest_start(nodes: int, room: _Room, state: SweepState, now: float) -> tuple[float, float] | None:
+def _earliest_start(nodes: int, room: Room, state: SweepState, now: float) -> tuple[float, float] | None:
     """When that many nodes will be free under the tightest node limit, and how many more then; None where it is not
     for nodes that it waits."""
     limits = [limit for limit in room.limits if limit.resource is Resource.NODES]
@@ -373,13 +229,8 @@ def _earliest_start(nodes: int, room: _Room, state: SweepState, now: float) -> t
     return (at, free - nodes) if free >= nodes else None
 
 
-def job_minutes(request: JobRequest) -> float:
-    """How long a job is expected to run."""
-    return min(request.wall_minutes, max(a.work.need.expected_minutes for a in request.attempts))
-
-
 def _request(
-    tag: str, pack: Sequence[RunState], room: _Room, excluded: Sequence[str], minutes_of: Callable[[Work], float]
+    tag: str, pack: Sequence[RunState], room: Room, excluded: Sequence[str], minutes_of: Callable[[Work], float]
 ) -> JobRequest:
     nodes, gpus, cpus = room.job_shape(shape_of(pack[0].work))
     expected = [minutes_left(run, minutes_of) for run in pack]
@@ -400,19 +251,6 @@ def _request(
 
 def next_attempt_number(run: RunState) -> int:
     return run.attempts[-1].number + 1 if run.attempts else 1
-
-
-def minutes_left(run: RunState, minutes_of: Callable[[Work], float] = expected_minutes) -> float:
-    """To the run's end: at the speed that its last attempt measured, or else by the estimate for the whole."""
-    measured = run.attempts[-1].minutes_left if run.attempts else None
-    return minutes_of(run.work) if measured is None else measured
-
-
-def wall_minutes(run: RunState, longest: float, expected: float) -> float:
-    """What the run needs with a margin, doubled for each time it ran into the limit; never more than is allowed."""
-    timeouts = sum(attempt.cause is Cause.TIMEOUT for attempt in run.attempts)
-    wanted = max(_LEAST_WALL_MINUTES, _WALL_MARGIN * expected, run.work.need.wall_minutes) * 2.0**timeouts
-    return min(longest, wanted)
 
 
 def _excluded_nodes(state: SweepState, now: float) -> tuple[str, ...]:

@@ -6,14 +6,15 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from muloco_runner.record import RecordError, RunFolder
-from sweeps.definition import group_of
+from sweeps.definition import Shape, group_of
+from sweeps.quota import Verdict
 from sweeps.runs import STANDINGS
 from sweeps.state import SweepState
 from sweeps.words import duration, plural, size
@@ -194,9 +195,12 @@ def _live(state: SweepState) -> str:
     return " | ".join([*words[:4], *([f"{held} held"] if held else [])])
 
 
-def show_end(sweep: Sweep, state: SweepState) -> None:
-    """The last word of a launch: counts, and every held run with its reason."""
+def show_end(state: SweepState, verdicts: Mapping[Shape, Verdict]) -> None:
+    """The last word of a launch: counts, what no limit lets start, and every held run with its reason."""
     print(summary(state))
+    for shape, verdict in verdicts.items():
+        if state.waiting.get(shape):
+            print(f"{len(state.waiting[shape])} waiting: {verdict}")
     for why, names in state.tally.held.items():
         for name in names:
             print(f"{name} held: {why}  {state.runs[name].work.folder}")

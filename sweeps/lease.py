@@ -65,8 +65,11 @@ class Lease:
     def renew(self) -> float:
         """The file system's own time, Unix seconds."""
         self.check()
-        os.utime(self.path)
-        return self.path.stat().st_mtime
+        try:
+            os.utime(self.path)
+            return self.path.stat().st_mtime
+        except FileNotFoundError:
+            raise LeaseLost("another controller has taken this sweep over") from None
 
     def release(self) -> None:
         """The token stays, so that the next holder's is higher."""

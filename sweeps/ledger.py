@@ -83,7 +83,7 @@ class Ledger:
     def append(self, event: str, **values: Any) -> Event:
         """Writes one event, to the disk where it could not be told again, and returns it. Raises `LeaseLost` if another
         writer has taken over."""
-        self.lease.check()
+        self.lease.renew()
         line = {"token": self.lease.token, "time": self.clock(), "event": event, **values}
         text = encode(line)
         with open(self.path, "ab") as file:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 
 from sweeps.clusters.interface import Limit, Limits, Resource
 from sweeps.config import AllocationConfig, ClusterConfig
-from sweeps.decide import decide, job_minutes
+from sweeps.decide import decide
 from sweeps.definition import shape_of
 from sweeps.launch import Sweep
 from sweeps.policy import Cause
 from sweeps.quota import NOTHING, Verdict, VerdictKind, all_limits, asked, shape_verdict, verdict
 from sweeps.state import SweepState
+from sweeps.wall_time import job_minutes
 from sweeps.work import Work
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from sweeps.bound import least_minutes
 from sweeps.config import ClusterConfig
-from sweeps.decide import MAX_GPU_HOURS
 from sweeps.definition import Shape, group_of, shape_of
 from sweeps.lease import Holder
 from sweeps.ledger import Damage
+from sweeps.room import MAX_GPU_HOURS
 from sweeps.runs import RunState
 from sweeps.state import JobState, SweepState
 from sweeps.tally import Tally

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from sweeps.decide import minutes_left, next_attempt_number, wall_minutes
+from sweeps.decide import next_attempt_number
 from sweeps.definition import shape_of
 from sweeps.policy import RULES, Cause
 from sweeps.quota import Verdict, VerdictKind
 from sweeps.runs import AttemptState, RunState
 from sweeps.state import SweepState
 from sweeps.tally import Tally
+from sweeps.wall_time import minutes_left, wall_minutes
 from sweeps.words import duration, when
 
 

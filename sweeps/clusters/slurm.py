@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -30,10 +29,9 @@ from sweeps.clusters.interface import (
     Limit,
     Limits,
     Observation,
-    RefusalKind,
-    Refused,
     Resource,
 )
+from sweeps.clusters.slurm_commands import answer_of, submit_script
 from sweeps.clusters.slurm_limits import (
     ASSOCIATION_FIELDS,
     QOS_FIELDS,
@@ -51,7 +49,6 @@ from sweeps.clusters.slurm_text import (
     SQUEUE_FORMAT,
     AccountedJob,
     QueuedJob,
-    classify_refusal,
     known_state,
     parse_sacct,
     parse_squeue,
@@ -60,8 +57,6 @@ from sweeps.config import AllocationConfig, ClusterConfig
 from sweeps.evidence import Evidence, evidence_in_folder
 from sweeps.work import Attempt
 
-_ANSWER_SECONDS = 60.0
-"""A scheduler that takes longer has not answered."""
 _NAMES_PER_SACCT = 500
 """More names than this do not fit a command line well: all of the user's jobs are read then."""
 _TICKS_PER_LIMITS = 10
@@ -266,43 +261,6 @@ def _of_others(limit: Limit, allocation: AllocationConfig, held: Sequence[Queued
     own = _held_by([job for job in held if job.comment in ours and _is_in(job, allocation)])
     used = max(0.0, limit.used_by_others - own.get(limit.resource, 0.0))
     return replace(limit, used_by_others=used, enforced=True)
-
-
-def submit_script(script: Path) -> str:
-    """The job's number. Raises `Refused`."""
-    done = run_slurm(["sbatch", "--parsable", str(script)])
-    if done is None:
-        raise Refused(RefusalKind.MAY_EXIST, "sbatch did not answer")
-    if done.returncode:
-        raise Refused(classify_refusal(done.stderr), " ".join(done.stderr.split()))
-    return done.stdout.strip().partition(";")[0]
-
-
-def run_slurm(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
-    """One of SLURM's commands; None where it takes so long that nobody knows what it has done."""
-    # A job's own variables, where this runs inside of one, are not for the jobs that it submits.
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"
-    }
-    try:
-        return subprocess.run(
-            command,
-            # Some of these commands would read a prompt's answer from a terminal.
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_ANSWER_SECONDS,
-            check=False,
-            env=environment,
-        )
-    except subprocess.TimeoutExpired:
-        return None
-
-
-def answer_of(*command: str) -> str | None:
-    """What one of SLURM's commands prints; None where it fails or does not answer."""
-    done = run_slurm(command)
-    return None if done is None or done.returncode else done.stdout
 
 
 def _queued(job: QueuedJob) -> JobObservation:

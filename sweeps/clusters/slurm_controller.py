@@ -19,7 +19,7 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode, write_atomically
 from sweeps.clusters import make_cluster
 from sweeps.clusters.interface import Refused
-from sweeps.clusters.slurm import answer_of, submit_script
+from sweeps.clusters.slurm_commands import answer_of, submit_script
 from sweeps.clusters.slurm_script import CONTROLLER_OF, controller_script
 from sweeps.config import ClusterConfig
 from sweeps.controller import Controller, Tick

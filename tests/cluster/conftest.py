@@ -14,5 +14,4 @@ def environment(slurm: EmulatedSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CONF", str(slurm.configuration))
     # Tests put commands of their own before SLURM's.
     monkeypatch.setenv("PATH", os.environ["PATH"])
-    here = Path(__file__).parent
-    monkeypatch.setenv("PYTHONPATH", f"{here}:{here.parent / 'sweeps'}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))

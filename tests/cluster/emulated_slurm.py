@@ -154,7 +154,11 @@ class EmulatedSlurm:
         self._limits |= {key: f"{value.rpartition('=')[0]}=-1".lstrip("=") for key, value in limits.items()}
 
     def cancel_everything(self) -> None:
-        """No job left in the queue, all nodes idle, no limit set: where every test starts."""
+        """All daemons there, no job left in the queue, all nodes idle, no limit set: where every test starts."""
+        if self._daemons["slurmdbd"].poll() is not None:
+            self.start_database_daemon()
+        if self._daemons["slurmctld"].poll() is not None:
+            self.start_controller()
         if self._limits:
             unlimited, self._limits = self._limits, {}
             self.limit(**unlimited)

@@ -39,6 +39,15 @@ def job_of(slurm: EmulatedSlurm, number: int) -> str:
     return next(job for tag, job in jobs.items() if tag.endswith(f"-{number:06d}"))
 
 
+def test_causes_are_true_and_accounting_agrees(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    sweep = SampleSweep(tmp_path, {"wrong": {"codes": [65]}, "large": {"codes": [70, 0]}, "fine": {}})
+    state = sweep.run()
+    assert standings(state) == {"wrong": "held", "large": "done", "fine": "done"}
+    assert causes(state, "wrong") == [Cause.CONFIG_CANNOT_RUN]
+    assert causes(state, "large") == [Cause.OUT_OF_MEMORY, Cause.FINISHED]
+    check(sweep, state, slurm)
+
+
 def test_a_job_that_runs_into_its_time_limit_gets_more_time(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     sweep = SampleSweep(tmp_path, {"slow": {"seconds": [300, 0], "deaf": True}, "fine": {}})
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from muloco_runner.record import RunFolder, RunResult
-from sweeps.estimate import refine
+from sweeps.estimate import Estimates, refine
 from sweeps.work import Need, Work
 
 
@@ -42,3 +42,17 @@ def test_a_damaged_result_is_no_measurement(tmp_path: Path) -> None:
     Path(works[0].folder).mkdir(parents=True)
     (Path(works[0].folder) / "result.json").write_text("{")
     assert refine(works) == works
+
+
+def test_a_controller_goes_on_to_learn_from_the_nearest_kin(tmp_path: Path) -> None:
+    estimates = Estimates()
+    assert estimates.minutes_of(work(tmp_path, 2, "MuLoCo", 100, 10.0)) == 10.0
+    for number, (name, minutes) in enumerate((("MuLoCo", 30.0), ("MuLoCo", 30.0), ("DDP-Muon", 10.0))):
+        finished = work(tmp_path, number, name, 100, 10.0)
+        finish(finished, minutes)
+        estimates.learn(finished)
+    asked = {
+        name: estimates.minutes_of(work(tmp_path, 3, name, 100, 10.0)) for name in ("MuLoCo", "DDP-Muon", "DiLoCo")
+    }
+    # Of the third algorithm only the size is known: the median over all of it.
+    assert asked == {"MuLoCo": 30.0, "DDP-Muon": 10.0, "DiLoCo": 30.0}
