@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from muloco_runner.checkpoint import CheckpointStore
 from muloco_runner.config import ExecutionConfig, MuonConfig, OuterOptimizerConfig, RunConfig
 from muloco_runner.corpus import load_corpus
+from muloco_runner.data import validation_batch
+from muloco_runner.evaluate import evaluate
 from muloco_runner.job import run_job
+from muloco_runner.model import build_model
 from muloco_runner.record import ExitCode, RunFolder
 from muloco_runner.topology import Communicator, Topology
 from muloco_runner.train import Session, Trainer
@@ -121,6 +125,29 @@ def test_a_diverged_run_is_a_result(tiny_run: MakeRun, new_folder: MakeFolder, e
     assert "training loss" in result.divergence
     assert result.validation_loss is None
     assert result.num_steps < run.num_steps
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_result_is_the_synchronised_model_at_the_exact_end_of_the_budget(
+    num_workers: int, tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
+) -> None:
+    # 23 steps: the last outer step, after 3 inner ones, belongs to the budget.
+    run = tiny_run("diloco", "muon", num_workers=num_workers, num_steps=23, sync_interval=5)
+    folder = new_folder(run)
+    run_job(folder, execution)
+    result = folder.read_result()
+    communicator = Communicator(Topology(num_workers))
+    last = CheckpointStore(folder.checkpoint_dir, communicator).load(range(num_workers))
+    assert result is not None
+    assert last is not None
+    assert (last.step, result.num_tokens) == (23, 23 * 256)
+    batch = validation_batch(load_corpus(run.data), run, CPU)
+    for worker in last.workers.values():
+        model = build_model(run.model, run.seed, CPU)
+        model.load_state_dict(worker["model"])
+        assert evaluate(model, batch, torch.float32, Communicator(Topology(1))) == result.validation_loss
+    assert folder.read_steps()[-1].validation_loss == result.validation_loss
+    assert result.local_validation_loss not in (None, result.validation_loss)
 
 
 def test_local_models_are_worse_than_their_mean_and_told_apart(
