@@ -198,7 +198,7 @@ class Controller:
         """What was decided may not have been heard: the scheduler was away, or a controller died before it spoke."""
         for ask, concerned in (
             (self.cluster.cancel, [job for job in self.state.jobs.values() if job.cancelling is not None]),
-            (self.cluster.withdraw, [job for job in self.state.jobs.values() if job.withdrawing]),
+            (self.cluster.withdraw, [j for j in self.state.jobs.values() if j.withdrawing and j.started_at is None]),
         ):
             again = max(_ASK_AGAIN_SECONDS, self.config.tick_seconds)
             tags = [job.tag for job in concerned if now - self._asked_at.get(job.tag, -math.inf) >= again]
