@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.peak_memory import peak_bytes
+from benchmarks.train_parts.peak_memory import peak_bytes
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ExecutionConfig, ModelConfig, RunConfig
 from muloco_runner.corpus import load_corpus

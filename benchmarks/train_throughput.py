@@ -1,0 +1,220 @@
+"""The trainer's inner step against a plain torch loop of the same model, in one process and in turns.
+
+The plain loop is what one writes first: DistributedDataParallel, torch.optim.AdamW, clip_grad_norm_, the whole logits,
+`loss.item()` each step. Both read the same batches. Given are medians over rounds, tokens/s, the share of what this
+machine's matrix product reaches in the same precision (model FLOPs, 6N a token), and the peak of torch's allocator.
+With --sync-interval, also what an outer step of MuLoCo costs beside H inner steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch.nn.parallel import DistributedDataParallel
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.train_parts.peak_memory import peak_bytes
+from muloco_runner.compose import compose_app_config
+from muloco_runner.config import ConfigError, DiLoCoConfig, RunConfig
+from muloco_runner.corpus import Corpus, load_corpus
+from muloco_runner.data import TrainingData
+from muloco_runner.inner_step import DTYPES
+from muloco_runner.model import build_model
+from muloco_runner.record import RunFolder
+from muloco_runner.topology import Communicator, Topology
+from muloco_runner.train import Session, Trainer
+
+Step = Callable[[int], None]
+
+
+def plain_loop(run: RunConfig, corpus: Corpus, device: torch.device) -> Step:
+    """One step of the loop that people write first. The caller has opened a process group of one rank."""
+    model = build_model(run.model, run.seed, device)
+    parallel = DistributedDataParallel(model)
+    beta1, beta2 = run.inner_optimizer.betas
+    optimizer = torch.optim.AdamW(
+        model.parameters(), run.inner_optimizer.lr, (beta1, beta2), weight_decay=run.weight_decay
+    )
+    data, dtype = TrainingData(corpus, run, device), DTYPES[run.precision]
+
+    def step(number: int) -> None:
+        batch = data.worker_batch(number, 0)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = parallel(batch.tokens_BT, batch.documents_BT)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets_BT.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), run.gradient_clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    return step
+
+
+def trainer_of(run: RunConfig, corpus: Corpus, device: torch.device) -> Trainer:
+    app = compose_app_config([f"execution.device={device.type}", "global_batch_tokens=65536"])
+    folder = RunFolder.of(tempfile.mkdtemp(), run.run_id)
+    session = Session(folder, app.execution, Communicator(Topology(run.num_workers)), device)
+    return Trainer(run, corpus, session)
+
+
+def trainer_step(trainer: Trainer) -> Step:
+    def step(number: int) -> None:
+        trainer._inner_step()
+        trainer.step += 1
+        trainer.losses[:, number].sum().item()
+
+    return step
+
+
+def product_flops(precision: str, device: torch.device) -> float:
+    """FLOP/s of a large square matrix product here, the best of some."""
+    size = 1024 if device.type == "cpu" else 8192
+    a = torch.randn(size, size, device=device, dtype=DTYPES[precision])
+    times = []
+    for _ in range(8):
+        began = clock(device)
+        a @ a
+        times.append(clock(device) - began)
+    return 2 * size**3 / min(times)
+
+
+def clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def in_turns(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each step of each; the first two warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 2):
+        for name, step in steps.items():
+            began = clock(device)
+            step(number)
+            if number >= 2:
+                seconds[name].append(clock(device) - began)
+    return seconds
+
+
+def compare(run: RunConfig, rounds: int, device: torch.device) -> list[list[str]]:
+    """Rows of the table: the plain loop, then the trainer."""
+    corpus = load_corpus(run.data)
+    makers: dict[str, Callable[[], Step]] = {
+        "plain torch loop": lambda: plain_loop(run, corpus, device),
+        "muloco-train": lambda: trainer_step(trainer_of(run, corpus, device)),
+    }
+
+    def two_steps(make: Callable[[], Step]) -> Callable[[], None]:
+        def both() -> None:
+            step = make()
+            step(0)
+            step(1)
+
+        return both
+
+    memory = {name: peak_bytes(two_steps(make), device) for name, make in makers.items()}
+    seconds = in_turns({name: make() for name, make in makers.items()}, rounds, device)
+    peak = product_flops(run.precision, device)
+    rows = []
+    plain, plain_memory = seconds["plain torch loop"], memory["plain torch loop"]
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        speed = run.global_batch_tokens / median
+        ratios = sorted(p / t for p, t in zip(plain, times, strict=True))
+        spread = f"{statistics.median(ratios):.2f} ({ratios[len(ratios) // 4]:.2f}-{ratios[-1 - len(ratios) // 4]:.2f})"
+        rows.append(
+            [
+                f"{run.num_params / 1e6:.2f}M {run.precision}",
+                name,
+                f"{speed:,.0f}",
+                f"{6 * run.num_params * speed / peak:.0%}",
+                spread,
+                f"{memory[name] / 1e6:,.0f}",
+                f"{memory[name] / plain_memory:.2f}",
+            ]
+        )
+    return rows
+
+
+def outer_overhead(run: RunConfig, rounds: int, device: torch.device) -> list[str]:
+    """One row: an inner step, an outer step, and the second's share of H of the first."""
+    trainer = trainer_of(run, load_corpus(run.data), device)
+    assert isinstance(run.method, DiLoCoConfig)
+    inner, outer = [], []
+    for number in range(rounds + 1):
+        began = clock(device)
+        trainer._inner_step()
+        between = clock(device)
+        trainer.method.after_inner_step(run.method.sync_interval)
+        if number:
+            inner.append(between - began)
+            outer.append(clock(device) - between)
+        trainer.step += 1
+    share = statistics.median(outer) / (run.method.sync_interval * statistics.median(inner))
+    return [
+        f"{run.num_params / 1e6:.1f}M {run.precision}",
+        f"{run.worker_batch_tokens:,}",
+        f"{statistics.median(inner):.3f}",
+        f"{statistics.median(outer):.3f}",
+        f"{share:.2%}",
+    ]
+
+
+def run_of(*overrides: str) -> RunConfig:
+    run = compose_app_config(list(overrides)).run
+    # Long enough for every round.
+    return dataclasses.replace(run, tokens_per_parameter=1000 * run.global_batch_tokens / run.num_params)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["82k", "503k", "1.3m"], help="names under conf/model")
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens in a step")
+    parser.add_argument("--rounds", type=int, default=11, help="steps of each that count")
+    parser.add_argument("--outer-model", default="1.3m", help="model of the outer step's table")
+    parser.add_argument("--outer-batch-tokens", type=int, default=16384)
+    parser.add_argument("--outer-rounds", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/meeting", rank=0, world_size=1)
+    console = Console(width=120)
+    try:
+        table = Table(
+            "model", "loop", "tokens/s", "of the product's FLOP/s", "speed, ratio", "peak MB", "memory, ratio"
+        )
+        for model in arguments.models:
+            for precision in arguments.precisions:
+                batch = f"global_batch_tokens={arguments.batch_tokens}"
+                run = run_of("algorithm=ddp_adamw", f"model={model}", batch, f"precision={precision}")
+                for row in compare(run, arguments.rounds, device):
+                    table.add_row(*row)
+        outer = Table("model", "tokens a step", "inner step s", "outer step s", "share of H inner steps")
+        batch = f"global_batch_tokens={arguments.outer_batch_tokens}"
+        run = run_of("algorithm=muloco", f"model={arguments.outer_model}", batch, "precision=bfloat16")
+        outer.add_row(*outer_overhead(run, arguments.outer_rounds, device))
+    except ConfigError as error:
+        sys.exit(f"train_throughput: {error}")
+    finally:
+        dist.destroy_process_group()
+    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device.type}")
+    console.print(table)
+    console.print(outer)
+
+
+if __name__ == "__main__":
+    main()
