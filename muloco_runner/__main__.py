@@ -37,7 +37,8 @@ Values, each a key with a dot for each level:
 The same values name the same run: its folder is ROOT/runs/RUN_ID. A finished run is not trained again, an interrupted
 one continues where its last checkpoint left it.
 
-  --cfg job        print the composed config and stop        --multirun   one run for each combination
+  --estimate       GB a GPU, by number of GPUs, and stop     --multirun   one run for each combination
+  --cfg job        print the composed config and stop
   --info           where each value comes from               --hydra-help all of Hydra's flags
 
 Exit codes: 0 finished (also when it diverged: that is a result), 2 a mistake in the command, 65 the run cannot be
@@ -53,6 +54,8 @@ def main() -> None:
     if "--help" in arguments or "-h" in arguments:
         print(help_text(), end="")
         sys.exit(0)
+    if "--estimate" in arguments:
+        sys.exit(_estimate([argument for argument in arguments if argument != "--estimate"]))
     # Hydra then raises what it would print over many lines; one line of it is shown below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
@@ -101,6 +104,22 @@ def _as_choice(word: str) -> str:
     if is_around or override.is_hydra_override() or override.is_sweep_override() or override.is_delete():
         return word
     return f"{override.get_key_element()}=choice({override.get_value_element_as_str()})"
+
+
+def _estimate(overrides: list[str]) -> int:
+    """Prints what the run would take of each GPU's memory."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from muloco_runner.compose import compose_app_config
+    from muloco_runner.estimate import show_estimate
+
+    try:
+        app = compose_app_config(overrides)
+        show_estimate(app.run, app.execution)
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        _give_up(error)
+    return ExitCode.FINISHED
 
 
 def _give_up(error: Exception) -> NoReturn:

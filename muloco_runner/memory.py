@@ -92,11 +92,12 @@ def estimate_memory(run: RunConfig, placement: Placement) -> MemoryEstimate:
     moments = _backward(run, placement, sharded, held)
     moments["inner optimizer"] = 4 * held
     if isinstance(run.inner_optimizer, MuonConfig):
-        # The orthogonalised matrices, on one rank of a whole shape at once, and what working on one takes.
+        # What working on a matrix takes, and the results: of a whole shape on one rank; of two rounds, of a matrix from
+        # every rank, between copies; of two rounds, in rows of one matrix, between shards.
         largest = model.width * model.ffn_width
-        moments["inner optimizer"] += (
-            4 * largest * (2 * replicas if replicas > 1 else 2 * model.num_layers) + 16 * largest
-        )
+        between_ranks = 12 if sharded else 4 * replicas
+        results = 8 * model.num_layers if replicas == 1 else between_ranks
+        moments["inner optimizer"] += (results + 16) * largest
     if isinstance(run.method, DiLoCoConfig):
         fragments = run.method.streaming.num_fragments if run.method.streaming is not None else 1
         # Pseudogradients and their mean; then a message of each worker, sent and read, or the next anchor and velocity.

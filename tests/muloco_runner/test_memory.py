@@ -11,6 +11,7 @@ from benchmarks.train_parts.peak_memory import peak_bytes
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ExecutionConfig, ModelConfig, RunConfig
 from muloco_runner.corpus import load_corpus
+from muloco_runner.estimate import show_estimate
 from muloco_runner.inner_step import InnerStep
 from muloco_runner.memory import Placement, choose_placement, estimate_memory
 from muloco_runner.record import RunFolder
@@ -135,3 +136,14 @@ def test_a_micro_batch_that_runs_out_of_memory_is_halved_before_training(
     limit = 0
     with pytest.raises(torch.OutOfMemoryError, match="one sequence"):
         trainer.inner_step.shrink_to_memory(trainer.workers[0])
+
+
+def test_the_estimate_is_a_table_of_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    show_estimate(ladder("15b", "algorithm=muloco", "method.num_workers=2"), ExecutionConfig())
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line
+    ]
+    assert [row[0] for row in rows[:4]] == ["1", "2", "4", "8"]
+    assert rows[0][-1] == "no"
+    held = {row[0]: (row[1], row[-1]) for row in rows}
+    assert held["32"] == ("rows", "yes")
