@@ -100,9 +100,14 @@ def compute_iso_loss(
 
 
 def ratio_grid(fit: Fit) -> Array:
-    """Compute at which ratio curves are drawn: the data's range and a decade and a half beyond."""
+    """Compute at which ratio curves are drawn: the data's range and a decade beyond, no further."""
     low, high = fit.inputs["flops"]
-    return np.geomspace(low, high * 30, 41)
+    return np.geomspace(low, high * 10, 41)
+
+
+def is_beyond(fit: Fit, flops: float) -> bool:
+    """Whether a law is used beyond its data; a rounding error is not."""
+    return fit.extrapolation_decades("flops", flops) > 1e-4
 
 
 def ratio_at(parameters: Mapping[str, Array], baseline: str, series: str, flops: float) -> Array:
@@ -133,7 +138,7 @@ def _ratio(fit: Fit, baseline: str, series: str, flops: float) -> Ratio:
     ci, undefined = None, 0
     if fit.draws:
         ci, undefined = interval_of(ratio_at(fit.draws, baseline, series, flops), float(point[0]))
-    return Ratio(series, flops, float(point[0]), ci, flops > fit.inputs["flops"][1] * 1.0001, undefined)
+    return Ratio(series, flops, float(point[0]), ci, is_beyond(fit, flops), undefined)
 
 
 def _fit(rows: pd.DataFrame, delta: float, bootstrap: int, seed: int) -> Fit:

@@ -51,6 +51,9 @@ def find_optima(study: Study) -> Optima:
         num_workers=("num_workers", "first"),
         sync_interval=("sync_interval", "first"),
         bits_per_value=("bits_per_value", "first"),
+        num_fragments=("num_fragments", "first"),
+        delay_steps=("delay_steps", "first"),
+        wait_seconds=("wait_seconds", "mean"),
         **{name: (name, "first") for name in TUNED},
     ).reset_index()
     tried = study.runs.groupby(POINT, observed=True)

@@ -21,26 +21,6 @@ import pandas as pd
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.record import RecordError, RunFolder, RunResult
 
-COLUMNS = {
-    "run_id": "name of the run",
-    "algorithm": "method times inner optimizer",
-    "num_workers": "K",
-    "sync_interval": "H, inner steps between two outer steps",
-    "bits_per_value": "bits sent for each parameter in an outer exchange, where it is compressed",
-    "num_params": "N",
-    "num_tokens": "D, tokens trained on",
-    "tokens_per_parameter": "planned D/N",
-    "global_batch_tokens": "B, tokens a step summed over workers",
-    "num_steps": "inner steps",
-    "flops": "C = 6ND",
-    "loss": "final validation loss of the synchronised model, nats per token",
-    "seed": "seed",
-    "diverged": "whether training diverged",
-    "train_seconds": "training time, seconds",
-    "bytes_sent": "bytes one worker sent to synchronise",
-    "pseudogradient_cosine": "mean pairwise cosine of pseudogradients, last quarter of the run",
-    "corpus_hash": "content hash of the data",
-}
 TUNED = ("lr", "outer_lr", "outer_momentum", "weight_decay")
 """Hyper-parameters with a column of their own; every other difference between configs is in `setting`."""
 
@@ -190,7 +170,7 @@ def _read_run(folder: RunFolder) -> dict[str, Any] | str:
         "num_ranks": result.num_ranks,
         "device": result.device,
         "corpus_hash": result.corpus_hash,
-        "pseudogradient_cosine": _late_cosine(folder, config, result),
+        **_from_steps(folder, config, result),
         "versions": result.versions or (header.versions if header else {}),
         "baselines": header.baselines if header else {},
         "bytes_per_token": header.bytes_per_token if header else None,
@@ -205,6 +185,7 @@ def _read_run(folder: RunFolder) -> dict[str, Any] | str:
 def _row_of_config(config: RunConfig) -> dict[str, Any]:
     values = config.to_dict()
     method = dict(values["method"])
+    streaming = method.get("streaming") or {}
     outer = method.pop("outer_optimizer", None) or {}
     method.pop("name")
     inner = dict(values["inner_optimizer"])
@@ -221,6 +202,8 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
     return {
         "num_workers": config.num_workers,
         "sync_interval": method.get("sync_interval"),
+        "num_fragments": streaming.get("num_fragments", 1),
+        "delay_steps": streaming.get("delay_steps", 0),
         "bits_per_value": _bits_per_value(method.get("compression") or {}),
         "method": method,
         "tokens_per_parameter": config.tokens_per_parameter,
@@ -243,16 +226,27 @@ def _bits_per_value(compression: Mapping[str, Any]) -> float:
     return float(fraction) * ((32 if compression.get("values", "exact") == "exact" else bits) + 32)
 
 
-def _late_cosine(folder: RunFolder, config: RunConfig, result: RunResult) -> float:
-    """Mean over the last quarter of the steps; NaN where there is one worker or nothing was recorded."""
-    if config.num_workers == 1:
-        return math.nan
+def _from_steps(folder: RunFolder, config: RunConfig, result: RunResult) -> dict[str, float]:
+    """What only the steps hold: NaN where nothing was recorded, or there was nobody to exchange with.
+
+    The cosine is a mean over the last quarter of the steps. Waiting is counted since an attempt began, so it is known
+    for runs of one attempt.
+    """
+    out = {"pseudogradient_cosine": math.nan, "wait_seconds": math.nan}
+    if config.num_workers == 1 and result.num_ranks == 1:
+        return out
+    steps = folder.read_steps()
     late = [
         step.pseudogradient_cosine
-        for step in folder.read_steps()
+        for step in steps
         if step.pseudogradient_cosine is not None and step.step > 0.75 * result.num_steps
     ]
-    return sum(late) / len(late) if late else math.nan
+    if late:
+        out["pseudogradient_cosine"] = sum(late) / len(late)
+    waits = [step.rank_wait_seconds for step in steps if step.rank_wait_seconds]
+    if waits and result.attempts == 1:
+        out["wait_seconds"] = sum(waits[-1]) / len(waits[-1])
+    return out
 
 
 def _series_labels(records: Sequence[Mapping[Any, Any]]) -> list[str]:

@@ -26,9 +26,12 @@ _NUMBERS = {
     "flops": None,
     "train_seconds": math.nan,
     "wall_seconds": math.nan,
+    "wait_seconds": math.nan,
     "bytes_sent": math.nan,
     "pseudogradient_cosine": math.nan,
     "sync_interval": None,
+    "num_fragments": 1,
+    "delay_steps": 0,
     "bits_per_value": math.nan,
     **dict.fromkeys(TUNED),
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.fit import Fit
 from analysis.huber import Array
-from analysis.iso_loss import Ratio, interval_of, ratio_at
+from analysis.iso_loss import Ratio, interval_of, is_beyond, ratio_at
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,6 @@ def compute_time_ratios(
         name: {key: np.array([e.value]) for key, e in fit.parameters.items()} for name, fit in batch_fits.items()
     }
     batch_draws = {name: fit.draws for name, fit in batch_fits.items()}
-    highest = loss_fit.inputs["flops"][1]
 
     def ratio(series: str, flops: float) -> Ratio:
         arguments = (baseline, series, flops, tokens_per_parameter)
@@ -82,7 +81,7 @@ def compute_time_ratios(
         ci, undefined = None, 0
         if loss_fit.draws and batch_draws[series] and batch_draws[baseline]:
             ci, undefined = interval_of(time_ratio_at(loss_fit.draws, batch_draws, *arguments), value)
-        return Ratio(series, flops, value, ci, flops > highest * 1.0001, undefined)
+        return Ratio(series, flops, value, ci, is_beyond(loss_fit, flops), undefined)
 
     named = [name for name in points if name != baseline and name in batch_fits]
     return TimeRatios(

@@ -225,6 +225,8 @@ def _training(row: Any, batch: int, assume: wall_clock.Assumptions) -> wall_cloc
         num_workers=int(row["num_workers"]),
         sync_interval=1 if interval is None or math.isnan(interval) else int(interval),
         compression=1.0 if math.isnan(bits) else assume.bits_per_value / bits,
+        num_fragments=int(row["num_fragments"]),
+        delay_steps=int(row["delay_steps"]),
     )
 
 
@@ -233,7 +235,9 @@ def _measured(row: Any) -> wall_clock.Measured | None:
     seconds, sent, steps = (float(row[name]) for name in ("train_seconds", "bytes_sent", "num_steps"))
     if not (seconds > 0 and sent > 0):
         return None
-    return wall_clock.Measured(seconds / steps, sent / steps)
+    waited = float(row["wait_seconds"])
+    computed = seconds if math.isnan(waited) else max(0.0, seconds - waited)
+    return wall_clock.Measured(computed / steps, sent / steps)
 
 
 def _measured_hours(

@@ -12,7 +12,11 @@ from planted import Law, run_config, start_run, write_run, write_sweep
 from analysis.__main__ import run
 from analysis.optima import find_optima
 from analysis.records import load_study
+from analysis.report.build import build_report
 from analysis.report.figures import draw_all
+from analysis.report.options import Options
+from muloco_runner.config import RunConfig
+from muloco_runner.record import StepRecord
 
 
 def test_the_report_is_whole(planted: tuple[Path, Path]) -> None:
@@ -135,3 +139,20 @@ def test_a_mistake_is_one_line(
     assert len(error.splitlines()) == 1
     assert words in error
     assert not os.listdir(tmp_path)
+
+
+def test_compression_fragments_and_waiting_reach_the_wall_clock(tmp_path: Path) -> None:
+    config = run_config("MuLoCo", "82k", lr=0.01, num_workers=4)
+    values = config.to_dict()
+    values["method"]["compression"] = {"name": "statistical", "bits": 4}
+    values["method"]["streaming"] = {"num_fragments": 2, "delay_steps": 2, "mixing": 0.5}
+    config = RunConfig.from_dict(values)
+    folder = write_run(tmp_path, config, 2.0, train_seconds=30.0, attempts=1)
+    tokens = config.num_steps * config.global_batch_tokens
+    folder.append_record(StepRecord(config.num_steps, tokens, rank_wait_seconds=[8.0, 12.0]))
+    report = build_report(load_study(tmp_path), Options(bootstrap=0, bandwidths=(1.0,)))
+    (row,) = report["wall_clock"]["rows"]
+    assert row["compression"] == 4.0
+    assert row["num_exchanges"] == pytest.approx(2 * config.num_steps / 10)
+    sent = 4 * config.num_params * config.num_steps
+    assert row["measured_hours"] == pytest.approx((30.0 - 10.0 + 8 * sent / 1e9) / 3600, rel=1e-6)
