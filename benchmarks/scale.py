@@ -72,12 +72,13 @@ def write_history(folder: SweepFolder, works: list[Work], share_done: float) -> 
         for attempt, cause in enumerate(causes, start=1):
             number += 1
             tag, at = f"{folder.tag_prefix}{number:06d}", BEGIN - 1e6 + n
+            hours = work.need.gpus * work.need.expected_minutes / 60
             ended = at + 60 * work.need.expected_minutes
             ending = {"cause": cause.value, "detail": "", "checkpoint_step": 100, "started_at": at, "at": ended}
             note("intended", at, tag=tag, allocation="a", runs={work.name: attempt})
             note("submitted", at, tag=tag, job_id=str(number))
             note("started", at, tag=tag, at=at, nodes=[f"node{n % NODES:03d}"])
-            note("ended", ended, tag=tag, endings={work.name: ending}, struck_nodes=[])
+            note("ended", ended, tag=tag, endings={work.name: ending}, gpu_hours=hours, struck_nodes=[])
     folder.ledger_file.parent.mkdir(parents=True, exist_ok=True)
     folder.ledger_file.write_bytes(b"".join(lines))
     return len(lines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -230,7 +230,8 @@ class Controller:
                 self.estimates.learn(attempt.work)
             if cause in RULES and RULES[cause].excludes_node:
                 struck.update(seen.nodes)
-        self._record("ended", tag=job.tag, endings=endings, struck_nodes=sorted(struck))
+        gpu_hours = _gpu_hours(job.request, [(ending["started_at"], ending["at"]) for ending in endings.values()])
+        self._record("ended", tag=job.tag, endings=endings, gpu_hours=gpu_hours, struck_nodes=sorted(struck))
         for seen_at in (self._ended_since, self._missing_since, self._running_since, self._asked_at):
             seen_at.pop(job.tag, None)
         self.folder.drop_request(job.tag)
@@ -365,6 +366,15 @@ def _span(left: Evidence, job: JobState, seen: JobObservation, now: float) -> tu
     if job.started_at is None and left.ending is not None:
         return left.ending.started_at, left.ending.ended_at
     return job.started_at, seen.ended_at if seen.ended_at is not None else now
+
+
+def _gpu_hours(request: JobRequest, spans: Sequence[tuple[float | None, float]]) -> float:
+    """Of the whole job, GPUs that no attempt used included: they are paid for too."""
+    started = [started_at for started_at, _ in spans if started_at is not None]
+    if not started:
+        return 0.0
+    seconds = max(0.0, max(ended_at for _, ended_at in spans) - min(started))
+    return request.nodes * request.gpus_per_node * seconds / 3600
 
 
 def _cause(left: Evidence, job: JobState, seen: JobObservation) -> tuple[Cause, str]:

@@ -96,6 +96,9 @@ def replay(works: Sequence[Work], cluster: ClusterConfig, limits: Mapping[str, S
         if not ends:
             return now / 60, node_minutes
         now, tag = heapq.heappop(ends)
+        request = state.jobs[tag].request
+        hours = request.nodes * request.gpus_per_node * job_minutes(request) / 60
         ending = {"cause": Cause.FINISHED.value, "detail": "", "checkpoint_step": 0, "at": now, "started_at": now}
-        endings = {attempt.work.name: ending for attempt in state.jobs[tag].request.attempts}
-        state.apply({"event": "ended", "tag": tag, "time": now, "endings": endings, "struck_nodes": []})
+        endings = {attempt.work.name: ending for attempt in request.attempts}
+        ended = {"event": "ended", "tag": tag, "time": now, "endings": endings, "gpu_hours": hours, "struck_nodes": []}
+        state.apply(ended)

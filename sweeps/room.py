@@ -144,7 +144,7 @@ class Room:
         hours = [
             limit.most - limit.used_by_others - held for limit in self.limits if limit.resource is Resource.GPU_HOURS
         ]
-        return min(hours) * 60 / (nodes * gpus) if hours and gpus else math.inf
+        return min([*hours, self.budget.most - self.budget.held]) * 60 / (nodes * gpus) if gpus else math.inf
 
     def _lets_pass(self, nodes: int, ends_at: float) -> bool:
         """Whether a job of that width and end leaves the reservation alone."""

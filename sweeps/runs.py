@@ -44,11 +44,6 @@ class AttemptState:
             return 0.0
         return max(0.0, self.ended_at - self.started_at) / 60
 
-    @property
-    def gpu_hours(self) -> float:
-        """Really used, of an attempt that has ended; counted at least per job, so shared GPUs count once each."""
-        return self.gpus * self.minutes / 60
-
 
 @dataclass
 class RunState:

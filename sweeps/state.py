@@ -185,13 +185,14 @@ class SweepState:
             attempt.ended_at = ending["at"]
             if attempt.started_at is None:
                 attempt.started_at = ending["started_at"]
-            spent = self.spent_gpu_hours.get(attempt.allocation, 0.0)
-            self.spent_gpu_hours[attempt.allocation] = spent + attempt.gpu_hours
             verdict = after(past_attempts(run))
             run.done = verdict.done
             run.held = verdict.hold
             run.not_before = event["time"] + verdict.wait_seconds
             self._enter(run)
+        if event["tag"] in self.jobs:
+            allocation = self.jobs[event["tag"]].request.allocation
+            self.spent_gpu_hours[allocation] = self.spent_gpu_hours.get(allocation, 0.0) + event["gpu_hours"]
         for node in event["struck_nodes"]:
             self.strikes.setdefault(node, NodeStrikes()).times.append(event["time"])
         self.jobs.pop(event["tag"], None)
@@ -206,7 +207,9 @@ class SweepState:
         for run in self._named(event["runs"]):
             self._leave(run)
             run.held, run.not_before = None, 0.0
-            run.released_after = run.attempts[-1].number if run.attempts else 0
+            # An attempt that is in flight counts: it is what comes of the release.
+            ended = [attempt.number for attempt in run.attempts if attempt.cause is not None]
+            run.released_after = max(ended, default=0)
             self._enter(run)
 
     def _named(self, names: Iterable[str]) -> Iterator[RunState]:

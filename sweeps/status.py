@@ -147,9 +147,9 @@ def _in_flight(state: SweepState) -> Iterable[tuple[RunState, JobState]]:
 
 
 def _gpu_hours_so_far(state: SweepState, now: float) -> Iterable[float]:
-    for run, job in _in_flight(state):
+    for job in state.jobs.values():
         if job.started_at is not None:
-            yield run.work.need.gpus * max(0.0, now - job.started_at) / 3600
+            yield job.request.nodes * job.request.gpus_per_node * max(0.0, now - job.started_at) / 3600
 
 
 def _minutes_left(

@@ -7,7 +7,6 @@ must never be made (a tag used twice, a run that is at work or finished already)
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 import random
 from collections import deque
@@ -40,6 +39,8 @@ _WARNING_MINUTES = 2.0
 _REPAIR_MINUTES = 60.0
 """A failed node is down for so long."""
 _STEPS_PER_MINUTE = 100
+_OTHERS_MINUTES = 360.0
+"""Of another person's job on one node."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ class Weather:
     """Share of looks that get no answer."""
     late_seconds: float = 0.0
     """A job is seen so long after it was accepted."""
+    crowd: float = 0.0
+    """Share of the nodes that other people's jobs hold, on the average."""
+    node_limit: int | None = None
+    """Nodes of an allocation that the scheduler lets this user's jobs hold at once; a job too many waits."""
+    submit_limit: int | None = None
+    """Jobs of an allocation that may wait and run at once; one too many is refused for now."""
     seed: int = 0
 
 
@@ -94,6 +101,7 @@ class _Node:
     gpus: int
     cpus: int
     up: bool = True
+    is_others: bool = False
     jobs: set[str] = field(default_factory=set)
 
 
@@ -126,6 +134,8 @@ class SimulatedCluster:
         }
         self.jobs: dict[str, _Job] = {}
         """Every job that was ever accepted, by tag."""
+        self._live: dict[str, _Job] = {}
+        """Those that have not ended."""
         self.queue: deque[_Job] = deque()
         self.node_seconds = 0.0
         """Held by jobs that have ended."""
@@ -140,6 +150,7 @@ class SimulatedCluster:
         """Names of work in jobs that are accepted and not ended."""
         for name, nodes in self.nodes.items():
             self._plan_failure(name, len(nodes))
+            self._plan_others(name)
 
     # The world
 
@@ -157,7 +168,16 @@ class SimulatedCluster:
 
     def live(self) -> Iterator[_Job]:
         """Jobs that wait or run."""
-        return (job for job in self.jobs.values() if job.ended_at is None)
+        return iter(self._live.values())
+
+    def gpu_hours(self, allocation: str) -> float:
+        """Held so far by all jobs of an allocation."""
+        gpu_seconds = 0.0
+        for job in self.jobs.values():
+            if job.request.allocation == allocation and job.started_at is not None:
+                ended_at = self.now if job.ended_at is None else job.ended_at
+                gpu_seconds += job.request.nodes * job.request.gpus_per_node * (ended_at - job.started_at)
+        return gpu_seconds / 3600
 
     def is_finished(self, name: str) -> bool:
         return name in self._finished
@@ -186,6 +206,24 @@ class SimulatedCluster:
         next(node for node in self.nodes[allocation] if node.name == name).up = True
         self._at(0, "schedule")
 
+    def _plan_others(self, allocation: str) -> None:
+        if self.weather.crowd:
+            rate = self.weather.crowd * len(self.nodes[allocation]) / _OTHERS_MINUTES
+            self._at(self.random.expovariate(rate), "others_come", allocation)
+
+    def _on_others_come(self, allocation: str, _: str) -> None:
+        free = [node for node in self.nodes[allocation] if node.up and not node.jobs and not node.is_others]
+        if free:
+            node = self.random.choice(free)
+            node.is_others = True
+            self._at(self.random.expovariate(1 / _OTHERS_MINUTES), "others_go", allocation, node.name)
+        if self.queue or any(node.jobs for node in self.nodes[allocation]):
+            self._plan_others(allocation)
+
+    def _on_others_go(self, allocation: str, name: str) -> None:
+        next(node for node in self.nodes[allocation] if node.name == name).is_others = False
+        self._at(0, "schedule")
+
     def _on_schedule(self, _: str, __: str) -> None:
         for job in list(self.queue):
             nodes = self._place(job.request)
@@ -195,10 +233,18 @@ class SimulatedCluster:
 
     def _place(self, request: JobRequest) -> list[_Node] | None:
         gpus, cpus = request.gpus_per_node, request.cpus_per_node
+        running = [job for job in self.live() if job.nodes and job.request.allocation == request.allocation]
+        limit = self.weather.node_limit
+        if limit is not None and sum(job.request.nodes for job in running) + request.nodes > limit:
+            return None
         fitting = [
             node
             for node in self.nodes[request.allocation]
-            if node.up and node.gpus >= gpus and node.cpus >= cpus and node.name not in request.excluded_nodes
+            if node.up
+            and not node.is_others
+            and node.gpus >= gpus
+            and node.cpus >= cpus
+            and node.name not in request.excluded_nodes
         ]
         return fitting[: request.nodes] if len(fitting) >= request.nodes else None
 
@@ -290,6 +336,7 @@ class SimulatedCluster:
         if job.ended_at is not None:
             return
         job.end, job.ended_at = end, self.now
+        del self._live[job.request.tag]
         if job.started_at is None:
             self.queue.remove(job)
         else:
@@ -318,6 +365,9 @@ class SimulatedCluster:
         assert request.tag not in self.jobs, f"{request.tag} is submitted twice"
         luck = self.random.random()
         if luck < self.weather.refusals:
+            raise Refused(RefusalKind.DEFER, "Slurm temporarily unable to accept job")
+        limit = self.weather.submit_limit
+        if limit is not None and sum(job.request.allocation == request.allocation for job in self.live()) >= limit:
             raise Refused(RefusalKind.DEFER, "QOSMaxSubmitJobPerUserLimit")
         is_lost = luck < self.weather.refusals + self.weather.lost_answers
         if not is_lost or self.random.random() < 0.5:
@@ -333,7 +383,7 @@ class SimulatedCluster:
             assert name not in self._finished, f"{name} is finished and runs again"
             self._busy.add(name)
         job = _Job(request, str(len(self.jobs) + 1), self.now)
-        self.jobs[request.tag] = job
+        self.jobs[request.tag] = self._live[request.tag] = job
         self.queue.append(job)
         self._at(_START_SECONDS / 60, "schedule")
 
@@ -367,19 +417,22 @@ class SimulatedCluster:
                 self._at(_START_SECONDS / 60, "withdrawal", tag)
 
     def strays(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
-        waiting = (job.request.tag for job in self.queue)
-        running = (tag for nodes in self.nodes.values() for node in nodes for tag in node.jobs)
         late = self.now - self.weather.late_seconds
         return {
-            tag: self.jobs[tag].job_id
-            for tag in itertools.chain(waiting, running)
-            if tag not in tags and self.jobs[tag].accepted_at <= late
+            tag: self.jobs[tag].job_id for tag in self._live if tag not in tags and self.jobs[tag].accepted_at <= late
         }
 
     def limits(self) -> Limits:
-        return Limits(
-            {name: [Limit("nodes", Resource.NODES_THERE, len(nodes))] for name, nodes in self.nodes.items()}, {}
-        )
+        return Limits({name: list(self._limits_of(nodes)) for name, nodes in self.nodes.items()}, {})
+
+    def _limits_of(self, nodes: Sequence[_Node]) -> Iterator[Limit]:
+        yield Limit("nodes", Resource.NODES_THERE, len(nodes))
+        for name, resource, most in (
+            ("GrpTRES.node", Resource.NODES, self.weather.node_limit),
+            ("MaxSubmitJobs", Resource.SUBMITTED, self.weather.submit_limit),
+        ):
+            if most is not None:
+                yield Limit(name, resource, most, enforced=True)
 
 
 def _observed(job: _Job) -> JobObservation:

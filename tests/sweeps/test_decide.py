@@ -106,16 +106,23 @@ class History:
         self.now, tag = heapq.heappop(self.ends)
         request = self.state.jobs[tag].request
         endings = {}
+        started_at = self.state.jobs[tag].started_at or self.now
         for attempt in request.attempts:
             name = attempt.work.name
             planned = self.endings.get(name, [])
             cause = planned.pop(0) if planned else Cause.FINISHED
             self.finished[name] += cause is Cause.FINISHED
             endings[name] = {
-                "cause": cause.value, "detail": "", "advanced": False, "at": self.now, "started_at": self.now,
+                "cause": cause.value, "detail": "", "advanced": False, "at": self.now, "started_at": started_at,
                 "checkpoint_step": 0,
             }  # fmt: skip
-        self.state.apply({"event": "ended", "tag": tag, "time": self.now, "endings": endings, "struck_nodes": []})
+        hours = request.nodes * request.gpus_per_node * (self.now - started_at) / 3600
+        self.state.apply(
+            {
+                "event": "ended", "tag": tag, "time": self.now, "endings": endings, "gpu_hours": hours,
+                "struck_nodes": [],
+            }
+        )  # fmt: skip
 
     def play(self) -> dict[str, VerdictKind]:
         """To the end; returns the verdicts on what was left."""
@@ -280,7 +287,14 @@ def test_what_the_last_attempt_measured_decides_the_time_asked_for() -> None:
     ending = {"cause": "preempted", "detail": "", "checkpoint_step": 7, "minutes_left": 40.0}
     ending |= {"started_at": NOON, "at": NOON}
     history.state.apply(
-        {"event": "ended", "tag": first.tag, "time": NOON, "endings": {"a": ending}, "struck_nodes": []}
+        {
+            "event": "ended",
+            "tag": first.tag,
+            "time": NOON,
+            "endings": {"a": ending},
+            "gpu_hours": 0.0,
+            "struck_nodes": [],
+        }
     )
     history.now += 60
     (second,) = history.tick().submit
@@ -361,7 +375,16 @@ def test_a_cap_on_gpu_hours_binds_over_all_allocations_together() -> None:
 def test_bad_nodes_are_forgiven_after_hours_and_never_too_many_at_once() -> None:
     state = state_of(work("a"))
     for n in range(30):
-        state.apply({"event": "ended", "tag": "none", "time": NOON + n, "endings": {}, "struck_nodes": [f"n{n}"]})
+        state.apply(
+            {
+                "event": "ended",
+                "tag": "none",
+                "time": NOON + n,
+                "endings": {},
+                "gpu_hours": 0.0,
+                "struck_nodes": [f"n{n}"],
+            }
+        )
     cluster = cluster_of(QuotaConfig(nodes=64))
 
     def avoided(nodes_there: int | None, seconds: float = 60) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from state_words import counted_anew, tally_words, words_of
 
 from muloco_runner.record import ExitCode
+from sweeps import controller as controller_module
 from sweeps.bound import lower_bound_minutes
 from sweeps.clusters.simulated import FAIR, ROUGH, SimulatedCluster, Weather
 from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.controller import Controller, Tick
+from sweeps.decide import MAX_GPU_HOURS
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.policy import Cause
@@ -23,8 +28,8 @@ from sweeps.simulation import begin, play, simulate
 from sweeps.state import SweepState
 from sweeps.work import Need, Work
 
-HISTORIES = int(os.environ.get("MULOCO_HISTORIES", "120"))
-"""As many random ones; 10,000 take some hours of one core."""
+HISTORIES = int(os.environ.get("MULOCO_HISTORIES", "100"))
+"""As many random ones; 10,000 take half an hour of one core."""
 DAY = 86400.0
 SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 8), (4, 8))
 
@@ -42,8 +47,10 @@ class History:
     weather: Weather
     kills: float
     """Share of the ledger's lines before or after which the controller dies."""
-    new_quotas: dict[int, int]
-    """Nodes of the first allocation, by the number of the tick."""
+    commands: dict[int, tuple[str, dict[str, Any]]]
+    """What people say, by the number of the tick."""
+    max_gpu_hours: float | None
+    snapshot_lines: int
 
 
 @st.composite
@@ -53,35 +60,60 @@ def histories(draw: st.DrawFn) -> History:
     whole = draw(st.booleans())
     works = [
         Work(f"r{n}", f"/nowhere/r{n}", "m:f", need=Need(nodes, gpus, 12 * gpus, 0.0, rng.uniform(1, 300)))
-        for n in range(draw(st.integers(1, draw(st.sampled_from([5, 50, 200])))))
+        for n in range(rng.randint(1, draw(st.sampled_from([5, 50, 200]))))
         for nodes, gpus in [rng.choice(SHAPES)]
     ]
+    capped = draw(st.sampled_from([None, None, "each", "all"]))
+    cap = rng.uniform(0.3, 2.0) * sum(work.need.gpus * work.need.expected_minutes / 60 for work in works)
     allocations = [
         AllocationConfig(
             f"a{n}",
             gpus_per_node=8,
             cpus_per_node=96,
             whole_nodes=whole,
-            quota=QuotaConfig(nodes=nodes, jobs=rng.choice([None, nodes, 3]), submitted_jobs=rng.choice([None, 5])),
+            quota=QuotaConfig(
+                nodes=nodes,
+                jobs=rng.choice([None, nodes, 3]),
+                submitted_jobs=rng.choice([None, 5]),
+                gpu_hours=cap if capped == "each" else None,
+            ),
         )
         for n, nodes in enumerate(quotas)
     ]
     mishaps = {name: draw(st.sampled_from([0.0, getattr(ROUGH, name), 3 * getattr(ROUGH, name)])) for name in _MISHAPS}
-    weather = Weather(spread=0.3, seed=rng.randrange(2**32), **mishaps)
-    new_quotas = {rng.randint(1, 200): rng.randint(4, 12) for _ in range(draw(st.integers(0, 3)))}
+    weather = Weather(
+        spread=0.3,
+        seed=rng.randrange(2**32),
+        crowd=draw(st.sampled_from([0.0, 0.3])),
+        node_limit=draw(st.sampled_from([None, 4, 8])),
+        submit_limit=draw(st.sampled_from([None, 4])),
+        **mishaps,
+    )
+    commands = {rng.randint(1, 200): _command(rng, works) for _ in range(draw(st.integers(0, 4)))}
+    # Nothing stays paused or put aside for ever.
+    commands |= {250: ("paused", {"paused": False}), 251: ("released", {"runs": [work.name for work in works]})}
     kills = draw(st.sampled_from([0.0, 0.02, 0.1]))
-    return History(works, ClusterConfig("c", "slurm", allocations), weather, kills, new_quotas)
+    config = ClusterConfig("c", "slurm", allocations)
+    snapshot_lines = draw(st.sampled_from([5, 40, 2000]))
+    return History(works, config, weather, kills, commands, cap if capped == "all" else None, snapshot_lines)
 
 
-_MISHAPS = [name for name in vars(ROUGH) if name not in ("spread", "seed")]
+_MISHAPS = [name for name, value in vars(ROUGH).items() if value and name != "spread"]
 
 
-def live_nodes(cluster: SimulatedCluster, allocation: str) -> int:
-    return sum(job.request.nodes for job in cluster.live() if job.request.allocation == allocation)
+def _command(rng: random.Random, works: Sequence[Work]) -> tuple[str, dict[str, Any]]:
+    some = [work.name for work in rng.sample(works, min(3, len(works)))]
+    commands: list[tuple[str, dict[str, Any]]] = [
+        ("own_limits", {"limits": {"nodes": rng.randint(4, 12)}}),
+        ("paused", {"paused": True}),
+        ("cancel", {"runs": some}),
+        ("held", {"runs": some, "why": "held by hand"}),
+    ]
+    return rng.choice(commands)
 
 
 class Watcher:
-    """Checks the quotas after each tick, by what the cluster holds and not by what the controller believes."""
+    """Checks the limits after each tick, by what the cluster holds and not by what the controller believes."""
 
     def __init__(self, history: History, folder: SweepFolder) -> None:
         self.history, self.folder, self.ticks = history, folder, 0
@@ -89,22 +121,32 @@ class Watcher:
         self.held = dict.fromkeys(self.most, 0)
 
     def __call__(self, tick: Tick, cluster: SimulatedCluster) -> None:
+        live: Counter[str] = Counter()
+        nodes: Counter[str] = Counter()
+        for job in cluster.live():
+            live[job.request.allocation] += 1
+            nodes[job.request.allocation] += job.request.nodes
         for allocation in self.history.config.allocations:
-            nodes = live_nodes(cluster, allocation.name)
+            name, quota = allocation.name, allocation.quota
             # A quota that sinks below what runs takes nothing away, and lets nothing start.
-            assert nodes <= max(self.most[allocation.name], self.held[allocation.name])
-            self.held[allocation.name] = nodes
-            if allocation.quota.submitted_jobs is not None:
-                jobs = sum(job.request.allocation == allocation.name for job in cluster.live())
-                assert jobs <= allocation.quota.submitted_jobs
+            assert nodes[name] <= max(self.most[name], self.held[name])
+            self.held[name] = nodes[name]
+            assert quota.submitted_jobs is None or live[name] <= quota.submitted_jobs
+            assert quota.gpu_hours is None or cluster.gpu_hours(name) <= quota.gpu_hours + 1e-6
+        cap = self.history.max_gpu_hours
+        if cap is not None:
+            assert sum(cluster.gpu_hours(name) for name in self.most) <= cap + 1e-6
         self.ticks += 1
-        quota = self.history.new_quotas.get(self.ticks)
-        if quota is not None:
-            self.folder.send("own_limits", limits={"nodes": quota})
-            self.most = dict.fromkeys(self.most, quota)
+        command = self.history.commands.get(self.ticks)
+        if command is not None:
+            event, values = command
+            self.folder.send(event, **values)
+            if event == "own_limits":
+                self.most = dict.fromkeys(self.most, values["limits"]["nodes"])
 
 
-def play_with_kills(history: History, root: Path, monkeypatch: pytest.MonkeyPatch) -> SweepState:
+def play_with_kills(history: History, root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[SweepState, set[str]]:
+    """The state at the end, and the names of the runs that the cluster has seen to their end."""
     cluster = SimulatedCluster(history.config, history.weather, 12, 1.8e9)
     folder = SweepFolder(root, "s")
     watcher = Watcher(history, folder)
@@ -121,11 +163,16 @@ def play_with_kills(history: History, root: Path, monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "append", append)
+        patch.setattr(controller_module, "SNAPSHOT_LINES", history.snapshot_lines)
         while True:
             controller = take_over(folder, history, cluster)
+            if luck.random() < 0.1:
+                assert_snapshot_says_what_the_ledger_says(controller)
             try:
+                if history.max_gpu_hours is not None:
+                    controller.set_limits({MAX_GPU_HOURS: history.max_gpu_hours})
                 play(controller, cluster, watcher, cluster.now + 3650 * DAY)
-                return controller.state
+                return controller.state, {work.name for work in history.works if cluster.is_finished(work.name)}
             except Killed:
                 cluster.advance(cluster.now + luck.choice([1.0, 60.0, 3600.0]))
 
@@ -137,24 +184,72 @@ def take_over(folder: SweepFolder, history: History, cluster: SimulatedCluster) 
     return begin(folder, history.works, cluster)
 
 
+def assert_snapshot_says_what_the_ledger_says(controller: Controller) -> None:
+    snapshot = controller.folder.snapshot_file
+    if snapshot.exists():
+        aside = snapshot.rename(snapshot.parent / "aside")
+        replayed = controller.folder.read_state(controller.definition).state
+        aside.rename(snapshot)
+        assert words_of(controller.state) == words_of(replayed)
+    assert tally_words(controller.state.tally) == tally_words(counted_anew(controller.state))
+
+
 @given(history=histories())
 @settings(
     max_examples=HISTORIES,
     deadline=None,
-    derandomize=HISTORIES < 1000,
+    derandomize=True,
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-def test_whatever_happens_every_run_ends_once_and_quotas_hold(
+def test_whatever_happens_every_run_ends_once_and_limits_hold(
     history: History, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # That nothing runs twice at once, or again after its end, the simulated cluster asserts itself.
-    state = play_with_kills(history, tmp_path_factory.mktemp("history"), monkeypatch)
+    state, finished = play_with_kills(history, tmp_path_factory.mktemp("history"), monkeypatch)
+    assert {name for name, run in state.runs.items() if run.done} == finished
+    has_cap = history.max_gpu_hours is not None or history.config.allocations[0].quota.gpu_hours is not None
     for name, run in state.runs.items():
-        assert run.done or run.held, name
+        assert run.done or run.held or has_cap, name
     weather = history.weather
-    may_fail = weather.crashes or weather.broken or weather.hangs or weather.node_failures_per_day
-    if not may_fail and not weather.preemptions_per_day:
+    mishaps = (weather.crashes, weather.broken, weather.hangs, weather.node_failures_per_day)
+    if not any(mishaps) and not weather.preemptions_per_day and not has_cap and len(history.commands) == 2:
         assert state.counts["done"] == len(state.runs)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    preemptions=st.sampled_from([0.0, 2.0, 6.0]),
+    nodes=st.integers(4, 8),
+    narrow=st.integers(30, 120),
+)
+@settings(max_examples=max(15, HISTORIES // 8), deadline=None, derandomize=True, database=None)
+def test_a_wide_run_is_never_kept_waiting_by_narrow_ones(
+    seed: int, preemptions: float, nodes: int, narrow: int
+) -> None:
+    rng = random.Random(seed)
+    works = [
+        Work(f"n{n}", f"/nowhere/n{n}", "m:f", need=Need(1, 8, 96, 0.0, rng.uniform(30, 300))) for n in range(narrow)
+    ]
+    works.append(Work("wide", "/nowhere/wide", "m:f", need=Need(nodes, 8, 96, 0.0, 600.0)))
+    quota = QuotaConfig(nodes=nodes)
+    config = ClusterConfig("c", "slurm", [AllocationConfig("a", gpus_per_node=8, cpus_per_node=96, quota=quota)])
+    waits: list[tuple[float, float]] = []
+    """Seconds that the wide run has waited so far, and the longest that what ran when it began to wait may run."""
+
+    def on_tick(tick: Tick, cluster: SimulatedCluster) -> None:
+        run = tick.state.runs["wide"]
+        if run.done or run.in_flight or run.not_before > cluster.now:
+            waits.clear()
+        elif not waits:
+            walls = [60 * job.request.wall_minutes for job in tick.state.jobs.values()]
+            waits.append((cluster.now, max(walls, default=0.0)))
+        else:
+            since, longest = waits[0]
+            assert cluster.now - since <= longest + 600.0
+
+    outcome = simulate(works, config, Weather(preemptions_per_day=preemptions, seed=seed), on_tick)
+    assert outcome.state.counts["done"] == len(works)
 
 
 def study(num_runs: int) -> list[Work]:
