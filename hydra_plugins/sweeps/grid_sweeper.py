@@ -47,11 +47,8 @@ class GridSweeper(Sweeper):
     def setup(self, *, hydra_context: "HydraContext", task_function: "TaskFunction", config: "DictConfig") -> None:
         from hydra.core.plugins import Plugins
 
-        from sweeps.multirun.grid_sweep import name_multirun
-
         self.config, self.hydra_context = config, hydra_context
         if self.launch_with is None:
-            name_multirun(config)
             self.launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=hydra_context, task_function=task_function, config=config
             )

@@ -4,6 +4,7 @@ python app.py --multirun hydra/launcher=quota lr=0.1,0.2
 python app.py --multirun hydra/launcher=quota hydra.launcher.cluster=slurm hydra.launcher.quota.nodes=2 lr=0.1,0.2
 """
 
+# Each start of an application copies all settings dozens of times, so what few set goes into `allocations`.
 # Annotations are not postponed here: Hydra runs a plugin's module before it is in sys.modules, where a dataclass would
 # look its postponed ones up.
 from collections.abc import Sequence
@@ -57,17 +58,12 @@ class QuotaLauncherConf:
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    gpus_per_node: int | None = None
-    """What a node has; null takes it that nodes have what the jobs ask for."""
-    cpus_per_node: int | None = None
-    whole_nodes: bool = False
-    """True where a job gets its nodes alone: small ones are then packed together."""
-    max_wall_minutes: float = 24 * 60.0
     sbatch: dict[str, Any] = field(default_factory=dict)
     """Further options of sbatch, by their long names."""
     allocations: dict[str, Any] = field(default_factory=dict)
-    """Several ways into the cluster, by name: each has any of the keys from `quota` to `sbatch`, and takes the others
-    from above."""
+    """Several ways into the cluster, or one of which there is more to say, by name: quota, partition, account, qos and
+    sbatch, where they are not as above; gpus_per_node and cpus_per_node (what a node has; unsaid, what jobs ask for),
+    whole_nodes (a job gets its nodes alone, so small ones are packed together), max_wall_minutes (1440)."""
     setup: list[str] = field(default_factory=list)
     """Lines of shell that a SLURM job runs first, such as `module load cuda`."""
     tick_seconds: float | None = None

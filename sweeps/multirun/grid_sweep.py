@@ -19,32 +19,21 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.utils import JobReturn
 from hydra.errors import CompactHydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from muloco_runner.config import ConfigError
 from sweeps.grid import Grid, check_not_empty, check_size, read_grids
 from sweeps.multirun.launch import hydra_errors
-from sweeps.multirun.place import file_name, is_by_position
-from sweeps.multirun.program import set_value
+from sweeps.multirun.place import SWEEP, is_by_position
 
 if TYPE_CHECKING:
     from hydra_plugins.sweeps.grid_sweeper import GridSweeper
 
 log = logging.getLogger(__name__)
-SWEEP = "sweep"
-"""The group of the application's sweep files."""
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
 _NOT_TEXT = re.compile(r"true|false|null|inf|nan", re.IGNORECASE)
 _MANY = 100
 """Composing so many configs takes seconds, of which a person should know."""
-
-
-def name_multirun(config: DictConfig) -> None:
-    """A sweep file gives the multirun its name, where the launcher can have one and has none."""
-    chosen = config.hydra.runtime.choices.get(SWEEP)
-    launcher = config.hydra.launcher
-    if chosen and "name" in launcher and launcher.name is None:
-        set_value(launcher, "name", f"{file_name(config.hydra.job.name)}-{file_name(chosen)}")
 
 
 def sweep(sweeper: GridSweeper, arguments: Sequence[str]) -> list[Sequence[JobReturn]] | None:

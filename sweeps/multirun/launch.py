@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,7 @@ class Multirun:
                 need=needs[number - initial_job_idx],
                 labels=dict(_label(override) for override in filter_overrides(overrides)),
                 result=RESULT,
+                source=str(Path(sys.argv[0]).absolute().parent),
             )
         return list(works.values())
 

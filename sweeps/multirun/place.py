@@ -24,6 +24,8 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 from sweeps.folder import SweepFolder
 
+SWEEP = "sweep"
+"""The group of an application's sweep files."""
 _CLOCK = "${now:"
 _BESIDE = r"[+~]*hydra([./]launcher\b|\.sweeper\.detach\b|\.verbose\b)"
 """Overrides that say how the work is done, not which work."""
@@ -65,7 +67,7 @@ def find_place(config: DictConfig) -> Place:
     root = Path(os.path.abspath(config.hydra.launcher.root))
     wanted = os.path.abspath(config.hydra.sweep.dir)
     by_clock = _CLOCK in str(_unresolved(config.hydra.sweep, "dir"))
-    name = config.hydra.launcher.name
+    name = config.hydra.launcher.name or _name_by_file(config)
     if name is None:
         return _unnamed(root, config, wanted)
     if not re.fullmatch(r"[\w.-]+", name):
@@ -78,6 +80,14 @@ def find_place(config: DictConfig) -> Place:
             "hydra.launcher.name"
         )
     return Place(folder, record.sweep_dir if record else wanted, record is not None, is_named=True)
+
+
+def _name_by_file(config: DictConfig) -> str | None:
+    """Where a file of the application says what is swept."""
+    chosen = config.hydra.runtime.choices.get(SWEEP)
+    if chosen is None or config.hydra.sweeper.get("sweep") is None:
+        return None
+    return f"{file_name(config.hydra.job.name)}-{file_name(chosen)}"
 
 
 def _unnamed(root: Path, config: DictConfig, wanted: str) -> Place:

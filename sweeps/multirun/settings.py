@@ -36,7 +36,7 @@ def cluster_of(launcher: Mapping[str, Any], needs: Sequence[Need]) -> ClusterCon
     wide = max(need.nodes for need in needs)
     if kind == "local" and wide > 1:
         raise ConfigError(f"{_NAME}.resources.nodes={wide}: this machine is one node: set {_NAME}.cluster=slurm")
-    above = {key: launcher[key] for key in _ALLOCATION_KEYS}
+    above = {key: launcher[key] for key in _ALLOCATION_KEYS if key in launcher}
     named = launcher["allocations"] or {kind: {}}
     allocations = []
     for name, own in named.items():
@@ -68,7 +68,6 @@ def _filled_in(allocation: dict[str, Any], kind: str, needs: Sequence[Need]) -> 
         if allocation["quota"]["jobs"] is None and not gpus:
             # No more slots than there are jobs, each with the cores it asks for.
             allocation["quota"]["jobs"] = max(1, min(cores // min(cpus, cores), len(needs)))
-        return {**allocation, "gpus_per_node": 0, "cpus_per_node": allocation["cpus_per_node"] or cores}
-    if allocation["gpus_per_node"] is None:
-        allocation["gpus_per_node"] = max(need.gpus_per_node for need in needs)
-    return {**allocation, "cpus_per_node": allocation["cpus_per_node"] or cpus}
+        return {"cpus_per_node": cores, **allocation, "gpus_per_node": 0}
+    gpus_asked = max(need.gpus_per_node for need in needs)
+    return {"gpus_per_node": gpus_asked, "cpus_per_node": cpus, **allocation}
