@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 @dataclass
 class GridSweeperConf:
     _target_: str = "hydra_plugins.sweeps.grid_sweeper.GridSweeper"
-    sweep: Any = "${oc.select:sweep,null}"
-    """The sweep itself: grids, and what holds in all of them. Lists on the command line narrow it or add to it; without
-    a sweep they are all there is."""
+    sweep: Any = None
+    """The sweep itself: grids, and what holds in all of them; null takes the application's own node `sweep`. Lists on
+    the command line narrow it or add to it; without a sweep they are all there is."""
     detach: bool = False
     """Submit, say how to watch, and return without results. Needs hydra/launcher=quota."""
     allow_large: bool = False

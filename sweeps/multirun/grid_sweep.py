@@ -47,7 +47,8 @@ def sweep(sweeper: GridSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
         raise CompactHydraException("hydra.sweeper.detach needs a launcher that can go on alone: hydra/launcher=quota")
     parser = OverridesParser.create(config_loader=context.config_loader)
     with hydra_errors():
-        jobs = job_overrides(_mapping(sweeper.sweep_config), parser, arguments, sweeper.allow_large)
+        swept = _mapping(sweeper.sweep_config or config.get(SWEEP))
+        jobs = job_overrides(swept, parser, arguments, sweeper.allow_large)
     if is_by_position(config):
         jobs = [[*overrides, f"hydra.sweep.subdir={content_name(overrides)}"] for overrides in jobs]
     if len(jobs) > _MANY:

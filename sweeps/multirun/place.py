@@ -85,7 +85,7 @@ def find_place(config: DictConfig) -> Place:
 def _name_by_file(config: DictConfig) -> str | None:
     """Where a file of the application says what is swept."""
     chosen = config.hydra.runtime.choices.get(SWEEP)
-    if chosen is None or config.hydra.sweeper.get("sweep") is None:
+    if chosen is None or SWEEP not in config.hydra.sweeper:
         return None
     return f"{file_name(config.hydra.job.name)}-{file_name(chosen)}"
 
