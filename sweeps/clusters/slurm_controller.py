@@ -55,9 +55,10 @@ def job_name(folder: SweepFolder) -> str:
     return CONTROLLER_OF + folder.tag_prefix.removesuffix("-")
 
 
-def queued(folder: SweepFolder) -> list[str] | None:
-    """Numbers of the sweep's controllers that wait or run, oldest first; None where SLURM does not answer."""
-    text = answer_of("squeue", "--noheader", f"--user={getuser()}", f"--name={job_name(folder)}", "--format=%i")
+def queued(folder: SweepFolder, states: str = "PENDING,CONFIGURING,RUNNING") -> list[str] | None:
+    """Numbers of the sweep's controllers in these states, oldest first; None where SLURM does not answer."""
+    which = [f"--user={getuser()}", f"--name={job_name(folder)}", f"--states={states}"]
+    text = answer_of("squeue", "--noheader", *which, "--format=%i")
     return None if text is None else sorted(text.split(), key=int)
 
 
@@ -79,15 +80,14 @@ class _Succession:
         self.successor: str | None = None
 
     def ensure(self) -> None:
-        """Tries once; the next tick tries again."""
+        """Tries once; the next call tries again."""
         if self.successor is not None:
             return
-        jobs = queued(self.folder)
-        others = [job for job in jobs or () if job != self.own_job]
-        if others:
-            # A job that SLURM has started anew finds the one that it queued before.
-            self.successor = others[-1]
-        elif jobs is not None:
+        waiting = queued(self.folder, "PENDING")
+        if waiting:
+            # Queued by this job, should SLURM have started it anew, or by another controller.
+            self.successor = waiting[-1]
+        elif waiting is not None:
             try:
                 self.successor = _submit(self.folder, self.cluster, self.own_job)
             except Refused as refusal:
@@ -142,12 +142,15 @@ def _take_successors_back(folder: SweepFolder, own_job: str) -> None:
 
 def _when_free(folder: SweepFolder, cluster: ClusterConfig, succession: _Succession) -> Controller:
     """The controller, once no other is at work: one on a lost node counts as alive for a while."""
+    said = ""
     while True:
         succession.ensure()
         try:
             return Controller(folder, folder.read_definition(), make_cluster)
         except LeaseHeld as error:
-            print(error, flush=True)
+            if str(error) != said:
+                said = str(error)
+                print(said, flush=True)
             time.sleep(cluster.tick_seconds)
 
 

@@ -6,6 +6,7 @@ passed on. The job's exit code is the worst of theirs, so that accounting calls 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -40,8 +41,10 @@ def main(path: str) -> int:
             _, status = os.waitpid(pid, 0)
             code = exit_code_of(status)
             worst = max(worst, code)
-            if received:
-                _add_to_ending(attempt, code, started_at, _is_early(received[0][1], started_at, request))
+            # A full disk under one run is not the others' end.
+            with contextlib.suppress(OSError):
+                if received:
+                    _add_to_ending(attempt, code, started_at, _is_early(received[0][1], started_at, request))
     return worst
 
 

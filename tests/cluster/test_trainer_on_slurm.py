@@ -65,6 +65,19 @@ def test_preempted_trainers_resume_from_their_checkpoints(slurm: EmulatedSlurm, 
         assert said == ["COMPLETED|0:0"]
 
 
+def test_a_sweep_is_launched_and_left_to_a_controller_on_the_cluster(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    shortly = [*SWEEP[:2], "algorithm=ddp_muon", *SWEEP[3:], "tokens_per_parameter=0.7", f"root={tmp_path}"]
+    command = sweep_command("launch", *shortly, *cluster(), "--controller", "slurm", "--max-gpu-hours", "9")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.FINISHED, done.stderr
+    assert "controller job" in done.stdout
+    wait_for(lambda: not slurm.run("squeue", "-h"), 120, "the end of all jobs")
+    folder = SweepFolder(tmp_path, "demo")
+    state = folder.read_state(folder.read_definition()).state
+    assert state.counts["done"] == 1, folder.controller_log.read_text()
+    assert state.own_limits == {"max_gpu_hours": 9.0}
+
+
 def test_what_the_cluster_has_not_is_one_line_before_the_queue(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     mistakes = {
         "partition=nowhere": cluster(partition="nowhere"),
