@@ -16,7 +16,7 @@ BYTES_A_PARAMETER = 24
 H100 = (800e12, 3.0e12)
 """Half-precision operations and bytes a second that an H100 reaches at best."""
 STEPS = 5
-GRAM_STRETCHES = (2, 3)
+GRAM_STRETCHES = (3, 2)
 
 
 @dataclass(frozen=True)

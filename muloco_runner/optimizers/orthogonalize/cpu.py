@@ -4,7 +4,7 @@ Three savings over the polynomial as written, each product one call of the matri
 
 * `b A + c A^2` and `a X + B X` are folded into `addmm`, so that their sums are made in float32, before rounding;
 * symmetric products are computed by blocks of rows up to the diagonal, the rest is mirrored;
-* on rectangles the polynomial runs on A = X X^T alone and meets X once in `GRAM_STEPS` steps (`gram_form`).
+* on rectangles the polynomial runs on A = X X^T alone and meets X only once in the first three steps (`gram_form`).
 
 Axes: B matrices, M the smaller side, N the larger.
 """
@@ -29,8 +29,9 @@ GRAM_ASPECT = 1.5
 """N/M from which the Gram form is faster."""
 SMALLEST_GRAM_SIDE = 384
 """Below it the Gram form gains little and errs more than the usual loop."""
-GRAM_STEPS = 2
-"""Steps between two Gram matrices: three are faster, but less exact than the plain form on rank-deficient input."""
+GRAM_STRETCHES = (3, 1)
+"""Steps between two Gram matrices: the first stretch and the others. The last steps tell most: two, two and one are
+slower and half as exact, three and two fall behind the usual loop."""
 
 
 @cache
@@ -46,17 +47,20 @@ def computes_in_bfloat16(rows: int, columns: int, dtype: torch.dtype) -> bool:
 
 def orthogonalize_cpu(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:
     """As `orthogonalize_reference`, for a batch of matrices on the CPU; float64 stays float64."""
-    tall = x_BMN.shape[-2] > x_BMN.shape[-1]
-    x_BMN = x_BMN.mT if tall else x_BMN
-    if not computes_in_bfloat16(x_BMN.shape[-2], x_BMN.shape[-1], x_BMN.dtype):
-        out_BMN = _folded(normalise(x_BMN, polynomial), polynomial)
-    else:
-        out_BMN = torch.empty_like(x_BMN)
-        workspace = _Workspace(*x_BMN.shape[-2:])
-        for x_MN, out_MN in zip(x_BMN.unbind(), out_BMN.unbind(), strict=True):
-            workspace.x.copy_(normalise(x_MN, polynomial))
-            out_MN.copy_(workspace.finish(workspace.run(polynomial.steps)))
-    return out_BMN.mT if tall else out_BMN
+    rows, columns = x_BMN.shape[-2:]
+    tall = rows > columns
+    if not computes_in_bfloat16(rows, columns, x_BMN.dtype):
+        out_BMN = _folded(normalise(x_BMN.mT if tall else x_BMN, polynomial), polynomial)
+        return out_BMN.mT if tall else out_BMN
+    out_BRC = torch.empty_like(x_BMN)
+    workspace = _Workspace(*sorted((rows, columns)))
+    for x_RC, out_RC in zip(x_BMN.unbind(), out_BRC.unbind(), strict=True):
+        # Rounded before they are transposed: torch transposes a dense matrix fast only within one dtype.
+        half_RC = normalise(x_RC, polynomial).bfloat16()
+        workspace.x.copy_(half_RC.mT if tall else half_RC)
+        result_MN = workspace.finish(workspace.run(polynomial.steps))
+        out_RC.copy_(result_MN.mT.contiguous() if tall else result_MN)
+    return out_BRC
 
 
 def _folded(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:
@@ -73,7 +77,7 @@ class _Workspace(GramForm):
         self.x, self.next_x = (torch.empty(m, n, dtype=torch.bfloat16) for _ in range(2))
         self.gram_MM, self.r_MM, self.s_MM, self.next_MM = (torch.empty(m, m, dtype=torch.bfloat16) for _ in range(4))
         if m >= SMALLEST_GRAM_SIDE and n >= GRAM_ASPECT * m:
-            self.stretches = (GRAM_STEPS, GRAM_STEPS)
+            self.stretches = GRAM_STRETCHES
 
     def finish(self, p: float) -> Tensor:
         """p X + S X, overwritten by the next matrix."""
