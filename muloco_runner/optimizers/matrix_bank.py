@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from muloco_runner.optimizers.in_flight import InFlight
-from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend, orthogonalize
+from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend, matrices_at_once, orthogonalize
 from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial, named_polynomial
 from muloco_runner.optimizers.placement import local, state_dtype
 
@@ -48,6 +48,7 @@ class MatrixBank:
         self.momentum_BRC = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.gradients: list[Tensor | None] = []
         self.clip: Tensor | None = None
+        self._taken: dict[int, Tensor] = {}
 
     def momentum(self, index: int) -> Tensor:
         """That of a matrix held here, a view of the bank."""
@@ -64,29 +65,45 @@ class MatrixBank:
     def launch(self, group: dict[str, Any], in_flight: InFlight) -> None:
         """One update of every matrix that has a gradient, with the hyper-parameters of `group`."""
         chosen = self._take_gradients(group)
-        if chosen:
-            orthogonal = orthogonalize(self._update_BRC, polynomial_of(group), self.backend)
-            self._move(group, chosen, [orthogonal[index] for index in chosen])
+        at_once = matrices_at_once(self.backend, self.rows, self.columns)
+        for start in range(0, len(chosen), at_once):
+            part = chosen[start : start + at_once]
+            orthogonal_BRC = orthogonalize(self._updates(group, part), polynomial_of(group), self.backend)
+            self._move(group, part, list(orthogonal_BRC.unbind()))
+        self._taken = {}
 
     def _take_gradients(self, group: dict[str, Any]) -> list[int]:
-        """Gradients into the momentum. Leaves what is to be orthogonalised in `_update_BRC`, at the matrices' places;
-        returns the indices of those that had a gradient."""
-        chosen = [index for index in self.place if self.gradients[index] is not None]
-        gradients = [local(gradient) for index in chosen if (gradient := self.gradients[index]) is not None]
+        """Gradients into the momentum, which `_updates` reads; the indices of the matrices that had one."""
+        self._taken = {
+            index: local(gradient).to(self.dtype)
+            for index in self.place
+            if (gradient := self.gradients[index]) is not None
+        }
         self.gradients = []
-        self._update_BRC = self.momentum_BRC
-        if not chosen:
-            return chosen
         if self.clip is not None:
-            gradients = list(torch._foreach_mul(gradients, self.clip))
-        momenta = [self.momentum(index) for index in chosen]
-        mu, weight = group["momentum"], 1.0 if group["momentum_form"] == "sum" else 1.0 - group["momentum"]
-        torch._foreach_mul_(momenta, mu)
-        torch._foreach_add_(momenta, gradients, alpha=weight)
-        if group["nesterov"]:
-            self._update_BRC = self.momentum_BRC * mu
-            torch._foreach_add_([self._update_BRC[self.place[index]] for index in chosen], gradients, alpha=weight)
-        return chosen
+            self._taken = {index: gradient * self.clip for index, gradient in self._taken.items()}
+        for index, gradient in self._taken.items():
+            momentum, mu = self.momentum(index), group["momentum"]
+            if group["momentum_form"] == "sum":
+                torch.add(gradient, momentum, alpha=mu, out=momentum)
+            else:
+                momentum.lerp_(gradient, 1 - mu)
+        return list(self._taken)
+
+    def _updates(self, group: dict[str, Any], indices: list[int]) -> Tensor:
+        """What is to be orthogonalised, for these matrices: their momentum, or Nesterov's step ahead of it."""
+        places = [self.place[index] for index in indices]
+        if not group["nesterov"]:
+            whole = places == list(range(places[0], places[0] + len(places)))
+            return self.momentum_BRC[places[0] : places[-1] + 1] if whole else self.momentum_BRC[places]
+        ahead_BRC = self.momentum_BRC[places]
+        for ahead_RC, index in zip(ahead_BRC, indices, strict=True):
+            gradient = self._taken.get(index)
+            if gradient is not None and group["momentum_form"] == "sum":
+                torch.add(gradient, ahead_RC, alpha=group["momentum"], out=ahead_RC)
+            elif gradient is not None:
+                torch.lerp(gradient, ahead_RC, group["momentum"], out=ahead_RC)
+        return ahead_BRC
 
     def _move(self, group: dict[str, Any], indices: list[int], orthogonal: list[Tensor]) -> None:
         """Decays these parameters and moves them against their orthogonalised matrices, in any floating-point dtype."""
@@ -101,7 +118,8 @@ class MatrixBank:
             if can_be_fused(parameters):
                 move(parameters, orthogonal, kept, scale)
                 return
-        torch._foreach_mul_(parameters, kept)
+        if kept != 1:
+            torch._foreach_mul_(parameters, kept)
         torch._foreach_add_(parameters, [o.to(self.dtype) for o in orthogonal], alpha=-scale)
 
 

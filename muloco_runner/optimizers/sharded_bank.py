@@ -40,7 +40,7 @@ class ShardedBank(MatrixBank):
         moving = self._take_gradients(group)
         dtype = result_dtype(self.backend, self.rows, self.columns, self.dtype)
         for of_rank in self.rounds:
-            whole_SRC = self._to_owners(of_rank)
+            whole_SRC = self._to_owners(group, of_rank)
             rows_PSHC = whole_SRC.new_zeros(
                 self.num_ranks, max(map(len, of_rank)), self.rows_a_rank, self.columns, dtype=dtype
             )
@@ -49,14 +49,15 @@ class ShardedBank(MatrixBank):
                 for rank, rows_SHC in enumerate(orthogonal_SRC.split(self.rows_a_rank, dim=1)):
                     rows_PSHC[rank, : len(whole_SRC), : rows_SHC.shape[1]].copy_(rows_SHC)
             self._to_shards(group, of_rank, rows_PSHC, moving, in_flight)
+        self._taken = {}
 
-    def _to_owners(self, of_rank: list[list[int]]) -> Tensor:
+    def _to_owners(self, group: dict[str, Any], of_rank: list[list[int]]) -> Tensor:
         """The whole updates of this rank's matrices of a round; every rank sends the rows it has."""
         places, here = max(map(len, of_rank)), self.momentum_BRC.shape[1]
         sent_PSHC = self.momentum_BRC.new_zeros(self.num_ranks, places, self.rows_a_rank, self.columns)
         for rank, indices in enumerate(of_rank):
             if indices:
-                sent_PSHC[rank, : len(indices), :here].copy_(self._update_BRC[indices])
+                sent_PSHC[rank, : len(indices), :here].copy_(self._updates(group, indices))
         got_PSHC = torch.empty_like(sent_PSHC)
         dist.all_to_all_single(got_PSHC, sent_PSHC, group=self.process_group)
         whole_SRC = got_PSHC.transpose(0, 1).reshape(places, -1, self.columns)

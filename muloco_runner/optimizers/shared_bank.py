@@ -78,11 +78,11 @@ class SharedBank(MatrixBank):
         dtype = result_dtype(self.backend, self.rows, self.columns, self.dtype)
         for of_rank in self.rounds:
             mine_SRC = torch.zeros(max(map(len, of_rank)), self.rows, self.columns, dtype=dtype, device=self.device)
-            places = [self.place[index] for index in of_rank[self.rank]]
-            if places:
-                update_BRC = self._update_BRC[places[0] : places[-1] + 1]
-                mine_SRC[: len(places)].copy_(orthogonalize(update_BRC, polynomial_of(group), self.backend))
+            if mine := of_rank[self.rank]:
+                update_SRC = self._updates(group, mine)
+                mine_SRC[: len(mine)].copy_(orthogonalize(update_SRC, polynomial_of(group), self.backend))
             self._gather(group, of_rank, mine_SRC, in_flight)
+        self._taken = {}
 
     def _gather(self, group: dict[str, Any], of_rank: list[list[int]], mine_SRC: Tensor, in_flight: InFlight) -> None:
         """Sends this round's matrices to all ranks; theirs are applied when they have come."""
