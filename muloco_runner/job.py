@@ -134,12 +134,10 @@ def _attempt(
 def check_can_run(run: RunConfig) -> Corpus:
     """The run's corpus; a run that this corpus cannot feed raises `ConfigError`."""
     from muloco_runner.corpus import load_corpus
+    from muloco_runner.corpus_path import check_vocabulary
 
     corpus = load_corpus(run.data)
-    if corpus.vocab_size > run.model.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size={run.model.vocab_size} is smaller than the corpus's {corpus.vocab_size}: raise it"
-        )
+    check_vocabulary(run, corpus.vocab_size)
     length = run.model.sequence_length
     for name, split in (("training", corpus.train), ("validation", corpus.validation)):
         if split.num_tokens <= length:

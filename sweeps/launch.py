@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from muloco_runner.compose import AROUND_RUNS, compose_tree, one_line, to_app_config
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
-from muloco_runner.corpus_path import check_data_path
+from muloco_runner.corpus_path import check_data
 from muloco_runner.paths import config_dir
 from sweeps.config import ClusterConfig, read_cluster
 from sweeps.definition import Definition
@@ -59,8 +59,8 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False) -> Sweep:
     assert isinstance(sweep, dict)
     runs = expand({str(key): value for key, value in sweep.items()}, narrowing, allow_large=allow_large)
     name = name or _name_of(runs)
-    for path in {run.data.path: run.data for run in runs}.values():
-        check_data_path(path)
+    for run in {(run.data.path, run.model.vocab_size): run for run in runs}.values():
+        check_data(run)
     root = Path(app.root)
     for place in (root, root / "runs", root / "sweeps"):
         if place.exists() and not place.is_dir():

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from muloco_runner.__main__ import main as train_command
 from muloco_runner.config import ConfigError, DataConfig, ExecutionConfig, RunConfig
 from muloco_runner.corpus import LoadedSplit, _load, load_corpus
-from muloco_runner.corpus_path import check_data_path
+from muloco_runner.corpus_path import check_data, check_data_path
 from muloco_runner.data import TrainingData
 from muloco_runner.data_command import main
 from muloco_runner.job import check_can_run, run_job
@@ -334,6 +334,8 @@ def test_a_run_trains_on_shards_and_refuses_others_and_small_vocabularies(
     prepared(source, tmp_path / "bpe", tokenizer=str(tokenizer_file), validation_fraction=0.2)
     with pytest.raises(ConfigError, match=r"model.vocab_size=256 is smaller than the corpus's 290"):
         check_can_run(tiny_run(data=DataConfig("shards", str(tmp_path / "bpe"), validation_tokens=512)))
+    with pytest.raises(ConfigError, match="290"):
+        check_data(tiny_run(data=DataConfig("shards", str(tmp_path / "bpe"))))
 
 
 def test_other_data_than_a_run_was_begun_on_is_one_line(
