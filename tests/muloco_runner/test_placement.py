@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from submitit.helpers import TorchDistributedEnvironment
 
 from muloco_runner.config import (
     DataParallelConfig,
@@ -179,7 +180,7 @@ def test_a_run_that_moves_to_another_number_of_processes_ends_as_if_it_had_alway
         "diloco",
         "muon",
         num_workers=2,
-        num_steps=400,
+        num_steps=200,
         sync_interval=10,
         compression=QuantisationConfig(bits=2),
         streaming=StreamingConfig(2, 3, 0.1),
@@ -188,7 +189,7 @@ def test_a_run_that_moves_to_another_number_of_processes_ends_as_if_it_had_alway
     run_job(whole, execution)
     processes = start_ranks(first, [moved], "7")
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and len(moved.read_steps()) < 25:
+    while time.monotonic() < deadline and len(moved.read_steps()) < 15:
         time.sleep(0.02)
     # One rank hears the signal; all stop at the same step.
     processes[-1].send_signal(signal.SIGUSR1)
@@ -234,7 +235,7 @@ def test_a_rank_that_dies_ends_the_job_at_once(tiny_run: MakeRun, new_folder: Ma
     assert (status.state, status.exit_code) == ("failed", ExitCode.CRASH)
 
 
-def test_ranks_are_read_from_whoever_started_them() -> None:
+def test_ranks_are_read_from_whoever_started_them(monkeypatch: pytest.MonkeyPatch) -> None:
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "1"}
     srun = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "9"}
     for environment, launcher in ((torchrun, "torchrun"), (srun, "srun")):
@@ -242,3 +243,33 @@ def test_ranks_are_read_from_whoever_started_them() -> None:
         assert (place.rank, place.num_ranks, place.local_rank, place.launcher) == (3, 4, 1, launcher)
     alone = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "9"}
     assert rank_place(alone).num_ranks == rank_place({}).num_ranks == 1
+
+    # What submitit exports for its own jobs is what torchrun would.
+    job = {**srun, "SLURM_NTASKS": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "a,b"}
+    for name, value in {**job, "SUBMITIT_EXECUTOR": "slurm"}.items():
+        monkeypatch.setenv(name, value)
+    for name in torchrun:
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    try:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        place = rank_place(os.environ)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    assert (place.rank, place.num_ranks, place.local_rank) == (3, 4, 1)
+
+
+def test_torchrun_starts_the_ranks_too(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
+    folder = new_folder(tiny_run("diloco", "muon", num_workers=2))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
+    subprocess.run(
+        [*command, json.dumps({"device": "cpu"}), str(folder.path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
+    result = folder.read_result()
+    assert result is not None
+    assert result.num_ranks == 2
