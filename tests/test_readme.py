@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,17 @@ def test_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
         done = subprocess.run(shortened(line), cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     assert (tmp_path / "demo" / "report" / "report.html").exists()
+
+
+def test_lines_for_other_applications_run_with_one(tmp_path: Path) -> None:
+    app = shutil.copytree(ROOT / "tests" / "hydra" / "grid_app", tmp_path / "app")
+    lines = [line for line in commands() if line.startswith("python app.py") and "cluster=slurm" not in line]
+    assert len(lines) >= 3
+    for line in lines:
+        words = [sys.executable, *shlex.split(line)[1:]]
+        done = subprocess.run(words, cwd=app, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        assert " done" in done.stdout
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:
