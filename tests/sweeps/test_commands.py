@@ -183,3 +183,29 @@ def test_a_detached_launch_outlives_the_command_and_is_one_of_a_kind(root: Path)
 def test_a_launch_that_cannot_begin_says_so_also_when_detached(root: Path) -> None:
     (root / "runs").write_text("in the way")
     assert "another root" in say("launch", "+sweep=demo", f"root={root}", "--detach", code=2)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_ledger_is_one_clear_line_and_loses_nothing_else(sweep: SweepFolder, damage: str) -> None:
+    root = sweep.root
+    say("hold", root, "run=0")
+    say("hold", root, "run=1")
+    whole = sweep.ledger_file.read_bytes()
+    last = whole.rstrip(b"\n").rindex(b"\n") + 1
+    if damage == "cut":
+        sweep.ledger_file.write_bytes(whole[: last + 20])
+    else:
+        sweep.ledger_file.write_bytes(whole[: last + 20] + b"\x00" + whole[last + 21 :])
+    said = say("status", root)
+    assert said.count("Damage in line 2 of the ledger") == 1
+    assert standings(root) == {"0ab": "held", "1ab": "waiting", "2ab": "waiting"}
+    say("hold", root, "run=2")
+    assert standings(root) == {"0ab": "held", "1ab": "waiting", "2ab": "held"}
+    assert "Damage in line 2" in say("status", root)
+
+
+def test_a_damaged_definition_is_one_line(sweep: SweepFolder) -> None:
+    sweep.definition_file.write_bytes(sweep.definition_file.read_bytes()[:-30])
+    assert "launch the sweep again" in say("status", sweep.root, code=2)
+    sweep.definition_file.write_text("{}")
+    assert "launch the sweep again" in say("hold", sweep.root, "--all", code=2)
