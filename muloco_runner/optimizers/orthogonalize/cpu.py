@@ -30,8 +30,8 @@ GRAM_ASPECT = 1.5
 SMALLEST_GRAM_SIDE = 384
 """Below it the Gram form gains little and errs more than the usual loop."""
 GRAM_STRETCHES = (3, 1)
-"""Steps between two Gram matrices: the first stretch and the others. The last steps tell most: two, two and one are
-slower and half as exact, three and two fall behind the usual loop."""
+"""Steps between two Gram matrices: the first stretch and the others. The last steps tell most: two, two and one take
+as long and are less exact; three and two fall behind the usual loop."""
 
 
 @cache

@@ -27,7 +27,7 @@ from muloco_runner.optimizers.orthogonalize.triton.hyper import HyperParameters
 GRAM_ASPECT = 1.5
 """Longer over shorter side from which a polynomial's steps run in stretches."""
 STRETCHES = {torch.float16: (3, 2), torch.bfloat16: (2, 2), torch.float32: (1, 1)}
-"""In float16, two then three would cost the same and err three times as much: the last steps tell most. bfloat16
+"""In float16, two then three would cost the same and err twice as much: the last steps tell most. bfloat16
 bears no stretch of three on rank-deficient input."""
 SMALLEST_HALF_SIDE = 32
 """A matrix with a shorter side is orthogonalised in float32: its products fill no tile of half precision."""
