@@ -5,12 +5,15 @@ Units are shared out to processes; what a killed run finished is kept. The manif
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import multiprocessing
+import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -29,7 +32,7 @@ PLAN = "plan.json"
 
 
 class Stopped(Exception):
-    """Another unit failed, or the user interrupted."""
+    """Another unit failed, the user interrupted, or the process that shares out the units is gone."""
 
 
 def prepare(
@@ -49,21 +52,35 @@ def prepare(
         return manifest
     units = plan_units(files, options.shard_bytes, options.by_file)
     _begin(folder, plan)
-    try:
-        summaries = _prepare_units(folder, units, options, processes, on_bytes)
-    except ConfigError:
-        if not any((folder / "parts").glob("*.json")):
-            # Nothing was done yet: the mended command may have other options.
-            shutil.rmtree(folder)
-        raise
-    for split, name in (("train", "training"), ("validation", "validation")):
-        if not sum(summary[split]["num_documents"] for summary in summaries):
-            shutil.rmtree(folder)
-            raise ConfigError(f"no document is left for {name}: give more, or change --validation-fraction")
-    manifest = _finish(folder, summaries, options, plan, tokenizer.vocab_size)
-    shutil.rmtree(folder / "parts")
-    (folder / PLAN).unlink()
+    with _alone_in(folder):
+        try:
+            summaries = _prepare_units(folder, units, options, processes, on_bytes)
+        except ConfigError:
+            if not any((folder / "parts").glob("*.json")):
+                # Nothing was done yet: the mended command may have other options.
+                shutil.rmtree(folder)
+            raise
+        for split, name in (("train", "training"), ("validation", "validation")):
+            if not sum(summary[split]["num_documents"] for summary in summaries):
+                shutil.rmtree(folder)
+                raise ConfigError(f"no document is left for {name}: give more, or change --validation-fraction")
+        manifest = _finish(folder, summaries, options, plan, tokenizer.vocab_size)
+        shutil.rmtree(folder / "parts")
+        (folder / PLAN).unlink()
     return manifest
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Holds the plan's lock, which the kernel lets go when the process dies, and clears what a killed one left."""
+    with open(folder / PLAN) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder}: another process is preparing it: wait for it, or stop it") from None
+        for left_over in [*folder.glob(".*.partial"), *folder.glob("parts/.*.partial")]:
+            left_over.unlink(missing_ok=True)
+        yield
 
 
 def _plan(files: list[InputFile], options: Options) -> dict[str, Any]:
@@ -154,20 +171,20 @@ def _in_processes(
 
 
 _shared: list[Any] = []
-"""In a worker process: the counter of bytes read, and the event that says stop."""
+"""In a worker process: the counter of bytes read, the event that says stop, and who started it."""
 
 
 def _enter(count: Any, stop: Any) -> None:
     # The one who started the processes hears the interrupt and stops them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _shared[:] = [count, stop]
+    _shared[:] = [count, stop, os.getppid()]
 
 
 def _unit_in_process(folder: Path, number: int, unit: list[Piece], options: Options) -> dict[str, Any]:
-    count, stop = _shared
+    count, stop, parent = _shared
 
     def advance(size: int) -> None:
-        if stop.is_set():
+        if stop.is_set() or os.getppid() != parent:
             raise Stopped
         with count.get_lock():
             count.value += size

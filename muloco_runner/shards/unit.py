@@ -162,4 +162,5 @@ class ShardWriter:
         self._files[suffix].write(content)
 
     def _partial(self, suffix: str) -> Path:
-        return self._path.parent / f".{self._path.name}.{suffix}.partial"
+        # With the process's number: one left over from a killed preparation may still be writing its own.
+        return self._path.parent / f".{self._path.name}.{suffix}.{os.getpid()}.partial"

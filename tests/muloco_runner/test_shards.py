@@ -276,6 +276,20 @@ def test_a_mended_command_may_use_the_same_folder(tmp_path: Path, monkeypatch: p
     assert command(monkeypatch, "prepare", source, "--out", out, "--validation-fraction", "0.1") == 2
 
 
+def test_two_preparations_of_one_folder_do_not_meet(tmp_path: Path) -> None:
+    source, out = write_jsonl(tmp_path / "input.jsonl", texts(300)), tmp_path / "out"
+    refused: list[str] = []
+
+    def again(done: int) -> None:
+        with pytest.raises(ConfigError, match="another process is preparing") as error:
+            prepare(find_files([source], None), out, Options(), 1, lambda done: None)
+        refused.append(str(error.value))
+
+    prepare(find_files([source], None), out, Options(), 1, again)
+    assert refused
+    assert len(all_documents(out)) == 300
+
+
 def test_bad_documents_may_be_left_out_and_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = write_jsonl(tmp_path / "input.jsonl", texts(300)), tmp_path / "out"
     source.write_bytes(source.read_bytes() + b'{"text": null}\nbroken\n{"text": ""}\n')
