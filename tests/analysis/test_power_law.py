@@ -113,6 +113,20 @@ def test_an_irreducible_loss_of_zero_is_named_as_the_edge_of_what_is_allowed() -
     assert any("zero" in warning for warning in fit.warnings)
 
 
+@pytest.mark.parametrize("seed", [97, 174, *range(8)])
+def test_a_law_with_an_irreducible_loss_is_never_worse_than_one_without(seed: int) -> None:
+    """The one holds the other as its limit, which its logarithm never reaches."""
+    generator = np.random.default_rng(seed)
+    num_points = int(generator.choice([5, 6, 8, 12]))
+    flops = np.exp(np.sort(generator.uniform(np.log(1e17), np.log(1e22), num_points)))
+    noise = generator.standard_t(1.5, num_points) * 0.02
+    loss = (0.3 + 2 * (flops / 1e19) ** -0.1) * np.exp(noise)
+    with_floor = fit_loss_compute(flops, loss, bootstrap=0)
+    without = fit_power_law(flops, loss, bootstrap=0)
+    assert with_floor.objective <= without.objective * (1 + 1e-9)
+    assert with_floor.diagnostics.converged
+
+
 def test_each_group_may_have_an_irreducible_loss_of_its_own() -> None:
     flops, groups = np.tile(FLOPS, 2), ["one"] * 7 + ["two"] * 7
     loss = np.concatenate([1.7 + 4e3 * FLOPS**-0.19, 1.5 + 3e3 * FLOPS**-0.18])
