@@ -33,10 +33,9 @@ class Script:
             act()
 
 
-def job_of(slurm: EmulatedSlurm, number: int) -> str:
-    """The id of the sweep's job of that number."""
-    jobs = dict(line.split() for line in slurm.run("squeue", "-h", "-t", "all", "-o", "%k %i").splitlines())
-    return next(job for tag, job in jobs.items() if tag.endswith(f"-{number:06d}"))
+def first_job(slurm: EmulatedSlurm, sweep: SampleSweep) -> str:
+    """The id of the sweep's first job."""
+    return slurm.run("squeue", "-h", f"--name={sweep.folder.tag_prefix}000001", "-o", "%i").strip()
 
 
 def test_causes_are_true_and_accounting_agrees(slurm: EmulatedSlurm, tmp_path: Path) -> None:
@@ -53,7 +52,7 @@ def test_a_job_that_runs_into_its_time_limit_gets_more_time(slurm: EmulatedSlurm
 
     def expire() -> None:
         # SLURM's limits are whole minutes; the clock of this job runs out at once.
-        slurm.run("scontrol", "update", f"JobId={job_of(slurm, 1)}", "EndTime=now")
+        slurm.run("scontrol", "update", f"JobId={first_job(slurm, sweep)}", "EndTime=now")
 
     state = sweep.run(Script((lambda tick: sweep.starts("slow"), expire)))
     assert standings(state) == {"slow": "done", "fine": "done"}
