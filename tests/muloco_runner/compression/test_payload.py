@@ -165,6 +165,16 @@ def test_a_damaged_payload_raises(codec: AnyCodec, data: st.DataObject) -> None:
         decode(damaged)
 
 
+def test_words_exchanged_over_a_long_way_are_noticed() -> None:
+    payload = encode([values((300, 500), torch.float32, 5)], [Exact()])
+    words = payload.view(torch.int32)
+    for distance in (1 << 10, 1 << 16, 1 << 17):
+        damaged = words.clone()
+        damaged[[100, 100 + distance]] = words[[100 + distance, 100]]
+        with pytest.raises(PayloadError):
+            decode(damaged.view(torch.uint8))
+
+
 def test_a_foreign_payload_of_the_right_checksum_raises() -> None:
     payload = encode([values((4, 4), torch.float32, 5)], [Exact()])
     assert torch.equal(decode(payload)[0], values((4, 4), torch.float32, 5))
