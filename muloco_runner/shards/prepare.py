@@ -10,9 +10,11 @@ import dataclasses
 import fcntl
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -32,7 +34,7 @@ PLAN = "plan.json"
 
 
 class Stopped(Exception):
-    """Another unit failed, the user interrupted, or the process that shares out the units is gone."""
+    """Another unit failed, or the user interrupted."""
 
 
 def prepare(
@@ -171,20 +173,29 @@ def _in_processes(
 
 
 _shared: list[Any] = []
-"""In a worker process: the counter of bytes read, the event that says stop, and who started it."""
+"""In a worker process: the counter of bytes read and the event that says stop."""
 
 
 def _enter(count: Any, stop: Any) -> None:
     # The one who started the processes hears the interrupt and stops them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _shared[:] = [count, stop, os.getppid()]
+    _shared[:] = [count, stop]
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """Nobody else tells a waiting process that the one who gives it work was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _unit_in_process(folder: Path, number: int, unit: list[Piece], options: Options) -> dict[str, Any]:
-    count, stop, parent = _shared
+    count, stop = _shared
 
     def advance(size: int) -> None:
-        if stop.is_set() or os.getppid() != parent:
+        if stop.is_set():
             raise Stopped
         with count.get_lock():
             count.value += size
