@@ -1,5 +1,8 @@
+import functools
+
 import pytest
 import torch
+import torch._dynamo.utils
 
 from muloco_runner.attention import choose_attention
 from muloco_runner.compose import compose_app_config
@@ -49,6 +52,20 @@ def test_recomputed_activations_give_the_same_gradient_to_the_bit() -> None:
         model.set_execution("sdpa", recompute, compiled=False)
         found.append(torch.autograd.grad(model(*documents_and_text()), list(model.parameters())))
     assert all(torch.equal(kept, again) for kept, again in zip(*found, strict=True))
+
+
+def test_compiled_blocks_are_one_graph_with_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured and differentiated as always; without the C++ compiler at the end, which takes a minute."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    model = build_model(CONFIG, seed=1, device=CPU)
+    found = []
+    torch._dynamo.utils.counters.clear()
+    for compiled, recompute in ((False, False), (True, False), (True, True)):
+        model.set_execution("sdpa", recompute, compiled)
+        found.append(torch.autograd.grad(model(*documents_and_text()), list(model.parameters())))
+    for gradients in found[1:]:
+        torch.testing.assert_close(gradients, found[0], rtol=1e-4, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_flex_attention_is_refused_where_it_cannot_train() -> None:
