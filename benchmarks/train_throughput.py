@@ -3,7 +3,7 @@
 The plain loop is what one writes first: DistributedDataParallel, torch.optim.AdamW, clip_grad_norm_, the whole logits,
 `loss.item()` each step. Both read the same batches. Given are medians over rounds, tokens/s, the share of what this
 machine's matrix product reaches in the same precision (model FLOPs, 6N a token), and the peak of torch's allocator.
-With --sync-interval, also what an outer step of MuLoCo costs beside H inner steps.
+The second table is what an outer step of MuLoCo costs beside H inner steps.
 """
 
 from __future__ import annotations

@@ -146,6 +146,7 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
 
     Returns the exit code and, of a finished run, the validation loss (for Hydra's optimizing sweepers).
     """
+    from muloco_runner.attention import choose_attention
     from muloco_runner.compose import to_app_config
     from muloco_runner.job import check_can_run, check_same_data, run_job
     from muloco_runner.progress import show_progress
@@ -154,7 +155,8 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
 
     app = to_app_config(tree)
     run, place = app.run, rank_environment()
-    choose_device(app.execution.device, place)
+    device = choose_device(app.execution.device, place)
+    choose_attention(app.execution.attention, run.model.head_width, device)
     Topology(run.num_workers, place.rank, place.num_ranks).check(run)
     folder = RunFolder.of(app.root, run.run_id)
     check_same_data(folder, check_can_run(run))

@@ -56,6 +56,8 @@ def test_a_run_ends_with_its_name_its_loss_and_its_folder(tmp_path: Path, text_d
         ("method.num_workers=4", "num_workers"),
         ("inner_optimizer.momentum=0.95", "momentum"),
         ("execution.device=tpu", "tpu"),
+        ("execution.device=cpu execution.attention=flex", "flex"),
+        ("--estimate model=15b execution.sharding=some", "sharding"),
         ("model.vocab_size=100", "vocab_size"),
         ("seed=", "seed"),
     ],
