@@ -1,9 +1,11 @@
 """`hydra/sweeper=grid`: a multirun's jobs from a file of the application, conf/sweep/NAME.yaml by `+sweep=NAME`.
 
-# conf/sweep/NAME.yaml; the language is that of `sweeps.grid`
-grids:
-  - product: {optimizer: [adam, sgd], lr: sqrt2(-12..-6)}
-    zip: {model: [small, large], batch: [64, 256]}
+    # conf/sweep/NAME.yaml
+    grids:
+      - product: {optimizer: [adam, sgd], lr: sqrt2(-12..-6)}
+        zip: {model: [small, large], batch: [64, 256]}
+
+The language is that of `sweeps.grid`; what the settings here do is in `sweeps.multirun`.
 """
 
 # Annotations are not postponed here: Hydra runs a plugin's module before it is in sys.modules, where a dataclass would

@@ -1,7 +1,9 @@
 """`hydra/launcher=quota`: the jobs of a multirun under quotas, on this machine or under SLURM.
 
-python app.py --multirun hydra/launcher=quota lr=0.1,0.2
-python app.py --multirun hydra/launcher=quota hydra.launcher.cluster=slurm hydra.launcher.quota.nodes=2 lr=0.1,0.2
+    python app.py --multirun hydra/launcher=quota lr=0.1,0.2
+    python app.py --multirun hydra/launcher=quota hydra.launcher.cluster=slurm hydra.launcher.quota.nodes=2 lr=0.1,0.2
+
+The settings are here; what they do is in `sweeps.multirun`.
 """
 
 # Each start of an application copies all settings dozens of times, so what few set goes into `allocations`.
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class QuotaConf:
-    """The user's own limits; null where there is none. The cluster's own limits bind besides."""
+    """The user's own limits; null where there is none. The cluster's own limits bind besides.
+
+    The engine's class of the same fields is too much to load at every start of every application.
+    """
 
     nodes: int | None = None
     gpus: int | None = None
