@@ -181,11 +181,11 @@ def run_of(*overrides: str) -> RunConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["82k", "503k", "1.3m"], help="names under conf/model")
+    parser.add_argument("--models", nargs="+", default=["82k", "503k"], help="names under conf/model")
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens in a step")
     parser.add_argument("--rounds", type=int, default=11, help="steps of each that count")
-    parser.add_argument("--outer-model", default="1.3m", help="model of the outer step's table")
+    parser.add_argument("--outer-model", default="503k", help="model of the outer step's table")
     parser.add_argument("--outer-batch-tokens", type=int, default=16384)
     parser.add_argument("--outer-rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
