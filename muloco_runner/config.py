@@ -626,8 +626,9 @@ class ExecutionConfig:
     evaluate_interval_steps: int | None = None
     """Steps between evaluations on the held-out set; None evaluates at the end only."""
     checkpoint_interval_seconds: float = 300.0
-    final_checkpoint: bool = True
-    """Whether a finished run keeps its last state; a sweep of large models may not want them all."""
+    final_checkpoint: bool | None = None
+    """Whether a finished run keeps its last state; null: one trained by itself does, one of a sweep does not, where
+    hundreds of large models would fill a disk."""
     wall_minutes: float | None = None
     """Minutes from its start after which an attempt checkpoints and asks for more time; None for no deadline."""
     link_megabits_per_second: float | None = None

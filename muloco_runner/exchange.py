@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from muloco_runner.compression import Compressor, PayloadError, payload
-from muloco_runner.compression.codecs import AnyCodec
+from muloco_runner.compression.codecs import AnyCodec, Exact
 from muloco_runner.compression.pieces import Piece, cut, whole_pieces
 from muloco_runner.topology import Communicator
 
@@ -35,6 +35,8 @@ class Exchange:
     ) -> None:
         self.like, self.codecs, self.communicator, self.device = like, codecs, communicator, device
         self.reduce_scatter = reduce_scatter
+        self._stays_as_it_is = len(communicator.holders) == 1 and all(isinstance(codec, Exact) for codec in codecs)
+        """All workers are held here and no codec changes a value: a payload would be written to be read at once."""
         pieces = whole_pieces(like, codecs)
         messages = cut(pieces, -(-sum(piece.size for piece in pieces) // MESSAGE_VALUES) or 1)
         self.messages = [message for message in messages if message]
@@ -55,13 +57,17 @@ class Exchange:
         """
         num_workers = self.communicator.topology.num_workers
         products_KK = torch.zeros(num_workers, num_workers, dtype=torch.float64, device=self.device)
+        remembers = any(sender.error is not None for sender in senders)
         for message in self.messages:
-            if self.reduce_scatter:
+            if self._stays_as_it_is and not remembers:
+                here = [[piece.of(own) for piece in message] for own in tensors]
+                self._mean(here, [piece.of(out) for piece in message], products_KK)
+            elif self.reduce_scatter:
                 self._by_shares(message, senders, tensors, out, products_KK)
             else:
                 mine = [sender.send(own, message) for sender, own in zip(senders, tensors, strict=True)]
                 everyone = self.communicator.gather_over_workers(mine)
-                self._mean(everyone, [piece.of(out) for piece in message], products_KK)
+                self._mean(self._decoded(everyone), [piece.of(out) for piece in message], products_KK)
         return self.communicator.sum_over_workers(products_KK) if self.reduce_scatter else products_KK
 
     def _by_shares(
@@ -98,7 +104,7 @@ class Exchange:
             if shares[k]:
                 everyone = [next(part) for part, held in zip(arrived, holders, strict=True) for _ in held]
                 targets = [torch.empty_like(piece.of(self.like), device=self.device) for piece in shares[k]]
-                self._mean(everyone, targets, products_KK)
+                self._mean(self._decoded(everyone), targets, products_KK)
                 means.append(payload.encode(targets, [self.codecs[piece.tensor] for piece in shares[k]]))
         incoming = [sum(lengths[k] for k in held) for held in holders]
         averaged = self.communicator.exchange_over_workers([self._join(means)] * len(holders), incoming)
@@ -109,11 +115,18 @@ class Exchange:
                     _checked(mean, piece.of(out))
                     piece.of(out).copy_(mean)
 
-    def _mean(self, payloads: Sequence[Tensor], out: Sequence[Tensor], products_KK: Tensor) -> None:
-        """Decodes the payloads of all workers, in their order, and writes their mean."""
-        workers = [payload.decode(content) for content in payloads]
+    @staticmethod
+    def _decoded(payloads: Sequence[Tensor]) -> list[list[Tensor]]:
+        return [payload.decode(content) for content in payloads]
+
+    @staticmethod
+    def _mean(workers: Sequence[Sequence[Tensor]], out: Sequence[Tensor], products_KK: Tensor) -> None:
+        """Writes the mean of all workers' tensors, taken in their order."""
         for place, target in enumerate(out):
             sent = [_checked(tensors[place], target) for tensors in workers]
+            if len(sent) == 1:  # a single worker has no other to be compared with
+                target.copy_(sent[0])
+                continue
             total = sent[0].clone()
             for tensor in sent[1:]:
                 total += tensor

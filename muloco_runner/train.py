@@ -145,7 +145,7 @@ class Trainer:
         if validation_loss is None:
             # Killed after its last checkpoint and before its result.
             validation_loss = self._evaluate()
-        self._end_checkpoints(keep_final=execution.final_checkpoint)
+        self._end_checkpoints(keep_final=execution.final_checkpoint is not False)
         return self._result(validation_loss, None)
 
     def _inner_step(self) -> None:
@@ -255,7 +255,7 @@ class Trainer:
         """The run's last word, from the main rank."""
         if self.topology.is_main:
             self.session.folder.write_result(result)
-            self.checkpoints.trim(int(self.session.execution.final_checkpoint))
+            self.checkpoints.trim(int(self.session.execution.final_checkpoint is not False))
             self.write_status("finished", loss=result.train_loss, exit_code=0)
 
     def write_status(self, state: str, loss: float | None = None, **ending: int | str | None) -> None:

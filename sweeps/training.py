@@ -25,6 +25,8 @@ def works_of(runs: Sequence[RunConfig], root: Path, execution: ExecutionConfig, 
     settings = dataclasses.asdict(execution)
     if cluster.device != "auto":
         settings["device"] = cluster.device
+    if execution.final_checkpoint is None:
+        settings["final_checkpoint"] = False
     arguments = {"execution": settings}
     return [
         Work(

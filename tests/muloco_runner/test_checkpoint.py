@@ -250,9 +250,11 @@ def test_a_finished_run_killed_before_its_result_has_the_same_result(tiny_run: M
     assert result.train_loss == expected.train_loss
 
 
-@pytest.mark.parametrize(("final_checkpoint", "left"), [(True, ["step-00000023"]), (False, [])])
+@pytest.mark.parametrize(
+    ("final_checkpoint", "left"), [(True, ["step-00000023"]), (None, ["step-00000023"]), (False, [])]
+)
 def test_a_finished_run_keeps_its_last_state_or_nothing(
-    final_checkpoint: bool, left: list[str], tiny_run: MakeRun, new_folder: MakeFolder
+    final_checkpoint: bool | None, left: list[str], tiny_run: MakeRun, new_folder: MakeFolder
 ) -> None:
     folder = new_folder(tiny_run())
     execution = ExecutionConfig(**{**OFTEN, "final_checkpoint": final_checkpoint})

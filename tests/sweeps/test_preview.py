@@ -68,3 +68,9 @@ def test_the_clusters_own_limits_count_and_so_do_other_peoples_jobs(tmp_path: Pa
     limit = Limit("QOS normal GrpTRES.node", Resource.NODES, 3, used_by_others=1)
     found = preview(sweep, Limits({"a": [limit]}))
     assert found.makespan_minutes == pytest.approx(120)
+
+
+@pytest.mark.parametrize(("asked", "keeps"), [([], False), (["execution.final_checkpoint=true"], True)])
+def test_runs_of_a_sweep_keep_their_last_state_only_where_asked(asked: list[str], keeps: bool, tmp_path: Path) -> None:
+    sweep = read_sweep(["+sweep=demo", "model=29k", f"root={tmp_path}", *asked])
+    assert {work.arguments["execution"]["final_checkpoint"] for work in sweep.definition.works} == {keeps}
