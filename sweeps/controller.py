@@ -133,7 +133,7 @@ class Controller:
         for tag in plan.withdraw:
             self._record("withdrawing", tag=tag)
         self._ask_to_end(now)
-        for request in plan.submit:
+        for request in plan.submit if observation.queue_read else ():
             if not self._submit(replace(request, code=self.code)):
                 break
         self._keep_snapshot()

@@ -85,6 +85,9 @@ class Observation:
     jobs: Mapping[str, JobObservation]
     """By tag."""
     complete: bool = True
+    queue_read: bool = True
+    """False where not even the queue was to be had: what the user's other jobs hold is not known then, so that nothing
+    may be submitted beside them."""
 
 
 class RefusalKind(Enum):

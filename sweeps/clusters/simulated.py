@@ -389,7 +389,7 @@ class SimulatedCluster:
 
     def observe(self, tags: Sequence[str]) -> Observation:
         if self.random.random() < self.weather.outages:
-            return Observation({}, complete=False)
+            return Observation({}, complete=False, queue_read=False)
         seen = {}
         for tag in tags:
             job = self.jobs.get(tag)

@@ -115,7 +115,7 @@ class SlurmCluster:
     def observe(self, tags: Sequence[str]) -> Observation:
         self._ours = frozenset(tags)
         if not self._read_queue():
-            return Observation({}, complete=False)
+            return Observation({}, complete=False, queue_read=False)
         jobs = {job.comment: _queued(job) for job in self._queue if job.comment in self._ours}
         missing = [tag for tag in tags if tag not in jobs]
         accounted = self._accounted(missing) if missing else {}

@@ -124,6 +124,30 @@ def test_a_slurmctld_that_is_away_for_a_while_changes_nothing(slurm: EmulatedSlu
     check(sweep, state, slurm)
 
 
+def test_nothing_is_submitted_while_the_queue_cannot_be_read(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    other = slurm.hold_nodes(1)
+    wait_for(lambda: slurm.run("squeue", "-h", "-j", other, "-o", "%T").strip() == "RUNNING", 30, "the other job")
+    put_before(
+        "squeue",
+        """
+        if mkdir $HERE/asked 2>/dev/null; then
+          echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2
+          exit 1
+        fi
+        exec $REAL "$@"
+        """,
+        tmp_path / "bin",
+    )
+    sweep = SampleSweep(tmp_path, {f"w{n}": {"seconds": [3]} for n in range(3)}, {**GPU, "quota": {"nodes": 2}})
+    submitted: list[int] = []
+    with sampled_nodes(slurm) as samples:
+        state = sweep.run(lambda tick: submitted.append(len(tick.state.jobs)))
+    assert submitted[0] == 0
+    assert max(samples) <= 2
+    assert set(standings(state).values()) == {"done"}
+    check(sweep, state, slurm)
+
+
 def test_without_accounting_no_end_is_guessed(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     # A queue that forgets a job at its end, as a busy site's does soon: accounting alone can say how it ended.
     put_before("squeue", 'exec $REAL "${@/--states=all/--states=PD,R,CG,CF}"', tmp_path / "bin")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from emulated_slurm import EmulatedSlurm
+from emulated_slurm import EmulatedSlurm, wait_for
 from sweeping import GPU, SampleSweep, check, sampled_nodes, standings
 
 from sweeps.controller import Tick
@@ -26,7 +26,8 @@ def test_sixty_runs_of_mixed_shapes_keep_the_quota_and_leave_no_node_idle(slurm:
     plans = {name: {"seconds": [5 + 0.5 * (position % 4)]} for position, name in enumerate(needs)}
     whole = {**GPU, "partition": "whole", "cpus_per_node": 96, "whole_nodes": True, "quota": {"nodes": QUOTA}}
     sweep = SampleSweep(tmp_path, plans, whole, needs=needs, tick_seconds=0.2)
-    slurm.hold_nodes(1, partition="whole")
+    other = slurm.hold_nodes(1, partition="whole")
+    wait_for(lambda: slurm.run("squeue", "-h", "-j", other, "-o", "%T").strip() == "RUNNING", 30, "the other job")
     while_runs_waited = 0
 
     def on_tick(tick: Tick) -> None:
