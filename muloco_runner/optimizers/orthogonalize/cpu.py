@@ -53,13 +53,10 @@ def orthogonalize_cpu(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:
         out_BMN = _folded(normalise(x_BMN.mT if tall else x_BMN, polynomial), polynomial)
         return out_BMN.mT if tall else out_BMN
     out_BRC = torch.empty_like(x_BMN)
-    workspace = _Workspace(*sorted((rows, columns)))
+    workspace = _Workspace(rows, columns)
     for x_RC, out_RC in zip(x_BMN.unbind(), out_BRC.unbind(), strict=True):
-        # Rounded before they are transposed: torch transposes a dense matrix fast only within one dtype.
-        half_RC = normalise(x_RC, polynomial).bfloat16()
-        workspace.x.copy_(half_RC.mT if tall else half_RC)
-        result_MN = workspace.finish(workspace.run(polynomial.steps))
-        out_RC.copy_(result_MN.mT.contiguous() if tall else result_MN)
+        workspace.x.copy_(normalise(x_RC, polynomial))
+        out_RC.copy_(workspace.finish(workspace.run(polynomial.steps)))
     return out_BRC
 
 
@@ -71,25 +68,33 @@ def _folded(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:
 
 
 class _Workspace(GramForm):
-    """Buffers in bfloat16 for one matrix at a time, which thus stays in the cache."""
+    """Buffers in bfloat16 for one matrix at a time, which thus stays in the cache.
 
-    def __init__(self, m: int, n: int) -> None:
-        self.x, self.next_x = (torch.empty(m, n, dtype=torch.bfloat16) for _ in range(2))
+    The matrix lies as it came. Of a tall one X is the transpose, and p X + S X is made as p X^T + X^T S: transposing
+    costs more than it would save.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        m, n = sorted((rows, columns))
+        self.tall = rows > columns
+        self.x, self.next_x = (torch.empty(rows, columns, dtype=torch.bfloat16) for _ in range(2))
         self.gram_MM, self.r_MM, self.s_MM, self.next_MM = (torch.empty(m, m, dtype=torch.bfloat16) for _ in range(4))
         if m >= SMALLEST_GRAM_SIDE and n >= GRAM_ASPECT * m:
             self.stretches = GRAM_STRETCHES
 
     def finish(self, p: float) -> Tensor:
-        """p X + S X, overwritten by the next matrix."""
+        """p X + S X as the matrix lies; overwritten by the next one."""
         self._advance(p)
         return self.x
 
     def _advance(self, p: float) -> None:
-        torch.addmm(self.x, self.s_MM, self.x, beta=p, out=self.next_x)
+        left, right = (self.x, self.s_MM) if self.tall else (self.s_MM, self.x)
+        torch.addmm(self.x, left, right, beta=p, out=self.next_x)
         self.x, self.next_x = self.next_x, self.x
 
     def _fresh_gram(self) -> None:
-        self._symmetric(self.gram_MM, self.x, self.x.mT, 1.0)
+        x_MN = self.x.mT if self.tall else self.x
+        self._symmetric(self.gram_MM, x_MN, x_MN.mT, 1.0)
 
     def _symmetric(self, out_MM: Tensor, left_MM: Tensor, right_MM: Tensor, factor: float, *addends: Addend) -> None:
         m = out_MM.shape[0]
