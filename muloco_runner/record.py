@@ -26,6 +26,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from muloco_runner.config import ConfigError
+
 FORMAT_VERSION = 1
 
 
@@ -266,9 +268,15 @@ class RunFolder:
     # Writing
 
     def write_config(self, values: dict[str, Any]) -> None:
-        """Makes the folder and says which run it is for. Written again only with the same values."""
-        if not self.config_file.exists():
-            write_atomically(self.config_file, json.dumps(values, indent=1, allow_nan=False) + "\n")
+        """Makes the folder and says which run it is for. Written again only with the same values.
+
+        A place that cannot be written raises `ConfigError`.
+        """
+        try:
+            if not self.config_file.exists():
+                write_atomically(self.config_file, json.dumps(values, indent=1, allow_nan=False) + "\n")
+        except OSError as error:
+            raise ConfigError(f"{self.path}: {error.strerror}: choose another root") from None
 
     def write_status(self, status: RunStatus) -> None:
         status.updated_at = time.time()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
+from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.record import RunFolder
 from sweeps.config import AllocationConfig, ClusterConfig
 from sweeps.work import Need, Work
@@ -97,11 +97,7 @@ def expected_minutes(run: RunConfig, cluster: ClusterConfig, processors: int, de
 def prepare(runs: Sequence[RunConfig], root: Path) -> None:
     """Makes the runs' folders. One that cannot be written raises `ConfigError`."""
     for run in runs:
-        folder = RunFolder.of(root, run.run_id)
-        try:
-            folder.write_config(run.to_dict())
-        except OSError as error:
-            raise ConfigError(f"{folder.path}: {error.strerror}: choose another root") from None
+        RunFolder.of(root, run.run_id).write_config(run.to_dict())
 
 
 def train(folder: str, attempt: int, memory_halvings: int, execution: Mapping[str, Any]) -> int:

@@ -95,3 +95,12 @@ def test_hydras_own_flags_work(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "sync_interval: 30" in done.stdout
     assert not os.listdir(tmp_path)
+
+
+def test_a_root_that_cannot_be_written_is_one_line(tmp_path: Path, text_dir: Path) -> None:
+    # /proc takes no new folder from anybody, root included.
+    done = train(tmp_path, *SMALL, f"data.path={text_dir}", "root=/proc/results")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("muloco-train: /proc/results/runs/")
+    assert line.endswith("choose another root")
