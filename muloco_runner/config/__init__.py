@@ -1,0 +1,79 @@
+"""The vocabulary of one run: every choice that decides its result, checked, and every number that follows from them.
+
+Standard library only, so that the trainer, the sweeps and a login node without torch speak the same language.
+Each axis is a module of small dataclasses and the table of their names, as under `conf/`, where the values live:
+`model`, `data`, `method` (composed of `outer_optimizer` and `compression`), `inner_optimizer`, `schedule`. `run`
+composes them into `RunConfig`; `plain` writes and reads it. What must not change a result (device, micro-batch,
+logging) is `execution` and is no part of a run's name.
+"""
+
+from muloco_runner.config.checks import ConfigError
+from muloco_runner.config.compression import (
+    COMPRESSIONS,
+    Bits,
+    CompressionConfig,
+    Exchange,
+    Granularity,
+    LossyCompressionConfig,
+    QuantisationConfig,
+    TopKConfig,
+)
+from muloco_runner.config.data import DataConfig, DataSource
+from muloco_runner.config.execution import AttentionKernel, ExecutionConfig, MuonBackend, Reduction, Sharding
+from muloco_runner.config.inner_optimizer import (
+    INNER_OPTIMIZERS,
+    AdamWConfig,
+    Coefficients,
+    InnerOptimizerConfig,
+    LrScale,
+    MomentumForm,
+    MuonConfig,
+    WeightDecayRule,
+)
+from muloco_runner.config.method import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig, StreamingConfig
+from muloco_runner.config.model import ModelConfig
+from muloco_runner.config.outer_optimizer import OUTER_OPTIMIZERS, OuterMuonConfig, OuterOptimizerConfig
+from muloco_runner.config.run import Precision, RunConfig
+from muloco_runner.config.schedule import SCHEDULES, CosineConfig, ScheduleConfig, WarmupStableDecayConfig
+
+__all__ = [
+    "COMPRESSIONS",
+    "INNER_OPTIMIZERS",
+    "METHODS",
+    "OUTER_OPTIMIZERS",
+    "SCHEDULES",
+    "AdamWConfig",
+    "AttentionKernel",
+    "Bits",
+    "Coefficients",
+    "CompressionConfig",
+    "ConfigError",
+    "CosineConfig",
+    "DataConfig",
+    "DataParallelConfig",
+    "DataSource",
+    "DiLoCoConfig",
+    "Exchange",
+    "ExecutionConfig",
+    "Granularity",
+    "InnerOptimizerConfig",
+    "LossyCompressionConfig",
+    "LrScale",
+    "MethodConfig",
+    "ModelConfig",
+    "MomentumForm",
+    "MuonBackend",
+    "MuonConfig",
+    "OuterMuonConfig",
+    "OuterOptimizerConfig",
+    "Precision",
+    "QuantisationConfig",
+    "Reduction",
+    "RunConfig",
+    "ScheduleConfig",
+    "Sharding",
+    "StreamingConfig",
+    "TopKConfig",
+    "WarmupStableDecayConfig",
+    "WeightDecayRule",
+]

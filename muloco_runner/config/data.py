@@ -1,0 +1,47 @@
+"""What it is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from muloco_runner.config.checks import require, require_choice, require_positive
+
+DataSource = Literal["python_source", "text", "shards"]
+
+
+@dataclass
+class DataConfig:
+    """Where tokens come from; the content itself is pinned by the corpus hash in each record."""
+
+    source: str = "python_source"
+    """python_source: the interpreter's own standard library, as bytes; text: files under `path`, as bytes;
+    shards: a folder written by `muloco-data prepare`."""
+    path: str | None = None
+    """A file or folder for `text`, a prepared folder for `shards`; unused, and so refused, for `python_source`."""
+    validation_fraction: float = 0.05
+    """Share of the documents held out, chosen by the hash of their names. Fixed by the manifest for `shards`."""
+    validation_tokens: int = 65_536
+    """Tokens of held-out text in the fixed evaluation set."""
+
+    def __post_init__(self) -> None:
+        require_choice("data.source", self.source, get_args(DataSource))
+        require_positive("data", validation_tokens=self.validation_tokens)
+        require(
+            0 < self.validation_fraction < 1,
+            f"data.validation_fraction={self.validation_fraction}: must lie between 0 and 1",
+        )
+        if self.source == "python_source":
+            require(
+                self.path is None,
+                f"data.path={self.path!r} has no effect with data.source=python_source: "
+                "drop it, or use data=text data.path=FOLDER",
+            )
+        else:
+            require(bool(self.path), f"data.source={self.source} needs data.path: name the folder that holds the text")
+        default = DataConfig.__dataclass_fields__["validation_fraction"].default
+        require(
+            self.source != "shards" or self.validation_fraction == default,
+            f"data.validation_fraction={self.validation_fraction} has no effect with data.source=shards: "
+            "drop it, or give it to `muloco-data prepare`",
+        )

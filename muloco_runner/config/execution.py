@@ -1,0 +1,78 @@
+"""How and where a run is carried out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from muloco_runner.config.checks import require, require_choice, require_positive
+
+MuonBackend = Literal["auto", "reference", "cpu", "triton", "triton_bfloat16"]
+AttentionKernel = Literal["auto", "sdpa", "flex"]
+Sharding = Literal["auto", "none", "full"]
+Reduction = Literal["auto", "ordered", "overlapped"]
+
+
+@dataclass
+class ExecutionConfig:
+    """How and where a run is carried out. None of it may change the result, so none of it is in `run_id`."""
+
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu or cuda."""
+    micro_batch_sequences: int | None = None
+    """Sequences in one forward pass; None chooses the largest that fits."""
+    memory_halvings: int = 0
+    """How often the chosen micro-batch is halved: set by a sweep after an attempt ran out of memory."""
+    muon_backend: str = "auto"
+    """Which code orthogonalises: auto (the fastest for the device and shape), reference, cpu, triton (Hopper GPUs, in
+    float16) or triton_bfloat16. They differ by less than two seeds do."""
+    attention: str = "auto"
+    """sdpa; flex, which skips what the document mask leaves empty; auto: flex on a GPU."""
+    compile: bool | None = None
+    """Whether transformer blocks are compiled; null: on a GPU."""
+    activation_checkpointing: bool | None = None
+    """Whether a block's activations are computed again in the backward pass; null: where they would not fit."""
+    sharding: str = "auto"
+    """none: each replica of a worker holds the whole model; full: each holds rows of every parameter (FSDP), gathered
+    block by block; auto: full where the whole would not fit."""
+    reduction: str = "auto"
+    """ordered: a worker's gradient is a pairwise sum of its micro-batches' in one fixed order, the same on any number
+    of replicas; overlapped: they accumulate as they come and replicas average while still computing (DDP);
+    auto: ordered on a CPU."""
+    wandb_project: str | None = None
+    """Weights & Biases project that receives the records too, under the run_id; offline where there is no key."""
+    log_interval_steps: int = 10
+    evaluate_interval_steps: int | None = None
+    """Steps between evaluations on the held-out set; None evaluates at the end only."""
+    checkpoint_interval_seconds: float = 300.0
+    final_checkpoint: bool | None = None
+    """Whether a finished run keeps its last state; null: one trained by itself does, one of a sweep does not, where
+    hundreds of large models would fill a disk."""
+    wall_minutes: float | None = None
+    """Minutes from its start after which an attempt checkpoints and asks for more time; None for no deadline."""
+    link_megabits_per_second: float | None = None
+    """Emulated link of each rank: what it sends or receives takes at least as long as on a link of this bandwidth, each
+    way. None for the network as it is."""
+    link_latency_milliseconds: float = 0.0
+    """Emulated time from the first bit's leaving to its arrival, added once to each exchange."""
+
+    def __post_init__(self) -> None:
+        require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))
+        require_choice("execution.muon_backend", self.muon_backend, get_args(MuonBackend))
+        require_choice("execution.attention", self.attention, get_args(AttentionKernel))
+        require_choice("execution.sharding", self.sharding, get_args(Sharding))
+        require_choice("execution.reduction", self.reduction, get_args(Reduction))
+        require_positive(
+            "execution",
+            log_interval_steps=self.log_interval_steps,
+            checkpoint_interval_seconds=self.checkpoint_interval_seconds,
+        )
+        require(
+            math.isfinite(self.link_latency_milliseconds) and self.link_latency_milliseconds >= 0,
+            f"execution.link_latency_milliseconds={self.link_latency_milliseconds}: must be zero or positive",
+        )
+        optional = ("micro_batch_sequences", "evaluate_interval_steps", "wall_minutes", "link_megabits_per_second")
+        for name in optional:
+            value = getattr(self, name)
+            require(value is None or value > 0, f"execution.{name}={value}: must be a positive number or null")

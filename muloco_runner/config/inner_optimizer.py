@@ -1,0 +1,94 @@
+"""What an inner step does with a gradient: one dataclass an optimizer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from muloco_runner.config.checks import require, require_choice, require_positive
+
+WeightDecayRule = Literal["constant", "worker_batch"]
+
+
+@dataclass
+class InnerOptimizerConfig:
+    """What both inner optimizers share. One subclass an optimizer."""
+
+    name: str = "???"
+    lr: float = 0.01
+    """Peak learning rate of the inner steps."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    """AdamW's betas, for the parameters that AdamW updates (all of them, or embedding, head and gains under Muon)."""
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    """Decoupled decay before `weight_decay_rule` scales it."""
+    weight_decay_rule: str = "worker_batch"
+    """worker_batch: decay * (B/K) / weight_decay_reference_tokens, which keeps lr*decay*steps constant at K=1;
+    constant: as given."""
+    weight_decay_reference_tokens: int = 512 * 2048
+    """Worker batch, in tokens, at which the rule leaves the decay as given (512 sequences of 2048 in the study)."""
+
+    def __post_init__(self) -> None:
+        require_positive("inner_optimizer", lr=self.lr, eps=self.eps)
+        require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"inner_optimizer.betas={self.betas}: must be two numbers, at least 0 and below 1",
+        )
+        require(
+            math.isfinite(self.weight_decay) and self.weight_decay >= 0,
+            f"inner_optimizer.weight_decay={self.weight_decay}: must be zero or positive",
+        )
+        require_choice("inner_optimizer.weight_decay_rule", self.weight_decay_rule, get_args(WeightDecayRule))
+        require_positive("inner_optimizer", weight_decay_reference_tokens=self.weight_decay_reference_tokens)
+
+
+@dataclass
+class AdamWConfig(InnerOptimizerConfig):
+    """AdamW on every parameter, weight decay on every parameter, as in the study."""
+
+    name: str = "adamw"
+    lr: float = 0.004
+
+
+MomentumForm = Literal["sum", "ema"]
+LrScale = Literal["spectral", "keller_jordan", "moonlight"]
+Coefficients = Literal["muloco", "keller_jordan", "polar_express"]
+
+
+@dataclass
+class MuonConfig(InnerOptimizerConfig):
+    """Muon on the matrices of attention and feed-forward; AdamW, same lr and decay, on embedding, head and gains."""
+
+    name: str = "muon"
+    lr: float = 0.02
+    momentum: float = 0.9
+    momentum_form: str = "sum"
+    """sum: M <- momentum*M + G (the study); ema: M <- momentum*M + (1-momentum)*G."""
+    nesterov: bool = False
+    lr_scale: str = "spectral"
+    """spectral: sqrt(fan_out/fan_in); keller_jordan: sqrt(max(1, out/in)); moonlight: 0.2*sqrt(max(out, in))."""
+    coefficients: str = "muloco"
+    """Newton-Schulz polynomial by name."""
+    num_iterations: int = 5
+    """Newton-Schulz steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 <= self.momentum < 1,
+            f"inner_optimizer.momentum={self.momentum}: must be at least 0 and below 1",
+        )
+        require_choice("inner_optimizer.momentum_form", self.momentum_form, get_args(MomentumForm))
+        require_choice("inner_optimizer.lr_scale", self.lr_scale, get_args(LrScale))
+        require_choice("inner_optimizer.coefficients", self.coefficients, get_args(Coefficients))
+        require_positive("inner_optimizer", num_iterations=self.num_iterations)
+        if self.coefficients == "muloco":
+            require(
+                self.num_iterations == 5,
+                f"inner_optimizer.num_iterations={self.num_iterations}: coefficients=muloco are five per-step triples; "
+                "use num_iterations=5 or coefficients=keller_jordan",
+            )
+
+
+INNER_OPTIMIZERS: dict[str, type[InnerOptimizerConfig]] = {"adamw": AdamWConfig, "muon": MuonConfig}

@@ -1,0 +1,158 @@
+"""One run: its axes composed, the numbers that follow from them, and its name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from muloco_runner.config.checks import require, require_choice, require_positive
+from muloco_runner.config.compression import COMPRESSIONS, CompressionConfig
+from muloco_runner.config.data import DataConfig
+from muloco_runner.config.inner_optimizer import INNER_OPTIMIZERS, AdamWConfig, InnerOptimizerConfig
+from muloco_runner.config.method import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig
+from muloco_runner.config.model import ModelConfig
+from muloco_runner.config.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizerConfig
+from muloco_runner.config.plain import Variants, from_plain, to_plain
+from muloco_runner.config.schedule import SCHEDULES, CosineConfig, ScheduleConfig
+
+Precision = Literal["float32", "bfloat16"]
+VARIANTS: Variants = {
+    MethodConfig: METHODS,
+    InnerOptimizerConfig: INNER_OPTIMIZERS,
+    OuterOptimizerConfig: OUTER_OPTIMIZERS,
+    CompressionConfig: COMPRESSIONS,
+    ScheduleConfig: SCHEDULES,
+}
+
+
+@dataclass
+class RunConfig:
+    """All that decides a run's result, and nothing else."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    method: MethodConfig = field(default_factory=DataParallelConfig)
+    inner_optimizer: InnerOptimizerConfig = field(default_factory=AdamWConfig)
+    schedule: ScheduleConfig = field(default_factory=CosineConfig)
+    global_batch_tokens: int = 1_048_576
+    """B, tokens in one inner step summed over all workers."""
+    tokens_per_parameter: float = 20.0
+    """Token budget D over N."""
+    gradient_clip_norm: float = 1.0
+    """Each worker's gradient is scaled down to this norm before its inner step."""
+    precision: str = "float32"
+    """Of the forward and backward pass; master weights, gradient reductions and optimizer state are float32."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "run",
+            global_batch_tokens=self.global_batch_tokens,
+            tokens_per_parameter=self.tokens_per_parameter,
+            gradient_clip_norm=self.gradient_clip_norm,
+        )
+        require_choice("precision", self.precision, get_args(Precision))
+        require(self.seed >= 0, f"seed={self.seed}: must be zero or positive")
+        unit = self.model.sequence_length * self.num_workers
+        fits = max(1, round(self.global_batch_tokens / unit)) * unit
+        require(
+            self.global_batch_tokens % unit == 0,
+            f"global_batch_tokens={self.global_batch_tokens} does not split into sequences of "
+            f"{self.model.sequence_length} tokens for {self.num_workers} worker(s): "
+            f"use a multiple of {unit}, such as {fits}",
+        )
+        if isinstance(self.method, DiLoCoConfig):
+            require(
+                self.num_steps >= self.method.sync_interval,
+                f"method.sync_interval={self.method.sync_interval} is longer than the run of {self.num_steps} steps, "
+                "so no outer step would happen: lower it, lower global_batch_tokens or raise tokens_per_parameter",
+            )
+            require(
+                self.method.streaming.num_fragments <= self.model.num_layers,
+                f"method.streaming.num_fragments={self.method.streaming.num_fragments}: a fragment holds whole layers, "
+                f"so use at most model.num_layers={self.model.num_layers}",
+            )
+
+    # Derived numbers: computed here once, never typed in.
+
+    @property
+    def algorithm(self) -> str:
+        """Method times inner optimizer, by the name the field uses."""
+        names = {
+            ("data_parallel", "adamw"): "DDP-AdamW",
+            ("data_parallel", "muon"): "DDP-Muon",
+            ("diloco", "adamw"): "DiLoCo",
+            ("diloco", "muon"): "MuLoCo",
+        }
+        key = (self.method.name, self.inner_optimizer.name)
+        return names.get(key, f"{key[0]}-{key[1]}")
+
+    @property
+    def num_workers(self) -> int:
+        """K."""
+        return self.method.workers
+
+    @property
+    def num_params(self) -> int:
+        """N."""
+        return self.model.num_params
+
+    @property
+    def global_batch_sequences(self) -> int:
+        return self.global_batch_tokens // self.model.sequence_length
+
+    @property
+    def worker_batch_sequences(self) -> int:
+        return self.global_batch_sequences // self.num_workers
+
+    @property
+    def worker_batch_tokens(self) -> int:
+        """B/K."""
+        return self.global_batch_tokens // self.num_workers
+
+    @property
+    def num_steps(self) -> int:
+        """Inner steps: the token budget over B, rounded to the nearest step."""
+        return max(1, round(self.tokens_per_parameter * self.num_params / self.global_batch_tokens))
+
+    @property
+    def num_tokens(self) -> int:
+        """D, tokens really trained on: steps times batch."""
+        return self.num_steps * self.global_batch_tokens
+
+    @property
+    def flops(self) -> float:
+        """C = 6ND."""
+        return 6.0 * self.num_params * self.num_tokens
+
+    @property
+    def warmup_steps(self) -> int:
+        return min(self.schedule.warmup_steps, int(self.schedule.max_warmup_fraction * self.num_steps))
+
+    @property
+    def weight_decay(self) -> float:
+        """Decoupled weight decay after `weight_decay_rule`."""
+        base = self.inner_optimizer.weight_decay
+        if self.inner_optimizer.weight_decay_rule == "constant":
+            return base
+        return base * self.worker_batch_tokens / self.inner_optimizer.weight_decay_reference_tokens
+
+    @property
+    def run_id(self) -> str:
+        """First 12 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces)."""
+        import hashlib  # Two milliseconds of every `--help`, which names no run.
+
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionaries, as written to `config.yaml`."""
+        values: dict[str, Any] = to_plain(self)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        """The inverse of `to_dict`; an unknown or missing key raises `ConfigError`."""
+        run: RunConfig = from_plain(cls, values, VARIANTS, "run")
+        return run

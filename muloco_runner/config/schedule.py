@@ -1,0 +1,53 @@
+"""The learning rate over a run: one dataclass a schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from muloco_runner.config.checks import require
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate over the run: linear warm-up, then one subclass's decay to `final_lr_fraction` of the peak."""
+
+    name: str = "???"
+    warmup_steps: int = 500
+    """Steps of linear warm-up, where the run is long enough."""
+    max_warmup_fraction: float = 0.1
+    """Warm-up never takes more than this share of a run's steps."""
+    final_lr_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(
+            self.warmup_steps >= 0,
+            f"schedule.warmup_steps={self.warmup_steps}: must be zero or positive",
+        )
+        for name in ("max_warmup_fraction", "final_lr_fraction"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"schedule.{name}={value}: must lie between 0 and 1")
+
+
+@dataclass
+class CosineConfig(ScheduleConfig):
+    """Half a cosine from the peak to the final fraction."""
+
+    name: str = "cosine"
+
+
+@dataclass
+class WarmupStableDecayConfig(ScheduleConfig):
+    """Constant at the peak, then linear decay over the last `decay_fraction` of the run."""
+
+    name: str = "wsd"
+    decay_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 < self.decay_fraction <= 1,
+            f"schedule.decay_fraction={self.decay_fraction}: must be above 0 and at most 1",
+        )
+
+
+SCHEDULES: dict[str, type[ScheduleConfig]] = {"cosine": CosineConfig, "wsd": WarmupStableDecayConfig}
