@@ -93,7 +93,10 @@ class Fragment:
 
     def pseudogradients(self) -> list[Tensor]:
         """Anchor minus parameters, flat, of each worker held here."""
-        return [self.anchor - flatten(self.tensors_of(worker)) for worker in self.workers]
+        deltas = [flatten(self.tensors_of(worker)) for worker in self.workers]
+        for delta in deltas:
+            torch.sub(self.anchor, delta, out=delta)
+        return deltas
 
     def average(self, pseudogradients: Sequence[Tensor]) -> Arrival:
         """Their mean over all workers, as sent. Takes no part of the workers, so that they may train on meanwhile."""
@@ -129,7 +132,7 @@ class Fragment:
 
     def take(self, mean: Tensor, mixing: float) -> None:
         """The outer step; every worker goes on from the new anchor, and keeps the share `mixing` of its own."""
-        self.anchor = self.optimizer.step(self.anchor, mean)
+        self.optimizer.step(self.anchor, mean)
         for worker in self.workers:
             tensors = self.tensors_of(worker)
             if mixing:

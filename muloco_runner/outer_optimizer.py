@@ -22,21 +22,29 @@ class OuterOptimizer(Protocol):
     velocity: Tensor
     """All its state, flat like the anchor."""
 
-    def step(self, anchor: Tensor, pseudogradient: Tensor) -> Tensor:
-        """The new anchor; the arguments stay as they are."""
+    def step(self, anchor: Tensor, pseudogradient: Tensor) -> None:
+        """Moves the anchor; the pseudogradient stays as it is."""
 
 
-def nesterov_outer_step(
-    anchor: Tensor, velocity: Tensor, pseudogradient: Tensor, config: OuterOptimizerConfig
-) -> tuple[Tensor, Tensor]:
-    """The new anchor and velocity: u <- mu*u + eta*delta, then anchor - mu*u - eta*delta (anchor - u without Nesterov).
+_VALUES_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 24}
+"""Of an outer step: what stays in a CPU's cache, and what keeps a GPU busy; small beside a model."""
 
-    Equal, at constant eta, to `torch.optim.SGD(nesterov=True)` on the gradient delta (DiLoCo, arXiv 2311.08105).
+
+def nesterov_outer_step(anchor: Tensor, velocity: Tensor, pseudogradient: Tensor, config: OuterOptimizerConfig) -> None:
+    """Moves anchor and velocity: u <- mu*u + eta*delta, then anchor - mu*u - eta*delta (anchor - u without Nesterov).
+
+    Equal, at constant eta, to `torch.optim.SGD(nesterov=True)` on the gradient delta (DiLoCo, arXiv 2311.08105). A part
+    at a time: as whole tensors the products would take as much memory as three models. Contiguous tensors of one shape.
     """
-    velocity = config.momentum * velocity + config.lr * pseudogradient
-    if config.nesterov:
-        return anchor - config.momentum * velocity - config.lr * pseudogradient, velocity
-    return anchor - velocity, velocity
+    at_once = _VALUES_AT_ONCE[anchor.device.type]
+    parts = (tensor.view(-1).split(at_once) for tensor in (anchor, velocity, pseudogradient))
+    for theta, u, delta in zip(*parts, strict=True):
+        step = config.lr * delta
+        u.mul_(config.momentum).add_(step)
+        if config.nesterov:
+            theta.sub_(config.momentum * u).sub_(step)
+        else:
+            theta.sub_(u)
 
 
 class OuterSgd:
@@ -46,9 +54,8 @@ class OuterSgd:
         self.config = config
         self.velocity = torch.zeros_like(anchor)
 
-    def step(self, anchor: Tensor, pseudogradient: Tensor) -> Tensor:
-        anchor, self.velocity = nesterov_outer_step(anchor, self.velocity, pseudogradient, self.config)
-        return anchor
+    def step(self, anchor: Tensor, pseudogradient: Tensor) -> None:
+        nesterov_outer_step(anchor, self.velocity, pseudogradient, self.config)
 
 
 class OuterMuon:
@@ -74,18 +81,15 @@ class OuterMuon:
         self.velocity = torch.zeros_like(anchor)
         self.backend = choose_backend(backend, anchor.device)
 
-    def step(self, anchor: Tensor, pseudogradient: Tensor) -> Tensor:
-        moved, velocity = nesterov_outer_step(anchor, self.velocity, pseudogradient, self.config)
-        anchors, results, momenta, deltas, momenta_before = (
-            [views(flat, self.like)[place] for place in self.matrices]
-            for flat in (anchor, moved, velocity, pseudogradient, self.velocity)
-        )
-        for momentum, delta, before in zip(momenta, deltas, momenta_before, strict=True):
-            momentum.copy_(self.config.matrix_momentum * before + delta)
-        for result, start, update in zip(results, anchors, self._updates(momenta), strict=True):
-            result.copy_(start - update)
-        self.velocity = velocity
-        return moved
+    def step(self, anchor: Tensor, pseudogradient: Tensor) -> None:
+        anchors, momenta, deltas = (views(flat, self.like) for flat in (anchor, self.velocity, pseudogradient))
+        for place in set(range(len(self.like))) - set(self.matrices):
+            nesterov_outer_step(anchors[place], momenta[place], deltas[place], self.config)
+        for place in self.matrices:
+            momenta[place].mul_(self.config.matrix_momentum).add_(deltas[place])
+        updates = self._updates([momenta[place] for place in self.matrices])
+        for place, update in zip(self.matrices, updates, strict=True):
+            anchors[place].sub_(update)
 
     def _updates(self, momenta: Sequence[Tensor]) -> Sequence[Tensor]:
         if self.wholes is None:
@@ -102,7 +106,7 @@ class OuterMuon:
             scale = self.config.matrix_lr * shape_scale("spectral", *shape)
             momentum_BRC = torch.stack([momenta[place] for place in places])
             directions_BRC = orthogonalize(momentum_BRC, _POLYNOMIAL, self.backend).to(momentum_BRC.dtype)
-            updates.update(zip(places, (scale * directions_BRC).unbind(), strict=True))
+            updates.update(zip(places, directions_BRC.mul_(scale).unbind(), strict=True))
         return [updates[place] for place in range(len(momenta))]
 
 
