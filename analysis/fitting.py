@@ -71,9 +71,8 @@ def fit_law(
             f"{condition:.1e}): points at other {' and '.join(law.inputs)} are needed"
         )
     with np.errstate(over="ignore", invalid="ignore"):
-        parameters, at_bounds, drawn, interval = _estimates(
-            law, theta, zero, weight_n, delta, bootstrap, seed, resample_by
-        )
+        draws_Rp, interval = _draws(law, theta, zero, weight_n, delta, bootstrap, seed, resample_by)
+        parameters, at_bounds, drawn = _estimates(law, theta, zero, draws_Rp, resample_by)
     diagnostics = Diagnostics(
         starts=len(law.starts_Rp),
         starts_agree=agree,
@@ -206,24 +205,17 @@ def _at_zero(law: Law, theta: Array) -> tuple[int, ...]:
 
 
 def _estimates(
-    law: Law,
-    theta: Array,
-    zero: tuple[int, ...],
-    weight_n: Array,
-    delta: float,
-    bootstrap: int,
-    seed: int,
-    resample_by: Sequence[Any] | None,
-) -> tuple[dict[str, Estimate], tuple[str, ...], dict[str, Array], str]:
-    draws_Rp, interval = _draws(law, theta, zero, weight_n, delta, bootstrap, seed, resample_by)
-    drawn = {name: np.asarray(v) for name, v in law.natural(draws_Rp).items()} if bootstrap else {}
+    law: Law, theta: Array, zero: tuple[int, ...], draws_Rp: Array, resample_by: Sequence[Any] | None
+) -> tuple[dict[str, Estimate], tuple[str, ...], dict[str, Array]]:
+    """Named parameters, those at zero, and the draws of each; without draws there are no intervals."""
+    drawn = {name: np.asarray(v) for name, v in law.natural(draws_Rp).items()} if len(draws_Rp) else {}
     model = law.model
     units = model.num_points if resample_by is None else len(set(resample_by)) * _points_per_unit(model)
     at_bounds = tuple(law.floors[place] for place in zero)
     parameters = {}
     for name, value in law.natural(theta[None]).items():
         number = 0.0 if name in at_bounds else float(value[0])
-        if not bootstrap:
+        if not drawn:
             parameters[name] = Estimate(number)
             continue
         low, high = expanded_percentiles(drawn[name], units, model.num_parameters)
@@ -231,7 +223,7 @@ def _estimates(
         se = float(np.std(finite, ddof=1)) if len(finite) > 1 else float("nan")
         low = 0.0 if name in at_bounds else min(low, number)
         parameters[name] = Estimate(number, se, (low, max(high, number)))
-    return parameters, at_bounds, drawn, interval
+    return parameters, at_bounds, drawn
 
 
 def _draws(
@@ -244,10 +236,10 @@ def _draws(
     seed: int,
     resample_by: Sequence[Any] | None,
 ) -> tuple[Array, str]:
-    """Parameters under resampled weights (Rubin's Bayesian bootstrap), each solved from the fit."""
+    """Parameters under resampled weights (Rubin's Bayesian bootstrap), each solved from the fit; and how they came."""
     model, log_y = law.model, law.log_y
     if not bootstrap:
-        return theta[None], "none"
+        return theta[None][:0], "none"
     if model.num_points > _LARGE:
         generator = np.random.default_rng(seed)
         return generator.multivariate_normal(theta, _covariance(model, theta, log_y, weight_n, delta), bootstrap), (

@@ -29,6 +29,8 @@ _STYLES = {
 }
 _OTHERS = (("#E69F00", "v", "-"), ("#56B4E9", "P", "--"), ("#8C6BB1", "X", "-."), ("#7F7F7F", "h", ":"))
 _FILLS = ("full", "none", "left", "top", "right", "bottom")
+_HIGHEST = 1.1
+"""Of the best loss: what is above it is not drawn against batch or learning rate."""
 RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
@@ -199,3 +201,25 @@ def power_of_ten(value: float) -> str:
     exponent = int(np.floor(np.log10(value) + 1e-9))
     lead = value / 10.0**exponent
     return f"1e{exponent}" if abs(lead - 1) < 1e-6 else f"{lead:g}e{exponent}"
+
+
+def cut_above(axes: Any, losses: list[float]) -> None:
+    """Losses a tenth above the best leave the panel: what matters lies below, and the table holds them."""
+    low, high = min(losses), max(losses)
+    if high > _HIGHEST * low:
+        room = 0.04 * (_HIGHEST - 1) * low
+        axes.set_ylim(low - room, _HIGHEST * low + room)
+
+
+def arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], color: str) -> None:
+    style = {"arrowstyle": "-|>", "color": color, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9}
+    axes.annotate("", xy=end, xytext=start, arrowprops=style, annotation_clip=False)
+
+
+def series_slug(name: str) -> str:
+    """For names of files, as is the next."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def size_slug(num_params: float) -> str:
+    return count(num_params).replace(".", "p")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from analysis.report.table import Column, Table
+
+Entry = dict[str, Any]
+Field = tuple[Column, str | Callable[[Entry], Any]]
+"""A column, and which key of an entry stands in it or what follows from the entry."""
 
 
 def all_tables(report: dict[str, Any]) -> dict[str, Table]:
@@ -33,446 +38,320 @@ def all_tables(report: dict[str, Any]) -> dict[str, Table]:
     return {table.name: table for table in tables if table.rows}
 
 
+# What several tables show
+
+
+def _table(name: str, caption: str, entries: Iterable[Entry], *fields: Field) -> Table:
+    """A row for each entry."""
+    rows = [[entry[value] if isinstance(value, str) else value(entry) for _, value in fields] for entry in entries]
+    return Table(name, caption, [column for column, _ in fields], rows)
+
+
+def _inside(*keys: str) -> Callable[[Entry], Any]:
+    """What lies in an entry at the end of `keys`; None where one of them holds None."""
+
+    def value(entry: Entry) -> Any:
+        found: Any = entry
+        for key in keys:
+            found = None if found is None else found[key]
+        return found
+
+    return value
+
+
+def _estimate(column: Column, *keys: str) -> tuple[Field, Field]:
+    """A value and its interval."""
+    interval = Column("95% interval", column.kind)
+    return (column, _inside(*keys, "value")), (interval, _inside(*keys, "ci"))
+
+
+def _or_dash(key: str, separator: str = ", ") -> Callable[[Entry], Any]:
+    """A text, or several joined; a dash where there is none."""
+
+    def value(entry: Entry) -> Any:
+        found = entry[key] or "–"
+        return found if isinstance(found, str) else separator.join(found)
+
+    return value
+
+
+_SERIES: Field = (Column("series"), "series")
+_SIZE: Field = (Column("size", "count", "parameters"), "num_params")
+_BATCH: Field = (Column("batch", "count", "tokens"), "global_batch_tokens")
+_LOSS: Field = (Column("loss", "loss", "nats per token"), "loss")
+_COMPUTE: Field = (Column("compute", "flops", "flops"), "flops")
+_EDGES: Field = (Column("on a grid's edge"), _or_dash("edges"))
+_WHY_NOT: Field = (Column("why not"), _or_dash("reason"))
+
+
+# One by one
+
+
 def _verdict(report: dict[str, Any]) -> Table:
-    rows = []
-    for row in sorted(report["best"], key=lambda r: (r["num_params"], report["series"].index(r["series"]))):
-        flags = [*row["edges"]]
-        if row["batch_edge"]:
-            flags.append("only one batch" if row["batch_edge"] == "only one batch" else f"batch {row['batch_edge']}")
-        rows.append(
-            [
-                row["num_params"],
-                row["series"],
-                row["loss"],
-                row["relative"],
-                *_value_and_interval(row["compute_ratio"]),
-                *_value_and_interval(row["time_ratio"]),
-                row["global_batch_tokens"],
-                row["lr"],
-                ", ".join(flags) or "–",
-            ]
-        )
-    return Table(
+    return _table(
         "verdict",
         "Best loss of every series at each size, and the compute and time that the baseline needs for it",
-        [
-            Column("size", "count", "parameters"),
-            Column("series"),
-            Column("loss", "loss", "nats per token"),
-            Column("against baseline", "percent"),
-            Column("compute ratio", "ratio"),
-            Column("95% interval", "ratio"),
-            Column("time ratio", "ratio"),
-            Column("95% interval", "ratio"),
-            Column("best batch", "count", "tokens"),
-            Column("best lr", "number"),
-            Column("on a grid's edge"),
-        ],
-        rows,
+        sorted(report["best"], key=lambda row: (row["num_params"], report["series"].index(row["series"]))),
+        _SIZE,
+        _SERIES,
+        _LOSS,
+        (Column("against baseline", "percent"), "relative"),
+        *_estimate(Column("compute ratio", "ratio"), "compute_ratio"),
+        *_estimate(Column("time ratio", "ratio"), "time_ratio"),
+        (Column("best batch", "count", "tokens"), "global_batch_tokens"),
+        (Column("best lr", "number"), "lr"),
+        (Column("on a grid's edge"), _edges_of_best),
     )
 
 
-def _value_and_interval(estimate: dict[str, Any] | None) -> list[Any]:
-    return [estimate["value"], estimate["ci"]] if estimate else [None, None]
+def _edges_of_best(row: Entry) -> str:
+    flags = [*row["edges"]]
+    if row["batch_edge"]:
+        flags.append("only one batch" if row["batch_edge"] == "only one batch" else f"batch {row['batch_edge']}")
+    return ", ".join(flags) or "–"
 
 
 def _audit(report: dict[str, Any]) -> Table:
-    keys = ["series", "runs", "sizes", "batches", "settings", "seeds", "diverged"]
-    kinds = ["text"] + ["integer"] * 6
-    return Table(
+    return _table(
         "audit",
         "Comparable finished runs",
-        [
-            Column(key if key != "settings" else "hyper-parameter settings", kind)
-            for key, kind in zip(keys, kinds, strict=True)
-        ],
-        [[row[key] for key in keys] for row in report["audit"]["by_series"]],
+        report["audit"]["by_series"],
+        _SERIES,
+        (Column("runs", "integer"), "runs"),
+        (Column("sizes", "integer"), "sizes"),
+        (Column("batches", "integer"), "batches"),
+        (Column("hyper-parameter settings", "integer"), "settings"),
+        (Column("seeds", "integer"), "seeds"),
+        (Column("diverged", "integer"), "diverged"),
     )
 
 
 def _excluded(report: dict[str, Any]) -> Table:
-    return Table(
+    return _table(
         "excluded",
         "Runs that take no part",
-        [Column("reason"), Column("runs", "integer")],
-        [[row["reason"], row["runs"]] for row in report["audit"]["excluded"]],
+        report["audit"]["excluded"],
+        (Column("reason"), "reason"),
+        (Column("runs", "integer"), "runs"),
     )
 
 
 def _loss_vs_batch(report: dict[str, Any]) -> Table:
-    return Table(
+    return _table(
         "loss_vs_batch",
         "Best loss at each batch size",
-        [
-            Column("size", "count", "parameters"),
-            Column("series"),
-            Column("batch", "count", "tokens"),
-            Column("loss", "loss", "nats per token"),
-            Column("lr", "number"),
-            Column("settings", "integer"),
-            Column("seeds", "integer"),
-            Column("diverged", "integer"),
-            Column("on a grid's edge"),
-        ],
-        [
-            [
-                curve["num_params"],
-                curve["series"],
-                p["global_batch_tokens"],
-                p["loss"],
-                p["lr"],
-                p["settings"],
-                p["seeds"],
-                p["diverged"],
-                ", ".join(p["edges"]) or "–",
-            ]
-            for curve in report["loss_vs_batch"]
-            for p in curve["points"]
-        ],
+        [{**curve, **point} for curve in report["loss_vs_batch"] for point in curve["points"]],
+        _SIZE,
+        _SERIES,
+        _BATCH,
+        _LOSS,
+        (Column("lr", "number"), "lr"),
+        (Column("settings", "integer"), "settings"),
+        (Column("seeds", "integer"), "seeds"),
+        (Column("diverged", "integer"), "diverged"),
+        _EDGES,
     )
 
 
 def _critical_batch(report: dict[str, Any]) -> Table:
-    return Table(
+    return _table(
         "critical_batch",
         "Critical batch sizes by definition",
-        [
-            Column("size", "count", "parameters"),
-            Column("series"),
-            Column("tokens D", "count"),
-            Column("1% rule: between", "count", "tokens"),
-            Column("interpolated", "count", "tokens"),
-            Column("20% overhead", "count", "tokens"),
-            Column("censored"),
-            Column("preconditions that fail"),
-        ],
-        [
-            [
-                p["num_params"],
-                p["series"],
-                p["num_tokens"],
-                [p["largest_good_batch"], p["next_batch"]],
-                p["interpolated"],
-                p["overhead20"],
-                p["censored"] or "–",
-                "; ".join(p["concerns"]) or "–",
-            ]
-            for p in report["critical_batch"]["points"]
-        ],
+        report["critical_batch"]["points"],
+        _SIZE,
+        _SERIES,
+        (Column("tokens D", "count"), "num_tokens"),
+        (Column("1% rule: between", "count", "tokens"), lambda p: [p["largest_good_batch"], p["next_batch"]]),
+        (Column("interpolated", "count", "tokens"), "interpolated"),
+        (Column("20% overhead", "count", "tokens"), "overhead20"),
+        (Column("censored"), _or_dash("censored")),
+        (Column("preconditions that fail"), _or_dash("concerns", "; ")),
     )
 
 
 def _critical_batch_laws(report: dict[str, Any]) -> Table:
-    rows = []
-    for law in report["critical_batch"]["laws"]:
-        fit = law["fit"]
-        alpha = fit["parameters"]["alpha"] if fit else None
-        rows.append(
-            [
-                law["series"],
-                law["definition"],
-                alpha["value"] if alpha else None,
-                alpha["ci"] if alpha else None,
-                fit["num_points"] if fit else None,
-                law["reason"] or "–",
-            ]
-        )
-    return Table(
+    return _table(
         "critical_batch_laws",
         "Growth of the critical batch with tokens, B = A D^alpha",
-        [
-            Column("series"),
-            Column("definition"),
-            Column("alpha", "ratio"),
-            Column("95% interval", "ratio"),
-            Column("sizes", "integer"),
-            Column("why not"),
-        ],
-        rows,
+        report["critical_batch"]["laws"],
+        _SERIES,
+        (Column("definition"), "definition"),
+        *_estimate(Column("alpha", "ratio"), "fit", "parameters", "alpha"),
+        (Column("sizes", "integer"), _inside("fit", "num_points")),
+        _WHY_NOT,
     )
 
 
 def _critical_batch_joint(report: dict[str, Any]) -> Table:
-    rows = []
-    for entry in report["critical_batch"]["joint"]:
-        law = entry["law"]
-        if law is None:
-            rows.append([entry["series"], None, None, None, None, None, None, entry["reason"]])
-            continue
-        note = "one exponent for size and tokens" if law["tied"] else "–"
-        exponent, size = law["exponent"], law["critical_batch_size"]
-        rows.append(
-            [
-                entry["series"],
-                *_value_and_interval(exponent),
-                *_value_and_interval(size),
-                law["at_tokens"],
-                law["num_points"],
-                note,
-            ]
-        )
-    return Table(
+    def note(entry: Entry) -> str:
+        if entry["law"] is None:
+            return str(entry["reason"])
+        return "one exponent for size and tokens" if entry["law"]["tied"] else "–"
+
+    return _table(
         "critical_batch_joint",
         "cbs_joint: one model of all sizes and batches, with D_eff = D / (1 + B/B_c) and B_c = c D^p",
-        [
-            Column("series"),
-            Column("p", "ratio"),
-            Column("95% interval", "ratio"),
-            Column("B_c", "count", "tokens"),
-            Column("95% interval", "count"),
-            Column("at D", "count", "tokens"),
-            Column("losses", "integer"),
-            Column("note"),
-        ],
-        rows,
+        report["critical_batch"]["joint"],
+        _SERIES,
+        *_estimate(Column("p", "ratio"), "law", "exponent"),
+        *_estimate(Column("B_c", "count", "tokens"), "law", "critical_batch_size"),
+        (Column("at D", "count", "tokens"), _inside("law", "at_tokens")),
+        (Column("losses", "integer"), _inside("law", "num_points")),
+        (Column("note"), note),
     )
 
 
 def _loss_compute(report: dict[str, Any]) -> Table:
     iso = report["iso_loss"]
-    if iso.get("reason"):
-        return Table("loss_compute", "", [], [])
-    parameters = iso["fit"]["parameters"]
-    return Table(
+    parameters = {} if iso.get("reason") else iso["fit"]["parameters"]
+    return _table(
         "loss_compute",
         "Laws of loss against compute, L = E + A C^-alpha with one E",
-        [
-            Column("parameter"),
-            Column("value", "number"),
-            Column("standard error", "number"),
-            Column("95% interval", "number"),
-        ],
-        [[name, e["value"], e["se"], e["ci"]] for name, e in parameters.items()],
+        [{**estimate, "name": name} for name, estimate in parameters.items()],
+        (Column("parameter"), "name"),
+        (Column("value", "number"), "value"),
+        (Column("standard error", "number"), "se"),
+        (Column("95% interval", "number"), "ci"),
     )
 
 
 def _ratios(report: dict[str, Any], name: str, caption: str) -> Table:
-    return Table(
+    return _table(
         name,
         caption,
-        [
-            Column("series"),
-            Column("compute", "flops", "flops"),
-            Column("ratio", "ratio"),
-            Column("95% interval", "ratio"),
-            Column("resamples without a ratio", "integer"),
-        ],
-        [[r["series"], r["flops"], r["value"], r["ci"], r["undefined"]] for r in report[name].get("ratios") or []],
+        report[name].get("ratios") or [],
+        _SERIES,
+        _COMPUTE,
+        *_estimate(Column("ratio", "ratio")),
+        (Column("resamples without a ratio", "integer"), "undefined"),
     )
 
 
 def _left_out(report: dict[str, Any]) -> Table:
-    return Table(
+    return _table(
         "left_out",
         "The largest size, predicted from the smaller ones",
-        [
-            Column("series"),
-            Column("size", "count", "parameters"),
-            Column("predicted loss", "loss"),
-            Column("observed loss", "loss"),
-            Column("error", "percent"),
-        ],
-        [
-            [r["series"], r["num_params"], r["predicted_loss"], r["observed_loss"], r["relative_error"]]
-            for r in report["iso_loss"].get("left_out") or []
-        ],
+        report["iso_loss"].get("left_out") or [],
+        _SERIES,
+        _SIZE,
+        (Column("predicted loss", "loss"), "predicted_loss"),
+        (Column("observed loss", "loss"), "observed_loss"),
+        (Column("error", "percent"), "relative_error"),
     )
 
 
 def _hyper_parameters(report: dict[str, Any]) -> Table:
-    return Table(
+    return _table(
         "hyper_parameters",
         "Best learning rate and the range within 1% of its loss, at the best batch",
-        [
-            Column("size", "count", "parameters"),
-            Column("series"),
-            Column("batch", "count", "tokens"),
-            Column("best lr", "number"),
-            Column("within 1%", "number"),
-            Column("learning rates tried", "integer"),
-            Column("on a grid's edge"),
-        ],
-        [
-            [
-                h["num_params"],
-                h["series"],
-                h["global_batch_tokens"],
-                h["best_lr"],
-                h["plateau_lr"],
-                h["num_lrs"],
-                ", ".join(h["edges"]) or "–",
-            ]
-            for h in report["hyper_parameters"]["curves"]
-        ],
+        report["hyper_parameters"]["curves"],
+        _SIZE,
+        _SERIES,
+        _BATCH,
+        (Column("best lr", "number"), "best_lr"),
+        (Column("within 1%", "number"), "plateau_lr"),
+        (Column("learning rates tried", "integer"), "num_lrs"),
+        _EDGES,
     )
 
 
 def _num_workers(report: dict[str, Any]) -> Table:
-    return Table(
+    return _table(
         "num_workers",
         "Loss against the number of workers, relative to data parallel with the same inner optimizer",
-        [
-            Column("size", "count", "parameters"),
-            Column("series"),
-            Column("K", "integer"),
-            Column("loss", "loss", "nats per token"),
-            Column("data parallel"),
-            Column("its loss", "loss", "nats per token"),
-            Column("relative", "percent"),
-            Column("pseudogradient cosine", "ratio"),
-        ],
-        [
-            [
-                r["num_params"],
-                r["series"],
-                r["num_workers"],
-                r["loss"],
-                r["baseline"],
-                r["baseline_loss"],
-                r["relative"],
-                r["pseudogradient_cosine"],
-            ]
-            for r in report["num_workers"]["points"]
-        ],
+        report["num_workers"]["points"],
+        _SIZE,
+        _SERIES,
+        (Column("K", "integer"), "num_workers"),
+        _LOSS,
+        (Column("data parallel"), "baseline"),
+        (Column("its loss", "loss", "nats per token"), "baseline_loss"),
+        (Column("relative", "percent"), "relative"),
+        (Column("pseudogradient cosine", "ratio"), "pseudogradient_cosine"),
     )
 
 
 def _num_workers_laws(report: dict[str, Any]) -> Table:
-    rows = []
-    for law in report["num_workers"]["laws"]:
-        parameters = law["fit"]["parameters"] if law["fit"] else {}
-        rows.append(
-            [
-                law["algorithm"],
-                *_value_and_interval(parameters.get("alpha[num_params]")),
-                *_value_and_interval(parameters.get("alpha[num_workers]")),
-                law["reason"] or "–",
-            ]
-        )
-    return Table(
+    return _table(
         "num_workers_laws",
         "Loss against size and workers, L = A N^a K^b",
-        [
-            Column("algorithm"),
-            Column("a", "exponent"),
-            Column("95% interval", "exponent"),
-            Column("b", "exponent"),
-            Column("95% interval", "exponent"),
-            Column("why not"),
-        ],
-        rows,
+        report["num_workers"]["laws"],
+        (Column("algorithm"), "algorithm"),
+        *_estimate(Column("a", "exponent"), "fit", "parameters", "alpha[num_params]"),
+        *_estimate(Column("b", "exponent"), "fit", "parameters", "alpha[num_workers]"),
+        _WHY_NOT,
     )
 
 
 def _size_and_data(report: dict[str, Any]) -> Table:
-    rows = []
-    for law in report["size_and_data"]["laws"]:
-        parameters = law["fit"]["parameters"] if law["fit"] else {}
-        with_intervals = [v for name in ("E", "alpha", "beta") for v in _value_and_interval(parameters.get(name))]
-        levels = [parameters[name]["value"] if parameters else None for name in ("A", "B")]
-        rows.append([law["series"], *with_intervals, *levels, law["allocation"], law["reason"] or "–"])
-    return Table(
+    return _table(
         "size_and_data",
         "L = E + A N^-alpha + B D^-beta, and the exponent of the best size for a compute, N ~ C^a",
-        [
-            Column("series"),
-            *[c for name in ("E", "alpha", "beta") for c in (Column(name, "ratio"), Column("95% interval", "ratio"))],
-            Column("A", "number"),
-            Column("B", "number"),
-            Column("a", "ratio"),
-            Column("why not"),
-        ],
-        rows,
+        report["size_and_data"]["laws"],
+        _SERIES,
+        *_estimate(Column("E", "ratio"), "fit", "parameters", "E"),
+        *_estimate(Column("alpha", "ratio"), "fit", "parameters", "alpha"),
+        *_estimate(Column("beta", "ratio"), "fit", "parameters", "beta"),
+        (Column("A", "number"), _inside("fit", "parameters", "A", "value")),
+        (Column("B", "number"), _inside("fit", "parameters", "B", "value")),
+        (Column("a", "ratio"), "allocation"),
+        _WHY_NOT,
     )
 
 
 def _isoflop(report: dict[str, Any]) -> Table:
-    return Table(
+    return _table(
         "isoflop",
         "Best size at equal compute, by parabola",
-        [
-            Column("series"),
-            Column("compute", "flops", "flops"),
-            Column("sizes", "integer"),
-            Column("best size", "count", "parameters"),
-        ],
-        [[b["series"], b["flops"], len(b["points"]), b["best_num_params"]] for b in report["size_and_data"]["budgets"]],
+        report["size_and_data"]["budgets"],
+        _SERIES,
+        _COMPUTE,
+        (Column("sizes", "integer"), lambda budget: len(budget["points"])),
+        (Column("best size", "count", "parameters"), "best_num_params"),
     )
 
 
 def _wall_clock(report: dict[str, Any]) -> Table:
-    clock = report["wall_clock"]
-    return Table(
+    return _table(
         "wall_clock",
         "Hours of training at the largest size and each series' critical batch",
-        [
-            Column("series"),
-            Column("link", "number", "Gbit/s"),
-            Column("batch", "count", "tokens"),
-            Column("steps", "integer"),
-            Column("exchanges", "integer"),
-            Column("compression", "number"),
-            Column("idealised", "hours"),
-            Column("fixed devices", "hours"),
-            Column("best run as recorded", "hours"),
-        ],
-        [
-            [
-                r["series"],
-                r["bandwidth_gbits"],
-                r["global_batch_tokens"],
-                r["num_steps"],
-                r["num_exchanges"],
-                r["compression"],
-                r["idealised_hours"],
-                r["charles_hours"],
-                r["measured_hours"],
-            ]
-            for r in clock["rows"]
-        ],
+        report["wall_clock"]["rows"],
+        _SERIES,
+        (Column("link", "number", "Gbit/s"), "bandwidth_gbits"),
+        _BATCH,
+        (Column("steps", "integer"), "num_steps"),
+        (Column("exchanges", "integer"), "num_exchanges"),
+        (Column("compression", "number"), "compression"),
+        (Column("idealised", "hours"), "idealised_hours"),
+        (Column("fixed devices", "hours"), "charles_hours"),
+        (Column("best run as recorded", "hours"), "measured_hours"),
     )
 
 
 def _sensitivity_loss(report: dict[str, Any]) -> Table:
-    return Table(
+    return _table(
         "sensitivity_loss",
         "Laws of loss against compute under other choices; the ratio stands at the largest compute of the data",
-        [
-            Column("choice"),
-            Column("series"),
-            Column("irreducible loss", "loss"),
-            Column("exponent", "ratio"),
-            Column("compute ratio", "ratio"),
-            Column("why not"),
-        ],
-        [
-            [v["name"], v["series"], v["irreducible_loss"], v["exponent"], v["ratio"], v["reason"] or "–"]
-            for v in report["sensitivity"]["loss"]
-        ],
+        report["sensitivity"]["loss"],
+        (Column("choice"), "name"),
+        _SERIES,
+        (Column("irreducible loss", "loss"), "irreducible_loss"),
+        (Column("exponent", "ratio"), "exponent"),
+        (Column("compute ratio", "ratio"), "ratio"),
+        _WHY_NOT,
     )
 
 
 def _sensitivity_critical_batch(report: dict[str, Any]) -> Table:
     part = report["sensitivity"]
     other = "least squares" if part["other_delta"] == "inf" else f"Huber {part['other_delta']:g}"
-    return Table(
+    return _table(
         "sensitivity_critical_batch",
         "Exponent of the critical batch by definition and loss function",
-        [
-            Column("series"),
-            Column("definition"),
-            Column("exponent", "ratio"),
-            Column("95% interval", "ratio"),
-            Column(f"by {other}", "ratio"),
-        ],
-        [
-            [
-                e["series"],
-                e["definition"],
-                e["exponent"],
-                e["ci"],
-                e["other_exponent"],
-            ]
-            for e in part["critical_batch"]
-        ],
+        part["critical_batch"],
+        _SERIES,
+        (Column("definition"), "definition"),
+        (Column("exponent", "ratio"), "exponent"),
+        (Column("95% interval", "ratio"), "ci"),
+        (Column(f"by {other}", "ratio"), "other_exponent"),
     )
