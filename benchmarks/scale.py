@@ -23,7 +23,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from sweeps.clusters.simulated import FAIR, SimulatedCluster
+from sweeps.clusters.simulated import SimulatedCluster
+from sweeps.clusters.weather import FAIR
 from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.controller import Controller
 from sweeps.folder import SweepFolder
@@ -120,7 +121,7 @@ def measure(arguments: argparse.Namespace, root: Path) -> None:
 
     began = time.perf_counter()
     cluster = SimulatedCluster(config, FAIR, NODES, BEGIN)
-    controller = Controller(folder, folder.read_definition(), lambda _config, _path: cluster, lambda: cluster.now)
+    controller = Controller(folder, folder.read_definition(), lambda _config, _path: cluster, lambda: cluster.world.now)
     started = time.perf_counter() - began
     ticks = []
     for _ in range(arguments.ticks):
@@ -128,7 +129,7 @@ def measure(arguments: argparse.Namespace, root: Path) -> None:
         began = time.perf_counter()
         controller.tick()
         ticks.append((time.perf_counter() - began, controller.state.num_jobs - submitted))
-        cluster.advance(cluster.now + 3600.0)
+        cluster.world.advance(cluster.world.now + 3600.0)
     memory = megabytes() - before
 
     status = [sys.executable, "-m", "sweeps", "status", str(root)]

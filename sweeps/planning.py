@@ -10,7 +10,7 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode
 from sweeps.bound import lower_bound_minutes
 from sweeps.clusters import make_cluster
-from sweeps.clusters.simulated import WEATHERS
+from sweeps.clusters.weather import WEATHERS
 from sweeps.display import outcome_as_dict, plan_as_dict, show_outcome, show_plan, waiting
 from sweeps.launch import read_sweep
 from sweeps.preview import preview

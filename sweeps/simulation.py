@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweeps.bound import lower_bound_minutes
-from sweeps.clusters.simulated import SimulatedCluster, Weather, num_nodes_of
+from sweeps.clusters.simulated import SimulatedCluster, num_nodes_of
+from sweeps.clusters.weather import Weather
 from sweeps.config import ClusterConfig
 from sweeps.controller import Controller, Tick
 from sweeps.definition import Definition
@@ -56,7 +57,7 @@ def simulate(
     return Outcome(
         controller.state,
         (ended_at - _BEGIN) / 60,
-        cluster.node_seconds / 3600,
+        cluster.world.node_seconds / 3600,
         lower_bound_minutes(works, config),
         Counter(
             attempt.cause.value
@@ -70,7 +71,7 @@ def simulate(
 def begin(folder: SweepFolder, works: Sequence[Work], cluster: SimulatedCluster) -> Controller:
     """A controller of the sweep in that folder, new or taken over."""
     definition = definition_of(folder, works, cluster.config)
-    return Controller(folder, definition, lambda _config, _path: cluster, clock=lambda: cluster.now)
+    return Controller(folder, definition, lambda _config, _path: cluster, clock=lambda: cluster.world.now)
 
 
 def definition_of(folder: SweepFolder, works: Sequence[Work], config: ClusterConfig) -> Definition:
@@ -90,25 +91,25 @@ def play(
         tick = controller.tick()
         on_tick(tick, cluster)
         if controller.state.is_over or tick.plan.hopeless:
-            return cluster.now
-        if cluster.now > latest:
+            return cluster.world.now
+        if cluster.world.now > latest:
             raise RuntimeError(f"the simulated sweep does not end: {dict(controller.state.counts)}")
         for tag in in_flight.keys() - controller.state.jobs.keys():
             for attempt in in_flight[tag].request.attempts:
                 heapq.heappush(retries, controller.state.runs[attempt.work.name].not_before)
-        while retries and retries[0] <= cluster.now:
+        while retries and retries[0] <= cluster.world.now:
             heapq.heappop(retries)
         quiet = _quiet_seconds(tick, cluster, min(retries[:1], default=math.inf))
-        cluster.advance(cluster.now + tick_seconds * max(1, math.ceil(quiet / tick_seconds)))
+        cluster.world.advance(cluster.world.now + tick_seconds * max(1, math.ceil(quiet / tick_seconds)))
 
 
 def _quiet_seconds(tick: Tick, cluster: SimulatedCluster, next_retry_at: float) -> float:
     """For how long the controller would see what it sees now."""
-    state, now = tick.state, cluster.now
+    state, now = tick.state, cluster.world.now
     patience = cluster.config.doubt_seconds
     if not tick.complete or any(_is_young(job, now, patience) for job in state.jobs.values()):
         return 0.0
-    changes = [cluster.next_event_at, next_retry_at, now + 60 * cluster.config.hang_minutes]
+    changes = [cluster.world.next_event_at, next_retry_at, now + 60 * cluster.config.hang_minutes]
     changes += [until for until in state.defer_until.values() if until > now]
     return max(0.0, min(changes) - now)
 

@@ -17,7 +17,8 @@ from state_words import counted_anew, tally_words, words_of
 from muloco_runner.record import ExitCode
 from sweeps import controller as controller_module
 from sweeps.bound import lower_bound_minutes
-from sweeps.clusters.simulated import FAIR, ROUGH, SimulatedCluster, Weather
+from sweeps.clusters.simulated import SimulatedCluster
+from sweeps.clusters.weather import FAIR, ROUGH, Weather
 from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.controller import Controller, Tick
 from sweeps.decide import MAX_GPU_HOURS
@@ -123,7 +124,7 @@ class Watcher:
     def __call__(self, tick: Tick, cluster: SimulatedCluster) -> None:
         live: Counter[str] = Counter()
         nodes: Counter[str] = Counter()
-        for job in cluster.live():
+        for job in cluster.world.live():
             live[job.request.allocation] += 1
             nodes[job.request.allocation] += job.request.nodes
         for allocation in self.history.config.allocations:
@@ -132,10 +133,10 @@ class Watcher:
             assert nodes[name] <= max(self.most[name], self.held[name])
             self.held[name] = nodes[name]
             assert quota.submitted_jobs is None or live[name] <= quota.submitted_jobs
-            assert quota.gpu_hours is None or cluster.gpu_hours(name) <= quota.gpu_hours + 1e-6
+            assert quota.gpu_hours is None or cluster.world.gpu_hours(name) <= quota.gpu_hours + 1e-6
         cap = self.history.max_gpu_hours
         if cap is not None:
-            assert sum(cluster.gpu_hours(name) for name in self.most) <= cap + 1e-6
+            assert sum(cluster.world.gpu_hours(name) for name in self.most) <= cap + 1e-6
         self.ticks += 1
         command = self.history.commands.get(self.ticks)
         if command is not None:
@@ -171,10 +172,10 @@ def play_with_kills(history: History, root: Path, monkeypatch: pytest.MonkeyPatc
             try:
                 if history.max_gpu_hours is not None:
                     controller.set_limits({MAX_GPU_HOURS: history.max_gpu_hours})
-                play(controller, cluster, watcher, cluster.now + 3650 * DAY)
-                return controller.state, {work.name for work in history.works if cluster.is_finished(work.name)}
+                play(controller, cluster, watcher, cluster.world.now + 3650 * DAY)
+                return controller.state, {work.name for work in history.works if cluster.world.is_finished(work.name)}
             except Killed:
-                cluster.advance(cluster.now + luck.choice([1.0, 60.0, 3600.0]))
+                cluster.world.advance(cluster.world.now + luck.choice([1.0, 60.0, 3600.0]))
 
 
 def take_over(folder: SweepFolder, history: History, cluster: SimulatedCluster) -> Controller:
@@ -239,14 +240,14 @@ def test_a_wide_run_is_never_kept_waiting_by_narrow_ones(
 
     def on_tick(tick: Tick, cluster: SimulatedCluster) -> None:
         run = tick.state.runs["wide"]
-        if run.done or run.in_flight or run.not_before > cluster.now:
+        if run.done or run.in_flight or run.not_before > cluster.world.now:
             waits.clear()
         elif not waits:
             walls = [60 * job.request.wall_minutes for job in tick.state.jobs.values()]
-            waits.append((cluster.now, max(walls, default=0.0)))
+            waits.append((cluster.world.now, max(walls, default=0.0)))
         else:
             since, longest = waits[0]
-            assert cluster.now - since <= longest + 600.0
+            assert cluster.world.now - since <= longest + 600.0
 
     outcome = simulate(works, config, Weather(preemptions_per_day=preemptions, seed=seed), on_tick)
     assert outcome.state.counts["done"] == len(works)

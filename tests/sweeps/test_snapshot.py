@@ -9,7 +9,8 @@ from state_words import counted_anew, tally_words, words_of
 
 from muloco_runner.config import ConfigError
 from sweeps import controller as controller_module
-from sweeps.clusters.simulated import ROUGH, SimulatedCluster
+from sweeps.clusters.simulated import SimulatedCluster
+from sweeps.clusters.weather import ROUGH
 from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.controller import Tick
 from sweeps.definition import Definition

@@ -1,0 +1,57 @@
+"""What goes wrong on a simulated cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Weather:
+    """The default is a cluster where nothing does."""
+
+    spread: float = 0.0
+    """Of true over expected minutes: sigma of a log-normal."""
+    node_failures_per_day: float = 0.0
+    """Of each node."""
+    preemptions_per_day: float = 0.0
+    """Of each job."""
+    crashes: float = 0.0
+    """Share of attempts that crash at some moment."""
+    broken: float = 0.0
+    """Share of runs that crash in every attempt."""
+    out_of_memory: float = 0.0
+    """Share of runs that do not fit in memory until the micro-batch is halved once."""
+    hangs: float = 0.0
+    """Share of attempts that stop answering."""
+    lost_answers: float = 0.0
+    """Share of submissions whose answer never comes; half of them were accepted."""
+    refusals: float = 0.0
+    """Share of submissions that are refused for now."""
+    outages: float = 0.0
+    """Share of looks that get no answer."""
+    late_seconds: float = 0.0
+    """A job is seen so long after it was accepted."""
+    crowd: float = 0.0
+    """Share of the nodes that other people's jobs hold, on the average."""
+    node_limit: int | None = None
+    """Nodes of an allocation that the scheduler lets this user's jobs hold at once; a job too many waits."""
+    submit_limit: int | None = None
+    """Jobs of an allocation that may wait and run at once; one too many is refused for now."""
+    seed: int = 0
+
+
+FAIR = Weather(spread=0.1)
+ROUGH = Weather(
+    spread=0.3,
+    node_failures_per_day=0.05,
+    preemptions_per_day=0.5,
+    crashes=0.02,
+    broken=0.01,
+    out_of_memory=0.03,
+    hangs=0.01,
+    lost_answers=0.02,
+    refusals=0.05,
+    outages=0.02,
+    late_seconds=20.0,
+)
+WEATHERS = {"calm": Weather(), "fair": FAIR, "rough": ROUGH}
