@@ -8,7 +8,7 @@ Axes: B matrices of the bank, R rows (fan-out), C columns (fan-in).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -64,22 +64,22 @@ class MatrixBank:
 
     def launch(self, group: dict[str, Any], in_flight: InFlight) -> None:
         """One update of every matrix that has a gradient, with the hyper-parameters of `group`."""
-        chosen = self._take_gradients(group)
+        chosen = [index for index in self.place if self.gradients[index] is not None]
         at_once = matrices_at_once(self.backend, self.rows, self.columns)
         for start in range(0, len(chosen), at_once):
             part = chosen[start : start + at_once]
+            self._take_gradients(group, part)
             orthogonal_BRC = orthogonalize(self._updates(group, part), polynomial_of(group), self.backend)
             self._move(group, part, list(orthogonal_BRC.unbind()))
-        self._taken = {}
+        self.gradients, self._taken = [], {}
 
-    def _take_gradients(self, group: dict[str, Any]) -> list[int]:
-        """Gradients into the momentum, which `_updates` reads; the indices of the matrices that had one."""
+    def _take_gradients(self, group: dict[str, Any], indices: Iterable[int]) -> list[int]:
+        """Gradients of these matrices into their momentum, for `_updates`; the indices of those that had one."""
         self._taken = {
             index: local(gradient).to(self.dtype)
-            for index in self.place
+            for index in indices
             if (gradient := self.gradients[index]) is not None
         }
-        self.gradients = []
         if self.clip is not None:
             self._taken = {index: gradient * self.clip for index, gradient in self._taken.items()}
         for index, gradient in self._taken.items():
@@ -96,13 +96,15 @@ class MatrixBank:
         if not group["nesterov"]:
             whole = places == list(range(places[0], places[0] + len(places)))
             return self.momentum_BRC[places[0] : places[-1] + 1] if whole else self.momentum_BRC[places]
-        ahead_BRC = self.momentum_BRC[places]
+        ahead_BRC = self.momentum_BRC.new_empty(len(indices), *self.momentum_BRC.shape[1:])
         for ahead_RC, index in zip(ahead_BRC, indices, strict=True):
-            gradient = self._taken.get(index)
-            if gradient is not None and group["momentum_form"] == "sum":
-                torch.add(gradient, ahead_RC, alpha=group["momentum"], out=ahead_RC)
-            elif gradient is not None:
-                torch.lerp(gradient, ahead_RC, group["momentum"], out=ahead_RC)
+            gradient, momentum = self._taken.get(index), self.momentum(index)
+            if gradient is None:
+                ahead_RC.copy_(momentum)
+            elif group["momentum_form"] == "sum":
+                torch.add(gradient, momentum, alpha=group["momentum"], out=ahead_RC)
+            else:
+                torch.lerp(gradient, momentum, group["momentum"], out=ahead_RC)
         return ahead_BRC
 
     def _move(self, group: dict[str, Any], indices: list[int], orthogonal: list[Tensor]) -> None:

@@ -37,7 +37,7 @@ class ShardedBank(MatrixBank):
         return {"momentum": placed_like(self.momentum(index), self.parameters[index])}
 
     def launch(self, group: dict[str, Any], in_flight: InFlight) -> None:
-        moving = self._take_gradients(group)
+        moving = self._take_gradients(group, self.place)
         dtype = result_dtype(self.backend, self.rows, self.columns, self.dtype)
         for of_rank in self.rounds:
             whole_SRC = self._to_owners(group, of_rank)
@@ -49,7 +49,7 @@ class ShardedBank(MatrixBank):
                 for rank, rows_SHC in enumerate(orthogonal_SRC.split(self.rows_a_rank, dim=1)):
                     rows_PSHC[rank, : len(whole_SRC), : rows_SHC.shape[1]].copy_(rows_SHC)
             self._to_shards(group, of_rank, rows_PSHC, moving, in_flight)
-        self._taken = {}
+        self.gradients, self._taken = [], {}
 
     def _to_owners(self, group: dict[str, Any], of_rank: list[list[int]]) -> Tensor:
         """The whole updates of this rank's matrices of a round; every rank sends the rows it has."""

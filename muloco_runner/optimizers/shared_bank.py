@@ -74,7 +74,7 @@ class SharedBank(MatrixBank):
         self.moving = [index for index, parameter in enumerate(self.parameters) if parameter.grad is not None]
 
     def launch(self, group: dict[str, Any], in_flight: InFlight) -> None:
-        self._take_gradients(group)
+        self._take_gradients(group, self.place)
         dtype = result_dtype(self.backend, self.rows, self.columns, self.dtype)
         for of_rank in self.rounds:
             mine_SRC = torch.zeros(max(map(len, of_rank)), self.rows, self.columns, dtype=dtype, device=self.device)
@@ -82,7 +82,7 @@ class SharedBank(MatrixBank):
                 update_SRC = self._updates(group, mine)
                 mine_SRC[: len(mine)].copy_(orthogonalize(update_SRC, polynomial_of(group), self.backend))
             self._gather(group, of_rank, mine_SRC, in_flight)
-        self._taken = {}
+        self.gradients, self._taken = [], {}
 
     def _gather(self, group: dict[str, Any], of_rank: list[list[int]], mine_SRC: Tensor, in_flight: InFlight) -> None:
         """Sends this round's matrices to all ranks; theirs are applied when they have come."""

@@ -61,8 +61,8 @@ def matrices_at_once(backend: str, rows: int, columns: int) -> int:
         from muloco_runner.optimizers.orthogonalize.triton import tiles
 
         return tiles.matrices_at_once(rows, columns)
-    # A CPU works best on what stays in its cache.
-    return 1 if backend == "cpu" else 16
+    # A few for each thread of a CPU. The same everywhere: ranks that share matrices must agree.
+    return 8 if backend == "cpu" else 16
 
 
 def orthogonalize(x_BMN: Tensor, polynomial: Polynomial, backend: str = "auto") -> Tensor:

@@ -1,6 +1,7 @@
 """Orthogonalisation on a CPU: bfloat16 where the processor multiplies it natively, else folded float32. Never float16.
 
-Three savings over the polynomial as written, each product one call of the matrix library:
+Each thread works on a matrix of its own, so that none waits for another within a product. Three savings over the
+polynomial as written, each product one call of the matrix library:
 
 * `b A + c A^2` and `a X + B X` are folded into `addmm`, so that their sums are made in float32, before rounding;
 * symmetric products are computed by blocks of rows up to the diagonal, the rest is mirrored;
@@ -11,6 +12,7 @@ Axes: B matrices, M the smaller side, N the larger.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -53,11 +55,34 @@ def orthogonalize_cpu(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:
         out_BMN = _folded(normalise(x_BMN.mT if tall else x_BMN, polynomial), polynomial)
         return out_BMN.mT if tall else out_BMN
     out_BRC = torch.empty_like(x_BMN)
-    workspace = _Workspace(rows, columns)
-    for x_RC, out_RC in zip(x_BMN.unbind(), out_BRC.unbind(), strict=True):
-        workspace.x.copy_(normalise(x_RC, polynomial))
-        out_RC.copy_(workspace.finish(workspace.run(polynomial.steps)))
+    threads = torch.get_num_threads()
+    workers = min(threads, len(x_BMN))
+    if workers < 2:
+        _one_after_another(x_BMN, out_BRC, polynomial)
+        return out_BRC
+    parts = [(x_BMN[first::workers], out_BRC[first::workers], polynomial) for first in range(workers)]
+    try:
+        with ThreadPoolExecutor(workers, "muon", torch.set_num_threads, (threads // workers,)) as executor:
+            for done in [executor.submit(_one_after_another, *part) for part in parts]:
+                done.result()
+    finally:
+        # The setting is each thread's own, but the last one made is also what threads of the future begin with.
+        torch.set_num_threads(threads)
     return out_BRC
+
+
+@torch.no_grad()
+def _one_after_another(x_BRC: Tensor, out_BRC: Tensor, polynomial: Polynomial) -> None:
+    workspace = _Workspace(*x_BRC.shape[-2:])
+    for x_RC, out_RC in zip(x_BRC.unbind(), out_BRC.unbind(), strict=True):
+        workspace.x.copy_(_normalise(x_RC, polynomial))
+        out_RC.copy_(workspace.finish(workspace.run(polynomial.steps)))
+
+
+def _normalise(x_RC: Tensor, polynomial: Polynomial) -> Tensor:
+    """As `normalise`, which on a CPU takes most of its time to sum in float64: only where float32 does not bear it."""
+    norm = float(torch.linalg.vector_norm(x_RC))
+    return x_RC / (norm * polynomial.norm_margin) if 1e-15 < norm < 1e15 else normalise(x_RC, polynomial)
 
 
 def _folded(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:
@@ -108,4 +133,5 @@ class _Workspace(GramForm):
                     rows_out.add_(addend_MM[top:end, :end], alpha=weight)
             else:
                 torch.mm(left_MM[top:end], columns, out=rows_out)
-            out_MM[:top, top:end] = out_MM[top:end, :top].mT
+            # A transposed copy between slices is slow; one of memory in one piece, with copies around it, is not.
+            out_MM[:top, top:end] = out_MM[top:end, :top].contiguous().mT.contiguous()

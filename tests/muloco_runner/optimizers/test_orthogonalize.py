@@ -123,6 +123,24 @@ def test_bfloat16_is_at_most_as_far_off_as_the_usual_loop_in_it(monkeypatch: pyt
         assert relative_error(ours, expected) <= relative_error(usual, expected)
 
 
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_threads_divide_the_matrices_of_a_batch(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: True)
+    x, before = random(5, 130, 300), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = run(x, "cpu")
+        torch.set_num_threads(threads)
+        assert torch.equal(run(x, "cpu"), alone)
+        assert torch.get_num_threads() == threads
+        monkeypatch.setattr(cpu, "_Workspace", None)
+        with pytest.raises(TypeError):
+            run(x, "cpu")
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_backend_that_cannot_run_is_refused() -> None:
     assert choose_backend("auto", torch.device("cpu")) == "cpu"
     with pytest.raises(ConfigError, match="must be one of auto, reference, cpu"):
