@@ -29,6 +29,7 @@ class Cause(Enum):
     HANG = "hang"
     LOST = "lost"
     CANCELLED = "cancelled"
+    CANCELLED_OUTSIDE = "cancelled outside"
     STOPPED = "stopped with its controller"
 
 
@@ -69,6 +70,8 @@ RULES: dict[Cause, Rule] = {
     Cause.CONFIG_CANNOT_RUN: Rule(0, advice="cannot run as configured: correct the config or the data path"),
     Cause.STOPPED: Rule(1_000_000),
     Cause.CANCELLED: Rule(0, advice="cancelled by hand: `retry` starts it again"),
+    # Whoever did it wants the nodes for something else: to queue the run again would be to argue.
+    Cause.CANCELLED_OUTSIDE: Rule(0, advice="by `scancel`, not by this sweep: `retry` goes on from its checkpoint"),
 }
 
 _STOPPED = (Cause.WANTS_MORE_TIME, Cause.TIMEOUT, Cause.PREEMPTED, Cause.STOPPED)
@@ -91,18 +94,24 @@ _BY_END = {
     JobEnd.NODE_FAILURE: Cause.NODE_FAILURE,
     JobEnd.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
     JobEnd.LAUNCH_FAILURE: Cause.LAUNCH_FAILURE,
-    JobEnd.CANCELLED: Cause.CANCELLED,
+    JobEnd.CANCELLED: Cause.CANCELLED_OUTSIDE,
     JobEnd.LOST: Cause.LOST,
 }
 
 
 def cause_of(ending: Ending | None, end: JobEnd, exit_code: int | None) -> Cause:
-    """Of an attempt whose job has ended. `exit_code` is the scheduler's, for an attempt that left no ending."""
+    """Of an attempt whose job has ended, and not because the sweep asked for that. `exit_code` is the scheduler's, for
+    an attempt that left no ending.
+    """
     if ending is not None:
         cause = _by_code(ending.exit_code)
+        if cause is not Cause.WANTS_MORE_TIME:
+            return cause
+        # It was asked to stop and saved itself: by whom, only the scheduler knows.
+        if end is JobEnd.CANCELLED:
+            return Cause.CANCELLED_OUTSIDE
         # One that ends in order, within the time of grace, is no preempted job to the scheduler.
-        preempted = end is JobEnd.PREEMPTED or ending.stopped_early
-        return Cause.PREEMPTED if cause is Cause.WANTS_MORE_TIME and preempted else cause
+        return Cause.PREEMPTED if end is JobEnd.PREEMPTED or ending.stopped_early else cause
     if end is JobEnd.EXITED:
         # Without its own word an exit code of 0 is no success.
         return Cause.CRASH if exit_code in (None, 0) else _by_code(exit_code)

@@ -75,6 +75,21 @@ def test_preempted_runs_go_on_when_there_is_room_again(slurm: EmulatedSlurm, tmp
     check(sweep, state, slurm)
 
 
+def test_what_a_person_cancels_is_held_and_retry_goes_on(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    plans = {"polite": {"seconds": [300, 0]}, "fine": {"seconds": [3]}}
+    sweep = SampleSweep(tmp_path, plans)
+    script = Script((lambda tick: sweep.starts("polite"), lambda: slurm.run("scancel", first_job(slurm, sweep))))
+    state = sweep.run(script)
+    assert standings(state) == {"polite": "held", "fine": "done"}
+    assert causes(state, "polite") == [Cause.CANCELLED_OUTSIDE]
+    assert "scancel" in str(state.runs["polite"].held)
+    check(sweep, state, slurm)
+    sweep.folder.send("released", runs=["polite"])
+    state = sweep.run()
+    assert standings(state) == dict.fromkeys(plans, "done")
+    check(sweep, state, slurm)
+
+
 def test_a_run_that_lost_its_node_goes_on_on_another(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     sweep = SampleSweep(tmp_path, {"unlucky": {"seconds": [300, 0]}, "fine": {"seconds": [3]}})
     lost: list[str] = []

@@ -26,7 +26,7 @@ from sweeps.definition import Definition
 from sweeps.evidence import Evidence, evidence_in_folder
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
-from sweeps.policy import Cause
+from sweeps.policy import RULES, Cause
 from sweeps.state import SweepState
 from sweeps.work import Attempt, Need, Work
 
@@ -351,3 +351,33 @@ def test_an_end_that_was_not_heard_is_asked_for_again(world: World, monkeypatch:
     # Its successor knows of it from the ledger alone.
     begin(world).tick()
     assert asked == [asked[0]] * 2
+
+
+def test_a_persons_cancel_and_the_sweeps_own_are_told_apart(world: World) -> None:
+    folder = SweepFolder(world.root, "s")
+    controller = begin(world)
+    folder.send("held", runs=["r3"], why="it would fill the quota")
+    controller.tick()
+    ours, theirs = list(controller.state.jobs.values())[:2]
+    mine = ours.request.attempts[0].work.name
+    folder.send("cancel", runs=[mine])
+    for job in (ours, theirs):  # both save themselves
+        for attempt in job.request.attempts:
+            attempt.folder.mkdir(parents=True)
+            left = {"exit_code": 75, "host": "n1", "started_at": world.now, "ended_at": world.now + 1}
+            (attempt.folder / "ending.json").write_text(json.dumps({**left, "stopped_early": True}))
+    world.ended[theirs.tag] = JobEnd.CANCELLED
+    for _ in range(2):
+        controller.tick()
+    causes = {
+        job.tag: {controller.state.runs[attempt.work.name].attempts[-1].cause for attempt in job.request.attempts}
+        for job in (ours, theirs)
+    }
+    assert causes == {ours.tag: {Cause.CANCELLED}, theirs.tag: {Cause.CANCELLED_OUTSIDE}}
+    assert {run.held for run in controller.state.runs.values() if run.attempts and run.attempts[-1].cause} == {
+        f"{cause.value}: {RULES[cause].advice}" for cause in (Cause.CANCELLED, Cause.CANCELLED_OUTSIDE)
+    }
+    # Both are over for now: no tick sends either again.
+    world.advance(3600.0)
+    controller.tick()
+    assert all(controller.state.runs[a.work.name].held for job in (ours, theirs) for a in job.request.attempts)

@@ -28,14 +28,23 @@ def ending(code: int) -> Ending:
     ],
 )
 def test_an_attempts_own_word_counts_for_more_than_the_schedulers(code: int, cause: Cause) -> None:
+    by = {JobEnd.PREEMPTED: Cause.PREEMPTED, JobEnd.CANCELLED: Cause.CANCELLED_OUTSIDE}
     for end in JobEnd:
-        asked_to_stop = cause is Cause.WANTS_MORE_TIME and end is JobEnd.PREEMPTED
-        assert cause_of(ending(code), end, 0) is (Cause.PREEMPTED if asked_to_stop else cause)
+        asked_to_stop = cause is Cause.WANTS_MORE_TIME
+        assert cause_of(ending(code), end, 0) is (by.get(end, cause) if asked_to_stop else cause)
 
 
 def test_one_asked_to_stop_long_before_its_time_was_preempted() -> None:
     stopped = Ending(ExitCode.WANTS_MORE_TIME, "host", 0.0, 1.0, stopped_early=True)
     assert cause_of(stopped, JobEnd.EXITED, 75) is Cause.PREEMPTED
+
+
+def test_one_that_saved_itself_when_a_person_cancelled_it_was_not_preempted() -> None:
+    for early in (True, False):
+        stopped = Ending(ExitCode.WANTS_MORE_TIME, "host", 0.0, 1.0, stopped_early=early)
+        cause = cause_of(stopped, JobEnd.CANCELLED, 75)
+        assert cause is Cause.CANCELLED_OUTSIDE
+        assert after(history(cause, advanced=True)).hold is not None
 
 
 def test_without_its_own_word_nothing_is_a_success() -> None:
