@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -120,8 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     launching.add_argument("--max-gpu-hours", type=float, metavar="H", help="submit nothing that could exceed this")
     launching.add_argument(
         "--on-event", metavar="TARGET", help="a command (gets JSON on its input) or an http(s) address, told of held "
-        "runs and of the end",
+        "runs and of the end; in place of the cluster file's on_event",
     )  # fmt: skip
+    where.add_argument(
+        "--json", action="store_true", help="at the end what `status --json` says; progress goes to standard error"
+    )
     for name in ("plan", "simulate"):
         commands.choices[name].add_argument("--json", action="store_true", help="for programs")
     simulating = commands.choices["simulate"]
@@ -181,15 +185,15 @@ def begin(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
 def launch(arguments: argparse.Namespace) -> ExitCode:
     from sweeps.display import progress, show_end
     from sweeps.launch import read_sweep
-    from sweeps.notify import Notifier
+    from sweeps.notify import notifier_of
 
     sweep = read_sweep(arguments.overrides, arguments.allow_large)
-    notify = Notifier(sweep.name, arguments.on_event) if arguments.on_event else None
+    notify = notifier_of(sweep.name, whom_to_tell(arguments, sweep))
     controller = begin(sweep, arguments.max_gpu_hours)
     # A polite kill is Ctrl-C from afar.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     verdicts: Mapping[Shape, Verdict] = {}
-    with progress(sweep) as show:
+    with progress(sweep, sys.stderr if arguments.json else sys.stdout) as show:
 
         def on_tick(tick: Tick) -> None:
             nonlocal verdicts
@@ -199,23 +203,28 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
                 notify(tick)
 
         state = controller.run(on_tick)
-    show_end(state, verdicts)
+    if arguments.json:
+        from sweeps.commands import Look
+
+        print(json.dumps(Look(sweep.folder, verdicts).to_dict()))
+    else:
+        show_end(state, verdicts)
     return ExitCode.FINISHED if state.counts["done"] == len(state.runs) else ExitCode.CRASH
 
 
 def launch_as_job(arguments: argparse.Namespace) -> ExitCode:
     from sweeps.clusters import slurm_controller
     from sweeps.launch import read_sweep
-    from sweeps.notify import Notifier
+    from sweeps.notify import notifier_of
 
     sweep = read_sweep(arguments.overrides, arguments.allow_large)
     if sweep.cluster.kind != "slurm":
         raise ConfigError(
             f"--controller slurm: cluster {sweep.cluster.name} is no SLURM cluster; choose another, or use --detach"
         )
-    if arguments.on_event:
-        Notifier(sweep.name, arguments.on_event)  # for its mistakes
-        os.environ[slurm_controller.ON_EVENT] = arguments.on_event
+    target = whom_to_tell(arguments, sweep)
+    notifier_of(sweep.name, target)  # for its mistakes
+    os.environ[slurm_controller.ON_EVENT] = target or ""
     begin(sweep, arguments.max_gpu_hours).obey()
     job, is_new = slurm_controller.start(sweep.folder, sweep.cluster)
     place = f"{sweep.root} --sweep {sweep.name}"
@@ -224,6 +233,12 @@ def launch_as_job(arguments: argparse.Namespace) -> ExitCode:
     print(f"  muloco-sweep status {place}\n  muloco-sweep watch {place}")
     print(f"  scancel --name={slurm_controller.job_name(sweep.folder)}  stops it; its jobs go on")
     return ExitCode.FINISHED
+
+
+def whom_to_tell(arguments: argparse.Namespace, sweep: Sweep) -> str | None:
+    """`--on-event ''` tells nobody."""
+    target: str | None = arguments.on_event
+    return sweep.cluster.on_event if target is None else target
 
 
 def check_cap(sweep: Sweep, max_gpu_hours: float | None) -> None:

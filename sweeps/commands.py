@@ -43,12 +43,10 @@ def status(arguments: Arguments) -> ExitCode:
     for folder, filters in find_sweeps(arguments):
         look = Look(folder)
         chosen = look.selected(filters) if filters else None
-        found = look.status(chosen)
         if arguments.json:
-            runs = look.state.runs.values() if chosen is None else chosen
-            print(json.dumps({**look.settings(), **found.to_dict(), "runs": [look.row(run) for run in runs]}))
+            print(json.dumps(look.to_dict(chosen)))
         else:
-            Console(highlight=False).print(status_table(found, _MOST_AT_WORK, words_for(folder)))
+            Console(highlight=False).print(status_table(look.status(chosen), _MOST_AT_WORK, words_for(folder)))
     return ExitCode.FINISHED
 
 
@@ -209,8 +207,9 @@ class Told:
 class Look:
     """One look at a sweep, as its folder shows it."""
 
-    def __init__(self, folder: SweepFolder) -> None:
-        self.folder = folder
+    def __init__(self, folder: SweepFolder, last_verdicts: Mapping[Shape, Verdict] | None = None) -> None:
+        """`last_verdicts` are those of a controller that has just ended: why it has left runs waiting."""
+        self.folder, self.last_verdicts = folder, last_verdicts
         self.definition: Definition = folder.read_definition()
         self.config = self.definition.read_cluster()
         replay = folder.read_state(self.definition)
@@ -230,7 +229,7 @@ class Look:
             self.state,
             self.config,
             chosen,
-            lambda tally: why_they_wait(tally, self.state, self.verdicts, self.now, self.is_controlled),
+            lambda tally: why_they_wait(tally, self.state, self.verdicts, self.now, self.has_verdicts),
             self.pending,
             progress_of,
             self.now,
@@ -241,14 +240,24 @@ class Look:
     def reason(self, run: RunState) -> str:
         if run.standing == "submitted":
             return self.pending.get(run.attempts[-1].tag, "")
-        return why(run, self.state, self.verdicts, self.now, self.is_controlled)
+        return why(run, self.state, self.verdicts, self.now, self.has_verdicts)
 
-    def row(self, run: RunState) -> dict[str, Any]:
-        return row(run, self.reason(run))
+    def to_dict(self, chosen: Sequence[RunState] | None = None) -> dict[str, Any]:
+        """For `--json`: the chosen runs, or all, each with its history."""
+        runs = self.state.runs.values() if chosen is None else chosen
+        rows = [row(run, self.reason(run)) for run in runs]
+        return {**self.settings(), **self.status(chosen).to_dict(), "runs": rows}
+
+    @property
+    def has_verdicts(self) -> bool:
+        """Whether a controller says why runs wait; else they wait for one."""
+        return self.is_controlled or self.last_verdicts is not None
 
     @cached_property
     def verdicts(self) -> Mapping[Shape, Verdict]:
         """What the controller would say now of those that wait, by shape."""
+        if self.last_verdicts is not None:
+            return self.last_verdicts
         if not self.is_controlled or not self.state.counts["waiting"]:
             return {}
         try:

@@ -83,6 +83,15 @@ class ClusterConfig:
     setup: list[str] = field(default_factory=list)
     """Lines of shell that a job runs first, such as `module load cuda`."""
     controller: ControllerConfig = field(default_factory=ControllerConfig)
+    on_event: str | None = None
+    """Told of held runs and of the end, where `launch --on-event` does not say otherwise: a command, which gets JSON on
+    its input, or an http(s) address. It may hold a secret, so no sweep's folder keeps it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a sweep's definition keeps it, beside the name."""
+        values = dataclasses.asdict(self)
+        del values["name"], values["on_event"]
+        return values
 
     def allocation(self, name: str) -> AllocationConfig:
         return next(allocation for allocation in self.allocations if allocation.name == name)
@@ -107,6 +116,8 @@ def read_cluster(name: str, values: Any) -> ClusterConfig:
     cluster: ClusterConfig = _build(ClusterConfig, fields, where)
     if cluster.kind not in KINDS:
         raise ConfigError(f"{where}: kind={cluster.kind!r}: must be one of {', '.join(KINDS)}")
+    if not isinstance(cluster.on_event, str | None):
+        raise ConfigError(f"{where}: on_event={cluster.on_event!r}: give a command or an http(s) address")
     for number_name in ("tick_seconds", "hang_minutes", "doubt_seconds"):
         value = getattr(cluster, number_name)
         if not _is_number(value) or value <= 0:

@@ -7,7 +7,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -129,16 +129,18 @@ def waiting(words: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(sweep: Sweep) -> Iterator[Callable[[Tick], None]]:
+def progress(sweep: Sweep, out: TextIO) -> Iterator[Callable[[Tick], None]]:
     """What to call after each tick."""
-    print(
-        f"sweep {sweep.name}: {len(sweep.runs)} runs on {sweep.cluster.name}; state in {sweep.folder.path}", flush=True
-    )
-    if sys.stdout.isatty():
-        with _bar(sweep) as on_tick:
+
+    def say(line: str) -> None:
+        print(line, file=out, flush=True)
+
+    say(f"sweep {sweep.name}: {len(sweep.runs)} runs on {sweep.cluster.name}; state in {sweep.folder.path}")
+    if out.isatty():
+        with _bar(sweep, out) as on_tick:
             yield on_tick
     else:
-        yield Lines(lambda line: print(line, flush=True))
+        yield Lines(say)
 
 
 class Lines:
@@ -161,7 +163,7 @@ class Lines:
 
 
 @contextlib.contextmanager
-def _bar(sweep: Sweep) -> Iterator[Callable[[Tick], None]]:
+def _bar(sweep: Sweep, out: TextIO) -> Iterator[Callable[[Tick], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -171,7 +173,7 @@ def _bar(sweep: Sweep) -> Iterator[Callable[[Tick], None]]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[now]}"),
     )
-    with Progress(*columns, refresh_per_second=4) as bar:
+    with Progress(*columns, refresh_per_second=4, console=Console(file=out)) as bar:
         task = bar.add_task(sweep.name, total=len(sweep.runs), now="")
 
         def on_tick(tick: Tick) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,15 +65,8 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False) -> Sweep:
         if place.exists() and not place.is_dir():
             raise ConfigError(f"root={root}: {place} is a file, not a folder: choose another root")
     works = refine(works_of(runs, root, app.execution, cluster))
-    definition = Definition(name, cluster_name, cluster_values(cluster), works)
+    definition = Definition(name, cluster_name, cluster.to_dict(), works)
     return Sweep(name, root, runs, app.execution, definition, cluster)
-
-
-def cluster_values(cluster: ClusterConfig) -> dict[str, Any]:
-    """As a `Definition` keeps it."""
-    values = dataclasses.asdict(cluster)
-    del values["name"]
-    return values
 
 
 def _name_of(runs: Sequence[RunConfig]) -> str:

@@ -8,12 +8,19 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from typing import Any
 
 from muloco_runner.config import ConfigError
 from sweeps.controller import Tick
 
 _PATIENCE_SECONDS = 20
+_STANDARD_ERROR = 2
+
+
+def notifier_of(sweep: str, target: str | None) -> Notifier | None:
+    """None where nobody is to be told."""
+    return Notifier(sweep, target) if target else None
 
 
 class Notifier:
@@ -42,8 +49,19 @@ class Notifier:
         """A message that cannot be sent is no reason to stop a sweep."""
         try:
             self.send(json.dumps({"sweep": self.sweep, **event}))
-        except (OSError, subprocess.SubprocessError) as error:
-            print(f"on-event: {error}", file=sys.stderr)
+        except (OSError, ValueError, HTTPException, subprocess.SubprocessError) as error:
+            print(f"on-event: {_why(error)}", file=sys.stderr)
+
+
+def _why(error: Exception) -> str:
+    """Without the command or address, which may hold a secret."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"the command ended with {error.returncode}"
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"the command took more than {_PATIENCE_SECONDS} s"
+    if isinstance(error, HTTPException | ValueError):
+        return f"the address does not answer as it should ({type(error).__name__})"
+    return str(error)
 
 
 def _poster(address: str) -> Callable[[str], None]:
@@ -58,9 +76,10 @@ def _poster(address: str) -> Callable[[str], None]:
 def _runner(command: str) -> Callable[[str], None]:
     words = shlex.split(command)
     if not words:
-        raise ConfigError("--on-event: give a command or an http(s) address")
+        raise ConfigError("--on-event, or on_event of the cluster: give a command or an http(s) address")
 
     def run(text: str) -> None:
-        subprocess.run(words, input=text, text=True, check=True, timeout=_PATIENCE_SECONDS)
+        # Our own output may be meant for a program.
+        subprocess.run(words, input=text, text=True, check=True, timeout=_PATIENCE_SECONDS, stdout=_STANDARD_ERROR)
 
     return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import math
 import tempfile
@@ -75,9 +74,7 @@ def begin(folder: SweepFolder, works: Sequence[Work], cluster: SimulatedCluster)
 
 
 def definition_of(folder: SweepFolder, works: Sequence[Work], config: ClusterConfig) -> Definition:
-    values = dataclasses.asdict(config)
-    del values["name"]
-    return Definition(folder.name, config.name, values, list(works))
+    return Definition(folder.name, config.name, config.to_dict(), list(works))
 
 
 def play(

@@ -26,7 +26,7 @@ from sweeps.controller import Controller, Tick
 from sweeps.display import Lines, summary
 from sweeps.folder import SweepFolder
 from sweeps.lease import LeaseHeld
-from sweeps.notify import Notifier
+from sweeps.notify import notifier_of
 from sweeps.source import import_lines, keep_source, python_words
 from sweeps.state import SweepState
 
@@ -121,8 +121,7 @@ def _control(folder: SweepFolder, own_job: str) -> SweepState:
     print(f"job {own_job} controls sweep {folder.name}", flush=True)
     controller = _when_free(folder, cluster, succession)
     lines = Lines(lambda line: print(line, flush=True))
-    target = os.environ.get(ON_EVENT)
-    notify = Notifier(folder.name, target) if target else None
+    notify = notifier_of(folder.name, os.environ.get(ON_EVENT))
 
     def on_tick(tick: Tick) -> None:
         succession.ensure()

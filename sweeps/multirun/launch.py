@@ -30,7 +30,6 @@ from sweeps.config import ClusterConfig
 from sweeps.controller import Controller
 from sweeps.definition import Definition
 from sweeps.display import Lines
-from sweeps.launch import cluster_values
 from sweeps.lease import LeaseHeld
 from sweeps.multirun.place import find_place, is_by_position
 from sweeps.multirun.program import RESULT, Program, read_return, set_value, write_program
@@ -104,7 +103,7 @@ class Multirun:
         works = self._works(job_overrides, initial_job_idx)
         cluster = cluster_of(self.launcher, [work.need for work in works])
         folder = self.place.folder
-        definition = Definition(folder.name, cluster.name, cluster_values(cluster), [*self._finished(works), *works])
+        definition = Definition(folder.name, cluster.name, cluster.to_dict(), [*self._finished(works), *works])
         controller = Controller(folder, definition, make_cluster)
         try:
             controller.cluster.check()

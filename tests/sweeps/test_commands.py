@@ -12,8 +12,10 @@ from typing import Any
 import psutil
 import pytest
 
+from sweeps.commands import Look
 from sweeps.definition import Definition
 from sweeps.folder import SweepFolder
+from sweeps.quota import Verdict, VerdictKind
 from sweeps.work import Need, Work
 
 HERE = Path(__file__).parent
@@ -92,6 +94,15 @@ def test_what_acts_answers_programs_too(sweep: SweepFolder) -> None:
     assert said["own_limits"] == {"nodes": 3}
     assert said["counts"] == {"held": 2, "waiting": 1}
     assert said["held"] == {"held by hand": ["1ab", "2ab"]}
+
+
+def test_a_launch_that_ends_with_runs_waiting_says_why_to_programs(sweep: SweepFolder) -> None:
+    (shape,) = Look(sweep).state.waiting
+    never = Verdict(VerdictKind.NEVER, "no node is so large")
+    said = Look(sweep, {shape: never}).to_dict()
+    assert said["waiting"] == {"can never run: no node is so large": 3}
+    assert {run["why"] for run in said["runs"]} == set(said["waiting"])
+    assert not said["controlled"]
 
 
 def test_mistakes_are_one_line(sweep: SweepFolder, tmp_path: Path) -> None:
@@ -174,6 +185,15 @@ def test_a_detached_launch_outlives_the_command_and_is_one_of_a_kind(root: Path)
     # Launched again there is nothing left to do, and nothing is done again.
     attempts = sorted(root.glob("runs/*/attempts/*"))
     assert "3 done" in say("launch", *narrow)
+    # A program learns the end as `status` says it, and who is to be told of it is told and written down nowhere.
+    told = root / "told"
+    ended = say("launch", *narrow, f"+cluster.on_event='tee {told}'", "--json")
+    assert json.loads(ended) == json.loads(say("status", root, "--json"))
+    assert json.loads(told.read_text()) == {"sweep": "demo", "event": "ended", "counts": {"done": 3}}
+    assert not [path for path in (root / "sweeps").rglob("*") if path.is_file() and b"tee" in path.read_bytes()]
+    say("launch", *narrow, f"+cluster.on_event='tee {root}/no'", "--on-event", f"tee {root}/instead")
+    assert (root / "instead").exists()
+    assert not (root / "no").exists()
     # A multirun of the trainer is the same sweep.
     train = [sys.executable, "-m", "muloco_runner", "--multirun", *narrow]
     assert "3 done" in subprocess.run(train, capture_output=True, text=True, check=True, timeout=60).stdout

@@ -44,6 +44,7 @@ def test_a_good_one_is_read() -> None:
         ({**GOOD, "allocations": [{"gpus_per_node": 8}]}, "name must be given"),
         ({**GOOD, "allocations": GOOD["allocations"] * 2}, "named alike"),
         ({**GOOD, "tick_seconds": "fast"}, "tick_seconds"),
+        ({**GOOD, "on_event": 3}, "on_event"),
     ],
 )
 def test_a_mistake_is_one_line(values: Any, words: str) -> None:

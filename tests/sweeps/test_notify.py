@@ -72,10 +72,12 @@ def test_an_address_gets_each_event_once(inbox: tuple[str, list[object]]) -> Non
 
 
 def test_a_message_that_cannot_be_sent_stops_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    for target in ("/no/such/command", "false", "http://127.0.0.1:1/"):
+    for target in ("/no/such/command", "false SECRET", "http://127.0.0.1:1/", "http://127.0.0.1:one/", "http://"):
         notify = Notifier("s", target)
         for one in [*HISTORY, END]:
             notify(one)
-    assert "on-event" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert said.startswith("on-event: ")
+        assert "SECRET" not in said
     with pytest.raises(ConfigError):
         Notifier("s", " ")
