@@ -50,7 +50,8 @@ class InnerStep:
         """
         if self.communicator.sharded:
             return
-        batch = self.data.worker_batch(0, worker.index, 0, self.communicator.topology.replicas)
+        topology = self.communicator.topology
+        batch = self.data.worker_batch(0, worker.index, topology.replica, topology.replicas)
         while True:
             failures = torch.tensor(self._fails(worker, batch), dtype=torch.int32)
             if not self.communicator.sum_over_ranks(failures):

@@ -29,7 +29,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.gain.shape, self.gain.to(x.dtype), self.eps)
+        # GPUs' autocast would widen the result, and with it the residual stream and queries and keys, but not values.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x, self.gain.shape, self.gain.to(x.dtype), self.eps)
 
 
 def rotary_angles(length: int, head_width: int, theta: float) -> tuple[Tensor, Tensor]:

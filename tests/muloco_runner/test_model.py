@@ -3,11 +3,13 @@ import functools
 import pytest
 import torch
 import torch._dynamo.utils
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from muloco_runner.attention import choose_attention
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError, ModelConfig
-from muloco_runner.model import Transformer, build_model
+from muloco_runner.model import Block, Transformer, build_model
 
 CONFIG = ModelConfig(width=32, num_layers=2, head_width=16, vocab_size=50, sequence_length=24)
 CPU = torch.device("cpu")
@@ -143,3 +145,32 @@ def test_the_published_ladder_has_the_published_sizes(size: str, count: int) -> 
     with torch.device("meta"):
         model = Transformer(config)
     assert sum(p.numel() for p in model.parameters()) == count == config.num_params
+
+
+@torch.no_grad()
+def test_a_gpus_autocast_leaves_the_stream_and_attention_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its list of operations to widen is not that of CPUs. Tensors without memory know their device nonetheless."""
+    attended: list[Tensor] = []
+
+    def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: object) -> Tensor:
+        attended.extend((q_BHTK, k_BHTK, v_BHTK))
+        return torch.empty_like(q_BHTK)
+
+    monkeypatch.setattr("muloco_runner.model.attend", attend)
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        with FakeTensorMode():
+            block = Block(CONFIG)
+            for module in block.modules():
+                module._parameters.update(
+                    {n: torch.empty(p.shape, device="cuda") for n, p in module._parameters.items() if p is not None}
+                )
+            x_BTD = torch.empty(2, 8, CONFIG.width, dtype=torch.bfloat16, device="cuda")
+            cos_TK, sin_TK = torch.empty(2, 8, CONFIG.head_width // 2, dtype=torch.bfloat16, device="cuda").unbind()
+            y_BTD = block(x_BTD, cos_TK, sin_TK, None)
+    finally:
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])
+    assert [(t.device.type, t.dtype) for t in (*attended, y_BTD)] == [("cuda", torch.bfloat16)] * 4
