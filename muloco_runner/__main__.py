@@ -149,6 +149,7 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
     from muloco_runner.attention import choose_attention
     from muloco_runner.compose import to_app_config
     from muloco_runner.job import check_can_run, check_same_data, run_job
+    from muloco_runner.link import emulated_link
     from muloco_runner.progress import show_progress
     from muloco_runner.ranks import choose_device, rank_environment
     from muloco_runner.topology import Topology
@@ -157,6 +158,7 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
     run, place = app.run, rank_environment()
     device = choose_device(app.execution.device, place)
     choose_attention(app.execution.attention, run.model.head_width, device)
+    emulated_link(app.execution, device.type)
     Topology(run.num_workers, place.rank, place.num_ranks).check(run)
     folder = RunFolder.of(app.root, run.run_id)
     check_same_data(folder, check_can_run(run))

@@ -107,7 +107,7 @@ def _attempt(
     with (
         _sole_user(folder, place),
         joined_ranks(
-            place, run.num_workers, device, folder.attempt_dir(attempt), sharded, emulated_link(execution)
+            place, run.num_workers, device, folder.attempt_dir(attempt), sharded, emulated_link(execution, device.type)
         ) as communicator,
         wandb_sink(
             run, execution.wandb_project if place.rank == 0 else None, folder.attempt_dir(attempt)

@@ -2,51 +2,94 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from muloco_runner.config import ExecutionConfig
+from muloco_runner.config import ConfigError, ExecutionConfig
 
 
 @dataclass(frozen=True)
 class TrafficCount:
-    """Of one rank, since its attempt began."""
+    """Of one rank, since its attempt began to train."""
 
-    bytes_sent: int
-    bytes_received: int
-    wait_seconds: float
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    wait_seconds: float = 0.0
     """Time in which training stood still for communication, waiting for slower ranks included."""
 
 
 class Traffic:
-    """Counters that the training thread and one in the background may share."""
+    """Is told of everything that this rank hands to others or takes from them.
+
+    Counts bytes of the payload itself, without the network's own headers, and the time that training waits.
+    """
+
+    def __init__(self, link: EmulatedLink | None = None) -> None:
+        self.link = link
+        self.is_paused = False
+        """While it is, nothing is counted and nothing held back: it is no part of training."""
+        self._counters = _Counters()
+        self._counts_waiting = True
+
+    def beside_training(self) -> Traffic:
+        """The same link and the same bytes, of a thread for which training does not wait."""
+        other = Traffic(self.link)
+        other._counters, other._counts_waiting = self._counters, False
+        return other
+
+    def begin(self, sent: int, received: int, rounds: int = 1) -> float:
+        """An exchange that starts now; returns the `time.perf_counter` before which the link has not carried it."""
+        if self.is_paused:
+            return 0.0
+        self._counters.add(sent, received, 0.0)
+        return 0.0 if self.link is None else self.link.reserve(max(sent, received), rounds)
+
+    @contextlib.contextmanager
+    def waiting(self, end: float = 0.0) -> Iterator[None]:
+        """Around what waits for an exchange: ends no earlier than the link does."""
+        began = time.perf_counter()
+        yield
+        remaining = end - time.perf_counter()
+        if remaining > 0:
+            time.sleep(remaining)
+        self.wait(time.perf_counter() - began)
+
+    def wait(self, seconds: float) -> None:
+        """Adds time that training has waited."""
+        if self._counts_waiting and not self.is_paused:
+            self._counters.add(0, 0, seconds)
+
+    def restart(self) -> None:
+        """Counts from nothing again."""
+        self._counters.total = TrafficCount()
+
+    def read(self) -> TrafficCount:
+        return self._counters.total
+
+
+class _Counters:
+    """Of the training thread and one in the background together."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sent = self._received = 0
-        self._wait_seconds = 0.0
+        self.total = TrafficCount()
 
-    def add(self, sent: int, received: int) -> None:
-        """Bytes of one exchange: the payload itself, without the network's own headers."""
+    def add(self, sent: int, received: int, wait_seconds: float) -> None:
         with self._lock:
-            self._sent += sent
-            self._received += received
-
-    def wait(self, seconds: float) -> None:
-        with self._lock:
-            self._wait_seconds += seconds
-
-    def read(self) -> TrafficCount:
-        with self._lock:
-            return TrafficCount(self._sent, self._received, self._wait_seconds)
+            old = self.total
+            self.total = TrafficCount(
+                old.bytes_sent + sent, old.bytes_received + received, old.wait_seconds + wait_seconds
+            )
 
 
 class EmulatedLink:
     """A full-duplex link of this rank to all others. Exchanges that overlap share it one after the other.
 
     An exchange takes at least its larger direction's bytes over the bandwidth, and the latency once for each of its
-    rounds; what the machine's own network took counts as part of that.
+    rounds; what the machine's own network takes counts as part of that.
     """
 
     def __init__(self, megabits_per_second: float | None, latency_milliseconds: float) -> None:
@@ -59,19 +102,22 @@ class EmulatedLink:
         """What an exchange of so many bytes takes on an idle link."""
         return num_bytes / self.bytes_per_second + rounds * self.latency_seconds
 
-    def carry(self, began: float, num_bytes: int, rounds: int = 1) -> None:
-        """Returns no earlier than an exchange that began then (`time.perf_counter`) would have ended."""
+    def reserve(self, num_bytes: int, rounds: int = 1) -> float:
+        """The `time.perf_counter` at which an exchange ends that begins now, behind what the link has taken before."""
         with self._lock:
-            start = max(began, self._free_at)
-            self._free_at = start + num_bytes / self.bytes_per_second
-            end = self._free_at + rounds * self.latency_seconds
-        remaining = end - time.perf_counter()
-        if remaining > 0:
-            time.sleep(remaining)
+            self._free_at = max(time.perf_counter(), self._free_at) + num_bytes / self.bytes_per_second
+            return self._free_at + rounds * self.latency_seconds
 
 
-def emulated_link(execution: ExecutionConfig) -> EmulatedLink | None:
+def emulated_link(execution: ExecutionConfig, device_type: str) -> EmulatedLink | None:
     """The link that `execution` asks for; None for the network as it is."""
     if execution.link_megabits_per_second is None and not execution.link_latency_milliseconds:
         return None
+    if device_type != "cpu":
+        # A GPU's queue runs on while its host is held back.
+        raise ConfigError(
+            f"execution.link_megabits_per_second={execution.link_megabits_per_second}, "
+            f"execution.link_latency_milliseconds={execution.link_latency_milliseconds}: a link is emulated between "
+            f"CPUs alone, and this rank trains on {device_type}: set execution.device=cpu, or leave the link as it is"
+        )
     return EmulatedLink(execution.link_megabits_per_second, execution.link_latency_milliseconds)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore
 
 from muloco_runner.config import ExecutionConfig, RunConfig
-from muloco_runner.link import EmulatedLink
+from muloco_runner.link import EmulatedLink, Traffic
 from muloco_runner.memory import Placement, choose_placement
 from muloco_runner.record import write_atomically
 from muloco_runner.topology import Communicator, Topology
@@ -90,7 +90,7 @@ def joined_ranks(
         timeout=_COLLECTIVE,
     )
     try:
-        yield Communicator(topology, sharded, link)
+        yield Communicator(topology, sharded, Traffic(link))
         dist.barrier()
     finally:
         dist.destroy_process_group()

@@ -8,16 +8,21 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from muloco_runner.collectives import Collectives, Transfer
 from muloco_runner.config import ExecutionConfig, ModelConfig
 from muloco_runner.data import Batch
 from muloco_runner.model import Transformer, build_model, empty_model
@@ -75,21 +80,63 @@ def _pairwise_sum(
 class OverlappedCopies:
     def __init__(self, communicator: Communicator) -> None:
         self.communicator = communicator
+        self._buckets = None if communicator.topology.replicas == 1 else _BucketMeans(communicator.among_replicas)
         self._averaging: dict[Transformer, DistributedDataParallel] = {}
 
     def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
         model, tensors = _build_whole(config, seed, device)
-        if self.communicator.topology.replicas > 1:
-            group = self.communicator.replica_group
-            self._averaging[model] = DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True)
+        if self._buckets is not None:
+            group = self.communicator.among_replicas.group
+            # The model's buffers are constants: no step needs to send them.
+            module = DistributedDataParallel(
+                model, process_group=group, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+            # A lambda, since torch refuses a hook whose annotations are still text.
+            module.register_comm_hook(self._buckets, lambda buckets, bucket: buckets.average(bucket))
+            self._averaging[model] = module
         return model, tensors
 
     def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
-        module = self._averaging.get(worker.model)
-        if module is None:
+        if self._buckets is None:
             return _accumulate(worker.model, parts, loss_of, lambda last: contextlib.nullcontext())
+        module = self._averaging[worker.model]
         loss = _accumulate(module, parts, loss_of, lambda last: contextlib.nullcontext() if last else module.no_sync())
+        self._buckets.end_backward()
         return self.communicator.average_over_replicas(loss)
+
+
+class _BucketMeans:
+    """DDP's buckets of gradients on their way to their mean, while the backward pass goes on."""
+
+    def __init__(self, replicas: Collectives) -> None:
+        self._traffic = replicas.traffic
+        self._replicas = Collectives(replicas.group, replicas.traffic.beside_training())
+        self._last_full_at = 0.0
+        self._link = ThreadPoolExecutor(1, "link")
+
+    def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """The communication hook of one bucket."""
+        mean = bucket.buffer().div_(self._replicas.size)
+        self._last_full_at = time.perf_counter()
+        transfer = self._replicas.all_reduce(mean, async_op=True)
+        if self._traffic.link is None:
+            assert transfer.work is not None
+            return transfer.work.get_future().then(lambda done: done.value()[0])
+        held: Future[Tensor] = Future()
+        self._link.submit(_hold, transfer, mean, held)
+        return held
+
+    def end_backward(self) -> None:
+        """When the last bucket was full nothing was left to compute: since then training has waited."""
+        self._traffic.wait(time.perf_counter() - self._last_full_at)
+
+
+def _hold(transfer: Transfer, result: Tensor, until_it_has_come: Future[Tensor]) -> None:
+    try:
+        transfer.wait()
+        until_it_has_come.set_result(result)
+    except Exception as error:
+        until_it_has_come.set_exception(error)  # type: ignore[arg-type]
 
 
 class Shards:
@@ -103,7 +150,8 @@ class Shards:
 
     def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
         model = empty_model(config)
-        mesh = DeviceMesh.from_group(self.communicator.replica_group, device.type)
+        replicas = self.communicator.among_replicas
+        mesh = DeviceMesh.from_group(replicas.group, device.type)
         whole = MixedPrecisionPolicy(reduce_dtype=torch.float32)
         narrow = MixedPrecisionPolicy(self.precision, torch.float32, cast_forward_inputs=False)
         # Everything is let go after its forward pass: what stayed gathered would miss a change of the rows.
@@ -112,6 +160,10 @@ class Shards:
         fully_shard(model.embedding, mesh=mesh, mp_policy=whole, reshard_after_forward=True)
         fully_shard(model.head, mesh=mesh, mp_policy=narrow, reshard_after_forward=True)
         fully_shard(model, mesh=mesh, mp_policy=whole, reshard_after_forward=True)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_custom_all_gather(_GatheredRows(replicas))  # type: ignore[arg-type]
+                module.set_custom_reduce_scatter(_SummedRows(replicas))  # type: ignore[arg-type]
         model.to_empty(device=device)
         topology = self.communicator.topology
         for parameter, values in model.initial_values(torch.Generator().manual_seed(seed)):
@@ -125,6 +177,43 @@ class Shards:
         for tensor, parameter in zip(worker.tensors, worker.model.parameters(), strict=True):
             tensor.grad = None if parameter.grad is None else local_rows(parameter.grad)
         return self.communicator.average_over_replicas(loss)
+
+
+class _Staging:
+    """FSDP's buffers, as torch's own `DefaultAllocMixin` makes them."""
+
+    def __init__(self, replicas: Collectives) -> None:
+        self.replicas = replicas
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+
+class _GatheredRows(_Staging):
+    """How FSDP gathers a block's parameters."""
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> dist.Work | None:
+        assert not async_op, "FSDP would wait for the work alone, not for the link"
+        self.replicas.all_gather(output_tensor, input_tensor)
+        return None
+
+
+class _SummedRows(_Staging):
+    """How FSDP sums a block's gradients; each rank gets those of its rows."""
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: dist.ReduceOp.RedOpType,
+        async_op: bool = False,
+    ) -> dist.Work | None:
+        assert not async_op
+        self.replicas.reduce_scatter(output_tensor, input_tensor, op)
+        return None
 
 
 def build_replicas(

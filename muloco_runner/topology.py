@@ -6,17 +6,15 @@ each worker is a group of replicas that share its batch.
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from muloco_runner.collectives import Collectives, Transfer
 from muloco_runner.config import ConfigError, RunConfig
-from muloco_runner.link import EmulatedLink, Traffic
+from muloco_runner.link import Traffic
 
 _BUCKET_ELEMENTS = 1 << 24
 """Of one message between replicas: large enough for any link, small beside a model."""
@@ -73,39 +71,39 @@ class Topology:
 class Communicator:
     """Collectives over the ranks of a topology; on one rank they cost nothing.
 
-    `sharded` says that the replicas of a worker each hold rows of its model instead of a copy. Gradients and
-    pseudogradients are counted in `traffic`; so is the time that training waits for them.
+    `sharded` says that the replicas of a worker each hold rows of its model instead of a copy. Everything that is sent
+    is told to `traffic`; so is the time that training waits for it.
     """
 
-    def __init__(self, topology: Topology, sharded: bool = False, link: EmulatedLink | None = None) -> None:
-        self.topology, self.sharded = topology, sharded and topology.replicas > 1
-        self.link, self.traffic = link, Traffic()
-        self.counts_waiting = True
-        self._replica_group: dist.ProcessGroup | None = None
-        self._leader_group: dist.ProcessGroup | None = None
-        if topology.num_ranks > 1:
-            # Every rank takes part in making every group, in the same order.
-            replicas = topology.replicas
-            for first in range(0, topology.num_ranks, replicas):
-                group = dist.new_group(list(range(first, first + replicas)))
-                if first <= topology.rank < first + replicas:
-                    self._replica_group = group
-            for replica in range(replicas):
-                group = dist.new_group(list(range(replica, topology.num_ranks, replicas)))
-                if topology.replica == replica:
-                    self._leader_group = group
+    # Only where there are several ranks.
+    among_replicas: Collectives
+    """The ranks that share this rank's worker."""
+    _among_holders: Collectives
+    _among_ranks: Collectives
 
-    @property
-    def replica_group(self) -> dist.ProcessGroup:
-        """The ranks that share this rank's worker; only where there is more than one."""
-        assert self._replica_group is not None
-        return self._replica_group
+    def __init__(self, topology: Topology, sharded: bool = False, traffic: Traffic | None = None) -> None:
+        self.topology, self.sharded = topology, sharded and topology.replicas > 1
+        self.traffic = Traffic() if traffic is None else traffic
+        if topology.num_ranks == 1:
+            return
+        # Every rank takes part in making every group, in the same order.
+        replicas = topology.replicas
+        for first in range(0, topology.num_ranks, replicas):
+            group = dist.new_group(list(range(first, first + replicas)))
+            if first <= topology.rank < first + replicas:
+                self.among_replicas = Collectives(group, self.traffic)
+        for replica in range(replicas):
+            group = dist.new_group(list(range(replica, topology.num_ranks, replicas)))
+            if topology.replica == replica:
+                self._among_holders = Collectives(group, self.traffic)
+        assert dist.group.WORLD is not None
+        self._among_ranks = Collectives(dist.group.WORLD, self.traffic)
 
     def average_over_replicas(self, tensor: Tensor) -> Tensor:
         """The mean over the replicas of this rank's worker, in place."""
         replicas = self.topology.replicas
         if replicas > 1:
-            dist.all_reduce(tensor, group=self._replica_group)
+            self.among_replicas.all_reduce(tensor)
             tensor /= replicas
         return tensor
 
@@ -126,10 +124,8 @@ class Communicator:
     def _sum_in_order(self, flat: Tensor) -> Tensor:
         """Every replica sums one piece of all replicas' vectors, whose size they divide; the sums meet again."""
         pieces = torch.empty_like(flat)
-        replicas = self.topology.replicas
-        with self._transfer(num_bytes := 2 * (replicas - 1) * flat.nbytes // replicas, num_bytes, rounds=2):
-            dist.all_to_all_single(pieces, flat, group=self._replica_group)
-            dist.all_gather_into_tensor(flat, _sum_of_rows(pieces.view(replicas, -1)), group=self._replica_group)
+        self.among_replicas.all_to_all(pieces, flat)
+        self.among_replicas.all_gather(flat, _sum_of_rows(pieces.view(self.topology.replicas, -1)))
         return flat
 
     @property
@@ -149,73 +145,53 @@ class Communicator:
 
     def gather_over_workers(self, local: list[Tensor]) -> list[Tensor]:
         """Flat tensors of the workers held here, one each, to those of all K workers, in worker order."""
-        ranks = len(self.holders)
-        if ranks == 1:
+        if len(self.holders) == 1:
             return local
         mine = torch.stack(local)
-        everyone = [torch.empty_like(mine) for _ in range(ranks)]
-        with self._transfer(num_bytes := (ranks - 1) * mine.nbytes, num_bytes):
-            dist.all_gather(everyone, mine, group=self._leader_group)
-        return list(torch.cat(everyone))
+        everyone = mine.new_empty(len(self.holders) * len(mine), *mine.shape[1:])
+        self._among_holders.all_gather(everyone, mine)
+        return list(everyone)
 
     def exchange_over_workers(self, outgoing: list[Tensor], incoming: list[int]) -> list[Tensor]:
         """Sends a flat tensor to each of the `holders`; returns what each sent here, `incoming` values of it."""
-        return self._exchange(outgoing, incoming, self.holder, self._leader_group)
+        return outgoing if len(outgoing) == 1 else _exchange(self._among_holders, outgoing, incoming)
 
     def exchange_over_replicas(self, outgoing: list[Tensor], incoming: list[int]) -> list[Tensor]:
         """The same among the replicas of this rank's worker."""
-        return self._exchange(outgoing, incoming, self.topology.replica, self._replica_group)
-
-    def _exchange(
-        self, outgoing: list[Tensor], incoming: list[int], own: int, group: dist.ProcessGroup | None
-    ) -> list[Tensor]:
-        if len(outgoing) == 1:
-            return outgoing
-        sizes = [part.numel() for part in outgoing]
-        arrived = outgoing[0].new_empty(sum(incoming))
-        sent, received = ((sum(parts) - parts[own]) * arrived.element_size() for parts in (sizes, incoming))
-        with self._transfer(sent, received):
-            dist.all_to_all_single(arrived, torch.cat(outgoing), incoming, sizes, group=group)
-        return list(arrived.split(incoming))
+        return outgoing if len(outgoing) == 1 else _exchange(self.among_replicas, outgoing, incoming)
 
     def sum_over_workers(self, tensor: Tensor) -> Tensor:
         """The elementwise sum over the `holders`, in place."""
         if len(self.holders) > 1:
-            dist.all_reduce(tensor, group=self._leader_group)
+            self._among_holders.all_reduce(tensor)
         return tensor
 
     def in_background(self) -> Communicator:
         """The same ranks over groups of their own, for a thread beside training; every rank must ask for it."""
-        other = Communicator(self.topology, self.sharded, self.link)
-        other.traffic, other.counts_waiting = self.traffic, False
-        return other
-
-    @contextlib.contextmanager
-    def _transfer(self, sent: int, received: int, rounds: int = 1) -> Iterator[None]:
-        """Around collectives: counts their bytes, as messages straight to each rank move them, and fills the link."""
-        began = time.perf_counter()
-        yield
-        self.traffic.add(sent, received)
-        if self.link is not None:
-            self.link.carry(began, max(sent, received), rounds)
-        if self.counts_waiting:
-            self.traffic.wait(time.perf_counter() - began)
+        return Communicator(self.topology, self.sharded, self.traffic.beside_training())
 
     def sum_over_shards(self, tensor: Tensor) -> Tensor:
         """A sum over this rank's rows of a model to that over the whole model, in place; nothing to do for a copy."""
         if self.sharded:
-            dist.all_reduce(tensor, group=self._replica_group)
+            self.among_replicas.all_reduce(tensor)
         return tensor
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """The elementwise sum over all ranks, in place."""
         if self.topology.num_ranks > 1:
-            dist.all_reduce(tensor)
+            self._among_ranks.all_reduce(tensor)
         return tensor
 
-    def barrier(self) -> None:
-        if self.topology.num_ranks > 1:
-            dist.barrier()
+    def begin_sum_over_ranks(self, tensor: Tensor) -> Transfer:
+        """The same, to be waited for; of several ranks."""
+        return self._among_ranks.all_reduce(tensor, async_op=True)
+
+
+def _exchange(among: Collectives, outgoing: list[Tensor], incoming: list[int]) -> list[Tensor]:
+    sizes = [part.numel() for part in outgoing]
+    arrived = outgoing[0].new_empty(sum(incoming))
+    among.all_to_all(arrived, torch.cat(outgoing), incoming, sizes)
+    return list(arrived.split(incoming))
 
 
 def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:

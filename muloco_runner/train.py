@@ -27,6 +27,7 @@ from muloco_runner.checkpoint_state import (
     whole_lists,
     worker_state,
 )
+from muloco_runner.collectives import Transfer
 from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.corpus import Corpus
 from muloco_runner.data import TrainingData, validation_batch
@@ -90,7 +91,7 @@ class Trainer:
         self.losses = torch.zeros(len(self.workers), run.num_steps, device=session.device)
         """Training loss of each worker held here (rows) at each completed step."""
         self.step = 0
-        self.clock = TrainingClock(session.device)
+        self.clock = TrainingClock(session.device, self.communicator.traffic)
         self.started_at = time.time()
         self.last_outer: OuterStep | None = None
         self.gradient_norms = torch.zeros(len(self.workers))
@@ -99,6 +100,8 @@ class Trainer:
         self._last_logged = (0, 0.0)
         """Step and training seconds of the last line that this attempt logged."""
         self._last_checkpoint = time.monotonic()
+        self._told: tuple[Tensor, Transfer] | None = None
+        """What `_tell_wishes` has sent."""
         torch.manual_seed(run.seed)
 
     def _build_worker(self, index: int) -> Worker:
@@ -110,8 +113,8 @@ class Trainer:
         model.set_execution(attention, self.placement.recompute, compiled)
         # Copies of a model share the work on its matrices; shards do so by themselves.
         shared = self.topology.replicas > 1 and not self.communicator.sharded
-        group = self.communicator.replica_group if shared else None
-        return Worker(index, model, build_inner_optimizer(model, run, execution.muon_backend, group), tensors)
+        group, traffic = self.communicator.among_replicas.group if shared else None, self.communicator.traffic
+        return Worker(index, model, build_inner_optimizer(model, run, execution.muon_backend, group, traffic), tensors)
 
     # The loop
 
@@ -123,6 +126,7 @@ class Trainer:
             self.inner_step.shrink_to_memory(self.workers[0])
         validation_loss = None
         self.clock.start()
+        self._tell_wishes()
         while self.step < run.num_steps:
             self._inner_step()
             self.step += 1
@@ -315,21 +319,40 @@ class Trainer:
 
     def _must_stop(self) -> bool:
         """All ranks give one answer. Before yes a checkpoint is left; else one is begun when it is due."""
-        due = time.monotonic() - self._last_checkpoint > self.session.execution.checkpoint_interval_seconds
-        flags = torch.tensor([self.session.should_stop(), due, *self.checkpoints.progress()], dtype=torch.int32)
-        stop, due, num_busy, num_failed = self.communicator.sum_over_ranks(flags).tolist()
+        stop, due, num_busy, num_failed = self._wishes_of_all()
         if self.checkpoints.settle(num_busy, num_failed):
             self.write_status("running")
-        if not stop and not (due and self.checkpoints.is_idle):
-            return False
-        with self.clock.paused():
-            if stop:
-                with contextlib.suppress(CheckpointError):  # it has been reported, and the next one is better
+        if stop or (due and self.checkpoints.is_idle):
+            with self.clock.paused():
+                if stop:
+                    with contextlib.suppress(CheckpointError):  # it has been reported, and the next one is better
+                        self.checkpoints.drain()
+                self._begin_checkpoint()
+                if stop:
                     self.checkpoints.drain()
-            self._begin_checkpoint()
-            if stop:
-                self.checkpoints.drain()
-        return bool(stop)
+                    return True
+        self._tell_wishes()
+        return False
+
+    def _tell_wishes(self) -> None:
+        """To all ranks; the sum travels beside the next step, so that no step waits for a slow network."""
+        if self.topology.num_ranks > 1:
+            wishes = self._wishes()
+            self._told = wishes, self.communicator.begin_sum_over_ranks(wishes)
+
+    def _wishes_of_all(self) -> list[int]:
+        """Summed over the ranks: as they were after the step before, or, where there is one rank, as they are."""
+        if self._told is None:
+            return self._wishes().tolist()
+        wishes, transfer = self._told
+        self._told = None
+        transfer.wait()
+        return wishes.tolist()
+
+    def _wishes(self) -> Tensor:
+        """This rank's: to stop, to checkpoint; and its part in the checkpoint that is being written."""
+        due = time.monotonic() - self._last_checkpoint > self.session.execution.checkpoint_interval_seconds
+        return torch.tensor([self.session.should_stop(), due, *self.checkpoints.progress()], dtype=torch.int32)
 
     def _begin_checkpoint(self) -> None:
         """Returns when the state is copied; it is written while training goes on."""
@@ -353,6 +376,7 @@ class Trainer:
 
     def _end_checkpoints(self, keep_final: bool) -> None:
         """Waits for the one being written and leaves the run's last state. A full disk must not cost the result."""
+        self._wishes_of_all()  # what was told last is not left under way
         with self.clock.paused():
             with contextlib.suppress(CheckpointError):
                 self.checkpoints.drain()

@@ -1,4 +1,4 @@
-"""How long a run has trained: start-up, evaluation, records and checkpoints do not count."""
+"""How long a run has trained: start-up, evaluation, records and checkpoints do not count, neither do their messages."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from collections.abc import Iterator
 
 import torch
 
+from muloco_runner.link import Traffic
+
 
 class TrainingClock:
-    """Runs from `start` on, except while `paused`."""
+    """Runs from `start` on, except while `paused`; what is sent while it does not run is no `traffic`."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, traffic: Traffic) -> None:
         self.seconds = 0.0
         """Up to the last pause, of all attempts."""
-        self._device = device
+        self._device, self._traffic = device, traffic
         self._started_at = 0.0
+        traffic.restart()
+        traffic.is_paused = True
 
     def start(self) -> None:
+        self._traffic.is_paused = False
         self._started_at = time.perf_counter()
 
     @contextlib.contextmanager
@@ -27,5 +32,6 @@ class TrainingClock:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self.seconds += time.perf_counter() - self._started_at
+        self._traffic.is_paused = True
         yield
         self.start()

@@ -53,9 +53,9 @@ class ExecutionConfig:
     """Minutes from its start after which an attempt checkpoints and asks for more time; None for no deadline."""
     link_megabits_per_second: float | None = None
     """Emulated link of each rank: what it sends or receives takes at least as long as on a link of this bandwidth, each
-    way. None for the network as it is."""
+    way. None for the network as it is. Between CPUs alone."""
     link_latency_milliseconds: float = 0.0
-    """Emulated time from the first bit's leaving to its arrival, added once to each exchange."""
+    """Emulated time from the first bit's leaving to its arrival, added once to each message: twice to an all-reduce."""
 
     def __post_init__(self) -> None:
         require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))

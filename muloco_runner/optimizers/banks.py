@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from muloco_runner.collectives import Collectives
+from muloco_runner.link import Traffic
 from muloco_runner.optimizers.adamw_bank import AdamWBank
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.in_flight import InFlight
@@ -52,7 +53,9 @@ class Replayable(Bank, Protocol):
 class Shared:
     """What the banks of one optimizer have in common."""
 
-    process_group: dist.ProcessGroup | None = None
+    replicas: Collectives | None = None
+    """The ranks that hold the same parameters, where they share the work."""
+    traffic: Traffic = field(default_factory=Traffic)
     owners: dict[int, Owners] = field(default_factory=dict)
     """What has been dealt so far, by the number of ranks that share."""
     arena: Arena = field(default_factory=Arena)
@@ -61,7 +64,7 @@ class Shared:
     @property
     def num_ranks(self) -> int:
         """That hold the same parameters."""
-        return 1 if self.process_group is None else self.process_group.size()
+        return 1 if self.replicas is None else self.replicas.size
 
     def dealer(self, num_ranks: int) -> Owners:
         """Of matrices to that many ranks."""
@@ -92,9 +95,10 @@ def _adamw_bank(parameters: list[Tensor], backend: str) -> Bank:
 
 def _matrix_bank(parameters: list[Tensor], backend: str, shared: Shared) -> Bank:
     if is_distributed(parameters[0]):
-        return ShardedBank(parameters, backend, shared.dealer(sharding_group(parameters[0]).size()))
-    if shared.process_group is not None and shared.num_ranks > 1:
-        return SharedBank(parameters, backend, shared.process_group, shared.dealer(shared.num_ranks))
+        shards = Collectives(sharding_group(parameters[0]), shared.traffic)
+        return ShardedBank(parameters, backend, shards, shared.dealer(shards.size))
+    if shared.replicas is not None and shared.num_ranks > 1:
+        return SharedBank(parameters, backend, shared.replicas, shared.dealer(shared.num_ranks))
     if _to_be_fused(parameters, backend):
         from muloco_runner.optimizers.fused_bank import FusedMatrixBank
 
@@ -120,9 +124,7 @@ def _to_be_fused(parameters: list[Tensor], backend: str) -> bool:
     return can_be_fused(parameters)
 
 
-def average_gradients(
-    banks: list[Bank], process_group: dist.ProcessGroup | None
-) -> tuple[dict[Tensor, Tensor | None], Tensor]:
+def average_gradients(banks: list[Bank], replicas: Collectives | None) -> tuple[dict[Tensor, Tensor | None], Tensor]:
     """Each parameter's gradient averaged over the ranks (None where another rank needs it), and their common norm."""
     averaged: dict[Tensor, Tensor | None] = {}
     rest = []
@@ -137,20 +139,20 @@ def average_gradients(
     of_owners = [gradient for gradient in averaged.values() if gradient is not None]
     everywhere = [parameter.grad for parameter in rest if parameter.grad is not None]
     squares = _sum_of_squares(of_owners, banks)
-    if process_group is not None and process_group.size() > 1:
-        dist.all_reduce(squares, group=process_group)
-        everywhere = _all_reduce_mean(everywhere, process_group)
+    if replicas is not None and replicas.size > 1:
+        replicas.all_reduce(squares)
+        everywhere = _all_reduce_mean(everywhere, replicas)
         averaged.update(zip(rest, everywhere, strict=True))
     return averaged, (squares + _sum_of_squares(everywhere, banks)).sqrt()
 
 
-def _all_reduce_mean(tensors: list[Tensor], process_group: dist.ProcessGroup) -> list[Tensor]:
+def _all_reduce_mean(tensors: list[Tensor], replicas: Collectives) -> list[Tensor]:
     """Means over the ranks, in one message."""
     if not tensors:
         return []
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat, group=process_group)
-    flat /= process_group.size()
+    replicas.all_reduce(flat)
+    flat /= replicas.size
     pieces = flat.split([tensor.numel() for tensor in tensors])
     return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
 

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from muloco_runner.config import AdamWConfig, MuonConfig, RunConfig
+from muloco_runner.link import Traffic
 from muloco_runner.optimizers.muon import Muon
 from muloco_runner.optimizers.parameter_groups import parameter_groups
 
@@ -16,10 +17,12 @@ def build_inner_optimizer(
     run: RunConfig,
     muon_backend: str = "auto",
     process_group: dist.ProcessGroup | None = None,
+    traffic: Traffic | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW on every parameter, or Muon on the hidden matrices and AdamW, same lr and decay, on the rest.
 
-    `muon_backend` is `ExecutionConfig.muon_backend`; `process_group` holds the replicas that share Muon's work.
+    `muon_backend` is `ExecutionConfig.muon_backend`; `process_group` holds the replicas that share Muon's work, and
+    `traffic` is told what they send.
     """
     config = run.inner_optimizer
     beta1, beta2 = config.betas
@@ -48,5 +51,6 @@ def build_inner_optimizer(
                 weight_decay=run.weight_decay,
                 backend=muon_backend,
                 process_group=process_group,
+                traffic=traffic,
             )
     raise AssertionError(f"inner optimizer {config.name} has no builder")

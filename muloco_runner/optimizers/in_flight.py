@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-import torch.distributed as dist
+from muloco_runner.collectives import Transfer
 
 
 class InFlight:
@@ -15,11 +15,11 @@ class InFlight:
     """
 
     def __init__(self) -> None:
-        self._queue: deque[tuple[dist.Work, Callable[[], None]]] = deque()
+        self._queue: deque[tuple[Transfer, Callable[[], None]]] = deque()
 
-    def push(self, work: dist.Work, finish: Callable[[], None]) -> None:
+    def push(self, transfer: Transfer, finish: Callable[[], None]) -> None:
         """Adds a collective; ends the one before."""
-        self._queue.append((work, finish))
+        self._queue.append((transfer, finish))
         if len(self._queue) > 1:
             self._end_oldest()
 
@@ -29,6 +29,6 @@ class InFlight:
             self._end_oldest()
 
     def _end_oldest(self) -> None:
-        work, finish = self._queue.popleft()
-        work.wait()
+        transfer, finish = self._queue.popleft()
+        transfer.wait()
         finish()

@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from muloco_runner.collectives import Collectives
 from muloco_runner.config import ConfigError
+from muloco_runner.link import Traffic
 from muloco_runner.optimizers.banks import Bank, Replayable, Shared, average_gradients, create_banks
 from muloco_runner.optimizers.in_flight import InFlight
 from muloco_runner.optimizers.matrix_bank import shape_scale
@@ -37,7 +39,8 @@ class Muon(torch.optim.Optimizer):
 
     `process_group` names ranks that hold the same parameters: they share the matrices, and each keeps the momenta of
     its own alone. All of them must call `step`, `state_dict` and `load_state_dict`. Gradients are taken as averaged
-    already, unless `average_gradients` does it. DTensors of `fully_shard` need no `process_group`.
+    already, unless `average_gradients` does it. DTensors of `fully_shard` need no `process_group`. What is sent to
+    other ranks is counted in `traffic`.
 
     `cuda_graph` replays the whole step as one graph, which pays for small models; backend triton, one rank alone.
     """
@@ -58,6 +61,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         backend: str = "auto",
         process_group: dist.ProcessGroup | None = None,
+        traffic: Traffic | None = None,
         cuda_graph: bool = False,
     ) -> None:
         defaults = {
@@ -76,7 +80,8 @@ class Muon(torch.optim.Optimizer):
         }
         self._banks: list[list[Bank]] = []
         """Of each group."""
-        self._shared = Shared(process_group)
+        traffic = Traffic() if traffic is None else traffic
+        self._shared = Shared(None if process_group is None else Collectives(process_group, traffic), traffic)
         self._graph = StepGraph() if cuda_graph else None
         self._averaged: dict[Tensor, Tensor | None] = {}
         self._clip: Tensor | None = None
@@ -109,7 +114,7 @@ class Muon(torch.optim.Optimizer):
         return banks
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._shared.process_group is not None:
+        if self._shared.replicas is not None:
             raise TypeError("an optimizer that shares its state over ranks cannot be copied: use state_dict()")
         return dict(super().__getstate__())
 
@@ -171,7 +176,7 @@ class Muon(torch.optim.Optimizer):
         next step scales the gradients down to it, as `clip_grad_norm_` would. `grad` itself stays local.
         """
         banks = [bank for banks in self._banks for bank in banks]
-        self._averaged, norm = average_gradients(banks, self._shared.process_group)
+        self._averaged, norm = average_gradients(banks, self._shared.replicas)
         self._clip = None if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 

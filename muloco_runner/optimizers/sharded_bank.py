@@ -12,22 +12,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from muloco_runner.collectives import Collectives
 from muloco_runner.optimizers.in_flight import InFlight
 from muloco_runner.optimizers.matrix_bank import MatrixBank, polynomial_of
 from muloco_runner.optimizers.orthogonalize import matrices_at_once, orthogonalize, result_dtype
 from muloco_runner.optimizers.owners import Owners, rounds_of
-from muloco_runner.optimizers.placement import placed_like, sharding_group
+from muloco_runner.optimizers.placement import placed_like
 
 
 class ShardedBank(MatrixBank):
-    """Same-shape DTensors of one mesh, rows sharded."""
+    """Same-shape DTensors of one mesh, rows spread over the ranks of `shards`."""
 
-    def __init__(self, parameters: list[Tensor], backend: str, owners: Owners) -> None:
-        self.process_group = sharding_group(parameters[0])
-        self.rank, self.num_ranks = self.process_group.rank(), self.process_group.size()
+    def __init__(self, parameters: list[Tensor], backend: str, shards: Collectives, owners: Owners) -> None:
+        self.shards = shards
+        self.rank, self.num_ranks = shards.rank, shards.size
         super().__init__(parameters, backend)
         self.owners = owners.deal(len(parameters), self.rows, self.columns)
         self.rounds = rounds_of(self.owners, self.num_ranks, matrices_at_once(self.backend, self.rows, self.columns))
@@ -59,7 +59,7 @@ class ShardedBank(MatrixBank):
             if indices:
                 sent_PSHC[rank, : len(indices), :here].copy_(self._updates(group, indices))
         got_PSHC = torch.empty_like(sent_PSHC)
-        dist.all_to_all_single(got_PSHC, sent_PSHC, group=self.process_group)
+        self.shards.all_to_all(got_PSHC, sent_PSHC)
         whole_SRC = got_PSHC.transpose(0, 1).reshape(places, -1, self.columns)
         return whole_SRC[: len(of_rank[self.rank]), : self.rows]
 
@@ -73,12 +73,10 @@ class ShardedBank(MatrixBank):
     ) -> None:
         """Sends every rank its rows of this round's matrices; they are applied when they have come."""
         got_PSHC = torch.empty_like(rows_PSHC)
-        work = dist.all_to_all_single(got_PSHC, rows_PSHC, group=self.process_group, async_op=True)
+        transfer = self.shards.all_to_all(got_PSHC, rows_PSHC, async_op=True)
         here = self.momentum_BRC.shape[1]
         arrived = {
             index: got_PSHC[rank, place, :here] for rank, mine in enumerate(of_rank) for place, index in enumerate(mine)
         }
         indices = [index for index in moving if index in arrived]
-
-        assert work is not None
-        in_flight.push(work, lambda: self._move(group, indices, [arrived[index] for index in indices]))
+        in_flight.push(transfer, lambda: self._move(group, indices, [arrived[index] for index in indices]))

@@ -13,27 +13,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from muloco_runner.collectives import Collectives
 from muloco_runner.optimizers.in_flight import InFlight
 from muloco_runner.optimizers.matrix_bank import MatrixBank, polynomial_of
 from muloco_runner.optimizers.orthogonalize import matrices_at_once, orthogonalize, result_dtype
 from muloco_runner.optimizers.owners import Owners, rounds_of
 
-# Their names from torch 2.13 on, and before.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-
 
 class SharedBank(MatrixBank):
-    """Same-shape parameters of which every rank of `process_group` has a copy."""
+    """Same-shape parameters of which every rank of `replicas` has a copy."""
 
-    def __init__(
-        self, parameters: list[Tensor], backend: str, process_group: dist.ProcessGroup, owners: Owners
-    ) -> None:
-        self.process_group = process_group
-        self.rank, self.num_ranks = process_group.rank(), process_group.size()
+    def __init__(self, parameters: list[Tensor], backend: str, replicas: Collectives, owners: Owners) -> None:
+        self.replicas = replicas
+        self.rank, self.num_ranks = replicas.rank, replicas.size
         self.owners = owners.deal(len(parameters), *parameters[0].shape)
         super().__init__(parameters, backend, [index for index, owner in enumerate(self.owners) if owner == self.rank])
         self.rounds = rounds_of(self.owners, self.num_ranks, matrices_at_once(self.backend, self.rows, self.columns))
@@ -52,7 +46,7 @@ class SharedBank(MatrixBank):
                 sent_PSRC[owner, taken[owner]].copy_(gradient)
             taken[owner] += 1
         mine_SRC = torch.empty_like(sent_PSRC[0])
-        _reduce_scatter(mine_SRC, sent_PSRC.flatten(0, 1), group=self.process_group)
+        self.replicas.reduce_scatter(mine_SRC, sent_PSRC.flatten(0, 1))
         mine_SRC /= self.num_ranks
         return [
             mine_SRC[self.place[index]] if index in self.place and gradient is not None else None
@@ -64,7 +58,7 @@ class SharedBank(MatrixBank):
         momenta = []
         for index, owner in enumerate(self.owners):
             mine = self.momentum(index) if index in self.place else self.momentum_BRC.new_empty(self.rows, self.columns)
-            dist.broadcast(mine, group_src=owner, group=self.process_group)
+            self.replicas.broadcast(mine, owner)
             momenta.append(mine)
         return momenta
 
@@ -87,11 +81,9 @@ class SharedBank(MatrixBank):
     def _gather(self, group: dict[str, Any], of_rank: list[list[int]], mine_SRC: Tensor, in_flight: InFlight) -> None:
         """Sends this round's matrices to all ranks; theirs are applied when they have come."""
         all_PSRC = mine_SRC.new_empty(self.num_ranks, *mine_SRC.shape)
-        work = _all_gather(all_PSRC.flatten(0, 1), mine_SRC, group=self.process_group, async_op=True)
+        transfer = self.replicas.all_gather(all_PSRC.flatten(0, 1), mine_SRC, async_op=True)
         arrived = {
             index: all_PSRC[rank, place] for rank, mine in enumerate(of_rank) for place, index in enumerate(mine)
         }
         moving = [index for index in self.moving if index in arrived]
-
-        assert work is not None
-        in_flight.push(work, lambda: self._move(group, moving, [arrived[index] for index in moving]))
+        in_flight.push(transfer, lambda: self._move(group, moving, [arrived[index] for index in moving]))
