@@ -8,6 +8,7 @@ Axes: N tokens, D model width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,8 +18,38 @@ from torch.autograd.function import once_differentiable
 
 from muloco_runner.memory import chunk_tokens
 
+LossAndGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Of logits (N, V) and targets (N, 1): the summed loss, float32, and its gradient by the logits, in their dtype."""
 
-def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int | None = None) -> Tensor:
+
+def loss_and_gradient(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor]:
+    """A `LossAndGradient` for running operation by operation: in place where it can be."""
+    dtype, wide_NV = logits_NV.dtype, logits_NV.float()
+    del logits_NV  # the caller has let go of it too: three of that size at once would be the peak of a step
+    log_probabilities_NV = wide_NV.log_softmax(dim=-1)
+    del wide_NV
+    loss = -log_probabilities_NV.gather(1, targets_N1).sum()
+    # d(-log p_t) / d logits = p - onehot(t)
+    minus_one = torch.full_like(targets_N1, -1, dtype=loss.dtype)
+    return loss, log_probabilities_NV.exp_().scatter_add_(1, targets_N1, minus_one).to(dtype)
+
+
+def fusible_loss_and_gradient(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor]:
+    """A `LossAndGradient` for the compiler, which makes two passes of it: nothing is read after it was scattered."""
+    wide_NV = logits_NV.float()
+    normaliser_N1 = wide_NV.logsumexp(dim=-1, keepdim=True)
+    loss = (normaliser_N1 - wide_NV.gather(1, targets_N1)).sum()
+    hit_NV = torch.arange(logits_NV.shape[1], device=logits_NV.device) == targets_N1
+    return loss, ((wide_NV - normaliser_N1).exp() - hit_NV.float()).to(logits_NV.dtype)
+
+
+def linear_cross_entropy(
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    chunk: int | None = None,
+    differentiate: LossAndGradient = loss_and_gradient,
+) -> Tensor:
     """Mean over N of -log softmax(x W^T)[target], in nats; a float32 scalar.
 
     The products are computed in the dtype of autocast where it is on, sums and softmax in float32. What fits in one
@@ -30,13 +61,21 @@ def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chu
         return F.cross_entropy(F.linear(x_ND, weight_VD).float(), targets_N)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
     with torch.autocast(device, enabled=False):
-        loss: Tensor = _LinearCrossEntropy.apply(x_ND, weight_VD, targets_N, dtype, chunk)
+        loss: Tensor = _LinearCrossEntropy.apply(x_ND, weight_VD, targets_N, dtype, chunk, differentiate)
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        dtype: torch.dtype,
+        chunk: int,
+        differentiate: LossAndGradient,
+    ) -> Tensor:
         x, weight = x_ND.to(dtype), weight_VD.to(dtype)
         need_x, need_weight = ctx.needs_input_grad[:2]
         x_grad = torch.empty_like(x) if need_x else None
@@ -44,9 +83,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         for start in range(0, len(x), chunk):
             here = slice(start, start + chunk)
-            total += _chunk_loss(
-                x[here], weight, targets_N[here, None], None if x_grad is None else x_grad[here], weight_grad
-            )
+            if not (need_x or need_weight):
+                total += F.cross_entropy((x[here] @ weight.T).float(), targets_N[here], reduction="sum")
+                continue
+            loss, logits_grad_NV = differentiate(x[here] @ weight.T, targets_N[here, None])
+            total += loss
+            if x_grad is not None:
+                torch.mm(logits_grad_NV, weight, out=x_grad[here])
+            if weight_grad is not None:
+                _add_product(weight_grad, logits_grad_NV.T, x[here])
         # Kept as attributes, not as saved tensors: the backward pass takes them over and scales them in place.
         ctx.gradients, ctx.dtypes = (x_grad, weight_grad), (x_ND.dtype, weight_VD.dtype)
         ctx.num_tokens = len(x)
@@ -54,7 +99,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("the gradient of linear_cross_entropy can be taken once: it is handed over, not kept")
         scale = loss_grad / ctx.num_tokens
@@ -63,25 +108,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
         )
         ctx.gradients = None
-        return x_grad, weight_grad, None, None, None
+        return x_grad, weight_grad, None, None, None, None
 
 
-def _chunk_loss(
-    x_ND: Tensor, weight_VD: Tensor, targets_N1: Tensor, x_grad_ND: Tensor | None, weight_grad_VD: Tensor | None
-) -> Tensor:
-    """Summed loss of one chunk; writes its gradient of x, adds its gradient of the weight, where they are asked for."""
-    log_probabilities_NV = (x_ND @ weight_VD.T).float().log_softmax(dim=-1)
-    loss = -log_probabilities_NV.gather(1, targets_N1).sum()
-    if x_grad_ND is None and weight_grad_VD is None:
-        return loss
-    # d(-log p_t) / d logits = p - onehot(t)
-    minus_one = torch.full_like(targets_N1, -1, dtype=loss.dtype)
-    logits_grad_NV = log_probabilities_NV.exp_().scatter_add_(1, targets_N1, minus_one).to(x_ND.dtype)
-    if x_grad_ND is not None:
-        torch.mm(logits_grad_NV, weight_VD, out=x_grad_ND)
-    if weight_grad_VD is not None:
-        if x_ND.dtype == weight_grad_VD.dtype:
-            weight_grad_VD.addmm_(logits_grad_NV.T, x_ND)
-        else:
-            weight_grad_VD += logits_grad_NV.T @ x_ND
-    return loss
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left right, where the sum may be wider than the factors."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from muloco_runner.config import DiLoCoConfig, ExecutionConfig, ModelConfig, MuonConfig, RunConfig
 
 _CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 28}
+_TILE = 128
 _MESSAGE_VALUES = 1 << 24
 """Of one message of pseudogradients."""
 _SHARE_OF_DEVICE = 0.92
@@ -65,7 +66,9 @@ class MemoryEstimate:
 
 def chunk_tokens(vocab_size: int, device: str) -> int:
     """Tokens whose logits are held at once: on a GPU more, where each chunk's pass over the head's gradient costs."""
-    return max(1, _CHUNK_LOGITS.get(device, _CHUNK_LOGITS["cuda"]) // vocab_size)
+    tokens = _CHUNK_LOGITS.get(device, _CHUNK_LOGITS["cuda"]) // vocab_size
+    # Whole tiles of the product where there are some.
+    return tokens // _TILE * _TILE or max(1, tokens)
 
 
 def usable_bytes(device_bytes: int) -> int:

@@ -15,7 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from muloco_runner.attention import Mask, attend, make_mask
 from muloco_runner.config import ModelConfig
-from muloco_runner.cross_entropy import linear_cross_entropy
+from muloco_runner.cross_entropy import (
+    LossAndGradient,
+    fusible_loss_and_gradient,
+    linear_cross_entropy,
+    loss_and_gradient,
+)
 
 MATRIX_STD = 0.02
 
@@ -114,11 +119,13 @@ class Head(nn.Linear):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.width, config.vocab_size, bias=False)
+        self.differentiate: LossAndGradient = loss_and_gradient
 
     def forward(self, x_BTD: Tensor, targets_BT: Tensor | None = None) -> Tensor:
         if targets_BT is None:
             return super().forward(x_BTD)
-        return linear_cross_entropy(x_BTD.flatten(0, 1), self.weight, targets_BT.flatten())
+        targets_N = targets_BT.flatten()
+        return linear_cross_entropy(x_BTD.flatten(0, 1), self.weight, targets_N, differentiate=self.differentiate)
 
 
 class Transformer(nn.Module):
@@ -170,13 +177,15 @@ class Transformer(nn.Module):
         """How blocks are computed; none of it changes what they compute.
 
         attention: a kernel's name from `choose_attention`; recompute: activations within a block are computed again in
-        the backward pass; compiled: one compiled function, shared by all blocks.
+        the backward pass; compiled: one compiled function, shared by all blocks, and the loss.
         """
         self.attention_kind = attention
         for block in self.blocks:
             assert isinstance(block, Block)
             block.recompute = recompute
             block.branches = torch.compile(block.add_branches) if compiled else block.add_branches
+        fused = torch.compile(fusible_loss_and_gradient, dynamic=False) if compiled else loss_and_gradient
+        self.head.differentiate = fused
 
     def initial_values(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Each parameter with its values under the study's rule, one at a time, always in one order.

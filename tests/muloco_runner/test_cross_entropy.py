@@ -6,7 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from muloco_runner.cross_entropy import linear_cross_entropy
+from muloco_runner.cross_entropy import (
+    LossAndGradient,
+    fusible_loss_and_gradient,
+    linear_cross_entropy,
+    loss_and_gradient,
+)
 from muloco_runner.memory import chunk_tokens
 
 N, D, V = 70, 24, 301
@@ -23,19 +28,23 @@ def gradients(loss: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(3 * loss, of)
 
 
+@pytest.mark.parametrize("differentiate", [loss_and_gradient, fusible_loss_and_gradient])
 @pytest.mark.parametrize("chunk", [1, 16, 70, 1000])  # a last chunk shorter, exact, and one chunk only
-def test_chunks_give_the_loss_and_gradients_of_the_whole(chunk: int) -> None:
+def test_chunks_give_the_loss_and_gradients_of_the_whole(chunk: int, differentiate: LossAndGradient) -> None:
     x, weight, targets = inputs()
     exact = F.cross_entropy((x.double() @ weight.double().T), targets)
-    loss = linear_cross_entropy(x, weight, targets, chunk)
+    loss = linear_cross_entropy(x, weight, targets, chunk, differentiate)
+    with torch.no_grad():
+        assert torch.allclose(linear_cross_entropy(x, weight, targets, chunk), loss)
     assert float(loss.detach()) == pytest.approx(float(exact.detach()), rel=1e-6)
     for ours, wanted in zip(gradients(loss, x, weight), gradients(exact, x, weight), strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=2e-7)
 
 
-def test_huge_logits_stay_finite() -> None:
+@pytest.mark.parametrize("differentiate", [loss_and_gradient, fusible_loss_and_gradient])
+def test_huge_logits_stay_finite(differentiate: LossAndGradient) -> None:
     x, weight, targets = inputs()
-    loss = linear_cross_entropy(1e4 * x, weight, targets, 16)
+    loss = linear_cross_entropy(1e4 * x, weight, targets, 16, differentiate)
     assert torch.isfinite(loss)
     assert all(torch.isfinite(gradient).all() for gradient in gradients(loss, x, weight))
 
