@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
-from muloco_runner.memory import Placement, choose_placement, estimate_memory, usable_bytes
+from muloco_runner.fitting import choose_placement
+from muloco_runner.memory import Placement, estimate_memory, usable_bytes
 
 H100_BYTES = 80 * 10**9
 _MOST_RANKS = 512

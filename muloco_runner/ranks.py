@@ -20,8 +20,9 @@ import torch.distributed as dist
 from torch.distributed import TCPStore
 
 from muloco_runner.config import ExecutionConfig, RunConfig
+from muloco_runner.fitting import choose_placement
 from muloco_runner.link import EmulatedLink, Traffic
-from muloco_runner.memory import Placement, choose_placement
+from muloco_runner.memory import Placement
 from muloco_runner.record import write_atomically
 from muloco_runner.topology import Communicator, Topology
 

@@ -1,0 +1,51 @@
+"""One rank of a test job, as `srun` would have started it: what each run that it is given takes at most of its memory.
+
+Arguments: a file to write to, then a run's folder and its settings as JSON, and further ones. The file holds, for each,
+the estimate's bytes, the peak's, and the worst moment by the estimate.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.train_parts.peak_memory import peak_bytes
+from muloco_runner.config import ExecutionConfig, RunConfig
+from muloco_runner.corpus import load_corpus
+from muloco_runner.fitting import choose_placement
+from muloco_runner.link import emulated_link
+from muloco_runner.memory import estimate_memory
+from muloco_runner.ranks import joined_ranks, rank_environment
+from muloco_runner.record import RunFolder
+from muloco_runner.train import Session, Trainer
+
+CPU = torch.device("cpu")
+
+
+def estimate_and_peak(folder: RunFolder, execution: ExecutionConfig) -> tuple[int, int, str]:
+    run, place = RunConfig.from_dict(folder.read_config()), rank_environment()
+    placement = choose_placement(run, execution, place.num_ranks, "cpu", None)
+    corpus, link = load_corpus(run.data), emulated_link(execution, CPU.type)
+    attempt = folder.attempt_dir(1)
+    with joined_ranks(place, run.num_workers, CPU, attempt, placement.sharded, link) as communicator:
+
+        def train() -> None:
+            trainer = Trainer(run, corpus, Session(folder, execution, communicator, CPU))
+            for step in range(run.num_steps):
+                trainer._inner_step()
+                trainer.step = step + 1
+                trainer.method.after_inner_step(trainer.step)
+
+        peak = peak_bytes(train, CPU)
+    estimate = estimate_memory(run, placement)
+    return estimate.total, peak, estimate.moment
+
+
+if __name__ == "__main__":
+    out, *jobs = sys.argv[1:]
+    found = [
+        estimate_and_peak(RunFolder(folder), ExecutionConfig(**json.loads(settings)))
+        for folder, settings in zip(jobs[::2], jobs[1::2], strict=True)
+    ]
+    Path(out).write_text(json.dumps(found))
