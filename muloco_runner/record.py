@@ -347,8 +347,10 @@ def _from_values(cls: type[Line], values: dict[str, Any], path: Path) -> Line:
 def _read_json(path: Path, cls: type[Line]) -> Line | None:
     try:
         text = path.read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:
+        raise RecordError(f"{path}: {error.strerror}") from error
     try:
         values = json.loads(text)
     except ValueError as error:

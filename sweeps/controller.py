@@ -217,6 +217,9 @@ class Controller:
         for attempt in job.request.attempts:
             left = self.cluster.evidence(attempt)
             cause, detail = _cause(left, job, seen)
+            obstacle = self.cluster.obstacle(attempt) if cause is Cause.CRASH and not left.said else ""
+            if obstacle:
+                cause, detail = Cause.CANNOT_WRITE, obstacle
             started_at, ended_at = _span(left, job, seen, now)
             endings[attempt.work.name] = {
                 "cause": cause.value,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from muloco_runner.record import RecordError, RunFolder, RunStatus
+from muloco_runner.record import RecordError, RunFolder, RunStatus, write_atomically
 from sweeps.work import Attempt, Ending, read_ending
+
+_PROBE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ def evidence_in_folder(attempt: Attempt) -> Evidence:
     try:
         status = folder.read_status()
         heartbeat_at = folder.status_file.stat().st_mtime
-    except (RecordError, FileNotFoundError):
+    except (RecordError, FileNotFoundError, NotADirectoryError):
         status = None
     said = status.exit_cause if status is not None and status.attempt == attempt.number else None
     checkpoint_step = status.checkpoint_step if status is not None else 0
@@ -43,6 +45,17 @@ def evidence_in_folder(attempt: Attempt) -> Evidence:
         said=said or "",
         heartbeat_at=heartbeat_at,
     )
+
+
+def obstacle_in_folder(attempt: Attempt) -> str:
+    """Why an attempt can write nothing where it must, seen by trying; nothing where it can."""
+    probe = attempt.folder / ".probe"
+    try:
+        write_atomically(probe, bytes(_PROBE_BYTES))
+        probe.unlink()
+    except OSError as error:
+        return f"{error.strerror}: {error.filename or attempt.folder}"
+    return ""
 
 
 def _minutes_left(status: RunStatus) -> float | None:

@@ -24,6 +24,7 @@ class Cause(Enum):
     NODE_FAILURE = "node failure"
     OUT_OF_MEMORY = "out of memory"
     CRASH = "crash"
+    CANNOT_WRITE = "cannot write"
     CONFIG_CANNOT_RUN = "config cannot run"
     LAUNCH_FAILURE = "launch failure"
     HANG = "hang"
@@ -66,6 +67,9 @@ RULES: dict[Cause, Rule] = {
     Cause.LAUNCH_FAILURE: Rule(3, 30.0, excludes_node=True, advice="could not be started: see its attempts' folder"),
     Cause.OUT_OF_MEMORY: Rule(1, advice="out of memory with half the micro-batch too: ask for more GPUs or nodes"),
     Cause.CRASH: Rule(1, 5.0, excludes_node=True, advice="crashed again on another node: see its stderr.log"),
+    Cause.CANNOT_WRITE: Rule(
+        1, 5.0, advice="nothing can be written into its folder: make room or mend it, then `retry`"
+    ),
     Cause.HANG: Rule(2, 5.0, excludes_node=True, advice="stopped answering over and over: see its stderr.log"),
     Cause.CONFIG_CANNOT_RUN: Rule(0, advice="cannot run as configured: correct the config or the data path"),
     Cause.STOPPED: Rule(1_000_000),

@@ -72,7 +72,7 @@ class Work:
 
     @property
     def is_finished(self) -> bool:
-        return (Path(self.folder) / self.result).exists()
+        return os.path.exists(Path(self.folder, self.result))  # also where the folder may not be read
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "need": vars(self.need)}
@@ -150,10 +150,10 @@ def write_ending(attempt: Attempt, ending: Ending) -> None:
 
 
 def read_ending(attempt: Attempt) -> Ending | None:
-    """What the attempt left, or None where it has not ended, or was killed."""
+    """What the attempt left, or None where it has not ended, was killed, or could leave nothing in its folder."""
     try:
         return Ending(**json.loads((attempt.folder / "ending.json").read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError, TypeError):
         return None
 
 

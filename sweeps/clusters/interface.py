@@ -173,6 +173,9 @@ class Cluster(Protocol):
     def evidence(self, attempt: Attempt) -> Evidence:
         """What the attempt itself has left."""
 
+    def obstacle(self, attempt: Attempt) -> str:
+        """What has kept the attempt from leaving anything, in a few words; nothing where it was free to."""
+
     def cancel(self, tags: Sequence[str]) -> None:
         """Asks the jobs that are not ended to end; unknown tags are passed over. May go unheard: ask again."""
 

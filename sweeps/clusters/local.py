@@ -29,7 +29,7 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 from sweeps.clusters.interface import JobEnd, JobObservation, JobRequest, JobState, Limits, Observation
 from sweeps.config import ClusterConfig
-from sweeps.evidence import Evidence, evidence_in_folder
+from sweeps.evidence import Evidence, evidence_in_folder, obstacle_in_folder
 from sweeps.source import PYTHON, importing_from
 from sweeps.tasks import exit_code_of, fork_attempt
 from sweeps.work import Attempt, preload
@@ -122,6 +122,9 @@ class LocalCluster:
 
     def evidence(self, attempt: Attempt) -> Evidence:
         return evidence_in_folder(attempt)
+
+    def obstacle(self, attempt: Attempt) -> str:
+        return obstacle_in_folder(attempt)
 
     def cancel(self, tags: Sequence[str]) -> None:
         for tag in tags:

@@ -71,6 +71,9 @@ class SimulatedCluster:
     def evidence(self, attempt: Attempt) -> Evidence:
         return self.world.evidence(attempt)
 
+    def obstacle(self, attempt: Attempt) -> str:
+        return ""
+
     def cancel(self, tags: Sequence[str]) -> None:
         for tag in tags:
             if tag in self.world.jobs:

@@ -54,7 +54,7 @@ from sweeps.clusters.slurm_text import (
     parse_squeue,
 )
 from sweeps.config import AllocationConfig, ClusterConfig
-from sweeps.evidence import Evidence, evidence_in_folder
+from sweeps.evidence import Evidence, evidence_in_folder, obstacle_in_folder
 from sweeps.work import Attempt
 
 _NAMES_PER_SACCT = 500
@@ -152,6 +152,9 @@ class SlurmCluster:
 
     def evidence(self, attempt: Attempt) -> Evidence:
         return evidence_in_folder(attempt)
+
+    def obstacle(self, attempt: Attempt) -> str:
+        return obstacle_in_folder(attempt)
 
     def cancel(self, tags: Sequence[str]) -> None:
         """TERM first: what runs saves itself; SLURM's KillWait bounds how long it may take."""

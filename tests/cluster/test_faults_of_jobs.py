@@ -114,7 +114,8 @@ def test_a_full_disk_holds_its_run_alone_and_retry_finishes_it(slurm: EmulatedSl
     try:
         state = sweep.run()
         assert standings(state) == {"full": "held", "fine": "done"}
-        assert causes(state, "full") == [Cause.CRASH] * 2
+        assert causes(state, "full") == [Cause.CANNOT_WRITE] * 2
+        assert "No space left" in state.runs["full"].attempts[-1].detail
         check(sweep, state, slurm)
         slurm.run("mount", "-o", "remount,size=4m", str(place))
         sweep.folder.send("released", runs=["full"])

@@ -136,6 +136,9 @@ class World:
     def evidence(self, attempt: Attempt) -> Evidence:
         return evidence_in_folder(attempt)
 
+    def obstacle(self, attempt: Attempt) -> str:
+        return ""
+
     def cancel(self, tags: Sequence[str]) -> None:
         self.step()
         for tag in tags:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,12 @@ from sweeps.clusters.local import LocalCluster
 from sweeps.config import ClusterConfig
 from sweeps.controller import Controller
 from sweeps.definition import Definition
+from sweeps.evidence import Evidence, evidence_in_folder, obstacle_in_folder
 from sweeps.folder import SweepFolder
 from sweeps.lease import LeaseHeld
 from sweeps.policy import Cause
 from sweeps.state import SweepState
-from sweeps.work import Need, Work
+from sweeps.work import Attempt, Need, Work
 
 HERE = Path(__file__).parent
 CLUSTER = {"kind": "local", "tick_seconds": 0.05, "allocations": [{"name": "here", "quota": {"jobs": 2}}]}
@@ -97,6 +99,53 @@ def test_each_ending_has_its_consequence(root: Path, monkeypatch: pytest.MonkeyP
     }  # fmt: skip
     assert state.runs["large"].memory_halvings == 1
     assert "config cannot run" in (state.runs["wrong"].held or "")
+
+
+def test_a_folder_that_cannot_be_written_holds_its_run_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.policy.RULES", {c: _without_backoff(r) for c, r in _rules().items()})
+    obstacles = {name: root / "runs" / name for name in ("lost", "blocked")}
+    obstacles["blocked"] /= "attempts"
+    for path in obstacles.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a file where a folder should be")
+    plans: dict[str, dict[str, Any]] = {name: {} for name in (*obstacles, "fine")}
+    state = run_sweep(root, plans)
+    assert words(state) == {"lost": "held", "blocked": "held", "fine": "done"}
+    for name, path in obstacles.items():
+        assert [attempt.cause for attempt in state.runs[name].attempts] == [Cause.CANNOT_WRITE] * 2
+        assert f"Not a directory: {path}" in state.runs[name].attempts[-1].detail
+        assert "make room or mend it" in (state.runs[name].held or "")
+        path.unlink()
+    SweepFolder(root, "sample").send("released", runs=list(obstacles))
+    assert set(words(run_sweep(root, plans)).values()) == {"done"}
+
+
+@pytest.fixture
+def private() -> Iterator[Path]:
+    """A folder of a person who is not root, and this process as that person."""
+    with tempfile.TemporaryDirectory() as name:
+        nobody = 65534
+        if os.geteuid() != 0:
+            yield Path(name)
+            return
+        os.chown(name, nobody, nobody)
+        os.seteuid(nobody)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(0)
+
+
+def test_a_folder_without_permission_is_an_obstacle_and_no_error(private: Path) -> None:
+    attempt = Attempt(Work("w", str(private / "w"), "sample_work:count"), 1)
+    assert obstacle_in_folder(attempt) == ""
+    assert not list(attempt.folder.iterdir())
+    (private / "w" / "status.json").write_text("{}")
+    for mode, path in ((0o500, attempt.folder), (0o000, private / "w")):
+        path.chmod(mode)
+        assert "Permission denied" in obstacle_in_folder(attempt)
+        assert evidence_in_folder(attempt) == Evidence(finished=False)
+    (private / "w").chmod(0o700)
 
 
 def _rules() -> Any:
