@@ -64,7 +64,10 @@ def make_mask(documents_BT: Tensor | None, kind: str, dtype: torch.dtype) -> Mas
 def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: Mask) -> Tensor:
     """Scaled dot-product attention under a mask of `make_mask`."""
     if isinstance(mask, BlockMask):
-        flex = _compiled_on_gpus(flex_attention, q_BHTK.device.type)
+        # In a compiled block it becomes a part of that block's graph.
+        flex: Callable[..., Any] = flex_attention
+        if not torch.compiler.is_compiling():
+            flex = _compiled_on_gpus(flex_attention, q_BHTK.device.type)
         y_BHTK: Tensor = flex(q_BHTK, k_BHTK, v_BHTK, block_mask=mask)
         return y_BHTK
     return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=mask, is_causal=mask is None)

@@ -7,6 +7,7 @@ Axes: B batch, T time, D model width, H heads, K head width, F feed-forward widt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -183,9 +184,8 @@ class Transformer(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             block.recompute = recompute
-            block.branches = torch.compile(block.add_branches) if compiled else block.add_branches
-        fused = torch.compile(fusible_loss_and_gradient, dynamic=False) if compiled else loss_and_gradient
-        self.head.differentiate = fused
+            block.branches = _compile(block.add_branches) if compiled else block.add_branches
+        self.head.differentiate = _compile(fusible_loss_and_gradient) if compiled else loss_and_gradient
 
     def initial_values(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Each parameter with its values under the study's rule, one at a time, always in one order.
@@ -206,6 +206,11 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, RMSNorm):
                 yield module.gain, torch.ones(module.gain.shape)
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For each shape anew: there are few, and code for any shape would take the place of that for training's."""
+    return torch.compile(function, dynamic=False)
 
 
 def _truncated_normal(weight: Tensor, std: float, generator: torch.Generator) -> Tensor:

@@ -47,6 +47,24 @@ def test_flex_attention_sees_what_the_mask_shows() -> None:
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_flex_attention_is_part_of_a_compiled_block_for_any_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the mask is a graph, all blocks are another, neither is broken up or compiled again."""
+    compiler = functools.partial(torch.compile, backend="aot_eager")
+    compiled = functools.cache(lambda function, device_type: compiler(function, dynamic=False))
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr("muloco_runner.attention._compiled_on_gpus", compiled)
+    model = build_model(CONFIG, seed=1, device=CPU)
+    model.set_execution("flex", recompute=False, compiled=True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    tokens, documents, targets = documents_and_text()
+    for rolls in range(3):
+        model(tokens, documents.roll(rolls, 0), targets)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
 def test_recomputed_activations_give_the_same_gradient_to_the_bit() -> None:
     model = build_model(CONFIG, seed=1, device=CPU)
     found = []
