@@ -1,9 +1,10 @@
 """The trainer's inner step against a plain torch loop of the same model, in one process and in turns.
 
 The plain loop is what one writes first: DistributedDataParallel, torch.optim.AdamW, clip_grad_norm_, the whole logits,
-`loss.item()` each step. Both read the same batches. Given are medians over rounds, tokens/s, the share of what this
-machine's matrix product reaches in the same precision (model FLOPs, 6N a token), and the peak of torch's allocator.
-The second table is what an outer step of MuLoCo costs beside H inner steps.
+`loss.item()` each step. Both read the same batches. Given are medians over rounds, tokens/s, model FLOPs utilisation
+(6N a token; of the data sheet's peak, or where that is not known of what a matrix product reaches here), and the peak
+of torch's allocator. The second table is what an outer step of MuLoCo costs beside H inner steps; on a GPU a third one
+tells which kernels the trainer's step spends its time in.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.train_parts.peak_memory import peak_bytes
@@ -30,6 +32,7 @@ from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError, DiLoCoConfig, RunConfig
 from muloco_runner.corpus import Corpus, load_corpus
 from muloco_runner.data import TrainingData
+from muloco_runner.device_peaks import peak_flops
 from muloco_runner.inner_step import DTYPES
 from muloco_runner.model import build_model
 from muloco_runner.record import RunFolder
@@ -127,7 +130,7 @@ def compare(run: RunConfig, rounds: int, device: torch.device) -> list[list[str]
 
     memory = {name: peak_bytes(two_steps(make), device) for name, make in makers.items()}
     seconds = in_turns({name: make() for name, make in makers.items()}, rounds, device)
-    peak = product_flops(run.precision, device)
+    peak = peak_flops(device, run.precision) or product_flops(run.precision, device)
     rows = []
     plain, plain_memory = seconds["plain torch loop"], memory["plain torch loop"]
     for name, times in seconds.items():
@@ -173,6 +176,22 @@ def outer_overhead(run: RunConfig, rounds: int, device: torch.device) -> list[st
     ]
 
 
+def kernel_shares(run: RunConfig, device: torch.device) -> Table:
+    """Where the trainer's steps spend a GPU's time."""
+    step = trainer_step(trainer_of(run, load_corpus(run.data), device))
+    for number in range(2):
+        step(number)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for number in range(2, 5):
+            step(number)
+    kernels = sorted(profiler.key_averages(), key=lambda event: -event.device_time_total)
+    total = sum(event.device_time_total for event in kernels)
+    table = Table("kernel", "share", title=f"{run.num_params / 1e6:.0f}M {run.precision}, {run.algorithm}")
+    for event in kernels[:12]:
+        table.add_row(event.key[:90], f"{event.device_time_total / total:.1%}")
+    return table
+
+
 def run_of(*overrides: str) -> RunConfig:
     run = compose_app_config(list(overrides)).run
     # Long enough for every round.
@@ -191,12 +210,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/meeting", rank=0, world_size=1)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{tempfile.mkdtemp()}/meeting", rank=0, world_size=1)
     console = Console(width=120)
     try:
-        table = Table(
-            "model", "loop", "tokens/s", "of the product's FLOP/s", "speed, ratio", "peak MB", "memory, ratio"
-        )
+        table = Table("model", "loop", "tokens/s", "MFU", "speed, ratio", "peak MB", "memory, ratio")
         for model in arguments.models:
             for precision in arguments.precisions:
                 batch = f"global_batch_tokens={arguments.batch_tokens}"
@@ -214,6 +232,12 @@ def main() -> None:
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device.type}")
     console.print(table)
     console.print(outer)
+    if device.type == "cuda":
+        batch = f"global_batch_tokens={arguments.batch_tokens}"
+        for model in arguments.models:
+            console.print(
+                kernel_shares(run_of("algorithm=ddp_muon", f"model={model}", batch, "precision=bfloat16"), device)
+            )
 
 
 if __name__ == "__main__":
