@@ -53,6 +53,7 @@ def find_optima(study: Study) -> Optima:
         bits_per_value=("bits_per_value", "first"),
         num_fragments=("num_fragments", "first"),
         delay_steps=("delay_steps", "first"),
+        gathered_values=("gathered_values", "first"),
         wait_seconds=("wait_seconds", "mean"),
         **{name: (name, "first") for name in TUNED},
     ).reset_index()

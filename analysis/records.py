@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.config import ConfigError, MuonConfig, RunConfig
 from muloco_runner.record import RecordError, RunFolder, RunResult
 
 TUNED = ("lr", "outer_lr", "outer_momentum", "weight_decay")
@@ -204,6 +204,7 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
         "sync_interval": method.get("sync_interval"),
         "num_fragments": streaming.get("num_fragments", 1),
         "delay_steps": streaming.get("delay_steps", 0),
+        "gathered_values": _gathered_values(config),
         "bits_per_value": _bits_per_value(method.get("compression") or {}),
         "method": method,
         "tokens_per_parameter": config.tokens_per_parameter,
@@ -215,6 +216,12 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
         "weight_decay": config.inner_optimizer.weight_decay,
         "setting": " ".join(f"{k}={v}" for k, v in sorted(rest.items())),
     }
+
+
+def _gathered_values(config: RunConfig) -> int:
+    """What replicas of a single worker tell each other at each step beside gradients: see `wall_clock.Training`."""
+    shares = config.num_workers == 1 and isinstance(config.inner_optimizer, MuonConfig)
+    return config.model.num_hidden_params if shares else 0
 
 
 def _bits_per_value(compression: Mapping[str, Any]) -> float:

@@ -1,8 +1,7 @@
 """Any table of runs -> the study that run folders give: columns by the vocabulary, a mapping file for other names.
 
 Needed: algorithm, num_params, global_batch_tokens, loss, and num_tokens or tokens_per_parameter. Taken where they are
-there: num_workers, seed, lr, outer_lr, outer_momentum, weight_decay, sync_interval, diverged, flops, train_seconds,
-bytes_sent, run_id. A row that cannot be used is named with its reason, like a run folder.
+there: those of `_NUMBERS`, diverged and run_id. A row that cannot be used is named with its reason, like a run folder.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ _NUMBERS = {
     "sync_interval": None,
     "num_fragments": 1,
     "delay_steps": 0,
+    "gathered_values": 0,
     "bits_per_value": math.nan,
     **dict.fromkeys(TUNED),
 }

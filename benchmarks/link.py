@@ -188,6 +188,8 @@ def predicted_seconds(run: RunConfig, steps: int, step_seconds: float, arguments
     flops = 6 * run.num_params * run.global_batch_tokens / (RANKS * step_seconds)
     training = Training(run.num_params, steps * run.global_batch_tokens, run.global_batch_tokens)
     rounds = 2
+    if run.algorithm == "DDP-Muon":
+        training = dataclasses.replace(training, gathered_values=run.model.num_hidden_params)
     if isinstance(method, DiLoCoConfig):
         training = dataclasses.replace(
             training,

@@ -183,7 +183,7 @@ def wall_clock_hours(
     for name in [name for name in series if name in here]:
         row = here[name]
         run = _training(row, critical.get((name, largest), int(row["global_batch_tokens"])), assume)
-        measured = _measured(row)
+        measured = _measured(row, assume)
         for gigabits in options.bandwidths:
             bandwidth = gigabits * wall_clock.GIGABIT
             rows.append(
@@ -227,17 +227,20 @@ def _training(row: Any, batch: int, assume: wall_clock.Assumptions) -> wall_cloc
         compression=1.0 if math.isnan(bits) else assume.bits_per_value / bits,
         num_fragments=int(row["num_fragments"]),
         delay_steps=int(row["delay_steps"]),
+        gathered_values=int(row["gathered_values"]),
     )
 
 
-def _measured(row: Any) -> wall_clock.Measured | None:
+def _measured(row: Any, assume: wall_clock.Assumptions) -> wall_clock.Measured | None:
     """Of the best run itself, where its record has both times and bytes."""
     seconds, sent, steps = (float(row[name]) for name in ("train_seconds", "bytes_sent", "num_steps"))
     if not (seconds > 0 and sent > 0):
         return None
     waited = float(row["wait_seconds"])
     computed = seconds if math.isnan(waited) else max(0.0, seconds - waited)
-    return wall_clock.Measured(computed / steps, sent / steps)
+    # `bytes_sent` has gradients and pseudogradients alone, whatever the placement.
+    gathered = assume.bits_per_value / 8 * float(row["gathered_values"]) / 2
+    return wall_clock.Measured(computed / steps, sent / steps + gathered)
 
 
 def _measured_hours(

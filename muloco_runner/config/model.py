@@ -59,8 +59,12 @@ class ModelConfig:
         return round(self.width * self.ffn_ratio)
 
     @property
+    def num_hidden_params(self) -> int:
+        """In the matrices of attention and feed-forward, which Muon updates."""
+        return self.num_layers * (4 * self.width**2 + 3 * self.width * self.ffn_width)
+
+    @property
     def num_params(self) -> int:
         """Exact parameter count N, embedding and head included."""
-        matrices = 4 * self.width**2 + 3 * self.width * self.ffn_width
-        gains = 4 * self.width + 2 * self.head_width
-        return 2 * self.vocab_size * self.width + self.num_layers * (matrices + gains) + self.width
+        gains = self.num_layers * (4 * self.width + 2 * self.head_width) + self.width
+        return 2 * self.vocab_size * self.width + self.num_hidden_params + gains

@@ -156,3 +156,18 @@ def test_compression_fragments_and_waiting_reach_the_wall_clock(tmp_path: Path) 
     assert row["num_exchanges"] == pytest.approx(2 * config.num_steps / 10)
     sent = 4 * config.num_params * config.num_steps
     assert row["measured_hours"] == pytest.approx((30.0 - 10.0 + 8 * sent / 1e9) / 3600, rel=1e-6)
+
+
+def test_what_muons_replicas_share_reaches_the_wall_clock_of_one_worker(tmp_path: Path) -> None:
+    configs = [run_config(algorithm, "82k", lr=0.01) for algorithm in ("DDP-AdamW", "DDP-Muon")]
+    for config in configs:
+        write_run(tmp_path, config, 2.0, train_seconds=30.0)
+    rows = build_report(load_study(tmp_path), Options(bootstrap=0, bandwidths=(1.0,)))["wall_clock"]["rows"]
+    config = configs[1]
+    # Two layers of width 48: four square matrices and three of the feed-forward's 132.
+    hidden = 2 * (4 * 48 * 48 + 3 * 48 * 132)
+    assert config.model.num_hidden_params == hidden
+    gathering = config.num_steps * hidden * 16 / 2 / 1e9 / 3600
+    for name in ("idealised_hours", "measured_hours"):
+        adamw, muon = (row[name] for row in rows)
+        assert muon - adamw == pytest.approx(gathering, rel=1e-6)
