@@ -99,14 +99,15 @@ class StepRecord:
     pseudogradient_cosine: float | None = None
     """Mean pairwise cosine between workers' pseudogradients at the last outer step."""
     bytes_sent: int | None = None
-    """Bytes of the payloads or gradients of one worker so far, wherever it is trained."""
+    """By formula, the same for every placement: bytes of payloads that one worker has handed to the others so far, or
+    of gradients that one replica has handed to the average."""
     rank_bytes_sent: list[int] | None = None
-    """Bytes of gradients and pseudogradients that each rank has really sent to others since the attempt began; absent
-    on one rank."""
+    """Measured, by `collectives`' rule: all bytes that each rank has sent to others while training since the attempt
+    began, what replicas share and bookkeeping included; absent on one rank."""
     rank_bytes_received: list[int] | None = None
     rank_wait_seconds: list[float] | None = None
     """Time in which each rank's training stood still for these, waiting for slower ranks included, since the attempt
-    began."""
+    began. On GPUs that of their hosts, which queue work ahead and seldom wait."""
     mfu: float | None = None
     """Model FLOPs utilisation: 6N flops a token over the peak of all devices; absent where that is not known."""
     memory_bytes: int | None = None
@@ -163,7 +164,7 @@ class RunResult:
     wall_seconds: float
     """From the first attempt's start to the end, queueing between attempts included."""
     bytes_sent: int
-    """Bytes one worker sent to synchronise."""
+    """By formula: bytes that one worker sent to synchronise, wherever it was trained (see `StepRecord`)."""
     corpus_hash: str
     attempts: int = 1
     num_ranks: int = 1

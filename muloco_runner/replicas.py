@@ -8,10 +8,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,12 @@ from muloco_runner.data import Batch
 from muloco_runner.model import Transformer, build_model, empty_model
 from muloco_runner.topology import Communicator
 from muloco_runner.worker import Worker
+
+_DDP_SETTINGS = inspect.signature(DistributedDataParallel).parameters
+_NO_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_SETTINGS else "broadcast_buffers": False
+}
+"""DDP's setting under its name from torch 2.13 on, and before."""
 
 LossOf = Callable[[nn.Module, Batch], Tensor]
 """The mean loss of a model on a batch."""
@@ -88,9 +95,7 @@ class OverlappedCopies:
         if self._buckets is not None:
             group = self.communicator.among_replicas.group
             # The model's buffers are constants: no step needs to send them.
-            module = DistributedDataParallel(
-                model, process_group=group, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            module = DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True, **_NO_BUFFERS)
             # A lambda, since torch refuses a hook whose annotations are still text.
             module.register_comm_hook(self._buckets, lambda buckets, bucket: buckets.average(bucket))
             self._averaging[model] = module
