@@ -39,11 +39,10 @@ def show_estimate(run: RunConfig, execution: ExecutionConfig, device_bytes: int 
         table.add_column(name, justify="left" if text else "right", no_wrap=True)
     for placement in placements:
         estimate = estimate_memory(run, placement)
-        held = "rows" if placement.sharded else "copy" if placement.replicas(run) > 1 else "whole"
         parts = (estimate.parameters, estimate.inner_optimizer, estimate.method, estimate.step)
         table.add_row(
             str(placement.num_ranks),
-            held + (", recomputing" if placement.recompute else ""),
+            placement.words(run),
             str(placement.micro_batch_sequences),
             *(f"{part / 1e9:.1f}" for part in parts),
             estimate.moment,

@@ -54,6 +54,11 @@ class Placement:
         """Held by one rank."""
         return max(1, run.num_workers // self.num_ranks)
 
+    def words(self, run: RunConfig) -> str:
+        """How a rank holds the model."""
+        held = "rows" if self.sharded else "copy" if self.replicas(run) > 1 else "whole"
+        return held + (", recomputing" if self.recompute else "")
+
 
 @dataclass(frozen=True)
 class MemoryEstimate:

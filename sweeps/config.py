@@ -37,6 +37,8 @@ class AllocationConfig:
     qos: str | None = None
     gpus_per_node: int = 0
     """0 for nodes whose CPUs do the work."""
+    gpu_gigabytes: float = 80.0
+    """Memory of one GPU, in 10^9 bytes."""
     cpus_per_node: int = 1
     whole_nodes: bool = False
     """True where a job gets its nodes alone: small runs are then packed together."""
@@ -80,6 +82,8 @@ class ClusterConfig:
     sooner."""
     tokens_per_second: float | None = None
     """Of one GPU, or one core, at a model of a million parameters: the first guess at a run's time."""
+    gpus_per_run: int | str = "auto"
+    """GPUs that a training run gets; auto: as many as the published study gave it, or the fewest more that it fits."""
     setup: list[str] = field(default_factory=list)
     """Lines of shell that a job runs first, such as `module load cuda`."""
     controller: ControllerConfig = field(default_factory=ControllerConfig)
@@ -118,6 +122,9 @@ def read_cluster(name: str, values: Any) -> ClusterConfig:
         raise ConfigError(f"{where}: kind={cluster.kind!r}: must be one of {', '.join(KINDS)}")
     if not isinstance(cluster.on_event, str | None):
         raise ConfigError(f"{where}: on_event={cluster.on_event!r}: give a command or an http(s) address")
+    given = cluster.gpus_per_run
+    if given != "auto" and not (_is_number(given) and float(given).is_integer() and float(given) >= 1):
+        raise ConfigError(f"{where}: gpus_per_run={given!r}: must be a whole number, at least 1, or auto")
     for number_name in ("tick_seconds", "hang_minutes", "doubt_seconds"):
         value = getattr(cluster, number_name)
         if not _is_number(value) or value <= 0:
@@ -133,7 +140,7 @@ def _read_allocation(at: str, entry: Any) -> AllocationConfig:
         if value is not None and not (_is_number(value) and value >= 0):
             raise ConfigError(f"{at}.quota.{name}={value}: must be a number, zero or more, or left out")
     allocation: AllocationConfig = _build(AllocationConfig, {**entry, "quota": quota}, at)
-    _check_numbers(at, allocation, gpus_per_node=0, cpus_per_node=1, max_wall_minutes=1)
+    _check_numbers(at, allocation, gpus_per_node=0, gpu_gigabytes=1, cpus_per_node=1, max_wall_minutes=1)
     return allocation
 
 

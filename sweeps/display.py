@@ -21,6 +21,7 @@ from sweeps.words import duration, plural, size
 
 if TYPE_CHECKING:
     from sweeps.controller import Tick
+    from sweeps.gpus import Fit
     from sweeps.launch import Sweep
     from sweeps.preview import PlannedRun, Preview
     from sweeps.simulation import Outcome
@@ -50,6 +51,9 @@ def show_plan(preview: Preview) -> None:
             f"{hours:,.1f}" if hours else "", verdict,
         )  # fmt: skip
     console.print(table)
+    if any(run.fit for run in preview.runs):
+        console.print()
+        console.print(_memory_table(preview.runs), end="\n\n")
     done = sum(run.finished for run in preview.runs)
     console.print(
         f"{plural(len(preview.runs), 'run')}, {done:,} finished; left: {preview.gpu_hours:,.1f} GPU-hours, "
@@ -62,6 +66,30 @@ def show_plan(preview: Preview) -> None:
 
 def _spread(seconds: Sequence[float]) -> str:
     least, most = duration(min(seconds)), duration(max(seconds))
+    return least if least == most else f"{least} to {most}"
+
+
+def _memory_table(runs: Sequence[PlannedRun]) -> Table:
+    """What is thought to lie on each GPU; one line for runs of one kind."""
+    kinds: dict[tuple[str, str, str, str], list[Fit]] = {}
+    for run in runs:
+        if run.fit is not None:
+            algorithm, num_params = group_of(run.work)
+            kind = (algorithm, size(num_params), str(run.work.need.gpus), run.fit.words)
+            kinds.setdefault(kind, []).append(run.fit)
+    table = Table(box=None, pad_edge=False)
+    for name in ("algorithm", "size", "GPUs", "each holds", "micro-batch", "GB", "of"):
+        table.add_column(name, justify="left" if name in ("algorithm", "each holds") else "right")
+    for kind, fits in kinds.items():
+        sequences = _range([str(fit.placement.micro_batch_sequences) for fit in fits], int)
+        gigabytes = _range([f"{fit.estimate.total / 1e9:.1f}" for fit in fits], float)
+        table.add_row(*kind, sequences, gigabytes, f"{fits[0].gpu_bytes / 1e9:g}")
+    return table
+
+
+def _range(numbers: Sequence[str], value: Callable[[str], float]) -> str:
+    """Of numbers as they are printed."""
+    least, most = min(numbers, key=value), max(numbers, key=value)
     return least if least == most else f"{least} to {most}"
 
 
@@ -82,11 +110,27 @@ def plan_as_dict(preview: Preview) -> dict[str, Any]:
                 "why": run.verdict.why,
                 "nodes": run.work.need.nodes,
                 "gpus": run.work.need.gpus,
+                "memory": _memory_as_dict(run.fit),
                 "expected_minutes": run.work.need.expected_minutes,
                 "labels": run.work.labels,
             }
             for run in preview.runs
         ],
+    }
+
+
+def _memory_as_dict(fit: Fit | None) -> dict[str, Any] | None:
+    """Of one GPU."""
+    if fit is None:
+        return None
+    placement, estimate = fit.placement, fit.estimate
+    return {
+        "bytes": estimate.total,
+        "gpu_bytes": fit.gpu_bytes,
+        "worst_moment": estimate.moment,
+        "sharded": placement.sharded,
+        "recompute": placement.recompute,
+        "micro_batch_sequences": placement.micro_batch_sequences,
     }
 
 

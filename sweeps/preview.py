@@ -11,6 +11,7 @@ from sweeps.clusters.interface import Limit, Limits, Resource
 from sweeps.config import AllocationConfig, ClusterConfig
 from sweeps.decide import decide
 from sweeps.definition import shape_of
+from sweeps.gpus import Fit, Gpus
 from sweeps.launch import Sweep
 from sweeps.policy import Cause
 from sweeps.quota import NOTHING, Verdict, VerdictKind, all_limits, asked, shape_verdict, verdict
@@ -24,6 +25,8 @@ class PlannedRun:
     work: Work
     verdict: Verdict
     finished: bool
+    fit: Fit | None = None
+    """How a training run lies in the memory of its GPUs, where it has any."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,14 @@ def preview(sweep: Sweep, live: Limits) -> Preview:
     """Of the whole sweep, finished runs counted as done."""
     state = SweepState.of(sweep.definition.works)
     limits = all_limits(sweep.cluster, live, state)
+    runs, gpus = {run.run_id: run for run in sweep.runs}, Gpus(sweep.cluster, sweep.execution)
     planned = [
-        PlannedRun(work, best_verdict(work, sweep.cluster.allocations, limits), work.is_finished)
+        PlannedRun(
+            work,
+            best_verdict(work, sweep.cluster.allocations, limits),
+            work.is_finished,
+            gpus.fit(runs[work.name], work.need.gpus) if work.need.gpus and work.name in runs else None,
+        )
         for work in sweep.definition.works
     ]
     to_run = [run.work for run in planned if not run.finished and run.verdict.kind is not VerdictKind.NEVER]

@@ -9,32 +9,31 @@ from typing import Any
 
 from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.record import RunFolder
-from sweeps.config import AllocationConfig, ClusterConfig
+from sweeps.config import ClusterConfig
+from sweeps.gpus import Gpus
 from sweeps.work import Need, Work
 
 _FIRST_GUESS = {"cpu": 2.0e10, "cuda": 2.0e14}
 """FLOP/s of one core or GPU at these models, for the first estimate of a run's time (the demo on an EPYC core; an H100
 at about 40% of its bf16 peak)."""
 _STARTUP_MINUTES = 1.0
-_BYTES_PER_PARAMETER = 16
-"""Weights, gradient and two moments in float32."""
 
 
 def works_of(runs: Sequence[RunConfig], root: Path, execution: ExecutionConfig, cluster: ClusterConfig) -> list[Work]:
-    """One piece of work a run."""
+    """One piece of work a run. Runs that no GPUs given to them can hold raise `ConfigError`."""
     settings = dataclasses.asdict(execution)
     if cluster.device != "auto":
         settings["device"] = cluster.device
     if execution.final_checkpoint is None:
         settings["final_checkpoint"] = False
-    arguments = {"execution": settings}
+    arguments, gpus = {"execution": settings}, Gpus(cluster, execution)
     return [
         Work(
             name=run.run_id,
             folder=str(RunFolder.of(root.resolve(), run.run_id).path),
             entry="sweeps.training:train",
             arguments=arguments,
-            need=need_of(run, cluster),
+            need=need_of(run, gpus),
             labels=labels_of(run),
         )
         for run in runs
@@ -54,36 +53,16 @@ def labels_of(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def need_of(run: RunConfig, cluster: ClusterConfig) -> Need:
-    """Nodes, GPUs and minutes of a run on this cluster."""
-    allocation = max(cluster.allocations, key=lambda a: a.gpus_per_node)
-    if allocation.gpus_per_node == 0:
-        minutes = expected_minutes(run, cluster, 1, "cpu")
-        return Need(wall_minutes=0.0, expected_minutes=minutes)
-    gpus = gpus_of(run, allocation)
-    per_node = min(gpus, allocation.gpus_per_node)
-    minutes = expected_minutes(run, cluster, gpus, "cuda")
+def need_of(run: RunConfig, gpus: Gpus) -> Need:
+    """Nodes, GPUs and minutes of a run on their cluster."""
+    allocation = gpus.allocation
+    if allocation is None:
+        return Need(wall_minutes=0.0, expected_minutes=expected_minutes(run, gpus.cluster, 1, "cpu"))
+    number = gpus.number_of(run)
+    per_node = min(number, allocation.gpus_per_node)
+    minutes = expected_minutes(run, gpus.cluster, number, "cuda")
     cpus = max(1, allocation.cpus_per_node * per_node // allocation.gpus_per_node)
-    return Need(gpus // per_node, per_node, cpus, 0.0, minutes, tasks_per_node=per_node)
-
-
-def gpus_of(run: RunConfig, allocation: AllocationConfig) -> int:
-    """The published study's habit: small models on one GPU, from 1b on whole nodes; always a number that K workers
-    share evenly and that splits their batch."""
-    size = run.num_params
-    wanted = 1 if size < 3e8 else 4 if size < 7e8 else allocation.gpus_per_node if size < 8e9 else 64
-    wanted = min(wanted, 8 * allocation.gpus_per_node)
-    while wanted > 1 and not _splits(run, wanted, allocation.gpus_per_node):
-        wanted //= 2
-    return max(1, wanted)
-
-
-def _splits(run: RunConfig, gpus: int, per_node: int) -> bool:
-    workers = run.num_workers
-    if gpus % workers and workers % gpus:
-        return False
-    replicas = max(1, gpus // workers)
-    return run.worker_batch_sequences % replicas == 0 and (gpus <= per_node or gpus % per_node == 0)
+    return Need(number // per_node, per_node, cpus, 0.0, minutes, tasks_per_node=per_node)
 
 
 def expected_minutes(run: RunConfig, cluster: ClusterConfig, processors: int, device: str) -> float:

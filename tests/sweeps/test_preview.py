@@ -10,6 +10,7 @@ from sweeps.clusters import make_cluster
 from sweeps.clusters.interface import Limit, Limits, Resource
 from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.definition import Definition
+from sweeps.display import plan_as_dict, show_plan
 from sweeps.launch import Sweep, read_sweep
 from sweeps.preview import Preview, preview
 from sweeps.quota import VerdictKind
@@ -52,7 +53,9 @@ def test_a_run_of_several_jobs_takes_their_time_together(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("path", sorted((config_dir() / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_sweep_file_has_a_plan_where_there_is_no_slurm(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_sweep_file_has_a_plan_where_there_is_no_slurm(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("PATH", "")
     sweep = read_sweep([f"+sweep={path.stem}", "cluster=h100"])
     found = preview(sweep, make_cluster(sweep.cluster, sweep.folder.cluster_dir).limits())
@@ -60,6 +63,11 @@ def test_every_sweep_file_has_a_plan_where_there_is_no_slurm(path: Path, monkeyp
     assert {run.verdict.kind for run in found.runs} == {VerdictKind.RUN}
     assert len(found.runs) > 1
     assert found.node_hours * 8 >= 0.999 * found.gpu_hours > 0
+    assert all(run.fit is not None and run.fit.fits for run in found.runs)
+    show_plan(found)
+    (heads,) = [line for line in capsys.readouterr().out.splitlines() if "each holds" in line]
+    assert heads.split()[-2:] == ["GB", "of"]
+    assert all(0 < run["memory"]["bytes"] < run["memory"]["gpu_bytes"] for run in plan_as_dict(found)["runs"])
 
 
 def test_the_clusters_own_limits_count_and_so_do_other_peoples_jobs(tmp_path: Path) -> None:
