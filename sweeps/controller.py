@@ -99,6 +99,8 @@ class Controller:
         """Ticks until the sweep is over. Ctrl-C ends it in order: local work saves itself, a scheduler's jobs go on."""
         self._find_finished()
         try:
+            # A sweep that is over begins anew where someone has asked for that.
+            self._take_commands()
             if not self.state.is_over:
                 self.code = str(keep_source(self.folder.root))
                 self.cluster.start()

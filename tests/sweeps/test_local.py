@@ -1,5 +1,6 @@
 """The controller on this machine's own slots: real processes, killed for real."""
 
+import json
 import os
 import signal
 import subprocess
@@ -118,6 +119,9 @@ def test_a_folder_that_cannot_be_written_holds_its_run_alone(root: Path, monkeyp
         path.unlink()
     SweepFolder(root, "sample").send("released", runs=list(obstacles))
     assert set(words(run_sweep(root, plans)).values()) == {"done"}
+    # The sweep was over, and goes on from its own copy of the code all the same.
+    seen = json.loads((root / "runs" / "lost" / "attempts" / "3" / "environment.json").read_text())
+    assert seen["code"]["folder"].startswith(str(root)), seen["code"]
 
 
 @pytest.fixture
