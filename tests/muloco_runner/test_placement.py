@@ -123,6 +123,10 @@ def check_traffic(run: RunConfig, count: int, steps: list[StepRecord]) -> None:
         assert last.rank_bytes_sent == [(count - 1) * held * last.bytes_sent + wishes] * count
 
 
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def finish(processes: list[subprocess.Popen[bytes]]) -> None:
     errors = [process.communicate(timeout=240)[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(errors)
@@ -230,17 +234,33 @@ def test_shards_and_whole_models_go_on_from_each_others_checkpoints(tiny_run: Ma
             assert losses_of(moved)[-4:] == pytest.approx(losses_of(one)[-4:], rel=ROUNDING)
 
 
-def test_a_rank_that_dies_ends_the_job_at_once(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
-    folder = new_folder(tiny_run("diloco", "adamw", num_workers=2, num_steps=100_000, sync_interval=5))
-    processes = start_ranks(2, [folder], "8")
+def test_a_rank_that_dies_ends_the_job_at_once_and_changes_nothing(
+    tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
+) -> None:
+    run = tiny_run(
+        "diloco",
+        "adamw",
+        num_workers=2,
+        num_steps=400,
+        sync_interval=5,
+        compression=TopKConfig(fraction=0.1, values="linear", bits=4),
+        streaming=StreamingConfig(2, 2, 0.1),
+    )
+    whole, cut = new_folder(run, "whole"), new_folder(run, "cut")
+    processes = start_ranks(2, [cut], "8", checkpoint_interval_seconds=0.01)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and len(folder.read_steps()) < 10:
+    # Late enough that there are errors to remember.
+    while time.monotonic() < deadline and max(map(step_of, cut.checkpoint_dir.glob("step-*")), default=0) < 20:
         time.sleep(0.02)
     processes[1].kill()
     assert processes[0].wait(timeout=60) == ExitCode.CRASH
-    status = folder.read_status()
+    status = cut.read_status()
     assert status is not None
     assert (status.state, status.exit_code) == ("failed", ExitCode.CRASH)
+    again = start_ranks(2, [cut], "10")
+    assert run_job(whole, execution) is ExitCode.FINISHED
+    finish(again)
+    assert losses_of(cut) == losses_of(whole)
 
 
 def test_ranks_are_read_from_whoever_started_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from muloco_runner.link import Traffic
 from muloco_runner.optimizers import Muon
 from muloco_runner.optimizers.orthogonalize import cpu
 
@@ -103,14 +104,14 @@ def replicas(backend: str) -> dict[str, Any]:
 
 
 def local_gradients() -> dict[str, Any]:
-    model = build()
-    optimizer = optimizer_of(model, "reference", process_group=dist.group.WORLD)
+    model, traffic = build(), Traffic()
+    optimizer = optimizer_of(model, "reference", process_group=dist.group.WORLD, traffic=traffic)
     norms = []
     for step in range(4):
         set_gradients(model, step, dist.get_rank())
         norms.append(optimizer.average_gradients(CLIP))
         optimizer.step()
-    return {"values": values(model), "norms": norms}
+    return {"values": values(model), "norms": norms, "bytes_sent": traffic.read().bytes_sent}
 
 
 def sharded(backend: str) -> dict[str, Any]:
