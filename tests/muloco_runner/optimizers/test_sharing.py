@@ -106,8 +106,8 @@ def test_local_gradients_are_averaged_and_clipped_as_a_whole(outcomes: list[dict
 
 
 def test_what_ranks_send_is_told(outcomes: list[dict[str, Any]], ranks: ModuleType) -> None:
-    # The largest matrix is one rank's, all others are the other's, and both send as much of each shape: gradients before
-    # the step, results after it. All else, and the squares of the norm, is summed over both.
+    # The largest matrix is one rank's, all others are the other's, and both send as much of each shape: gradients
+    # before the step, results after it. All else, and the squares of the norm, is summed over both.
     places = {(35, 33): 1, (9, 20): 2, (12, 8): 3, (1, 5): 1}
     matrices = sum(count * rows * columns for (rows, columns), count in places.items())
     rest = 7 + 11 * 4 + 1
