@@ -79,7 +79,7 @@ class Measured:
     step_seconds: float
     """Training time a step without waiting for communication where that is recorded, seconds."""
     bytes_per_step: float
-    """Bytes that one worker sent, over the run's steps, what its replicas gather included."""
+    """Bytes across the slow link: what one of several workers sent, or what replicas of the only one exchange."""
 
 
 def idealised_seconds(run: Training, bandwidth: float, assume: Assumptions) -> float:

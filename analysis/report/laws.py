@@ -238,9 +238,21 @@ def _measured(row: Any, assume: wall_clock.Assumptions) -> wall_clock.Measured |
         return None
     waited = float(row["wait_seconds"])
     computed = seconds if math.isnan(waited) else max(0.0, seconds - waited)
-    # `bytes_sent` has gradients and pseudogradients alone, whatever the placement.
-    gathered = assume.bits_per_value / 8 * float(row["gathered_values"]) / 2
-    return wall_clock.Measured(computed / steps, sent / steps + gathered)
+    return wall_clock.Measured(computed / steps, _bytes_per_step(row, assume))
+
+
+def _bytes_per_step(row: Any, assume: wall_clock.Assumptions) -> float:
+    """What crosses the slow link: of several workers what they send, of one what its replicas exchange.
+
+    `bytes_sent` has a worker's pseudogradients. One worker has nobody to send them to, but replicas that average
+    float32 gradients at every step, and that gather what Muon has worked out.
+    """
+    sent = float(row["bytes_sent"]) / float(row["num_steps"])
+    if row["num_workers"] > 1:
+        return sent
+    interval = row["sync_interval"]
+    gradients = sent if interval is None or math.isnan(interval) else 4.0 * float(row["num_params"])
+    return gradients + assume.bits_per_value / 8 * float(row["gathered_values"]) / 2
 
 
 def _measured_hours(

@@ -162,6 +162,9 @@ def test_what_muons_replicas_share_reaches_the_wall_clock_of_one_worker(tmp_path
     configs = [run_config(algorithm, "82k", lr=0.01) for algorithm in ("DDP-AdamW", "DDP-Muon")]
     for config in configs:
         write_run(tmp_path, config, 2.0, train_seconds=30.0)
+    apart = run_config("MuLoCo", "82k", lr=0.01)
+    sent = 4 * apart.num_params * (apart.num_steps // 10)
+    write_run(tmp_path, apart, 2.0, train_seconds=30.0, bytes_sent=sent)
     rows = build_report(load_study(tmp_path), Options(bootstrap=0, bandwidths=(1.0,)))["wall_clock"]["rows"]
     config = configs[1]
     # Two layers of width 48: four square matrices and three of the feed-forward's 132.
@@ -169,5 +172,7 @@ def test_what_muons_replicas_share_reaches_the_wall_clock_of_one_worker(tmp_path
     assert config.model.num_hidden_params == hidden
     gathering = config.num_steps * hidden * 16 / 2 / 1e9 / 3600
     for name in ("idealised_hours", "measured_hours"):
-        adamw, muon = (row[name] for row in rows)
+        adamw, muon, muloco = (row[name] for row in rows)
         assert muon - adamw == pytest.approx(gathering, rel=1e-6)
+        # Replicas of a single worker of DiLoCo average gradients as those of data parallel do, at every step.
+        assert muloco == muon
