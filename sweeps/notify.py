@@ -74,7 +74,10 @@ def _poster(address: str) -> Callable[[str], None]:
 
 
 def _runner(command: str) -> Callable[[str], None]:
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ConfigError(f"--on-event, or on_event of the cluster: {error} in the command") from None
     if not words:
         raise ConfigError("--on-event, or on_event of the cluster: give a command or an http(s) address")
 

@@ -79,5 +79,6 @@ def test_a_message_that_cannot_be_sent_stops_nothing(capsys: pytest.CaptureFixtu
         said = capsys.readouterr().err
         assert said.startswith("on-event: ")
         assert "SECRET" not in said
-    with pytest.raises(ConfigError):
-        Notifier("s", " ")
+    for mistake in (" ", "tell 'me"):
+        with pytest.raises(ConfigError):
+            Notifier("s", mistake)
