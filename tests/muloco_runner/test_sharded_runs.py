@@ -1,0 +1,122 @@
+"""Shards (FSDP2) on two real processes with everything on: killed and resumed there or on one, and compiled."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from muloco_runner.config import (
+    DiLoCoConfig,
+    ExecutionConfig,
+    QuantisationConfig,
+    RunConfig,
+    StreamingConfig,
+    TopKConfig,
+)
+from muloco_runner.job import run_job
+from muloco_runner.record import ExitCode, RunFolder
+
+SCRIPT = Path(__file__).parent / "sharded_script.py"
+MakeRun = Callable[..., RunConfig]
+MakeFolder = Callable[..., RunFolder]
+SHARDS = {"device": "cpu", "sharding": "full", "micro_batch_sequences": 2, "log_interval_steps": 1}
+OFTEN = {**SHARDS, "checkpoint_interval_seconds": 0.001}
+KILLED_AT = 7
+ROUNDING = 2e-4
+"""Relative bound on losses where sums are taken in another order, as in `test_placement`."""
+
+
+def losses_of(folder: RunFolder) -> list[float]:
+    result = folder.read_result()
+    assert result is not None
+    assert result.validation_loss is not None
+    return [*(step.loss for step in folder.read_steps()), result.train_loss, result.validation_loss]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_run: MakeRun) -> dict[str, RunConfig]:
+    # Each fragment leaves when the other one arrives: at every step one is on its way.
+    streaming = StreamingConfig(2, 2, 0.1)
+    common = {"num_steps": 24, "sync_interval": 4, "streaming": streaming}
+    return {
+        "two bits": tiny_run("diloco", "muon", compression=QuantisationConfig(bits=2), **common),
+        # Exact values: what a quantiser rounds, another order of sums may round the other way.
+        "top k": tiny_run("diloco", "muon", compression=TopKConfig(fraction=0.1), **common),
+        "compiled": tiny_run("diloco", "muon", num_steps=8, sync_interval=4),
+    }
+
+
+@pytest.fixture(scope="module")
+def folders(runs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], RunFolder]:
+    """Every run, trained in each way, by run and way."""
+    root = tmp_path_factory.mktemp("sharded")
+    made: dict[tuple[str, str], RunFolder] = {}
+
+    def folder(run: str, way: str, prepared: bool = True) -> str:
+        made[run, way] = RunFolder.of(root / way, runs[run].run_id)
+        if prepared:
+            made[run, way].write_config(runs[run].to_dict())
+        return str(made[run, way].path)
+
+    jobs = []
+    for run in ("two bits", "top k"):
+        jobs += [json.dumps(SHARDS), folder(run, "whole"), "0", "-"]
+        copy = folder(run, "on one", prepared=False)
+        jobs += [json.dumps(OFTEN), folder(run, "on two"), str(KILLED_AT), copy]
+        jobs += [json.dumps(SHARDS), str(made[run, "on two"].path), "0", "-"]
+    for compile in (False, True):
+        way = "compiled" if compile else "whole"
+        jobs += [json.dumps({**SHARDS, "compile": compile}), folder("compiled", way), "0", "-"]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(root / "compiled"),
+        "SLURM_STEP_NUM_TASKS": "2",
+    }
+    codes = [root / f"codes-{rank}.json" for rank in range(2)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(out), *jobs],
+            env={**environment, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+        )
+        for rank, out in enumerate(codes)
+    ]
+    assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
+    first, second = (json.loads(out.read_text()) for out in codes)
+    killed, lost = -signal.SIGKILL, ExitCode.CRASH
+    assert first == [0, killed, 0, 0, killed, 0, 0, 0]
+    assert second == [0, lost, 0, 0, lost, 0, 0, 0]
+    return made
+
+
+@pytest.mark.parametrize("run", ["two bits", "top k"])
+def test_a_sharded_run_that_was_killed_ends_on_its_ranks_as_if_it_never_had_been(
+    run: str, folders: dict[tuple[str, str], RunFolder]
+) -> None:
+    resumed = folders[run, "on two"]
+    result = resumed.read_result()
+    assert result is not None
+    assert result.attempts > 1
+    assert losses_of(resumed) == losses_of(folders[run, "whole"])
+
+
+def test_a_sharded_run_that_was_killed_goes_on_as_a_whole_model_on_one_rank(
+    folders: dict[tuple[str, str], RunFolder], runs: dict[str, RunConfig]
+) -> None:
+    moved, method = folders["top k", "on one"], runs["top k"].method
+    assert isinstance(method, DiLoCoConfig)
+    assert max(int(path.name[5:]) for path in moved.checkpoint_dir.glob("step-*")) < 24
+    execution = ExecutionConfig(device="cpu", micro_batch_sequences=2, log_interval_steps=1)
+    assert run_job(moved, execution, attempt=9) is ExitCode.FINISHED
+    assert losses_of(moved) == pytest.approx(losses_of(folders["top k", "whole"]), rel=ROUNDING)
+
+
+def test_compiled_shards_are_shards(folders: dict[tuple[str, str], RunFolder]) -> None:
+    compiled, eager = (losses_of(folders["compiled", way]) for way in ("compiled", "whole"))
+    assert compiled == pytest.approx(eager, rel=1e-5)
