@@ -213,11 +213,15 @@ class CheckpointStore:
     # Reading
 
     def load(self, workers: range) -> Checkpoint | None:
-        """The newest checkpoint whose files are whole on every rank, with the states of `workers`, or None."""
+        """The newest checkpoint whose files are whole, with the states of `workers`, or None.
+
+        A file is read through once, by the first of the ranks that need it; each then reads what it takes. Tensors are
+        views of the files: copy them before the next checkpoint, which may remove those.
+        """
         names = ["shared.pt", *(f"worker-{index}.pt" for index in workers)]
         found = self._listed()
         for step in reversed(found):
-            whole = _is_whole(self._final(step), names)
+            whole = _is_whole(self._final(step), names, [name for name in names if self._verifies(name)])
             if self.communicator.sum_over_ranks(torch.tensor([not whole], dtype=torch.int32)).item() == 0:
                 shared, *states = (_read_state(self._final(step) / name) for name in names)
                 self.step, self._whole = step, [older for older in found if older <= step]
@@ -225,6 +229,10 @@ class CheckpointStore:
             if self.is_main:
                 print(f"{self._final(step)}: damaged, so the checkpoint before it is used", file=sys.stderr, flush=True)
         return None
+
+    def _verifies(self, name: str) -> bool:
+        """Whether this rank does: the main one what all share, a worker's first replica the worker's file."""
+        return self.is_main if name == "shared.pt" else self.communicator.topology.replica == 0
 
     def trim(self, kept: int) -> None:
         """Removes all but the newest `kept` checkpoints of a finished run, from the main rank."""
@@ -249,13 +257,13 @@ class CheckpointStore:
         return self.folder / f"{_PREFIX}{step:08d}"
 
 
-def _is_whole(folder: Path, names: list[str]) -> bool:
-    """Whether the named files are as the manifest says."""
+def _is_whole(folder: Path, names: list[str], to_verify: list[str]) -> bool:
+    """Whether the named files are there, and those to be verified as the manifest says."""
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
-        if manifest["format_version"] != FORMAT_VERSION:
+        if manifest["format_version"] != FORMAT_VERSION or not all((folder / name).exists() for name in names):
             return False
-        for name in names:
+        for name in to_verify:
             with open(folder / name, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != manifest["sha256"][name]:
                     return False
@@ -298,7 +306,8 @@ def _write_state(path: Path, state: dict[str, Any]) -> bytes:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    """Its tensors are mapped, not read: whoever needs a part of one reads that part."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return state
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
-from muloco_runner.optimizers.placement import copy_into, placed_like
+from muloco_runner.optimizers import Muon
+from muloco_runner.optimizers.placement import copy_into, own_part, placed_like
 from muloco_runner.worker import Worker
 
 TensorLists = dict[str, list[Tensor]]
@@ -30,17 +31,18 @@ def worker_state(worker: Worker, method_state: TensorLists) -> dict[str, Any]:
 
 @torch.no_grad()
 def load_worker_state(worker: Worker, state: dict[str, Any]) -> TensorLists:
-    """The inverse, on every replica of the worker; returns the method's part."""
+    """The inverse, on every replica of the worker; returns the method's part: views, where the state was mapped, of a
+    file that will be removed. Copy them before the next checkpoint."""
     for name, parameter in worker.model.named_parameters():
         copy_into(parameter, state["model"][name])
     parameters = [parameter for group in worker.optimizer.param_groups for parameter in group["params"]]
     saved = state["optimizer"]
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     like = dict(zip(numbers, parameters, strict=True))
-    own = {
-        number: {name: _own(value, like[number]) for name, value in values.items()}
-        for number, values in saved["state"].items()
-    }
+    own = saved["state"]
+    if not isinstance(worker.optimizer, Muon):
+        # torch's optimizers keep the tensors that they are given; Muon copies its part of each into what it has.
+        own = {number: {n: _kept(v, like[number]) for n, v in values.items()} for number, values in own.items()}
     worker.optimizer.load_state_dict({**saved, "state": own})
     return own_lists(worker, state["method"])
 
@@ -53,7 +55,7 @@ def whole_lists(worker: Worker, state: TensorLists) -> TensorLists:
 def own_lists(worker: Worker, state: TensorLists) -> TensorLists:
     """Of a method's whole tensors what this rank holds."""
     return {
-        name: [_placed_part(_own(tensor, parameter)) for tensor, parameter in _pairs(tensors, worker)]
+        name: [own_part(tensor, parameter) for tensor, parameter in _pairs(tensors, worker)]
         for name, tensors in state.items()
     }
 
@@ -66,17 +68,13 @@ def _placed(part: Tensor, parameter: Tensor) -> Tensor:
     return placed_like(part, parameter) if isinstance(parameter, DTensor) else part
 
 
-def _placed_part(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _own(value: Any, parameter: Tensor) -> Any:
-    """This rank's part of a whole tensor that is shaped like a parameter; anything else as it is."""
-    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
+def _kept(value: Any, parameter: Tensor) -> Any:
+    """A copy, beside the parameter, of this rank's part of a whole tensor shaped like it; anything else as it is."""
+    if not isinstance(value, Tensor):
         return value
-    return distribute_tensor(
-        value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-    )
+    if value.shape != parameter.shape:
+        return value.clone()
+    return _placed(own_part(value, parameter).to(parameter.device, copy=True), parameter)
 
 
 def _whole(value: Any) -> Any:

@@ -27,6 +27,7 @@ from muloco_runner.collectives import Collectives, Transfer
 from muloco_runner.config import ExecutionConfig, ModelConfig
 from muloco_runner.data import Batch
 from muloco_runner.model import Transformer, build_model, empty_model
+from muloco_runner.optimizers.placement import own_rows
 from muloco_runner.topology import Communicator
 from muloco_runner.worker import Worker
 
@@ -235,12 +236,6 @@ def local_rows(tensor: Tensor) -> Tensor:
     """What this rank holds of a sharded tensor, in the same memory."""
     assert isinstance(tensor, DTensor)
     return tensor.to_local().detach()
-
-
-def own_rows(whole: Tensor, replica: int, replicas: int) -> Tensor:
-    """The rows of a whole parameter that `replica` of `replicas` holds: equal runs, the last ones shorter or empty."""
-    size = -(-len(whole) // replicas)
-    return whole[replica * size : (replica + 1) * size]
 
 
 def _build_whole(config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:

@@ -30,15 +30,28 @@ def placed_like(part: Tensor, like: Tensor) -> Tensor:
     )
 
 
+def own_rows(whole: Tensor, rank: int, num_ranks: int) -> Tensor:
+    """The rows of a whole parameter that lie on `rank` of `num_ranks`, a view: equal runs, the last ones shorter or
+    empty."""
+    size = -(-len(whole) // num_ranks)
+    return whole[rank * size : (rank + 1) * size]
+
+
+def own_part(whole: Tensor, like: Tensor) -> Tensor:
+    """Of a whole tensor what lies on this rank where it is placed as `like`: a view, so that nothing else is read."""
+    if not is_distributed(like):
+        return whole
+    group = sharding_group(like)
+    return own_rows(whole, group.rank(), group.size())
+
+
 def copy_into(held: Tensor, value: Tensor) -> None:
     """The value of a saved state into the state held here; a whole tensor may go into a distributed one."""
     if is_distributed(held) and not is_distributed(value):
-        from torch.distributed.tensor import DTensor, distribute_tensor
-
-        assert isinstance(held, DTensor)
         # Every rank has loaded the same value: each keeps its own part of it, and none sends.
-        value = distribute_tensor(value.to(held.device), held.device_mesh, held.placements, src_data_rank=None)
-    held.copy_(value)
+        local(held).copy_(own_part(value, held))
+    else:
+        held.copy_(value)
 
 
 def sharding_group(parameter: Tensor) -> dist.ProcessGroup:

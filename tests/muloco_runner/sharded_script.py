@@ -1,7 +1,7 @@
 """One rank of several jobs in a row, as `srun` would have started it: one process that has imported torch forks each.
 
-Arguments: a file to write exit codes to, then for each job its settings as JSON, its run's folder, the step at which
-its first rank is killed once there is a checkpoint (0: never), and a folder to copy the run to after it (- for none).
+Arguments: a file to write exit codes to, then for each job its settings as JSON, its run's folder, the step of the
+first checkpoint after which its first rank is killed (0: never), and a folder to copy the run to after it (- for none).
 """
 
 import json
@@ -18,7 +18,8 @@ from muloco_runner.record import RunFolder, StepRecord
 
 def carry_out(settings: str, folder: RunFolder, kill_at: int, attempt: int) -> int:
     def on_record(record: StepRecord) -> None:
-        if kill_at and record.step >= kill_at and any(folder.checkpoint_dir.glob("step-*")):
+        saved = [int(path.name[5:]) for path in folder.checkpoint_dir.glob("step-*")]
+        if kill_at and max(saved, default=0) >= kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return run_job(folder, ExecutionConfig(**json.loads(settings)), attempt, on_record)

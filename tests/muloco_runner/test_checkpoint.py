@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from benchmarks.train_parts.peak_memory import peak_bytes
 from muloco_runner.checkpoint import CheckpointError, CheckpointStore
-from muloco_runner.config import ExecutionConfig, QuantisationConfig, RunConfig, StreamingConfig
+from muloco_runner.config import ExecutionConfig, ModelConfig, QuantisationConfig, RunConfig, StreamingConfig
 from muloco_runner.corpus import load_corpus
 from muloco_runner.job import run_job
 from muloco_runner.record import ExitCode, RunFolder
@@ -249,6 +252,29 @@ def test_a_finished_run_killed_before_its_result_has_the_same_result(tiny_run: M
     assert result.validation_loss == expected.validation_loss
     assert result.local_validation_loss == expected.local_validation_loss != result.validation_loss
     assert result.train_loss == expected.train_loss
+
+
+@pytest.mark.parametrize("inner_optimizer", ["adamw", "muon"])
+def test_a_rank_of_a_sharded_run_reads_its_rows_of_a_checkpoint_alone(
+    inner_optimizer: str, tiny_run: MakeRun, new_folder: MakeFolder
+) -> None:
+    model = ModelConfig(width=128, num_layers=3, head_width=32, vocab_size=256, sequence_length=32)
+    run = tiny_run("diloco", inner_optimizer, model=model, num_steps=10, global_batch_tokens=128)
+    folder = new_folder(run)
+    trainer_of(run, folder, stop_at=2).train()
+    # The first of four ranks: the others are not there, and what they would send it does not need.
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        communicator = Communicator(Topology(1, rank=0, num_ranks=4), sharded=True)
+        execution = ExecutionConfig(**OFTEN)
+        trainer = Trainer(run, load_corpus(run.data), Session(folder, execution, communicator, torch.device("cpu")))
+        taken = peak_bytes(trainer._resume, torch.device("cpu"))
+    finally:
+        dist.destroy_process_group()
+    assert trainer.step == 2
+    size = sum(file.stat().st_size for file in folder.checkpoint_dir.glob("*/*.pt"))
+    # Of six models in the files (five with Muon): AdamW's moments, which it had not yet, and one copy on the way.
+    assert taken < size / 5
 
 
 @pytest.mark.parametrize(
