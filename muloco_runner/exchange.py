@@ -16,10 +16,8 @@ from torch import Tensor
 from muloco_runner.compression import Compressor, PayloadError, payload
 from muloco_runner.compression.codecs import AnyCodec, Exact
 from muloco_runner.compression.pieces import Piece, cut, whole_pieces
+from muloco_runner.memory import MESSAGE_VALUES
 from muloco_runner.topology import Communicator
-
-MESSAGE_VALUES = 1 << 24
-"""Values in one message, about; 64 MB in float32."""
 
 
 class Exchange:

@@ -15,9 +15,7 @@ from torch import Tensor
 from muloco_runner.collectives import Collectives, Transfer
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.link import Traffic
-
-_BUCKET_ELEMENTS = 1 << 24
-"""Of one message between replicas: large enough for any link, small beside a model."""
+from muloco_runner.memory import MESSAGE_VALUES
 
 
 @dataclass(frozen=True)
@@ -195,14 +193,14 @@ def _exchange(among: Collectives, outgoing: list[Tensor], incoming: list[int]) -
 
 
 def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """Runs of tensors of up to `_BUCKET_ELEMENTS` in all, or of one larger tensor."""
+    """Runs of tensors of up to `MESSAGE_VALUES` in all, or of one larger tensor."""
     buckets: list[list[Tensor]] = []
     room = 0
     for tensor in tensors:
         room -= tensor.numel()
         if room < 0 or not buckets:
             buckets.append([])
-            room = _BUCKET_ELEMENTS - tensor.numel()
+            room = MESSAGE_VALUES - tensor.numel()
         buckets[-1].append(tensor)
     return buckets
 

@@ -1,0 +1,33 @@
+"""How a run is spread over ranks and computed there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from muloco_runner.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a run is spread and computed; none of it changes its result."""
+
+    num_ranks: int = 1
+    sharded: bool = False
+    recompute: bool = False
+    micro_batch_sequences: int = 1
+    device: str = "cuda"
+    """cpu or cuda."""
+    ordered: bool = False
+    """Whether micro-batches are summed in one order (`ExecutionConfig.reduction`)."""
+
+    def replicas(self, run: RunConfig) -> int:
+        return max(1, self.num_ranks // run.num_workers)
+
+    def workers(self, run: RunConfig) -> int:
+        """Held by one rank."""
+        return max(1, run.num_workers // self.num_ranks)
+
+    def words(self, run: RunConfig) -> str:
+        """How a rank holds the model."""
+        held = "rows" if self.sharded else "copy" if self.replicas(run) > 1 else "whole"
+        return held + (", recomputing" if self.recompute else "")

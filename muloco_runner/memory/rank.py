@@ -1,0 +1,38 @@
+"""What one rank holds of a run, in numbers that several moments share."""
+
+from __future__ import annotations
+
+from muloco_runner.config import ModelConfig, RunConfig
+from muloco_runner.memory.placement import Placement
+
+
+class Rank:
+    """Numbers of one rank that several moments share."""
+
+    def __init__(self, run: RunConfig, placement: Placement) -> None:
+        self.run, self.placement, self.model = run, placement, run.model
+        self.workers, self.replicas = placement.workers(run), placement.replicas(run)
+        self.sharded = placement.sharded and self.replicas > 1
+        self.on_cpu = placement.device == "cpu"
+        parts = self.replicas if self.sharded else 1
+        self.held = sum(-(-rows // parts) * columns for rows, columns in shapes(run.model))
+        """Values of one worker's model that lie here."""
+        self.matrices = run.model.num_layers * sum(-(-r // parts) * c for r, c in block_matrices(run.model))
+        self.block = sum(rows * columns for rows, columns in block_matrices(run.model))
+        """Values of the matrices of a whole block."""
+        self.staged = 1 if self.on_cpu else 0
+        """Copies that gloo makes of what it gathers or sums; NCCL makes none."""
+        self.has_buckets = not self.sharded and not placement.ordered and self.replicas > 1
+        """torch's DDP keeps gradients where they are averaged, from the first step to the last."""
+
+
+def block_matrices(model: ModelConfig) -> list[tuple[int, int]]:
+    width, ffn = model.width, model.ffn_width
+    return [(width, width)] * 4 + [(ffn, width)] * 2 + [(width, ffn)]
+
+
+def shapes(model: ModelConfig) -> list[tuple[int, int]]:
+    """Rows and columns of every parameter."""
+    gains = [(model.width, 1)] * 4 + [(model.head_width, 1)] * 2
+    block = block_matrices(model) + gains
+    return [(model.vocab_size, model.width)] * 2 + block * model.num_layers + [(model.width, 1)]
