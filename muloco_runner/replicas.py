@@ -112,7 +112,10 @@ class OverlappedCopies:
 
 
 class _BucketMeans:
-    """DDP's buckets of gradients on their way to their mean, while the backward pass goes on."""
+    """DDP's buckets of gradients on their way to their mean, while the backward pass goes on.
+
+    Uncounted is what DDP says of their order: once, before its second step, a few bytes a parameter tensor.
+    """
 
     def __init__(self, replicas: Collectives) -> None:
         self._traffic = replicas.traffic
