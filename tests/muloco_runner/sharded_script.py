@@ -1,15 +1,19 @@
 """One rank of several jobs in a row, as `srun` would have started it: one process that has imported torch forks each.
+Blocks are compiled by the backend that COMPILER names.
 
 Arguments: a file to write exit codes to, then for each job its settings as JSON, its run's folder, the step of the
 first checkpoint after which its first rank is killed (0: never), and a folder to copy the run to after it (- for none).
 """
 
+import functools
 import json
 import os
 import shutil
 import signal
 import sys
 from pathlib import Path
+
+import torch
 
 from muloco_runner.config import ExecutionConfig
 from muloco_runner.job import preload_for, run_job
@@ -28,6 +32,7 @@ def carry_out(settings: str, folder: RunFolder, kill_at: int, attempt: int) -> i
 def main() -> None:
     out, *words = sys.argv[1:]
     codes = []
+    torch.compile = functools.partial(torch.compile, backend=os.environ["COMPILER"])  # type: ignore[assignment]
     preload_for(RunFolder(words[1]))
     for number, (settings, path, kill_at, copy) in enumerate(zip(*(words[n::4] for n in range(4)), strict=True), 1):
         os.environ["SLURM_JOB_ID"] = f"{number}"
