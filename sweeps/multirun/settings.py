@@ -12,7 +12,9 @@ from sweeps.config import KINDS, AllocationConfig, ClusterConfig, read_cluster
 from sweeps.work import Need
 
 _NAME = "hydra.launcher"
-_ALLOCATION_KEYS = tuple(f.name for f in dataclasses.fields(AllocationConfig) if f.name != "name")
+_ALLOCATION_KEYS = tuple(
+    f.name for f in dataclasses.fields(AllocationConfig) if f.name not in ("name", "gpu_gigabytes")
+)
 _TICK_SECONDS = {"local": 0.1, "slurm": 30.0}
 _SHARE_EXPECTED = 0.5
 """Nobody says how long a job takes: half of the time it asks for is the guess."""
