@@ -26,6 +26,8 @@ class Bank(Protocol):
     """Parameters of one group that are updated together."""
 
     parameters: list[Tensor]
+    gradients: list[Tensor | None]
+    """Of the step that was prepared; empty once it is done."""
 
     def state(self, index: int) -> dict[str, Tensor]:
         """What is kept for a parameter on this rank, by name."""

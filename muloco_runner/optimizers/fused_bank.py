@@ -2,7 +2,7 @@
 
 Muon: one pass over gradient and momentum, one that normalises, the products, and the last product's epilogue writes
 the weights. AdamW: one pass. All that changes from step to step is refreshed in `prepare`; `launch` only launches, so
-that a graph may replay it.
+that a graph may replay it. Triton launches on the current device: here that is always the tensors' own.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ def move(parameters: list[Tensor], orthogonal: list[Tensor], kept: float, scale:
     weights, moves = (Addresses(len(parameters), device) for _ in range(2))
     weights.point_to(parameters)
     moves.point_to(orthogonal)
-    elementwise.update_parameters[(-(-numel // MOVE_BLOCK), len(parameters))](
-        moves.values, weights.values, kept, scale, numel,
-        DTYPE=TRITON_TYPES[orthogonal[0].dtype], PARAMETER=TRITON_TYPES[parameters[0].dtype],
-        ALIGNED=weights.aligned and moves.aligned, BLOCK=MOVE_BLOCK,
-    )  # fmt: skip
+    with torch.cuda.device_of(parameters[0]):
+        elementwise.update_parameters[(-(-numel // MOVE_BLOCK), len(parameters))](
+            moves.values, weights.values, kept, scale, numel,
+            DTYPE=TRITON_TYPES[orthogonal[0].dtype], PARAMETER=TRITON_TYPES[parameters[0].dtype],
+            ALIGNED=weights.aligned and moves.aligned, BLOCK=MOVE_BLOCK,
+        )  # fmt: skip
 
 
 def needed_workspace(parameters: Sequence[Tensor], backend: str) -> int:
@@ -96,11 +97,12 @@ class FusedMatrixBank(MatrixBank):
     def launch(self, group: dict[str, Any], in_flight: InFlight) -> None:
         polynomial = polynomial_of(group)
         scale = shape_scale(group["lr_scale"], self.rows, self.columns)
-        for part, weights, source in zip(self.parts, self.weights, self.sources, strict=True):
-            self.workspace.batch = len(part)
-            self.workspace.normalise(source, polynomial.norm_margin)
-            p = self.workspace.run(polynomial.steps)
-            self.workspace.finish_into(weights, self.parameters[0].dtype, source, p, scale)
+        with torch.cuda.device_of(self.parameters[0]):
+            for part, weights, source in zip(self.parts, self.weights, self.sources, strict=True):
+                self.workspace.batch = len(part)
+                self.workspace.normalise(source, polynomial.norm_margin)
+                p = self.workspace.run(polynomial.steps)
+                self.workspace.finish_into(weights, self.parameters[0].dtype, source, p, scale)
 
 
 class FusedAdamWBank(AdamWBank):
@@ -139,9 +141,10 @@ class FusedAdamWBank(AdamWBank):
         self.step_counts += self.slopes.values != 0
         steps, hyper = self.step_counts.double(), self.hyper.values
         dtype = TRITON_TYPES[self.parameters[0].dtype]
-        elementwise.adamw[(len(self.tensor_of_block),)](
-            self.weights.values, self.slopes.values, self.firsts.values, self.seconds.values,
-            1 - hyper[BETA1.value] ** steps, 1 - hyper[BETA2.value] ** steps, self.sizes,
-            self.tensor_of_block, self.block_in_tensor, hyper,
-            PARAMETER=dtype, GRADIENT=dtype, ALIGNED=self._aligned(), DIVISIBLE=self.divisible, BLOCK=ADAMW_BLOCK,
-        )  # fmt: skip
+        with torch.cuda.device_of(self.parameters[0]):
+            elementwise.adamw[(len(self.tensor_of_block),)](
+                self.weights.values, self.slopes.values, self.firsts.values, self.seconds.values,
+                1 - hyper[BETA1.value] ** steps, 1 - hyper[BETA2.value] ** steps, self.sizes,
+                self.tensor_of_block, self.block_in_tensor, hyper,
+                PARAMETER=dtype, GRADIENT=dtype, ALIGNED=self._aligned(), DIVISIBLE=self.divisible, BLOCK=ADAMW_BLOCK,
+            )  # fmt: skip

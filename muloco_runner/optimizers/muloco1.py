@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from muloco_runner.optimizers.banks import Bank
-from muloco_runner.optimizers.muon import Muon
+from muloco_runner.optimizers.muon import Muon, check_range
 from muloco_runner.optimizers.placement import state_dtype
 
 
@@ -30,13 +30,16 @@ class MuLoCo1(Muon):
         sync_interval: int = 30,
         **muon: Any,
     ) -> None:
-        if sync_interval < 1:
-            raise ValueError(f"sync_interval={sync_interval}: must be at least 1")
         self._outer = {"outer_lr": outer_lr, "outer_momentum": outer_momentum, "sync_interval": sync_interval}
         super().__init__(params, inner_lr, **muon)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group({**self._outer, "steps_since_sync": 0, **param_group})
+        group = {**self._outer, "steps_since_sync": 0, **param_group}
+        if group["sync_interval"] < 1:
+            raise ValueError(f"sync_interval={group['sync_interval']}: must be at least 1")
+        check_range("outer_lr", group["outer_lr"])
+        check_range("outer_momentum", group["outer_momentum"], 1)
+        super().add_param_group(group)
 
     def _create_state(self, group: dict[str, Any]) -> list[Bank]:
         banks = super()._create_state(group)
@@ -46,15 +49,12 @@ class MuLoCo1(Muon):
             state.setdefault("outer_momentum", torch.zeros_like(parameter, dtype=dtype))
         return banks
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = super().step(closure)
+    def _after_step(self) -> None:
         for group in self.param_groups:
             group["steps_since_sync"] += 1
             if group["steps_since_sync"] == group["sync_interval"]:
                 group["steps_since_sync"] = 0
                 self._outer_step(group)
-        return loss
 
     def _outer_step(self, group: dict[str, Any]) -> None:
         lr, mu = group["outer_lr"], group["outer_momentum"]

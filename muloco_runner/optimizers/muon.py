@@ -8,6 +8,7 @@ replicas and `sharded_bank` for parameters that are themselves spread over the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, Literal
@@ -162,11 +163,19 @@ class Muon(torch.optim.Optimizer):
         if self._graph is None:
             _launch(work)
         else:
-            self._graph.run(
-                lambda: _launch(work), [bank.baked(group) for group, bank in work if isinstance(bank, Replayable)]
-            )
+            # A graph is captured on a stream of the current device.
+            with torch.cuda.device_of(work[0][1].parameters[0]):
+                self._graph.run(
+                    lambda: _launch(work), [bank.baked(group) for group, bank in work if isinstance(bank, Replayable)]
+                )
         self._averaged, self._clip = {}, None
+        for _, bank in work:
+            bank.gradients = []  # their memory is the next backward pass's
+        self._after_step()
         return loss
+
+    def _after_step(self) -> None:
+        """What a subclass adds to a step; not by a `step` of its own, of which torch would run the hooks once more."""
 
     @torch.no_grad()
     def average_gradients(self, max_norm: float | None = None) -> Tensor:
@@ -188,15 +197,28 @@ def _launch(work: list[tuple[dict[str, Any], Bank]]) -> None:
     in_flight.flush()
 
 
+def check_range(name: str, value: float, end: float = math.inf) -> None:
+    """Raises `ValueError` where a hyper-parameter is negative, not a number, or not below `end`."""
+    if not 0 <= value < end:
+        raise ValueError(f"{name}={value}: must be at least 0 and {'finite' if end == math.inf else f'below {end:g}'}")
+
+
 def _check(group: dict[str, Any]) -> None:
     if group["algorithm"] not in ("muon", "adamw"):
         raise ValueError(f"algorithm={group['algorithm']!r}: must be muon or adamw")
+    for name in ("lr", "weight_decay", "eps"):
+        check_range(name, group[name])
+    check_range("momentum", group["momentum"], 1)
+    for beta in group["betas"]:
+        check_range("betas", beta, 1)
     named_polynomial(group["coefficients"], group["num_iterations"])
     shape_scale(group["lr_scale"], 1, 1)
     if group["momentum_form"] not in ("sum", "ema"):
         raise ValueError(f"momentum_form={group['momentum_form']!r}: must be sum or ema")
     for parameter in group["params"]:
         choose_backend(group["backend"], parameter.device)
+        if not parameter.is_floating_point():
+            raise ValueError(f"a parameter of {parameter.dtype}: must be of a real floating-point dtype")
         if group["algorithm"] == "muon" and parameter.ndim != 2:
             raise ValueError(
                 f'a parameter of shape {tuple(parameter.shape)} is no matrix: give it a group with algorithm="adamw"'

@@ -6,15 +6,19 @@ The interpreter truncates where it stores bfloat16, so that format errs up to tw
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from triton.runtime.interpreter import GridExecutor
 
 from muloco_runner.optimizers import MuLoCo1, Muon
-from muloco_runner.optimizers.fused_bank import FusedAdamWBank, FusedMatrixBank
+from muloco_runner.optimizers.fused_bank import FusedAdamWBank, FusedMatrixBank, move
 from muloco_runner.optimizers.orthogonalize import orthogonalize, result_dtype
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.reference import normalise, orthogonalize_reference
@@ -235,6 +239,41 @@ def test_a_resumed_fused_step_continues_to_the_bit() -> None:
     train(again, resumed, range(1, 2))
     for ours, theirs in zip(again, whole, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_step_lets_go_of_the_gradients() -> None:
+    """Held until the next step, they would lie beside those of the next backward pass."""
+    parameters, optimizer = build("triton")
+    train(parameters, optimizer, range(1))
+    gradients = [parameter.grad for parameter in parameters]
+    optimizer.zero_grad()
+    (held_here_alone,) = [sys.getrefcount(tensor) for tensor in [torch.zeros(1)]]
+    assert {sys.getrefcount(gradient) for gradient in gradients} == {held_here_alone}
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on the current one, which in a process of several GPUs may be another."""
+    parameters, optimizer = build("triton")
+    current: list[Tensor] = []
+
+    @contextlib.contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        current.append(tensor)
+        yield
+        current.pop()
+
+    call, launches = GridExecutor.__call__, []
+
+    def launch(*arguments: Any, **keywords: Any) -> None:
+        launches.append(len(current))
+        call(*arguments, **keywords)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(GridExecutor, "__call__", launch)
+    train(parameters, optimizer, range(1))
+    run(random(1, 40, 60), "triton")
+    move(parameters[:1], [random(34, 70).half()], 1.0, 0.1)
+    assert set(launches) == {1}
 
 
 def test_adamw_is_torchs_own() -> None:

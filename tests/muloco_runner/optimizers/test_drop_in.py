@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -101,3 +103,44 @@ def test_a_thousand_steps_take_no_more_memory_than_a_hundred() -> None:
 def test_a_graph_without_fused_kernels_is_refused() -> None:
     with pytest.raises(ValueError, match="cuda_graph=True needs backend=triton"):
         Muon([nn.Parameter(torch.eye(4))], cuda_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"lr": -0.1}, "lr=-0.1: must be at least 0 and finite"),
+        ({"lr": math.nan}, "lr=nan"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0"),
+        ({"momentum": 1.5}, "momentum=1.5: must be at least 0 and below 1"),
+        ({"betas": (0.9, 1.0)}, "betas=1.0"),
+        ({"outer_momentum": 2.0}, "outer_momentum=2.0"),
+        ({"sync_interval": 0}, "sync_interval=0"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_refused_of_the_optimizer_and_of_a_group(
+    setting: dict[str, Any], words: str
+) -> None:
+    weight = nn.Parameter(torch.eye(4))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        MuLoCo1([{"params": [weight], **setting}])
+    with pytest.raises(ValueError, match=re.escape(words)):
+        MuLoCo1([weight], **({"inner_lr": setting["lr"]} if "lr" in setting else setting))
+
+
+def test_parameters_that_are_no_real_numbers_are_refused() -> None:
+    for dtype in (torch.complex64, torch.int64):
+        weight = nn.Parameter(torch.zeros(4, 4, dtype=dtype), requires_grad=False)
+        with pytest.raises(ValueError, match=f"a parameter of {dtype}: must be of a real floating-point dtype"):
+            Muon([weight])
+
+
+def test_hooks_of_a_step_run_once() -> None:
+    """Also of MuLoCo1 in a process that has a Muon, whose own steps torch wraps as well."""
+    weight = nn.Parameter(torch.eye(4))
+    Muon([weight])
+    optimizer = MuLoCo1([weight])
+    calls: list[str] = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    optimizer.step()
+    assert calls == ["before", "after"]

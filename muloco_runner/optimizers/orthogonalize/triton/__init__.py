@@ -23,9 +23,10 @@ def orthogonalize_triton(x_BRC: Tensor, polynomial: Polynomial, dtype: torch.dty
     workspace = Workspace(at_once, rows, columns, dtype, x_BRC.device)
     out_BRC = torch.empty_like(x_BRC)
     addresses = Addresses(at_once, x_BRC.device)
-    for part_BRC, result_BRC in zip(x_BRC.split(at_once), out_BRC.split(at_once), strict=True):
-        workspace.batch = len(part_BRC)
-        addresses.point_to(part_BRC.unbind())
-        workspace.normalise(Source(addresses, x_BRC.dtype), polynomial.norm_margin)
-        result_BRC.copy_(workspace.finish(workspace.run(polynomial.steps)))
+    with torch.cuda.device_of(x_BRC):  # Triton launches on the current device
+        for part_BRC, result_BRC in zip(x_BRC.split(at_once), out_BRC.split(at_once), strict=True):
+            workspace.batch = len(part_BRC)
+            addresses.point_to(part_BRC.unbind())
+            workspace.normalise(Source(addresses, x_BRC.dtype), polynomial.norm_margin)
+            result_BRC.copy_(workspace.finish(workspace.run(polynomial.steps)))
     return out_BRC
