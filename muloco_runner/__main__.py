@@ -150,13 +150,16 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
     from muloco_runner.compose import to_app_config
     from muloco_runner.job import check_can_run, check_same_data, run_job
     from muloco_runner.link import emulated_link
+    from muloco_runner.optimizers.orthogonalize import choose_backend
     from muloco_runner.progress import show_progress
-    from muloco_runner.ranks import choose_device, rank_environment
+    from muloco_runner.ranks import check_device, choose_device, rank_environment
     from muloco_runner.topology import Topology
 
     app = to_app_config(tree)
     run, place = app.run, rank_environment()
+    check_device(app.execution.device)
     device = choose_device(app.execution.device, place)
+    choose_backend(app.execution.muon_backend, device)
     choose_attention(app.execution.attention, run.model.head_width, device)
     emulated_link(app.execution, device.type)
     Topology(run.num_workers, place.rank, place.num_ranks).check(run)

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore
 
-from muloco_runner.config import ExecutionConfig, RunConfig
+from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.fitting import choose_placement
 from muloco_runner.link import EmulatedLink, Traffic
 from muloco_runner.memory import Placement
@@ -111,6 +111,15 @@ def _meet(place: RankPlace, meeting_dir: Path) -> TCPStore:
         time.sleep(0.05)
     host, port = address_file.read_text().split()
     return TCPStore(host, int(port), place.num_ranks, False, _MEETING)
+
+
+def check_device(name: str) -> None:
+    """A GPU that was asked for where there is none raises `ConfigError`.
+
+    Not asked by a job: the node that it got may be broken, and another one may not.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("execution.device=cuda: torch finds no GPU here: use auto or cpu, or install torch with CUDA")
 
 
 def choose_device(name: str, place: RankPlace) -> torch.device:

@@ -69,6 +69,12 @@ def test_published_sizes_carry_the_published_weight_decay(size: str, algorithm: 
         (["execution.link_megabits_per_second=0"], "link_megabits_per_second"),
         (["seed=-1"], "seed"),
         (["seed=one"], "seed"),
+        (["seed=99999999999999999999"], "below 2^63"),
+        (["execution.memory_halvings=-1"], "memory_halvings=-1"),
+        (
+            ["algorithm=muloco", "inner_optimizer.coefficients=polar_express", "inner_optimizer.num_iterations=6"],
+            "at most five",
+        ),
         (["inner_optimizer.lr=0"], "inner_optimizer.lr"),
         (["inner_optimizer.lr=nan"], "inner_optimizer.lr"),
         (["data.path=here"], "no effect"),

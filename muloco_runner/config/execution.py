@@ -72,6 +72,10 @@ class ExecutionConfig:
             math.isfinite(self.link_latency_milliseconds) and self.link_latency_milliseconds >= 0,
             f"execution.link_latency_milliseconds={self.link_latency_milliseconds}: must be zero or positive",
         )
+        require(
+            self.memory_halvings >= 0,
+            f"execution.memory_halvings={self.memory_halvings}: must be zero or positive",
+        )
         optional = ("micro_batch_sequences", "evaluate_interval_steps", "wall_minutes", "link_megabits_per_second")
         for name in optional:
             value = getattr(self, name)

@@ -89,6 +89,12 @@ class MuonConfig(InnerOptimizerConfig):
                 f"inner_optimizer.num_iterations={self.num_iterations}: coefficients=muloco are five per-step triples; "
                 "use num_iterations=5 or coefficients=keller_jordan",
             )
+        if self.coefficients == "polar_express":
+            require(
+                self.num_iterations <= 5,
+                f"inner_optimizer.num_iterations={self.num_iterations}: coefficients=polar_express are at most five "
+                "per-step triples; use num_iterations=5 or coefficients=keller_jordan",
+            )
 
 
 INNER_OPTIMIZERS: dict[str, type[InnerOptimizerConfig]] = {"adamw": AdamWConfig, "muon": MuonConfig}

@@ -53,7 +53,7 @@ class RunConfig:
             gradient_clip_norm=self.gradient_clip_norm,
         )
         require_choice("precision", self.precision, get_args(Precision))
-        require(self.seed >= 0, f"seed={self.seed}: must be zero or positive")
+        require(0 <= self.seed < 2**63, f"seed={self.seed}: must be zero or positive, and below 2^63")
         unit = self.model.sequence_length * self.num_workers
         fits = max(1, round(self.global_batch_tokens / unit)) * unit
         require(

@@ -11,6 +11,7 @@ import importlib
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,18 @@ def _row_groups(file: InputFile) -> list[Piece]:
 
 
 def documents_of(piece: Piece, column: str, by_file: bool) -> Iterator[Document]:
-    """The documents that start in `piece`, empty ones left out. Bad ones come with their problem."""
+    """The documents that start in `piece`, empty ones left out. Bad ones come with their problem; of a damaged
+    compressed file what follows the damage is one."""
+    try:
+        yield from _documents_of(piece, column, by_file)
+    except (EOFError, zlib.error, OSError) as error:
+        # What decompresses tells damage from a failing disk by no number.
+        if getattr(error, "errno", None) is not None or not piece.file.path.endswith(_COMPRESSED):
+            raise
+        yield Document(b"", 0, f"{piece.file.name}: damaged, or not compressed as its name says ({error})")
+
+
+def _documents_of(piece: Piece, column: str, by_file: bool) -> Iterator[Document]:
     if piece.file.size == 0:
         yield Document(b"", 0, f"{piece.file.name}: the file is empty")
     elif piece.file.kind == "jsonl":
@@ -137,7 +149,7 @@ def _from_json(line: bytes, column: str, where: str) -> Document:
         values = json.loads(line)
     except UnicodeDecodeError as error:
         return Document(b"", len(line), f"{where}: not UTF-8 ({error.reason})")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Document(b"", len(line), f"{where}: not JSON ({error})")
     text = values.get(column) if isinstance(values, dict) else None
     if isinstance(text, str):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from muloco_runner.__main__ import main
 
@@ -57,6 +58,8 @@ def test_a_run_ends_with_its_name_its_loss_and_its_folder(tmp_path: Path, text_d
         ("inner_optimizer.momentum=0.95", "momentum"),
         ("execution.device=tpu", "tpu"),
         ("execution.device=cpu execution.attention=flex", "flex"),
+        ("execution.device=cpu execution.muon_backend=triton algorithm=muloco", "triton"),
+        ("execution.device=cuda", "torch finds no GPU here"),
         ("--estimate model=15b execution.sharding=some", "sharding"),
         ("model.vocab_size=100", "vocab_size"),
         ("seed=", "seed"),
@@ -66,6 +69,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     mistake: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["muloco-train", *mistake.split()])
     with pytest.raises(SystemExit) as ending:
         main()

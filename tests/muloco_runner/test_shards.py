@@ -241,6 +241,7 @@ def test_a_tokenizer_keeps_the_text_and_ends_each_document(
         (b'{"text": "ok"}\n{"text": "\xff"}\n', [], "UTF-8"),
         (b'{"text": "\\ud800"}\n', [], "Unicode"),
         (b"not json\n", [], "not JSON"),
+        (b"[" * 100_000, [], "not JSON"),
         (b'{"text": "only one"}\n', [], "no document is left"),
         (b'{"text": "ok"}\n', ["--tokenizer", "nowhere.json"], "nowhere.json"),
         (b'{"text": "ok"}\n', ["--tokenizer", __file__], "tokenizer"),
@@ -266,6 +267,31 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert len(message.splitlines()) == 1, message
     assert words in message
     assert not out.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "not compressed"])
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_a_damaged_compressed_file_is_one_line_or_left_out(
+    kind: str, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = write_jsonl(tmp_path / "whole.jsonl", texts(300)).read_bytes()
+    if kind == "gz":
+        content = gzip.compress(plain)
+    else:
+        content = pytest.importorskip("pyarrow").compress(plain, "zstd", asbytes=True)
+    half = len(content) // 2
+    damaged = {"cut": content[:half], "changed": content[:half] + bytes(half), "not compressed": plain}[damage]
+    source, out = tmp_path / f"damaged.jsonl.{kind}", tmp_path / "out"
+    source.write_bytes(damaged)
+    assert command(monkeypatch, "prepare", source, "--out", out) == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1, message
+    assert source.name in message
+    assert not out.exists()
+    inputs = (source, tmp_path / "whole.jsonl")
+    assert command(monkeypatch, "prepare", *inputs, "--out", out, "--bad-documents", "skip") == 0
+    assert read_manifest(out).num_skipped >= 1
+    assert len(all_documents(out)) >= 300
 
 
 def test_a_mended_command_may_use_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
