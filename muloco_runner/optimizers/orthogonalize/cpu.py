@@ -5,7 +5,7 @@ polynomial as written, each product one call of the matrix library:
 
 * `b A + c A^2` and `a X + B X` are folded into `addmm`, so that their sums are made in float32, before rounding;
 * symmetric products are computed by blocks of rows up to the diagonal, the rest is mirrored;
-* on rectangles the polynomial runs on A = X X^T alone and meets X only once in the first three steps (`gram_form`).
+* on rectangles the polynomial runs on A = X X^T alone and meets X once in two steps (`gram_form`).
 
 Axes: B matrices, M the smaller side, N the larger.
 """
@@ -31,9 +31,10 @@ GRAM_ASPECT = 1.5
 """N/M from which the Gram form is faster."""
 SMALLEST_GRAM_SIDE = 384
 """Below it the Gram form gains little and errs more than the usual loop."""
-GRAM_STRETCHES = (3, 1)
-"""Steps between two Gram matrices: the first stretch and the others. The last steps tell most: two, two and one take
-as long and are less exact; three and two fall behind the usual loop."""
+GRAM_STRETCHES = (2, 2)
+"""Steps between two Gram matrices: the first stretch and the others. Three, one and one take as long and err less on
+Gaussian matrices, but blow up where one singular value outweighs all others (sixteenfold with `muloco`): the first
+step leaves its square so small that bfloat16 turns it negative, and the stretch goes on from there."""
 
 
 @cache
@@ -103,7 +104,9 @@ class _Workspace(GramForm):
         m, n = sorted((rows, columns))
         self.tall = rows > columns
         self.x, self.next_x = (torch.empty(rows, columns, dtype=torch.bfloat16) for _ in range(2))
-        self.gram_MM, self.r_MM, self.s_MM, self.next_MM = (torch.empty(m, m, dtype=torch.bfloat16) for _ in range(4))
+        self.gram_MM, self.r_MM, self.s_MM, self.next_MM, self.shifted_MM = (
+            torch.empty(m, m, dtype=torch.bfloat16) for _ in range(5)
+        )
         if m >= SMALLEST_GRAM_SIDE and n >= GRAM_ASPECT * m:
             self.stretches = GRAM_STRETCHES
 
@@ -122,15 +125,23 @@ class _Workspace(GramForm):
         self._symmetric(self.gram_MM, x_MN, x_MN.mT, 1.0)
 
     def _symmetric(self, out_MM: Tensor, left_MM: Tensor, right_MM: Tensor, factor: float, *addends: Addend) -> None:
+        if len(addends) == 2:
+            # L R + w R + v L = (L + w I) R + v L: with one sum after the product, it is rounded once.
+            (first_MM, weight), addend = addends
+            assert first_MM is right_MM
+            assert factor == 1
+            left_MM = self.shifted_MM.copy_(left_MM)
+            left_MM.diagonal().add_(weight)
+            addends = (addend,)
         m = out_MM.shape[0]
         for top in range(0, m, BLOCK_ROWS):
             end = min(top + BLOCK_ROWS, m)
             rows_out, columns = out_MM[top:end, :end], right_MM[:, :end]
             if addends:
-                (first_MM, weight), *further = addends
-                torch.addmm(first_MM[top:end, :end], left_MM[top:end], columns, beta=weight, alpha=factor, out=rows_out)
-                for addend_MM, weight in further:
-                    rows_out.add_(addend_MM[top:end, :end], alpha=weight)
+                ((addend_MM, weight),) = addends
+                torch.addmm(
+                    addend_MM[top:end, :end], left_MM[top:end], columns, beta=weight, alpha=factor, out=rows_out
+                )
             else:
                 torch.mm(left_MM[top:end], columns, out=rows_out)
             # A transposed copy between slices is slow; one of memory in one piece, with copies around it, is not.
