@@ -15,9 +15,16 @@ import torch
 from torch import Tensor
 
 from muloco_runner.optimizers.in_flight import InFlight
-from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend, matrices_at_once, orthogonalize
+from muloco_runner.optimizers.orthogonalize import (
+    TRITON_DTYPES,
+    choose_backend,
+    matrices_at_once,
+    orthogonalize,
+    works_matrix_by_matrix,
+)
 from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial, named_polynomial
 from muloco_runner.optimizers.placement import local, state_dtype
+from muloco_runner.optimizers.threads import share_over_threads
 
 
 def shape_scale(convention: str, rows: int, columns: int) -> float:
@@ -66,31 +73,41 @@ class MatrixBank:
         """One update of every matrix that has a gradient, with the hyper-parameters of `group`."""
         chosen = [index for index in self.place if self.gradients[index] is not None]
         at_once = matrices_at_once(self.backend, self.rows, self.columns)
-        for start in range(0, len(chosen), at_once):
-            part = chosen[start : start + at_once]
-            self._take_gradients(group, part)
-            orthogonal_BRC = orthogonalize(self._updates(group, part), polynomial_of(group), self.backend)
-            self._move(group, part, list(orthogonal_BRC.unbind()))
-        self.gradients, self._taken = [], {}
+
+        def update(indices: Sequence[int]) -> None:
+            for start in range(0, len(indices), at_once):
+                part = indices[start : start + at_once]
+                self._take_gradients(group, part)
+                orthogonal_BRC = orthogonalize(self._updates(group, part), polynomial_of(group), self.backend)
+                self._move(group, part, list(orthogonal_BRC.unbind()))
+                for index in part:
+                    del self._taken[index]
+
+        if works_matrix_by_matrix(self.backend, self.rows, self.columns, self.dtype):
+            share_over_threads(update, chosen)
+        else:
+            update(chosen)
+        self.gradients = []
 
     def _take_gradients(self, group: dict[str, Any], indices: Iterable[int]) -> list[int]:
         """Gradients of these matrices into their momentum, for `_updates`; the indices of those that had one."""
-        self._taken = {
+        taken = {
             index: local(gradient).to(self.dtype)
             for index in indices
             if (gradient := self.gradients[index]) is not None
         }
         if self.clip is not None:
-            self._taken = {index: gradient * self.clip for index, gradient in self._taken.items()}
-        for index, gradient in self._taken.items():
+            taken = {index: gradient * self.clip for index, gradient in taken.items()}
+        self._taken.update(taken)
+        for index, gradient in taken.items():
             momentum, mu = self.momentum(index), group["momentum"]
             if group["momentum_form"] == "sum":
                 torch.add(gradient, momentum, alpha=mu, out=momentum)
             else:
                 momentum.lerp_(gradient, 1 - mu)
-        return list(self._taken)
+        return list(taken)
 
-    def _updates(self, group: dict[str, Any], indices: list[int]) -> Tensor:
+    def _updates(self, group: dict[str, Any], indices: Sequence[int]) -> Tensor:
         """What is to be orthogonalised, for these matrices: their momentum, or Nesterov's step ahead of it."""
         places = [self.place[index] for index in indices]
         if not group["nesterov"]:
@@ -107,7 +124,7 @@ class MatrixBank:
                 torch.lerp(gradient, momentum, group["momentum"], out=ahead_RC)
         return ahead_BRC
 
-    def _move(self, group: dict[str, Any], indices: list[int], orthogonal: list[Tensor]) -> None:
+    def _move(self, group: dict[str, Any], indices: Sequence[int], orthogonal: list[Tensor]) -> None:
         """Decays these parameters and moves them against their orthogonalised matrices, in any floating-point dtype."""
         if not indices:
             return

@@ -65,6 +65,11 @@ def matrices_at_once(backend: str, rows: int, columns: int) -> int:
     return 8 if backend == "cpu" else 16
 
 
+def works_matrix_by_matrix(backend: str, rows: int, columns: int, dtype: torch.dtype) -> bool:
+    """Whether a chosen backend works on one matrix after the other, so that threads may share them."""
+    return backend == "cpu" and computes_in_bfloat16(rows, columns, dtype)
+
+
 def orthogonalize(x_BMN: Tensor, polynomial: Polynomial, backend: str = "auto") -> Tensor:
     """Singular values of each matrix of shape (B, rows, columns) to near 1, singular vectors kept; x stays as it is.
 

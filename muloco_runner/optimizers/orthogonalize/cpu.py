@@ -1,6 +1,6 @@
 """Orthogonalisation on a CPU: bfloat16 where the processor multiplies it natively, else folded float32. Never float16.
 
-Each thread works on a matrix of its own, so that none waits for another within a product. Three savings over the
+Each thread works on matrices of its own. Three savings over the
 polynomial as written, each product one call of the matrix library:
 
 * `b A + c A^2` and `a X + B X` are folded into `addmm`, so that their sums are made in float32, before rounding;
@@ -12,7 +12,7 @@ Axes: B matrices, M the smaller side, N the larger.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from muloco_runner.optimizers.orthogonalize.gram_form import Addend, GramForm
 from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial
 from muloco_runner.optimizers.orthogonalize.reference import normalise
+from muloco_runner.optimizers.threads import share_over_threads
 
 # Measured with benchmarks/muon_step.py on a CPU with AVX512-BF16.
 SMALLEST_BFLOAT16_SIDE = 128
@@ -56,28 +57,15 @@ def orthogonalize_cpu(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:
         out_BMN = _folded(normalise(x_BMN.mT if tall else x_BMN, polynomial), polynomial)
         return out_BMN.mT if tall else out_BMN
     out_BRC = torch.empty_like(x_BMN)
-    threads = torch.get_num_threads()
-    workers = min(threads, len(x_BMN))
-    if workers < 2:
-        _one_after_another(x_BMN, out_BRC, polynomial)
-        return out_BRC
-    parts = [(x_BMN[first::workers], out_BRC[first::workers], polynomial) for first in range(workers)]
-    try:
-        with ThreadPoolExecutor(workers, "muon", torch.set_num_threads, (threads // workers,)) as executor:
-            for done in [executor.submit(_one_after_another, *part) for part in parts]:
-                done.result()
-    finally:
-        # The setting is each thread's own, but the last one made is also what threads of the future begin with.
-        torch.set_num_threads(threads)
+
+    def work(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        workspace = _Workspace(rows, columns)
+        for x_RC, out_RC in pairs:
+            workspace.x.copy_(_normalise(x_RC, polynomial))
+            out_RC.copy_(workspace.finish(workspace.run(polynomial.steps)))
+
+    share_over_threads(work, list(zip(x_BMN.unbind(), out_BRC.unbind(), strict=True)))
     return out_BRC
-
-
-@torch.no_grad()
-def _one_after_another(x_BRC: Tensor, out_BRC: Tensor, polynomial: Polynomial) -> None:
-    workspace = _Workspace(*x_BRC.shape[-2:])
-    for x_RC, out_RC in zip(x_BRC.unbind(), out_BRC.unbind(), strict=True):
-        workspace.x.copy_(_normalise(x_RC, polynomial))
-        out_RC.copy_(workspace.finish(workspace.run(polynomial.steps)))
 
 
 def _normalise(x_RC: Tensor, polynomial: Polynomial) -> Tensor:

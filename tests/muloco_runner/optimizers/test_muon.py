@@ -151,3 +151,24 @@ def test_embedding_head_and_vectors_are_no_matrices_of_muon() -> None:
     assert len(adamw["params"]) == 4
     with pytest.raises(ValueError, match="no matrix"):
         Muon([nn.Parameter(torch.zeros(3))])
+
+
+def test_threads_share_the_matrices_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("muloco_runner.optimizers.orthogonalize.cpu.has_bfloat16", lambda: True)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            generator = torch.Generator().manual_seed(0)
+            matrices = [nn.Parameter(torch.randn(130, 300, generator=generator)) for _ in range(20)]
+            optimizer = Muon(matrices, 0.1, nesterov=True, weight_decay=0.1)
+            for step in range(2):
+                for matrix in matrices[step:]:  # one has none in the second step
+                    matrix.grad = torch.randn(130, 300, generator=generator)
+                optimizer.step()
+                optimizer.zero_grad()
+            found.append([*matrices, *(optimizer.state[matrix]["momentum"] for matrix in matrices)])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

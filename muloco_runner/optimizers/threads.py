@@ -1,0 +1,29 @@
+"""Work that CPU threads share by whole items: none waits for another within one, as threads of one product do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+
+
+def share_over_threads(work: Callable[[Sequence[Item]], None], items: Sequence[Item]) -> None:
+    """`work` on every item: each of torch's threads gets some of them. Where there are more threads than items, each
+    has several for its products; gradients are not recorded."""
+    threads = torch.get_num_threads()
+    workers = min(threads, len(items))
+    if workers < 2:
+        work(items)
+        return
+    quietly = torch.no_grad()(work)
+    try:
+        with ThreadPoolExecutor(workers, "share", torch.set_num_threads, (threads // workers,)) as executor:
+            for done in [executor.submit(quietly, items[first::workers]) for first in range(workers)]:
+                done.result()
+    finally:
+        # The setting is each thread's own, but the last one made is also what threads of the future begin with.
+        torch.set_num_threads(threads)
