@@ -17,7 +17,11 @@ from torch import Tensor
 
 from muloco_runner.compression.bits import pack, packed_bytes, unpack
 
-_BLOCK_VALUES = 1 << 16
+_BLOCK_VALUES = {"cpu": 1 << 16, "cuda": 1 << 22}
+"""What stays in a CPU's cache and leaves float32 sums exact enough; what keeps a GPU busy, and is small where sums are
+made there, which takes some 40 bytes a value."""
+_RUN_VALUES = 1024
+"""Most values that one sum on a GPU takes: they are added one after the other."""
 
 
 class Scheme(IntEnum):
@@ -192,13 +196,10 @@ def _to_codes(places_RC: Tensor, levels: int) -> Tensor:
 
 
 def _blocks(values_RC: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of parts that, on a CPU, stay in its cache and leave float32 sums exact enough; a GPU takes all
-    at once."""
+    """Rows and columns of parts of about `_BLOCK_VALUES`."""
     rows, columns = values_RC.shape
-    if values_RC.is_cuda:
-        yield slice(None), slice(None)
-        return
-    height, width = max(1, _BLOCK_VALUES // columns), min(columns, _BLOCK_VALUES)
+    at_once = _BLOCK_VALUES[values_RC.device.type]
+    height, width = max(1, at_once // columns), min(columns, at_once)
     for row in range(0, rows, height):
         for column in range(0, columns, width):
             yield slice(row, row + height), slice(column, column + width)
@@ -214,13 +215,29 @@ def _bin_sums(values_RC: Tensor, codes_RC: Tensor, levels: int) -> tuple[Tensor,
     if rows > 1:
         first_R1 = torch.arange(rows, dtype=torch.int32, device=bins.device)[:, None] * levels
         bins = (codes_RC + first_R1).flatten()
-    values = values_RC.flatten()
-    if values.is_cuda:
-        sums = torch.zeros(size, dtype=torch.float64, device=values.device)
-        sums.index_put_((bins.long(),), values.double(), accumulate=True)
-    else:
-        sums = torch.bincount(bins, weights=values, minlength=size)
-    return sums.view(rows, levels), torch.bincount(bins, minlength=size).view(rows, levels)
+    counts_RL = torch.bincount(bins, minlength=size).view(rows, levels)
+    if values_RC.is_cuda:
+        return _sums_in_order(values_RC, codes_RC, levels), counts_RL
+    return torch.bincount(bins, weights=values_RC.flatten(), minlength=size).view(rows, levels), counts_RL
+
+
+def _sums_in_order(values_RC: Tensor, codes_RC: Tensor, levels: int) -> Tensor:
+    """Shape (R, L). `index_put_` sorts by bin and lets one thread walk along all values of a bin, so that a few bins of
+    millions would take seconds: each run of a row's values has bins of its own, and the runs' sums are added up."""
+    bins_RC, runs = _bins_of_runs(codes_RC, levels)
+    rows = len(values_RC)
+    sums = torch.zeros(rows * runs * levels, dtype=torch.float64, device=values_RC.device)
+    sums.index_put_((bins_RC.flatten(),), values_RC.flatten().double(), accumulate=True)
+    return sums.view(rows, runs, levels).sum(dim=1)
+
+
+def _bins_of_runs(codes_RC: Tensor, levels: int) -> tuple[Tensor, int]:
+    """Bins of which none gets more than `_RUN_VALUES` values, int64, and the number of runs of a row."""
+    rows, columns = codes_RC.shape
+    runs = -(-columns // _RUN_VALUES)
+    row_R1 = torch.arange(rows, device=codes_RC.device)[:, None]
+    run_C = torch.arange(columns, device=codes_RC.device) // _RUN_VALUES
+    return (row_R1 * runs + run_C) * levels + codes_RC, runs
 
 
 def _kth_largest(magnitudes: Tensor, count: int) -> Tensor:

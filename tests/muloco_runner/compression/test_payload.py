@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from muloco_runner.compression import PayloadError
 from muloco_runner.compression.bits import pack, packed_bytes, unpack
-from muloco_runner.compression.codecs import AnyCodec, Exact, Linear, Statistical, TopK, as_bytes
+from muloco_runner.compression.codecs import (
+    AnyCodec,
+    Exact,
+    Linear,
+    Statistical,
+    TopK,
+    _bins_of_runs,
+    _sums_in_order,
+    as_bytes,
+)
 from muloco_runner.compression.payload import Descriptor, _checksum, decode, encode, payload_bytes
 
 BITS = st.sampled_from([2, 4, 8])
@@ -83,6 +92,23 @@ def test_statistical_levels_keep_the_sum_and_are_the_means_of_their_bins(
     width = 6 * spread / 2**bits
     inside = (tensor - tensor.mean()).abs() < 0.999 * (3 * spread - width)  # the outermost bins take what lies beyond
     assert float((read - tensor).abs()[inside].amax() if inside.any() else 0) <= width * 1.001 + 1e-6 * spread
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 5000), (3, 2048), (7, 100), (1, 1)])
+def test_a_gpus_sums_are_those_of_all_values_and_none_is_long(rows: int, columns: int) -> None:
+    """What a GPU does, here on the CPU. All values of a long row may have one code."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(rows, columns, generator=generator)
+    for codes in (
+        torch.randint(0, 4, (rows, columns), generator=generator, dtype=torch.uint8),
+        torch.full((rows, columns), 2, dtype=torch.uint8),
+    ):
+        bins, _ = _bins_of_runs(codes, 4)
+        assert bins.flatten().bincount().max() <= 1024
+        expected = torch.stack(
+            [torch.where(codes == level, values, 0).double().sum(dim=1) for level in range(4)], dim=1
+        )
+        torch.testing.assert_close(_sums_in_order(values, codes, 4), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_an_independent_quantiser_agrees() -> None:
