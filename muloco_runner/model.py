@@ -210,6 +210,8 @@ class Transformer(nn.Module):
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     """For each shape anew: there are few, and code for any shape would take the place of that for training's."""
+    # Blocks are small enough for DDP's overlap: splitting them further at its buckets would only undo fusions.
+    torch._dynamo.config.optimize_ddp = False
     return torch.compile(function, dynamic=False)
 
 
