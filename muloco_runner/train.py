@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from muloco_runner.attention import choose_attention
+from muloco_runner.ballot import Ballot
 from muloco_runner.checkpoint import CheckpointError, CheckpointStore
 from muloco_runner.checkpoint_state import (
     load_random_state,
@@ -27,7 +28,6 @@ from muloco_runner.checkpoint_state import (
     whole_lists,
     worker_state,
 )
-from muloco_runner.collectives import Transfer
 from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.corpus import Corpus
 from muloco_runner.data import TrainingData, validation_batch
@@ -100,8 +100,7 @@ class Trainer:
         self._last_logged = (0, 0.0)
         """Step and training seconds of the last line that this attempt logged."""
         self._last_checkpoint = time.monotonic()
-        self._told: tuple[Tensor, Transfer] | None = None
-        """What `_tell_wishes` has sent."""
+        self._ballot = Ballot(self.communicator, self._wishes)
         torch.manual_seed(run.seed)
 
     def _build_worker(self, index: int) -> Worker:
@@ -126,7 +125,7 @@ class Trainer:
             self.inner_step.shrink_to_memory(self.workers[0])
         validation_loss = None
         self.clock.start()
-        self._tell_wishes()
+        self._ballot.send()
         while self.step < run.num_steps:
             self._inner_step()
             self.step += 1
@@ -319,7 +318,7 @@ class Trainer:
 
     def _must_stop(self) -> bool:
         """All ranks give one answer. Before yes a checkpoint is left; else one is begun when it is due."""
-        stop, due, num_busy, num_failed = self._wishes_of_all()
+        stop, due, num_busy, num_failed = self._ballot.count()
         if self.checkpoints.settle(num_busy, num_failed):
             self.write_status("running")
         if stop or (due and self.checkpoints.is_idle):
@@ -331,28 +330,13 @@ class Trainer:
                 if stop:
                     self.checkpoints.drain()
                     return True
-        self._tell_wishes()
+        self._ballot.send()
         return False
 
-    def _tell_wishes(self) -> None:
-        """To all ranks; the sum travels beside the next step, so that no step waits for a slow network."""
-        if self.topology.num_ranks > 1:
-            wishes = self._wishes()
-            self._told = wishes, self.communicator.begin_sum_over_ranks(wishes)
-
-    def _wishes_of_all(self) -> list[int]:
-        """Summed over the ranks: as they were after the step before, or, where there is one rank, as they are."""
-        if self._told is None:
-            return self._wishes().tolist()
-        wishes, transfer = self._told
-        self._told = None
-        transfer.wait()
-        return wishes.tolist()
-
-    def _wishes(self) -> Tensor:
+    def _wishes(self) -> list[int]:
         """This rank's: to stop, to checkpoint; and its part in the checkpoint that is being written."""
         due = time.monotonic() - self._last_checkpoint > self.session.execution.checkpoint_interval_seconds
-        return torch.tensor([self.session.should_stop(), due, *self.checkpoints.progress()], dtype=torch.int32)
+        return [int(self.session.should_stop()), int(due), *self.checkpoints.progress()]
 
     def _begin_checkpoint(self) -> None:
         """Returns when the state is copied; it is written while training goes on."""
@@ -376,7 +360,7 @@ class Trainer:
 
     def _end_checkpoints(self, keep_final: bool) -> None:
         """Waits for the one being written and leaves the run's last state. A full disk must not cost the result."""
-        self._wishes_of_all()  # what was told last is not left under way
+        self._ballot.count()  # what was told last is not left under way
         with self.clock.paused():
             with contextlib.suppress(CheckpointError):
                 self.checkpoints.drain()
