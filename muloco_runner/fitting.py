@@ -28,10 +28,9 @@ def choose_placement(
     shardings = choices if replicas > 1 else [False]
     given = execution.activation_checkpointing
     recomputings = [False, True] if given is None else [given]
-    ordered = device == "cpu" if execution.reduction == "auto" else execution.reduction == "ordered"
     share = max(1, run.worker_batch_sequences // replicas)
     placements = [
-        Placement(num_ranks, sharded, recompute, sequences, device, ordered)
+        Placement(num_ranks, sharded, recompute, sequences, device, execution.sums_in_order(device))
         for sharded in shardings
         for recompute in recomputings
         for sequences in _micro_batches(execution, min(share, _enough(run, device)), share)

@@ -231,7 +231,7 @@ def build_replicas(
     """What `execution.sharding`, as decided for this communicator, and `execution.reduction` ask for."""
     if communicator.sharded:
         return Shards(communicator, precision)
-    ordered = device.type == "cpu" if execution.reduction == "auto" else execution.reduction == "ordered"
+    ordered = execution.sums_in_order(device.type)
     return OrderedCopies(communicator) if ordered else OverlappedCopies(communicator)
 
 

@@ -80,3 +80,7 @@ class ExecutionConfig:
         for name in optional:
             value = getattr(self, name)
             require(value is None or value > 0, f"execution.{name}={value}: must be a positive number or null")
+
+    def sums_in_order(self, device_type: str) -> bool:
+        """Whether gradients are summed in one fixed order there."""
+        return device_type == "cpu" if self.reduction == "auto" else self.reduction == "ordered"
