@@ -5,8 +5,10 @@ Hydra reads the command line, so that `--multirun`, `--cfg job`, `--info` and ta
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from muloco_runner.config import ConfigError
@@ -45,6 +47,7 @@ Exit codes: 0 finished (also when it diverged: that is a result), 2 a mistake in
 trained on this data, 70 out of memory, 75 checkpointed after a signal or at execution.wall_minutes, 1 anything else.
 """
 
+_FULL_ERROR = "HYDRA_FULL_ERROR"
 _GROUPS = ("algorithm", "model", "method", "inner_optimizer", "data", "schedule", "cluster")
 
 
@@ -56,8 +59,6 @@ def main() -> None:
         sys.exit(0)
     if "--estimate" in arguments:
         sys.exit(_estimate([argument for argument in arguments if argument != "--estimate"]))
-    # Hydra then raises what it would print over many lines; one line of it is shown below.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -82,10 +83,28 @@ def main() -> None:
         return loss
 
     try:
-        hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(task)()
+        with _errors_raised_by_hydra():
+            hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         _give_up(error)
     sys.exit(max(endings, default=ExitCode.FINISHED))
+
+
+@contextlib.contextmanager
+def _errors_raised_by_hydra() -> Iterator[None]:
+    """Hydra would print an error over many lines and exit; its environment variable makes it raise instead.
+
+    Set back afterwards: whoever calls `main` from Python keeps Hydra's own way with errors.
+    """
+    before = os.environ.get(_FULL_ERROR)
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_FULL_ERROR]
+        else:
+            os.environ[_FULL_ERROR] = before
 
 
 def _as_choice(word: str) -> str:

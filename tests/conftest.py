@@ -13,6 +13,19 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "cluster"))
 from emulated_slurm import EmulatedSlurm, why_unavailable
 
+# Set in many people's shells; here one line is asked of a mistake.
+os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+@pytest.fixture(autouse=True)
+def environment_left_as_found() -> Iterator[None]:
+    """Which tests share a process is chance: one that leaves a variable behind would fail another, now and then."""
+    before = dict(os.environ)
+    yield
+    after = dict(os.environ)
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)} - {"PYTEST_CURRENT_TEST"}
+    assert not changed, f"left changed in the environment: {sorted(changed)}"
+
 
 @pytest.fixture(scope="session")
 def slurm_session() -> Iterator[EmulatedSlurm]:
