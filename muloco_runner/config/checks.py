@@ -15,8 +15,10 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_positive(owner: str, **values: float) -> None:
+    """`owner` is the config's place on the command line; empty for the run itself."""
     for name, value in values.items():
-        require(math.isfinite(value) and value > 0, f"{owner}.{name}={value}: must be a positive number")
+        key = f"{owner}.{name}" if owner else name
+        require(math.isfinite(value) and value > 0, f"{key}={value}: must be a positive number")
 
 
 def require_choice(name: str, value: str | int | None, allowed: tuple[str | int, ...]) -> None:

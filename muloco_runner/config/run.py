@@ -47,7 +47,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require_positive(
-            "run",
+            "",
             global_batch_tokens=self.global_batch_tokens,
             tokens_per_parameter=self.tokens_per_parameter,
             gradient_clip_norm=self.gradient_clip_norm,

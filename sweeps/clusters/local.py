@@ -205,6 +205,9 @@ def serve_slot(folder_name: str, slot: int, gpu: int | None, threads: int, code:
     """The life of a slot: takes the oldest request, runs it in a child, says how it ended; ends when left alone, or
     when all that waits is for a slot of other code."""
     folder = Path(folder_name)
+    # Blocked by whoever started this slot, and so in all that it starts. Attempts are to hear it, a slot is not.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
@@ -290,13 +293,13 @@ def _write_end(folder: Path, tag: str, end: JobEnd, exit_code: int | None) -> No
 
 @contextlib.contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """What is started here ignores Ctrl-C: on a terminal that reaches every process, and a slot must outlive it to say
-    how its attempt ended."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """What is started here never hears Ctrl-C: on a terminal that reaches every process, and a slot must outlive it to
+    say how its attempt ended. Blocked, not ignored: a Ctrl-C that comes meanwhile waits for its end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

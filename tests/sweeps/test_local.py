@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import submitit
 
 from sweeps.clusters.local import LocalCluster
 from sweeps.config import ClusterConfig
@@ -197,6 +198,20 @@ test_local.run_sweep(Path({root!r}), plans)
 def start_controller(root: Path, plans: dict[str, Any]) -> subprocess.Popen[bytes]:
     script = SCRIPT.format(here=str(HERE), plans=plans, root=str(root))
     return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+
+
+def test_an_interrupt_while_a_slot_starts_is_not_lost(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = submitit.LocalExecutor.submit
+
+    def submit_amid_an_interrupt(executor: submitit.LocalExecutor, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return submit(executor, *arguments)
+
+    with monkeypatch.context() as amid:
+        amid.setattr(submitit.LocalExecutor, "submit", submit_amid_an_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(root, {"w0": {"seconds": 0.05}})
+    assert words(run_sweep(root, {"w0": {"seconds": 0.05}})) == {"w0": "done"}
 
 
 @pytest.mark.parametrize("seed", range(3))
