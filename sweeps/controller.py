@@ -56,7 +56,9 @@ class Tick:
     state: SweepState
     plan: Plan
     complete: bool
-    """False while the scheduler does not answer."""
+    """False while the scheduler, or its accounting, does not answer."""
+    queue_read: bool = True
+    """False while the scheduler does not answer: nothing is submitted then."""
 
 
 class Controller:
@@ -139,7 +141,7 @@ class Controller:
             if not self._submit(replace(request, code=self.code)):
                 break
         self._keep_snapshot()
-        return Tick(self.state, plan, observation.complete)
+        return Tick(self.state, plan, observation.complete, observation.queue_read)
 
     # Observing
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sweeps.simulation import Outcome
 
 _LOG_SECONDS = 10.0
+_NO_ANSWER = "the scheduler does not answer: it is asked again"
 
 
 def show_plan(preview: Preview) -> None:
@@ -199,7 +200,7 @@ class Lines:
             for name in names.keys() - self.held:
                 self.held.add(name)
                 self.say(f"{name} held: {why}")
-        line = summary(tick.state)
+        line = summary(tick.state) + ("" if tick.queue_read else f"; {_NO_ANSWER}")
         over = tick.state.is_over
         if line != self.said and (over or time.monotonic() - self.said_at > _LOG_SECONDS):
             self.said, self.said_at = line, time.monotonic()
@@ -221,7 +222,9 @@ def _bar(sweep: Sweep, out: TextIO) -> Iterator[Callable[[Tick], None]]:
         task = bar.add_task(sweep.name, total=len(sweep.runs), now="")
 
         def on_tick(tick: Tick) -> None:
-            bar.update(task, completed=tick.state.counts["done"], now=f"{_live(tick.state)}")
+            bar.update(
+                task, completed=tick.state.counts["done"], now=_live(tick.state) if tick.queue_read else _NO_ANSWER
+            )
 
         yield on_tick
 

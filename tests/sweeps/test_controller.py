@@ -23,6 +23,7 @@ from sweeps.clusters.interface import (
 from sweeps.config import ClusterConfig
 from sweeps.controller import Controller, Tick
 from sweeps.definition import Definition
+from sweeps.display import Lines
 from sweeps.evidence import Evidence, evidence_in_folder
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
@@ -123,7 +124,7 @@ class World:
     def observe(self, tags: Sequence[str]) -> Observation:
         self.step()
         if not self.reachable:
-            return Observation({}, complete=False)
+            return Observation({}, complete=False, queue_read=False)
         seen = {}
         for tag in set(tags) & set(self.jobs):
             _, at = self.jobs[tag]
@@ -263,6 +264,18 @@ def test_a_scheduler_that_does_not_answer_is_not_an_empty_one(world: World) -> N
 
     assert all_done(play(world, unreachable_for_a_while))
     assert set(world.starts.values()) == {1}
+
+
+def test_a_scheduler_that_does_not_answer_is_told_and_nothing_is_sent_to_it(world: World) -> None:
+    said: list[str] = []
+    world.reachable = False
+    controller = begin(world)
+    Lines(said.append)(controller.tick())
+    assert said[-1].endswith("5 waiting; the scheduler does not answer: it is asked again")
+    assert not world.jobs
+    world.reachable = True
+    assert controller.tick().queue_read
+    assert world.jobs
 
 
 def test_jobs_that_vanish_run_again(world: World) -> None:
