@@ -12,6 +12,9 @@ import statistics
 import time
 from collections.abc import Callable
 
+import bare_machine  # noqa: F401
+
+# isort: split
 import torch
 from rich.console import Console
 from rich.table import Table

@@ -15,6 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import bare_machine  # noqa: F401
+
+# isort: split
 import numpy as np
 import torch
 from rich.console import Console

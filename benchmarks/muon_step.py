@@ -16,13 +16,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 
+import bare_machine  # noqa: F401
+
+# isort: split
 import torch
-from muon_parts.floors import BYTES_A_PARAMETER, H100, Ladder, floor_seconds, measured_rates
-from muon_parts.peers import Absent, Step, ours, peers, relative_error
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from benchmarks.muon_parts.floors import BYTES_A_PARAMETER, H100, Ladder, floor_seconds, measured_rates
+from benchmarks.muon_parts.peers import Absent, Step, ours, peers, relative_error
 from muloco_runner.optimizers import Muon
 
 MODELS = ("150m", "416m", "914m", "1.76b", "3.1b", "15b")

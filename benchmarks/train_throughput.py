@@ -10,14 +10,16 @@ tells which kernels the trainer's step spends its time in.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
+import bare_machine  # noqa: F401
+
+# isort: split
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -26,10 +28,9 @@ from rich.table import Table
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.models import model_named
 from benchmarks.train_parts.peak_memory import peak_bytes
-from muloco_runner.compose import compose_app_config
-from muloco_runner.config import ConfigError, DiLoCoConfig, RunConfig
+from muloco_runner.config import ConfigError, DiLoCoConfig, ExecutionConfig, MuonConfig, RunConfig
 from muloco_runner.corpus import Corpus, load_corpus
 from muloco_runner.data import TrainingData
 from muloco_runner.device_peaks import peak_flops
@@ -67,9 +68,8 @@ def plain_loop(run: RunConfig, corpus: Corpus, device: torch.device) -> Step:
 
 
 def trainer_of(run: RunConfig, corpus: Corpus, device: torch.device) -> Trainer:
-    app = compose_app_config([f"execution.device={device.type}", "global_batch_tokens=65536"])
     folder = RunFolder.of(tempfile.mkdtemp(), run.run_id)
-    session = Session(folder, app.execution, Communicator(Topology(run.num_workers)), device)
+    session = Session(folder, ExecutionConfig(device=device.type), Communicator(Topology(run.num_workers)), device)
     return Trainer(run, corpus, session)
 
 
@@ -192,10 +192,12 @@ def kernel_shares(run: RunConfig, device: torch.device) -> Table:
     return table
 
 
-def run_of(*overrides: str) -> RunConfig:
-    run = compose_app_config(list(overrides)).run
+def run_of(model: str, batch_tokens: int, **choices: Any) -> RunConfig:
+    """With the algorithm's defaults; `choices` are fields of `RunConfig`."""
+    config = model_named(model)
     # Long enough for every round.
-    return dataclasses.replace(run, tokens_per_parameter=1000 * run.global_batch_tokens / run.num_params)
+    budget = 1000 * batch_tokens / config.num_params
+    return RunConfig(config, global_batch_tokens=batch_tokens, tokens_per_parameter=budget, **choices)
 
 
 def main() -> None:
@@ -217,13 +219,12 @@ def main() -> None:
         table = Table("model", "loop", "tokens/s", "MFU", "speed, ratio", "peak MB", "memory, ratio")
         for model in arguments.models:
             for precision in arguments.precisions:
-                batch = f"global_batch_tokens={arguments.batch_tokens}"
-                run = run_of("algorithm=ddp_adamw", f"model={model}", batch, f"precision={precision}")
+                run = run_of(model, arguments.batch_tokens, precision=precision)
                 for row in compare(run, arguments.rounds, device):
                     table.add_row(*row)
         outer = Table("model", "tokens a step", "inner step s", "outer step s", "share of H inner steps")
-        batch = f"global_batch_tokens={arguments.outer_batch_tokens}"
-        run = run_of("algorithm=muloco", f"model={arguments.outer_model}", batch, "precision=bfloat16")
+        muloco = {"method": DiLoCoConfig(), "inner_optimizer": MuonConfig()}
+        run = run_of(arguments.outer_model, arguments.outer_batch_tokens, precision="bfloat16", **muloco)
         outer.add_row(*outer_overhead(run, arguments.outer_rounds, device))
     except ConfigError as error:
         sys.exit(f"train_throughput: {error}")
@@ -233,11 +234,9 @@ def main() -> None:
     console.print(table)
     console.print(outer)
     if device.type == "cuda":
-        batch = f"global_batch_tokens={arguments.batch_tokens}"
         for model in arguments.models:
-            console.print(
-                kernel_shares(run_of("algorithm=ddp_muon", f"model={model}", batch, "precision=bfloat16"), device)
-            )
+            run = run_of(model, arguments.batch_tokens, precision="bfloat16", inner_optimizer=MuonConfig())
+            console.print(kernel_shares(run, device))
 
 
 if __name__ == "__main__":

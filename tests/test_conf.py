@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from benchmarks.models import model_named
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.paths import config_dir
@@ -34,6 +35,8 @@ def test_every_choice_composes(choice: str) -> None:
         overrides.append("global_batch_tokens=1048576")
     run = compose_app_config(overrides).run
     assert RunConfig.from_dict(run.to_dict()).run_id == run.run_id
+    if group == "model":
+        assert model_named(name) == run.model, "benchmarks read models without Hydra"
 
 
 @pytest.mark.parametrize("size", PUBLISHED_SIZES)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import yaml
+
+from benchmarks.models import model_named
 
 Shape = tuple[int, int]
 
@@ -30,13 +30,10 @@ class Ladder:
     @classmethod
     def of(cls, name: str) -> Ladder:
         """The model that conf/model names."""
-        folder = Path(__file__).parents[2] / "conf" / "model"
-        values = yaml.safe_load((folder / f"{name}.yaml").read_text())
-        base = yaml.safe_load((folder / "ladder.yaml").read_text())
-        width, layers = values["width"], values["num_layers"]
-        ffn = width * 11 // 4
+        model = model_named(name)
+        width, ffn, layers = model.width, model.ffn_width, model.num_layers
         shapes = {(width, width): 4 * layers, (ffn, width): 2 * layers, (width, ffn): layers}
-        return cls(name, shapes, 2 * base["vocab_size"] * width)
+        return cls(name, shapes, 2 * model.vocab_size * width)
 
     @property
     def num_params(self) -> int:
