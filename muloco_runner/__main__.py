@@ -134,6 +134,8 @@ def _estimate(overrides: list[str]) -> int:
     from muloco_runner.estimate import show_estimate
 
     try:
+        if {"--multirun", "-m"} & set(overrides):
+            raise ConfigError("--estimate is of one run: leave --multirun out; muloco-sweep plan tells it of a sweep")
         app = compose_app_config(overrides)
         show_estimate(app.run, app.execution)
     except (ConfigError, HydraException, OmegaConfBaseException) as error:

@@ -101,9 +101,13 @@ def compose_app_config(overrides: Sequence[str]) -> AppConfig:
 
 def one_line(error: BaseException) -> str:
     """Hydra's and OmegaConf's messages, the cause included, without their line breaks and search paths."""
-    text = str(error)
-    if error.__cause__ is not None:
-        text += f"\n{error.__cause__}"
+    said = _joined(str(error))
+    cause = "" if error.__cause__ is None else _joined(str(error.__cause__))
+    # A message that was made of its cause's says it once.
+    return said if cause in said else f"{said} {cause}"
+
+
+def _joined(text: str) -> str:
     lines = []
     for line in (part.strip() for part in text.splitlines()):
         if line.startswith(("Config search path", "full_key", "object_type")):

@@ -49,4 +49,12 @@ def show_estimate(run: RunConfig, execution: ExecutionConfig, device_bytes: int 
             f"{estimate.total / 1e9:.1f}",
             "yes" if estimate.total <= usable_bytes(device_bytes) else "no",
         )
-    Console(width=120).print(table)
+    console = Console(width=120)
+    console.print(table)
+    most = run.num_workers * run.worker_batch_sequences
+    if most < _MOST_RANKS:
+        console.print(
+            f"GPUs at most: {most}, one for each sequence of global_batch_tokens={run.global_batch_tokens}; "
+            "raise that for more.",
+            highlight=False,
+        )

@@ -61,6 +61,7 @@ def test_a_run_ends_with_its_name_its_loss_and_its_folder(tmp_path: Path, text_d
         ("execution.device=cpu execution.muon_backend=triton algorithm=muloco", "triton"),
         ("execution.device=cuda", "torch finds no GPU here"),
         ("--estimate model=15b execution.sharding=some", "sharding"),
+        ("--estimate --multirun model=29k,42k", "leave --multirun out"),
         ("model.vocab_size=100", "vocab_size"),
         ("seed=", "seed"),
     ],

@@ -226,3 +226,11 @@ def test_the_estimate_is_a_table_of_gpus(capsys: pytest.CaptureFixture[str]) -> 
     assert rows[0][-1] == "no"
     held = {row[0]: (row[1], row[-1]) for row in rows}
     assert held["32"] == ("rows", "yes")
+
+
+def test_the_estimate_says_when_the_batch_has_no_share_for_more_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    show_estimate(ladder("15b", "global_batch_tokens=8192"), ExecutionConfig())
+    table, _, last = capsys.readouterr().out.strip().rpartition("\n")
+    assert "│    4 │" in table
+    assert "│    8 │" not in table
+    assert last.startswith("GPUs at most: 4")
