@@ -20,8 +20,10 @@ class AdamWBank:
         self.parameters = parameters
         # Each on its parameter's device, as the fused kernel wants it.
         self.steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in parameters]
-        self.exp_avgs = [torch.zeros_like(p, dtype=state_dtype(p)) for p in parameters]
-        self.exp_avg_sqs = [torch.zeros_like(p, dtype=state_dtype(p)) for p in parameters]
+        self.exp_avgs, self.exp_avg_sqs = (
+            [torch.zeros_like(p, dtype=state_dtype(p), memory_format=torch.contiguous_format) for p in parameters]
+            for _ in range(2)
+        )
         self.gradients: list[Tensor | None] = []
         self.clip: Tensor | None = None
 
@@ -37,10 +39,11 @@ class AdamWBank:
         """One step of every parameter that has a gradient."""
         chosen = [index for index, gradient in enumerate(self.gradients) if gradient is not None]
         parameters = [local(self.parameters[index]) for index in chosen]
-        # The fused kernel takes one dtype: parameters narrower than their state take the step as a wider copy.
-        wide = [parameter.to(state_dtype(parameter)) for parameter in parameters]
+        # The fused kernel takes one dtype and one layout: a parameter that is narrower than its state, or does not lie
+        # in one piece row by row, takes the step as a copy.
+        wide = [parameter.to(state_dtype(parameter)).contiguous() for parameter in parameters]
         gradients = [
-            local(gradient).to(parameter.dtype)
+            local(gradient).to(parameter.dtype).contiguous()
             for index, parameter in zip(chosen, wide, strict=True)
             if (gradient := self.gradients[index]) is not None
         ]
