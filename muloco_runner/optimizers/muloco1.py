@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from muloco_runner.optimizers.banks import Bank
-from muloco_runner.optimizers.muon import Muon, check_range
+from muloco_runner.optimizers.checks import check_count, check_range
+from muloco_runner.optimizers.muon import Muon
 from muloco_runner.optimizers.placement import state_dtype
 
 
@@ -30,16 +31,37 @@ class MuLoCo1(Muon):
         sync_interval: int = 30,
         **muon: Any,
     ) -> None:
-        self._outer = {"outer_lr": outer_lr, "outer_momentum": outer_momentum, "sync_interval": sync_interval}
+        if "lr" in muon:
+            raise TypeError("MuLoCo1 takes inner_lr and outer_lr, not lr")
+        self._more_defaults = {
+            "outer_lr": outer_lr,
+            "outer_momentum": outer_momentum,
+            "sync_interval": sync_interval,
+            "steps_since_sync": 0,
+        }
         super().__init__(params, inner_lr, **muon)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        group = {**self._outer, "steps_since_sync": 0, **param_group}
-        if group["sync_interval"] < 1:
-            raise ValueError(f"sync_interval={group['sync_interval']}: must be at least 1")
+        """As Muon's. A group may call its inner lr `inner_lr` or, as torch and its schedulers do, `lr`."""
+        if isinstance(param_group, dict) and "inner_lr" in param_group:
+            if "lr" in param_group:
+                raise ValueError("a parameter group with both lr and inner_lr: they are the same, give one")
+            param_group = {("lr" if key == "inner_lr" else key): value for key, value in param_group.items()}
+        super().add_param_group(param_group)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        check_count("sync_interval", group["sync_interval"])
         check_range("outer_lr", group["outer_lr"])
         check_range("outer_momentum", group["outer_momentum"], 1)
-        super().add_param_group(group)
+
+    def _state_names(self, algorithm: str) -> set[str]:
+        return super()._state_names(algorithm) | {"anchor", "outer_momentum"}
+
+    @torch.no_grad()
+    def _begin_anew(self, parameter: Tensor) -> None:
+        super()._begin_anew(parameter)
+        self.state[parameter]["anchor"].copy_(parameter)
 
     def _create_state(self, group: dict[str, Any]) -> list[Bank]:
         banks = super()._create_state(group)
@@ -52,7 +74,7 @@ class MuLoCo1(Muon):
     def _after_step(self) -> None:
         for group in self.param_groups:
             group["steps_since_sync"] += 1
-            if group["steps_since_sync"] == group["sync_interval"]:
+            if group["steps_since_sync"] >= group["sync_interval"]:  # above it where the interval was shortened
                 group["steps_since_sync"] = 0
                 self._outer_step(group)
 

@@ -8,9 +8,9 @@ replicas and `sharded_bank` for parameters that are themselves spread over the r
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from itertools import chain
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -21,11 +21,9 @@ from muloco_runner.collectives import Collectives
 from muloco_runner.config import ConfigError
 from muloco_runner.link import Traffic
 from muloco_runner.optimizers.banks import Bank, Replayable, Shared, average_gradients, create_banks
+from muloco_runner.optimizers.checks import check_group, check_keys, check_saved_groups, check_saved_state
 from muloco_runner.optimizers.in_flight import InFlight
-from muloco_runner.optimizers.matrix_bank import shape_scale
-from muloco_runner.optimizers.orthogonalize import choose_backend
-from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
-from muloco_runner.optimizers.placement import copy_into
+from muloco_runner.optimizers.placement import copy_into, local
 from muloco_runner.optimizers.shared_bank import SharedBank
 from muloco_runner.optimizers.step_graph import StepGraph
 
@@ -46,10 +44,13 @@ class Muon(torch.optim.Optimizer):
     `cuda_graph` replays the whole step as one graph, which pays for small models; backend triton, one rank alone.
     """
 
+    _more_defaults: Mapping[str, Any] = MappingProxyType({})
+    """A subclass's settings beside these."""
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 0.02,
+        lr: float | Tensor = 0.02,
         *,
         momentum: float = 0.9,
         momentum_form: MomentumForm = "sum",
@@ -86,22 +87,28 @@ class Muon(torch.optim.Optimizer):
         self._graph = StepGraph() if cuda_graph else None
         self._averaged: dict[Tensor, Tensor | None] = {}
         self._clip: Tensor | None = None
-        super().__init__(params, defaults)
+        super().__init__(params, {**defaults, **self._more_defaults})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; checks the group and creates its state."""
+        """As torch's; checks the group and creates its state. A key that is no setting is a `ValueError`."""
+        if isinstance(param_group, dict):  # else torch refuses it
+            check_keys(param_group, self.defaults)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            _check(group)
+            self._check(group)
+            banks = self._create_state(group)
+            if self._graph is not None and not all(isinstance(bank, Replayable) for bank in banks):
+                raise ConfigError("cuda_graph=True needs backend=triton on a GPU, and no process_group")
         except ValueError:
             self.param_groups.pop()
+            for parameter in group["params"]:
+                self.state.pop(parameter, None)
             raise
-        banks = self._create_state(group)
-        if self._graph is not None and not all(isinstance(bank, Replayable) for bank in banks):
-            self.param_groups.pop()
-            raise ConfigError("cuda_graph=True needs backend=triton on a GPU, and no process_group")
         self._banks.append(banks)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        check_group(group)
 
     def _create_state(self, group: dict[str, Any]) -> list[Bank]:
         """The banks of a group; their state is zeros, or what `self.state` holds of it already."""
@@ -123,6 +130,7 @@ class Muon(torch.optim.Optimizer):
         super().__setstate__(state)
         if "_banks" not in self.__dict__:  # a copy, or unpickled
             self._shared, self._graph, self._averaged, self._clip = Shared(), None, {}, None
+            self.state = defaultdict(dict, {p: dict(held) for p, held in self.state.items()})
             self._banks = [self._create_state(group) for group in self.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,17 +148,56 @@ class Muon(torch.optim.Optimizer):
             self.state = own_state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but into the state there is: torch would put it elsewhere, in the parameters' dtype."""
-        own_state = self.state
-        super().load_state_dict({**state_dict, "state": {}})
-        self.state = own_state
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        own = chain.from_iterable(group["params"] for group in self.param_groups)
-        for number, parameter in zip(saved, own, strict=True):
-            for name, value in state_dict["state"].get(number, {}).items():
-                if name in self.state[parameter]:  # else another rank holds it
-                    copy_into(self.state[parameter][name], value)
+        """As torch's, but into the state there is: torch would put it elsewhere, in the parameters' dtype.
 
+        A parameter of which nothing was saved begins anew. A state that does not fit is a `ValueError`, and nothing is
+        changed by it. The backend stays this optimizer's own.
+        """
+        own_state, saved_state = self.state, {}
+
+        def before(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            """After everybody else's hooks: checks what is loaded, and keeps its tensors from torch."""
+            check_saved_groups(given["param_groups"], self.param_groups)
+            pairs = list(zip(given["param_groups"], self.param_groups, strict=True))
+            groups = [{**own, **saved, "backend": own["backend"]} for saved, own in pairs]
+            for group, (saved, own) in zip(groups, pairs, strict=True):
+                self._check({**group, "params": own["params"]})
+                for number, parameter in zip(saved["params"], own["params"], strict=True):
+                    if values := given["state"].get(number):
+                        check_saved_state(number, values, self._state_names(own["algorithm"]), parameter)
+                        saved_state[parameter] = values
+            return {"state": {}, "param_groups": groups}
+
+        def after(_: torch.optim.Optimizer) -> None:
+            """Before everybody else's hooks."""
+            self.state = own_state
+            for parameter, held in own_state.items():
+                if parameter in saved_state:
+                    for name, value in held.items():  # another rank may hold more
+                        copy_into(value, saved_state[parameter][name])
+                else:
+                    self._begin_anew(parameter)
+
+        hooks = (
+            self.register_load_state_dict_pre_hook(before),
+            self.register_load_state_dict_post_hook(after, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _state_names(self, algorithm: str) -> set[str]:
+        """What is kept for a parameter, on all ranks together."""
+        return {"momentum"} if algorithm == "muon" else {"step", "exp_avg", "exp_avg_sq"}
+
+    @torch.no_grad()
+    def _begin_anew(self, parameter: Tensor) -> None:
+        for held in self.state[parameter].values():
+            local(held).zero_()
+
+    @torch._disable_dynamo  # as of torch's other methods: traced, some of a step's changes got lost
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None
@@ -159,7 +206,7 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         work = [(group, bank) for group, banks in zip(self.param_groups, self._banks, strict=True) for bank in banks]
         for group, bank in work:
-            bank.prepare(group, [self._averaged.get(p, p.grad) for p in bank.parameters], self._clip)
+            bank.prepare(group, [self._gradient(p) for p in bank.parameters], self._clip)
         if self._graph is None:
             _launch(work)
         else:
@@ -173,6 +220,12 @@ class Muon(torch.optim.Optimizer):
             bank.gradients = []  # their memory is the next backward pass's
         self._after_step()
         return loss
+
+    def _gradient(self, parameter: Tensor) -> Tensor | None:
+        gradient = self._averaged.get(parameter, parameter.grad)
+        if gradient is not None and gradient.layout != torch.strided:
+            raise ValueError(f"a gradient of {gradient.layout}: must be dense, as of nn.Embedding(sparse=False)")
+        return gradient
 
     def _after_step(self) -> None:
         """What a subclass adds to a step; not by a `step` of its own, of which torch would run the hooks once more."""
@@ -195,31 +248,3 @@ def _launch(work: list[tuple[dict[str, Any], Bank]]) -> None:
     for group, bank in work:
         bank.launch(group, in_flight)
     in_flight.flush()
-
-
-def check_range(name: str, value: float, end: float = math.inf) -> None:
-    """Raises `ValueError` where a hyper-parameter is negative, not a number, or not below `end`."""
-    if not 0 <= value < end:
-        raise ValueError(f"{name}={value}: must be at least 0 and {'finite' if end == math.inf else f'below {end:g}'}")
-
-
-def _check(group: dict[str, Any]) -> None:
-    if group["algorithm"] not in ("muon", "adamw"):
-        raise ValueError(f"algorithm={group['algorithm']!r}: must be muon or adamw")
-    for name in ("lr", "weight_decay", "eps"):
-        check_range(name, group[name])
-    check_range("momentum", group["momentum"], 1)
-    for beta in group["betas"]:
-        check_range("betas", beta, 1)
-    named_polynomial(group["coefficients"], group["num_iterations"])
-    shape_scale(group["lr_scale"], 1, 1)
-    if group["momentum_form"] not in ("sum", "ema"):
-        raise ValueError(f"momentum_form={group['momentum_form']!r}: must be sum or ema")
-    for parameter in group["params"]:
-        choose_backend(group["backend"], parameter.device)
-        if not parameter.is_floating_point():
-            raise ValueError(f"a parameter of {parameter.dtype}: must be of a real floating-point dtype")
-        if group["algorithm"] == "muon" and parameter.ndim != 2:
-            raise ValueError(
-                f'a parameter of shape {tuple(parameter.shape)} is no matrix: give it a group with algorithm="adamw"'
-            )

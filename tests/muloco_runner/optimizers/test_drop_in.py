@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import io
-import math
+import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from muloco_runner.optimizers import MuLoCo1, Muon, parameter_groups
 
@@ -105,35 +106,6 @@ def test_a_graph_without_fused_kernels_is_refused() -> None:
         Muon([nn.Parameter(torch.eye(4))], cuda_graph=True)
 
 
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ({"lr": -0.1}, "lr=-0.1: must be at least 0 and finite"),
-        ({"lr": math.nan}, "lr=nan"),
-        ({"weight_decay": -1.0}, "weight_decay=-1.0"),
-        ({"momentum": 1.5}, "momentum=1.5: must be at least 0 and below 1"),
-        ({"betas": (0.9, 1.0)}, "betas=1.0"),
-        ({"outer_momentum": 2.0}, "outer_momentum=2.0"),
-        ({"sync_interval": 0}, "sync_interval=0"),
-    ],
-)
-def test_a_setting_out_of_its_range_is_refused_of_the_optimizer_and_of_a_group(
-    setting: dict[str, Any], words: str
-) -> None:
-    weight = nn.Parameter(torch.eye(4))
-    with pytest.raises(ValueError, match=re.escape(words)):
-        MuLoCo1([{"params": [weight], **setting}])
-    with pytest.raises(ValueError, match=re.escape(words)):
-        MuLoCo1([weight], **({"inner_lr": setting["lr"]} if "lr" in setting else setting))
-
-
-def test_parameters_that_are_no_real_numbers_are_refused() -> None:
-    for dtype in (torch.complex64, torch.int64):
-        weight = nn.Parameter(torch.zeros(4, 4, dtype=dtype), requires_grad=False)
-        with pytest.raises(ValueError, match=f"a parameter of {dtype}: must be of a real floating-point dtype"):
-            Muon([weight])
-
-
 def test_hooks_of_a_step_run_once() -> None:
     """Also of MuLoCo1 in a process that has a Muon, whose own steps torch wraps as well."""
     weight = nn.Parameter(torch.eye(4))
@@ -144,3 +116,63 @@ def test_hooks_of_a_step_run_once() -> None:
     optimizer.register_step_post_hook(lambda *_: calls.append("after"))
     optimizer.step()
     assert calls == ["before", "after"]
+
+
+def two_groups(kind: type[Muon], turned: bool = False) -> Muon:
+    """Two matrices, one of each algorithm, which lie by columns where `turned`."""
+    torch.manual_seed(0)
+    matrices = [nn.Parameter(torch.randn(4, 6)) for _ in range(2)]
+    if turned:
+        matrices = [nn.Parameter(matrix.detach().T.contiguous().T) for matrix in matrices]
+    groups = [{"params": matrices[:1]}, {"params": matrices[1:], "algorithm": "adamw"}]
+    return kind(groups, 0.1, weight_decay=0.1, nesterov=True, **({"sync_interval": 2} if kind is MuLoCo1 else {}))
+
+
+def matrices_after(optimizer: Muon, steps: range, step: Callable[[], object] | None = None) -> list[Tensor]:
+    matrices = [matrix for group in optimizer.param_groups for matrix in group["params"]]
+    for number in steps:
+        generator = torch.Generator().manual_seed(number)
+        for matrix in matrices:
+            matrix.grad = torch.randn(matrix.shape, generator=generator)
+        (step or optimizer.step)()
+    return [matrix.detach() for matrix in matrices]
+
+
+@pytest.mark.parametrize("kind", [Muon, MuLoCo1])
+def test_how_a_parameter_lies_in_memory_does_not_matter(kind: type[Muon]) -> None:
+    plain, turned = (matrices_after(two_groups(kind, turned=turned), range(5)) for turned in (False, True))
+    for one, other in zip(plain, turned, strict=True):
+        assert one.is_contiguous() != other.is_contiguous()
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [Muon, MuLoCo1])
+def test_a_compiled_step_is_the_step(kind: type[Muon]) -> None:
+    optimizer = two_groups(kind)
+    compiled = torch.compile(optimizer.step, backend="eager")
+    for one, other in zip(
+        matrices_after(optimizer, range(5), compiled), matrices_after(two_groups(kind), range(5)), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+@pytest.mark.parametrize("kind", [Muon, MuLoCo1])
+def test_a_copy_goes_its_own_way_and_takes_further_groups(kind: type[Muon], copied: Callable[[Muon], Muon]) -> None:
+    optimizer = two_groups(kind)
+    matrices_after(optimizer, range(3))
+    other = copied(optimizer)
+    matrices_after(other, range(10, 13))
+    other.add_param_group({"params": [nn.Parameter(torch.eye(3))]})
+    assert other.param_groups[2].keys() >= other.param_groups[0].keys()
+    for one, expected in zip(
+        matrices_after(optimizer, range(3, 6)), matrices_after(two_groups(kind), range(6)), strict=True
+    ):
+        assert torch.equal(one, expected)
+
+
+def test_a_shallow_copy_leaves_the_state_to_its_optimizer() -> None:
+    optimizer = two_groups(Muon)
+    copy.copy(optimizer)
+    matrices_after(optimizer, range(1))
+    assert float(optimizer.state[optimizer.param_groups[0]["params"][0]]["momentum"].norm()) > 0

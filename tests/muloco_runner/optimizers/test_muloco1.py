@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
@@ -46,3 +47,30 @@ def test_a_resumed_state_continues_to_the_bit_between_outer_steps() -> None:
     _train(whole, optimizer, range(4, 8))
     _train(resumed, again, range(4, 8))
     assert torch.equal(whole, resumed)
+
+
+def test_an_interval_shortened_below_the_steps_taken_ends_at_the_next_step() -> None:
+    weight = nn.Parameter(torch.eye(4, 6))
+    optimizer = MuLoCo1([weight], 0.1, sync_interval=30)
+    _train(weight, optimizer, range(7))
+    optimizer.param_groups[0]["sync_interval"] = 5
+    synchronised = []
+    for step in range(7, 20):
+        anchor = optimizer.state[weight]["anchor"].clone()
+        _train(weight, optimizer, range(step, step + 1))
+        if not torch.equal(anchor, optimizer.state[weight]["anchor"]):
+            synchronised.append(step)
+    assert synchronised == [7, 12, 17]
+
+
+def test_a_groups_inner_lr_is_its_lr() -> None:
+    named, plain = (nn.Parameter(torch.eye(4, 6)) for _ in range(2))
+    optimizer = MuLoCo1([{"params": [named], "inner_lr": 0.3}])
+    assert optimizer.param_groups[0]["lr"] == 0.3
+    _train(named, optimizer, range(2))
+    _train(plain, MuLoCo1([plain], 0.3), range(2))
+    assert torch.equal(named, plain)
+    with pytest.raises(ValueError, match="both lr and inner_lr"):
+        MuLoCo1([{"params": [named], "inner_lr": 0.3, "lr": 0.1}])
+    with pytest.raises(TypeError, match="MuLoCo1 takes inner_lr and outer_lr, not lr"):
+        MuLoCo1([named], lr=0.1)
