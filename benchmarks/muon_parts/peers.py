@@ -185,6 +185,7 @@ def exact(gradient: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
+@torch.no_grad()
 def relative_error(before: Sequence[Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> float:
     """Of the first step's moves, over one matrix of each shape: distance to the polynomial in float64."""
     wrong = total = 0.0
