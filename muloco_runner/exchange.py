@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from muloco_runner.compression import Compressor, PayloadError, payload
+from muloco_runner.compression import Compressor, payload
 from muloco_runner.compression.codecs import AnyCodec, Exact
 from muloco_runner.compression.pieces import Piece, cut, whole_pieces
 from muloco_runner.memory import MESSAGE_VALUES
@@ -65,7 +65,8 @@ class Exchange:
             else:
                 mine = [sender.send(own, message) for sender, own in zip(senders, tensors, strict=True)]
                 everyone = self.communicator.gather_over_workers(mine)
-                self._mean(self._decoded(everyone), [piece.of(out) for piece in message], products_KK)
+                targets = [piece.of(out) for piece in message]
+                self._mean(_decoded(everyone, targets), targets, products_KK)
         return self.communicator.sum_over_workers(products_KK) if self.reduce_scatter else products_KK
 
     def _by_shares(
@@ -102,26 +103,22 @@ class Exchange:
             if shares[k]:
                 everyone = [next(part) for part, held in zip(arrived, holders, strict=True) for _ in held]
                 targets = [torch.empty_like(piece.of(self.like), device=self.device) for piece in shares[k]]
-                self._mean(self._decoded(everyone), targets, products_KK)
+                self._mean(_decoded(everyone, targets), targets, products_KK)
                 means.append(payload.encode(targets, [self.codecs[piece.tensor] for piece in shares[k]]))
         incoming = [sum(lengths[k] for k in held) for held in holders]
         averaged = self.communicator.exchange_over_workers([self._join(means)] * len(holders), incoming)
         for part, held in zip(averaged, holders, strict=True):
             filled = [k for k in held if shares[k]]
             for k, content in zip(filled, part.split([lengths[k] for k in filled]), strict=True):
-                for piece, mean in zip(shares[k], payload.decode(content), strict=True):
-                    _checked(mean, piece.of(out))
-                    piece.of(out).copy_(mean)
-
-    @staticmethod
-    def _decoded(payloads: Sequence[Tensor]) -> list[list[Tensor]]:
-        return [payload.decode(content) for content in payloads]
+                targets = [piece.of(out) for piece in shares[k]]
+                (tensors_of_share,) = _decoded([content], targets)
+                torch._foreach_copy_(targets, tensors_of_share)
 
     @staticmethod
     def _mean(workers: Sequence[Sequence[Tensor]], out: Sequence[Tensor], products_KK: Tensor) -> None:
         """Writes the mean of all workers' tensors, taken in their order."""
         for place, target in enumerate(out):
-            sent = [_checked(tensors[place], target) for tensors in workers]
+            sent = [tensors[place] for tensors in workers]
             if len(sent) == 1:  # a single worker has no other to be compared with
                 target.copy_(sent[0])
                 continue
@@ -144,7 +141,6 @@ class Exchange:
         return torch.cat(list(payloads))
 
 
-def _checked(tensor: Tensor, like: Tensor) -> Tensor:
-    if tensor.shape != like.shape:
-        raise PayloadError(f"a tensor of shape {tuple(tensor.shape)} arrived where {tuple(like.shape)} was due")
-    return tensor
+def _decoded(payloads: Sequence[Tensor], like: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The tensors of each payload, which are due in the shapes of `like`."""
+    return [payload.decode(content, [tensor.shape for tensor in like]) for content in payloads]

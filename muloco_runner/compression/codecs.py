@@ -83,11 +83,13 @@ class Statistical:
         if values_RC.numel() == 0:
             return [as_bytes(values_RC.new_zeros(len(values_RC), levels)), _no_bytes(values_RC)]
         rows, columns = values_RC.shape
-        mean_R1 = values_RC.mean(dim=1, keepdim=True)
+        mean_R1, unit_R1 = values_RC.mean(dim=1, keepdim=True), _unit(values_RC)
         squares_R1 = torch.zeros(rows, 1, dtype=torch.float64, device=values_RC.device)
         for block in _blocks(values_RC):
-            squares_R1[block[0]] += (values_RC[block] - mean_R1[block[0]]).square_().sum(dim=1, keepdim=True)
-        spread_R1 = (squares_R1 / columns).sqrt().to(torch.float32)
+            own = block[0]
+            distances = (values_RC[block] - mean_R1[own]).div_(unit_R1[own])
+            squares_R1[own] += distances.square_().sum(dim=1, keepdim=True)
+        spread_R1 = ((squares_R1 / columns).sqrt() * unit_R1).to(torch.float32)
         width_R1 = torch.where(spread_R1 > 0, spread_R1 * (6 / levels), 1.0)
         codes_RC = torch.empty(rows, columns, dtype=torch.uint8, device=values_RC.device)
         sums_RL = torch.zeros(rows, levels, dtype=torch.float64, device=values_RC.device)
@@ -188,6 +190,14 @@ def _no_bytes(like: Tensor) -> Tensor:
 def _share_levels(values_RC: Tensor, by_row: bool) -> Tensor:
     values_RC = values_RC.to(torch.float32)
     return values_RC if by_row else values_RC.reshape(1, -1)
+
+
+def _unit(values_RC: Tensor) -> Tensor:
+    """The power of two at or below the largest magnitude of each row, (R, 1): over it, squares neither overflow nor
+    vanish, and nothing is rounded. 1 where all values are zero or one is no number."""
+    largest_R1 = torch.maximum(values_RC.amax(dim=1, keepdim=True), -values_RC.amin(dim=1, keepdim=True))
+    largest_R1 = torch.where((largest_R1 > 0) & largest_R1.isfinite(), largest_R1, 1.0)
+    return torch.ldexp(torch.ones_like(largest_R1), torch.frexp(largest_R1).exponent - 1)
 
 
 def _to_codes(places_RC: Tensor, levels: int) -> Tensor:

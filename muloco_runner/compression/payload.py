@@ -30,6 +30,7 @@ _HEAD = struct.Struct("<4sHHIIqq")
 _DESCRIPTOR = struct.Struct("<BBBBII")
 _CHECKSUM = slice(16, 32)
 _ALL = 0xFFFFFFFF
+_MOST_PLACES = 2**31 - 1
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _WORDS_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 24}
 """Of the checksum: what stays in a CPU's cache, and what keeps a GPU busy."""
@@ -51,8 +52,10 @@ class Descriptor:
 
     @classmethod
     def of(cls, shape: Sequence[int], dtype: torch.dtype, codec: AnyCodec) -> Descriptor:
-        size = _size(shape)
         if isinstance(codec, TopK):
+            size = _size(shape)
+            if size > _MOST_PLACES:
+                raise ValueError(f"top-k of {size} values: their places are written in 31 bits; quantise such a tensor")
             return cls(codec.values, dtype, tuple(shape), codec.count(size))
         return cls(codec, dtype, tuple(shape), None)
 
@@ -85,6 +88,10 @@ class Descriptor:
         shape = struct.unpack_from(f"<{dimensions}I", head, start + _DESCRIPTOR.size)
         if bits not in ((0,) if scheme == Scheme.EXACT else (2, 4, 8)):
             raise ValueError(f"{bits} bits")
+        if by_row > 1:
+            raise ValueError(f"rows apart: {by_row}")
+        if count not in (_ALL, min(count, _size(shape))):
+            raise ValueError(f"{count} of {_size(shape)} values")
         codec: Codec
         match Scheme(scheme):
             case Scheme.EXACT:
@@ -107,8 +114,11 @@ class Descriptor:
         if self.count is None:
             return self.codec.decode(parts, *self.matrix, self.dtype).view(self.shape)
         values = self.codec.decode(parts[1:], *self.matrix, self.dtype).flatten()
-        whole = values.new_zeros(_size(self.shape))
-        return whole.index_copy_(0, parts[0].view(torch.int32).long(), values).view(self.shape)
+        places, size = parts[0].view(torch.int32).long(), _size(self.shape)
+        ends = torch.tensor([-1, size], device=places.device)
+        if not torch.cat([ends[:1], places, ends[1:]]).diff().gt(0).all():
+            raise PayloadError(f"a payload's places are not ascending ones of {size} values")
+        return values.new_zeros(size).index_copy_(0, places, values).view(self.shape)
 
 
 def payload_bytes(descriptors: Sequence[Descriptor]) -> int:
@@ -132,9 +142,13 @@ def encode(tensors: Sequence[Tensor], codecs: Sequence[AnyCodec]) -> Tensor:
     return payload
 
 
-def decode(payload: Tensor) -> list[Tensor]:
-    """The tensors of a payload. Damage, a cut or foreign bytes raise `PayloadError`."""
+def decode(payload: Tensor, shapes: Sequence[Sequence[int]] | None = None) -> list[Tensor]:
+    """The tensors of a payload. Damage, a cut or foreign bytes raise `PayloadError`; so do tensors of other shapes than
+    those that are due, if given."""
     descriptors = _read_head(payload)
+    found = [descriptor.shape for descriptor in descriptors]
+    if shapes is not None and found != (due := [tuple(shape) for shape in shapes]):
+        raise PayloadError(f"tensors of shapes {found} arrived where {due} were due")
     end, tensors = _head_bytes(descriptors), []
     for descriptor in descriptors:
         parts = []

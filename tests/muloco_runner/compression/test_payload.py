@@ -204,19 +204,47 @@ def test_words_exchanged_over_a_long_way_are_noticed() -> None:
 def test_a_foreign_payload_of_the_right_checksum_raises() -> None:
     payload = encode([values((4, 4), torch.float32, 5)], [Exact()])
     assert torch.equal(decode(payload)[0], values((4, 4), torch.float32, 5))
-    for place in (
-        6,
-        8,
-        12,
-        32,
-        33,
-        35,
-        36,
-        40,
-        44,
-    ):  # zero, tensors, head; codec, bits, dtype, dimensions, number, rows
+    # Zero, tensors, length of the head; codec, bits, rows apart, dtype, dimensions, number sent, rows.
+    for place in (6, 8, 12, 32, 33, 34, 35, 36, 40, 44):
         foreign = payload.clone()
         foreign[place] += 9
         foreign[16:32] = as_bytes(_checksum(foreign))
         with pytest.raises(PayloadError):
             decode(foreign)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [(44, 1, "10 of 7 values"), (72, 255, "places"), (75, 255, "places"), (76, 0, "places")],
+    ids=["more than there are", "beyond the end", "negative", "twice the same"],
+)
+def test_places_that_cannot_be_are_refused(place: int, value: int, words: str) -> None:
+    payload = encode([torch.ones(5, 7), torch.ones(3)], [TopK(0.3), Exact()])
+    assert payload[72:80].view(torch.int32).tolist() == [0, 1]
+    payload[place] = value
+    payload[16:32] = as_bytes(_checksum(payload))
+    with pytest.raises(PayloadError, match=words):
+        decode(payload)
+
+
+def test_tensors_of_another_shape_than_is_due_are_refused_whatever_memory_they_would_take() -> None:
+    payload = encode([torch.ones(5, 7)], [TopK(0.3)])
+    assert decode(payload, [(5, 7)])[0].shape == (5, 7)
+    payload[44:48].view(torch.int32)[:] = 2**31 - 1  # rows
+    payload[16:32] = as_bytes(_checksum(payload))
+    with pytest.raises(PayloadError, match=r"shapes \[\(2147483647, 7\)\] arrived where \[\(5, 7\)\] were due"):
+        decode(payload, [(5, 7)])
+
+
+def test_more_values_than_places_can_number_are_refused_before_anything_is_sent() -> None:
+    assert Descriptor.of((2**16, 2**15 - 1), torch.float32, TopK(0.5)).count == 2**30 - 2**15
+    with pytest.raises(ValueError, match="top-k of 2147483648 values"):
+        Descriptor.of((2**16, 2**15), torch.float32, TopK(0.01))
+
+
+@pytest.mark.parametrize("power", [-100, -60, 60, 100])
+@pytest.mark.parametrize("codec", [Statistical(2), Statistical(8, True), Linear(4), Linear(4, True)], ids=str)
+def test_the_scale_of_the_values_does_not_matter(codec: AnyCodec, power: int) -> None:
+    tensor = values((20, 30), torch.float32, 3)
+    (read,), (scaled,) = (decode(encode([t], [codec])) for t in (tensor, tensor * 2.0**power))
+    assert torch.equal(scaled, read * 2.0**power)
