@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from muloco_runner.optimizers.banks import Bank
 from muloco_runner.optimizers.checks import check_count, check_range
@@ -24,8 +24,8 @@ class MuLoCo1(Muon):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        inner_lr: float = 0.02,
+        params: ParamsT,
+        inner_lr: float | Tensor = 0.02,
         outer_lr: float = 0.7,
         outer_momentum: float = 0.6,
         sync_interval: int = 30,

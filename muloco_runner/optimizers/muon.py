@@ -9,13 +9,14 @@ replicas and `sharded_bank` for parameters that are themselves spread over the r
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from muloco_runner.collectives import Collectives
 from muloco_runner.config import ConfigError
@@ -49,7 +50,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        params: ParamsT,
         lr: float | Tensor = 0.02,
         *,
         momentum: float = 0.9,

@@ -15,7 +15,8 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
     A hidden matrix is the weight of an `nn.Linear` that is not the head. The head is named like one, shares an
     embedding's weight, or is the model's last linear layer and as wide as a vocabulary. Embeddings, gains, biases and
-    convolutions go to AdamW.
+    convolutions go to AdamW. Muon takes the weight of a layer as one matrix: give query, key and value layers of their
+    own.
     """
     modules = dict(model.named_modules())
     linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}

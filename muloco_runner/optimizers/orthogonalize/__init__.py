@@ -75,6 +75,8 @@ def orthogonalize(x_BMN: Tensor, polynomial: Polynomial, backend: str = "auto") 
 
     `reference` computes in x's dtype; the other backends choose what is fastest and give x's dtype back.
     """
+    if x_BMN.ndim != 3:
+        raise ValueError(f"a tensor of shape {tuple(x_BMN.shape)}: must be a batch of matrices, (B, rows, columns)")
     chosen = choose_backend(backend, x_BMN.device)
     if chosen == "cpu":
         return orthogonalize_cpu(x_BMN, polynomial)

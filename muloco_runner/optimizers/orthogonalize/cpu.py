@@ -1,7 +1,7 @@
 """Orthogonalisation on a CPU: bfloat16 where the processor multiplies it natively, else folded float32. Never float16.
 
-Each thread works on matrices of its own. Three savings over the
-polynomial as written, each product one call of the matrix library:
+Each thread works on matrices of its own. Three savings over the polynomial as written, each product one call of the
+matrix library:
 
 * `b A + c A^2` and `a X + B X` are folded into `addmm`, so that their sums are made in float32, before rounding;
 * symmetric products are computed by blocks of rows up to the diagonal, the rest is mirrored;
@@ -54,14 +54,15 @@ def orthogonalize_cpu(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:
     rows, columns = x_BMN.shape[-2:]
     tall = rows > columns
     if not computes_in_bfloat16(rows, columns, x_BMN.dtype):
-        out_BMN = _folded(normalise(x_BMN.mT if tall else x_BMN, polynomial), polynomial)
-        return out_BMN.mT if tall else out_BMN
+        wide_BRC = x_BMN.to(torch.promote_types(x_BMN.dtype, torch.float32))
+        out_BMN = _folded(normalise(wide_BRC.mT if tall else wide_BRC, polynomial), polynomial)
+        return (out_BMN.mT if tall else out_BMN).to(x_BMN.dtype)
     out_BRC = torch.empty_like(x_BMN)
 
     def work(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         workspace = _Workspace(rows, columns)
         for x_RC, out_RC in pairs:
-            workspace.x.copy_(_normalise(x_RC, polynomial))
+            workspace.x.copy_(_normalise(x_RC.float(), polynomial))
             out_RC.copy_(workspace.finish(workspace.run(polynomial.steps)))
 
     share_over_threads(work, list(zip(x_BMN.unbind(), out_BRC.unbind(), strict=True)))

@@ -137,6 +137,15 @@ def test_the_input_is_left_as_it_is(backend: str) -> None:
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("shape", [(48, 48), (120, 40), (130, 300)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_computed_wider_on_a_cpu_and_given_back_as_they_came(
+    dtype: torch.dtype, shape: tuple[int, int]
+) -> None:
+    x = random(2, *shape).to(dtype)
+    assert torch.equal(run(x, "cpu"), run(x.float(), "cpu").to(dtype))
+
+
 def test_bfloat16_is_at_most_as_far_off_as_the_usual_loop_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keller Jordan's loop: cast first, then normalise, every sum rounded."""
     monkeypatch.setattr(cpu, "has_bfloat16", lambda: True)
@@ -166,7 +175,9 @@ def test_threads_divide_the_matrices_of_a_batch(threads: int, monkeypatch: pytes
         torch.set_num_threads(before)
 
 
-def test_a_backend_that_cannot_run_is_refused() -> None:
+def test_a_backend_that_cannot_run_and_a_matrix_without_a_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(4, 6\): must be a batch of matrices"):
+        orthogonalize(random(4, 6), named_polynomial("muloco", 5))
     assert choose_backend("auto", torch.device("cpu")) == "cpu"
     with pytest.raises(ConfigError, match="must be one of auto, reference, cpu"):
         choose_backend("fast", torch.device("cpu"))
