@@ -48,8 +48,8 @@ class DistributedMethod(Protocol):
     """What the training loop asks of a method."""
 
     bytes_sent: int
-    """By formula: bytes that one worker has handed to the others, or one replica to the average, whatever the
-    placement. What a rank really sends is counted by `Traffic`."""
+    """By formula: bytes that one worker has handed to the others, or one replica to the average, wherever its copies
+    are; replicas that hold rows write headers of their own. What a rank really sends is counted by `Traffic`."""
 
     has_local_models: bool
     """Whether workers' own parameters differ from the synchronised model between outer steps."""
