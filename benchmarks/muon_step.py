@@ -173,7 +173,7 @@ def kernel_shares(ladder: Ladder, device: torch.device) -> Table:
 
     step = ours()(matrices(ladder, device))
     step()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         for _ in range(3):
             step()
         torch.cuda.synchronize(device)

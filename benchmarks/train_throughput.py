@@ -181,7 +181,7 @@ def kernel_shares(run: RunConfig, device: torch.device) -> Table:
     step = trainer_step(trainer_of(run, load_corpus(run.data), device))
     for number in range(2):
         step(number)
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         for number in range(2, 5):
             step(number)
     kernels = sorted(profiler.key_averages(), key=lambda event: -event.device_time_total)

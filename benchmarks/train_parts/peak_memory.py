@@ -25,7 +25,8 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
         function()
         return torch.cuda.max_memory_allocated(device) - before
     _count_on_all_threads()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+    # It is one cycle of the profiler; torch 2.11 warns of a second one unless told to keep both.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as trace:
         function()
     assert trace.profiler is not None
     changes = sorted(_changes(trace.profiler.kineto_results.experimental_event_tree()))

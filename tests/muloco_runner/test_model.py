@@ -35,6 +35,7 @@ def documents_and_text() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return tokens, torch.tensor([[0] * 24, [0] * 10 + [1] * 14, [3] * 1 + [4] * 23]), targets
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # On purpose, at these sizes.
 def test_flex_attention_sees_what_the_mask_shows() -> None:
     """Forward only: torch has no backward pass of it on a CPU."""
     tokens, documents, _ = documents_and_text()
