@@ -1,12 +1,16 @@
+"""DiLoCo's outer step: its formula, the workers' agreement, and the end of a run."""
+
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from muloco_runner.config import OuterOptimizerConfig, RunConfig
+from muloco_runner.config import OuterMuonConfig, OuterOptimizerConfig, RunConfig
 from muloco_runner.flat import flatten
 from muloco_runner.method import build_method
 from muloco_runner.model import build_model
+from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
+from muloco_runner.optimizers.orthogonalize.reference import orthogonalize_reference
 from muloco_runner.outer_optimizer import nesterov_outer_step
 from muloco_runner.topology import Communicator, Topology
 from muloco_runner.worker import Worker
@@ -55,6 +59,40 @@ def test_workers_agree_after_a_sync_on_the_mean_moved_by_the_formula(tiny_run: C
     assert outer is not None
     assert outer.pseudogradient_cosine == pytest.approx(1.0, abs=1e-4)  # float32 parameters of size 1 moved by 0.01
     assert outer.pseudogradient_norm == pytest.approx(0.025 * anchor.numel() ** 0.5, rel=1e-4)
+
+
+def test_muon_as_the_outer_optimizer_is_the_formula_and_all_but_hidden_matrices_take_sgd(
+    tiny_run: Callable[..., RunConfig],
+) -> None:
+    outer = OuterMuonConfig(lr=0.7, momentum=0.8, matrix_lr=0.3, matrix_momentum=0.6)
+    run = tiny_run("diloco", num_workers=2, outer_optimizer=outer)
+    workers = untrained_workers(run)
+    method = build_method(run, workers, Communicator(Topology(2)), "reference")
+    names = [name for name, _ in workers[0].model.named_parameters()]
+    anchors = [tensor.detach().double() for tensor in workers[0].tensors]
+    velocities = [torch.zeros_like(anchor) for anchor in anchors]
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, 16):
+        for worker in workers:
+            for tensor in worker.tensors:
+                tensor.data.add_(0.1 * torch.randn(tensor.shape, generator=generator))
+        if step % 5 == 0:
+            deltas = [
+                anchor - (one.detach().double() + other.detach().double()) / 2
+                for anchor, one, other in zip(anchors, workers[0].tensors, workers[1].tensors, strict=True)
+            ]
+            for place, (name, delta) in enumerate(zip(names, deltas, strict=True)):
+                if name.startswith("blocks.") and delta.ndim == 2:
+                    velocities[place] = 0.6 * velocities[place] + delta
+                    direction = orthogonalize_reference(velocities[place], named_polynomial("muloco", 5))
+                    rows, columns = delta.shape
+                    anchors[place] = anchors[place] - 0.3 * (rows / columns) ** 0.5 * direction
+                else:
+                    velocities[place] = 0.8 * velocities[place] + 0.7 * delta
+                    anchors[place] = anchors[place] - 0.8 * velocities[place] - 0.7 * delta
+        method.after_inner_step(step)
+    for name, ours, expected in zip(names, method.synchronised_parameters(), anchors, strict=True):
+        torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_the_last_step_of_a_run_is_shared_whatever_the_interval(tiny_run: Callable[..., RunConfig]) -> None:

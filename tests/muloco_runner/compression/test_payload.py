@@ -38,6 +38,7 @@ def values(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tenso
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * 10.0 ** (seed % 9 - 6)).to(dtype)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), BITS, SEEDS)
 def test_packing_round_trips_without_a_gap(count: int, bits: int, seed: int) -> None:
     codes = torch.randint(0, 2**bits, (count,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,35 @@ def test_the_sum_form_and_decay_are_as_written() -> None:
         expected = expected * (1 - 0.5 * 0.1) - 0.5 * (4 / 6) ** 0.5 * update
         optimizer.step()
     torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("form", ["sum", "ema"])
+@pytest.mark.parametrize(
+    ("scale", "factors"),  # of shapes 4 x 9 and 9 x 4
+    [("spectral", (2 / 3, 1.5)), ("keller_jordan", (1.0, 1.5)), ("moonlight", (0.6, 0.6))],
+)
+def test_every_scale_and_form_of_momentum_is_as_written(
+    scale: Any, factors: tuple[float, float], form: Any, nesterov: bool
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    matrices = [nn.Parameter(torch.randn(shape, generator=generator).double()) for shape in ((4, 9), (9, 4))]
+    optimizer = Muon(
+        matrices, 0.1, momentum=0.8, momentum_form=form, nesterov=nesterov, lr_scale=scale, weight_decay=0.3
+    )
+    expected = [matrix.detach().clone() for matrix in matrices]
+    momenta = [torch.zeros_like(matrix) for matrix in expected]
+    share = 1.0 if form == "sum" else 0.2
+    for _ in range(4):
+        for place, (matrix, factor) in enumerate(zip(matrices, factors, strict=True)):
+            matrix.grad = torch.randn(matrix.shape, generator=generator).double()
+            momenta[place] = 0.8 * momenta[place] + share * matrix.grad
+            ahead = 0.8 * momenta[place] + share * matrix.grad if nesterov else momenta[place]
+            update = orthogonalize_reference(ahead, named_polynomial("muloco", 5))
+            expected[place] = expected[place] * (1 - 0.1 * 0.3) - 0.1 * factor * update
+        optimizer.step()
+    for matrix, one in zip(matrices, expected, strict=True):
+        torch.testing.assert_close(matrix.detach(), one, rtol=1e-9, atol=1e-9)
 
 
 def test_a_resumed_optimizer_continues_to_the_bit() -> None:
