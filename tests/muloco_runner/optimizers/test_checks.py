@@ -184,3 +184,5 @@ def test_hooks_of_loading_see_and_change_what_is_loaded() -> None:
     for _ in range(2):
         optimizer.load_state_dict(saved)
         assert torch.equal(seen.pop(), saved["state"][0]["momentum"] / 2)
+    hooks = optimizer._optimizer_load_state_dict_pre_hooks, optimizer._optimizer_load_state_dict_post_hooks
+    assert [len(those) for those in hooks] == [1, 1]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from muloco_runner.optimizers import MuLoCo1, Muon, parameter_groups
+from muloco_runner.optimizers.step_graph import StepGraph
 
 ROOT = Path(__file__).parents[3]
 # Put before the README's lines: all that this project depends on and torch does not.
@@ -104,6 +105,11 @@ def test_a_thousand_steps_take_no_more_memory_than_a_hundred() -> None:
 def test_a_graph_without_fused_kernels_is_refused() -> None:
     with pytest.raises(ValueError, match="cuda_graph=True needs backend=triton"):
         Muon([nn.Parameter(torch.eye(4))], cuda_graph=True)
+    optimizer = Muon([nn.Parameter(torch.eye(4))])
+    optimizer._graph = StepGraph()
+    with pytest.raises(ValueError, match="cuda_graph=True"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.eye(4))]})
+    assert len(optimizer.param_groups) == len(optimizer.state_dict()["state"]) == 1
 
 
 def test_hooks_of_a_step_run_once() -> None:
@@ -118,32 +124,40 @@ def test_hooks_of_a_step_run_once() -> None:
     assert calls == ["before", "after"]
 
 
+def by_columns(matrix: Tensor) -> Tensor:
+    return matrix.T.contiguous().T
+
+
 def two_groups(kind: type[Muon], turned: bool = False) -> Muon:
     """Two matrices, one of each algorithm, which lie by columns where `turned`."""
     torch.manual_seed(0)
     matrices = [nn.Parameter(torch.randn(4, 6)) for _ in range(2)]
     if turned:
-        matrices = [nn.Parameter(matrix.detach().T.contiguous().T) for matrix in matrices]
+        matrices = [nn.Parameter(by_columns(matrix.detach())) for matrix in matrices]
     groups = [{"params": matrices[:1]}, {"params": matrices[1:], "algorithm": "adamw"}]
     return kind(groups, 0.1, weight_decay=0.1, nesterov=True, **({"sync_interval": 2} if kind is MuLoCo1 else {}))
 
 
-def matrices_after(optimizer: Muon, steps: range, step: Callable[[], object] | None = None) -> list[Tensor]:
+def matrices_after(
+    optimizer: Muon, steps: range, step: Callable[[], object] | None = None, turned: bool = False
+) -> list[Tensor]:
     matrices = [matrix for group in optimizer.param_groups for matrix in group["params"]]
     for number in steps:
         generator = torch.Generator().manual_seed(number)
         for matrix in matrices:
-            matrix.grad = torch.randn(matrix.shape, generator=generator)
+            gradient = torch.randn(matrix.shape, generator=generator)
+            matrix.grad = by_columns(gradient) if turned else gradient
         (step or optimizer.step)()
     return [matrix.detach() for matrix in matrices]
 
 
 @pytest.mark.parametrize("kind", [Muon, MuLoCo1])
-def test_how_a_parameter_lies_in_memory_does_not_matter(kind: type[Muon]) -> None:
-    plain, turned = (matrices_after(two_groups(kind, turned=turned), range(5)) for turned in (False, True))
-    for one, other in zip(plain, turned, strict=True):
-        assert one.is_contiguous() != other.is_contiguous()
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+def test_how_a_parameter_and_its_gradient_lie_in_memory_does_not_matter(kind: type[Muon]) -> None:
+    cases = [(parameter, gradient) for parameter in (False, True) for gradient in (False, True)]
+    plain, *others = [matrices_after(two_groups(kind, turned=p), range(5), turned=g) for p, g in cases]
+    for other in others:
+        for one, matrix in zip(plain, other, strict=True):
+            torch.testing.assert_close(matrix, one, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", [Muon, MuLoCo1])
