@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,7 @@ _SCHEDULERS_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_mome
 
 def check_range(name: str, value: Any, end: float = math.inf) -> None:
     """A hyper-parameter is a number, not negative, and below `end`."""
-    if not isinstance(value, int | float | Tensor) or not 0 <= value < end:
+    if not isinstance(value, Real | Tensor) or not 0 <= float(value) < end:
         raise ValueError(
             f"{name}={value!r}: must be at least 0 and {'finite' if end == math.inf else f'below {end:g}'}"
         )
@@ -26,7 +27,7 @@ def check_range(name: str, value: Any, end: float = math.inf) -> None:
 
 def check_count(name: str, value: Any) -> None:
     """A number of steps is whole and positive."""
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}={value!r}: must be a whole number, at least 1")
 
 
@@ -46,17 +47,18 @@ def check_group(group: dict[str, Any]) -> None:
     for name in ("lr", "weight_decay", "eps"):
         check_range(name, group[name])
     check_range("momentum", group["momentum"], 1)
-    betas = group["betas"]
-    if not isinstance(betas, tuple | list) or len(betas) != 2:
-        raise ValueError(f"betas={betas!r}: must be two numbers")
-    for beta in betas:
-        check_range("betas", beta, 1)
+    try:
+        beta1, beta2 = group["betas"]
+    except (TypeError, ValueError):
+        raise ValueError(f"betas={group['betas']!r}: must be two numbers") from None
+    check_range("betas", beta1, 1)
+    check_range("betas", beta2, 1)
     check_count("num_iterations", group["num_iterations"])
     polynomial_of(group)
     shape_scale(group["lr_scale"], 1, 1)
     if group["momentum_form"] not in ("sum", "ema"):
         raise ValueError(f"momentum_form={group['momentum_form']!r}: must be sum or ema")
-    if not isinstance(group["nesterov"], bool):
+    if group["nesterov"] not in (True, False):
         raise ValueError(f"nesterov={group['nesterov']!r}: must be True or False")
     for parameter in group["params"]:
         choose_backend(group["backend"], parameter.device)

@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,17 @@ def test_a_setting_out_of_its_range_is_refused_of_the_optimizer_and_of_a_group(
     if "algorithm" not in setting:
         with pytest.raises(ValueError, match=re.escape(words)):
             MuLoCo1([weight], **({"inner_lr": setting["lr"]} if "lr" in setting else setting))
+
+
+def test_numbers_of_numpy_and_tensors_are_numbers() -> None:
+    settings = {"momentum": np.float32(0.5), "betas": np.array([0.8, 0.9]), "nesterov": np.True_}
+    optimizer = MuLoCo1([matrix(4, 4)], torch.tensor(0.1), sync_interval=np.int64(2), **settings)
+    plain = MuLoCo1([matrix(4, 4)], 0.1, sync_interval=2, momentum=0.5, nesterov=True)
+    for one in (optimizer, plain):
+        (weight,) = one.param_groups[0]["params"]
+        weight.grad = torch.ones(4, 4)
+        one.step()
+    torch.testing.assert_close(optimizer.param_groups[0]["params"], plain.param_groups[0]["params"])
 
 
 @pytest.mark.parametrize("kind", [Muon, MuLoCo1])
