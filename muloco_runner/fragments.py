@@ -62,6 +62,16 @@ class FragmentSchedule:
         return left > 0 and self.leaves(left)
 
 
+@dataclass
+class Arrival:
+    """What came of one exchange."""
+
+    mean: Tensor
+    """Mean pseudogradient, flat like the anchor."""
+    products_KK: Tensor | None
+    """Dot products between what the workers sent; None where a checkpoint held the mean alone."""
+
+
 class Fragment:
     """The tensors that are shared together: their anchor, their outer optimizer, and each worker's compressor."""
 
@@ -139,13 +149,3 @@ class Fragment:
                 copy_into(tensors, torch.lerp(self.anchor, flatten(tensors), mixing))
             else:
                 copy_into(tensors, self.anchor)
-
-
-@dataclass
-class Arrival:
-    """What came of one exchange."""
-
-    mean: Tensor
-    """Mean pseudogradient, flat like the anchor."""
-    products_KK: Tensor | None
-    """Dot products between what the workers sent; None where a checkpoint held the mean alone."""
