@@ -12,7 +12,8 @@ from torch import Tensor
 from muloco_runner.optimizers.matrix_bank import polynomial_of, shape_scale
 from muloco_runner.optimizers.orthogonalize import choose_backend
 
-_TORCHS_KEYS = ("params", "param_names", "name", "differentiable")
+_TORCHS_KEYS = ("params", "param_names", "differentiable", "name")
+"""`name` is a label for people; nobody reads it."""
 _SCHEDULERS_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 """In groups that an optimizer before this one was given, or that a scheduler is to continue with."""
 

@@ -101,7 +101,7 @@ class Muon(torch.optim.Optimizer):
             banks = self._create_state(group)
             if self._graph is not None and not all(isinstance(bank, Replayable) for bank in banks):
                 raise ConfigError("cuda_graph=True needs backend=triton on a GPU, and no process_group")
-        except ValueError:
+        except Exception:
             self.param_groups.pop()
             for parameter in group["params"]:
                 self.state.pop(parameter, None)
