@@ -219,7 +219,7 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
 
 
 def _gathered_values(config: RunConfig) -> int:
-    """What replicas of a single worker tell each other at each step beside gradients: see `wall_clock.Training`."""
+    """Of the matrices whose gradients replicas of a single worker send to their owners alone, to gather its results."""
     shares = config.num_workers == 1 and isinstance(config.inner_optimizer, MuonConfig)
     return config.model.num_hidden_params if shares else 0
 

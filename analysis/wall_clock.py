@@ -5,8 +5,8 @@ an exchange of N values of `bits_per_value` bits takes N * bits / bandwidth. `ch
 flop/s each computes for 6ND/(R Q), and an all-reduce moves 2N(1 - 1/R) values and waits for a latency (Charles et al.
 2025, arXiv 2503.09799, section on wall-clock time). In both, data parallel and DiLoCo with one worker exchange across
 the slow link every step, K > 1 workers every H steps; compression divides an outer exchange, a delay hides it behind
-steps. Where Muon's work on the matrices is shared by the replicas of one worker, its results are gathered every step,
-which is half of what an all-reduce of them costs.
+steps. Replicas that share Muon's work exchange as much: a matrix's gradient goes to its owner alone, what that makes of
+it comes back, and each way is half of an all-reduce.
 
 Where records hold bytes and step times, `Measured` puts them in the place of the assumptions.
 """
@@ -52,8 +52,6 @@ class Training:
     """Fragments of the model, each exchanged once in H steps."""
     delay_steps: int = 0
     """Inner steps that go on while an exchange is on its way."""
-    gathered_values: int = 0
-    """Values that one worker's replicas gather at each step from those that worked them out: Muon's hidden matrices."""
 
     @property
     def num_steps(self) -> float:
@@ -85,8 +83,7 @@ class Measured:
 def idealised_seconds(run: Training, bandwidth: float, assume: Assumptions) -> float:
     """Seconds of training; `bandwidth` in bits a second."""
     exchange = assume.bits_per_value * run.num_params / run.num_fragments / (run.bits_divisor * bandwidth)
-    gathering = assume.bits_per_value * run.gathered_values / 2 / bandwidth
-    return run.num_steps * (assume.step_seconds + gathering) + _waiting(run, exchange, assume.step_seconds)
+    return run.num_steps * assume.step_seconds + _waiting(run, exchange, assume.step_seconds)
 
 
 def charles_seconds(run: Training, bandwidth: float, assume: Assumptions) -> float:
@@ -94,11 +91,7 @@ def charles_seconds(run: Training, bandwidth: float, assume: Assumptions) -> flo
     compute = 6 * run.num_params * run.num_tokens / (assume.num_devices * assume.device_flops)
     values = 2 * run.num_params / run.num_fragments * (1 - 1 / assume.num_devices)
     exchange = assume.bits_per_value * values / (run.bits_divisor * bandwidth) + assume.latency_seconds
-    gathering = 0.0
-    if run.gathered_values:
-        moved = run.gathered_values * (1 - 1 / assume.num_devices)
-        gathering = assume.bits_per_value * moved / bandwidth + assume.latency_seconds / 2
-    return compute + run.num_steps * gathering + _waiting(run, exchange, compute / run.num_steps)
+    return compute + _waiting(run, exchange, compute / run.num_steps)
 
 
 def _waiting(run: Training, exchange_seconds: float, step_seconds: float) -> float:

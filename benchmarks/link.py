@@ -18,14 +18,17 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from analysis.wall_clock import Assumptions, Training, charles_seconds
 from muloco_runner.compose import compose_app_config
-from muloco_runner.config import DiLoCoConfig, ExecutionConfig, QuantisationConfig, RunConfig
+from muloco_runner.config import DiLoCoConfig, ExecutionConfig, QuantisationConfig, Reduction, RunConfig
 from muloco_runner.job import run_job
+from muloco_runner.optimizers.orthogonalize import result_dtype
 from muloco_runner.record import RunFolder, StepRecord
 
 RANKS = 4
@@ -106,6 +109,12 @@ def main() -> None:
     parser.add_argument("--sync-interval", type=int, default=10, help="H (default 10)")
     parser.add_argument("--delay", type=int, default=3, help="tau of streaming (default 3)")
     parser.add_argument("--repeats", type=int, default=3, help="trainings of each kind (default 3)")
+    parser.add_argument(
+        "--reduction",
+        choices=get_args(Reduction),
+        default="auto",
+        help="execution.reduction (default auto); the model does not know that overlapped hides some of what is sent",
+    )
     parser.add_argument("--jobs", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.jobs:
@@ -120,7 +129,7 @@ def main() -> None:
 
 def train_all(root: Path, arguments: argparse.Namespace) -> dict[str, Trained]:
     """Every algorithm without and with the link, in turn."""
-    common = {"device": "cpu", "log_interval_steps": 1}
+    common = {"device": "cpu", "log_interval_steps": 1, "reduction": arguments.reduction}
     plain = ExecutionConfig(**common, evaluate_interval_steps=arguments.sync_interval)
     link = {"link_megabits_per_second": arguments.megabits, "link_latency_milliseconds": arguments.latency}
     executions = {"without": plain, "with": ExecutionConfig(**common, **link)}
@@ -187,9 +196,13 @@ def predicted_seconds(run: RunConfig, steps: int, step_seconds: float, arguments
     # The speed of a device as the step without the link shows it.
     flops = 6 * run.num_params * run.global_batch_tokens / (RANKS * step_seconds)
     training = Training(run.num_params, steps * run.global_batch_tokens, run.global_batch_tokens)
-    rounds = 2
+    bits, rounds = 32.0, 2
     if run.algorithm == "DDP-Muon":
-        training = dataclasses.replace(training, gathered_values=run.model.num_hidden_params)
+        # Gradients of matrices go to their owners, norms to all, and results come back in their own precision.
+        width = run.model.width
+        results = 8 * result_dtype("cpu", width, width, torch.float32).itemsize
+        bits -= (32 - results) / 2 * run.model.num_hidden_params / run.num_params
+        rounds += 1 + 2 + 1
     if isinstance(method, DiLoCoConfig):
         training = dataclasses.replace(
             training,
@@ -203,7 +216,7 @@ def predicted_seconds(run: RunConfig, steps: int, step_seconds: float, arguments
             training = dataclasses.replace(training, compression=32 / method.compression.bits * 2 / RANKS)
             rounds = 1
     assume = Assumptions(
-        bits_per_value=32, num_devices=RANKS, device_flops=flops, latency_seconds=rounds * arguments.latency / 1e3
+        bits_per_value=bits, num_devices=RANKS, device_flops=flops, latency_seconds=rounds * arguments.latency / 1e3
     )
     return charles_seconds(training, arguments.megabits * 1e6, assume)
 

@@ -34,7 +34,7 @@ class InnerStep:
         topology = self.communicator.topology
         batch = self.data.worker_batch(step, worker.index, topology.replica, topology.replicas)
         loss = self.replicas.gradient(worker, batch.split(self.micro_batch_sequences), self._loss)
-        norm = self._clip_gradient(worker.tensors)
+        norm = self._clip_gradient(worker)
         lr = self.run.inner_optimizer.lr * lr_fraction(self.run, step)
         for group in worker.optimizer.param_groups:
             group["lr"] = lr
@@ -75,11 +75,8 @@ class InnerStep:
             loss: Tensor = model(batch.tokens_BT, batch.documents_BT, batch.targets_BT)
         return loss
 
-    def _clip_gradient(self, tensors: list[Tensor]) -> Tensor:
-        """Scales the gradient down to `gradient_clip_norm`; its norm before, over all shards."""
-        gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if self.communicator.sharded:
-            norm = self.communicator.sum_over_shards(norm.square()).sqrt()
-        nn.utils.clip_grads_with_norm_(tensors, self.run.gradient_clip_norm, norm)
+    def _clip_gradient(self, worker: Worker) -> Tensor:
+        """Scales the gradient down to `gradient_clip_norm`; its norm before."""
+        norm = self.replicas.gradient_norm(worker)
+        nn.utils.clip_grads_with_norm_(worker.tensors, self.run.gradient_clip_norm, norm)
         return norm

@@ -2,6 +2,7 @@
 
 `OrderedCopies`: each has the whole model; micro-batches and replicas are summed pairwise in one fixed order.
 `OverlappedCopies`: each has the whole model; gradients are averaged while the backward pass goes on (torch's DDP).
+`OverlappedOwners`: the same where copies share Muon's work: a matrix's gradient goes to its owner alone.
 `Shards`: each has rows of every parameter; a block's are gathered when it is computed (torch's FSDP2).
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -24,9 +25,11 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from muloco_runner.collectives import Collectives, Transfer
-from muloco_runner.config import ExecutionConfig, ModelConfig
+from muloco_runner.config import ExecutionConfig, ModelConfig, MuonConfig, RunConfig
 from muloco_runner.data import Batch
 from muloco_runner.model import Transformer, build_model, empty_model
+from muloco_runner.optimizers.gradient_sums import ELSEWHERE, GradientSums, total_norm
+from muloco_runner.optimizers.muon import Muon
 from muloco_runner.optimizers.placement import own_rows
 from muloco_runner.topology import Communicator
 from muloco_runner.worker import Worker
@@ -48,24 +51,58 @@ class Replicas(Protocol):
     def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
         """The mean loss over the worker's batch, of which `parts` are this replica's micro-batches.
 
-        Its gradient is left in the `grad` of the worker's tensors and of the model's parameters.
+        Its gradient is left in the `grad` of the worker's tensors and of the model's parameters; that of a matrix which
+        another replica owns is left with its owner alone.
         """
 
+    def gradient_norm(self, worker: Worker) -> Tensor:
+        """The norm of all of it (0-D), the same on every replica."""
 
-class OrderedCopies:
+
+class _Copies:
+    """What all that hold whole models have in common."""
+
     def __init__(self, communicator: Communicator) -> None:
         self.communicator = communicator
 
     def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
-        return _build_whole(config, seed, device)
+        model = build_model(config, seed, device)
+        return model, list(model.parameters())
 
+    def gradient_norm(self, worker: Worker) -> Tensor:
+        owners = owners_of(worker)
+        replicas = self.communicator.among_replicas if owners else None
+        return total_norm({tensor: tensor.grad for tensor in worker.tensors}, owners, replicas)
+
+
+class OrderedCopies(_Copies):
     def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
         sequences = self.communicator.topology.replicas * sum(len(part) for part in parts)
         loss, gradients = _pairwise_sum(worker, parts, loss_of, sequences)
-        self.communicator.sum_over_replicas([loss, *gradients])
-        for tensor, gradient in zip(worker.tensors, gradients, strict=True):
+        gradient_of = dict(zip(worker.tensors, gradients, strict=True))
+        del gradients  # a matrix's goes as soon as it has been sent
+        if owners := owners_of(worker):
+            communicator = self.communicator
+            sums = GradientSums(owners, owners, communicator.among_replicas, communicator.sum_at_owners)
+            for matrix in owners:
+                sums.put(matrix, gradient_of.pop(matrix))
+            _leave_in_grad(worker, sums.end())
+        self.communicator.sum_over_replicas([loss, *gradient_of.values()])
+        for tensor, gradient in gradient_of.items():
             tensor.grad = gradient
         return loss[0]
+
+
+def owners_of(worker: Worker) -> dict[Tensor, int]:
+    """The replicas that own the matrices on which they share Muon's work."""
+    return worker.optimizer.owners if isinstance(worker.optimizer, Muon) else {}
+
+
+def _leave_in_grad(worker: Worker, sums: dict[Tensor, Tensor]) -> None:
+    for tensor, gradient in sums.items():
+        tensor.grad = None if gradient is ELSEWHERE else gradient
+    assert isinstance(worker.optimizer, Muon)
+    worker.optimizer.use_gradients(sums)
 
 
 def _pairwise_sum(
@@ -85,14 +122,14 @@ def _pairwise_sum(
     return loss + other_loss, gradients
 
 
-class OverlappedCopies:
+class OverlappedCopies(_Copies):
     def __init__(self, communicator: Communicator) -> None:
-        self.communicator = communicator
+        super().__init__(communicator)
         self._buckets = None if communicator.topology.replicas == 1 else _BucketMeans(communicator.among_replicas)
         self._averaging: dict[Transformer, DistributedDataParallel] = {}
 
     def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
-        model, tensors = _build_whole(config, seed, device)
+        model, tensors = super().build(config, seed, device)
         if self._buckets is not None:
             group = self.communicator.among_replicas.group
             # The model's buffers are constants: no step needs to send them.
@@ -109,6 +146,48 @@ class OverlappedCopies:
         loss = _accumulate(module, parts, loss_of, lambda last: contextlib.nullcontext() if last else module.no_sync())
         self._buckets.end_backward()
         return self.communicator.average_over_replicas(loss)
+
+
+class OverlappedOwners(_Copies):
+    """Of one worker, which is all that a rank holds where there are replicas."""
+
+    def __init__(self, communicator: Communicator) -> None:
+        super().__init__(communicator)
+        self._sums: GradientSums | None = None
+        self._sending = False
+
+    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        if self._sums is None:
+            # A backward pass comes to the last parameters first.
+            backwards = list(reversed(worker.tensors))
+            self._sums = GradientSums(backwards, owners_of(worker), self.communicator.among_replicas)
+            for tensor in backwards:
+                tensor.register_post_accumulate_grad_hook(self._send)
+        replicas = self.communicator.topology.replicas
+        # Each replica's share of the mean, so that a sum is all that is left to do.
+        loss = _accumulate(
+            worker.model, parts, lambda model, part: loss_of(model, part) / replicas, self._sending_at_the_last
+        )
+        transfer = self.communicator.among_replicas.all_reduce(loss, async_op=True)
+        _leave_in_grad(worker, self._sums.end())
+        transfer.wait()
+        return loss
+
+    @contextlib.contextmanager
+    def _sending_at_the_last(self, last: bool) -> Iterator[None]:
+        self._sending = last
+        try:
+            yield
+        finally:
+            self._sending = False
+
+    def _send(self, tensor: Tensor) -> None:
+        """Called when a tensor's gradient has come to be all of this replica's."""
+        if self._sending:
+            assert self._sums is not None
+            assert tensor.grad is not None
+            gradient, tensor.grad = tensor.grad, None
+            self._sums.put(tensor, gradient)
 
 
 class _BucketMeans:
@@ -187,6 +266,10 @@ class Shards:
             tensor.grad = None if parameter.grad is None else local_rows(parameter.grad)
         return self.communicator.average_over_replicas(loss)
 
+    def gradient_norm(self, worker: Worker) -> Tensor:
+        of_rows = nn.utils.get_total_norm([tensor.grad for tensor in worker.tensors if tensor.grad is not None])
+        return self.communicator.sum_over_shards(of_rows.square()).sqrt()
+
 
 class _Staging:
     """FSDP's buffers, as torch's own `DefaultAllocMixin` makes them."""
@@ -226,24 +309,25 @@ class _SummedRows(_Staging):
 
 
 def build_replicas(
-    execution: ExecutionConfig, communicator: Communicator, device: torch.device, precision: torch.dtype
+    run: RunConfig,
+    execution: ExecutionConfig,
+    communicator: Communicator,
+    device: torch.device,
+    precision: torch.dtype,
 ) -> Replicas:
     """What `execution.sharding`, as decided for this communicator, and `execution.reduction` ask for."""
     if communicator.sharded:
         return Shards(communicator, precision)
-    ordered = execution.sums_in_order(device.type)
-    return OrderedCopies(communicator) if ordered else OverlappedCopies(communicator)
+    if execution.sums_in_order(device.type):
+        return OrderedCopies(communicator)
+    shares_work = isinstance(run.inner_optimizer, MuonConfig) and communicator.topology.replicas > 1
+    return OverlappedOwners(communicator) if shares_work else OverlappedCopies(communicator)
 
 
 def local_rows(tensor: Tensor) -> Tensor:
     """What this rank holds of a sharded tensor, in the same memory."""
     assert isinstance(tensor, DTensor)
     return tensor.to_local().detach()
-
-
-def _build_whole(config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
-    model = build_model(config, seed, device)
-    return model, list(model.parameters())
 
 
 def _accumulate(

@@ -119,6 +119,16 @@ class Communicator:
             pieces = summed[: sum(sizes)].split(sizes)
             torch._foreach_copy_(bucket, [piece.view_as(t) for piece, t in zip(pieces, bucket, strict=True)])
 
+    def sum_at_owners(self, mine: Tensor, parts: Tensor) -> Transfer:
+        """Into `mine` the sum over the replicas of their row for this one of `parts` (replicas, values), in that order.
+
+        Half of what the sum costs on every replica.
+        """
+        pieces = torch.empty_like(parts)
+        transfer = self.among_replicas.all_to_all(pieces, parts)
+        mine.copy_(_sum_of_rows(pieces))
+        return transfer
+
     def _sum_in_order(self, flat: Tensor) -> Tensor:
         """Every replica sums one piece of all replicas' vectors, whose size they divide; the sums meet again."""
         pieces = torch.empty_like(flat)

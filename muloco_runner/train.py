@@ -74,7 +74,7 @@ class Trainer:
         self.run, self.corpus, self.session = run, corpus, session
         self.communicator, self.topology = session.communicator, session.communicator.topology
         self.topology.check(run)
-        self.replicas = build_replicas(session.execution, self.communicator, session.device, DTYPES[run.precision])
+        self.replicas = build_replicas(run, session.execution, self.communicator, session.device, DTYPES[run.precision])
         self.placement = choose_placement_on(session.device, run, session.execution, self.topology.num_ranks)
         self.inner_step = InnerStep(
             run,

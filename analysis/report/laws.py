@@ -227,7 +227,6 @@ def _training(row: Any, batch: int, assume: wall_clock.Assumptions) -> wall_cloc
         compression=1.0 if math.isnan(bits) else assume.bits_per_value / bits,
         num_fragments=int(row["num_fragments"]),
         delay_steps=int(row["delay_steps"]),
-        gathered_values=int(row["gathered_values"]),
     )
 
 
@@ -245,14 +244,15 @@ def _bytes_per_step(row: Any, assume: wall_clock.Assumptions) -> float:
     """What crosses the slow link: of several workers what they send, of one what its replicas exchange.
 
     `bytes_sent` has a worker's pseudogradients. One worker has nobody to send them to, but replicas that average
-    float32 gradients at every step, and that gather what Muon has worked out.
+    float32 gradients at every step. Where they share Muon's work, its matrices' go one way alone, which is half of it,
+    and the results come back.
     """
     sent = float(row["bytes_sent"]) / float(row["num_steps"])
     if row["num_workers"] > 1:
         return sent
     interval = row["sync_interval"]
     gradients = sent if interval is None or math.isnan(interval) else 4.0 * float(row["num_params"])
-    return gradients + assume.bits_per_value / 8 * float(row["gathered_values"]) / 2
+    return gradients + (assume.bits_per_value / 8 - 4.0) * float(row["gathered_values"]) / 2
 
 
 def _measured_hours(

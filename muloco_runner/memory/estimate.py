@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from muloco_runner.config import DiLoCoConfig, MuonConfig, RunConfig
-from muloco_runner.memory.inner_step import of_muon, of_passes
-from muloco_runner.memory.outer_step import MESSAGE_VALUES, OuterStep
+from muloco_runner.memory.inner_step import of_muon, of_passes, of_sum
+from muloco_runner.memory.outer_step import OuterStep
 from muloco_runner.memory.placement import Placement
 from muloco_runner.memory.rank import Rank
 
@@ -46,11 +46,9 @@ def estimate_memory(run: RunConfig, placement: Placement) -> MemoryEstimate:
         inner = 4 * momenta + 8 * (held - here.matrices)
     else:
         inner = 8 * held
-    moments = {**of_passes(here), "inner optimizer": 4.0 * held + of_muon(here)}
-    if here.replicas > 1 and placement.ordered and not here.sharded:
-        # A message's gradients, every replica's for this rank's share, their sum, and what comes back.
-        message = min(held, max(MESSAGE_VALUES, run.model.vocab_size * run.model.width))
-        moments["sum over replicas"] = 4 * held + 4 * message * (2 + 1 / here.replicas + here.staged)
+    moments = {**of_passes(here), "inner optimizer": 4.0 * here.summed + of_muon(here)}
+    if here.replicas > 1 and not here.sharded:
+        moments["sum over replicas"] = 4 * held + of_sum(here)
     method = 0
     if isinstance(run.method, DiLoCoConfig):
         outer = OuterStep(here, run.method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from muloco_runner.config import ModelConfig, MuonConfig
-from muloco_runner.memory.rank import Rank
+from muloco_runner.memory.rank import LANE_MESSAGE_VALUES, MESSAGE_VALUES, Rank
 
 _CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 28}
 _TILE = 128
@@ -51,6 +51,9 @@ def of_passes(here: Rank) -> dict[str, float]:
         "first block": earlier + fresh * (4 * held - rows_of_head) + layer + mask + narrow + temporaries + gathered,
         "embedding": earlier + fresh * 4 * held + (0 if fresh else head),
     }
+    if here.shares_muon and not placement.ordered:
+        # Gradients are copied into messages, each made as a whole: the first one before most of what it takes.
+        moments["last block"] += 4 * _lane_message(here)
     if sharded:
         # One block before it, when the last weights are gathered: three blocks have no rows of a gradient yet.
         missing = rows_of_head + 4 * here.block / here.replicas * min(3, layers)
@@ -100,6 +103,33 @@ def _kept_per_token(model: ModelConfig, size: int, device: str) -> int:
     return (13 * width + 4 * ffn) * size + statistics
 
 
+def of_sum(here: Rank) -> float:
+    """Bytes beside a replica's gradient at the worst moment of its way into the sum over replicas that hold copies."""
+    ordered, replicas = here.placement.ordered, here.replicas
+    if not ordered and not here.shares_muon:
+        return 0.0  # torch's DDP: sums lie where the gradients do
+    to_all = to_owners = 0.0
+    if ordered:
+        # A message's gradients, every replica's for this rank's share, their sum, and what comes back.
+        values = here.held - here.matrices if here.shares_muon else here.held
+        message = min(values, max(MESSAGE_VALUES, here.model.vocab_size * here.model.width))
+        to_all = 4 * (here.summed - here.held) + 4 * message * (2 + 1 / replicas + here.staged)
+    if here.shares_muon:
+        own, lane_message = 4 * here.matrices / replicas, 4 * _lane_message(here)
+        if ordered:
+            # Every replica's part for this rank, their sum, and the next message, where a matrix may begin to fill it.
+            fills_next = lane_message < 4 * here.matrices
+            to_owners = own + lane_message * (1 + 1 / replicas + fills_next)
+        else:
+            to_owners = own + lane_message * here.staged
+    return max(to_all, to_owners)
+
+
+def _lane_message(here: Rank) -> float:
+    """Values in one message of matrices to or from their owners."""
+    return here.matrices / max(1, math.ceil(here.matrices / LANE_MESSAGE_VALUES))
+
+
 def of_muon(here: Rank) -> float:
     """Bytes of orthogonalising beside the gradients: what working on matrices takes, and results in half precision."""
     if not isinstance(here.run.inner_optimizer, MuonConfig):
@@ -110,12 +140,19 @@ def of_muon(here: Rank) -> float:
     tiles = -(-width // 128)
     at_once = min(of_rank, 8 if here.on_cpu else -(-1056 * 2 // (tiles * (tiles + 1))))
     # Results in float32, and buffers: a GPU's for all of them, a CPU thread's for one.
-    working = 4 * at_once + 7 + 4 if here.on_cpu else 11 * at_once
+    size = width * ffn
+    working = (4.0 * at_once + 7 + 4 if here.on_cpu else 11.0 * at_once) * size
     if here.sharded:
         # Whole updates; rows of results, which leave in one round while those of the round before arrive.
-        working += (10 + 2 * here.staged) * at_once
-    elif replicas > 1:
-        # Results of two rounds, of every rank: those that have come are applied in float32.
-        arriving = 2 * replicas * at_once * (1 + here.staged)
-        working = 2 * at_once + arriving + max(working, 6 * replicas * at_once)
-    return float(working * width * ffn)
+        return working + (10 + 2 * here.staged) * at_once * size
+    if here.shares_muon:
+        # A lane of results. Of all lanes what is on its way, what has come before, and one message of that in float32.
+        message = _lane_message(here)
+        on_its_way = min(here.matrices, message * max(1, replicas * at_once * size // message))
+        before = min(on_its_way, here.matrices - on_its_way)
+        results = 4 * at_once * size
+        travelling = 2 * on_its_way * (1 + here.staged) + 2 * before
+        if before:
+            return 2 * here.matrices / replicas + travelling + max(working, 4 * min(message, before) + results)
+        return 2 * here.matrices / replicas + max(working, travelling + results)
+    return working

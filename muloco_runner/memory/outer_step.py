@@ -13,11 +13,7 @@ from muloco_runner.config import (
     QuantisationConfig,
     TopKConfig,
 )
-from muloco_runner.memory.rank import Rank
-
-MESSAGE_VALUES = 1 << 24
-"""Values in one message of pseudogradients, or of gradients between copies, about; 64 MB in float32. A tensor that
-cannot be cut may be larger."""
+from muloco_runner.memory.rank import MESSAGE_VALUES, Rank
 
 
 class OuterStep:

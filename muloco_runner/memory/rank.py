@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from muloco_runner.config import ModelConfig, RunConfig
+from muloco_runner.config import ModelConfig, MuonConfig, RunConfig
 from muloco_runner.memory.placement import Placement
+
+MESSAGE_VALUES = 1 << 24
+"""Values in one message of pseudogradients, or of gradients between copies, about; 64 MB in float32. A tensor that
+cannot be cut may be larger."""
+LANE_MESSAGE_VALUES = 1 << 22
+"""Values in one message of matrices to their owners or from them, about: 16 MB of gradients. Latency is small beside
+that already, and smaller messages overlap better with the work beside them."""
 
 
 class Rank:
@@ -22,8 +29,14 @@ class Rank:
         """Values of the matrices of a whole block."""
         self.staged = 1 if self.on_cpu else 0
         """Copies that gloo makes of what it gathers or sums; NCCL makes none."""
-        self.has_buckets = not self.sharded and not placement.ordered and self.replicas > 1
+        copies = self.replicas > 1 and not self.sharded
+        self.shares_muon = copies and isinstance(run.inner_optimizer, MuonConfig)
+        """Whether copies share Muon's work: then a matrix's gradient is its owner's alone."""
+        self.has_buckets = copies and not placement.ordered and not self.shares_muon
         """torch's DDP keeps gradients where they are averaged, from the first step to the last."""
+        own = -(-self.matrices // self.replicas) if self.shares_muon else self.matrices
+        self.summed = self.held - self.matrices + own
+        """Values whose gradient is here once the replicas' have been summed."""
 
 
 def block_matrices(model: ModelConfig) -> list[tuple[int, int]]:

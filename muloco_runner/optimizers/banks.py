@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,11 +13,12 @@ from muloco_runner.collectives import Collectives
 from muloco_runner.link import Traffic
 from muloco_runner.optimizers.adamw_bank import AdamWBank
 from muloco_runner.optimizers.arena import Arena
+from muloco_runner.optimizers.gradient_sums import ELSEWHERE, GradientSums, total_norm
 from muloco_runner.optimizers.in_flight import InFlight
 from muloco_runner.optimizers.matrix_bank import MatrixBank
-from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend
+from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend, result_dtype
 from muloco_runner.optimizers.owners import Owners
-from muloco_runner.optimizers.placement import is_distributed, sharding_group
+from muloco_runner.optimizers.placement import is_distributed, sharding_group, state_dtype
 from muloco_runner.optimizers.sharded_bank import ShardedBank
 from muloco_runner.optimizers.shared_bank import SharedBank
 
@@ -56,17 +57,12 @@ class Shared:
     """What the banks of one optimizer have in common."""
 
     replicas: Collectives | None = None
-    """The ranks that hold the same parameters, where they share the work."""
+    """The ranks that hold the same parameters, where several share the work."""
     traffic: Traffic = field(default_factory=Traffic)
     owners: dict[int, Owners] = field(default_factory=dict)
     """What has been dealt so far, by the number of ranks that share."""
     arena: Arena = field(default_factory=Arena)
     """Memory of the fused banks' workspaces."""
-
-    @property
-    def num_ranks(self) -> int:
-        """That hold the same parameters."""
-        return 1 if self.replicas is None else self.replicas.size
 
     def dealer(self, num_ranks: int) -> Owners:
         """Of matrices to that many ranks."""
@@ -82,9 +78,13 @@ def create_banks(group: dict[str, Any], shared: Shared) -> list[Bank]:
     if not is_muon:
         return [_adamw_bank(parameters, group["backend"]) for parameters in alike.values()]
     by_cost = sorted(alike.values(), key=lambda same: -min(same[0].shape) * same[0].numel())
-    if shared.num_ranks == 1:
-        _reserve_workspace(by_cost, group["backend"], shared.arena)
-    return [_matrix_bank(parameters, group["backend"], shared) for parameters in by_cost]
+    alone = [same for same in by_cost if shared.replicas is None or is_distributed(same[0])]
+    _reserve_workspace(alone, group["backend"], shared.arena)
+    banks = [_matrix_bank(parameters, group["backend"], shared) for parameters in alone]
+    if shared.replicas is not None:
+        copies = [same for same in by_cost if not is_distributed(same[0])]
+        banks += _shared_banks(copies, group["backend"], shared.replicas, shared.dealer(shared.replicas.size))
+    return banks
 
 
 def _adamw_bank(parameters: list[Tensor], backend: str) -> Bank:
@@ -99,13 +99,21 @@ def _matrix_bank(parameters: list[Tensor], backend: str, shared: Shared) -> Bank
     if is_distributed(parameters[0]):
         shards = Collectives(sharding_group(parameters[0]), shared.traffic)
         return ShardedBank(parameters, backend, shards, shared.dealer(shards.size))
-    if shared.replicas is not None and shared.num_ranks > 1:
-        return SharedBank(parameters, backend, shared.replicas, shared.dealer(shared.num_ranks))
     if _to_be_fused(parameters, backend):
         from muloco_runner.optimizers.fused_bank import FusedMatrixBank
 
         return FusedMatrixBank(parameters, backend, shared.arena)
     return MatrixBank(parameters, backend)
+
+
+def _shared_banks(alike: list[list[Tensor]], backend: str, replicas: Collectives, owners: Owners) -> list[Bank]:
+    """One for each dtype of results: these go to other ranks together, whatever their shapes."""
+    together: dict[tuple[torch.dtype, torch.device], list[list[Tensor]]] = {}
+    for same in alike:
+        (rows, columns), device = same[0].shape, same[0].device
+        dtype = result_dtype(choose_backend(backend, device), rows, columns, state_dtype(same[0]))
+        together.setdefault((dtype, device), []).append(same)
+    return [SharedBank(same, backend, replicas, owners, dtype) for (dtype, _), same in together.items()]
 
 
 def _reserve_workspace(alike: list[list[Tensor]], backend: str, arena: Arena) -> None:
@@ -126,41 +134,23 @@ def _to_be_fused(parameters: list[Tensor], backend: str) -> bool:
     return can_be_fused(parameters)
 
 
-def average_gradients(banks: list[Bank], replicas: Collectives | None) -> tuple[dict[Tensor, Tensor | None], Tensor]:
-    """Each parameter's gradient averaged over the ranks (None where another rank needs it), and their common norm."""
-    averaged: dict[Tensor, Tensor | None] = {}
-    rest = []
-    for bank in banks:
-        if isinstance(bank, SharedBank):
-            means = bank.average_gradients([parameter.grad for parameter in bank.parameters])
-            averaged.update(zip(bank.parameters, means, strict=True))
-        else:
-            rest += [parameter for parameter in bank.parameters if parameter.grad is not None]
-    if any(is_distributed(parameter) for parameter in rest):
+def owners_of(banks: Iterable[Bank]) -> dict[Tensor, int]:
+    """The ranks that own the matrices on which replicas share the work."""
+    shared = [bank for bank in banks if isinstance(bank, SharedBank)]
+    return {p: owner for bank in shared for p, owner in zip(bank.parameters, bank.owners, strict=True)}
+
+
+def average_gradients(banks: Sequence[Bank], replicas: Collectives | None) -> tuple[dict[Tensor, Tensor], Tensor]:
+    """Each parameter's gradient averaged over the ranks (`ELSEWHERE` where another one needs it), and their norm."""
+    parameters = [parameter for bank in banks for parameter in bank.parameters]
+    gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+    if any(is_distributed(parameter) for parameter in gradients):
         raise ValueError("gradients of sharded parameters are averaged by fully_shard: call step() alone")
-    of_owners = [gradient for gradient in averaged.values() if gradient is not None]
-    everywhere = [parameter.grad for parameter in rest if parameter.grad is not None]
-    squares = _sum_of_squares(of_owners, banks)
-    if replicas is not None and replicas.size > 1:
-        replicas.all_reduce(squares)
-        everywhere = _all_reduce_mean(everywhere, replicas)
-        averaged.update(zip(rest, everywhere, strict=True))
-    return averaged, (squares + _sum_of_squares(everywhere, banks)).sqrt()
-
-
-def _all_reduce_mean(tensors: list[Tensor], replicas: Collectives) -> list[Tensor]:
-    """Means over the ranks, in one message."""
-    if not tensors:
-        return []
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    replicas.all_reduce(flat)
-    flat /= replicas.size
-    pieces = flat.split([tensor.numel() for tensor in tensors])
-    return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
-
-
-def _sum_of_squares(tensors: list[Tensor], banks: list[Bank]) -> Tensor:
-    """float32, 0-D."""
-    if not tensors:
-        return torch.zeros((), device=banks[0].parameters[0].device)
-    return torch.stack(torch._foreach_norm(tensors, dtype=torch.float32)).square().sum()
+    owners = owners_of(banks)
+    if replicas is not None:
+        sums = GradientSums(parameters, owners, replicas)
+        for parameter, gradient in gradients.items():
+            sums.put(parameter, gradient if parameter in owners else gradient.clone())
+        gradients = sums.end()
+        torch._foreach_div_([gradient for gradient in gradients.values() if gradient is not ELSEWHERE], replicas.size)
+    return gradients, total_norm({parameter: gradients.get(parameter) for parameter in parameters}, owners, replicas)

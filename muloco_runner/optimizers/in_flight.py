@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from muloco_runner.collectives import Transfer
 
+Travelling = tuple[Transfer, Callable[[], None]]
+"""A collective, and what to do when it has ended."""
+
 
 class InFlight:
-    """Results are taken in the order of `push`, one behind: while one travels, the next is computed.
+    """Results are taken in the order of `push`, one round behind: while one travels, the next is computed.
 
     More under way would only hold more memory.
     """
 
     def __init__(self) -> None:
-        self._queue: deque[tuple[Transfer, Callable[[], None]]] = deque()
+        self._round: Sequence[Travelling] = ()
 
-    def push(self, transfer: Transfer, finish: Callable[[], None]) -> None:
-        """Adds a collective; ends the one before."""
-        self._queue.append((transfer, finish))
-        if len(self._queue) > 1:
-            self._end_oldest()
+    def push(self, *travelling: Travelling) -> None:
+        """Adds a round: what has begun to travel since the last one, possibly nothing. Ends the one before."""
+        last, self._round = self._round, travelling
+        for transfer, finish in last:
+            transfer.wait()
+            finish()
 
     def flush(self) -> None:
         """Ends all."""
-        while self._queue:
-            self._end_oldest()
-
-    def _end_oldest(self) -> None:
-        transfer, finish = self._queue.popleft()
-        transfer.wait()
-        finish()
+        self.push()

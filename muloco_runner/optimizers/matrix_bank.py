@@ -1,7 +1,7 @@
 """Matrices of one shape in one place: their momentum is one tensor, allocated once, and each matrix's is a view of it.
 
-A `MatrixBank` holds whole matrices and updates them alone. Its subclasses share the work over ranks
-(`shared_bank`, `sharded_bank`) or run it in fused kernels (`fused_bank`).
+A `MatrixBank` holds whole matrices and updates them alone. `fused_bank` does it in fused kernels; `shared_bank` and
+`sharded_bank` share the work over ranks.
 
 Axes: B matrices of the bank, R rows (fan-out), C columns (fan-in).
 """
@@ -77,17 +77,21 @@ class MatrixBank:
         def update(indices: Sequence[int]) -> None:
             for start in range(0, len(indices), at_once):
                 part = indices[start : start + at_once]
-                self._take_gradients(group, part)
-                orthogonal_BRC = orthogonalize(self._updates(group, part), polynomial_of(group), self.backend)
-                self._move(group, part, list(orthogonal_BRC.unbind()))
-                for index in part:
-                    del self._taken[index]
+                self.move(group, part, list(self.orthogonal_updates(group, part).unbind()))
 
         if works_matrix_by_matrix(self.backend, self.rows, self.columns, self.dtype):
             share_over_threads(update, chosen)
         else:
             update(chosen)
         self.gradients = []
+
+    def orthogonal_updates(self, group: dict[str, Any], indices: Sequence[int]) -> Tensor:
+        """Takes the gradients of these matrices, which are held here, and orthogonalises what that makes of them."""
+        self._take_gradients(group, indices)
+        orthogonal_BRC = orthogonalize(self._updates(group, indices), polynomial_of(group), self.backend)
+        for index in indices:
+            self._taken.pop(index, None)
+        return orthogonal_BRC
 
     def _take_gradients(self, group: dict[str, Any], indices: Iterable[int]) -> list[int]:
         """Gradients of these matrices into their momentum, for `_updates`; the indices of those that had one."""
@@ -124,7 +128,7 @@ class MatrixBank:
                 torch.lerp(gradient, momentum, group["momentum"], out=ahead_RC)
         return ahead_BRC
 
-    def _move(self, group: dict[str, Any], indices: Sequence[int], orthogonal: list[Tensor]) -> None:
+    def move(self, group: dict[str, Any], indices: Sequence[int], orthogonal: list[Tensor]) -> None:
         """Decays these parameters and moves them against their orthogonalised matrices, in any floating-point dtype."""
         if not indices:
             return

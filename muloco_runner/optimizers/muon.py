@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from torch.optim.optimizer import ParamsT
 from muloco_runner.collectives import Collectives
 from muloco_runner.config import ConfigError
 from muloco_runner.link import Traffic
-from muloco_runner.optimizers.banks import Bank, Replayable, Shared, average_gradients, create_banks
+from muloco_runner.optimizers.banks import Bank, Replayable, Shared, average_gradients, create_banks, owners_of
 from muloco_runner.optimizers.checks import check_group, check_keys, check_saved_groups, check_saved_state
 from muloco_runner.optimizers.in_flight import InFlight
 from muloco_runner.optimizers.placement import copy_into, local
@@ -84,9 +85,10 @@ class Muon(torch.optim.Optimizer):
         self._banks: list[list[Bank]] = []
         """Of each group."""
         traffic = Traffic() if traffic is None else traffic
-        self._shared = Shared(None if process_group is None else Collectives(process_group, traffic), traffic)
+        replicas = None if process_group is None else Collectives(process_group, traffic)
+        self._shared = Shared(replicas if replicas is not None and replicas.size > 1 else None, traffic)
         self._graph = StepGraph() if cuda_graph else None
-        self._averaged: dict[Tensor, Tensor | None] = {}
+        self._given: dict[Tensor, Tensor] = {}
         self._clip: Tensor | None = None
         super().__init__(params, {**defaults, **self._more_defaults})
 
@@ -130,14 +132,14 @@ class Muon(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_banks" not in self.__dict__:  # a copy, or unpickled
-            self._shared, self._graph, self._averaged, self._clip = Shared(), None, {}, None
+            self._shared, self._graph, self._given, self._clip = Shared(), None, {}, None
             self.state = defaultdict(dict, {p: dict(held) for p, held in self.state.items()})
             self._banks = [self._create_state(group) for group in self.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's. Under `process_group` every rank calls it and gets the whole state, as without."""
         own_state = self.state
-        shared = [bank for banks in self._banks for bank in banks if isinstance(bank, SharedBank)]
+        shared = [bank for bank in chain.from_iterable(self._banks) if isinstance(bank, SharedBank)]
         if shared:
             self.state = own_state.copy()
             for bank in shared:
@@ -216,14 +218,14 @@ class Muon(torch.optim.Optimizer):
                 self._graph.run(
                     lambda: _launch(work), [bank.baked(group) for group, bank in work if isinstance(bank, Replayable)]
                 )
-        self._averaged, self._clip = {}, None
+        self._given, self._clip = {}, None
         for _, bank in work:
             bank.gradients = []  # their memory is the next backward pass's
         self._after_step()
         return loss
 
     def _gradient(self, parameter: Tensor) -> Tensor | None:
-        gradient = self._averaged.get(parameter, parameter.grad)
+        gradient = self._given.get(parameter, parameter.grad)
         if gradient is not None and gradient.layout != torch.strided:
             raise ValueError(f"a gradient of {gradient.layout}: must be dense, as of nn.Embedding(sparse=False)")
         return gradient
@@ -238,10 +240,19 @@ class Muon(torch.optim.Optimizer):
         A matrix's mean is made on its owner alone, which halves what is sent. Where the norm is above `max_norm` the
         next step scales the gradients down to it, as `clip_grad_norm_` would. `grad` itself stays local.
         """
-        banks = [bank for banks in self._banks for bank in banks]
-        self._averaged, norm = average_gradients(banks, self._shared.replicas)
+        self._given, norm = average_gradients(list(chain.from_iterable(self._banks)), self._shared.replicas)
         self._clip = None if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
+
+    @property
+    def owners(self) -> dict[Tensor, int]:
+        """Of the matrices on which `process_group` shares the work: the rank that works on it, and alone needs its
+        gradient."""
+        return owners_of(chain.from_iterable(self._banks))
+
+    def use_gradients(self, gradients: Mapping[Tensor, Tensor]) -> None:
+        """What the next step takes instead of `grad`: `ELSEWHERE` for a gradient that its owner has."""
+        self._given = dict(gradients)
 
 
 def _launch(work: list[tuple[dict[str, Any], Bank]]) -> None:

@@ -79,4 +79,4 @@ class ShardedBank(MatrixBank):
             index: got_PSHC[rank, place, :here] for rank, mine in enumerate(of_rank) for place, index in enumerate(mine)
         }
         indices = [index for index in moving if index in arrived]
-        in_flight.push(transfer, lambda: self._move(group, indices, [arrived[index] for index in indices]))
+        in_flight.push((transfer, lambda: self.move(group, indices, [arrived[index] for index in indices])))

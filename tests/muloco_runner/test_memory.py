@@ -28,7 +28,6 @@ from muloco_runner.estimate import show_estimate
 from muloco_runner.fitting import choose_placement
 from muloco_runner.inner_step import InnerStep
 from muloco_runner.memory import Placement, estimate_memory
-from muloco_runner.optimizers.orthogonalize.cpu import has_bfloat16
 from muloco_runner.record import RunFolder
 from muloco_runner.topology import Communicator, Topology
 from muloco_runner.train import Session, Trainer
@@ -100,7 +99,10 @@ ROWS = QuantisationConfig("linear", bits=4, granularity="row", exchange="reduce_
 ON_TWO_RANKS: list[tuple[str, str, str, ModelConfig, int, dict[str, Any], dict[str, Any]]] = [
     # Worst moment, method, inner optimizer, model, batch of each worker, settings, and further fields of the run.
     ("sum over replicas", "data_parallel", "adamw", FEWER, 4, {}, {}),
-    ("outer step", "diloco", "muon", FEWER, 2, OVERLAPPED, {}),
+    ("sum over replicas", "data_parallel", "muon", FEWER, 4, {}, {}),
+    ("sum over replicas", "diloco", "muon", FEWER, 2, OVERLAPPED, {}),
+    ("last block", "data_parallel", "muon", FEWER, 8, {**OVERLAPPED, "micro_batch_sequences": 1}, {}),
+    ("sum over replicas", "data_parallel", "muon", WIDE, 2, OVERLAPPED, {}),  # in several messages
     ("sum of a block", "diloco", "muon", FEWER, 4, SHARDS, {}),
     ("sum of a block", "data_parallel", "adamw", DEEP, 8, {**SHARDS, "activation_checkpointing": True}, BFLOAT16),
     ("head", "data_parallel", "muon", MANY_WORDS, 4, {**SHARDS, "micro_batch_sequences": 1}, {}),
@@ -111,8 +113,6 @@ ON_TWO_RANKS: list[tuple[str, str, str, ModelConfig, int, dict[str, Any], dict[s
     ("outer step", "diloco", "muon", WORDY, 2, SHARDS, {"outer_optimizer": OuterMuonConfig()}),
     ("outer step", "diloco", "adamw", WORDY, 2, {}, {"num_workers": 2, "streaming": StreamingConfig(2)}),
 ]
-if has_bfloat16():  # else matrices are orthogonalised in float32, which takes more
-    ON_TWO_RANKS.append(("inner optimizer", "data_parallel", "muon", WIDE, 2, OVERLAPPED, {}))
 # The exchange, slow enough to last for an inner step, goes on beside it: how much they overlap is chance.
 BESIDE_TRAINING: list[tuple[str, str, str, ModelConfig, int, dict[str, Any], dict[str, Any]]] = [
     (

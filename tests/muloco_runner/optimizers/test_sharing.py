@@ -106,12 +106,12 @@ def test_local_gradients_are_averaged_and_clipped_as_a_whole(outcomes: list[dict
 
 
 def test_what_ranks_send_is_told(outcomes: list[dict[str, Any]], ranks: ModuleType) -> None:
-    # The largest matrix is one rank's, all others are the other's, and both send as much of each shape: gradients
-    # before the step, results after it. All else, and the squares of the norm, is summed over both.
-    places = {(35, 33): 1, (9, 20): 2, (12, 8): 3, (1, 5): 1}
-    matrices = sum(count * rows * columns for (rows, columns), count in places.items())
-    rest = 7 + 11 * 4 + 1
-    assert [outcome["local_gradients"]["bytes_sent"] for outcome in outcomes] == [4 * 4 * (2 * matrices + rest)] * 2
+    # The largest matrix is one rank's, all others are the other's, and both send as much: gradients before the step,
+    # results after it. All else, and the norm of each of nine gradients, is summed over both.
+    largest, rest, norms = 35 * 33, 7 + 11 * 4, 9
+    assert largest > sum(rows * columns for rows, columns in ranks.SHAPES) - largest
+    sent = 4 * 4 * (2 * largest + rest + norms)
+    assert [outcome["local_gradients"]["bytes_sent"] for outcome in outcomes] == [sent] * 2
 
 
 def test_matrices_are_dealt_evenly_by_their_arithmetic() -> None:

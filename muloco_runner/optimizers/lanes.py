@@ -1,0 +1,64 @@
+"""Matrices on their way to their owners, or from them, in messages of one size.
+
+Each rank has a lane: what it owns, one matrix after the other. A message is a cut through all lanes at once, as wide as
+any other and wherever it falls, so that nothing is padding but the ends of the shorter lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from muloco_runner.memory import LANE_MESSAGE_VALUES
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one message has of a matrix."""
+
+    in_lane: slice
+    """Of the owner's lane in that message."""
+    in_matrix: slice
+    """Of the matrix, flat."""
+
+
+class Lanes:
+    """Of matrices of the given numbers of values, in the order in which they follow one another."""
+
+    def __init__(self, sizes: Sequence[int], owners: Sequence[int], num_ranks: int) -> None:
+        self.sizes, self.owners = list(sizes), list(owners)
+        self.starts: list[int] = []
+        """Of each matrix in its owner's lane."""
+        lengths = [0] * num_ranks
+        for size, owner in zip(sizes, owners, strict=True):
+            self.starts.append(lengths[owner])
+            lengths[owner] += size
+        self.num_messages = -(-num_ranks * max(lengths) // LANE_MESSAGE_VALUES)
+        self.width = -(-max(lengths) // max(1, self.num_messages))
+        """Values of each lane in one message."""
+        self.parts: list[dict[int, Part]] = [dict(self._cut(index)) for index in range(len(sizes))]
+        """Of each matrix, by message."""
+        self.contents = [
+            [(index, parts[message]) for index, parts in enumerate(self.parts) if message in parts]
+            for message in range(self.num_messages)
+        ]
+        """Of each message: matrices, and what it has of them."""
+
+    @property
+    def length(self) -> int:
+        """Of a lane in all messages, its padding included."""
+        return self.num_messages * self.width
+
+    def in_lane(self, index: int) -> slice:
+        """The place of a matrix in its owner's whole lane."""
+        return slice(self.starts[index], self.starts[index] + self.sizes[index])
+
+    def _cut(self, index: int) -> Iterator[tuple[int, Part]]:
+        place = self.in_lane(index)
+        start = place.start
+        while start < place.stop:
+            message, offset = divmod(start, self.width)
+            stop = min(place.stop, start + self.width - offset)
+            in_matrix = slice(start - place.start, stop - place.start)
+            yield message, Part(slice(offset, offset + stop - start), in_matrix)
+            start = stop
