@@ -198,14 +198,12 @@ def total_norm(
     The same on every rank, and to the bit what a rank that had them all would make of them.
     """
     rank = 0 if replicas is None else replicas.rank
-    norms = torch.zeros(len(gradients), device=next(iter(gradients)).device)
-    here = {
-        place: gradient
-        for place, (parameter, gradient) in enumerate(gradients.items())
-        if gradient is not None and owners.get(parameter, 0) == rank
-    }
-    if here:
-        norms[list(here)] = torch.stack(torch._foreach_norm(list(here.values()), dtype=torch.float32))
+    here = {p: g for p, g in gradients.items() if g is not None and owners.get(p, 0) == rank}
+    norm_of = (
+        dict(zip(here, torch._foreach_norm(list(here.values()), dtype=torch.float32), strict=True)) if here else {}
+    )
+    elsewhere = torch.zeros((), device=next(iter(gradients)).device)
+    norms = torch.stack([norm_of.get(parameter, elsewhere) for parameter in gradients])
     if replicas is not None:
         replicas.all_reduce(norms)
     return torch.linalg.vector_norm(norms)

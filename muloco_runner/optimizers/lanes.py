@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from muloco_runner.memory import LANE_MESSAGE_VALUES
 
+_ALIGNMENT = 8
+"""Messages begin at whole vectors of 16 bytes, in half precision too."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -33,16 +36,17 @@ class Lanes:
         for size, owner in zip(sizes, owners, strict=True):
             self.starts.append(lengths[owner])
             lengths[owner] += size
-        self.num_messages = -(-num_ranks * max(lengths) // LANE_MESSAGE_VALUES)
-        self.width = -(-max(lengths) // max(1, self.num_messages))
+        num_messages = max(1, -(-num_ranks * max(lengths) // LANE_MESSAGE_VALUES))
+        self.width = -(-max(lengths) // (num_messages * _ALIGNMENT)) * _ALIGNMENT
         """Values of each lane in one message."""
+        self.num_messages = -(-max(lengths) // self.width) if self.width else 0
         self.parts: list[dict[int, Part]] = [dict(self._cut(index)) for index in range(len(sizes))]
         """Of each matrix, by message."""
-        self.contents = [
-            [(index, parts[message]) for index, parts in enumerate(self.parts) if message in parts]
-            for message in range(self.num_messages)
-        ]
+        self.contents: list[list[tuple[int, Part]]] = [[] for _ in range(self.num_messages)]
         """Of each message: matrices, and what it has of them."""
+        for index, parts in enumerate(self.parts):
+            for message, part in parts.items():
+                self.contents[message].append((index, part))
 
     @property
     def length(self) -> int:

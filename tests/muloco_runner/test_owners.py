@@ -131,10 +131,11 @@ def check_bytes(run: RunConfig, count: int, folder: RunFolder) -> None:
 
 
 def test_lanes_hold_every_value_once_and_pad_only_their_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "LANE_MESSAGE_VALUES", 10)
-    sizes, owners = [7, 0, 12, 3, 5, 1], [0, 1, 1, 0, 2, 0]
+    monkeypatch.setattr(lanes, "LANE_MESSAGE_VALUES", 30)
+    sizes, owners = [7, 0, 30, 3, 5, 1], [0, 1, 1, 0, 2, 0]
     cut = Lanes(sizes, owners, 3)
-    assert (cut.num_messages, cut.width, cut.length) == (4, 3, 12)
+    # Ten values a lane in each message would do, in whole vectors sixteen: two messages, none of them empty.
+    assert (cut.num_messages, cut.width, cut.length) == (2, 16, 32)
     values = [torch.arange(size) + 100.0 * index for index, size in enumerate(sizes)]
     messages = torch.full((cut.num_messages, 3, cut.width), torch.nan)
     for index, parts in enumerate(cut.parts):
@@ -142,7 +143,7 @@ def test_lanes_hold_every_value_once_and_pad_only_their_ends(monkeypatch: pytest
             place = messages[message, owners[index], part.in_lane]
             assert place.isnan().all()
             place.copy_(values[index][part.in_matrix])
-    assert int(messages.isnan().sum()) == 3 * 12 - sum(sizes)
+    assert int(messages.isnan().sum()) == 3 * 32 - sum(sizes)
     whole = messages.transpose(0, 1).reshape(3, -1)
     for index, value in enumerate(values):
         assert torch.equal(whole[owners[index], cut.in_lane(index)], value)

@@ -110,7 +110,8 @@ def test_what_ranks_send_is_told(outcomes: list[dict[str, Any]], ranks: ModuleTy
     # results after it. All else, and the norm of each of nine gradients, is summed over both.
     largest, rest, norms = 35 * 33, 7 + 11 * 4, 9
     assert largest > sum(rows * columns for rows, columns in ranks.SHAPES) - largest
-    sent = 4 * 4 * (2 * largest + rest + norms)
+    padding = -largest % 8
+    sent = 4 * 4 * (2 * (largest + padding) + rest + norms)
     assert [outcome["local_gradients"]["bytes_sent"] for outcome in outcomes] == [sent] * 2
 
 
