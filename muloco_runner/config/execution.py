@@ -38,8 +38,8 @@ class ExecutionConfig:
     block by block; auto: full where the whole would not fit."""
     reduction: str = "auto"
     """ordered: a worker's gradient is a pairwise sum of its micro-batches' in one fixed order, the same on any number
-    of replicas; overlapped: they accumulate as they come and replicas average while still computing (DDP);
-    auto: ordered on a CPU."""
+    of replicas; overlapped: they accumulate as they come and replicas average while still computing (DDP, or to the
+    owners of Muon's matrices); auto: ordered on a CPU."""
     wandb_project: str | None = None
     """Weights & Biases project that receives the records too, under the run_id; offline where there is no key."""
     log_interval_steps: int = 10
