@@ -152,5 +152,7 @@ def average_gradients(banks: Sequence[Bank], replicas: Collectives | None) -> tu
         for parameter, gradient in gradients.items():
             sums.put(parameter, gradient if parameter in owners else gradient.clone())
         gradients = sums.end()
-        torch._foreach_div_([gradient for gradient in gradients.values() if gradient is not ELSEWHERE], replicas.size)
+        for gradient in gradients.values():
+            if gradient is not ELSEWHERE:
+                gradient.div_(replicas.size)
     return gradients, total_norm({parameter: gradients.get(parameter) for parameter in parameters}, owners, replicas)

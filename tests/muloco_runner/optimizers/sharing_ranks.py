@@ -114,6 +114,16 @@ def local_gradients() -> dict[str, Any]:
     return {"values": values(model), "norms": norms, "bytes_sent": traffic.read().bytes_sent}
 
 
+def fewer_matrices_than_ranks() -> Tensor:
+    """One matrix, one step: a rank that owns nothing and needs no gradient still takes part."""
+    weight = nn.Parameter(torch.eye(3))
+    optimizer = Muon([weight], 0.05, backend="reference", process_group=dist.group.WORLD)
+    weight.grad = torch.eye(3) * (1 + dist.get_rank())
+    optimizer.average_gradients(CLIP)
+    optimizer.step()
+    return weight.detach()
+
+
 def sharded(backend: str) -> dict[str, Any]:
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -148,7 +158,7 @@ def main(folder: Path, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     allow_bfloat16()
     backends = ["reference", "cpu"]
-    outcomes: dict[str, Any] = {"local_gradients": local_gradients()}
+    outcomes: dict[str, Any] = {"local_gradients": local_gradients(), "one_matrix": fewer_matrices_than_ranks()}
     if os.environ.get("TRITON_INTERPRET") == "1":
         # Kernels run in the interpreter, which the comparing process has not.
         backends.append("triton")

@@ -105,6 +105,12 @@ def test_local_gradients_are_averaged_and_clipped_as_a_whole(outcomes: list[dict
         torch.testing.assert_close(norm, expected)
 
 
+def test_a_rank_without_a_matrix_takes_part(outcomes: list[dict[str, Any]]) -> None:
+    mine, other = (outcome["one_matrix"] for outcome in outcomes)
+    assert torch.equal(mine, other)
+    assert 0.9 < mine[0, 0] < 0.97
+
+
 def test_what_ranks_send_is_told(outcomes: list[dict[str, Any]], ranks: ModuleType) -> None:
     # The largest matrix is one rank's, all others are the other's, and both send as much: gradients before the step,
     # results after it. All else, and the norm of each of nine gradients, is summed over both.
