@@ -48,6 +48,7 @@ trained on this data, 70 out of memory, 75 checkpointed after a signal or at exe
 """
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
+_MULTIRUN = {"--multirun", "-m"}
 _GROUPS = ("algorithm", "model", "method", "inner_optimizer", "data", "schedule", "cluster")
 
 
@@ -67,7 +68,7 @@ def main() -> None:
     from muloco_runner.paths import config_dir
 
     register()
-    if {"--multirun", "-m"} & set(arguments):
+    if _MULTIRUN & set(arguments):
         sys.argv[1:] = [_as_choice(word) for word in arguments]
     endings: list[ExitCode] = []
 
@@ -134,7 +135,7 @@ def _estimate(overrides: list[str]) -> int:
     from muloco_runner.estimate import show_estimate
 
     try:
-        if {"--multirun", "-m"} & set(overrides):
+        if _MULTIRUN & set(overrides):
             raise ConfigError("--estimate is of one run: leave --multirun out; muloco-sweep plan tells it of a sweep")
         app = compose_app_config(overrides)
         show_estimate(app.run, app.execution)

@@ -8,7 +8,7 @@ tensor among n ranks. Rings, as NCCL and gloo form them, move as much. Each mess
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch.distributed as dist
 from torch import Tensor
@@ -104,3 +104,16 @@ class Collectives:
         with self.traffic.waiting(end):
             collective()
         return Transfer(None, end, self.traffic)
+
+
+def in_messages(tensors: Sequence[Tensor], most_values: int) -> list[list[Tensor]]:
+    """Runs of tensors that go together: of up to so many values in all, or of one larger tensor."""
+    messages: list[list[Tensor]] = []
+    room = 0
+    for tensor in tensors:
+        room -= tensor.numel()
+        if room < 0 or not messages:
+            messages.append([])
+            room = most_values - tensor.numel()
+        messages[-1].append(tensor)
+    return messages

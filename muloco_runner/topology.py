@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from muloco_runner.collectives import Collectives, Transfer
+from muloco_runner.collectives import Collectives, Transfer, in_messages
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.link import Traffic
 from muloco_runner.memory import MESSAGE_VALUES
@@ -112,7 +112,7 @@ class Communicator:
         """
         if self.topology.replicas == 1:
             return
-        for bucket in _buckets(tensors):
+        for bucket in in_messages(tensors, MESSAGE_VALUES):
             sizes = [tensor.numel() for tensor in bucket]
             padding = bucket[0].new_zeros(-sum(sizes) % self.topology.replicas)
             summed = self._sum_in_order(torch.cat([*(tensor.flatten() for tensor in bucket), padding]))
@@ -200,19 +200,6 @@ def _exchange(among: Collectives, outgoing: list[Tensor], incoming: list[int]) -
     arrived = outgoing[0].new_empty(sum(incoming))
     among.all_to_all(arrived, torch.cat(outgoing), incoming, sizes)
     return list(arrived.split(incoming))
-
-
-def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """Runs of tensors of up to `MESSAGE_VALUES` in all, or of one larger tensor."""
-    buckets: list[list[Tensor]] = []
-    room = 0
-    for tensor in tensors:
-        room -= tensor.numel()
-        if room < 0 or not buckets:
-            buckets.append([])
-            room = MESSAGE_VALUES - tensor.numel()
-        buckets[-1].append(tensor)
-    return buckets
 
 
 def _sum_of_rows(rows: Tensor) -> Tensor:

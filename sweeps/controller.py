@@ -57,7 +57,7 @@ class Tick:
     plan: Plan
     complete: bool
     """False while the scheduler, or its accounting, does not answer."""
-    queue_read: bool = True
+    queue_read: bool
     """False while the scheduler does not answer: nothing is submitted then."""
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from muloco_runner.collectives import Collectives, Transfer
+from muloco_runner.collectives import Collectives, Transfer, in_messages
 from muloco_runner.optimizers import lanes
 from muloco_runner.optimizers.lanes import Lanes
 
@@ -151,7 +151,7 @@ class _ToOwners:
 class _ToAll:
     def __init__(self, parameters: list[Tensor], replicas: Collectives) -> None:
         self.parameters, self._replicas = parameters, replicas
-        self._messages = _runs(parameters)
+        self._messages = in_messages(parameters, lanes.LANE_MESSAGE_VALUES)
         self.contents = [set(message) for message in self._messages]
         self._gradients: dict[Tensor, Tensor] = {}
         self._under_way: list[tuple[list[Tensor], Tensor, Transfer]] = []
@@ -175,19 +175,6 @@ class _ToAll:
             sums.update({p: piece.view_as(p) for p, piece in zip(parameters, pieces, strict=True)})
         self._under_way = []
         return sums
-
-
-def _runs(parameters: list[Tensor]) -> list[list[Tensor]]:
-    """Of up to a message's values, or of one larger tensor."""
-    runs: list[list[Tensor]] = []
-    room = 0
-    for parameter in parameters:
-        room -= parameter.numel()
-        if room < 0 or not runs:
-            runs.append([])
-            room = lanes.LANE_MESSAGE_VALUES - parameter.numel()
-        runs[-1].append(parameter)
-    return runs
 
 
 def total_norm(

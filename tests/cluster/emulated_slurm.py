@@ -9,9 +9,7 @@ Needs root and Debian's packages slurm-wlm, slurmdbd, munge, mariadb-server and 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import random
 import secrets
 import shutil
 import signal
@@ -25,6 +23,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import psutil
+from node_addresses import PortBlock, name_in_hosts
 
 PROGRAMS = (
     "munged",
@@ -39,7 +38,6 @@ PROGRAMS = (
 )
 GPUS_PER_NODE = 8
 CPUS_PER_NODE = 96
-HOSTS_MARK = "# emulated by tests/cluster"
 TEMPLATES = Path(__file__).parent
 OTHER_USER = "nobody"
 """A user of every Debian, whose jobs hold nodes beside ours."""
@@ -84,7 +82,7 @@ class EmulatedSlurm:
         self.configuration = state / "etc" / "slurm.conf"
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._limits: dict[str, str] = {}
-        self._ports = _PortBlock(3 + num_nodes)
+        self._ports = PortBlock(3 + num_nodes)
         self._controller_port, self._daemon_port, self._database_port, *node_ports = self._ports.numbers
         self._node_ports = dict(zip(self.nodes, node_ports, strict=True))
 
@@ -94,7 +92,7 @@ class EmulatedSlurm:
         """From an empty folder to idle nodes. Sets SLURM_CONF for this process and its children."""
         os.environ["SLURM_CONF"] = str(self.configuration)
         self._write_files()
-        _name_in_hosts(self.nodes)
+        name_in_hosts(self.nodes)
         self._start_munge()
         self._start_database()
         self.start_database_daemon()
@@ -118,7 +116,7 @@ class EmulatedSlurm:
         for process in self._processes_of_jobs():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        _name_in_hosts([])
+        name_in_hosts([])
         self._ports.release()
         os.environ.pop("SLURM_CONF", None)
 
@@ -329,66 +327,6 @@ def wait_for(happens: Callable[[], bool], seconds: float, what: str) -> None:
                 return
         time.sleep(0.1)
     raise TimeoutError(f"no {what} within {seconds:.0f} s")
-
-
-class _PortBlock:
-    """Ports below the range that outgoing connections draw from, so that a restarted daemon finds its own free; a
-    socket on the block's last one keeps other clusters away."""
-
-    _WIDTH = 50
-
-    def __init__(self, count: int) -> None:
-        assert count < self._WIDTH
-        starts = range(10_000, 30_000, self._WIDTH)
-        for start in random.Random().sample(starts, len(starts)):
-            self.numbers = list(range(start, start + count))
-            keeper = _listener(start + self._WIDTH - 1)
-            if keeper is None:
-                continue
-            probes = [_listener(port) for port in self.numbers]
-            for probe in probes:
-                if probe is not None:
-                    probe.close()
-            if None not in probes:
-                self._keeper = keeper
-                return
-            keeper.close()
-        raise AssertionError("no block of free ports")
-
-    def release(self) -> None:
-        self._keeper.close()
-
-
-def _listener(port: int) -> socket.socket | None:
-    """None where the port is taken."""
-    probe = socket.socket()
-    try:
-        probe.bind(("127.0.0.1", port))
-        probe.listen()
-    except OSError:
-        probe.close()
-        return None
-    return probe
-
-
-def _name_in_hosts(nodes: list[str]) -> None:
-    """Gives each node's name this machine's address, since MASTER_ADDR of a job is a node's name.
-
-    In place of what this process has named so far; lines of processes that are gone are dropped with it.
-    """
-    with open("/etc/hosts", "r+") as hosts:
-        # Written in place, under a lock: other clusters do the same, and containers mount this very file.
-        fcntl.flock(hosts, fcntl.LOCK_EX)
-        lines = [line for line in hosts.read().splitlines() if not _is_stale(line)]
-        lines += [f"127.0.0.1 {node} {HOSTS_MARK} {os.getpid()}" for node in nodes]
-        hosts.seek(0)
-        hosts.write("\n".join(lines) + "\n")
-        hosts.truncate()
-
-
-def _is_stale(line: str) -> bool:
-    _, mark, owner = line.partition(f"{HOSTS_MARK} ")
-    return bool(mark) and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner)))
 
 
 def main() -> None:

@@ -1,72 +1,23 @@
-"""Preparing text and reading it back: what must be the same, and what must be refused in one line."""
+"""Preparing text and reading it back: what must be the same."""
 
 import gzip
-import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared_text import all_documents, command, prepared, texts, write_jsonl
 
-from muloco_runner.__main__ import main as train_command
-from muloco_runner.config import ConfigError, DataConfig, ExecutionConfig, RunConfig
-from muloco_runner.corpus import LoadedSplit, _load, load_corpus
-from muloco_runner.corpus_path import check_data, check_data_path
-from muloco_runner.data import TrainingData
-from muloco_runner.data_command import main
-from muloco_runner.job import check_can_run, run_job
-from muloco_runner.record import ExitCode, RunFolder
-from muloco_runner.shards.inputs import Document, InputFile, documents_of, find_files, plan_units
+from muloco_runner.corpus import LoadedSplit
+from muloco_runner.shards.inputs import Document, InputFile, documents_of, plan_units
 from muloco_runner.shards.manifest import read_manifest
-from muloco_runner.shards.prepare import prepare
 from muloco_runner.shards.read import ShardedSplit
-from muloco_runner.shards.unit import Options
-
-WORDS = ["gradient", "anchor", "Nesterov", "naïve", "η", "outer", "step", "the", "of"]
-
-
-def texts(count: int, seed: int = 0) -> list[str]:
-    generator = random.Random(seed)
-    return [" ".join(generator.choices(WORDS, k=generator.randrange(1, 60))) for _ in range(count)]
-
-
-def write_jsonl(file: Path, contents: list[str]) -> Path:
-    file.write_text("".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(contents)))
-    return file
-
-
-def prepared(inputs: Path, out: Path, processes: int = 1, **options: object) -> Path:
-    prepare(find_files([inputs], None), out, Options(**options), processes, lambda done: None)  # type: ignore[arg-type]
-    return out
-
-
-def all_documents(folder: Path) -> list[bytes]:
-    """Every document of both splits, as bytes of a byte corpus."""
-    manifest = read_manifest(folder)
-    found = []
-    for part in (manifest.train, manifest.validation):
-        split = ShardedSplit(folder, part, manifest.dtype)
-        ranges = [split.document(number) for number in range(split.num_documents)]
-        found += [split.read(start, end - start).tobytes() for start, end in ranges]
-    return found
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["muloco-data", *map(str, words)])
-    try:
-        main()
-    except SystemExit as ending:
-        return int(ending.code or 0)
-    return 0
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt", "folder"])
@@ -185,25 +136,6 @@ def test_copies_of_a_document_fall_on_the_same_side_and_validation_is_a_mixture(
     assert 0 < sum(late) < 30
 
 
-@pytest.fixture(scope="module")
-def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE of 290 tokens with an end-of-text token, trained on the words above."""
-    library = pytest.importorskip("tokenizers")
-    tokenizer = library.Tokenizer(library.models.BPE())
-    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = library.decoders.ByteLevel()
-    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
-    trainer = library.trainers.BpeTrainer(
-        vocab_size=290, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts(200, seed=9), trainer)
-    tokenizer.enable_truncation(8)
-    tokenizer.enable_padding(length=8)
-    file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    tokenizer.save(str(file))
-    return file
-
-
 def test_a_tokenizer_keeps_the_text_and_ends_each_document(
     tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,179 +161,6 @@ def test_a_tokenizer_keeps_the_text_and_ends_each_document(
     assert manifest.content_hash in shown
     assert "every file is as it was written" in shown
     assert found[0][:20] in shown
-
-
-@pytest.mark.parametrize(
-    ("content", "options", "words"),
-    [
-        (None, [], "no such file"),
-        (b"", [], "empty"),
-        (b'{"text": "ok"}\n{"body": "no"}\n', [], "body"),
-        (b'{"text": "ok"}\n{"text": 3}\n', [], "at byte 15"),
-        (b'{"text": "ok"}\n{"text": "\xff"}\n', [], "UTF-8"),
-        (b'{"text": "\\ud800"}\n', [], "Unicode"),
-        (b"not json\n", [], "not JSON"),
-        (b"[" * 100_000, [], "not JSON"),
-        (b'{"text": "only one"}\n', [], "no document is left"),
-        (b'{"text": "ok"}\n', ["--tokenizer", "nowhere.json"], "nowhere.json"),
-        (b'{"text": "ok"}\n', ["--tokenizer", __file__], "tokenizer"),
-        (b'{"text": "ok"}\n', ["--end-of-document", "</s>"], "no effect"),
-        (b'{"text": "ok"}\n', ["--validation-fraction", "1.5"], "between 0 and 1"),
-        (b'{"text": "ok"}\n', ["--processes", "0"], "at least 1"),
-        (b'{"text": "ok"}\n', ["--format", "parquet"], "not a parquet file"),
-    ],
-)
-def test_a_mistake_is_one_line_and_leaves_nothing(
-    content: bytes | None,
-    options: list[str],
-    words: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    source, out = tmp_path / "input.jsonl", tmp_path / "out"
-    if content is not None:
-        source.write_bytes(content)
-    assert command(monkeypatch, "prepare", source, "--out", out, *options) == 2
-    message = capsys.readouterr().err
-    assert len(message.splitlines()) == 1, message
-    assert words in message
-    assert not out.exists()
-
-
-@pytest.mark.parametrize("damage", ["cut", "changed", "not compressed"])
-@pytest.mark.parametrize("kind", ["gz", "zst"])
-def test_a_damaged_compressed_file_is_one_line_or_left_out(
-    kind: str, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plain = write_jsonl(tmp_path / "whole.jsonl", texts(300)).read_bytes()
-    if kind == "gz":
-        content = gzip.compress(plain)
-    else:
-        content = pytest.importorskip("pyarrow").compress(plain, "zstd", asbytes=True)
-    half = len(content) // 2
-    damaged = {"cut": content[:half], "changed": content[:half] + bytes(half), "not compressed": plain}[damage]
-    source, out = tmp_path / f"damaged.jsonl.{kind}", tmp_path / "out"
-    source.write_bytes(damaged)
-    assert command(monkeypatch, "prepare", source, "--out", out) == 2
-    message = capsys.readouterr().err
-    assert len(message.splitlines()) == 1, message
-    assert source.name in message
-    assert not out.exists()
-    inputs = (source, tmp_path / "whole.jsonl")
-    assert command(monkeypatch, "prepare", *inputs, "--out", out, "--bad-documents", "skip") == 0
-    assert read_manifest(out).num_skipped >= 1
-    assert len(all_documents(out)) >= 300
-
-
-def test_a_mended_command_may_use_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, out = write_jsonl(tmp_path / "input.jsonl", texts(300)), tmp_path / "out"
-    assert command(monkeypatch, "prepare", source, "--out", out, "--column", "body") == 2
-    assert command(monkeypatch, "prepare", source, "--out", out) == 0
-    assert command(monkeypatch, "prepare", source, "--out", out) == 0
-    assert command(monkeypatch, "prepare", source, "--out", out, "--validation-fraction", "0.1") == 2
-
-
-def test_two_preparations_of_one_folder_do_not_meet(tmp_path: Path) -> None:
-    source, out = write_jsonl(tmp_path / "input.jsonl", texts(300)), tmp_path / "out"
-    refused: list[str] = []
-
-    def again(done: int) -> None:
-        with pytest.raises(ConfigError, match="another process is preparing") as error:
-            prepare(find_files([source], None), out, Options(), 1, lambda done: None)
-        refused.append(str(error.value))
-
-    prepare(find_files([source], None), out, Options(), 1, again)
-    assert refused
-    assert len(all_documents(out)) == 300
-
-
-def test_bad_documents_may_be_left_out_and_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, out = write_jsonl(tmp_path / "input.jsonl", texts(300)), tmp_path / "out"
-    source.write_bytes(source.read_bytes() + b'{"text": null}\nbroken\n{"text": ""}\n')
-    assert command(monkeypatch, "prepare", source, "--out", out, "--bad-documents", "skip") == 0
-    assert read_manifest(out).num_skipped == 2
-    assert len(all_documents(out)) == 300
-
-
-def test_a_damaged_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = prepared(write_jsonl(tmp_path / "input.jsonl", texts(300)), tmp_path / "whole")
-    data = DataConfig("shards", str(tmp_path / "cut"))
-    shutil.copytree(whole, tmp_path / "cut")
-    tokens = tmp_path / "cut" / "train-00000.tokens"
-    content = tokens.read_bytes()
-    tokens.write_bytes(content[:-1])
-    with pytest.raises(ConfigError, match="bytes instead of"):
-        check_data_path(data)
-    tokens.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-    check_data_path(data)
-    assert command(monkeypatch, "inspect", tmp_path / "cut", "--verify") == 2
-    manifest = tmp_path / "cut" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"vocab_size": 256', '"vocab_size": 250'))
-    with pytest.raises(ConfigError, match="changed after"):
-        check_data_path(data)
-    manifest.unlink()
-    with pytest.raises(ConfigError, match="muloco-data prepare"):
-        check_data_path(data)
-
-
-def test_a_run_trains_on_shards_and_refuses_others_and_small_vocabularies(
-    tmp_path: Path,
-    tokenizer_file: Path,
-    tiny_run: Callable[..., RunConfig],
-    new_folder: Callable[..., RunFolder],
-    execution: ExecutionConfig,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    source = write_jsonl(tmp_path / "input.jsonl", texts(300))
-    out = prepared(source, tmp_path / "out", shard_bytes=4000, validation_fraction=0.2)
-    run = tiny_run("diloco", "muon", num_workers=2, data=DataConfig("shards", str(out), validation_tokens=512))
-    folder = new_folder(run)
-    assert run_job(folder, execution) is ExitCode.FINISHED
-    header, result = folder.read_header(), folder.read_result()
-    assert header is not None
-    assert result is not None
-    assert header.corpus_hash == read_manifest(out).content_hash
-    assert header.baselines["bigram"] < header.baselines["unigram"]
-    # Workers share the one stream: nothing is seen twice in an epoch.
-    data = TrainingData(load_corpus(run.data), run, torch.device("cpu"))
-    steps = data.num_sequences // run.global_batch_sequences
-    numbers = np.concatenate(
-        [data._starts(step, worker, replica, 2) for step in range(steps) for worker in (0, 1) for replica in (0, 1)]
-    )
-    assert len(set(numbers.tolist())) == len(numbers)
-    # A larger vocabulary than the model's.
-    prepared(source, tmp_path / "bpe", tokenizer=str(tokenizer_file), validation_fraction=0.2)
-    with pytest.raises(ConfigError, match=r"model.vocab_size=256 is smaller than the corpus's 290"):
-        check_can_run(tiny_run(data=DataConfig("shards", str(tmp_path / "bpe"), validation_tokens=512)))
-    with pytest.raises(ConfigError, match="290"):
-        check_data(tiny_run(data=DataConfig("shards", str(tmp_path / "bpe"))))
-
-
-def test_other_data_than_a_run_was_begun_on_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = prepared(write_jsonl(tmp_path / "input.jsonl", texts(300)), tmp_path / "out")
-    words = ["model=29k", "model.sequence_length=32", "global_batch_tokens=256", "tokens_per_parameter=0.1"]
-    words += ["data=shards", f"data.path={out}", "data.validation_tokens=256", f"root={tmp_path / 'root'}"]
-    monkeypatch.setattr(sys, "argv", ["muloco-train", *words])
-    endings = []
-    for seed in (0, 1):
-        with pytest.raises(SystemExit) as ending:
-            train_command()
-        endings.append(ending.value.code)
-        shutil.rmtree(out)
-        prepared(write_jsonl(tmp_path / "input.jsonl", texts(300, seed=seed + 1)), out)
-        _load.cache_clear()
-    assert endings == [0, 2]
-    message = capsys.readouterr().err
-    assert len(message.splitlines()) == 1, message
-    assert "was begun on data" in message
-
-
-def test_numbers_fixed_by_the_manifest_are_not_given_again() -> None:
-    with pytest.raises(ConfigError, match="no effect"):
-        DataConfig("shards", "somewhere", validation_fraction=0.2)
 
 
 def test_the_trainer_needs_no_package_of_the_preparation() -> None:

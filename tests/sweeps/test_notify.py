@@ -22,7 +22,7 @@ def tick(**held: str | None) -> Tick:
     for name, why in held.items():
         if why is not None:
             state.apply({"event": "held", "runs": [name], "why": why})
-    return Tick(state, Plan(), True)
+    return Tick(state, Plan(), complete=True, queue_read=True)
 
 
 HISTORY = [tick(a="old", b=None, c=None), tick(a="old", b="broke", c=None), tick(a="old", b="broke", c=None)]

@@ -1,0 +1,74 @@
+"""Runs on prepared text, and the text that they refuse."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from prepared_text import prepared, texts, write_jsonl
+
+from muloco_runner.__main__ import main as train_command
+from muloco_runner.config import ConfigError, DataConfig, ExecutionConfig, RunConfig
+from muloco_runner.corpus import _load, load_corpus
+from muloco_runner.corpus_path import check_data
+from muloco_runner.data import TrainingData
+from muloco_runner.job import check_can_run, run_job
+from muloco_runner.record import ExitCode, RunFolder
+from muloco_runner.shards.manifest import read_manifest
+
+
+def test_a_run_trains_on_shards_and_refuses_others_and_small_vocabularies(
+    tmp_path: Path,
+    tokenizer_file: Path,
+    tiny_run: Callable[..., RunConfig],
+    new_folder: Callable[..., RunFolder],
+    execution: ExecutionConfig,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = write_jsonl(tmp_path / "input.jsonl", texts(300))
+    out = prepared(source, tmp_path / "out", shard_bytes=4000, validation_fraction=0.2)
+    run = tiny_run("diloco", "muon", num_workers=2, data=DataConfig("shards", str(out), validation_tokens=512))
+    folder = new_folder(run)
+    assert run_job(folder, execution) is ExitCode.FINISHED
+    header, result = folder.read_header(), folder.read_result()
+    assert header is not None
+    assert result is not None
+    assert header.corpus_hash == read_manifest(out).content_hash
+    assert header.baselines["bigram"] < header.baselines["unigram"]
+    # Workers share the one stream: nothing is seen twice in an epoch.
+    data = TrainingData(load_corpus(run.data), run, torch.device("cpu"))
+    steps = data.num_sequences // run.global_batch_sequences
+    numbers = np.concatenate(
+        [data._starts(step, worker, replica, 2) for step in range(steps) for worker in (0, 1) for replica in (0, 1)]
+    )
+    assert len(set(numbers.tolist())) == len(numbers)
+    # A larger vocabulary than the model's.
+    prepared(source, tmp_path / "bpe", tokenizer=str(tokenizer_file), validation_fraction=0.2)
+    with pytest.raises(ConfigError, match=r"model.vocab_size=256 is smaller than the corpus's 290"):
+        check_can_run(tiny_run(data=DataConfig("shards", str(tmp_path / "bpe"), validation_tokens=512)))
+    with pytest.raises(ConfigError, match="290"):
+        check_data(tiny_run(data=DataConfig("shards", str(tmp_path / "bpe"))))
+
+
+def test_other_data_than_a_run_was_begun_on_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = prepared(write_jsonl(tmp_path / "input.jsonl", texts(300)), tmp_path / "out")
+    words = ["model=29k", "model.sequence_length=32", "global_batch_tokens=256", "tokens_per_parameter=0.1"]
+    words += ["data=shards", f"data.path={out}", "data.validation_tokens=256", f"root={tmp_path / 'root'}"]
+    monkeypatch.setattr(sys, "argv", ["muloco-train", *words])
+    endings = []
+    for seed in (0, 1):
+        with pytest.raises(SystemExit) as ending:
+            train_command()
+        endings.append(ending.value.code)
+        shutil.rmtree(out)
+        prepared(write_jsonl(tmp_path / "input.jsonl", texts(300, seed=seed + 1)), out)
+        _load.cache_clear()
+    assert endings == [0, 2]
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1, message
+    assert "was begun on data" in message
