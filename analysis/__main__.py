@@ -14,7 +14,7 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 
 if TYPE_CHECKING:
-    from analysis.records import Study
+    from analysis.runs import Study
 
 DESCRIPTION = """\
 Turn finished runs into a scaling-law report: report.html (one file), report.md, report.json, figures and tables.
@@ -196,10 +196,10 @@ def _finished(options: argparse.Namespace) -> object:
 
 
 def _write(options: argparse.Namespace, study: Study, out: Path, arguments: list[str]) -> None:
-    from analysis.report.build import build_report
+    from analysis.questions.wall_clock import DEFAULT_BANDWIDTHS_GBITS, Assumptions
+    from analysis.report.content import build_report
     from analysis.report.options import Options
     from analysis.report.render import write_report
-    from analysis.wall_clock import DEFAULT_BANDWIDTHS_GBITS, Assumptions
 
     machine = Assumptions(options.step_seconds, options.bits, options.devices, options.device_flops)
     report = build_report(
@@ -242,11 +242,11 @@ def _check(options: argparse.Namespace) -> None:
 def _read(options: argparse.Namespace) -> tuple[Study, Path]:
     """The runs that were named, and the folder of their report."""
     if options.table is None:
-        from analysis.records import load_study
+        from analysis.runs import load_study
 
         return load_study(options.runs, options.corpus), options.out or options.runs / "report"
     from analysis.fit_command import read_table
-    from analysis.table_input import read_mapping, study_of_table
+    from analysis.table import read_mapping, study_of_table
 
     study = study_of_table(str(options.table), read_table(options.table), read_mapping(options.mapping))
     return study, options.out or options.table.parent / "report"

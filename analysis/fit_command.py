@@ -16,7 +16,7 @@ from muloco_runner.config import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.fit import Fit
+    from analysis.laws.fit import Fit
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def fit_table(
     form: str, table: pd.DataFrame, *, mapping: dict[str, str], bootstrap: int, delta: float, seed: int = 0
 ) -> Fit:
     """The law `form` on the table's columns; `mapping` gives a column's own name. Mistakes raise `ConfigError`."""
-    from analysis import power_law
+    from analysis.laws import power_law
 
     wanted = FORMS[form]
     optional = ("series",) if wanted.groups else ()

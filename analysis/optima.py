@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.records import TUNED, Study
+from analysis.runs import TUNED, Study
 
 SCALE = ["num_params", "tokens_per_parameter"]
 POINT = ["series", *SCALE, "global_batch_tokens"]

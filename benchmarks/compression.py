@@ -19,8 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from muloco_runner.compression.codecs import AnyCodec, Exact, Linear, Statistical, TopK
-from muloco_runner.compression.payload import decode, encode
+from muloco_runner.diloco.compression.codecs import AnyCodec, Exact, Linear, Statistical, TopK
+from muloco_runner.diloco.compression.payload import decode, encode
 
 CODECS: dict[str, AnyCodec] = {
     "exact": Exact(),

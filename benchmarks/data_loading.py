@@ -26,12 +26,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from muloco_runner.config import DataConfig, ModelConfig, RunConfig
-from muloco_runner.corpus import load_corpus
-from muloco_runner.data import TrainingData
-from muloco_runner.device_peaks import peak_flops_by_name
-from muloco_runner.shards.manifest import Manifest, Shard, SplitManifest, TokenizerManifest
-from muloco_runner.shards.read import ShardedSplit
-from muloco_runner.shards.unit import ShardWriter
+from muloco_runner.data.batches import TrainingData
+from muloco_runner.data.corpus import load_corpus
+from muloco_runner.data.prepared.input_chunk import ShardWriter
+from muloco_runner.data.prepared.manifest import Manifest, Shard, SplitManifest, TokenizerManifest
+from muloco_runner.data.prepared.read import ShardedSplit
+from muloco_runner.training.mfu import peak_flops_by_name
 
 LENGTH = 2048
 BATCH = 32

@@ -24,8 +24,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 from scipy.optimize import minimize
 
-from analysis.huber import Array, LogSumExpModel, derivatives, objective
-from analysis.power_law import fit_chinchilla
+from analysis.laws.power_law import fit_chinchilla
+from analysis.laws.solver import Array, LogSumExpModel, derivatives, objective
 
 ROOT = Path(__file__).resolve().parents[1]
 DELTA = 1e-3
@@ -130,10 +130,10 @@ def time_report(runs: int) -> tuple[str, float, float, float, str]:
 
     from planted import Law, write_study
 
-    from analysis.records import load_study
-    from analysis.report.build import build_report
+    from analysis.report.content import build_report
     from analysis.report.options import Options
     from analysis.report.render import write_report
+    from analysis.runs import load_study
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

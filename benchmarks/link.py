@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from analysis.wall_clock import Assumptions, Training, charles_seconds
+from analysis.questions.wall_clock import Assumptions, Training, charles_seconds
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import DiLoCoConfig, ExecutionConfig, QuantisationConfig, Reduction, RunConfig
 from muloco_runner.job import run_job

@@ -21,10 +21,10 @@ from rich.table import Table
 
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ExecutionConfig
-from muloco_runner.corpus import load_corpus
+from muloco_runner.data.corpus import load_corpus
+from muloco_runner.distributed.topology import Communicator, Topology
 from muloco_runner.record import RunFolder
-from muloco_runner.topology import Communicator, Topology
-from muloco_runner.train import Session, Trainer
+from muloco_runner.training.loop import Session, Trainer
 
 
 def timed(owner: Any, name: str, seconds: list[float]) -> None:

@@ -23,15 +23,15 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from sweeps.clusters.simulated import SimulatedCluster
-from sweeps.clusters.weather import FAIR
-from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.controller import Controller
-from sweeps.folder import SweepFolder
-from sweeps.ledger import encode
-from sweeps.policy import Cause
-from sweeps.simulation import definition_of
-from sweeps.work import Need, Work
+from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
+from sweeps.engine.policy import Cause
+from sweeps.engine.work import Need, Work
+from sweeps.simulation.cluster import SimulatedCluster
+from sweeps.simulation.faults import FAIR
+from sweeps.simulation.simulate import definition_of
+from sweeps.store.folder import SweepFolder
+from sweeps.store.ledger import encode
 
 NODES = 64
 BEGIN = 1.8e9
@@ -54,7 +54,7 @@ def works_of(count: int, root: Path) -> list[Work]:
         need = Need(nodes, gpus, 12 * gpus, 0.0, minutes * rng.uniform(0.5, 2))
         settings = {"device": "cuda", "precision": "bf16", "checkpoint_minutes": 10.0}
         name = f"{n:012x}"
-        found.append(Work(name, str(root / "runs" / name), "sweeps.training:train", settings, need, labels))
+        found.append(Work(name, str(root / "runs" / name), "sweeps.training.entry:train", settings, need, labels))
     # The widest go first, so it is the small ones that are left.
     return sorted(found, key=lambda work: -work.need.gpus)
 
@@ -133,7 +133,7 @@ def measure(arguments: argparse.Namespace, root: Path) -> None:
     memory = megabytes() - before
 
     status = [sys.executable, "-m", "sweeps", "status", str(root)]
-    floor = [sys.executable, "-c", "import sweeps.commands"]
+    floor = [sys.executable, "-c", "import sweeps.cli.commands"]
     aside = folder.path / "aside"
     times: dict[str, list[float]] = {"floor": [], "snapshot": [], "replay": []}
     for _ in range(arguments.repeats):

@@ -31,14 +31,14 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.models import model_named
 from benchmarks.train_parts.peak_memory import peak_bytes
 from muloco_runner.config import ConfigError, DiLoCoConfig, ExecutionConfig, MuonConfig, RunConfig
-from muloco_runner.corpus import Corpus, load_corpus
-from muloco_runner.data import TrainingData
-from muloco_runner.device_peaks import peak_flops
-from muloco_runner.inner_step import DTYPES
-from muloco_runner.model import build_model
+from muloco_runner.data.batches import TrainingData
+from muloco_runner.data.corpus import Corpus, load_corpus
+from muloco_runner.distributed.topology import Communicator, Topology
+from muloco_runner.model.transformer import build_model
 from muloco_runner.record import RunFolder
-from muloco_runner.topology import Communicator, Topology
-from muloco_runner.train import Session, Trainer
+from muloco_runner.training.inner_step import DTYPES
+from muloco_runner.training.loop import Session, Trainer
+from muloco_runner.training.mfu import peak_flops
 
 Step = Callable[[int], None]
 

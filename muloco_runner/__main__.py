@@ -132,7 +132,7 @@ def _estimate(overrides: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from muloco_runner.compose import compose_app_config
-    from muloco_runner.estimate import show_estimate
+    from muloco_runner.memory.command import show_estimate
 
     try:
         if _MULTIRUN & set(overrides):
@@ -168,14 +168,14 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
 
     Returns the exit code and, of a finished run, the validation loss (for Hydra's optimizing sweepers).
     """
-    from muloco_runner.attention import choose_attention
     from muloco_runner.compose import to_app_config
+    from muloco_runner.distributed.rendezvous import check_device, choose_device, rank_environment
+    from muloco_runner.distributed.topology import Topology
+    from muloco_runner.distributed.traffic import emulated_link
     from muloco_runner.job import check_can_run, check_same_data, run_job
-    from muloco_runner.link import emulated_link
+    from muloco_runner.model.attention import choose_attention
     from muloco_runner.optimizers.orthogonalize import choose_backend
-    from muloco_runner.progress import show_progress
-    from muloco_runner.ranks import check_device, choose_device, rank_environment
-    from muloco_runner.topology import Topology
+    from muloco_runner.training.progress import show_progress
 
     app = to_app_config(tree)
     run, place = app.run, rank_environment()

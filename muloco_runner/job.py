@@ -37,9 +37,9 @@ from muloco_runner.record import (
 )
 
 if TYPE_CHECKING:
-    from muloco_runner.corpus import Corpus
-    from muloco_runner.ranks import RankPlace
-    from muloco_runner.topology import Communicator
+    from muloco_runner.data.corpus import Corpus
+    from muloco_runner.distributed.rendezvous import RankPlace
+    from muloco_runner.distributed.topology import Communicator
 
 _STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """Ask for a checkpoint and the exit code that says so; a second SIGINT interrupts at once."""
@@ -96,10 +96,10 @@ def _attempt(
     should_stop: Callable[[], bool],
     on_record: Callable[[StepRecord], None],
 ) -> ExitCode:
-    from muloco_runner.link import emulated_link
-    from muloco_runner.ranks import choose_device, choose_placement_on, joined_ranks, rank_environment
-    from muloco_runner.train import Session, Trainer
-    from muloco_runner.wandb_sink import wandb_sink
+    from muloco_runner.distributed.rendezvous import choose_device, choose_placement_on, joined_ranks, rank_environment
+    from muloco_runner.distributed.traffic import emulated_link
+    from muloco_runner.training.loop import Session, Trainer
+    from muloco_runner.training.wandb_sink import wandb_sink
 
     place = rank_environment()
     device = choose_device(execution.device, place)
@@ -133,8 +133,8 @@ def _attempt(
 
 def check_can_run(run: RunConfig) -> Corpus:
     """The run's corpus; a run that this corpus cannot feed raises `ConfigError`."""
-    from muloco_runner.corpus import load_corpus
-    from muloco_runner.corpus_path import check_vocabulary
+    from muloco_runner.data.check import check_vocabulary
+    from muloco_runner.data.corpus import load_corpus
 
     corpus = load_corpus(run.data)
     check_vocabulary(run, corpus.vocab_size)
@@ -167,8 +167,8 @@ def preload_for(folder: RunFolder) -> None:
     """Imports and reads what every run on this data needs, for a process that forks one child a run."""
     import torch._dynamo  # noqa: F401  # torch's optimizers load it at their first step: seconds
 
-    from muloco_runner import train  # noqa: F401
-    from muloco_runner.corpus import baselines
+    from muloco_runner.data.corpus import baselines
+    from muloco_runner.training import loop as train  # noqa: F401
 
     try:
         run = RunConfig.from_dict(folder.read_config())
@@ -190,7 +190,7 @@ def versions() -> dict[str, str]:
 def _open_record(run: RunConfig, folder: RunFolder, corpus: Corpus, communicator: Communicator, attempt: int) -> None:
     """Writes the header once; a record of other data is refused."""
     if communicator.topology.is_main:
-        from muloco_runner.corpus import baselines
+        from muloco_runner.data.corpus import baselines
 
         provenance = {
             "host": socket.gethostname(),

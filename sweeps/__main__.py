@@ -15,9 +15,9 @@ from muloco_runner.record import ExitCode
 
 if TYPE_CHECKING:
     from sweeps.controller import Controller, Tick
-    from sweeps.definition import Shape
-    from sweeps.launch import Sweep
-    from sweeps.quota import Verdict
+    from sweeps.engine.definition import Shape
+    from sweeps.engine.quota import Verdict
+    from sweeps.training.sweep import Sweep
 
 DESCRIPTION = """\
 Plan, launch and watch many runs under a quota.
@@ -57,7 +57,7 @@ _ON_RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
 def main() -> None:
     """The console script. Never returns: exits with one of `ExitCode`."""
     arguments = _parser().parse_args()
-    from sweeps.lease import LeaseLost
+    from sweeps.store.lease import LeaseLost
 
     try:
         code = _run(arguments)
@@ -87,10 +87,10 @@ def _run(arguments: argparse.Namespace) -> ExitCode:
             return launch_as_job(arguments)
         return detach(arguments) if arguments.detach else launch(arguments)
     if arguments.name in ("plan", "simulate"):
-        from sweeps import planning
+        from sweeps.cli import plan as planning
 
         return planning.plan(arguments) if arguments.name == "plan" else planning.simulate_sweep(arguments)
-    from sweeps import commands
+    from sweeps.cli import commands
 
     code: ExitCode = getattr(commands, {"explain": "explain_run"}.get(arguments.name, arguments.name))(arguments)
     return code
@@ -162,9 +162,9 @@ def begin(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
     """Everything that can be checked before the queue is; then the sweep's folder, and its controller."""
     from sweeps.clusters import make_cluster
     from sweeps.controller import Controller
-    from sweeps.lease import LeaseHeld
-    from sweeps.room import MAX_GPU_HOURS
-    from sweeps.training import prepare
+    from sweeps.engine.capacity import MAX_GPU_HOURS
+    from sweeps.store.lease import LeaseHeld
+    from sweeps.training.entry import prepare
 
     check_cap(sweep, max_gpu_hours)
     check_alone(sweep)
@@ -183,9 +183,9 @@ def begin(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
 
 
 def launch(arguments: argparse.Namespace) -> ExitCode:
-    from sweeps.display import progress, show_end
-    from sweeps.launch import read_sweep
-    from sweeps.notify import notifier_of
+    from sweeps.cli.display import progress, show_end
+    from sweeps.cli.notify import notifier_of
+    from sweeps.training.sweep import read_sweep
 
     sweep = read_sweep(arguments.overrides, arguments.allow_large)
     notify = notifier_of(sweep.name, whom_to_tell(arguments, sweep))
@@ -204,7 +204,7 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
 
         state = controller.run(on_tick)
     if arguments.json:
-        from sweeps.commands import Look
+        from sweeps.cli.commands import Look
 
         print(json.dumps(Look(sweep.folder, verdicts).to_dict()))
     else:
@@ -213,9 +213,9 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
 
 
 def launch_as_job(arguments: argparse.Namespace) -> ExitCode:
-    from sweeps.clusters import slurm_controller
-    from sweeps.launch import read_sweep
-    from sweeps.notify import notifier_of
+    from sweeps.cli import controller_job as slurm_controller
+    from sweeps.cli.notify import notifier_of
+    from sweeps.training.sweep import read_sweep
 
     sweep = read_sweep(arguments.overrides, arguments.allow_large)
     if sweep.cluster.kind != "slurm":
@@ -252,7 +252,7 @@ def check_cap(sweep: Sweep, max_gpu_hours: float | None) -> None:
 
 def check_alone(sweep: Sweep) -> None:
     """Before anything is made; the lease itself decides between two that come at once."""
-    from sweeps.lease import read_holder
+    from sweeps.store.lease import read_holder
 
     holder = read_holder(sweep.folder.lease_dir)
     if holder is not None and holder.is_alive:
@@ -262,8 +262,8 @@ def check_alone(sweep: Sweep) -> None:
 
 def detach(arguments: argparse.Namespace) -> ExitCode:
     """The same launch in a session of its own, which hangs on no terminal. Its first moments are watched from here."""
-    from sweeps.background import how_to_watch, start_process
-    from sweeps.launch import read_sweep
+    from sweeps.cli.background import how_to_watch, start_process
+    from sweeps.training.sweep import read_sweep
 
     sweep = read_sweep(arguments.overrides, arguments.allow_large)
     check_cap(sweep, arguments.max_gpu_hours)

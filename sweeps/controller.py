@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sweeps.clusters.interface import (
+from sweeps.engine.cluster import (
     Cluster,
     JobEnd,
     JobObservation,
@@ -23,19 +23,19 @@ from sweeps.clusters.interface import (
     RefusalKind,
     Refused,
 )
-from sweeps.clusters.interface import JobState as ClusterJobState
-from sweeps.config import ClusterConfig
-from sweeps.decide import Plan, decide
-from sweeps.definition import Definition
-from sweeps.estimate import Estimates
-from sweeps.evidence import Evidence
-from sweeps.folder import SweepFolder
-from sweeps.lease import Lease
-from sweeps.ledger import Damage, Ledger
-from sweeps.policy import ALIKE, RULES, Cause, cause_of
-from sweeps.quota import all_limits
-from sweeps.source import keep_source
-from sweeps.state import JobState, SweepState
+from sweeps.engine.cluster import JobState as ClusterJobState
+from sweeps.engine.cluster_config import ClusterConfig
+from sweeps.engine.decide import Plan, decide
+from sweeps.engine.definition import Definition
+from sweeps.engine.durations import Estimates
+from sweeps.engine.outcome import Evidence
+from sweeps.engine.policy import ALIKE, RULES, Cause, cause_of
+from sweeps.engine.quota import all_limits
+from sweeps.engine.state import JobState, SweepState
+from sweeps.node.code_snapshot import keep_source
+from sweeps.store.folder import SweepFolder
+from sweeps.store.lease import Lease
+from sweeps.store.ledger import Damage, Ledger
 
 COMMANDS = ("paused", "own_limits", "held", "released", "cancel")
 """What people may ask for; the first four are events of the ledger."""

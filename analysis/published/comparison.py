@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.fit import Fit
-from analysis.huber import Array
-from analysis.iso_loss import ratio_at
-from analysis.power_law import fit_critical_batch, fit_loss_compute, fit_power_law, fit_power_product, students_t
-from analysis.published import tables
-from analysis.time_ratio import at_baselines_flops, time_ratio_at
-from analysis.wall_clock import GIGABIT, Assumptions, Training, idealised_seconds
+from analysis.laws.fit import Fit
+from analysis.laws.power_law import fit_critical_batch, fit_loss_compute, fit_power_law, fit_power_product, students_t
+from analysis.laws.solver import Array
+from analysis.published import published_tables as tables
+from analysis.questions.iso_loss import ratio_at
+from analysis.questions.time_ratio import at_baselines_flops, time_ratio_at
+from analysis.questions.wall_clock import GIGABIT, Assumptions, Training, idealised_seconds
 
 BASELINE = "DDP-AdamW"
 HUBER = "Huber 1e-3"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from analysis.published import tables
+from analysis.published import published_tables as tables
 from analysis.published.comparison import BASELINE, Row
 
 COMMAND = "muloco-report published --out docs/published.md"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from analysis.report.build import SCHEMA_VERSION
+from analysis.report.content import SCHEMA_VERSION
 from analysis.report.table import Column, Table
 from muloco_runner.config import ConfigError
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import critical_batch_size, iso_loss, wall_clock
-from analysis.critical_batch_joint import fit_joint
-from analysis.critical_batch_size import CriticalBatch, CriticalBatchLaw
-from analysis.fit import CannotSay, Fit
-from analysis.isoflop import find_budgets, fit_size_and_data
+from analysis.laws.fit import CannotSay, Fit
+from analysis.laws.power_law import fit_power_product
 from analysis.optima import Optima
-from analysis.power_law import fit_power_product
+from analysis.questions import critical_batch_size, iso_loss, wall_clock
+from analysis.questions.critical_batch_joint import fit_joint
+from analysis.questions.critical_batch_size import CriticalBatch, CriticalBatchLaw
+from analysis.questions.isoflop import find_budgets, fit_size_and_data
+from analysis.questions.sensitivity import loss_variants
+from analysis.questions.time_ratio import compute_time_ratios
 from analysis.report.options import Options
-from analysis.sensitivity import loss_variants
-from analysis.time_ratio import compute_time_ratios
 
 PARTNERS = {"DiLoCo": "DDP-AdamW", "MuLoCo": "DDP-Muon"}
 """The data-parallel algorithm with the same inner optimizer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from analysis.wall_clock import DEFAULT_BANDWIDTHS_GBITS, Assumptions
+from analysis.questions.wall_clock import DEFAULT_BANDWIDTHS_GBITS, Assumptions
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
       - product: {optimizer: [adam, sgd], lr: sqrt2(-12..-6)}
         zip: {model: [small, large], batch: [64, 256]}
 
-The language is that of `sweeps.grid`; what the settings here do is in `sweeps.multirun`.
+The language is that of `sweeps.grid`; what the settings here do is in `sweeps.hydra_apps`.
 """
 
 # Annotations are not postponed here: Hydra runs a plugin's module before it is in sys.modules, where a dataclass would
@@ -56,7 +56,7 @@ class GridSweeper(Sweeper):
             )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from sweeps.multirun.grid_sweep import hand_over, sweep
+        from sweeps.hydra_apps.grid_sweep import hand_over, sweep
 
         if self.launch_with is not None:
             return hand_over(self.launch_with, arguments, self.detach, self.allow_large)

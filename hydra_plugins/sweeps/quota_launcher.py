@@ -3,7 +3,7 @@
     python app.py --multirun hydra/launcher=quota lr=0.1,0.2
     python app.py --multirun hydra/launcher=quota hydra.launcher.cluster=slurm hydra.launcher.quota.nodes=2 lr=0.1,0.2
 
-The settings are here; what they do is in `sweeps.multirun`.
+The settings are here; what they do is in `sweeps.hydra_apps`.
 """
 
 # Each start of an application copies all settings dozens of times, so what few set goes into `allocations`.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
     from omegaconf import DictConfig
 
-    from sweeps.multirun.launch import Multirun
+    from sweeps.hydra_apps.launch import Multirun
 
 
 @dataclass
@@ -87,7 +87,7 @@ class QuotaLauncher(Launcher):
         self.multirun: Multirun | None = None
 
     def setup(self, *, hydra_context: "HydraContext", task_function: "TaskFunction", config: "DictConfig") -> None:
-        from sweeps.multirun.launch import Multirun
+        from sweeps.hydra_apps.launch import Multirun
 
         self.multirun = Multirun(hydra_context, task_function, config)
 

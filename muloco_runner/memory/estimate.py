@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from muloco_runner.config import DiLoCoConfig, MuonConfig, RunConfig
-from muloco_runner.memory.inner_step import of_muon, of_passes, of_sum
-from muloco_runner.memory.outer_step import OuterStep
+from muloco_runner.memory.inner_step_peak import of_muon, of_passes, of_sum
+from muloco_runner.memory.outer_step_peak import OuterStep
 from muloco_runner.memory.placement import Placement
 from muloco_runner.memory.rank import Rank
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from muloco_runner.config import AdamWConfig, MuonConfig, RunConfig
-from muloco_runner.link import Traffic
+from muloco_runner.distributed.traffic import Traffic
 from muloco_runner.optimizers.muon import Muon
 from muloco_runner.optimizers.parameter_groups import parameter_groups
 

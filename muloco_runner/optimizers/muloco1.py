@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from muloco_runner.optimizers.banks import Bank
-from muloco_runner.optimizers.checks import check_count, check_range
+from muloco_runner.distributed.dtensor import state_dtype
+from muloco_runner.optimizers.buckets.assign import Bank
 from muloco_runner.optimizers.muon import Muon
-from muloco_runner.optimizers.placement import state_dtype
+from muloco_runner.optimizers.validate import check_count, check_range
 
 
 class MuLoCo1(Muon):

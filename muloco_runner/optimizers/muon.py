@@ -19,15 +19,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from muloco_runner.collectives import Collectives
 from muloco_runner.config import ConfigError
-from muloco_runner.link import Traffic
-from muloco_runner.optimizers.banks import Bank, Replayable, Shared, average_gradients, create_banks, owners_of
-from muloco_runner.optimizers.checks import check_group, check_keys, check_saved_groups, check_saved_state
-from muloco_runner.optimizers.in_flight import InFlight
-from muloco_runner.optimizers.placement import copy_into, local
-from muloco_runner.optimizers.shared_bank import SharedBank
+from muloco_runner.distributed.collectives import Collectives
+from muloco_runner.distributed.dtensor import copy_into, local
+from muloco_runner.distributed.pending import InFlight
+from muloco_runner.distributed.traffic import Traffic
+from muloco_runner.optimizers.buckets.assign import Bank, Replayable, Shared, average_gradients, create_banks, owners_of
+from muloco_runner.optimizers.buckets.replicated import SharedBank
 from muloco_runner.optimizers.step_graph import StepGraph
+from muloco_runner.optimizers.validate import check_group, check_keys, check_saved_groups, check_saved_state
 
 MomentumForm = Literal["sum", "ema"]
 LrScale = Literal["spectral", "keller_jordan", "moonlight"]

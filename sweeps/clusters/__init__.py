@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sweeps.clusters.interface import Cluster
-from sweeps.config import ClusterConfig
+from sweeps.engine.cluster import Cluster
+from sweeps.engine.cluster_config import ClusterConfig
 
 
 def make_cluster(config: ClusterConfig, folder: Path) -> Cluster:
@@ -19,7 +19,7 @@ def make_cluster(config: ClusterConfig, folder: Path) -> Cluster:
         assert jobs is not None
         return LocalCluster(folder, jobs, gpus)
     if config.kind == "slurm":
-        from sweeps.clusters.slurm import SlurmCluster
+        from sweeps.clusters.slurm.cluster import SlurmCluster
 
         return SlurmCluster(config, folder)
     raise AssertionError(f"cluster kind {config.kind} has no maker")

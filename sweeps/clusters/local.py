@@ -27,12 +27,12 @@ from typing import IO
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
-from sweeps.clusters.interface import JobEnd, JobObservation, JobRequest, JobState, Limits, Observation
-from sweeps.config import ClusterConfig
-from sweeps.evidence import Evidence, evidence_in_folder, obstacle_in_folder
-from sweeps.source import PYTHON, importing_from
-from sweeps.tasks import exit_code_of, fork_attempt
-from sweeps.work import Attempt, preload
+from sweeps.engine.cluster import JobEnd, JobObservation, JobRequest, JobState, Limits, Observation
+from sweeps.engine.cluster_config import ClusterConfig
+from sweeps.engine.outcome import Evidence, evidence_in_folder, obstacle_in_folder
+from sweeps.engine.work import Attempt, preload
+from sweeps.node.code_snapshot import PYTHON, importing_from
+from sweeps.node.tasks import exit_code_of, fork_attempt
 
 _POLL_SECONDS = 0.05
 _IDLE_SECONDS = 30.0

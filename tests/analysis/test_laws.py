@@ -7,17 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.critical_batch_joint import fit_joint
-from analysis.critical_batch_size import find_critical_batches, fit_laws, value_of
-from analysis.fit import CannotSay
-from analysis.huber import Array
-from analysis.iso_loss import compute_iso_loss, interval_of, ratio_at
-from analysis.isoflop import find_budgets, fit_size_and_data
+from analysis.laws.fit import CannotSay
+from analysis.laws.power_law import fit_chinchilla, fit_critical_batch, fit_loss_compute
+from analysis.laws.solver import Array
 from analysis.optima import Optima
-from analysis.power_law import fit_chinchilla, fit_critical_batch, fit_loss_compute
-from analysis.sensitivity import loss_variants
-from analysis.time_ratio import at_baselines_flops, compute_time_ratios
-from analysis.wall_clock import (
+from analysis.questions.critical_batch_joint import fit_joint
+from analysis.questions.critical_batch_size import find_critical_batches, fit_laws, value_of
+from analysis.questions.iso_loss import compute_iso_loss, interval_of, ratio_at
+from analysis.questions.isoflop import find_budgets, fit_size_and_data
+from analysis.questions.sensitivity import loss_variants
+from analysis.questions.time_ratio import at_baselines_flops, compute_time_ratios
+from analysis.questions.wall_clock import (
     GIGABIT,
     Assumptions,
     Measured,

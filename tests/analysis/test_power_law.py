@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.optimize import least_squares
 from scipy.special import logsumexp
 
-from analysis.fit import CannotSay
-from analysis.huber import Array
-from analysis.power_law import fit_chinchilla, fit_loss_compute, fit_power_law
+from analysis.laws.fit import CannotSay
+from analysis.laws.power_law import fit_chinchilla, fit_loss_compute, fit_power_law
+from analysis.laws.solver import Array
 
 FLOPS = np.geomspace(1e17, 1e21, 7)
 

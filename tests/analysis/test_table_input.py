@@ -6,8 +6,8 @@ import pytest
 from planted import Law, write_sweep
 
 from analysis.__main__ import run
-from analysis.records import load_study
-from analysis.table_input import study_of_table
+from analysis.runs import load_study
+from analysis.table import study_of_table
 
 HEADER = "algorithm,num_params,num_tokens,global_batch_tokens,loss"
 

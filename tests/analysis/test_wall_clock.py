@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from analysis.wall_clock import Assumptions, Training, charles_seconds, idealised_seconds
+from analysis.questions.wall_clock import Assumptions, Training, charles_seconds, idealised_seconds
 
 RUN = Training(1_000_000, 1e8, 1e5, num_workers=4, sync_interval=10)
 ASSUME = Assumptions(step_seconds=0.1, bits_per_value=32, num_devices=4, device_flops=1.5e12, latency_seconds=0)

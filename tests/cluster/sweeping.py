@@ -15,13 +15,13 @@ from typing import Any
 
 from emulated_slurm import EmulatedSlurm, wait_for
 
-from sweeps.clusters.slurm import SlurmCluster
-from sweeps.clusters.slurm_text import parse_sacct
+from sweeps.clusters.slurm.cluster import SlurmCluster
+from sweeps.clusters.slurm.parse import parse_sacct
 from sweeps.controller import Controller, Tick
-from sweeps.folder import Definition, SweepFolder
-from sweeps.policy import Cause
-from sweeps.state import SweepState
-from sweeps.work import Need, Work
+from sweeps.engine.policy import Cause
+from sweeps.engine.state import SweepState
+from sweeps.engine.work import Need, Work
+from sweeps.store.folder import Definition, SweepFolder
 
 ONE_NODE = Need(1, 8, 8, wall_minutes=5, expected_minutes=0.1)
 GPU = {"name": "gpu", "partition": "gpu", "account": "lab", "gpus_per_node": 8, "cpus_per_node": 8}

@@ -14,8 +14,8 @@ from sweeping import GPU, SampleSweep, check, standings
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode
-from sweeps.clusters import slurm_controller
-from sweeps.lease import read_holder
+from sweeps.cli import controller_job as slurm_controller
+from sweeps.store.lease import read_holder
 
 pytestmark = pytest.mark.slurm
 

@@ -11,10 +11,10 @@ from emulated_slurm import OTHER_USER, EmulatedSlurm
 from sweeping import GPU, ONE_NODE, SampleSweep, causes, check, sampled_nodes, standings
 
 from sweeps.controller import Tick
-from sweeps.policy import Cause
-from sweeps.quota import VerdictKind
-from sweeps.state import shape_of
-from sweeps.work import Need
+from sweeps.engine.policy import Cause
+from sweeps.engine.quota import VerdictKind
+from sweeps.engine.state import shape_of
+from sweeps.engine.work import Need
 
 pytestmark = pytest.mark.slurm
 

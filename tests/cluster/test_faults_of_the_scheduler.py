@@ -18,9 +18,9 @@ from emulated_slurm import EmulatedSlurm, wait_for
 from sweeping import GPU, SampleSweep, causes, check, put_before, sampled_nodes, standings
 
 import sweeps
-from sweeps.clusters.slurm import SlurmCluster
+from sweeps.clusters.slurm.cluster import SlurmCluster
 from sweeps.controller import Tick
-from sweeps.policy import Cause
+from sweeps.engine.policy import Cause
 
 pytestmark = pytest.mark.slurm
 KILLS = 30

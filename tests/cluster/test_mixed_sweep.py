@@ -9,7 +9,7 @@ from emulated_slurm import EmulatedSlurm, wait_for
 from sweeping import GPU, SampleSweep, check, sampled_nodes, standings
 
 from sweeps.controller import Tick
-from sweeps.work import Need
+from sweeps.engine.work import Need
 
 pytestmark = pytest.mark.slurm
 QUOTA = 3

@@ -12,8 +12,8 @@ from emulated_slurm import OTHER_USER, EmulatedSlurm, wait_for
 from sweeping import causes
 
 from muloco_runner.record import ExitCode, RunFolder
-from sweeps.folder import SweepFolder
-from sweeps.policy import Cause
+from sweeps.engine.policy import Cause
+from sweeps.store.folder import SweepFolder
 
 pytestmark = pytest.mark.slurm
 SWEEP = [

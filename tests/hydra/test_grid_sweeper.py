@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from muloco_runner.config import ConfigError
 from sweeps.grid import LARGE_SWEEP
-from sweeps.multirun.grid_sweep import as_text, content_name, job_overrides
+from sweeps.hydra_apps.grid_sweep import as_text, content_name, job_overrides
 
 GRID = ["hydra/sweeper=grid"]
 PARSER = OverridesParser.create()

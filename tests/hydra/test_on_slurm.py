@@ -8,7 +8,7 @@ import pytest
 from driving import fail, finish, kill, numbers, run, squares, start, starts, wait_until
 from emulated_slurm import EmulatedSlurm, wait_for
 
-from sweeps.lease import read_holder
+from sweeps.store.lease import read_holder
 
 pytestmark = pytest.mark.slurm
 

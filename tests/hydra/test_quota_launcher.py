@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from driving import GRID_APP, fail, finish, kill, numbers, run, start, start_command, starts, wait_until
 
-from sweeps.folder import SweepFolder
+from sweeps.store.folder import SweepFolder
 
 QUOTA = ["hydra/launcher=quota", "hydra.launcher.tick_seconds=0.05"]
 GRID = ["hydra/sweeper=grid"]

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 from muloco_runner.config import ExecutionConfig
+from muloco_runner.distributed import owner_buffers as lanes
 from muloco_runner.job import run_job
-from muloco_runner.optimizers import lanes
 from muloco_runner.record import RunFolder
-from muloco_runner.train import Trainer
+from muloco_runner.training.loop import Trainer
 
 inner_step = Trainer._inner_step
 

@@ -12,13 +12,13 @@ import torch
 
 from benchmarks.train_parts.peak_memory import peak_bytes
 from muloco_runner.config import ExecutionConfig, RunConfig
-from muloco_runner.corpus import load_corpus
-from muloco_runner.fitting import choose_placement
-from muloco_runner.link import emulated_link
+from muloco_runner.data.corpus import load_corpus
+from muloco_runner.distributed.rendezvous import joined_ranks, rank_environment
+from muloco_runner.distributed.traffic import emulated_link
 from muloco_runner.memory import estimate_memory
-from muloco_runner.ranks import joined_ranks, rank_environment
+from muloco_runner.memory.choose import choose_placement
 from muloco_runner.record import RunFolder
-from muloco_runner.train import Session, Trainer
+from muloco_runner.training.loop import Session, Trainer
 
 CPU = torch.device("cpu")
 

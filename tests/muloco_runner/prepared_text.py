@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from muloco_runner.data_command import main
-from muloco_runner.shards.inputs import find_files
-from muloco_runner.shards.manifest import read_manifest
-from muloco_runner.shards.prepare import prepare
-from muloco_runner.shards.read import ShardedSplit
-from muloco_runner.shards.unit import Options
+from muloco_runner.data.command import main
+from muloco_runner.data.prepared.input_chunk import Options
+from muloco_runner.data.prepared.inputs import find_files
+from muloco_runner.data.prepared.manifest import read_manifest
+from muloco_runner.data.prepared.prepare import prepare
+from muloco_runner.data.prepared.read import ShardedSplit
 
 WORDS = ["gradient", "anchor", "Nesterov", "naïve", "η", "outer", "step", "the", "of"]
 

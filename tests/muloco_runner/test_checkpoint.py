@@ -15,13 +15,13 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.train_parts.peak_memory import peak_bytes
-from muloco_runner.checkpoint import CheckpointError, CheckpointStore
 from muloco_runner.config import ExecutionConfig, ModelConfig, QuantisationConfig, RunConfig, StreamingConfig
-from muloco_runner.corpus import load_corpus
+from muloco_runner.data.corpus import load_corpus
+from muloco_runner.distributed.topology import Communicator, Topology
 from muloco_runner.job import run_job
 from muloco_runner.record import ExitCode, RunFolder
-from muloco_runner.topology import Communicator, Topology
-from muloco_runner.train import Session, Trainer
+from muloco_runner.training.checkpointing import CheckpointError, CheckpointStore
+from muloco_runner.training.loop import Session, Trainer
 
 SCRIPT = Path(__file__).parent / "kills_script.py"
 OFTEN = {"device": "cpu", "log_interval_steps": 1, "checkpoint_interval_seconds": 0.01}
@@ -192,7 +192,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_there_is_one_at_a_ti
             assert disk.wait(timeout=60)
         sync(handle)
 
-    monkeypatch.setattr("muloco_runner.checkpoint.os.fsync", slow_disk)
+    monkeypatch.setattr("muloco_runner.training.checkpointing.os.fsync", slow_disk)
     trainer = trainer_of(run, folder, checkpoint_interval_seconds=1e-9)
 
     def note(record: Any) -> None:
@@ -223,7 +223,7 @@ def test_a_checkpoint_holds_the_state_of_its_step_however_late_it_is_written(
     trainer = trainer_of(run, late, stop_at=9, checkpoint_interval_seconds=1e-9)
     gate = threading.Event()
     save = torch.save
-    monkeypatch.setattr("muloco_runner.checkpoint.torch.save", lambda *args: gate.wait(60) and save(*args))
+    monkeypatch.setattr("muloco_runner.training.checkpointing.torch.save", lambda *args: gate.wait(60) and save(*args))
     monkeypatch.setattr(trainer.checkpoints, "begin", _begin_only_at(trainer, 4))
     trainer.session.on_record = lambda record: gate.set() if record.step == 9 else None
     trainer.train()

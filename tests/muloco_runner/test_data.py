@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muloco_runner.config import ConfigError, DataConfig, RunConfig
-from muloco_runner.corpus import baselines, load_corpus
-from muloco_runner.data import TrainingData, permute, validation_batch
+from muloco_runner.data.batches import TrainingData, permute, validation_batch
+from muloco_runner.data.corpus import baselines, load_corpus
 
 CPU = torch.device("cpu")
 

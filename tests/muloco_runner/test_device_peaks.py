@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from muloco_runner.device_peaks import peak_flops, peak_flops_by_name, peak_memory_bytes
+from muloco_runner.training.mfu import peak_flops, peak_flops_by_name, peak_memory_bytes
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from muloco_runner.config import ConfigError, ExecutionConfig
-from muloco_runner.link import EmulatedLink, Traffic, emulated_link
+from muloco_runner.distributed.traffic import EmulatedLink, Traffic, emulated_link
 
 
 def test_an_exchange_takes_its_bytes_over_the_bandwidth_and_the_latency_of_each_round() -> None:

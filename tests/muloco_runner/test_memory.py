@@ -23,14 +23,14 @@ from muloco_runner.config import (
     StreamingConfig,
     TopKConfig,
 )
-from muloco_runner.corpus import load_corpus
-from muloco_runner.estimate import show_estimate
-from muloco_runner.fitting import choose_placement
-from muloco_runner.inner_step import InnerStep
+from muloco_runner.data.corpus import load_corpus
+from muloco_runner.distributed.topology import Communicator, Topology
 from muloco_runner.memory import Placement, estimate_memory
+from muloco_runner.memory.choose import choose_placement
+from muloco_runner.memory.command import show_estimate
 from muloco_runner.record import RunFolder
-from muloco_runner.topology import Communicator, Topology
-from muloco_runner.train import Session, Trainer
+from muloco_runner.training.inner_step import InnerStep
+from muloco_runner.training.loop import Session, Trainer
 
 MakeRun = Callable[..., RunConfig]
 MakeFolder = Callable[..., RunFolder]

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from muloco_runner.config import OuterMuonConfig, OuterOptimizerConfig, RunConfig
-from muloco_runner.flat import flatten
-from muloco_runner.method import build_method
-from muloco_runner.model import build_model
+from muloco_runner.diloco.flat import flatten
+from muloco_runner.diloco.method import build_method
+from muloco_runner.diloco.outer_optimizer import nesterov_outer_step
+from muloco_runner.distributed.topology import Communicator, Topology
+from muloco_runner.distributed.worker import Worker
+from muloco_runner.model.transformer import build_model
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.reference import orthogonalize_reference
-from muloco_runner.outer_optimizer import nesterov_outer_step
-from muloco_runner.topology import Communicator, Topology
-from muloco_runner.worker import Worker
 
 CPU = torch.device("cpu")
 

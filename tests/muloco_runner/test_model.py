@@ -6,10 +6,10 @@ import torch._dynamo.utils
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from muloco_runner.attention import choose_attention
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError, ModelConfig
-from muloco_runner.model import Block, Transformer, build_model
+from muloco_runner.model.attention import choose_attention
+from muloco_runner.model.transformer import Block, Transformer, build_model
 
 CONFIG = ModelConfig(width=32, num_layers=2, head_width=16, vocab_size=50, sequence_length=24)
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def test_flex_attention_is_part_of_a_compiled_block_for_any_documents(monkeypatc
     compiler = functools.partial(torch.compile, backend="aot_eager")
     compiled = functools.cache(lambda function, device_type: compiler(function, dynamic=False))
     monkeypatch.setattr(torch, "compile", compiler)
-    monkeypatch.setattr("muloco_runner.attention._compiled_on_gpus", compiled)
+    monkeypatch.setattr("muloco_runner.model.attention._compiled_on_gpus", compiled)
     model = build_model(CONFIG, seed=1, device=CPU)
     model.set_execution("flex", recompute=False, compiled=True)
     torch._dynamo.reset()
@@ -78,7 +78,7 @@ def test_recomputed_activations_give_the_same_gradient_to_the_bit() -> None:
 def test_compiled_blocks_and_loss_are_a_graph_each_with_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured and differentiated as always, the loss in chunks too; without the C++ compiler at the end, which takes a
     minute."""
-    monkeypatch.setattr("muloco_runner.cross_entropy.chunk_tokens", lambda vocab_size, device: 24)
+    monkeypatch.setattr("muloco_runner.model.cross_entropy.chunk_tokens", lambda vocab_size, device: 24)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     model = build_model(CONFIG, seed=1, device=CPU)
     found = []
@@ -177,7 +177,7 @@ def test_a_gpus_autocast_leaves_the_stream_and_attention_narrow(monkeypatch: pyt
         attended.extend((q_BHTK, k_BHTK, v_BHTK))
         return torch.empty_like(q_BHTK)
 
-    monkeypatch.setattr("muloco_runner.model.attend", attend)
+    monkeypatch.setattr("muloco_runner.model.transformer.attend", attend)
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.bfloat16)

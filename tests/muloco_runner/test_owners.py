@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from muloco_runner.config import ExecutionConfig, RunConfig
+from muloco_runner.distributed import owner_buffers as lanes
+from muloco_runner.distributed.gradient_reducer import total_norm
+from muloco_runner.distributed.owner_buffers import Lanes
 from muloco_runner.job import run_job
-from muloco_runner.optimizers import lanes
-from muloco_runner.optimizers.gradient_sums import total_norm
-from muloco_runner.optimizers.lanes import Lanes
 from muloco_runner.record import RunFolder
 
 SCRIPT = Path(__file__).parent / "owners_script.py"

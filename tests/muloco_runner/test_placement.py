@@ -30,8 +30,8 @@ from muloco_runner.config import (
     StreamingConfig,
     TopKConfig,
 )
+from muloco_runner.distributed.rendezvous import rank_place
 from muloco_runner.job import run_job
-from muloco_runner.ranks import rank_place
 from muloco_runner.record import ExitCode, RunFolder, StepRecord
 
 SCRIPT = Path(__file__).parent / "ranks_script.py"

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from muloco_runner.config import CosineConfig, RunConfig, WarmupStableDecayConfig
-from muloco_runner.schedule import lr_fraction
+from muloco_runner.training.learning_rate import lr_fraction
 
 
 def test_cosine_warms_up_then_falls_to_the_final_fraction(tiny_run: Callable[..., RunConfig]) -> None:

@@ -8,11 +8,11 @@ import pytest
 from prepared_text import all_documents, command, prepared, texts, write_jsonl
 
 from muloco_runner.config import ConfigError, DataConfig
-from muloco_runner.corpus_path import check_data_path
-from muloco_runner.shards.inputs import find_files
-from muloco_runner.shards.manifest import read_manifest
-from muloco_runner.shards.prepare import prepare
-from muloco_runner.shards.unit import Options
+from muloco_runner.data.check import check_data_path
+from muloco_runner.data.prepared.input_chunk import Options
+from muloco_runner.data.prepared.inputs import find_files
+from muloco_runner.data.prepared.manifest import read_manifest
+from muloco_runner.data.prepared.prepare import prepare
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared_text import all_documents, command, prepared, texts, write_jsonl
 
-from muloco_runner.corpus import LoadedSplit
-from muloco_runner.shards.inputs import Document, InputFile, documents_of, plan_units
-from muloco_runner.shards.manifest import read_manifest
-from muloco_runner.shards.read import ShardedSplit
+from muloco_runner.data.corpus import LoadedSplit
+from muloco_runner.data.prepared.inputs import Document, InputFile, documents_of, plan_units
+from muloco_runner.data.prepared.manifest import read_manifest
+from muloco_runner.data.prepared.read import ShardedSplit
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt", "folder"])
@@ -97,8 +97,8 @@ def test_a_preparation_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "input.jsonl", texts(3000))
     whole = prepared(source, tmp_path / "whole", shard_bytes=20_000)
     code = (
-        "import sys; from pathlib import Path; from muloco_runner.shards.inputs import find_files; "
-        "from muloco_runner.shards.prepare import prepare; from muloco_runner.shards.unit import Options; "
+        "import sys; from pathlib import Path; from muloco_runner.data.prepared.inputs import find_files; "
+        "from muloco_runner.data.prepared.prepare import prepare; from muloco_runner.data.prepared.input_chunk import Options; "
         "prepare(find_files([Path(sys.argv[1])], None), Path(sys.argv[2]), Options(shard_bytes=20_000), 1, print)"
     )
     generator, kills = random.Random(0), 0
@@ -140,7 +140,7 @@ def test_a_tokenizer_keeps_the_text_and_ends_each_document(
     tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     contents = texts(300)
-    monkeypatch.setattr("muloco_runner.shards.tokenizer._LONGEST_PIECE", 100)
+    monkeypatch.setattr("muloco_runner.data.prepared.tokenizer._LONGEST_PIECE", 100)
     source, out = write_jsonl(tmp_path / "input.jsonl", contents), tmp_path / "out"
     assert command(monkeypatch, "prepare", source, "--out", out, "--tokenizer", tokenizer_file) == 0
     manifest = read_manifest(out)
@@ -164,5 +164,5 @@ def test_a_tokenizer_keeps_the_text_and_ends_each_document(
 
 
 def test_the_trainer_needs_no_package_of_the_preparation() -> None:
-    code = "import sys, muloco_runner.corpus; assert not {'pyarrow', 'tokenizers'} & set(sys.modules)"
+    code = "import sys, muloco_runner.data.corpus; assert not {'pyarrow', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,7 +12,7 @@ OTHERS = (
 )
 IMPORT_ALL = """
 import importlib, pkgutil, muloco_runner
-command_line = ("muloco_runner.__main__", "muloco_runner.compose", "muloco_runner.estimate")
+command_line = ("muloco_runner.__main__", "muloco_runner.compose", "muloco_runner.memory.command")
 names = [module.name for module in pkgutil.walk_packages(muloco_runner.__path__, "muloco_runner.")]
 assert len(names) > 50 and set(command_line) < set(names), names
 for name in names:

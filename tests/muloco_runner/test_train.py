@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from muloco_runner.checkpoint import CheckpointStore
 from muloco_runner.config import ExecutionConfig, MuonConfig, OuterOptimizerConfig, RunConfig
-from muloco_runner.corpus import load_corpus
-from muloco_runner.data import validation_batch
-from muloco_runner.evaluate import evaluate
+from muloco_runner.data.batches import validation_batch
+from muloco_runner.data.corpus import load_corpus
+from muloco_runner.distributed.topology import Communicator, Topology
 from muloco_runner.job import run_job
-from muloco_runner.model import build_model
+from muloco_runner.model.transformer import build_model
 from muloco_runner.record import ExitCode, RunFolder
-from muloco_runner.topology import Communicator, Topology
-from muloco_runner.train import Session, Trainer
+from muloco_runner.training.checkpointing import CheckpointStore
+from muloco_runner.training.evaluate import evaluate
+from muloco_runner.training.loop import Session, Trainer
 
 ALGORITHMS = [(m, i) for m in ("data_parallel", "diloco") for i in ("adamw", "muon")]
 CPU = torch.device("cpu")

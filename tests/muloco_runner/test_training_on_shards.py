@@ -12,12 +12,12 @@ from prepared_text import prepared, texts, write_jsonl
 
 from muloco_runner.__main__ import main as train_command
 from muloco_runner.config import ConfigError, DataConfig, ExecutionConfig, RunConfig
-from muloco_runner.corpus import _load, load_corpus
-from muloco_runner.corpus_path import check_data
-from muloco_runner.data import TrainingData
+from muloco_runner.data.batches import TrainingData
+from muloco_runner.data.check import check_data
+from muloco_runner.data.corpus import _load, load_corpus
+from muloco_runner.data.prepared.manifest import read_manifest
 from muloco_runner.job import check_can_run, run_job
 from muloco_runner.record import ExitCode, RunFolder
-from muloco_runner.shards.manifest import read_manifest
 
 
 def test_a_run_trains_on_shards_and_refuses_others_and_small_vocabularies(

@@ -17,11 +17,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from muloco_runner.config import ExecutionConfig
-from muloco_runner.fragments import Fragment
+from muloco_runner.diloco.streaming import Fragment
+from muloco_runner.distributed.traffic import EmulatedLink
 from muloco_runner.job import run_job
-from muloco_runner.link import EmulatedLink
 from muloco_runner.record import RunFolder
-from muloco_runner.training_clock import TrainingClock
+from muloco_runner.training.clock import TrainingClock
 
 
 class Watched:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from sweeps.state import SweepState
-from sweeps.tally import Tally
+from sweeps.engine.counters import Tally
+from sweeps.engine.state import SweepState
 
 
 def words_of(state: SweepState) -> dict[str, Any]:

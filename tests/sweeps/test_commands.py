@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from sweeps.commands import Look
-from sweeps.definition import Definition
-from sweeps.folder import SweepFolder
-from sweeps.quota import Verdict, VerdictKind
-from sweeps.work import Need, Work
+from sweeps.cli.commands import Look
+from sweeps.engine.definition import Definition
+from sweeps.engine.quota import Verdict, VerdictKind
+from sweeps.engine.work import Need, Work
+from sweeps.store.folder import SweepFolder
 
 HERE = Path(__file__).parent
 CLUSTER = {"kind": "local", "tick_seconds": 0.05, "allocations": [{"name": "here", "quota": {"jobs": 1}}]}
@@ -118,7 +118,7 @@ def test_mistakes_are_one_line(sweep: SweepFolder, tmp_path: Path) -> None:
 
 def controller(root: Path) -> "subprocess.Popen[bytes]":
     code = (
-        "import sys; from pathlib import Path; from sweeps.folder import SweepFolder; from sweeps.clusters import *;"
+        "import sys; from pathlib import Path; from sweeps.store.folder import SweepFolder; from sweeps.clusters import *;"
         "from sweeps.controller import Controller; f = SweepFolder(Path(sys.argv[1]), 'sample');"
         "Controller(f, f.read_definition(), make_cluster).run()"
     )

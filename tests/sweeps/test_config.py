@@ -8,7 +8,7 @@ import yaml
 
 from muloco_runner.config import ConfigError
 from muloco_runner.paths import config_dir
-from sweeps.config import read_cluster
+from sweeps.engine.cluster_config import read_cluster
 
 GOOD: dict[str, Any] = {"kind": "slurm", "allocations": [{"name": "a", "gpus_per_node": 8, "quota": {"nodes": 3}}]}
 

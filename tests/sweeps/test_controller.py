@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from muloco_runner.record import RunFolder, RunStatus
-from sweeps.clusters.interface import (
+from sweeps.cli.display import Lines
+from sweeps.controller import Controller, Tick
+from sweeps.engine.cluster import (
     JobEnd,
     JobObservation,
     JobRequest,
@@ -20,16 +22,14 @@ from sweeps.clusters.interface import (
     RefusalKind,
     Refused,
 )
-from sweeps.config import ClusterConfig
-from sweeps.controller import Controller, Tick
-from sweeps.definition import Definition
-from sweeps.display import Lines
-from sweeps.evidence import Evidence, evidence_in_folder
-from sweeps.folder import SweepFolder
-from sweeps.ledger import Ledger
-from sweeps.policy import RULES, Cause
-from sweeps.state import SweepState
-from sweeps.work import Attempt, Need, Work
+from sweeps.engine.cluster_config import ClusterConfig
+from sweeps.engine.definition import Definition
+from sweeps.engine.outcome import Evidence, evidence_in_folder
+from sweeps.engine.policy import RULES, Cause
+from sweeps.engine.state import SweepState
+from sweeps.engine.work import Attempt, Need, Work
+from sweeps.store.folder import SweepFolder
+from sweeps.store.ledger import Ledger
 
 QUOTA = 3
 CLUSTER = {

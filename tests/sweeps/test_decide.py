@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeps.clusters.interface import JobRequest, Limit, Resource
-from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
-from sweeps.decide import Plan, decide
-from sweeps.policy import Cause
-from sweeps.quota import VerdictKind, own_limits
-from sweeps.state import SweepState
-from sweeps.work import Attempt, Need, Work
+from sweeps.engine.cluster import JobRequest, Limit, Resource
+from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
+from sweeps.engine.decide import Plan, decide
+from sweeps.engine.policy import Cause
+from sweeps.engine.quota import VerdictKind, own_limits
+from sweeps.engine.state import SweepState
+from sweeps.engine.work import Attempt, Need, Work
 
 NOON = 1.8e9
 """Unix seconds at which histories begin."""

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from muloco_runner.record import RunFolder, RunResult
-from sweeps.estimate import Estimates, refine
-from sweeps.work import Need, Work
+from sweeps.engine.durations import Estimates, refine
+from sweeps.engine.work import Need, Work
 
 
 def work(root: Path, number: int, algorithm: str, num_params: int, minutes: float) -> Work:

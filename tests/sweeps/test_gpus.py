@@ -9,8 +9,8 @@ from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.memory import usable_bytes
 from sweeps.__main__ import main
-from sweeps.config import AllocationConfig, ClusterConfig
-from sweeps.gpus import Gpus
+from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
+from sweeps.training.gpus import Gpus
 
 
 def run_of(size: str, *overrides: str) -> RunConfig:

@@ -9,8 +9,8 @@ import yaml
 
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError
-from sweeps.expansion import expand
 from sweeps.grid import read_grids, values_of
+from sweeps.training.expansion import expand
 
 
 def one(**grid: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.lease import TTL_SECONDS, Lease, LeaseHeld, LeaseLost, read_holder
+from sweeps.store.lease import TTL_SECONDS, Lease, LeaseHeld, LeaseLost, read_holder
 
 
 def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_a_released_lease_is_taken_with_a_higher_token(tmp_path: Path) -> None:
 
 
 def test_a_killed_holder_on_this_host_is_replaced_at_once(tmp_path: Path) -> None:
-    code = "import os, sys, pathlib, sweeps.lease as s; s.Lease(pathlib.Path(sys.argv[1])); os._exit(9)"
+    code = "import os, sys, pathlib, sweeps.store.lease as s; s.Lease(pathlib.Path(sys.argv[1])); os._exit(9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     dead = read_holder(tmp_path)
     assert dead is not None

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.lease import TTL_SECONDS, Lease, LeaseLost
-from sweeps.ledger import START, Ledger, read_events
+from sweeps.store.lease import TTL_SECONDS, Lease, LeaseLost
+from sweeps.store.ledger import START, Ledger, read_events
 
 
 @pytest.fixture

@@ -16,15 +16,15 @@ import pytest
 import submitit
 
 from sweeps.clusters.local import LocalCluster
-from sweeps.config import ClusterConfig
 from sweeps.controller import Controller
-from sweeps.definition import Definition
-from sweeps.evidence import Evidence, evidence_in_folder, obstacle_in_folder
-from sweeps.folder import SweepFolder
-from sweeps.lease import LeaseHeld
-from sweeps.policy import Cause
-from sweeps.state import SweepState
-from sweeps.work import Attempt, Need, Work
+from sweeps.engine.cluster_config import ClusterConfig
+from sweeps.engine.definition import Definition
+from sweeps.engine.outcome import Evidence, evidence_in_folder, obstacle_in_folder
+from sweeps.engine.policy import Cause
+from sweeps.engine.state import SweepState
+from sweeps.engine.work import Attempt, Need, Work
+from sweeps.store.folder import SweepFolder
+from sweeps.store.lease import LeaseHeld
 
 HERE = Path(__file__).parent
 CLUSTER = {"kind": "local", "tick_seconds": 0.05, "allocations": [{"name": "here", "quota": {"jobs": 2}}]}
@@ -93,7 +93,7 @@ def test_each_ending_has_its_consequence(root: Path, monkeypatch: pytest.MonkeyP
         "large": {"codes": [70, 0]},
         "fine": {"codes": [0]},
     }
-    monkeypatch.setattr("sweeps.policy.RULES", {c: _without_backoff(r) for c, r in _rules().items()})
+    monkeypatch.setattr("sweeps.engine.policy.RULES", {c: _without_backoff(r) for c, r in _rules().items()})
     state = run_sweep(root, plans)
     assert words(state) == {"mended": "done", "broken": "held", "wrong": "held", "large": "done", "fine": "done"}
     assert {name: starts(root, name) for name in plans} == {
@@ -104,7 +104,7 @@ def test_each_ending_has_its_consequence(root: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_folder_that_cannot_be_written_holds_its_run_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.policy.RULES", {c: _without_backoff(r) for c, r in _rules().items()})
+    monkeypatch.setattr("sweeps.engine.policy.RULES", {c: _without_backoff(r) for c, r in _rules().items()})
     obstacles = {name: root / "runs" / name for name in ("lost", "blocked")}
     obstacles["blocked"] /= "attempts"
     for path in obstacles.values():
@@ -154,7 +154,7 @@ def test_a_folder_without_permission_is_an_obstacle_and_no_error(private: Path) 
 
 
 def _rules() -> Any:
-    from sweeps.policy import RULES
+    from sweeps.engine.policy import RULES
 
     return RULES
 

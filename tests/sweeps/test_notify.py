@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from muloco_runner.config import ConfigError
+from sweeps.cli.notify import Notifier
 from sweeps.controller import Tick
-from sweeps.decide import Plan
-from sweeps.notify import Notifier
-from sweeps.state import SweepState
-from sweeps.work import Work
+from sweeps.engine.decide import Plan
+from sweeps.engine.state import SweepState
+from sweeps.engine.work import Work
 
 
 def tick(**held: str | None) -> Tick:

@@ -6,9 +6,9 @@ import signal
 import pytest
 
 from muloco_runner.record import ExitCode
-from sweeps.clusters.interface import JobEnd
-from sweeps.policy import RULES, Cause, PastAttempt, after, cause_of
-from sweeps.work import Ending
+from sweeps.engine.cluster import JobEnd
+from sweeps.engine.policy import RULES, Cause, PastAttempt, after, cause_of
+from sweeps.engine.work import Ending
 
 
 def ending(code: int) -> Ending:

@@ -6,15 +6,15 @@ import pytest
 
 from muloco_runner.config import ExecutionConfig
 from muloco_runner.paths import config_dir
+from sweeps.cli.display import plan_as_dict, show_plan
 from sweeps.clusters import make_cluster
-from sweeps.clusters.interface import Limit, Limits, Resource
-from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
-from sweeps.definition import Definition
-from sweeps.display import plan_as_dict, show_plan
-from sweeps.launch import Sweep, read_sweep
-from sweeps.preview import Preview, preview
-from sweeps.quota import VerdictKind
-from sweeps.work import Need, Work
+from sweeps.engine.cluster import Limit, Limits, Resource
+from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
+from sweeps.engine.definition import Definition
+from sweeps.engine.quota import VerdictKind
+from sweeps.engine.work import Need, Work
+from sweeps.training.preview import Preview, preview
+from sweeps.training.sweep import Sweep, read_sweep
 
 
 def sweep_of(root: Path, nodes: int, *needs: Need) -> Sweep:

@@ -16,18 +16,18 @@ from state_words import counted_anew, tally_words, words_of
 
 from muloco_runner.record import ExitCode
 from sweeps import controller as controller_module
-from sweeps.bound import lower_bound_minutes
-from sweeps.clusters.simulated import SimulatedCluster
-from sweeps.clusters.weather import FAIR, ROUGH, Weather
-from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.controller import Controller, Tick
-from sweeps.decide import MAX_GPU_HOURS
-from sweeps.folder import SweepFolder
-from sweeps.ledger import Ledger
-from sweeps.policy import Cause
-from sweeps.simulation import begin, play, simulate
-from sweeps.state import SweepState
-from sweeps.work import Need, Work
+from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
+from sweeps.engine.decide import MAX_GPU_HOURS
+from sweeps.engine.lower_bound import lower_bound_minutes
+from sweeps.engine.policy import Cause
+from sweeps.engine.state import SweepState
+from sweeps.engine.work import Need, Work
+from sweeps.simulation.cluster import SimulatedCluster
+from sweeps.simulation.faults import FAIR, ROUGH, Weather
+from sweeps.simulation.simulate import begin, play, simulate
+from sweeps.store.folder import SweepFolder
+from sweeps.store.ledger import Ledger
 
 HISTORIES = int(os.environ.get("MULOCO_HISTORIES", "100"))
 """As many random ones; 10,000 take half an hour of one core."""

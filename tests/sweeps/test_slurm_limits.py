@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.clusters.interface import Resource
-from sweeps.clusters.slurm_limits import (
+from sweeps.clusters.slurm.limits import (
     Accounting,
     limits_of,
     mistake_in,
@@ -15,7 +14,8 @@ from sweeps.clusters.slurm_limits import (
     parse_partitions,
     with_unused_limits,
 )
-from sweeps.config import AllocationConfig
+from sweeps.engine.cluster import Resource
+from sweeps.engine.cluster_config import AllocationConfig
 
 ASSOC_MGR = """\
 Current Association Manager state

@@ -2,8 +2,7 @@
 
 import pytest
 
-from sweeps.clusters.interface import RefusalKind
-from sweeps.clusters.slurm_text import (
+from sweeps.clusters.slurm.parse import (
     classify_refusal,
     expand_node_list,
     gpus_in_gres,
@@ -12,6 +11,7 @@ from sweeps.clusters.slurm_text import (
     parse_sacct,
     parse_squeue,
 )
+from sweeps.engine.cluster import RefusalKind
 
 RUNNING = (
     "17|root|RUNNING|2|192|gres:gpu:h100:8|gpu|lab|normal|1-00:00:00|2026-03-01T10:00:00|2026-03-02T10:00:00"

@@ -9,15 +9,15 @@ from state_words import counted_anew, tally_words, words_of
 
 from muloco_runner.config import ConfigError
 from sweeps import controller as controller_module
-from sweeps.clusters.simulated import SimulatedCluster
-from sweeps.clusters.weather import ROUGH
-from sweeps.config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.controller import Tick
-from sweeps.definition import Definition
-from sweeps.folder import SweepFolder
-from sweeps.ledger import Ledger
-from sweeps.simulation import begin, play
-from sweeps.work import Need, Work
+from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
+from sweeps.engine.definition import Definition
+from sweeps.engine.work import Need, Work
+from sweeps.simulation.cluster import SimulatedCluster
+from sweeps.simulation.faults import ROUGH
+from sweeps.simulation.simulate import begin, play
+from sweeps.store.folder import SweepFolder
+from sweeps.store.ledger import Ledger
 
 CLUSTER = ClusterConfig(
     "c",

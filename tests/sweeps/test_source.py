@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.clusters.interface import JobRequest, JobState
 from sweeps.clusters.local import LocalCluster
-from sweeps.clusters.slurm_script import job_script
-from sweeps.config import AllocationConfig
-from sweeps.source import HERE, describe_source, git_state, keep_source
-from sweeps.work import Attempt, Need, Work
+from sweeps.clusters.slurm.script import job_script
+from sweeps.engine.cluster import JobRequest, JobState
+from sweeps.engine.cluster_config import AllocationConfig
+from sweeps.engine.work import Attempt, Need, Work
+from sweeps.node.code_snapshot import HERE, describe_source, git_state, keep_source
 
 PROBE = """
 from pathlib import Path
@@ -138,7 +138,7 @@ def test_a_job_of_slurm_imports_from_its_copy(tmp_path: Path) -> None:
     work = Work("w", str(tmp_path), "m:f")
     request = JobRequest("t-1", "a", (Attempt(work, 1),), 1, 0, 1, 1.0, code=str(copy))
     script = job_script(request, AllocationConfig("a"), [], tmp_path)
-    assert f"exec {sys.executable} -P -m sweeps.clusters.slurm_job" in script
+    assert f"exec {sys.executable} -P -m sweeps.clusters.slurm.job" in script
     # What comes before the job itself, as bash reads it, in a folder that has such a package too.
     asked = script.split("exec ")[0] + f"{sys.executable} -P -c 'import sweeps; print(sweeps.__file__)'"
     done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, cwd=HERE, check=True)

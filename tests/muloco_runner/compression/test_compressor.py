@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from muloco_runner.compression import Compressor, choose_codecs
-from muloco_runner.compression.codecs import AnyCodec, Exact, Linear, Statistical, TopK
-from muloco_runner.compression.payload import decode
-from muloco_runner.compression.pieces import cut, whole_pieces
 from muloco_runner.config import CompressionConfig, ModelConfig, QuantisationConfig, TopKConfig
-from muloco_runner.flat import views
-from muloco_runner.model import build_model
+from muloco_runner.diloco.compression import Compressor, choose_codecs
+from muloco_runner.diloco.compression.codecs import AnyCodec, Exact, Linear, Statistical, TopK
+from muloco_runner.diloco.compression.payload import decode
+from muloco_runner.diloco.compression.pieces import cut, whole_pieces
+from muloco_runner.diloco.flat import views
+from muloco_runner.model.transformer import build_model
 
 LOSSY: list[AnyCodec] = [
     Statistical(2),

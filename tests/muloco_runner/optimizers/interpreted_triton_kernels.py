@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from triton.runtime.interpreter import GridExecutor
 
 from muloco_runner.optimizers import MuLoCo1, Muon
-from muloco_runner.optimizers.fused_bank import FusedAdamWBank, FusedMatrixBank, move
+from muloco_runner.optimizers.buckets.fused import FusedAdamWBank, FusedMatrixBank, move
 from muloco_runner.optimizers.orthogonalize import orthogonalize, result_dtype
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.reference import normalise, orthogonalize_reference

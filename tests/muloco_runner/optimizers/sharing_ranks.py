@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from muloco_runner.link import Traffic
+from muloco_runner.distributed.traffic import Traffic
 from muloco_runner.optimizers import Muon
 from muloco_runner.optimizers.orthogonalize import cpu
 

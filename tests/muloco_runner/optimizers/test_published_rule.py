@@ -15,12 +15,12 @@ from muloco_runner.config import (
     OuterOptimizerConfig,
     RunConfig,
 )
-from muloco_runner.method import build_method
-from muloco_runner.model import Transformer, build_model
+from muloco_runner.diloco.method import build_method
+from muloco_runner.distributed.topology import Communicator, Topology
+from muloco_runner.distributed.worker import Worker
+from muloco_runner.model.transformer import Transformer, build_model
 from muloco_runner.optimizers import MuLoCo1, Muon, build_inner_optimizer
 from muloco_runner.optimizers.parameter_groups import parameter_groups
-from muloco_runner.topology import Communicator, Topology
-from muloco_runner.worker import Worker
 
 MODEL = ModelConfig(width=32, num_layers=2, head_width=16, vocab_size=50, sequence_length=16)
 LR, DECAY, MOMENTUM, BETAS, EPS = 0.02, 0.1, 0.9, (0.9, 0.99), 1e-8

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from muloco_runner.distributed.ownership import Owners, rounds_of
 from muloco_runner.optimizers.orthogonalize import cpu
-from muloco_runner.optimizers.owners import Owners, rounds_of
 
 HAS_TRITON = find_spec("triton") is not None
 SCRIPT = Path(__file__).parent / "sharing_ranks.py"

@@ -1,0 +1,271 @@
+"""The content of report.json: every question's result in plain values, and in words what they allow to be said."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import platform
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.laws.fit import CONFIDENCE
+from analysis.optima import PLATEAU, Optima, find_optima, main_budget
+from analysis.published.page import overlay
+from analysis.questions import critical_batch_size, iso_loss
+from analysis.report import laws, verdict
+from analysis.report.options import Options
+from analysis.runs import TUNED, Study
+
+SCHEMA_VERSION = 2
+
+
+def build_report(study: Study, options: Options) -> dict[str, Any]:
+    """Everything on the page, as values that JSON can hold."""
+    optima = find_optima(study)
+    budget = main_budget(optima.best)
+    at_budget = optima.best[optima.best["tokens_per_parameter"] == budget]
+    at_budget = at_budget.sort_values("series", key=lambda s: s.map(study.series.index), kind="stable")
+    baseline = iso_loss.choose_baseline(study.series)
+    points = critical_batch_size.find_critical_batches(optima, budget)
+    fits = critical_batch_size.fit_laws(points, optima, options.delta, options.bootstrap, options.seed)
+    compute_ratios, time_ratios = laws.equal_loss(at_budget, study.series, baseline, fits, budget, options)
+    report: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "title": options.title,
+        "settings": {
+            "delta": options.delta if math.isfinite(options.delta) else "inf",
+            "bootstrap": options.bootstrap,
+            "seed": options.seed,
+            "confidence": CONFIDENCE,
+            "tokens_per_parameter": budget,
+            "baseline": baseline,
+            "cbs_threshold": critical_batch_size.THRESHOLD,
+            "cbs_overhead": critical_batch_size.OVERHEAD,
+            "plateau": PLATEAU,
+        },
+        "series": study.series,
+        "scales": _scales(at_budget),
+        "audit": _audit(study, optima),
+        "best": _best_rows(at_budget, baseline, compute_ratios, time_ratios),
+        "loss_vs_batch": _curves(optima, budget),
+        "critical_batch": laws.critical_batch(points, fits, optima, options.delta),
+        "iso_loss": compute_ratios,
+        "time_ratio": time_ratios,
+        "size_and_data": laws.size_and_data(optima.best, study.series, options),
+        "hyper_parameters": _hyper_parameters(study, at_budget, budget),
+        "num_workers": laws.num_workers(at_budget, options.delta, options.bootstrap, options.seed),
+        "wall_clock": laws.wall_clock_hours(at_budget, points, study.series, options),
+        "sensitivity": laws.sensitivity(at_budget, study.series, baseline, points, fits, optima, options),
+        "published": overlay() if options.published else None,
+        "provenance": _provenance(study, options),
+    }
+    report["verdict"] = verdict.statements(report)
+    plain: dict[str, Any] = _plain(report)
+    return plain
+
+
+def _scales(best: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {
+            "num_params": n,
+            "num_tokens": group["num_tokens"].median(),
+            "flops": group["flops"].median(),
+        }
+        for n, group in best.groupby("num_params", sort=True)
+    ]
+
+
+def _best_rows(
+    best: pd.DataFrame, baseline: str, compute_ratios: dict[str, Any], time_ratios: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The best of every series and size, with its ratios to the baseline."""
+    keys = ["series", "num_params", "num_tokens", "flops", "loss", "global_batch_tokens", "num_steps", "seeds"]
+    keys += [*TUNED, "edges", "batch_edge", "settings", "train_seconds", "bytes_sent", "pseudogradient_cosine"]
+    of_baseline = best[best["series"] == baseline].set_index("num_params")["loss"]
+    compute = {(r["series"], r["flops"]): r for r in compute_ratios.get("ratios") or []}
+    time = {(r["series"], r["flops"]): r for r in time_ratios.get("ratios") or []}
+    out = []
+    for row in best.to_dict("records"):
+        against = of_baseline.get(row["num_params"])
+        place = (row["series"], row["flops"])
+        out.append(
+            {
+                **{key: row[key] for key in keys},
+                "num_workers": row["num_workers"],
+                "plateau_lr": list(row["plateau_lr"]),
+                "relative": None if against is None else row["loss"] / against - 1,
+                "compute_ratio": _value_and_interval(compute.get(place)),
+                "time_ratio": _value_and_interval(time.get(place)),
+            }
+        )
+    return out
+
+
+def _value_and_interval(ratio: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if ratio is None else {"value": ratio["value"], "ci": ratio["ci"]}
+
+
+def _curves(optima: Optima, budget: float) -> list[dict[str, Any]]:
+    rows = optima.points[optima.points["tokens_per_parameter"] == budget]
+    return [
+        {
+            "series": series,
+            "num_params": n,
+            "points": [
+                {
+                    "global_batch_tokens": p["global_batch_tokens"],
+                    "loss": p["loss"],
+                    "lr": p["lr"],
+                    "settings": p["settings"],
+                    "seeds": p["seeds"],
+                    "diverged": p["diverged"],
+                    "edges": p["edges"],
+                }
+                for p in curve.sort_values("global_batch_tokens").to_dict("records")
+            ],
+        }
+        for (n, series), curve in rows.groupby(["num_params", "series"], sort=True, observed=True)
+    ]
+
+
+def _audit(study: Study, optima: Optima) -> dict[str, Any]:
+    runs = study.runs
+    reasons = Counter(_reason_kind(e.reason) for e in study.excluded)
+    edges = optima.best["edges"].map(len) > 0
+    return {
+        "found": len(runs) + len(study.excluded),
+        "used": int((~runs["diverged"]).sum()),
+        "diverged": int(runs["diverged"].sum()),
+        "excluded": [{"reason": reason, "runs": n} for reason, n in sorted(reasons.items())],
+        "excluded_runs": [dataclasses.asdict(e) for e in study.excluded],
+        "corpus": study.corpus,
+        "baselines": study.baselines,
+        "bytes_per_token": study.bytes_per_token,
+        "optima": len(optima.best),
+        "optima_on_edge": int(edges.sum()),
+        "optima_batch_on_edge": int(optima.best["batch_edge"].notna().sum()),
+        "repeated_settings": optima.seed_settings,
+        "seed_sd": optima.seed_sd,
+        "notes": study.notes,
+        "by_series": [
+            {
+                "series": series,
+                "runs": len(group),
+                "sizes": int(group["num_params"].nunique()),
+                "batches": int(group["global_batch_tokens"].nunique()),
+                "settings": int(group["hyper_parameters"].nunique()),
+                "seeds": int(group["seed"].nunique()),
+                "diverged": int(group["diverged"].sum()),
+            }
+            for series in study.series
+            for group in [runs[runs["series"] == series]]
+        ],
+    }
+
+
+def _reason_kind(reason: str) -> str:
+    """Reasons without what differs from run to run, for counting."""
+    head, _, tail = reason.partition(":")
+    return f"{head}: {tail.strip().split(' ')[0]}" if head == "unfinished" else reason if head != "damaged" else head
+
+
+def _hyper_parameters(study: Study, at_budget: pd.DataFrame, budget: float) -> dict[str, Any]:
+    """Loss against learning rate at each series' and size's best batch; at the largest size, over batch and rate."""
+    curves = []
+    finished = study.runs[~study.runs["diverged"] & (study.runs["tokens_per_parameter"] == budget)]
+    groups = dict(list(finished.groupby(["series", "num_params"], observed=True)))
+    best = at_budget.to_dict("records")
+    for row in best:
+        here = groups[row["series"], row["num_params"]]
+        by_lr = here[here["global_batch_tokens"] == row["global_batch_tokens"]].groupby("lr")["loss"].min()
+        curves.append(
+            {
+                "series": row["series"],
+                "num_params": row["num_params"],
+                "global_batch_tokens": row["global_batch_tokens"],
+                "best_lr": row["lr"],
+                "plateau_lr": list(row["plateau_lr"]),
+                "edges": row["edges"],
+                "num_lrs": len(by_lr),
+                "points": [{"lr": lr, "loss": loss} for lr, loss in by_lr.items()],
+            }
+        )
+    maps = []
+    largest = max(row["num_params"] for row in best)
+    for row in best:
+        if row["num_params"] != largest:
+            continue
+        here = groups[row["series"], largest]
+        lowest_at = here.groupby(["global_batch_tokens", "lr"])["loss"].min().reset_index()
+        cells = [{str(key): value for key, value in cell.items()} for cell in lowest_at.to_dict("records")]
+        lowest = min((cell["loss"] for cell in cells), default=math.nan)
+        maps.append(
+            {
+                "series": row["series"],
+                "num_params": largest,
+                "cells": [{**cell, "relative": cell["loss"] / lowest - 1} for cell in cells],
+            }
+        )
+    return {"curves": curves, "maps": maps}
+
+
+def _provenance(study: Study, options: Options) -> dict[str, Any]:
+    import matplotlib
+    import scipy
+
+    return {
+        "source": study.source,
+        "corpus": study.corpus,
+        "data_hash": _data_hash(study),
+        "command": options.command,
+        "commit": _commit(),
+        "seed": options.seed,
+        "trained_with": study.versions,
+        "analysed_with": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+            "pandas": pd.__version__,
+            "matplotlib": matplotlib.__version__,
+        },
+    }
+
+
+def _data_hash(study: Study) -> str:
+    """SHA-256 over the runs that are used: who they are, where they stand, what they reached."""
+    runs = study.runs[["run_id", "series", "num_params", "num_tokens", "global_batch_tokens", "seed", "loss"]]
+    return hashlib.sha256(runs.to_csv(index=False).encode()).hexdigest()
+
+
+def _commit() -> str | None:
+    """Git commit of this program's source tree; None where it was installed without one."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"],
+            capture_output=True, text=True, timeout=5, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON can hold: numpy scalars become Python's, what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,31 @@
+"""What a login node can check of a run's data without reading the corpus. Standard library only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from muloco_runner.config import ConfigError, DataConfig, RunConfig
+from muloco_runner.data.prepared.manifest import read_manifest
+
+
+def check_data(run: RunConfig) -> None:
+    """Data that is not there, or whose vocabulary is not the model's, raises `ConfigError`."""
+    check_data_path(run.data)
+    if run.data.source == "shards":
+        check_vocabulary(run, read_manifest(Path(str(run.data.path))).vocab_size)
+
+
+def check_vocabulary(run: RunConfig, vocab_size: int) -> None:
+    """A corpus with more tokens than the model knows raises `ConfigError`."""
+    if vocab_size > run.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={run.model.vocab_size} is smaller than the corpus's {vocab_size}: raise it"
+        )
+
+
+def check_data_path(data: DataConfig) -> None:
+    """A path that is not there, or holds no prepared data where it should, raises `ConfigError`."""
+    if data.path is not None and not Path(data.path).exists():
+        raise ConfigError(f"data.path={data.path!r}: no such file or folder here: correct data.path")
+    if data.source == "shards":
+        read_manifest(Path(str(data.path)))

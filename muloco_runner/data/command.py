@@ -1,0 +1,195 @@
+"""`muloco-data`: prepares text for training, and shows what was prepared."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from muloco_runner.config import ConfigError
+from muloco_runner.data.prepared.manifest import Manifest, damaged_files, read_manifest
+from muloco_runner.record import ExitCode
+
+if TYPE_CHECKING:
+    from muloco_runner.data.prepared.tokenizer import Tokenizer
+
+EXAMPLES = """\
+  muloco-data prepare books/ --out data/books                      every file below books/, one document each, as bytes
+  muloco-data prepare web.jsonl.gz --tokenizer llama3/tokenizer.json --out data/web
+  muloco-data prepare dump.parquet --column content --out data/dump
+  muloco-data inspect data/web                                     what is there, and the beginning of some documents
+  muloco-data inspect data/web --verify                            reads everything again and compares hashes
+
+  muloco-train data=shards data.path=data/books                    trains on it
+"""
+_PREPARE = """\
+Reads .jsonl (.json, .ndjson), .parquet and any other file as text, .gz and .zst too, and writes tokens with document
+boundaries, a held-out share for validation chosen by content, and a manifest. Memory stays bounded by the longest
+document. Interrupted or killed, the same command continues. Exit codes: 0 done, 2 a mistake in the command or in the
+input, told in one line.
+"""
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def main() -> None:
+    """The console script."""
+    arguments = _parser().parse_args()
+    try:
+        arguments.run(arguments)
+    except ConfigError as error:
+        _end(ExitCode.USAGE, f"muloco-data: {error}")
+    except OSError as error:
+        _end(ExitCode.CRASH, f"muloco-data: {error.filename or ''}: {error.strerror}: the same command continues")
+    except KeyboardInterrupt:
+        _end(130, "muloco-data: interrupted; the same command continues")
+
+
+def _end(code: int, line: str) -> NoReturn:
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "muloco-data", description=f"Prepares text for training.\n\n{EXAMPLES}", formatter_class=raw
+    )
+    commands = parser.add_subparsers(required=True, metavar="prepare | inspect")
+    prepare = commands.add_parser(
+        "prepare", help="text to memory-mapped tokens", description=_PREPARE, formatter_class=raw
+    )
+    prepare.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files, or folders of them")
+    prepare.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="new folder for the result")
+    prepare.add_argument(
+        "--tokenizer", default="bytes", metavar="FILE", help="a Hugging Face tokenizer.json; default: bytes"
+    )
+    prepare.add_argument(
+        "--end-of-document",
+        metavar="TOKEN",
+        help="token appended to each document, or none; default: the usual one that the tokenizer has",
+    )
+    prepare.add_argument("--column", default="text", help="key (jsonl) or column (parquet) that holds the text")
+    prepare.add_argument("--format", choices=("jsonl", "parquet", "text"), help="default: by each file's name")
+    prepare.add_argument(
+        "--documents",
+        choices=("file", "paragraph"),
+        help="of text: each file is one, or each paragraph; default: file, paragraph where there is one file",
+    )
+    prepare.add_argument(
+        "--validation-fraction", type=float, default=0.01, metavar="F", help="share of documents held out; default 0.01"
+    )
+    prepare.add_argument(
+        "--bad-documents", choices=("fail", "skip"), default="fail", help="what cannot be read; default: fail"
+    )
+    prepare.add_argument("--processes", type=int, metavar="N", help="default: one for each core")
+    prepare.add_argument(
+        "--shard-megabytes", type=int, default=256, metavar="N", help="input for one shard; default 256"
+    )
+    prepare.set_defaults(run=_prepare)
+    inspect = commands.add_parser("inspect", help="what a prepared folder holds", formatter_class=raw)
+    inspect.add_argument("folder", type=Path)
+    inspect.add_argument("--split", choices=("train", "validation"), default="train")
+    inspect.add_argument("--samples", type=int, default=3, metavar="N", help="documents to show; default 3")
+    inspect.add_argument("--verify", action="store_true", help="read every file and compare it with its hash")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from muloco_runner.data.prepared.input_chunk import Options
+    from muloco_runner.data.prepared.inputs import find_files
+    from muloco_runner.data.prepared.prepare import prepare
+
+    if not 0 < arguments.validation_fraction < 1:
+        raise ConfigError(f"--validation-fraction {arguments.validation_fraction}: must lie between 0 and 1")
+    cores = len(os.sched_getaffinity(0))
+    processes = cores if arguments.processes is None else arguments.processes
+    for name, value in (("--processes", processes), ("--shard-megabytes", arguments.shard_megabytes)):
+        if value < 1:
+            raise ConfigError(f"{name} {value}: must be at least 1")
+    files = find_files(arguments.inputs, arguments.format)
+    options = Options(
+        tokenizer=arguments.tokenizer,
+        end_of_document=arguments.end_of_document,
+        column=arguments.column,
+        validation_fraction=arguments.validation_fraction,
+        bad_documents=arguments.bad_documents,
+        by_file=arguments.documents == "file" or (arguments.documents is None and len(files) > 1),
+        shard_bytes=arguments.shard_megabytes * 2**20,
+    )
+    with _progress(sum(file.size for file in files)) as on_bytes:
+        manifest = prepare(files, arguments.out, options, processes, on_bytes)
+    for line in _summary(manifest):
+        print(line)
+    print(f"{arguments.out}  {manifest.content_hash}  train on it with: data=shards data.path={arguments.out}")
+
+
+def _summary(manifest: Manifest) -> Iterator[str]:
+    for name, split in (("train", manifest.train), ("validation", manifest.validation)):
+        yield (
+            f"{name:11}{split.num_tokens:>15,} tokens {split.num_documents:>11,} documents "
+            f"{split.num_bytes:>15,} bytes {len(split.shards):>5} shards"
+        )
+    tokenizer = manifest.tokenizer
+    end = f", each document ends with {tokenizer.end_of_document}" if tokenizer.end_of_document else ""
+    yield f"{tokenizer.kind}, vocabulary {manifest.vocab_size:,} ({manifest.dtype}){end}"
+    if manifest.num_skipped:
+        yield f"{manifest.num_skipped:,} documents could not be read and were left out"
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from muloco_runner.data.prepared.read import ShardedSplit
+    from muloco_runner.data.prepared.tokenizer import Bytes, HuggingFace
+
+    folder = arguments.folder
+    manifest = read_manifest(folder)
+    print(f"{folder}  {manifest.content_hash}")
+    for line in _summary(manifest):
+        print(line)
+    if arguments.verify:
+        damaged = damaged_files(folder, manifest)
+        if damaged:
+            raise ConfigError(f"{folder}: not as they were written: {', '.join(damaged)}: prepare the data again")
+        print("every file is as it was written")
+    is_bytes = manifest.tokenizer.kind == "bytes"
+    tokenizer: Tokenizer = Bytes() if is_bytes else HuggingFace(folder / "tokenizer.json")
+    split = ShardedSplit(folder, getattr(manifest, arguments.split), manifest.dtype)
+    for number in range(min(arguments.samples, split.num_documents)):
+        # Evenly over the split, so that every kind of input is likely to be seen.
+        start, end = split.document(number * split.num_documents // arguments.samples)
+        text = tokenizer.decode(split.read(start, min(end - start, 100)))
+        print(f"\ndocument at token {start:,}, {end - start:,} tokens:\n  {text[:300]!r}")
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, a line now and then in a log."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda done: bar.update(task, completed=min(done, total))
+        return
+    started_at = printed_at = time.monotonic()
+
+    def line(done: int) -> None:
+        nonlocal printed_at
+        now = time.monotonic()
+        if now - printed_at >= _SECONDS_BETWEEN_LINES:
+            printed_at = now
+            share = min(1.0, done / max(1, total))
+            print(f"{share:.1%} of {total / 1e6:,.0f} MB, {now - started_at:.0f} s", file=sys.stderr, flush=True)
+
+    yield line
+
+
+if __name__ == "__main__":
+    main()

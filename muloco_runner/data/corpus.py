@@ -1,0 +1,183 @@
+"""A corpus: the tokens of many documents, split into training and validation by document, and its content hash.
+
+Two sources need neither download nor preparation: `python_source` (the interpreter's own standard library) and `text`
+(any files), both as bytes and in memory. `shards` is what `muloco-data prepare` wrote, read from disk as it is needed.
+Standard library and numpy only.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muloco_runner.config import ConfigError, DataConfig
+from muloco_runner.data.check import check_data_path
+from muloco_runner.data.prepared.manifest import read_manifest
+from muloco_runner.data.prepared.read import ShardedSplit
+
+BYTE_VOCABULARY = 256
+# Test data is no prose, and vendored packages are no part of the language's own library.
+_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+_SHUFFLE_SALT = b"validation"
+
+
+class Split(Protocol):
+    """Documents laid end to end. Axes: B sequences, T time."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def read(self, start: int, count: int) -> NDArray[np.integer]:
+        """Tokens start .. start+count, shape (count,)."""
+
+    def gather(self, starts: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of the sequences that begin at `starts`: their tokens and the one after each, shape (B, T+1), and the number
+        of the document that holds each token, shape (B, T)."""
+
+    def will_need(self, starts: NDArray[np.int64], length: int) -> None:
+        """Sequences that will be gathered soon: they may be fetched meanwhile."""
+
+
+@dataclass(frozen=True)
+class LoadedSplit:
+    """A split in memory."""
+
+    tokens: NDArray[np.integer]
+    """Shape (tokens,)."""
+    document_starts: NDArray[np.int64]
+    """Offset of each document's first token, ascending, shape (documents,)."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    def read(self, start: int, count: int) -> NDArray[np.integer]:
+        return self.tokens[start : start + count]
+
+    def gather(self, starts: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        offsets = starts[:, None] + np.arange(length + 1, dtype=np.int64)
+        documents = np.searchsorted(self.document_starts, offsets[:, :-1], side="right")
+        return self.tokens[offsets].astype(np.int64), documents
+
+    def will_need(self, starts: NDArray[np.int64], length: int) -> None:
+        pass  # it is there
+
+
+@dataclass(frozen=True)
+class Corpus:
+    train: Split
+    validation: Split
+    vocab_size: int
+    content_hash: str
+    """SHA-256 over both splits, 16 hex digits."""
+    bytes_per_token: float = 1.0
+    """Mean bytes of text in a token of the validation split."""
+
+
+@functools.cache
+def _load(source: str, path: str | None, validation_fraction: float) -> Corpus:
+    if source == "shards":
+        return _shards(Path(str(path)))
+    documents = _python_source() if source == "python_source" else _text_files(Path(str(path)))
+    train: list[bytes] = []
+    held_out: list[tuple[bytes, bytes]] = []
+    for name, content in documents:
+        digest = hashlib.sha256(_SHUFFLE_SALT + name.encode()).digest()
+        if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64:
+            held_out.append((digest, content))
+        else:
+            train.append(content)
+    # Hash order, so that the first tokens of the validation split are a mixture and not one folder.
+    validation = [content for _, content in sorted(held_out)]
+    for name, split in (("training", train), ("validation", validation)):
+        if not split:
+            where = path or "the standard library"
+            raise ConfigError(
+                f"data: {where} leaves no document for {name}: give more files or change data.validation_fraction"
+            )
+    splits = [_lay_out(train), _lay_out(validation)]
+    content_hash = hashlib.sha256()
+    for one in splits:
+        content_hash.update(one.tokens.tobytes())
+        content_hash.update(one.document_starts.tobytes())
+    return Corpus(splits[0], splits[1], BYTE_VOCABULARY, content_hash.hexdigest()[:16])
+
+
+def load_corpus(data: DataConfig) -> Corpus:
+    """Reads the corpus, once in a process. Mistakes in the path raise `ConfigError`."""
+    return _load(data.source, data.path, data.validation_fraction)
+
+
+def _shards(folder: Path) -> Corpus:
+    manifest = read_manifest(folder)
+    return Corpus(
+        ShardedSplit(folder, manifest.train, manifest.dtype),
+        ShardedSplit(folder, manifest.validation, manifest.dtype),
+        manifest.vocab_size,
+        manifest.content_hash,
+        manifest.validation.num_bytes / manifest.validation.num_tokens,
+    )
+
+
+def _lay_out(contents: list[bytes]) -> LoadedSplit:
+    lengths = np.array([len(content) for content in contents], dtype=np.int64)
+    starts = np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.int64)
+    return LoadedSplit(np.frombuffer(b"".join(contents), dtype=np.uint8), starts)
+
+
+def _python_source() -> Iterable[tuple[str, bytes]]:
+    root = Path(sysconfig.get_path("stdlib"))
+    files = (path for path in root.rglob("*.py") if not _SKIPPED_FOLDERS & set(path.relative_to(root).parts[:-1]))
+    return _read(root, files)
+
+
+def _text_files(path: Path) -> Iterable[tuple[str, bytes]]:
+    check_data_path(DataConfig(source="text", path=str(path)))
+    if path.is_file():
+        # One file holds one document a paragraph, so that it too can be split.
+        paragraphs = path.read_bytes().split(b"\n\n")
+        return [(str(number), text + b"\n\n") for number, text in enumerate(paragraphs) if text.strip()]
+    files = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return _read(path, files)
+
+
+def _read(root: Path, files: Iterable[Path]) -> list[tuple[str, bytes]]:
+    named = sorted((file.relative_to(root).as_posix(), file) for file in files)
+    contents = ((name, file.read_bytes()) for name, file in named)
+    return [(name, content) for name, content in contents if content]
+
+
+_LARGEST_COUNTED_VOCABULARY = 1024
+_MOST_COUNTED_TOKENS = 2**26
+"""Of the training text; frequencies of a byte vocabulary do not change after that."""
+
+
+@functools.cache
+def _baselines(source: str, path: str | None, validation_fraction: float, validation_tokens: int) -> dict[str, float]:
+    corpus = _load(source, path, validation_fraction)
+    size = corpus.vocab_size
+    if size > _LARGEST_COUNTED_VOCABULARY:
+        return {}
+    train = corpus.train.read(0, min(corpus.train.num_tokens, _MOST_COUNTED_TOKENS)).astype(np.int64)
+    held_out = corpus.validation.read(0, min(corpus.validation.num_tokens, validation_tokens + 1)).astype(np.int64)
+    unigrams = np.bincount(train, minlength=size) + 1.0
+    pairs = np.bincount(train[:-1] * size + train[1:], minlength=size * size).reshape(size, size) + 1.0
+    targets = held_out[1:]
+    unigram = -np.log(unigrams[targets] / unigrams.sum()).mean()
+    bigram = -np.log(pairs[held_out[:-1], targets] / pairs.sum(axis=1)[held_out[:-1]]).mean()
+    return {"unigram": float(unigram), "bigram": float(bigram)}
+
+
+def baselines(data: DataConfig) -> dict[str, float]:
+    """Validation loss, nats per token, of the unigram and the bigram model counted on the training text (add-one):
+    what a model that learnt nothing but frequencies would reach. Empty for a vocabulary too large to count pairs of.
+    """
+    return _baselines(data.source, data.path, data.validation_fraction, data.validation_tokens)

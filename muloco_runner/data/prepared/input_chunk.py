@@ -1,0 +1,166 @@
+"""One unit of input becomes one training shard and its share of the held-out documents.
+
+Every file appears under its own name only when it is whole, and the unit's summary last: a unit without a summary is
+done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muloco_runner.config import ConfigError
+from muloco_runner.data.prepared.inputs import Document, Piece, documents_of
+from muloco_runner.data.prepared.tokenizer import open_tokenizer
+from muloco_runner.record import write_atomically
+
+_BATCH_BYTES = 2_000_000
+_SALT = b"validation"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides a prepared folder's content beside its inputs."""
+
+    tokenizer: str = "bytes"
+    end_of_document: str | None = None
+    column: str = "text"
+    validation_fraction: float = 0.01
+    bad_documents: str = "fail"
+    """fail at the first, or skip them and count."""
+    by_file: bool = True
+    """Whether a text file is one document, or one a paragraph."""
+    shard_bytes: int = 256 * 2**20
+
+
+def part_name(number: int) -> str:
+    return f"{number:05d}"
+
+
+def summary_file(folder: Path, number: int) -> Path:
+    return folder / "parts" / f"{part_name(number)}.json"
+
+
+def prepare_unit(
+    folder: Path, number: int, pieces: list[Piece], options: Options, advance: Callable[[int], None]
+) -> dict[str, Any]:
+    """Writes the unit's files and returns its summary; `advance` hears of bytes read, and may raise to stop."""
+    tokenizer = open_tokenizer(options.tokenizer, options.end_of_document)
+    dtype = token_dtype(tokenizer.vocab_size)
+    part = folder / "parts" / part_name(number)
+    summary: dict[str, Any] = {"num_skipped": 0, "num_empty": 0}
+    order: list[bytes] = []
+    with (
+        ShardWriter(folder / f"train-{part_name(number)}", dtype) as train,
+        ShardWriter(part.with_suffix(".validation"), dtype) as validation,
+    ):
+        for batch in _batches(pieces, options, summary, advance):
+            for content, tokens in zip(batch, tokenizer.encode(batch), strict=True):
+                # By content: copies of a document fall on the same side.
+                digest = hashlib.blake2b(content, digest_size=8, key=_SALT).digest()
+                held_out = int.from_bytes(digest, "big") < options.validation_fraction * 2**64
+                (validation if held_out else train).add(tokens, len(content))
+                if held_out:
+                    order.append(digest)
+        summary["train"], summary["validation"] = train.close(), validation.close()
+    summary["order"] = np.frombuffer(b"".join(order), dtype=">u8").tolist()
+    write_atomically(summary_file(folder, number), json.dumps(summary))
+    return summary
+
+
+def _batches(
+    pieces: list[Piece], options: Options, summary: dict[str, Any], advance: Callable[[int], None]
+) -> Iterator[list[bytes]]:
+    """Documents with content, some megabytes at a time."""
+    batch: list[bytes] = []
+    size = consumed = 0
+    for piece in pieces:
+        for document in documents_of(piece, options.column, options.by_file):
+            consumed += document.consumed
+            if document.problem is not None:
+                _refuse(document, options)
+                summary["num_skipped"] += 1
+            elif document.content:
+                batch.append(document.content)
+                size += len(document.content)
+            if size >= _BATCH_BYTES:
+                advance(consumed)
+                yield batch
+                batch, size, consumed = [], 0, 0
+    advance(consumed)
+    if batch:
+        yield batch
+
+
+def _refuse(document: Document, options: Options) -> None:
+    if options.bad_documents == "fail":
+        raise ConfigError(f"{document.problem}: mend it, or leave such documents out with --bad-documents skip")
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest type that holds every token number."""
+    return np.dtype("<u1" if vocab_size <= 2**8 else "<u2" if vocab_size <= 2**16 else "<u4")
+
+
+class ShardWriter:
+    """Writes NAME.tokens and NAME.documents; nothing has those names before `close`."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self._path, self._dtype = path, dtype
+        self._files: dict[str, IO[bytes]] = {}
+        self._hashes = {suffix: hashlib.sha256() for suffix in ("tokens", "documents")}
+        self._num_tokens = self._num_documents = self._num_bytes = 0
+
+    def __enter__(self) -> ShardWriter:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in self._hashes:
+            self._files[suffix] = open(self._partial(suffix), "wb")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for suffix, file in self._files.items():
+            file.close()
+            with contextlib.suppress(FileNotFoundError):
+                self._partial(suffix).unlink()
+
+    def add(self, tokens: NDArray[np.integer[Any]], num_bytes: int) -> None:
+        if not len(tokens):
+            return
+        self._write("documents", np.array([self._num_tokens], dtype="<i8").tobytes())
+        self._write("tokens", tokens.astype(self._dtype, copy=False).tobytes())
+        self._num_tokens += len(tokens)
+        self._num_documents += 1
+        self._num_bytes += num_bytes
+
+    def close(self) -> dict[str, Any]:
+        """Makes the files visible; what the manifest says of them."""
+        for suffix, file in self._files.items():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            os.replace(self._partial(suffix), self._path.parent / f"{self._path.name}.{suffix}")
+        return {
+            "name": self._path.name,
+            "num_tokens": self._num_tokens,
+            "num_documents": self._num_documents,
+            "num_bytes": self._num_bytes,
+            "tokens_sha256": self._hashes["tokens"].hexdigest(),
+            "documents_sha256": self._hashes["documents"].hexdigest(),
+        }
+
+    def _write(self, suffix: str, content: bytes) -> None:
+        self._hashes[suffix].update(content)
+        self._files[suffix].write(content)
+
+    def _partial(self, suffix: str) -> Path:
+        # With the process's number: one left over from a killed preparation may still be writing its own.
+        return self._path.parent / f".{self._path.name}.{suffix}.{os.getpid()}.partial"

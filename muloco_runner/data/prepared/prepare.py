@@ -1,0 +1,270 @@
+"""Prepares a folder of shards with several processes, bounded memory, and nothing lost when killed.
+
+Units are shared out to processes; what a killed run finished is kept. The manifest is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from muloco_runner.config import ConfigError
+from muloco_runner.data.prepared.input_chunk import (
+    Options,
+    ShardWriter,
+    part_name,
+    prepare_unit,
+    summary_file,
+    token_dtype,
+)
+from muloco_runner.data.prepared.inputs import InputFile, Piece, plan_units
+from muloco_runner.data.prepared.manifest import FILE_NAME, Manifest, Shard, SplitManifest, read_manifest
+from muloco_runner.data.prepared.tokenizer import open_tokenizer
+from muloco_runner.record import write_atomically
+
+PLAN = "plan.json"
+
+
+class Stopped(Exception):
+    """Another unit failed, or the user interrupted."""
+
+
+def prepare(
+    files: list[InputFile], folder: Path, options: Options, processes: int, on_bytes: Callable[[int], None]
+) -> Manifest:
+    """The manifest of `folder`, prepared from `files`; `on_bytes` hears of input bytes done so far.
+
+    A prepared folder is left as it is, a begun one is finished. One begun from something else raises `ConfigError`.
+    """
+    tokenizer = open_tokenizer(options.tokenizer, options.end_of_document)
+    plan = _plan(files, options)
+    if (folder / FILE_NAME).exists():
+        manifest = read_manifest(folder)
+        if {"inputs": manifest.inputs, "options": manifest.options} != plan:
+            there = {"inputs": manifest.inputs, "options": manifest.options}
+            raise ConfigError(f"{folder} was prepared from {_difference(there, plan)}: choose another --out")
+        return manifest
+    units = plan_units(files, options.shard_bytes, options.by_file)
+    _begin(folder, plan)
+    with _alone_in(folder):
+        try:
+            summaries = _prepare_units(folder, units, options, processes, on_bytes)
+        except ConfigError:
+            if not any((folder / "parts").glob("*.json")):
+                # Nothing was done yet: the mended command may have other options.
+                shutil.rmtree(folder)
+            raise
+        for split, name in (("train", "training"), ("validation", "validation")):
+            if not sum(summary[split]["num_documents"] for summary in summaries):
+                shutil.rmtree(folder)
+                raise ConfigError(f"no document is left for {name}: give more, or change --validation-fraction")
+        manifest = _finish(folder, summaries, options, plan, tokenizer.vocab_size)
+        shutil.rmtree(folder / "parts")
+        (folder / PLAN).unlink()
+    return manifest
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Holds the plan's lock, which the kernel lets go when the process dies, and clears what a killed one left."""
+    with open(folder / PLAN) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder}: another process is preparing it: wait for it, or stop it") from None
+        for left_over in [*folder.glob(".*.partial"), *folder.glob("parts/.*.partial")]:
+            left_over.unlink(missing_ok=True)
+        yield
+
+
+def _plan(files: list[InputFile], options: Options) -> dict[str, Any]:
+    described = dataclasses.asdict(options)
+    if options.tokenizer != "bytes":
+        tokenizer = open_tokenizer(options.tokenizer, options.end_of_document).describe()
+        described |= {"tokenizer": tokenizer.sha256, "end_of_document": tokenizer.end_of_document}
+    return {"inputs": [{"name": f.name, "bytes": f.size, "kind": f.kind} for f in files], "options": described}
+
+
+def _difference(there: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The first thing in which two plans differ."""
+    for name, value in there["options"].items():
+        if value != wanted["options"].get(name):
+            return f"{name}={value}, now it is {wanted['options'].get(name)}"
+    return f"{len(there['inputs'])} other input files"
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> None:
+    text = json.dumps(plan, indent=1)
+    try:
+        if (folder / PLAN).exists():
+            if (folder / PLAN).read_text() != text:
+                begun = _difference(json.loads((folder / PLAN).read_text()), plan)
+                raise ConfigError(f"{folder} was begun with {begun}: remove it or choose another --out")
+            return
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty and was not made by this command: choose another --out")
+        write_atomically(folder / PLAN, text)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: {error.strerror}") from None
+
+
+def _prepare_units(
+    folder: Path, units: list[list[Piece]], options: Options, processes: int, on_bytes: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """Summaries of all units, in order."""
+    found: dict[int, dict[str, Any]] = {}
+    done = 0
+    for number, unit in enumerate(units):
+        if summary_file(folder, number).exists():
+            found[number] = json.loads(summary_file(folder, number).read_text())
+            done += sum(piece.size for piece in unit)
+    on_bytes(done)
+    missing = [number for number in range(len(units)) if number not in found]
+    if processes == 1 or len(missing) <= 1:
+        for number in missing:
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                on_bytes(done)
+
+            found[number] = prepare_unit(folder, number, units[number], options, advance)
+    else:
+        found |= _in_processes(folder, {n: units[n] for n in missing}, options, processes, lambda n: on_bytes(done + n))
+    return [found[number] for number in range(len(units))]
+
+
+def _in_processes(
+    folder: Path,
+    units: dict[int, list[Piece]],
+    options: Options,
+    processes: int,
+    on_bytes: Callable[[int], None],
+) -> dict[int, dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")
+    count, stop = context.Value("q", 0), context.Event()
+    pool = ProcessPoolExecutor(min(processes, len(units)), context, initializer=_enter, initargs=(count, stop))
+    futures: dict[Future[dict[str, Any]], int] = {}
+    try:
+        for number, unit in units.items():
+            futures[pool.submit(_unit_in_process, folder, number, unit, options)] = number
+        waiting = set(futures)
+        while waiting:
+            finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
+            on_bytes(count.value)
+            for future in finished:
+                future.result()
+    except BrokenProcessPool:
+        raise ConfigError(
+            "a process was killed, perhaps for want of memory: the same command continues, with fewer --processes"
+        ) from None
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+    return {number: future.result() for future, number in futures.items()}
+
+
+_shared: list[Any] = []
+"""In a worker process: the counter of bytes read and the event that says stop."""
+
+
+def _enter(count: Any, stop: Any) -> None:
+    # The one who started the processes hears the interrupt and stops them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _shared[:] = [count, stop]
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """Nobody else tells a waiting process that the one who gives it work was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _unit_in_process(folder: Path, number: int, unit: list[Piece], options: Options) -> dict[str, Any]:
+    count, stop = _shared
+
+    def advance(size: int) -> None:
+        if stop.is_set():
+            raise Stopped
+        with count.get_lock():
+            count.value += size
+
+    return prepare_unit(folder, number, unit, options, advance)
+
+
+def _finish(
+    folder: Path, summaries: list[dict[str, Any]], options: Options, plan: dict[str, Any], vocab_size: int
+) -> Manifest:
+    dtype = token_dtype(vocab_size)
+    validation = _merge_validation(folder, summaries, dtype)
+    train = [summary["train"] for summary in summaries]
+    for part in train:
+        if not part["num_documents"]:
+            for suffix in ("tokens", "documents"):
+                (folder / f"{part['name']}.{suffix}").unlink(missing_ok=True)
+    manifest = Manifest(
+        vocab_size=vocab_size,
+        dtype=dtype.name,
+        tokenizer=open_tokenizer(options.tokenizer, options.end_of_document).describe(),
+        train=_split([part for part in train if part["num_documents"]]),
+        validation=_split([validation]),
+        options=plan["options"],
+        inputs=plan["inputs"],
+        num_skipped=sum(summary["num_skipped"] for summary in summaries),
+    )
+    manifest.content_hash = manifest.hash_of_content()
+    if options.tokenizer != "bytes":
+        source = Path(options.tokenizer)
+        source = source / "tokenizer.json" if source.is_dir() else source
+        write_atomically(folder / "tokenizer.json", source.read_text())
+    write_atomically(folder / FILE_NAME, manifest.to_json())
+    return manifest
+
+
+def _split(parts: list[dict[str, Any]]) -> SplitManifest:
+    sums = {key: sum(part[key] for part in parts) for key in ("num_tokens", "num_documents", "num_bytes")}
+    return SplitManifest(**sums, shards=[Shard(**{k: v for k, v in p.items() if k != "num_bytes"}) for p in parts])
+
+
+def _merge_validation(folder: Path, summaries: list[dict[str, Any]], dtype: np.dtype[Any]) -> dict[str, Any]:
+    """All held-out documents in the order of their hashes, so that the first ones are a mixture of all inputs."""
+    counts = [len(summary["order"]) for summary in summaries]
+    digests = np.concatenate([np.array(summary["order"], dtype=np.uint64) for summary in summaries])
+    units = np.repeat(np.arange(len(summaries)), counts)
+    places = np.concatenate([np.arange(count) for count in counts])
+    parts = [folder / "parts" / f"{part_name(number)}.validation" for number in range(len(summaries))]
+    starts = [np.fromfile(part.parent / f"{part.name}.documents", dtype="<i8") for part in parts]
+    with ShardWriter(folder / "validation-00000", dtype) as writer:
+        for index in np.argsort(digests, kind="stable"):
+            unit, place = units[index], places[index]
+            end = (
+                starts[unit][place + 1]
+                if place + 1 < len(starts[unit])
+                else summaries[unit]["validation"]["num_tokens"]
+            )
+            start = starts[unit][place]
+            part = parts[unit]
+            tokens = np.fromfile(
+                part.parent / f"{part.name}.tokens", dtype, int(end - start), offset=int(start) * dtype.itemsize
+            )
+            writer.add(tokens, 0)
+        merged = writer.close()
+    return {**merged, "num_bytes": sum(summary["validation"]["num_bytes"] for summary in summaries)}

@@ -1,0 +1,118 @@
+"""What turns text into token numbers: bytes as they are, or a Hugging Face tokenizer.json."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muloco_runner.config import ConfigError
+from muloco_runner.data.prepared.manifest import TokenizerManifest
+
+_USUAL_ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>")
+_LONGEST_PIECE = 2_000_000
+"""Characters. A longer document is cut at line ends before it is encoded: the encoder needs some hundred times its
+size in memory."""
+
+
+class Tokenizer(Protocol):
+    vocab_size: int
+    """Largest token number plus one."""
+
+    def encode(self, texts: list[bytes]) -> list[NDArray[np.integer[Any]]]:
+        """Token numbers of each document, the end-of-document token included where there is one."""
+
+    def decode(self, tokens: NDArray[np.integer[Any]]) -> str: ...
+
+    def describe(self) -> TokenizerManifest: ...
+
+
+class Bytes:
+    """A token is a byte; documents need no end, since where each starts is known."""
+
+    vocab_size = 256
+
+    def encode(self, texts: list[bytes]) -> list[NDArray[np.integer[Any]]]:
+        return [np.frombuffer(text, dtype=np.uint8) for text in texts]
+
+    def decode(self, tokens: NDArray[np.integer[Any]]) -> str:
+        return tokens.astype(np.uint8).tobytes().decode(errors="replace")
+
+    def describe(self) -> TokenizerManifest:
+        return TokenizerManifest("bytes")
+
+
+class HuggingFace:
+    """`tokenizer.json` of the tokenizers library. No start token, no truncation, no padding; an end to each document.
+
+    `end_of_document`: the token's text, "none", or None for the first of the usual ones that it has.
+    """
+
+    def __init__(self, file: Path, end_of_document: str | None = None) -> None:
+        try:
+            library = importlib.import_module("tokenizers")
+        except ImportError:
+            raise ConfigError(f"{file}: reading it needs tokenizers: pip install 'muloco-sweeps[data]'") from None
+        try:
+            content = file.read_bytes()
+            self._tokenizer = library.Tokenizer.from_buffer(content)
+        except Exception as error:  # the library raises Exception itself
+            raise ConfigError(f"tokenizer {file}: {' '.join(str(error).split())}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._sha256 = hashlib.sha256(content).hexdigest()
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        if end_of_document is None:
+            end_of_document = next((token for token in _USUAL_ENDS if token in vocabulary), "none")
+        if end_of_document != "none" and end_of_document not in vocabulary:
+            raise ConfigError(
+                f"--end-of-document {end_of_document}: not a token of {file}; usual ones are "
+                f"{', '.join(_USUAL_ENDS)}, and `none` goes without"
+            )
+        self._end = None if end_of_document == "none" else end_of_document
+        self._end_id = None if self._end is None else vocabulary[self._end]
+
+    def encode(self, texts: list[bytes]) -> list[NDArray[np.integer[Any]]]:
+        pieces = [_pieces(text.decode()) for text in texts]
+        encoded = iter(self._tokenizer.encode_batch_fast([p for one in pieces for p in one], add_special_tokens=False))
+        end = [] if self._end_id is None else [self._end_id]
+        found: list[NDArray[np.integer[Any]]] = []
+        for one in pieces:
+            ids: list[int] = []
+            for _ in one:
+                ids.extend(next(encoded).ids)
+            found.append(np.array(ids + end, dtype=np.uint32))
+        return found
+
+    def decode(self, tokens: NDArray[np.integer[Any]]) -> str:
+        text: str = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+        return text
+
+    def describe(self) -> TokenizerManifest:
+        return TokenizerManifest("huggingface", self._sha256, self._end, self._end_id)
+
+
+def _pieces(text: str) -> list[str]:
+    pieces = []
+    while len(text) > _LONGEST_PIECE:
+        cut = text.rfind("\n", 0, _LONGEST_PIECE) + 1 or _LONGEST_PIECE
+        pieces.append(text[:cut])
+        text = text[cut:]
+    return [*pieces, text]
+
+
+def open_tokenizer(name: str, end_of_document: str | None) -> Tokenizer:
+    """`bytes`, or the path of a tokenizer.json or of the folder that holds one."""
+    if name == "bytes":
+        if end_of_document not in (None, "none"):
+            raise ConfigError("--end-of-document has no effect on bytes: drop it, or give --tokenizer FILE")
+        return Bytes()
+    file = Path(name) / "tokenizer.json" if Path(name).is_dir() else Path(name)
+    if not file.is_file():
+        raise ConfigError(f"--tokenizer {name}: no such file; give a tokenizer.json, or `bytes`")
+    return HuggingFace(file, end_of_document)

@@ -1,0 +1,65 @@
+"""What one worker sends of its pseudogradients, and what it remembers of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from muloco_runner.config import CompressionConfig, LossyCompressionConfig, QuantisationConfig, TopKConfig
+from muloco_runner.diloco.compression import payload
+from muloco_runner.diloco.compression.codecs import AnyCodec, Exact, Linear, Statistical, TopK
+from muloco_runner.diloco.compression.pieces import Piece
+
+
+def choose_codecs(config: CompressionConfig, model: nn.Module) -> list[AnyCodec]:
+    """A codec for each parameter: norm gains, the vectors, are always exact; embedding and head where asked."""
+    if not isinstance(config, LossyCompressionConfig):
+        return [Exact() for _ in model.parameters()]
+    lossy = _lossy_codec(config)
+    kept = {"embedding", "head"} if config.exact_embeddings else set()
+    return [
+        Exact() if parameter.ndim < 2 or name.split(".")[0] in kept else lossy
+        for name, parameter in model.named_parameters()
+    ]
+
+
+def _lossy_codec(config: LossyCompressionConfig) -> AnyCodec:
+    match config:
+        case QuantisationConfig(name="statistical"):
+            return Statistical(config.bits, config.granularity == "row")
+        case QuantisationConfig(name="linear"):
+            return Linear(config.bits, config.granularity == "row")
+        case TopKConfig(bits=None):
+            return TopK(config.fraction)
+        case TopKConfig(bits=int(bits)):
+            return TopK(config.fraction, Statistical(bits) if config.values == "statistical" else Linear(bits))
+    raise AssertionError(f"compression {config.name} has no codec")
+
+
+class Compressor:
+    """The sending side of one worker, for the tensors of one fragment.
+
+    With a decay d, error feedback: e <- d*e + delta; sent is Q(e); e <- e - Q(e). No learning rate is in it: the outer
+    step applies its own, once, to the mean of what was sent.
+    """
+
+    def __init__(self, codecs: Sequence[AnyCodec], error_feedback: float | None, like: Tensor) -> None:
+        self.codecs, self.error_feedback = codecs, error_feedback
+        self.error = None if error_feedback is None else torch.zeros_like(like)
+        """Flat, as the pseudogradient."""
+
+    def accept(self, pseudogradient: Tensor) -> Tensor:
+        """What is to be sent: the pseudogradient, flat, with what is remembered."""
+        if self.error is None or self.error_feedback is None:
+            return pseudogradient
+        return self.error.mul_(self.error_feedback).add_(pseudogradient)
+
+    def send(self, tensors: Sequence[Tensor], pieces: Sequence[Piece]) -> Tensor:
+        """The payload of these pieces of the accepted tensors; what it does not carry stays remembered."""
+        parts = [piece.of(tensors) for piece in pieces]
+        content = payload.encode(parts, [self.codecs[piece.tensor] for piece in pieces])
+        if self.error is not None:
+            torch._foreach_sub_(parts, payload.decode(content))
+        return content

@@ -1,0 +1,151 @@
+"""Streaming: which parameters are shared together, and at which steps (Streaming DiLoCo, arXiv 2501.18512).
+
+A model of one fragment is plain DiLoCo. Fragments are runs of layers; the embedding belongs to the first, final norm
+and head to the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muloco_runner.diloco.compression import Compressor
+from muloco_runner.diloco.exchange import Exchange
+from muloco_runner.diloco.flat import copy_into, flatten, views
+from muloco_runner.diloco.outer_optimizer import OuterOptimizer
+from muloco_runner.distributed.row_shards import WholeTensors
+from muloco_runner.distributed.worker import Worker
+
+
+def split_by_layers(names: Sequence[str], num_layers: int, num_fragments: int) -> list[list[int]]:
+    """Places in `names`, the parameters in the model's order, of each fragment's."""
+    fragments: list[list[int]] = [[] for _ in range(num_fragments)]
+    for place, name in enumerate(names):
+        parts = name.split(".")
+        if parts[0] == "blocks":
+            fragment = int(parts[1]) * num_fragments // num_layers
+        else:
+            fragment = 0 if parts[0] == "embedding" else num_fragments - 1
+        fragments[fragment].append(place)
+    return fragments
+
+
+@dataclass(frozen=True)
+class FragmentSchedule:
+    """When one fragment leaves and when it arrives. Steps are inner steps completed, from 1."""
+
+    number: int
+    num_fragments: int
+    sync_interval: int
+    """H."""
+    delay_steps: int
+    """tau."""
+
+    @property
+    def offset(self) -> int:
+        """The fragment leaves where the step is this, modulo H: fragment i of F at (i + 1) H / F."""
+        return (self.number + 1) * self.sync_interval // self.num_fragments % self.sync_interval
+
+    def leaves(self, step: int) -> bool:
+        return step % self.sync_interval == self.offset
+
+    def on_its_way(self, step: int) -> bool:
+        """Whether it has left before or at `step`, and is to arrive after it."""
+        left = step - (step - self.offset) % self.sync_interval
+        return left > 0 and step < left + self.delay_steps
+
+    def arrives(self, step: int) -> bool:
+        left = step - self.delay_steps
+        return left > 0 and self.leaves(left)
+
+
+@dataclass
+class Arrival:
+    """What came of one exchange."""
+
+    mean: Tensor
+    """Mean pseudogradient, flat like the anchor."""
+    products_KK: Tensor | None
+    """Dot products between what the workers sent; None where a checkpoint held the mean alone."""
+
+
+class Fragment:
+    """The tensors that are shared together: their anchor, their outer optimizer, and each worker's compressor."""
+
+    def __init__(
+        self,
+        places: Sequence[int],
+        workers: Sequence[Worker],
+        schedule: FragmentSchedule,
+        optimizer: OuterOptimizer,
+        compressors: Sequence[Compressor],
+        exchange: Exchange,
+        wholes: WholeTensors | None = None,
+    ) -> None:
+        """`places` are those of the tensors in `Worker.tensors`; `compressors` stand in the order of `workers`.
+
+        With `wholes`, tensors whose rows are spread over replicas are exchanged by their owners.
+        """
+        self.places, self.workers, self.schedule = places, workers, schedule
+        self.anchor = flatten(self.tensors_of(workers[0]))
+        self.optimizer, self.compressors, self.exchange = optimizer, compressors, exchange
+        self.wholes = wholes
+
+    def tensors_of(self, worker: Worker) -> list[Tensor]:
+        return [worker.tensors[place] for place in self.places]
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """The fragment's tensors in a flat one like the anchor."""
+        return views(flat, self.tensors_of(self.workers[0]))
+
+    def pseudogradients(self) -> list[Tensor]:
+        """Anchor minus parameters, flat, of each worker held here."""
+        deltas = [flatten(self.tensors_of(worker)) for worker in self.workers]
+        for delta in deltas:
+            torch.sub(self.anchor, delta, out=delta)
+        return deltas
+
+    def average(self, pseudogradients: Sequence[Tensor]) -> Arrival:
+        """Their mean over all workers, as sent. Takes no part of the workers, so that they may train on meanwhile."""
+        accepted = [
+            self.views(compressor.accept(delta))
+            for compressor, delta in zip(self.compressors, pseudogradients, strict=True)
+        ]
+        mean = torch.empty_like(self.anchor)
+        if self.wholes is None:
+            return Arrival(mean, self.exchange.average(self.compressors, accepted, self.views(mean)))
+        (shards,) = accepted  # where a worker has replicas, a rank holds one worker
+        tensors = self.wholes.gather(shards)
+        means = [torch.empty_like(tensor) for tensor in tensors]
+        products_KK = self.exchange.average(self.compressors, [tensors], means)
+        self.wholes.scatter(means, self.views(mean))
+        if self.compressors[0].error is not None:
+            self.wholes.scatter(tensors, shards)
+        return Arrival(mean, products_KK)
+
+    def average_beside_training(self, pseudogradients: Sequence[Tensor]) -> Arrival:
+        """The same on a thread of its own and, on a GPU, a stream of its own."""
+        if not self.anchor.is_cuda:
+            return self.average(pseudogradients)
+        training = torch.cuda.default_stream(self.anchor.device)
+        stream = torch.cuda.Stream(self.anchor.device)
+        stream.wait_stream(training)
+        with torch.cuda.stream(stream):
+            arrival = self.average(pseudogradients)
+        stream.synchronize()
+        # The outer step reads it on the other stream, when this one may hand its memory on.
+        arrival.mean.record_stream(training)
+        return arrival
+
+    def take(self, mean: Tensor, mixing: float) -> None:
+        """The outer step; every worker goes on from the new anchor, and keeps the share `mixing` of its own."""
+        self.optimizer.step(self.anchor, mean)
+        for worker in self.workers:
+            tensors = self.tensors_of(worker)
+            if mixing:
+                copy_into(tensors, torch.lerp(self.anchor, flatten(tensors), mixing))
+            else:
+                copy_into(tensors, self.anchor)

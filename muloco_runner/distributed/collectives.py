@@ -1,0 +1,119 @@
+"""`torch.distributed`'s collectives among the ranks of one group, counted and, on an emulated link, held back.
+
+One rule says what a rank sends: messages straight to each other rank. Of an all-to-all that is what is meant for the
+others, of an all-gather its own part once for each of them, of a reduce-scatter each one's part, of a broadcast the
+tensor once for each, from its root. An all-reduce is a reduce-scatter and an all-gather of the sums: 2 (n - 1)/n of the
+tensor among n ranks. Rings, as NCCL and gloo form them, move as much. Each message takes the latency of one round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch.distributed as dist
+from torch import Tensor
+
+from muloco_runner.distributed.traffic import Traffic
+
+# Their names from torch 2.13 on, and before.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+class Transfer:
+    """A collective under way."""
+
+    def __init__(self, work: dist.Work | None, end: float, traffic: Traffic) -> None:
+        self.work, self._end, self._traffic = work, end, traffic
+
+    def wait(self) -> None:
+        """Returns when the result may be used, and no earlier than the emulated link would have brought it."""
+        with self._traffic.waiting(self._end):
+            if self.work is not None:
+                self.work.wait()
+
+
+class Collectives:
+    """Arguments are torch's. With `async_op` the result may be used after `Transfer.wait`."""
+
+    def __init__(self, group: dist.ProcessGroup, traffic: Traffic) -> None:
+        self.group, self.traffic = group, traffic
+        self.rank, self.size = group.rank(), group.size()
+
+    def all_reduce(self, tensor: Tensor, async_op: bool = False) -> Transfer:
+        """The elementwise sum, in place."""
+        num_bytes = -(-2 * (self.size - 1) * tensor.nbytes // self.size)
+        return self._run(
+            lambda: dist.all_reduce(tensor, group=self.group, async_op=async_op), num_bytes, num_bytes, 2, async_op
+        )
+
+    def all_gather(self, out: Tensor, mine: Tensor, async_op: bool = False) -> Transfer:
+        """`out` is that of each rank, one after the other along the first axis."""
+        num_bytes = (self.size - 1) * mine.nbytes
+        return self._run(
+            lambda: _all_gather(out, mine, group=self.group, async_op=async_op), num_bytes, num_bytes, 1, async_op
+        )
+
+    def reduce_scatter(
+        self, mine: Tensor, parts: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM, async_op: bool = False
+    ) -> Transfer:
+        """`mine` is the sum of this rank's part of `parts`, which follow one another along the first axis."""
+        num_bytes = (self.size - 1) * mine.nbytes
+        return self._run(
+            lambda: _reduce_scatter(mine, parts, op=op, group=self.group, async_op=async_op),
+            num_bytes,
+            num_bytes,
+            1,
+            async_op,
+        )
+
+    def all_to_all(
+        self,
+        out: Tensor,
+        sent: Tensor,
+        out_sizes: list[int] | None = None,
+        sent_sizes: list[int] | None = None,
+        async_op: bool = False,
+    ) -> Transfer:
+        """Part r of `sent` goes to rank r; sizes along the first axis, equal ones where none are given."""
+        return self._run(
+            lambda: dist.all_to_all_single(out, sent, out_sizes, sent_sizes, group=self.group, async_op=async_op),
+            self._bytes_of_others(sent, sent_sizes),
+            self._bytes_of_others(out, out_sizes),
+            1,
+            async_op,
+        )
+
+    def broadcast(self, tensor: Tensor, root: int) -> None:
+        """That of rank `root` of the group, to all."""
+        sent, received = ((self.size - 1) * tensor.nbytes, 0) if root == self.rank else (0, tensor.nbytes)
+        self._run(lambda: dist.broadcast(tensor, group_src=root, group=self.group), sent, received, 1, False)
+
+    def _bytes_of_others(self, tensor: Tensor, sizes: list[int] | None) -> int:
+        if sizes is None:
+            return (self.size - 1) * tensor.nbytes // self.size
+        row_bytes = tensor[:1].nbytes
+        return (sum(sizes) - sizes[self.rank]) * row_bytes
+
+    def _run(
+        self, collective: Callable[[], dist.Work | None], sent: int, received: int, rounds: int, async_op: bool
+    ) -> Transfer:
+        end = self.traffic.begin(sent, received, rounds)
+        if async_op:
+            return Transfer(collective(), end, self.traffic)
+        with self.traffic.waiting(end):
+            collective()
+        return Transfer(None, end, self.traffic)
+
+
+def in_messages(tensors: Sequence[Tensor], most_values: int) -> list[list[Tensor]]:
+    """Runs of tensors that go together: of up to so many values in all, or of one larger tensor."""
+    messages: list[list[Tensor]] = []
+    room = 0
+    for tensor in tensors:
+        room -= tensor.numel()
+        if room < 0 or not messages:
+            messages.append([])
+            room = most_values - tensor.numel()
+        messages[-1].append(tensor)
+    return messages

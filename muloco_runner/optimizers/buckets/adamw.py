@@ -1,0 +1,73 @@
+"""The AdamW step of a group: torch's fused kernel, on whatever lies on this rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from muloco_runner.distributed.dtensor import local, state_dtype
+from muloco_runner.distributed.pending import InFlight
+
+
+class AdamWBank:
+    """All parameters of an AdamW group, their moments and step counts."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self.parameters = parameters
+        # Each on its parameter's device, as the fused kernel wants it.
+        self.steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in parameters]
+        self.exp_avgs, self.exp_avg_sqs = (
+            [torch.zeros_like(p, dtype=state_dtype(p), memory_format=torch.contiguous_format) for p in parameters]
+            for _ in range(2)
+        )
+        self.gradients: list[Tensor | None] = []
+        self.clip: Tensor | None = None
+
+    def state(self, index: int) -> dict[str, Tensor]:
+        """What is kept for a parameter on this rank, by name."""
+        return {"step": self.steps[index], "exp_avg": self.exp_avgs[index], "exp_avg_sq": self.exp_avg_sqs[index]}
+
+    def prepare(self, group: dict[str, Any], gradients: Sequence[Tensor | None], clip: Tensor | None) -> None:
+        """Takes the gradients of the next step, one a parameter, and a factor on them (0-D) if any."""
+        self.gradients, self.clip = list(gradients), clip
+
+    def launch(self, group: dict[str, Any], in_flight: InFlight) -> None:
+        """One step of every parameter that has a gradient."""
+        chosen = [index for index, gradient in enumerate(self.gradients) if gradient is not None]
+        parameters = [local(self.parameters[index]) for index in chosen]
+        # The fused kernel takes one dtype and one layout: a parameter that is narrower than its state, or does not lie
+        # in one piece row by row, takes the step as a copy.
+        wide = [parameter.to(state_dtype(parameter)).contiguous() for parameter in parameters]
+        gradients = [
+            local(gradient).to(parameter.dtype).contiguous()
+            for index, parameter in zip(chosen, wide, strict=True)
+            if (gradient := self.gradients[index]) is not None
+        ]
+        self.gradients = []
+        if not chosen:
+            return
+        if self.clip is not None:
+            gradients = list(torch._foreach_mul(gradients, self.clip))
+        adamw(
+            wide,
+            gradients,
+            [local(self.exp_avgs[index]) for index in chosen],
+            [local(self.exp_avg_sqs[index]) for index in chosen],
+            [],
+            [self.steps[index] for index in chosen],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        for parameter, result in zip(parameters, wide, strict=True):
+            if result is not parameter:
+                parameter.copy_(result)

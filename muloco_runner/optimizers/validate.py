@@ -1,0 +1,95 @@
+"""What `Muon` and `MuLoCo1` take: settings, parameter groups, saved states. All else is a `ValueError`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
+from typing import Any
+
+from torch import Tensor
+
+from muloco_runner.optimizers.buckets.base import polynomial_of, shape_scale
+from muloco_runner.optimizers.orthogonalize import choose_backend
+
+_TORCHS_KEYS = ("params", "param_names", "differentiable", "name")
+"""`name` is a label for people; nobody reads it."""
+_SCHEDULERS_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
+"""In groups that an optimizer before this one was given, or that a scheduler is to continue with."""
+
+
+def check_range(name: str, value: Any, end: float = math.inf) -> None:
+    """A hyper-parameter is a number, not negative, and below `end`."""
+    if not isinstance(value, Real | Tensor) or not 0 <= float(value) < end:
+        raise ValueError(
+            f"{name}={value!r}: must be at least 0 and {'finite' if end == math.inf else f'below {end:g}'}"
+        )
+
+
+def check_count(name: str, value: Any) -> None:
+    """A number of steps is whole and positive."""
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name}={value!r}: must be a whole number, at least 1")
+
+
+def check_keys(group: dict[str, Any], settings: Collection[str]) -> None:
+    """A key that nothing reads is refused: misspelt, it would leave the parameters to another algorithm unnoticed."""
+    if "params" not in group:
+        raise ValueError(f'a group without parameters: {", ".join(group) or "empty"}; give it "params"')
+    for key in group:
+        if key not in (*settings, *_TORCHS_KEYS, *_SCHEDULERS_KEYS):
+            raise ValueError(f"{key!r} in a parameter group: no such setting; known are params, {', '.join(settings)}")
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """The settings of a whole group, and whether its parameters can be trained with them."""
+    if group["algorithm"] not in ("muon", "adamw"):
+        raise ValueError(f"algorithm={group['algorithm']!r}: must be muon or adamw")
+    for name in ("lr", "weight_decay", "eps"):
+        check_range(name, group[name])
+    check_range("momentum", group["momentum"], 1)
+    try:
+        beta1, beta2 = group["betas"]
+    except (TypeError, ValueError):
+        raise ValueError(f"betas={group['betas']!r}: must be two numbers") from None
+    check_range("betas", beta1, 1)
+    check_range("betas", beta2, 1)
+    check_count("num_iterations", group["num_iterations"])
+    polynomial_of(group)
+    shape_scale(group["lr_scale"], 1, 1)
+    if group["momentum_form"] not in ("sum", "ema"):
+        raise ValueError(f"momentum_form={group['momentum_form']!r}: must be sum or ema")
+    if group["nesterov"] not in (True, False):
+        raise ValueError(f"nesterov={group['nesterov']!r}: must be True or False")
+    for parameter in group["params"]:
+        choose_backend(group["backend"], parameter.device)
+        if not parameter.is_floating_point():
+            raise ValueError(f"a parameter of {parameter.dtype}: must be of a real floating-point dtype")
+        if group["algorithm"] == "muon" and parameter.ndim != 2:
+            raise ValueError(
+                f'a parameter of shape {tuple(parameter.shape)} is no matrix: give it a group with algorithm="adamw"'
+            )
+
+
+def check_saved_groups(saved: list[dict[str, Any]], groups: list[dict[str, Any]]) -> None:
+    """As many groups as there are, of as many parameters, for the same algorithms."""
+    sizes, own_sizes = ([len(group["params"]) for group in of] for of in (saved, groups))
+    if sizes != own_sizes:
+        raise ValueError(f"the saved state is of groups of {sizes} parameters; this optimizer's have {own_sizes}")
+    for number, (theirs, own) in enumerate(zip(saved, groups, strict=True)):
+        if theirs.get("algorithm", own["algorithm"]) != own["algorithm"]:
+            raise ValueError(f"group {number} was saved with {theirs['algorithm']}; here it is of {own['algorithm']}")
+
+
+def check_saved_state(number: int, saved: dict[str, Any], names: set[str], parameter: Tensor) -> None:
+    """What was saved of a parameter is of these names and of its shape; a step count has none."""
+    if saved.keys() != names:
+        raise ValueError(
+            f"the saved state of parameter {number} is {', '.join(sorted(saved))}; here it must be "
+            f"{', '.join(sorted(names))}: it was saved by another optimizer"
+        )
+    for name, value in saved.items():
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        expected = () if name == "step" else tuple(parameter.shape)
+        if shape != expected:
+            raise ValueError(f"the saved {name} of parameter {number} is of shape {shape}; here it must be {expected}")

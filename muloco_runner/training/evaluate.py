@@ -1,0 +1,63 @@
+"""Loss on the fixed held-out set: of the synchronised model, and of the local models under their own name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from muloco_runner.data.batches import Batch
+from muloco_runner.distributed.topology import Communicator
+from muloco_runner.distributed.worker import Worker
+from muloco_runner.model.transformer import Transformer
+
+_CHUNK_TOKENS = 8192
+
+
+def evaluate(model: Transformer, batch: Batch, dtype: torch.dtype, communicator: Communicator) -> float:
+    """Mean loss of `model`, which all ranks hold alike, in nats per token.
+
+    Ranks share the chunks; chunk sums meet in one vector, so that the result does not depend on how many ranks there
+    are.
+    """
+    topology = communicator.topology
+    chunks = _chunks(batch)
+    sums = _chunk_sums(model, chunks, topology.rank, topology.num_ranks, dtype)
+    return float(communicator.sum_over_ranks(sums).sum()) / len(batch)
+
+
+def evaluate_local_models(
+    workers: Sequence[Worker], batch: Batch, dtype: torch.dtype, communicator: Communicator
+) -> float:
+    """Mean over all K workers of the loss of each one's own parameters; replicas share the chunks."""
+    topology = communicator.topology
+    chunks = _chunks(batch)
+    sums = torch.zeros(topology.num_workers, len(chunks), dtype=torch.float64)
+    for worker in workers:
+        sums[worker.index] = _chunk_sums(worker.model, chunks, topology.replica, topology.replicas, dtype)
+    return float(communicator.sum_over_ranks(sums).sum(dim=1).mean()) / len(batch)
+
+
+def _chunks(batch: Batch) -> list[Batch]:
+    return batch.split(max(1, _CHUNK_TOKENS // batch.tokens_BT.shape[1]))
+
+
+@torch.no_grad()
+def _chunk_sums(model: Transformer, chunks: list[Batch], number: int, sharers: int, dtype: torch.dtype) -> Tensor:
+    """Loss times sequences of the chunks that sharer `number` takes, zero for the others; shape (chunks,), float64.
+
+    All sharers call the model equally often, as they must where it is sharded: at the end some compute the last chunk
+    once more and leave it out.
+    """
+    sums = torch.zeros(len(chunks), dtype=torch.float64)
+    model.eval()
+    for first in range(0, len(chunks), sharers):
+        mine = first + number
+        chunk = chunks[min(mine, len(chunks) - 1)]
+        with torch.autocast(chunk.tokens_BT.device.type, dtype, enabled=dtype != torch.float32):
+            loss = model(chunk.tokens_BT, chunk.documents_BT, chunk.targets_BT)
+        if mine < len(chunks):
+            sums[mine] = float(loss) * len(chunk)
+    model.train()
+    return sums

@@ -1,0 +1,109 @@
+"""Replicas that each hold rows of every parameter; a block's are gathered when it is computed (torch's FSDP2)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from muloco_runner.config import ModelConfig
+from muloco_runner.data.batches import Batch
+from muloco_runner.distributed.collectives import Collectives
+from muloco_runner.distributed.dtensor import own_rows
+from muloco_runner.distributed.topology import Communicator
+from muloco_runner.distributed.worker import Worker
+from muloco_runner.model.transformer import Transformer, empty_model
+from muloco_runner.training.micro_batches import LossOf, accumulate
+
+
+class Shards:
+    """`precision` is that of gathered blocks; rows, gradients and their sums are float32.
+
+    Embedding and head are gathered on their own. The embedding stays float32: its gradient adds up many tokens.
+    """
+
+    def __init__(self, communicator: Communicator, precision: torch.dtype) -> None:
+        self.communicator, self.precision = communicator, precision
+
+    def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
+        model = empty_model(config)
+        replicas = self.communicator.among_replicas
+        mesh = DeviceMesh.from_group(replicas.group, device.type)
+        whole = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        narrow = MixedPrecisionPolicy(self.precision, torch.float32, cast_forward_inputs=False)
+        # Everything is let go after its forward pass: what stayed gathered would miss a change of the rows.
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh, mp_policy=narrow, reshard_after_forward=True)
+        fully_shard(model.embedding, mesh=mesh, mp_policy=whole, reshard_after_forward=True)
+        fully_shard(model.head, mesh=mesh, mp_policy=narrow, reshard_after_forward=True)
+        fully_shard(model, mesh=mesh, mp_policy=whole, reshard_after_forward=True)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_custom_all_gather(_GatheredRows(replicas))  # type: ignore[arg-type]
+                module.set_custom_reduce_scatter(_SummedRows(replicas))  # type: ignore[arg-type]
+        model.to_empty(device=device)
+        topology = self.communicator.topology
+        for parameter, values in model.initial_values(torch.Generator().manual_seed(seed)):
+            local_rows(parameter).copy_(own_rows(values, topology.replica, topology.replicas))
+        model.fill_buffers()
+        return model, [local_rows(parameter) for parameter in model.parameters()]
+
+    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        # Summed over the ranks after each micro-batch: kept back, they would accumulate whole on every rank.
+        loss = accumulate(worker.model, parts, loss_of, lambda last: contextlib.nullcontext())
+        for tensor, parameter in zip(worker.tensors, worker.model.parameters(), strict=True):
+            tensor.grad = None if parameter.grad is None else local_rows(parameter.grad)
+        return self.communicator.average_over_replicas(loss)
+
+    def gradient_norm(self, worker: Worker) -> Tensor:
+        of_rows = nn.utils.get_total_norm([tensor.grad for tensor in worker.tensors if tensor.grad is not None])
+        return self.communicator.sum_over_shards(of_rows.square()).sqrt()
+
+
+class _Staging:
+    """FSDP's buffers, as torch's own `DefaultAllocMixin` makes them."""
+
+    def __init__(self, replicas: Collectives) -> None:
+        self.replicas = replicas
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+
+class _GatheredRows(_Staging):
+    """How FSDP gathers a block's parameters."""
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> dist.Work | None:
+        assert not async_op, "FSDP would wait for the work alone, not for the link"
+        self.replicas.all_gather(output_tensor, input_tensor)
+        return None
+
+
+class _SummedRows(_Staging):
+    """How FSDP sums a block's gradients; each rank gets those of its rows."""
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: dist.ReduceOp.RedOpType,
+        async_op: bool = False,
+    ) -> dist.Work | None:
+        assert not async_op
+        self.replicas.reduce_scatter(output_tensor, input_tensor, op)
+        return None
+
+
+def local_rows(tensor: Tensor) -> Tensor:
+    """What this rank holds of a sharded tensor, in the same memory."""
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local().detach()

@@ -1,0 +1,82 @@
+"""One inner step of one worker: its batch in micro-batches, the gradient over all of its replicas, and the update."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from muloco_runner.config import RunConfig
+from muloco_runner.data.batches import Batch, TrainingData
+from muloco_runner.distributed.topology import Communicator
+from muloco_runner.distributed.worker import Worker
+from muloco_runner.training.learning_rate import lr_fraction
+from muloco_runner.training.replicas import Replicas
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class InnerStep:
+    """The same for every worker of this rank. `micro_batch_sequences` go through the model at once."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        data: TrainingData,
+        replicas: Replicas,
+        communicator: Communicator,
+        micro_batch_sequences: int,
+    ) -> None:
+        self.run, self.data, self.replicas, self.communicator = run, data, replicas, communicator
+        self.micro_batch_sequences = micro_batch_sequences
+
+    def take(self, worker: Worker, step: int) -> tuple[Tensor, Tensor]:
+        """Inner step number `step`, from 0: the mean loss over the worker's batch and the norm of its gradient."""
+        topology = self.communicator.topology
+        batch = self.data.worker_batch(step, worker.index, topology.replica, topology.replicas)
+        loss = self.replicas.gradient(worker, batch.split(self.micro_batch_sequences), self._loss)
+        norm = self._clip_gradient(worker)
+        lr = self.run.inner_optimizer.lr * lr_fraction(self.run, step)
+        for group in worker.optimizer.param_groups:
+            group["lr"] = lr
+        worker.optimizer.step()
+        worker.drop_gradients()
+        return loss, norm
+
+    def shrink_to_memory(self, worker: Worker) -> None:
+        """Halves the micro-batch until one fits, once and on all ranks alike: an estimate is checked by trying.
+
+        Not where replicas shard the model: there a pass needs all of them, and one without memory would leave the
+        others waiting.
+        """
+        if self.communicator.sharded:
+            return
+        topology = self.communicator.topology
+        batch = self.data.worker_batch(0, worker.index, topology.replica, topology.replicas)
+        while True:
+            failures = torch.tensor(self._fails(worker, batch), dtype=torch.int32)
+            if not self.communicator.sum_over_ranks(failures):
+                return
+            if self.micro_batch_sequences == 1:
+                raise torch.OutOfMemoryError("one sequence does not fit: more ranks, or execution.sharding=full")
+            self.micro_batch_sequences //= 2
+
+    def _fails(self, worker: Worker, batch: Batch) -> bool:
+        try:
+            self._loss(worker.model, batch.split(self.micro_batch_sequences)[0]).backward()
+        except torch.OutOfMemoryError:
+            return True
+        finally:
+            worker.drop_gradients()
+        return False
+
+    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        dtype = DTYPES[self.run.precision]
+        with torch.autocast(batch.tokens_BT.device.type, dtype, enabled=dtype != torch.float32):
+            loss: Tensor = model(batch.tokens_BT, batch.documents_BT, batch.targets_BT)
+        return loss
+
+    def _clip_gradient(self, worker: Worker) -> Tensor:
+        """Scales the gradient down to `gradient_clip_norm`; its norm before."""
+        norm = self.replicas.gradient_norm(worker)
+        nn.utils.clip_grads_with_norm_(worker.tensors, self.run.gradient_clip_norm, norm)
+        return norm

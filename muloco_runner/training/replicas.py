@@ -1,0 +1,49 @@
+"""How the replicas of a worker hold its model and sum its gradient: `copies` of it, or rows each (`sharded_model`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from muloco_runner.config import ExecutionConfig, ModelConfig, MuonConfig, RunConfig
+from muloco_runner.data.batches import Batch
+from muloco_runner.distributed.topology import Communicator
+from muloco_runner.distributed.worker import Worker
+from muloco_runner.model.transformer import Transformer
+from muloco_runner.training.fsdp import Shards
+from muloco_runner.training.micro_batches import LossOf
+from muloco_runner.training.replicated import OrderedCopies, OverlappedCopies, OverlappedOwners
+
+
+class Replicas(Protocol):
+    def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
+        """A worker's model as this rank holds it, and its part of every parameter (see `Worker.tensors`)."""
+
+    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        """The mean loss over the worker's batch, of which `parts` are this replica's micro-batches.
+
+        Its gradient is left in the `grad` of the worker's tensors and of the model's parameters; that of a matrix which
+        another replica owns is left with its owner alone.
+        """
+
+    def gradient_norm(self, worker: Worker) -> Tensor:
+        """The norm of all of it (0-D), the same on every replica."""
+
+
+def build_replicas(
+    run: RunConfig,
+    execution: ExecutionConfig,
+    communicator: Communicator,
+    device: torch.device,
+    precision: torch.dtype,
+) -> Replicas:
+    """What `execution.sharding`, as decided for this communicator, and `execution.reduction` ask for."""
+    if communicator.sharded:
+        return Shards(communicator, precision)
+    if execution.sums_in_order(device.type):
+        return OrderedCopies(communicator)
+    shares_work = isinstance(run.inner_optimizer, MuonConfig) and communicator.topology.replicas > 1
+    return OverlappedOwners(communicator) if shares_work else OverlappedCopies(communicator)

@@ -1,0 +1,193 @@
+"""Replicas that each hold the whole model of a worker. They sum its gradient in one of three ways.
+
+`OrderedCopies`: micro-batches and replicas are summed pairwise in one fixed order.
+`OverlappedCopies`: gradients are averaged while the backward pass goes on (torch's DDP).
+`OverlappedOwners`: the same where copies share Muon's work: a matrix's gradient goes to its owner alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from muloco_runner.config import ModelConfig
+from muloco_runner.data.batches import Batch
+from muloco_runner.distributed.collectives import Collectives, Transfer
+from muloco_runner.distributed.gradient_reducer import ELSEWHERE, GradientSums, total_norm
+from muloco_runner.distributed.topology import Communicator
+from muloco_runner.distributed.worker import Worker
+from muloco_runner.model.transformer import Transformer, build_model
+from muloco_runner.optimizers import Muon
+from muloco_runner.training.micro_batches import LossOf, accumulate, pairwise_sum
+
+_DDP_SETTINGS = inspect.signature(DistributedDataParallel).parameters
+_NO_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_SETTINGS else "broadcast_buffers": False
+}
+"""DDP's setting under its name from torch 2.13 on, and before."""
+
+
+class Copies:
+    """What they have in common."""
+
+    def __init__(self, communicator: Communicator) -> None:
+        self.communicator = communicator
+
+    def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
+        model = build_model(config, seed, device)
+        return model, list(model.parameters())
+
+    def gradient_norm(self, worker: Worker) -> Tensor:
+        owners = _owners(worker)
+        replicas = self.communicator.among_replicas if owners else None
+        return total_norm({tensor: tensor.grad for tensor in worker.tensors}, owners, replicas)
+
+
+def _owners(worker: Worker) -> dict[Tensor, int]:
+    """The replicas that own the matrices on which they share Muon's work."""
+    return worker.optimizer.owners if isinstance(worker.optimizer, Muon) else {}
+
+
+def _leave_in_grad(worker: Worker, sums: dict[Tensor, Tensor]) -> None:
+    for tensor, gradient in sums.items():
+        tensor.grad = None if gradient is ELSEWHERE else gradient
+    assert isinstance(worker.optimizer, Muon)
+    worker.optimizer.use_gradients(sums)
+
+
+class OrderedCopies(Copies):
+    def __init__(self, communicator: Communicator) -> None:
+        super().__init__(communicator)
+        self._to_owners: GradientSums | None = None
+
+    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        sequences = self.communicator.topology.replicas * sum(len(part) for part in parts)
+        loss, gradients = pairwise_sum(worker, parts, loss_of, sequences)
+        gradient_of = dict(zip(worker.tensors, gradients, strict=True))
+        del gradients  # a matrix's goes as soon as it has been sent
+        if owners := _owners(worker):
+            if self._to_owners is None:
+                among, in_order = self.communicator.among_replicas, self.communicator.sum_at_owners
+                self._to_owners = GradientSums(owners, owners, among, in_order)
+            for matrix in owners:
+                self._to_owners.put(matrix, gradient_of.pop(matrix))
+            _leave_in_grad(worker, self._to_owners.end())
+        self.communicator.sum_over_replicas([loss, *gradient_of.values()])
+        for tensor, gradient in gradient_of.items():
+            tensor.grad = gradient
+        return loss[0]
+
+
+class OverlappedCopies(Copies):
+    def __init__(self, communicator: Communicator) -> None:
+        super().__init__(communicator)
+        self._buckets = None if communicator.topology.replicas == 1 else _BucketMeans(communicator.among_replicas)
+        self._averaging: dict[Transformer, DistributedDataParallel] = {}
+
+    def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
+        model, tensors = super().build(config, seed, device)
+        if self._buckets is not None:
+            group = self.communicator.among_replicas.group
+            # The model's buffers are constants: no step needs to send them.
+            module = DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True, **_NO_BUFFERS)
+            # A lambda, since torch refuses a hook whose annotations are still text.
+            module.register_comm_hook(self._buckets, lambda buckets, bucket: buckets.average(bucket))
+            self._averaging[model] = module
+        return model, tensors
+
+    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        if self._buckets is None:
+            return accumulate(worker.model, parts, loss_of, lambda last: contextlib.nullcontext())
+        module = self._averaging[worker.model]
+        loss = accumulate(module, parts, loss_of, lambda last: contextlib.nullcontext() if last else module.no_sync())
+        self._buckets.end_backward()
+        return self.communicator.average_over_replicas(loss)
+
+
+class OverlappedOwners(Copies):
+    """Of one worker, which is all that a rank holds where there are replicas."""
+
+    def __init__(self, communicator: Communicator) -> None:
+        super().__init__(communicator)
+        self._sums: GradientSums | None = None
+        self._sending = False
+
+    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        if self._sums is None:
+            # A backward pass comes to the last parameters first.
+            backwards = list(reversed(worker.tensors))
+            self._sums = GradientSums(backwards, _owners(worker), self.communicator.among_replicas)
+            for tensor in backwards:
+                tensor.register_post_accumulate_grad_hook(self._send)
+        replicas = self.communicator.topology.replicas
+        # Each replica's share of the mean, so that a sum is all that is left to do.
+        loss = accumulate(
+            worker.model, parts, lambda model, part: loss_of(model, part) / replicas, self._sending_at_the_last
+        )
+        transfer = self.communicator.among_replicas.all_reduce(loss, async_op=True)
+        _leave_in_grad(worker, self._sums.end())
+        transfer.wait()
+        return loss
+
+    @contextlib.contextmanager
+    def _sending_at_the_last(self, last: bool) -> Iterator[None]:
+        self._sending = last
+        try:
+            yield
+        finally:
+            self._sending = False
+
+    def _send(self, tensor: Tensor) -> None:
+        """Called when a tensor's gradient has come to be all of this replica's."""
+        if self._sending:
+            assert self._sums is not None
+            assert tensor.grad is not None
+            gradient, tensor.grad = tensor.grad, None
+            self._sums.put(tensor, gradient)
+
+
+class _BucketMeans:
+    """DDP's buckets of gradients on their way to their mean, while the backward pass goes on.
+
+    Uncounted is what DDP says of their order: once, before its second step, a few bytes a parameter tensor.
+    """
+
+    def __init__(self, replicas: Collectives) -> None:
+        self._traffic = replicas.traffic
+        self._replicas = Collectives(replicas.group, replicas.traffic.beside_training())
+        self._last_full_at = 0.0
+        self._link = ThreadPoolExecutor(1, "link")
+
+    def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """The communication hook of one bucket."""
+        mean = bucket.buffer().div_(self._replicas.size)
+        self._last_full_at = time.perf_counter()
+        transfer = self._replicas.all_reduce(mean, async_op=True)
+        if self._traffic.link is None:
+            assert transfer.work is not None
+            return transfer.work.get_future().then(lambda done: done.value()[0])
+        held: Future[Tensor] = Future()
+        self._link.submit(_hold, transfer, mean, held)
+        return held
+
+    def end_backward(self) -> None:
+        """When the last bucket was full nothing was left to compute: since then training has waited."""
+        self._traffic.wait(time.perf_counter() - self._last_full_at)
+
+
+def _hold(transfer: Transfer, result: Tensor, until_it_has_come: Future[Tensor]) -> None:
+    try:
+        transfer.wait()
+        until_it_has_come.set_result(result)
+    except Exception as error:
+        until_it_has_come.set_exception(error)  # type: ignore[arg-type]

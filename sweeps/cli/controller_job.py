@@ -1,0 +1,164 @@
+"""A sweep's controller as a small SLURM job: `python -m sweeps.cli.controller_job ROOT NAME`.
+
+Each such job queues its successor, which SLURM lets go when this one has ended, however that came: time limit,
+preemption, lost node, crash. The one that sees the sweep's end takes its successor back. All controllers of a sweep
+have one job name, by which a person finds and stops them: `scancel --name=NAME`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from getpass import getuser
+from pathlib import Path
+from types import FrameType
+
+from muloco_runner.config import ConfigError
+from muloco_runner.record import ExitCode, write_atomically
+from sweeps.cli.display import Lines, summary
+from sweeps.cli.notify import notifier_of
+from sweeps.clusters import make_cluster
+from sweeps.clusters.slurm.commands import answer_of, submit_script
+from sweeps.clusters.slurm.script import CONTROLLER_OF, controller_script
+from sweeps.controller import Controller, Tick
+from sweeps.engine.cluster import Refused
+from sweeps.engine.cluster_config import ClusterConfig
+from sweeps.engine.state import SweepState
+from sweeps.node.code_snapshot import import_lines, keep_source, python_words
+from sweeps.store.folder import SweepFolder
+from sweeps.store.lease import LeaseHeld
+
+ON_EVENT = "MULOCO_ON_EVENT"
+"""Whom the controller tells of events: by the environment, since a web address may hold a secret."""
+_TICKS_BETWEEN_CONTROLLERS = 2
+
+
+def start(folder: SweepFolder, cluster: ClusterConfig) -> tuple[str, bool]:
+    """The number of the job that is to control the sweep, and whether it is new: one that is queued already will do.
+
+    Raises `ConfigError` where SLURM refuses it.
+    """
+    found = queued(folder)
+    if found is None:
+        raise ConfigError("SLURM does not answer, so nobody knows whether a controller is queued: try again later")
+    if found:
+        return found[0], False
+    try:
+        return _submit(folder, cluster, None), True
+    except Refused as refusal:
+        raise ConfigError(f"the controller's job: {refusal.message}; see `controller` of the cluster's file") from None
+
+
+def job_name(folder: SweepFolder) -> str:
+    return CONTROLLER_OF + folder.tag_prefix.removesuffix("-")
+
+
+def queued(folder: SweepFolder, states: str = "PENDING,CONFIGURING,RUNNING") -> list[str] | None:
+    """Numbers of the sweep's controllers in these states, oldest first; None where SLURM does not answer."""
+    which = [f"--user={getuser()}", f"--name={job_name(folder)}", f"--states={states}"]
+    text = answer_of("squeue", "--noheader", *which, "--format=%i")
+    return None if text is None else sorted(text.split(), key=int)
+
+
+def _submit(folder: SweepFolder, cluster: ClusterConfig, after: str | None) -> str:
+    command = [*python_words("sweeps.cli.controller_job"), str(folder.root.resolve()), folder.name]
+    patience = _TICKS_BETWEEN_CONTROLLERS * cluster.tick_seconds
+    log = folder.controller_log.resolve()
+    setup = [*cluster.setup, *import_lines(str(keep_source(folder.root)))]
+    script = folder.cluster_dir / "controller.sh"
+    write_atomically(script, controller_script(cluster, job_name(folder), log, after, setup, command, patience))
+    return submit_script(script)
+
+
+class _Succession:
+    """Sees to it that a successor is queued."""
+
+    def __init__(self, folder: SweepFolder, cluster: ClusterConfig, own_job: str) -> None:
+        self.folder, self.cluster, self.own_job = folder, cluster, own_job
+        self.successor: str | None = None
+
+    def ensure(self) -> None:
+        """Tries once; the next call tries again."""
+        if self.successor is not None:
+            return
+        waiting = queued(self.folder, "PENDING")
+        if waiting:
+            # Queued by this job, should SLURM have started it anew, or by another controller.
+            self.successor = waiting[-1]
+        elif waiting is not None:
+            try:
+                self.successor = _submit(self.folder, self.cluster, self.own_job)
+            except Refused as refusal:
+                print(f"no successor yet: {refusal.message}", flush=True)
+
+
+def main(root: str, name: str) -> ExitCode:
+    folder = SweepFolder(Path(root), name)
+    own_job = os.environ["SLURM_JOB_ID"]
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _interrupt)
+    try:
+        state = _control(folder, own_job)
+    except KeyboardInterrupt:
+        print(f"job {own_job} was asked to stop; its successor goes on", flush=True)
+        return ExitCode.WANTS_MORE_TIME
+    except ConfigError as error:
+        # It will not mend itself: a person launches the sweep again.
+        print(error, flush=True)
+        _take_successors_back(folder, own_job)
+        return ExitCode.USAGE
+    _take_successors_back(folder, own_job)
+    print(summary(state), flush=True)
+    return ExitCode.FINISHED if state.counts["done"] == len(state.runs) else ExitCode.CRASH
+
+
+def _control(folder: SweepFolder, own_job: str) -> SweepState:
+    """To the sweep's end."""
+    cluster = folder.read_definition().read_cluster()
+    succession = _Succession(folder, cluster, own_job)
+    print(f"job {own_job} controls sweep {folder.name}", flush=True)
+    controller = _when_free(folder, cluster, succession)
+    lines = Lines(lambda line: print(line, flush=True))
+    notify = notifier_of(folder.name, os.environ.get(ON_EVENT))
+
+    def on_tick(tick: Tick) -> None:
+        succession.ensure()
+        lines(tick)
+        if notify is not None:
+            notify(tick)
+
+    return controller.run(on_tick)
+
+
+def _take_successors_back(folder: SweepFolder, own_job: str) -> None:
+    """Nothing is left to do for anyone."""
+    others = [job for job in queued(folder) or () if job != own_job]
+    if others:
+        answer_of("scancel", *others)
+
+
+def _when_free(folder: SweepFolder, cluster: ClusterConfig, succession: _Succession) -> Controller:
+    """The controller, once no other is at work: one on a lost node counts as alive for a while."""
+    said = ""
+    while True:
+        succession.ensure()
+        try:
+            return Controller(folder, folder.read_definition(), make_cluster)
+        except LeaseHeld as error:
+            if str(error) != said:
+                said = str(error)
+                print(said, flush=True)
+            time.sleep(cluster.tick_seconds)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Once: the way out must not be interrupted."""
+    for other in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(other, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,264 @@
+"""What people see of a sweep: tables and a bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from muloco_runner.record import RecordError, RunFolder
+from sweeps.cli.formatting import duration, plural, size
+from sweeps.engine.definition import Shape, group_of
+from sweeps.engine.quota import Verdict
+from sweeps.engine.runs import STANDINGS
+from sweeps.engine.state import SweepState
+
+if TYPE_CHECKING:
+    from sweeps.controller import Tick
+    from sweeps.simulation.simulate import Outcome
+    from sweeps.training.gpus import Fit
+    from sweeps.training.preview import PlannedRun, Preview
+    from sweeps.training.sweep import Sweep
+
+_LOG_SECONDS = 10.0
+_NO_ANSWER = "the scheduler does not answer: it is asked again"
+
+
+def show_plan(preview: Preview) -> None:
+    """One line for runs of one kind, then the sums."""
+    console = Console(highlight=False)
+    kinds: dict[tuple[str, ...], list[PlannedRun]] = {}
+    for run in preview.runs:
+        algorithm, num_params = group_of(run.work)
+        need = run.work.need
+        gpus = str(need.gpus) if need.gpus else "CPU"
+        kind = (algorithm, size(num_params) if num_params else "", str(need.nodes), gpus, str(run.verdict))
+        kinds.setdefault(kind, []).append(run)
+    table = Table(box=None, pad_edge=False)
+    for name in ("algorithm", "size", "runs", "finished", "nodes", "GPUs", "each", "GPU-hours", "verdict"):
+        table.add_column(name, justify="left" if name in ("algorithm", "verdict") else "right")
+    for (algorithm, params, nodes, gpus, verdict), runs in kinds.items():
+        done = sum(run.finished for run in runs)
+        hours = sum(run.work.need.gpus * run.work.need.expected_minutes / 60 for run in runs if not run.finished)
+        each = _spread([60 * run.work.need.expected_minutes for run in runs])
+        table.add_row(
+            algorithm, params, f"{len(runs):,}", f"{done:,}" if done else "", nodes, gpus, each,
+            f"{hours:,.1f}" if hours else "", verdict,
+        )  # fmt: skip
+    console.print(table)
+    if any(run.fit for run in preview.runs):
+        console.print()
+        console.print(_memory_table(preview.runs), end="\n\n")
+    done = sum(run.finished for run in preview.runs)
+    console.print(
+        f"{plural(len(preview.runs), 'run')}, {done:,} finished; left: {preview.gpu_hours:,.1f} GPU-hours, "
+        f"{preview.node_hours:,.1f} node-hours, about {duration(60 * preview.makespan_minutes)} under the quota "
+        f"of cluster {preview.sweep.cluster.name}"
+    )
+    if preview.note:
+        console.print(preview.note)
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    least, most = duration(min(seconds)), duration(max(seconds))
+    return least if least == most else f"{least} to {most}"
+
+
+def _memory_table(runs: Sequence[PlannedRun]) -> Table:
+    """What is thought to lie on each GPU; one line for runs of one kind."""
+    kinds: dict[tuple[str, str, str, str], list[Fit]] = {}
+    for run in runs:
+        if run.fit is not None:
+            algorithm, num_params = group_of(run.work)
+            kind = (algorithm, size(num_params), str(run.work.need.gpus), run.fit.words)
+            kinds.setdefault(kind, []).append(run.fit)
+    table = Table(box=None, pad_edge=False)
+    for name in ("algorithm", "size", "GPUs", "each holds", "micro-batch", "GB", "of"):
+        table.add_column(name, justify="left" if name in ("algorithm", "each holds") else "right")
+    for kind, fits in kinds.items():
+        sequences = _range([str(fit.placement.micro_batch_sequences) for fit in fits], int)
+        gigabytes = _range([f"{fit.estimate.total / 1e9:.1f}" for fit in fits], float)
+        table.add_row(*kind, sequences, gigabytes, f"{fits[0].gpu_bytes / 1e9:g}")
+    return table
+
+
+def _range(numbers: Sequence[str], value: Callable[[str], float]) -> str:
+    """Of numbers as they are printed."""
+    least, most = min(numbers, key=value), max(numbers, key=value)
+    return least if least == most else f"{least} to {most}"
+
+
+def plan_as_dict(preview: Preview) -> dict[str, Any]:
+    """For `--json`."""
+    return {
+        "sweep": preview.sweep.name,
+        "cluster": preview.sweep.cluster.name,
+        "gpu_hours": preview.gpu_hours,
+        "node_hours": preview.node_hours,
+        "makespan_minutes": preview.makespan_minutes,
+        "note": preview.note,
+        "runs": [
+            {
+                "run": run.work.name,
+                "finished": run.finished,
+                "verdict": run.verdict.kind.value,
+                "why": run.verdict.why,
+                "nodes": run.work.need.nodes,
+                "gpus": run.work.need.gpus,
+                "memory": _memory_as_dict(run.fit),
+                "expected_minutes": run.work.need.expected_minutes,
+                "labels": run.work.labels,
+            }
+            for run in preview.runs
+        ],
+    }
+
+
+def _memory_as_dict(fit: Fit | None) -> dict[str, Any] | None:
+    """Of one GPU."""
+    if fit is None:
+        return None
+    placement, estimate = fit.placement, fit.estimate
+    return {
+        "bytes": estimate.total,
+        "gpu_bytes": fit.gpu_bytes,
+        "worst_moment": estimate.moment,
+        "sharded": placement.sharded,
+        "recompute": placement.recompute,
+        "micro_batch_sequences": placement.micro_batch_sequences,
+    }
+
+
+def show_outcome(sweep: Sweep, outcome: Outcome) -> None:
+    """What a simulation came to."""
+    console = Console()
+    console.print(f"{sweep.name} on {sweep.cluster.name}, simulated: {summary(outcome.state)}", highlight=False)
+    words = f"makespan {duration(60 * outcome.makespan_minutes)}, {outcome.node_hours:.1f} node-hours held"
+    if outcome.lower_bound_minutes:
+        share = outcome.makespan_minutes / outcome.lower_bound_minutes
+        words += f"; {share:.3f} times the lower bound {duration(60 * outcome.lower_bound_minutes)}"
+    console.print(words, highlight=False)
+    table = Table("attempts", "ended by", box=None)
+    for cause, count in outcome.attempts.most_common():
+        table.add_row(str(count), cause)
+    console.print(table)
+    for why, names in outcome.state.tally.held.items():
+        console.print(f"{len(names)} held: {why}", highlight=False, soft_wrap=True)
+
+
+def outcome_as_dict(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
+    """For `--json`."""
+    return {
+        "sweep": sweep.name,
+        "cluster": sweep.cluster.name,
+        "runs": dict(outcome.state.counts),
+        "makespan_minutes": outcome.makespan_minutes,
+        "lower_bound_minutes": outcome.lower_bound_minutes,
+        "node_hours": outcome.node_hours,
+        "attempts": dict(outcome.attempts),
+        "held": {name: run.held for name, run in outcome.state.runs.items() if run.held is not None},
+    }
+
+
+@contextlib.contextmanager
+def waiting(words: str) -> Iterator[None]:
+    """A spinner on a terminal, nothing in a log."""
+    with Console(stderr=True).status(words) if sys.stderr.isatty() else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def progress(sweep: Sweep, out: TextIO) -> Iterator[Callable[[Tick], None]]:
+    """What to call after each tick."""
+
+    def say(line: str) -> None:
+        print(line, file=out, flush=True)
+
+    say(f"sweep {sweep.name}: {len(sweep.runs)} runs on {sweep.cluster.name}; state in {sweep.folder.path}")
+    if out.isatty():
+        with _bar(sweep, out) as on_tick:
+            yield on_tick
+    else:
+        yield Lines(say)
+
+
+class Lines:
+    """One line when something has changed, not too often, and each run that is held."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.began, self.said_at, self.said = say, time.monotonic(), 0.0, ""
+        self.held: set[str] = set()
+
+    def __call__(self, tick: Tick) -> None:
+        for why, names in tick.state.tally.held.items():
+            for name in names.keys() - self.held:
+                self.held.add(name)
+                self.say(f"{name} held: {why}")
+        line = summary(tick.state) + ("" if tick.queue_read else f"; {_NO_ANSWER}")
+        over = tick.state.is_over
+        if line != self.said and (over or time.monotonic() - self.said_at > _LOG_SECONDS):
+            self.said, self.said_at = line, time.monotonic()
+            self.say(f"{duration(time.monotonic() - self.began):>10}  {line}")
+
+
+@contextlib.contextmanager
+def _bar(sweep: Sweep, out: TextIO) -> Iterator[Callable[[Tick], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
+    with Progress(*columns, refresh_per_second=4, console=Console(file=out)) as bar:
+        task = bar.add_task(sweep.name, total=len(sweep.runs), now="")
+
+        def on_tick(tick: Tick) -> None:
+            bar.update(
+                task, completed=tick.state.counts["done"], now=_live(tick.state) if tick.queue_read else _NO_ANSWER
+            )
+
+        yield on_tick
+
+
+def _live(state: SweepState) -> str:
+    """The runs at work, each with its step and loss."""
+    words = []
+    in_flight = (state.runs.get(a.work.name) for job in state.jobs.values() for a in job.request.attempts)
+    for run in itertools.islice((run for run in in_flight if run is not None), 8):
+        with contextlib.suppress(RecordError):
+            status = RunFolder(run.work.folder).read_status()
+            if status is not None and status.state == "running":
+                loss = f" {status.loss:.3f}" if status.loss is not None else ""
+                name = f"{run.work.labels.get('algorithm', run.work.name)}"
+                words.append(f"{name} {100 * status.step // max(1, status.num_steps)}%{loss}")
+    held = state.counts["held"]
+    return " | ".join([*words[:4], *([f"{held} held"] if held else [])])
+
+
+def show_end(state: SweepState, verdicts: Mapping[Shape, Verdict]) -> None:
+    """The last word of a launch: counts, what no limit lets start, and every held run with its reason."""
+    print(summary(state))
+    for shape, verdict in verdicts.items():
+        if state.waiting.get(shape):
+            print(f"{len(state.waiting[shape])} waiting: {verdict}")
+    for why, names in state.tally.held.items():
+        for name in names:
+            print(f"{name} held: {why}  {state.runs[name].work.folder}")
+
+
+def summary(state: SweepState) -> str:
+    """Counts of runs by state, in one line."""
+    counts = state.counts
+    words = [f"{counts[word]} {word}" for word in STANDINGS if counts[word]]
+    if state.tally.resubmitted:
+        words.append(f"{state.tally.resubmitted} resubmitted")
+    return f"{len(state.runs)} runs: " + ", ".join(words)

@@ -1,0 +1,143 @@
+"""A sweep in words: one row a run, and the history of one run in sentences. Pure: state in, text out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from sweeps.cli.formatting import duration, when
+from sweeps.engine.counters import Tally
+from sweeps.engine.decide import next_attempt_number
+from sweeps.engine.definition import shape_of
+from sweeps.engine.policy import RULES, Cause
+from sweeps.engine.quota import Verdict, VerdictKind
+from sweeps.engine.runs import AttemptState, RunState
+from sweeps.engine.state import SweepState
+from sweeps.engine.wall_time import minutes_left, wall_minutes
+
+
+def why(run: RunState, state: SweepState, verdicts: Mapping[Any, Verdict], now: float, is_controlled: bool) -> str:
+    """Why a run is where it is, or nothing where that needs no words. `verdicts` are by shape."""
+    if run.held is not None:
+        return run.held
+    if not run.is_waiting:
+        return ""
+    general = why_nothing_starts(state, is_controlled)
+    if general:
+        return general
+    if run.not_before > now:
+        return f"pauses after its last attempt ({_last_cause(run)}), until {when(run.not_before)}"
+    return _in_words(verdicts.get(shape_of(run.work)))
+
+
+def why_nothing_starts(state: SweepState, is_controlled: bool) -> str:
+    """A reason that holds for every run that waits."""
+    if not is_controlled:
+        return "no controller is at work: launch the sweep again"
+    if state.paused:
+        return "the sweep is paused: `muloco-sweep resume`"
+    return ""
+
+
+def why_they_wait(
+    tally: Tally, state: SweepState, verdicts: Mapping[Any, Verdict], now: float, is_controlled: bool
+) -> dict[str, int]:
+    """How many of the tally's runs wait, by the reason."""
+    general = why_nothing_starts(state, is_controlled)
+    if general:
+        return {general: tally.counts["waiting"]} if tally.counts["waiting"] else {}
+    found: Counter[str] = Counter()
+    for shape, count in tally.fresh.items():
+        if count:
+            found[_in_words(verdicts.get(shape))] += count
+    for name in tally.tried:
+        found[why(state.runs[name], state, verdicts, now, is_controlled)] += 1
+    return dict(found.most_common())
+
+
+def _in_words(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return ""
+    return verdict.why if verdict.kind is VerdictKind.WAIT else f"can never run: {verdict.why}"
+
+
+def row(run: RunState, reason: str) -> dict[str, Any]:
+    """One run, for `--json`."""
+    return {
+        "run": run.work.name,
+        "standing": run.standing,
+        "why": reason,
+        "folder": run.work.folder,
+        "expected_minutes": round(run.work.need.expected_minutes, 3),
+        "labels": run.work.labels,
+        "attempts": [
+            {
+                "number": attempt.number,
+                "job": attempt.tag,
+                "allocation": attempt.allocation,
+                "nodes": list(attempt.nodes),
+                "started_at": attempt.started_at,
+                "ended_at": attempt.ended_at,
+                "cause": attempt.cause.value if attempt.cause else None,
+                "detail": attempt.detail,
+                "checkpoint_step": attempt.checkpoint_step,
+            }
+            for attempt in run.attempts
+        ],
+    }
+
+
+def explain(run: RunState, reason: str, now: float) -> list[str]:
+    """The whole history of a run and what happens next, a sentence a line."""
+    labels = ", ".join(f"{key}={value}" for key, value in run.work.labels.items())
+    need = run.work.need
+    gpus = f"{need.gpus_per_node} GPUs a node" if need.gpus_per_node else f"{need.cpus_per_node} CPUs"
+    lines = [
+        f"Run {run.work.name} ({labels}).",
+        f"It needs {need.nodes} node(s) with {gpus} for about {duration(60 * need.expected_minutes)}.",
+    ]
+    lines += [_sentence(attempt, now) for attempt in run.attempts]
+    if not run.attempts:
+        lines.append("It has not been tried by this sweep.")
+    return [*lines, _next(run, reason)]
+
+
+def _sentence(attempt: AttemptState, now: float) -> str:
+    where = f" on {', '.join(attempt.nodes)}" if attempt.nodes else ""
+    head = f"Attempt {attempt.number} (job {attempt.tag}, {attempt.allocation})"
+    if attempt.cause is None and attempt.started_at is None:
+        return f"{head} was submitted {when(attempt.intended_at)} and waits for the scheduler."
+    began = f" started {when(attempt.started_at)}" if attempt.started_at is not None else " never started"
+    if attempt.cause is None:
+        assert attempt.started_at is not None
+        return f"{head}{began}{where} and has been at work for {duration(now - attempt.started_at)}."
+    took = ""
+    if attempt.started_at is not None and attempt.ended_at is not None:
+        took = f" after {duration(attempt.ended_at - attempt.started_at)}"
+    detail = f": {attempt.detail}" if attempt.detail else ""
+    saved = f" Its checkpoint stands at step {attempt.checkpoint_step}." if attempt.checkpoint_step else ""
+    return f"{head}{began}{where} and ended{took}, {attempt.cause.value}{detail}.{saved}"
+
+
+def _next(run: RunState, reason: str) -> str:
+    if run.done:
+        return "It is done: nothing more happens."
+    if run.held is not None:
+        return f"It is held ({run.held}). `muloco-sweep retry` tries it again."
+    if run.in_flight:
+        return f"Next: the end of attempt {run.attempts[-1].number}. {_if_it_fails(run)}"
+    wall = duration(60 * wall_minutes(run, float("inf"), minutes_left(run)))
+    because = f", once it may: {reason}" if reason else ""
+    return f"Next: attempt {next_attempt_number(run)}, asking for {wall}{because}."
+
+
+def _if_it_fails(run: RunState) -> str:
+    crashed = sum(attempt.cause is Cause.CRASH for attempt in run.attempts if attempt.number > run.released_after)
+    left = max(0, RULES[Cause.CRASH].retries - crashed)
+    return f"Should it crash, it is tried {left} more time(s) and then held."
+
+
+def _last_cause(run: RunState) -> str:
+    cause = run.attempts[-1].cause if run.attempts else None
+    return cause.value if cause is not None else "none"

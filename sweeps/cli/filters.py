@@ -1,0 +1,72 @@
+"""Which runs of a sweep a person means: `algorithm=muloco model=82k seed=0,1 run=3fa`.
+
+Every key must match; of several values one must. Keys are labels, names of models, or settings of the run's config.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from muloco_runner.config import ConfigError
+from muloco_runner.paths import config_dir
+from muloco_runner.record import RecordError, RunFolder
+from sweeps.engine.work import Work
+
+
+def select(works: Sequence[Work], filters: Sequence[str]) -> list[Work]:
+    """Those that match all filters; all of them without one. An unknown key, or nothing found, raises `ConfigError`."""
+    found = list(works)
+    for text in filters:
+        key, sign, values = text.partition("=")
+        if not sign or not key or not values:
+            raise ConfigError(f"{text!r}: a filter is KEY=VALUE, such as algorithm=muloco or run=3fa2")
+        found = [work for work in found if any(_matches(work, key, value) for value in values.split(","))]
+    if filters and works and not found:
+        raise ConfigError(f"no run of the sweep matches {' '.join(filters)}")
+    return found
+
+
+def _matches(work: Work, key: str, value: str) -> bool:
+    if key == "run":
+        return work.name.startswith(value)
+    if key == "model":
+        return bool(work.labels.get("num_params") == _params_of(value))
+    if key in work.labels:
+        return _equal(work.labels[key], value)
+    return _equal(_setting(work, key), value)
+
+
+def _setting(work: Work, key: str) -> Any:
+    try:
+        values: Any = RunFolder(work.folder).read_config()
+    except RecordError as error:
+        raise ConfigError(f"{key}: no such label of {work.name}, and {error}") from None
+    for name in key.split("."):
+        if not isinstance(values, dict) or name not in values:
+            known = ", ".join(["run", "model", *work.labels, "and settings such as inner_optimizer.lr"])
+            raise ConfigError(f"{key}: no such key to filter by; there are {known}")
+        values = values[name]
+    return values
+
+
+def _equal(actual: Any, wanted: str) -> bool:
+    """Numbers as numbers, to three digits, since tables show no more; words without regard to case and dashes."""
+    if isinstance(actual, int | float) and not isinstance(actual, bool):
+        try:
+            return math.isclose(actual, float(wanted), rel_tol=5e-3 if isinstance(actual, float) else 0.0)
+        except ValueError:
+            return False
+    return str(actual).lower().replace("-", "_") == wanted.lower().replace("-", "_")
+
+
+@cache
+def _params_of(model: str) -> int:
+    from muloco_runner.compose import compose_app_config
+
+    names = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))
+    if model not in names:
+        raise ConfigError(f"model={model}: no such model; there are {', '.join(names)}")
+    return compose_app_config([f"model={model}", "global_batch_tokens=1048576"]).num_params

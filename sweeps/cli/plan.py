@@ -1,0 +1,57 @@
+"""The commands that submit nothing: `plan` says what a sweep would cost, `simulate` plays it in numbers."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+from muloco_runner.config import ConfigError
+from muloco_runner.record import ExitCode
+from sweeps.cli.display import outcome_as_dict, plan_as_dict, show_outcome, show_plan, waiting
+from sweeps.clusters import make_cluster
+from sweeps.engine.lower_bound import lower_bound_minutes
+from sweeps.engine.quota import VerdictKind
+from sweeps.simulation.faults import WEATHERS
+from sweeps.simulation.simulate import simulate
+from sweeps.training.preview import preview
+from sweeps.training.sweep import read_sweep
+
+
+def plan(arguments: argparse.Namespace) -> ExitCode:
+    sweep = read_sweep(arguments.overrides, arguments.allow_large)
+    cluster = make_cluster(sweep.cluster, sweep.folder.cluster_dir)
+    live = cluster.limits()
+    if not live.note:
+        cluster.check()
+    found = preview(sweep, live)
+    if arguments.json:
+        print(json.dumps(plan_as_dict(found)))
+    else:
+        show_plan(found)
+    return ExitCode.FINISHED
+
+
+def simulate_sweep(arguments: argparse.Namespace) -> ExitCode:
+    """The unfinished runs of a sweep through the real controller, on a cluster made of numbers."""
+    sweep = read_sweep(arguments.overrides, arguments.allow_large)
+    found = preview(sweep, make_cluster(sweep.cluster, sweep.folder.cluster_dir).limits())
+    never = [run for run in found.runs if run.verdict.kind is VerdictKind.NEVER]
+    if never:
+        raise ConfigError(
+            f"{len(never)} runs can never start ({never[0].verdict}): mend the sweep or the cluster first"
+        )
+    works = [run.work for run in found.runs if not run.finished]
+    if lower_bound_minutes(works, sweep.cluster) is None:
+        raise ConfigError(
+            f"cluster {sweep.cluster.name} has an allocation without a quota of nodes, so its size is unknown: set "
+            "quota.nodes of each allocation in its file under conf/cluster"
+        )
+    weather = dataclasses.replace(WEATHERS[arguments.weather], seed=arguments.seed)
+    with waiting(f"simulating {len(works)} runs"):
+        outcome = simulate(works, sweep.cluster, weather)
+    if arguments.json:
+        print(json.dumps(outcome_as_dict(sweep, outcome)))
+    else:
+        show_outcome(sweep, outcome)
+    return ExitCode.FINISHED

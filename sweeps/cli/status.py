@@ -1,0 +1,163 @@
+"""What a status says of a sweep, in numbers. Pure: state in, values out (`sweeps.cli.status_table` draws them)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sweeps.engine.capacity import MAX_GPU_HOURS
+from sweeps.engine.cluster_config import ClusterConfig
+from sweeps.engine.counters import Tally
+from sweeps.engine.definition import Shape, group_of, shape_of
+from sweeps.engine.lower_bound import least_minutes
+from sweeps.engine.runs import RunState
+from sweeps.engine.state import JobState, SweepState
+from sweeps.store.lease import Holder
+from sweeps.store.ledger import Damage
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an attempt has come, by its own word."""
+
+    share: float
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """One run that a job holds now."""
+
+    run: RunState
+    minutes: float
+    """Since it started."""
+    expected_minutes: float
+    """By the runs that have finished, or else by the first guess."""
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    name: str
+    cluster_name: str
+    tally: Tally
+    """Of the runs that were asked for."""
+    at_work: Sequence[AtWork]
+    waiting: Mapping[str, int]
+    """Runs that wait, by the reason."""
+    submitted: Mapping[str, int]
+    """Runs whose jobs stand in the scheduler's queue, by the scheduler's reason."""
+    gpu_hours_used: float
+    """By the whole sweep, jobs that run included."""
+    gpu_hours_left: float
+    """Expected of the runs that were asked for."""
+    gpu_hours_cap: float | None
+    minutes_left: float | None
+    """At best, until the sweep is over; None where that is not known, or only some runs were asked for."""
+    is_over: bool
+    controller: str = ""
+    """Where one is at work."""
+    damage: Sequence[Damage] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the runs."""
+        tally = self.tally
+        return {
+            "counts": {word: count for word, count in tally.counts.items() if count},
+            "waiting": dict(self.waiting),
+            "submitted": dict(self.submitted),
+            "held": {why: list(names) for why, names in tally.held.items()},
+            "resubmitted": tally.resubmitted,
+            "gpu_hours_used": self.gpu_hours_used,
+            "gpu_hours_left": self.gpu_hours_left,
+            "max_gpu_hours": self.gpu_hours_cap,
+            "minutes_left": self.minutes_left,
+            "finished": [
+                {"algorithm": algorithm, "num_params": num_params, **vars(finished)}
+                for (algorithm, num_params), finished in tally.finished.items()
+            ],
+            "damage": [{"line": one.line, "why": one.why} for one in self.damage],
+        }
+
+
+def status_of(
+    name: str,
+    state: SweepState,
+    config: ClusterConfig,
+    chosen: Sequence[RunState] | None,
+    waiting: Callable[[Tally], Mapping[str, int]],
+    pending: Mapping[str, str],
+    progress: Callable[[RunState], Progress | None],
+    now: float,
+    holder: Holder | None = None,
+    damage: Sequence[Damage] = (),
+) -> Status:
+    """Of the chosen runs; of all where `chosen` is None.
+
+    `waiting` counts runs by why they wait, `pending` says by tag why a job stands in the scheduler's queue, `holder` is
+    the controller at work.
+    """
+    names = None if chosen is None else {run.work.name for run in chosen}
+    tally = state.tally if chosen is None else _tally_of(chosen)
+    at_work = []
+    submitted: Counter[str] = Counter()
+    left = tally.minutes_left
+    for run, job in _in_flight(state):
+        if names is not None and run.work.name not in names:
+            continue
+        minutes = 0.0 if job.started_at is None else max(0.0, now - job.started_at) / 60
+        if job.started_at is None:
+            submitted[pending.get(job.tag, "")] += 1
+        else:
+            expected = run.work.need.expected_minutes * state.tally.correction(group_of(run.work))
+            at_work.append(AtWork(run, minutes, expected, progress(run)))
+            left[shape_of(run.work)] -= min(minutes, expected)
+    return Status(
+        name=name,
+        cluster_name=config.name,
+        tally=tally,
+        at_work=at_work,
+        waiting=waiting(tally),
+        submitted=submitted,
+        gpu_hours_used=sum(state.spent_gpu_hours.values()) + sum(_gpu_hours_so_far(state, now)),
+        gpu_hours_left=sum(nodes * gpus * minutes / 60 for (nodes, gpus, _), minutes in left.items()),
+        gpu_hours_cap=state.own_limits.get(MAX_GPU_HOURS),
+        minutes_left=_minutes_left(state, config, left, at_work) if chosen is None else None,
+        is_over=state.is_over,
+        controller=f"pid {holder.pid} on {holder.host}" if holder is not None else "",
+        damage=damage,
+    )
+
+
+def _tally_of(runs: Iterable[RunState]) -> Tally:
+    tally = Tally()
+    for run in runs:
+        tally.add(run)
+    return tally
+
+
+def _in_flight(state: SweepState) -> Iterable[tuple[RunState, JobState]]:
+    for job in state.jobs.values():
+        for attempt in job.request.attempts:
+            run = state.runs.get(attempt.work.name)
+            if run is not None and run.in_flight:
+                yield run, job
+
+
+def _gpu_hours_so_far(state: SweepState, now: float) -> Iterable[float]:
+    for job in state.jobs.values():
+        if job.started_at is not None:
+            yield job.request.nodes * job.request.gpus_per_node * max(0.0, now - job.started_at) / 3600
+
+
+def _minutes_left(
+    state: SweepState, config: ClusterConfig, left: Mapping[Shape, float], at_work: Sequence[AtWork]
+) -> float | None:
+    if state.is_over:
+        return 0.0
+    heads = [queue.longest().work for queue in state.waiting.values() if len(queue)]
+    longest = [work.need.expected_minutes * state.tally.correction(group_of(work)) for work in heads]
+    longest += [max(0.0, one.expected_minutes - one.minutes) for one in at_work]
+    return least_minutes(left, max(longest, default=0.0), config, state.own_limits)

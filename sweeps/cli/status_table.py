@@ -1,0 +1,135 @@
+"""A status on a terminal or in a log: a table of counts, the runs at work, then a line for each thing to know."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.cli.formatting import about, duration, plural, size
+from sweeps.cli.status import AtWork, Status
+from sweeps.engine.counters import Finished
+from sweeps.engine.definition import Group as RowGroup
+from sweeps.engine.definition import group_of
+from sweeps.engine.runs import STANDINGS
+
+_COLOURS = {"done": "green", "running": "cyan", "submitted": "blue", "waiting": "", "held": "red"}
+
+
+def status_table(status: Status, most_at_work: int, command: str) -> RenderableType:
+    """At most so many of the runs at work are named. `command` ends the commands that are proposed: root and sweep."""
+    return Group(
+        _counts(status),
+        *([_at_work(status, most_at_work)] if status.at_work and most_at_work > 0 else []),
+        Text(),
+        *(Text(line) for line in status_lines(status, command)),
+    )
+
+
+def _counts(status: Status) -> Table:
+    tally = status.tally
+    controller = f"controller {status.controller}" if status.controller else "no controller at work"
+    title = Text.assemble(
+        (status.name, "bold"),
+        f" on {status.cluster_name}: {plural(sum(tally.counts.values()), 'run')}"
+        + ("" if status.is_over else f"; {controller}"),
+    )
+    labelled = any(algorithm for algorithm, _ in tally.groups)
+    words = [word for word in STANDINGS if tally.counts[word] or word == "done"]
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("algorithm", "size") if labelled else ():
+        table.add_column(name, justify="left" if name == "algorithm" else "right", no_wrap=True)
+    for word in words:
+        table.add_column(word, justify="right", style=_COLOURS[word], no_wrap=True)
+    for name in ("took", "expected") if tally.finished_in_all.count else ():
+        table.add_column(name, justify="right", no_wrap=True)
+    rows = sorted(group for group, counts in tally.groups.items() if any(counts.values()))
+    for group in rows if labelled else []:
+        finished = tally.finished.get(group, Finished())
+        table.add_row(*_names(group), *_numbers(tally.groups[group], words), *_means(finished))
+    if len(rows) > 1 or not labelled:
+        total = ("all", "") if labelled else ()
+        table.add_row(*total, *_numbers(tally.counts, words), *_means(tally.finished_in_all), style="bold")
+    return table
+
+
+def _names(group: RowGroup) -> tuple[str, str]:
+    algorithm, num_params = group
+    return algorithm, size(num_params) if num_params else ""
+
+
+def _numbers(counts: Mapping[str, int], words: Sequence[str]) -> Iterator[str]:
+    return (f"{counts[word]:,}" if counts.get(word) else "" for word in words)
+
+
+def _means(finished: Finished) -> tuple[str, ...]:
+    """Time of a finished run, and what was expected of it at first."""
+    if not finished.count:
+        return ()
+    minutes = (finished.actual_minutes, finished.expected_minutes)
+    return tuple(about(60 * total / finished.count) for total in minutes)
+
+
+def _at_work(status: Status, most: int) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("at work", no_wrap=True)
+    table.add_column("on", no_wrap=True, overflow="ellipsis")
+    for name in ("attempt", "for", "of about", "done", "loss"):
+        table.add_column(name, justify="right", no_wrap=True)
+    shown = sorted(status.at_work, key=lambda one: -one.minutes)
+    for one in shown[:most]:
+        table.add_row(*_row(one))
+    if len(shown) > most:
+        table.add_row(f"and {len(shown) - most:,} more", style="dim")
+    return table
+
+
+def _row(one: AtWork) -> tuple[str, ...]:
+    run, attempt, progress = one.run, one.run.attempts[-1], one.progress
+    return (
+        " ".join([run.work.name, *_names(group_of(run.work))]),
+        _nodes(attempt.nodes),
+        str(attempt.number),
+        about(60 * one.minutes),
+        about(60 * one.expected_minutes),
+        f"{100 * progress.share:.0f}%" if progress is not None else "",
+        f"{progress.loss:.3f}" if progress is not None and progress.loss is not None else "",
+    )
+
+
+def _nodes(names: Sequence[str]) -> str:
+    return names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "") if names else ""
+
+
+def status_lines(status: Status, command: str) -> Iterator[str]:
+    """What there is to know besides the counts, a line each."""
+    tally = status.tally
+    yield from _cost(status)
+    if tally.resubmitted:
+        yield f"{plural(tally.resubmitted, 'attempt')} after a first one."
+    for why, count in status.waiting.items():
+        yield f"{count:,} waiting: {why or 'for the next tick'}"
+    for why, count in status.submitted.items():
+        yield f"{count:,} submitted: {why or 'in the queue'}"
+    for why, names in tally.held.items():
+        first = next(iter(names))
+        yield f"{len(names):,} held: {why} (muloco-sweep explain {shlex.quote(first)} {command})"
+    for one in status.damage:
+        where = f"line {one.line} of the ledger" if one.line else "the ledger"
+        yield f"Damage in {where}: {one.why}; passed over."
+
+
+def _cost(status: Status) -> Iterator[str]:
+    words = []
+    used, left, cap = status.gpu_hours_used, status.gpu_hours_left, status.gpu_hours_cap
+    if used or left or cap is not None:
+        of_cap = f" of at most {cap:,g}" if cap is not None else ""
+        words.append(f"{used:,.1f} GPU-hours used{of_cap}, about {left:,.1f} to go")
+    if status.minutes_left is not None and not status.is_over:
+        words.append(f"the end in {duration(60 * status.minutes_left)} at best")
+    if words:
+        text = "; ".join(words)
+        yield text[0].upper() + text[1:] + "."

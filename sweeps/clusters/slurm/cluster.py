@@ -1,0 +1,306 @@
+"""SLURM behind the clusters' interface: one `squeue` a look, and one `sacct` where a job has left the queue.
+
+Limits change seldom, so they are read every few ticks, and the user's other jobs with each look at the queue. A command
+that does not answer changes nothing of what was known.
+
+A job carries its tag as comment and name, so that it is found whether or not `sbatch` lived to say its number. SLURM's
+word on how a job ended counts only where the attempt left none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from getpass import getuser
+from pathlib import Path
+
+from muloco_runner.config import ConfigError
+from muloco_runner.record import write_atomically
+from sweeps.clusters.slurm.commands import answer_of, submit_script
+from sweeps.clusters.slurm.limits import (
+    ASSOCIATION_FIELDS,
+    QOS_FIELDS,
+    Accounting,
+    limits_of,
+    mistake_in,
+    parse_assoc_mgr,
+    parse_grants,
+    parse_partitions,
+    with_unused_limits,
+)
+from sweeps.clusters.slurm.parse import (
+    SACCT_FIELDS,
+    SQUEUE_FORMAT,
+    AccountedJob,
+    QueuedJob,
+    known_state,
+    parse_sacct,
+    parse_squeue,
+)
+from sweeps.clusters.slurm.script import CONTROLLER_OF, job_script
+from sweeps.engine.cluster import (
+    JobEnd,
+    JobObservation,
+    JobRequest,
+    JobState,
+    Limit,
+    Limits,
+    Observation,
+    Resource,
+)
+from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
+from sweeps.engine.outcome import Evidence, evidence_in_folder, obstacle_in_folder
+from sweeps.engine.work import Attempt
+
+_NAMES_PER_SACCT = 500
+"""More names than this do not fit a command line well: all of the user's jobs are read then."""
+_TICKS_PER_LIMITS = 10
+"""Ticks between two looks at SLURM's own limits, which SLURM enforces meanwhile."""
+_ENDS = {
+    "TIMEOUT": JobEnd.TIMEOUT,
+    "DEADLINE": JobEnd.TIMEOUT,
+    "PREEMPTED": JobEnd.PREEMPTED,
+    "NODE_FAIL": JobEnd.NODE_FAILURE,
+    "BOOT_FAIL": JobEnd.NODE_FAILURE,
+    "OUT_OF_MEMORY": JobEnd.OUT_OF_MEMORY,
+    "CANCELLED": JobEnd.CANCELLED,
+}
+
+
+class SlurmCluster:
+    """`submit`, `observe`, `cancel` and `limits` by SLURM's commands."""
+
+    outlives_controller = True
+
+    def __init__(self, config: ClusterConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder.resolve()
+        self._queue: list[QueuedJob] = []
+        """As of the last answer."""
+        self._ours: frozenset[str] = frozenset()
+        self._limits = Limits()
+        self._accounting: Accounting | None = None
+        """What `_limits` were made of."""
+        self._read_again_at = -float("inf")
+
+    def check(self) -> None:
+        if shutil.which("sbatch") is None:
+            raise ConfigError(
+                f"cluster={self.config.name}: kind=slurm, but there is no sbatch on this machine: "
+                "launch on a login node, or choose cluster=local"
+            )
+        accounting = _read_accounting()
+        for allocation in self.config.allocations if accounting is not None else ():
+            assert accounting is not None
+            mistake = mistake_in(allocation, accounting)
+            if mistake is not None:
+                raise ConfigError(f"cluster={self.config.name}: allocation {allocation.name}: {mistake}")
+
+    def start(self) -> None:
+        for name in ("requests", "scripts", "logs"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+    def submit(self, request: JobRequest) -> str:
+        self.start()
+        write_atomically(self.folder / "requests" / f"{request.tag}.json", json.dumps(request.to_dict()))
+        script = self.folder / "scripts" / f"{request.tag}.sh"
+        text = job_script(request, self.config.allocation(request.allocation), self.config.setup, self.folder)
+        write_atomically(script, text)
+        return submit_script(script)
+
+    def observe(self, tags: Sequence[str]) -> Observation:
+        self._ours = frozenset(tags)
+        if not self._read_queue():
+            return Observation({}, complete=False, queue_read=False)
+        jobs = {job.comment: _queued(job) for job in self._queue if job.comment in self._ours}
+        missing = [tag for tag in tags if tag not in jobs]
+        accounted = self._accounted(missing) if missing else {}
+        # Without accounting a job that has left the queue may have ended in any way.
+        return Observation({**jobs, **(accounted or {})}, complete=accounted is not None)
+
+    def _read_queue(self) -> bool:
+        """All jobs of this user; False where the scheduler does not answer."""
+        text = answer_of("squeue", "--noheader", "--states=all", f"--user={getuser()}", f"--format={SQUEUE_FORMAT}")
+        if text is not None:
+            self._queue = parse_squeue(text)
+        return text is not None
+
+    def _accounted(self, tags: Sequence[str]) -> Mapping[str, JobObservation] | None:
+        """None where accounting does not answer."""
+        # The default window begins at midnight.
+        since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 30 * 24 * 3600))
+        names = [f"--name={','.join(tags)}"] if len(tags) <= _NAMES_PER_SACCT else []
+        command = ["sacct", "-nPXD", f"--user={getuser()}", f"--starttime={since}", f"--format={SACCT_FIELDS}"]
+        text = answer_of(*command, *names)
+        if text is None:
+            return None
+        wanted = frozenset(tags)
+        # One gone from the queue that has no end here was lost with the scheduler's state, or will have one soon.
+        ended = [job for job in parse_sacct(text) if job.comment in wanted and job.is_finished]
+        return {job.comment: _from_accounting(job) for job in ended}
+
+    def strays(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
+        return {
+            job.comment: job.job_id
+            for job in self._queue
+            if job.comment.startswith(prefix) and job.comment not in tags and not job.is_finished
+        }
+
+    def evidence(self, attempt: Attempt) -> Evidence:
+        return evidence_in_folder(attempt)
+
+    def obstacle(self, attempt: Attempt) -> str:
+        return obstacle_in_folder(attempt)
+
+    def cancel(self, tags: Sequence[str]) -> None:
+        """TERM first: what runs saves itself; SLURM's KillWait bounds how long it may take."""
+        self._scancel(tags)
+
+    def withdraw(self, tags: Sequence[str]) -> None:
+        self._scancel(tags, "--state=PENDING")
+
+    def _scancel(self, tags: Sequence[str], *options: str) -> None:
+        """One command for all whose numbers the last look at the queue has shown."""
+        ids = {job.comment: job.job_id for job in self._queue if not job.is_finished}
+        known = [ids[tag] for tag in tags if tag in ids]
+        if known:
+            answer_of("scancel", *options, *known)
+        for tag in tags:
+            if tag not in ids:
+                answer_of("scancel", *options, f"--user={getuser()}", f"--name={tag}")
+
+    def limits(self) -> Limits:
+        """What others use of SLURM's limits is as old as they are; of the user's own it is as of the last look."""
+        if time.monotonic() >= self._read_again_at:
+            self._read_limits()
+            self._read_again_at = time.monotonic() + _TICKS_PER_LIMITS * self.config.tick_seconds
+        return replace(self._limits, others=self._others(self._held()))
+
+    def _read_limits(self) -> None:
+        """Leaves them as they were where SLURM, or its database, does not answer."""
+        if shutil.which("scontrol") is None:
+            self._limits = Limits(note="SLURM's own limits are not known: there is no scontrol on this machine")
+            return
+        accounting = _read_accounting()
+        if accounting is None:
+            if self._accounting is None:
+                self._limits = Limits(note="SLURM's own limits are not known: slurmctld does not answer")
+            return
+        if self._accounting is not None and self._accounting.grants and not accounting.grants:
+            return
+        self._accounting = accounting
+        if not self._queue:
+            self._read_queue()
+        held = self._held()
+        self._limits = Limits(
+            {
+                allocation.name: [
+                    _of_others(limit, allocation, held, self._ours) for limit in limits_of(allocation, accounting)
+                ]
+                for allocation in self.config.allocations
+            }
+        )
+
+    def _held(self) -> list[QueuedJob]:
+        return [job for job in self._queue if not job.is_finished]
+
+    def _others(self, held: Sequence[QueuedJob]) -> dict[str, dict[Resource, float]]:
+        """By allocation: what this user's other jobs hold; those that wait hold nothing yet, controllers one core."""
+        others = [job for job in held if job.comment not in self._ours and not job.comment.startswith(CONTROLLER_OF)]
+        return {
+            allocation.name: _held_by([job for job in others if _is_in(job, allocation)])
+            for allocation in self.config.allocations
+        }
+
+    def stop(self) -> None:
+        """Jobs go on without a controller."""
+
+
+def _read_accounting() -> Accounting | None:
+    """None where slurmctld does not answer. Without a database, or where limits are not enforced, partitions alone."""
+    user, uid = getuser(), os.getuid()
+    partitions = answer_of("scontrol", "show", "partition", "-o")
+    config = answer_of("scontrol", "show", "config") if partitions is not None else None
+    if partitions is None or config is None:
+        return None
+    enforced = next((line for line in config.splitlines() if line.startswith("AccountingStorageEnforce")), "")
+    known = answer_of("scontrol", "show", "assoc_mgr", f"users={user}", "flags=assoc,qos")
+    rows = parse_partitions(partitions)
+    if known is None or not any(word in enforced for word in ("limits", "safe", "all")):
+        return Accounting([], {}, rows, [], user, uid)
+    associations, qos = parse_assoc_mgr(known)
+    grants = answer_of("sacctmgr", "-nP", "show", "assoc", f"user={user}", f"format={ASSOCIATION_FIELDS}")
+    defined = answer_of("sacctmgr", "-nP", "show", "qos", f"format={QOS_FIELDS}") if grants is not None else None
+    accounts = [association.account for association in associations]
+    # Without the database slurmctld still knows the limits of whoever has used them.
+    granted = [] if grants is None else parse_grants(grants)
+    complete = qos if defined is None else with_unused_limits(qos, defined, uid, accounts)
+    return Accounting(associations, complete, rows, granted, user, uid)
+
+
+def _is_in(job: QueuedJob, allocation: AllocationConfig) -> bool:
+    named = ((allocation.partition, job.partition), (allocation.account, job.account), (allocation.qos, job.qos))
+    # A job that waits may name several partitions.
+    return all(wanted is None or wanted in given.split(",") for wanted, given in named)
+
+
+def _held_by(jobs: Sequence[QueuedJob]) -> dict[Resource, float]:
+    started = [job for job in jobs if known_state(job.state) != "PENDING"]
+    return {
+        Resource.NODES: sum(job.num_nodes for job in started),
+        Resource.GPUS: sum(job.num_nodes * job.gpus_per_node for job in started),
+        Resource.CPUS: sum(job.num_cpus for job in started),
+        Resource.JOBS: len(started),
+        Resource.SUBMITTED: len(jobs),
+    }
+
+
+def _of_others(limit: Limit, allocation: AllocationConfig, held: Sequence[QueuedJob], ours: frozenset[str]) -> Limit:
+    """SLURM counts this sweep's own jobs too, which the sweep counts itself."""
+    own = _held_by([job for job in held if job.comment in ours and _is_in(job, allocation)])
+    used = max(0.0, limit.used_by_others - own.get(limit.resource, 0.0))
+    return replace(limit, used_by_others=used, enforced=True)
+
+
+def _queued(job: QueuedJob) -> JobObservation:
+    ended = job.is_finished
+    # For a job that waits, or was cancelled while it did, the start is a guess or the end; it has no nodes.
+    started = _unix(job.started_at) if job.nodes and known_state(job.state) not in ("PENDING", None) else None
+    state = JobState.ENDED if ended else JobState.PENDING if known_state(job.state) == "PENDING" else JobState.RUNNING
+    return JobObservation(
+        tag=job.comment,
+        job_id=job.job_id,
+        state=state,
+        nodes=job.nodes,
+        reason=job.reason,
+        end=_ENDS.get(known_state(job.state) or "", JobEnd.EXITED) if ended else None,
+        started_at=started,
+        ended_at=_unix(job.ended_at) if ended else None,
+    )
+
+
+def _from_accounting(job: AccountedJob) -> JobObservation:
+    state = known_state(job.state) or ""
+    # A signal is no exit code; 0 of a job that was ended from outside says nothing.
+    code = job.exit_code if state in ("COMPLETED", "FAILED") and not job.signal else None
+    return JobObservation(
+        job.comment,
+        job.job_id,
+        JobState.ENDED,
+        job.nodes,
+        end=_ENDS.get(state, JobEnd.EXITED),
+        exit_code=code,
+        started_at=_unix(job.started_at) if job.nodes else None,
+        ended_at=_unix(job.ended_at),
+    )
+
+
+def _unix(text: str | None) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp() if text else None
+    except ValueError:
+        return None

@@ -1,0 +1,323 @@
+"""The limits that SLURM itself sets on an allocation, with what is used of each: pure functions of its commands' text.
+
+Group limits (`Grp*`) bind at every level: the partition's QOS, the job's QOS, the association and each of its parents.
+Of the others the first level that sets one decides, in that order, as in SLURM's own resource-limit rules
+(https://slurm.schedmd.com/resource_limits.html); partitions bind besides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sweeps.clusters.slurm.parse import parse_minutes
+from sweeps.engine.cluster import Limit, Resource
+from sweeps.engine.cluster_config import AllocationConfig
+
+Fields = Mapping[str, str]
+
+QOS_FIELDS = "Name,MaxTRESPU,MaxJobsPU,MaxSubmitPU,MaxTRESPA,MaxJobsPA,MaxSubmitPA"
+ASSOCIATION_FIELDS = "Account,Partition,QOS,DefaultQOS"
+
+
+@dataclass(frozen=True)
+class Association:
+    """One row of the accounting tree: an account (`user` is empty), or a user in it."""
+
+    account: str
+    user: str
+    partition: str
+    parent: str
+    is_default: bool
+    fields: Fields
+
+
+@dataclass(frozen=True)
+class Qos:
+    """One QOS; `users` (by uid) and `accounts` hold what those who have used it may use and do use."""
+
+    name: str
+    fields: dict[str, str] = field(default_factory=dict)
+    users: dict[str, dict[str, str]] = field(default_factory=dict)
+    accounts: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What one user may name when submitting: `sacctmgr show assoc`."""
+
+    account: str
+    partition: str
+    """Empty where every partition is meant."""
+    qos: tuple[str, ...]
+    default_qos: str
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """All that SLURM says of limits, as of one moment."""
+
+    associations: Sequence[Association]
+    qos: Mapping[str, Qos]
+    partitions: Mapping[str, Fields]
+    grants: Sequence[Grant]
+    """Empty where there is no accounting database."""
+    user: str
+    uid: int
+
+
+def parse_assoc_mgr(text: str) -> tuple[list[Association], dict[str, Qos]]:
+    """`scontrol show assoc_mgr flags=assoc,qos`."""
+    associations: list[Association] = []
+    qos: dict[str, Qos] = {}
+    fields: dict[str, str] = {}
+    inner: dict[str, dict[str, str]] | None = None
+    for line in text.splitlines():
+        words = line.split()
+        if line.startswith("ClusterName="):
+            head = _words(words)
+            fields, inner = {}, None
+            user = head.get("UserName", "").partition("(")[0]
+            parent = head.get("ParentAccount", "").partition("(")[0]
+            associations.append(
+                Association(head.get("Account", ""), user, head.get("Partition", ""), parent, False, fields)
+            )
+        elif line.startswith("QOS="):
+            name = words[0].removeprefix("QOS=").partition("(")[0]
+            qos[name] = Qos(name)
+            fields, inner = qos[name].fields, None
+        elif words in (["Account", "Limits"], ["User", "Limits"]) and qos:
+            inner = qos[name].accounts if words[0] == "Account" else qos[name].users
+        elif inner is not None and len(words) == 1 and "=" not in line:
+            # A user is printed as its uid, or as name(uid).
+            found = re.search(r"\((\d+)\)$", words[0])
+            fields = inner.setdefault(found[1] if found else words[0], {})
+        else:
+            fields.update(_words(words))
+    return [_with_parent(association) for association in associations], qos
+
+
+def _with_parent(association: Association) -> Association:
+    """A user's parent is its account; an account's own is printed on the third line of its record."""
+    fields = association.fields
+    parent = association.account if association.user else fields.get("ParentAccount", "").partition("(")[0]
+    is_default = fields.get("DefAssoc") == "Yes"
+    return Association(association.account, association.user, association.partition, parent, is_default, fields)
+
+
+def parse_partitions(text: str) -> dict[str, Fields]:
+    """`scontrol show partition -o`, by name."""
+    rows = [_words(line.split()) for line in text.splitlines() if line.startswith("PartitionName=")]
+    return {row["PartitionName"]: row for row in rows}
+
+
+def parse_grants(text: str) -> list[Grant]:
+    """`sacctmgr -nP show assoc user=U format=ASSOCIATION_FIELDS`."""
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3]
+    return [Grant(account, partition, tuple(qos.split(",")), default) for account, partition, qos, default in rows]
+
+
+def with_unused_limits(qos: Mapping[str, Qos], text: str, uid: int, accounts: Sequence[str]) -> dict[str, Qos]:
+    """Adds the limits of a user and accounts that have not used a QOS yet, which slurmctld does not print.
+
+    `text` is `sacctmgr -nP show qos format=QOS_FIELDS`.
+    """
+    complete = dict(qos)
+    for line in text.splitlines():
+        name, *values = line.split("|")
+        if len(values) != 6:
+            continue
+        found = complete.setdefault(name, Qos(name))
+        names = ("MaxTRESPU", "MaxJobsPU", "MaxSubmitJobsPU", "MaxTRESPA", "MaxJobsPA", "MaxSubmitJobsPA")
+        row = dict(zip(names, values, strict=True))
+        found.users.setdefault(str(uid), {key: value for key, value in row.items() if key.endswith("PU")})
+        for account in accounts:
+            found.accounts.setdefault(account, {key: value for key, value in row.items() if key.endswith("PA")})
+    return complete
+
+
+def limits_of(allocation: AllocationConfig, accounting: Accounting) -> list[Limit]:
+    """Every limit of SLURM's on a job of this allocation; `used_by_others` is what all use, this sweep too."""
+    partition = accounting.partitions.get(partition_of(allocation, accounting) or "", {})
+    account = account_of(allocation, accounting)
+    chain = list(_upward(account, partition.get("PartitionName", ""), accounting))
+    names = [partition.get("QoS", "N/A"), qos_of(allocation, accounting)]
+    levels = [accounting.qos[name] for name in dict.fromkeys(names) if name in accounting.qos]
+    limits: list[Limit] = []
+    for qos in levels:
+        limits += _group_limits(f"QOS {qos.name}", qos.fields)
+    for association in chain:
+        limits += _group_limits(_name(association), association.fields)
+    # The first level that sets a limit of this kind hides the later ones.
+    single: dict[tuple[Resource, bool], Limit] = {}
+    for limit in _single_limits(levels, chain, account, accounting.uid):
+        of_account = re.search(r"PA\b", limit.name) is not None
+        single.setdefault((limit.resource, of_account), limit)
+    return [*limits, *single.values(), *_partition_limits(partition)]
+
+
+def partition_of(allocation: AllocationConfig, accounting: Accounting) -> str | None:
+    """The one it names, or SLURM's default."""
+    if allocation.partition is not None:
+        return allocation.partition
+    return next((name for name, row in accounting.partitions.items() if row.get("Default") == "YES"), None)
+
+
+def account_of(allocation: AllocationConfig, accounting: Accounting) -> str:
+    if allocation.account is not None:
+        return allocation.account
+    mine = [a for a in accounting.associations if a.user == accounting.user]
+    return next((a.account for a in mine if a.is_default), "")
+
+
+def qos_of(allocation: AllocationConfig, accounting: Accounting) -> str:
+    if allocation.qos is not None:
+        return allocation.qos
+    account = account_of(allocation, accounting)
+    return next((grant.default_qos for grant in accounting.grants if grant.account == account), "")
+
+
+def mistake_in(allocation: AllocationConfig, accounting: Accounting) -> str | None:
+    """What is wrong with the allocation's partition, account or QOS for this user, and what there is instead."""
+    partition = partition_of(allocation, accounting)
+    if partition is None or partition not in accounting.partitions:
+        known = ", ".join(accounting.partitions)
+        return f"partition={partition}: this cluster has no such partition; there are {known}"
+    row = accounting.partitions[partition]
+    grants = [grant for grant in accounting.grants if grant.partition in ("", partition)]
+    if accounting.grants and not grants:
+        return f"partition={partition}: user {accounting.user} has no account there; ask the administrators"
+    accounts = sorted({grant.account for grant in grants})
+    account = account_of(allocation, accounting)
+    if accounts and account not in accounts:
+        return f"account={account}: not one of user {accounting.user}'s accounts; they are {', '.join(accounts)}"
+    allowed = _allowed(row.get("AllowAccounts", "ALL"))
+    if allowed and account not in allowed:
+        return f"account={account}: partition {partition} is open to {', '.join(allowed)} only; name another partition"
+    if account in _allowed(row.get("DenyAccounts", "ALL")):
+        return f"account={account}: partition {partition} is closed to it; name another partition"
+    return _mistake_in_qos(allocation, accounting, account, partition)
+
+
+def _mistake_in_qos(allocation: AllocationConfig, accounting: Accounting, account: str, partition: str) -> str | None:
+    qos = qos_of(allocation, accounting)
+    granted = sorted({name for grant in accounting.grants if grant.account == account for name in grant.qos if name})
+    if qos and granted and qos not in granted:
+        return f"qos={qos}: account {account} of user {accounting.user} may use {', '.join(granted)}"
+    row = accounting.partitions[partition]
+    allowed = _allowed(row.get("AllowQos", "ALL"))
+    if allowed and qos not in allowed:
+        return f"qos={qos or 'none'}: partition {partition} is open to QOS {', '.join(allowed)} only; set qos"
+    if qos in _allowed(row.get("DenyQos", "ALL")):
+        return f"qos={qos}: partition {partition} is closed to it; set another qos"
+    gpus = _partition_gpus(row)
+    if gpus is not None and allocation.gpus_per_node > gpus:
+        return f"gpus_per_node={allocation.gpus_per_node}: nodes of partition {partition} have {gpus:g}; lower it"
+    return None
+
+
+def _allowed(text: str) -> list[str]:
+    return [] if text in ("ALL", "(null)", "N/A", "") else text.split(",")
+
+
+def _partition_gpus(row: Fields) -> float | None:
+    """GPUs of a node on average; None where the partition says nothing of GPUs."""
+    amounts = dict(item.partition("=")[::2] for item in row.get("TRES", "").split(","))
+    nodes, gpus = amounts.get("node"), amounts.get("gres/gpu")
+    return float(gpus) / float(nodes) if gpus and nodes and float(nodes) else None
+
+
+def _upward(account: str, partition: str, accounting: Accounting) -> Iterator[Association]:
+    """The user's association, then its account's, its parent's, up to the root."""
+    mine = [a for a in accounting.associations if a.account == account and a.user == accounting.user]
+    mine.sort(key=lambda a: a.partition != partition)
+    yield from [a for a in mine if a.partition in ("", partition)][:1]
+    by_account = {a.account: a for a in accounting.associations if not a.user}
+    seen: set[str] = set()
+    while account in by_account and account not in seen:
+        seen.add(account)
+        yield by_account[account]
+        account = by_account[account].parent
+
+
+def _name(association: Association) -> str:
+    return f"user {association.user}" if association.user else f"account {association.account}"
+
+
+_TRES = {"node": Resource.NODES, "cpu": Resource.CPUS}
+_TRES_PER_JOB = {"node": Resource.NODES_PER_JOB}
+
+
+def _group_limits(owner: str, fields: Fields) -> Iterator[Limit]:
+    yield from _counted(owner, fields, "GrpJobs", Resource.JOBS)
+    yield from _counted(owner, fields, "GrpSubmitJobs", Resource.SUBMITTED)
+    yield from _tres(owner, fields, "GrpTRES", _TRES, Resource.GPUS)
+    for limit in _tres(owner, fields, "GrpTRESMins", {}, Resource.GPU_HOURS):
+        yield Limit(limit.name, limit.resource, limit.most / 60, limit.used_by_others / 60)
+
+
+def _single_limits(levels: Sequence[Qos], chain: Sequence[Association], account: str, uid: int) -> Iterator[Limit]:
+    """Limits of one user, one account or one job, the level that decides first."""
+    for qos in levels:
+        owner = f"QOS {qos.name}"
+        for ending, fields in (("PU", qos.users.get(str(uid), {})), ("PA", qos.accounts.get(account, {}))):
+            yield from _counted(owner, fields, f"MaxJobs{ending}", Resource.JOBS)
+            yield from _counted(owner, fields, f"MaxSubmitJobs{ending}", Resource.SUBMITTED)
+            yield from _tres(owner, fields, f"MaxTRES{ending}", _TRES, Resource.GPUS)
+        yield from _per_job(owner, qos.fields)
+    for association in chain:
+        owner = _name(association)
+        if association.user:
+            yield from _counted(owner, association.fields, "MaxJobs", Resource.JOBS, "GrpJobs")
+            yield from _counted(owner, association.fields, "MaxSubmitJobs", Resource.SUBMITTED, "GrpSubmitJobs")
+        yield from _per_job(owner, association.fields)
+
+
+def _per_job(owner: str, fields: Fields) -> Iterator[Limit]:
+    yield from _tres(owner, fields, "MaxTRESPJ", _TRES_PER_JOB, Resource.GPUS_PER_JOB)
+    yield from _counted(owner, fields, "MaxWallPJ", Resource.WALL_MINUTES)
+
+
+def _partition_limits(row: Fields) -> Iterator[Limit]:
+    owner = f"partition {row.get('PartitionName', '')}"
+    minutes = parse_minutes(row.get("MaxTime", ""))
+    if minutes is not None:
+        yield Limit(f"{owner} MaxTime", Resource.WALL_MINUTES, minutes)
+    for key, resource in (("MaxNodes", Resource.NODES_PER_JOB), ("TotalNodes", Resource.NODES_THERE)):
+        if row.get(key, "").isdigit():
+            yield Limit(f"{owner} {key}", resource, float(row[key]))
+
+
+def _counted(owner: str, fields: Fields, key: str, resource: Resource, used_in: str | None = None) -> Iterator[Limit]:
+    """`key`=6(2): 2 of 6 used."""
+    most, used = _amount(fields.get(key, ""))
+    if used_in is not None:
+        used = max(used, _amount(fields.get(used_in, ""))[1])
+    if most is not None:
+        yield Limit(f"{owner} {key}", resource, most, used)
+
+
+def _tres(
+    owner: str, fields: Fields, key: str, resources: Mapping[str, Resource], of_gpus: Resource
+) -> Iterator[Limit]:
+    """`key`=cpu=N(97),node=4(2),gres/gpu=16(9): limits on those resources that have one."""
+    for item in fields.get(key, "").split(","):
+        name, _, amount = item.partition("=")
+        resource = of_gpus if name.startswith("gres/gpu") else resources.get(name)
+        most, used = _amount(amount)
+        if resource is not None and most is not None:
+            yield Limit(f"{owner} {key} {name}", resource, most, used)
+
+
+def _amount(text: str) -> tuple[float | None, float]:
+    """16(9) -> (16, 9); N(2) -> (None, 2); 60 -> (60, 0); nothing -> (None, 0)."""
+    match = re.fullmatch(r"(N|\d+(?:\.\d+)?)(?:\((\d+(?:\.\d+)?)\))?", text)
+    if not match:
+        return None, 0.0
+    return None if match[1] == "N" else float(match[1]), float(match[2] or 0)
+
+
+def _words(words: Sequence[str]) -> dict[str, str]:
+    """KEY=VALUE words; a value may hold further "="."""
+    return dict(word.split("=", 1) for word in words if "=" in word)

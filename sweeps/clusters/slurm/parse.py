@@ -1,0 +1,217 @@
+"""What SLURM's commands say, as data: the one place that knows their formats.
+
+Pure functions of text. Only `squeue -o` and `sacct -P` are read, whose text has been stable for ten years where the
+JSON changes with each version. States are matched by prefix, since commands truncate and decorate them
+("CANCELLED by 1000", "COMPLETI"); a word that is not known means "not finished", never success.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sweeps.engine.cluster import RefusalKind
+
+# Fields before the last two hold no "|"; a reason may be a sentence, a comment anything.
+SQUEUE_FORMAT = "%i|%u|%T|%D|%C|%b|%P|%a|%q|%l|%S|%e|%N|%r|%k"
+SACCT_FIELDS = "JobID,State,ExitCode,NNodes,Start,End,NodeList,Comment"
+
+UNFINISHED = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUE", "RESIZING", "SIGNALING",
+              "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "RESV_DEL_HOLD")  # fmt: skip
+FINISHED = ("COMPLETED", "FAILED", "TIMEOUT", "DEADLINE", "CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL",
+            "OUT_OF_MEMORY", "REVOKED")  # fmt: skip
+
+
+def known_state(word: str) -> str | None:
+    """The full name of a state as a command printed it, or None for a word that is not known."""
+    head = word.split(maxsplit=1)[0] if word.split() else ""
+    if len(head) < 4:
+        return None
+    names = [name for name in UNFINISHED + FINISHED if name.startswith(head) or head.startswith(name)]
+    return names[0] if len(names) == 1 else None
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """One line of `squeue --states=all --array`: a job that slurmctld still remembers, finished ones included."""
+
+    job_id: str
+    """With the task's index where it is of an array: 17 or 17_3."""
+    user: str
+    state: str
+    """As printed."""
+    num_nodes: int
+    num_cpus: int
+    gpus_per_node: int
+    partition: str
+    account: str
+    qos: str
+    wall_minutes: float | None
+    started_at: str | None
+    """Local time as printed; for a pending job the scheduler's guess."""
+    ended_at: str | None
+    nodes: tuple[str, ...]
+    reason: str
+    comment: str
+
+    @property
+    def is_finished(self) -> bool:
+        return known_state(self.state) in FINISHED
+
+
+@dataclass(frozen=True)
+class AccountedJob:
+    """One line of `sacct`: what the accounting database has been told, a second or two late."""
+
+    job_id: str
+    state: str
+    exit_code: int
+    signal: int
+    num_nodes: int
+    started_at: str | None
+    ended_at: str | None
+    """Local time as printed."""
+    nodes: tuple[str, ...]
+    comment: str
+
+    @property
+    def is_finished(self) -> bool:
+        return known_state(self.state) in FINISHED
+
+
+def parse_squeue(text: str) -> list[QueuedJob]:
+    """Lines of `squeue --noheader --format=SQUEUE_FORMAT`; lines of another shape raise `ValueError`."""
+    jobs = []
+    for line in text.splitlines():
+        fields = line.split("|", 14)
+        if len(fields) != 15:
+            raise ValueError(f"squeue said {line!r}, which is not {SQUEUE_FORMAT}")
+        job_id, user, state, nodes, cpus, gres, partition, account, qos, wall, start, end, names, reason, comment = (
+            fields
+        )
+        jobs.append(
+            QueuedJob(
+                job_id=job_id,
+                user=user,
+                state=state,
+                num_nodes=_count(nodes),
+                num_cpus=_count(cpus),
+                gpus_per_node=gpus_in_gres(gres),
+                partition=partition,
+                account=account,
+                qos=qos,
+                wall_minutes=parse_minutes(wall),
+                started_at=_text(start),
+                ended_at=_text(end),
+                nodes=expand_node_list(names),
+                reason=reason,
+                comment=_text(comment) or "",
+            )
+        )
+    return jobs
+
+
+def parse_sacct(text: str) -> list[AccountedJob]:
+    """Lines of `sacct -nPXD -o SACCT_FIELDS`; with -D a requeued job has several, the last one counts."""
+    jobs = []
+    for line in text.splitlines():
+        fields = line.split("|", 7)
+        if len(fields) != 8:
+            raise ValueError(f"sacct said {line!r}, which is not {SACCT_FIELDS}")
+        job_id, state, exit_code, nodes, start, end, names, comment = fields
+        code, _, signal = exit_code.partition(":")
+        jobs.append(
+            AccountedJob(
+                job_id=job_id,
+                state=state,
+                exit_code=int(code or 0),
+                signal=int(signal or 0),
+                num_nodes=_count(nodes),
+                started_at=_text(start),
+                ended_at=_text(end),
+                nodes=expand_node_list(names),
+                comment=comment,
+            )
+        )
+    return jobs
+
+
+def gpus_in_gres(gres: str) -> int:
+    """GPUs named by "gres:gpu:h100:8", "gpu:8(S:0-1)" or "N/A"."""
+    total = 0
+    for item in re.sub(r"\([^)]*\)", "", gres).split(","):
+        words = item.strip().split(":")
+        if "gpu" in words or "gres/gpu" in words:
+            total += int(words[-1]) if words[-1].isdigit() else 1
+    return total
+
+
+def parse_minutes(text: str) -> float | None:
+    """Minutes of "2-03:04:05", "10:00", "30:00" or plain minutes; None where there is no limit."""
+    text = text.strip()
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+        return None
+    days, _, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if days:
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    elif len(parts) == 1:
+        hours, minutes, seconds = 0, parts[0], 0
+    else:
+        hours, minutes, seconds = (0, *parts)[-3:]
+    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
+
+
+def expand_node_list(text: str) -> tuple[str, ...]:
+    """node[01-03,07],login -> node01, node02, node03, node07, login."""
+    names: list[str] = []
+    if not _text(text) or text == "None assigned":
+        return ()
+    for group in re.findall(r"[^,\[]+(?:\[[^\]]*\][^,\[]*)*", text):
+        expanded = [""]
+        for literal, ranges in re.findall(r"([^\[\]]+)|\[([^\]]*)\]", group):
+            endings = [literal] if literal else _expand_ranges(ranges)
+            expanded = [head + ending for head in expanded for ending in endings]
+        names += expanded
+    return tuple(names)
+
+
+def _expand_ranges(text: str) -> list[str]:
+    numbers = []
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        numbers += [f"{n:0{len(low)}d}" for n in range(int(low), int(high or low) + 1)]
+    return numbers
+
+
+def _text(word: str) -> str | None:
+    return None if word.strip() in ("", "N/A", "(null)", "Unknown", "None") else word.strip()
+
+
+def _count(word: str) -> int:
+    """A count, also in the form of a range ("2-4": the least)."""
+    match = re.match(r"\d+", word)
+    return int(match[0]) if match else 0
+
+
+# Both the words of slurm_strerror() and the names of pending reasons, which sbatch prints before them.
+_MAY_EXIST = ("socket timed out", "zero bytes were transmitted", "connection reset", "message receive failure",
+              "unexpected message received", "timed out")  # fmt: skip
+_DEFER = ("maxsubmit", "submitjobslimit", "job violates accounting/qos policy", "maxjobcount", "temporarily unable",
+          "resource temporarily unavailable", "rate limit exceeded", "unable to contact slurm controller",
+          "connection refused", "connection timed out", "in standby mode", "controller is in", "try again",
+          "transport endpoint", "communication connection failure", "unable to connect", "slurm backup controller",
+          "too many jobs", "job submit limit")  # fmt: skip
+_NEVER = ("maxwall", "maxtresperjob", "maxnodeperjob", "maxcpuperjob", "perjoblimit", "mintres", "grouptres")
+
+
+def classify_refusal(stderr: str) -> RefusalKind:
+    """By the words on standard error. What is not known is fatal: a held run costs less than a storm of retries."""
+    text = stderr.lower()
+    if any(word in text for word in _NEVER):
+        return RefusalKind.FATAL
+    if any(word in text for word in _DEFER):
+        return RefusalKind.DEFER
+    if any(word in text for word in _MAY_EXIST):
+        return RefusalKind.MAY_EXIST
+    return RefusalKind.FATAL

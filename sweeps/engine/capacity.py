@@ -1,0 +1,156 @@
+"""One allocation while it is being filled: what its limits, the sweep's budget and a reservation leave room for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sweeps.engine.cluster import JobRequest, Limit, Resource
+from sweeps.engine.cluster_config import AllocationConfig
+from sweeps.engine.definition import Shape, shape_of
+from sweeps.engine.quota import Amount, Verdict, VerdictKind, asked, shape_verdict, verdict
+from sweeps.engine.runs import RunState
+from sweeps.engine.wall_time import wall_minutes
+
+MAX_GPU_HOURS = "max_gpu_hours"
+"""The name among a sweep's own limits of the cap over all allocations."""
+_MOST_EXCLUDED = 8
+"""A job avoids so many nodes at most: beyond that the trouble is not the nodes',"""
+_SHARE_EXCLUDED = 1 / 4
+"""nor more than this share of the nodes there are: a job that excludes too many waits for ever."""
+
+
+@dataclass
+class Budget:
+    """GPU-hours that the sweep as a whole may still take on, over all allocations."""
+
+    most: float
+    held: float
+
+    @property
+    def limit(self) -> Limit:
+        return Limit(MAX_GPU_HOURS, Resource.GPU_HOURS, self.most)
+
+
+@dataclass
+class Room:
+    """One allocation while it is being filled."""
+
+    allocation: AllocationConfig
+    limits: Sequence[Limit]
+    held: Amount
+    budget: Budget
+    closed_until: float = 0.0
+    """The cluster takes no more jobs here before this; Unix seconds."""
+    queue_minutes: float = 0.0
+    """What a job that is submitted now must expect to wait in the cluster's own queue."""
+    num_queued: int = 0
+    """Our jobs in that queue."""
+    reserved_at: float = math.inf
+    """When the run with the reservation could start; Unix seconds."""
+    spare_nodes: float = math.inf
+    """Nodes that it leaves free then."""
+
+    def job_shape(self, shape: Shape) -> Shape:
+        """What a job takes for a run of that shape: whole nodes, where they are handed out so."""
+        nodes, gpus, cpus = shape
+        if self.allocation.whole_nodes:
+            return nodes, self.allocation.gpus_per_node, self.allocation.cpus_per_node
+        return nodes, gpus, cpus
+
+    def places(self, shape: Shape) -> int:
+        """Runs of that shape in one job."""
+        nodes, gpus, _ = shape
+        if not self.allocation.whole_nodes or nodes > 1 or gpus == 0:
+            return 1
+        return max(1, self.allocation.gpus_per_node // gpus)
+
+    def places_left(self, pack: Sequence[RunState], shape: Shape) -> int:
+        """Runs of a narrower shape that fit beside those of the pack, each with GPUs of its own."""
+        nodes, gpus, _ = shape
+        if not self.allocation.whole_nodes or nodes > 1 or gpus == 0 or pack[0].work.need.nodes > 1:
+            return 0
+        return int(self.allocation.gpus_per_node - sum(run.work.need.gpus for run in pack)) // gpus
+
+    def answer(self, shape: Shape, minutes: float, now: float) -> Verdict:
+        """On one more job of that shape and length beside those that are held."""
+        if now < self.closed_until:
+            seconds = math.ceil(self.closed_until - now)
+            return Verdict(VerdictKind.WAIT, f"{self.allocation.name} takes no more jobs for now, asked in {seconds} s")
+        answer = shape_verdict(shape, self.allocation)
+        if answer.kind is VerdictKind.RUN:
+            amount = self._amount(shape, minutes)
+            answer = verdict(amount, self.limits, self.held)
+            if answer.kind is VerdictKind.RUN:
+                answer = verdict(amount, [self.budget.limit], Amount({Resource.GPU_HOURS: self.budget.held}))
+        if answer.kind is VerdictKind.RUN and not self._lets_pass(shape[0], now + 60 * minutes):
+            return Verdict(VerdictKind.WAIT, "nodes are kept for a wider run")
+        return answer
+
+    def longest(self, shape: Shape, now: float) -> float:
+        """Minutes of the longest run of that shape that may start now; 0 where none may."""
+        if self.answer(shape, 0.0, now).kind is not VerdictKind.RUN:
+            return 0.0
+        minutes = self._minutes_paid_for(shape)
+        return minutes if shape[0] <= self.spare_nodes else min(minutes, (self.reserved_at - now) / 60)
+
+    def would_ever_take(self, shape: Shape, minutes: float) -> bool:
+        """Whether the limits alone, with nobody else on the cluster, leave room for it."""
+        alone = [replace(limit, used_by_others=0.0) for limit in self.limits]
+        amount = self._amount(shape, minutes)
+        taken = verdict(amount, alone, self.held).kind is VerdictKind.RUN
+        taken = taken and self.budget.held + amount.of[Resource.GPU_HOURS] <= self.budget.most
+        return taken and shape_verdict(shape, self.allocation).kind is VerdictKind.RUN
+
+    @property
+    def longest_wall_minutes(self) -> float:
+        walls = [limit.most for limit in self.limits if limit.resource is Resource.WALL_MINUTES]
+        return min([self.allocation.max_wall_minutes, *walls])
+
+    def wall_minutes(self, pack: Sequence[RunState], expected: Sequence[float]) -> float:
+        """What the longest of them asks for, within what limits and budget allow."""
+        longest = self.longest_wall_minutes
+        wanted = max(wall_minutes(run, longest, minutes) for run, minutes in zip(pack, expected, strict=True))
+        return min(wanted, self._minutes_paid_for(shape_of(pack[0].work)))
+
+    def minutes_to_end(self, minutes: float) -> float:
+        """When a run of so many minutes would be done here: it queues anew for each piece that the wall time allows."""
+        pieces = max(1, math.ceil(minutes / max(1.0, self.longest_wall_minutes)))
+        return pieces * self.queue_minutes + minutes
+
+    def most_excluded(self, nodes: int) -> int:
+        """Nodes that a job of that width may avoid."""
+        there = min((limit.most for limit in self.limits if limit.resource is Resource.NODES_THERE), default=math.inf)
+        if math.isinf(there):
+            return 1
+        return int(max(0, min(_MOST_EXCLUDED, _SHARE_EXCLUDED * there, there - nodes)))
+
+    def take(self, request: JobRequest, ends_at: float) -> None:
+        amount = amount_of(request)
+        self.held = self.held + amount
+        self.budget.held += amount.of[Resource.GPU_HOURS]
+        self.num_queued += 1
+        if ends_at > self.reserved_at:
+            self.spare_nodes -= request.nodes
+
+    def _amount(self, shape: Shape, minutes: float) -> Amount:
+        nodes, gpus, cpus = self.job_shape(shape)
+        return asked(nodes, gpus, cpus, 0.0, nodes * gpus * minutes / 60)
+
+    def _minutes_paid_for(self, shape: Shape) -> float:
+        nodes, gpus, _ = self.job_shape(shape)
+        held = self.held.of.get(Resource.GPU_HOURS, 0.0)
+        hours = [
+            limit.most - limit.used_by_others - held for limit in self.limits if limit.resource is Resource.GPU_HOURS
+        ]
+        return min([*hours, self.budget.most - self.budget.held]) * 60 / (nodes * gpus) if gpus else math.inf
+
+    def _lets_pass(self, nodes: int, ends_at: float) -> bool:
+        """Whether a job of that width and end leaves the reservation alone."""
+        return ends_at <= self.reserved_at or nodes <= self.spare_nodes
+
+
+def amount_of(request: JobRequest) -> Amount:
+    gpu_hours = request.nodes * request.gpus_per_node * request.wall_minutes / 60
+    return asked(request.nodes, request.gpus_per_node, request.cpus_per_node, request.wall_minutes, gpu_hours)

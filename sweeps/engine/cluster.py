@@ -1,0 +1,189 @@
+"""What the controller asks of a cluster, whichever it is: `submit`, `observe`, `cancel`, `limits`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+from sweeps.engine.outcome import Evidence
+from sweeps.engine.work import Attempt
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """One job: one attempt, or several small ones packed onto whole nodes, each with its own GPUs and ending."""
+
+    tag: str
+    """Unique for ever: names sweep and number. A cluster must be able to find a job by it."""
+    allocation: str
+    attempts: tuple[Attempt, ...]
+    nodes: int
+    gpus_per_node: int
+    cpus_per_node: int
+    wall_minutes: float
+    excluded_nodes: tuple[str, ...] = ()
+    code: str = ""
+    """The folder that its processes import from (`sweeps.node.code_snapshot`); the environment's own where it is empty."""
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**values, "attempts": [attempt.to_dict() for attempt in self.attempts]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> JobRequest:
+        attempts = tuple(Attempt.from_dict(attempt) for attempt in values["attempts"])
+        excluded = tuple(values["excluded_nodes"])
+        return cls(**{**values, "attempts": attempts, "excluded_nodes": excluded})
+
+
+class JobState(Enum):
+    PENDING = "pending"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class JobEnd(Enum):
+    """The scheduler's word on how a job ended; an attempt's own `Ending`, where there is one, counts for more."""
+
+    EXITED = "exited"
+    TIMEOUT = "timeout"
+    PREEMPTED = "preempted"
+    NODE_FAILURE = "node_failure"
+    OUT_OF_MEMORY = "out_of_memory"
+    CANCELLED = "cancelled"
+    LAUNCH_FAILURE = "launch_failure"
+    LOST = "lost"
+    """Nobody knows of the job any more."""
+
+
+@dataclass(frozen=True)
+class JobObservation:
+    tag: str
+    job_id: str
+    state: JobState
+    nodes: tuple[str, ...] = ()
+    reason: str = ""
+    """Why it waits, in the scheduler's words."""
+    end: JobEnd | None = None
+    exit_code: int | None = None
+    started_at: float | None = None
+    """Unix seconds, by the scheduler's clock."""
+    ended_at: float | None = None
+    """Unix seconds, by the same clock."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one look at the cluster has shown.
+
+    `complete` is False when the scheduler did not answer: then a tag that is missing means nothing. Where it is True, a
+    submitted job that is missing is lost.
+    """
+
+    jobs: Mapping[str, JobObservation]
+    """By tag."""
+    complete: bool = True
+    queue_read: bool = True
+    """False where not even the queue was to be had: what the user's other jobs hold is not known then, so that nothing
+    may be submitted beside them."""
+
+
+class RefusalKind(Enum):
+    """What a refused submission means for the job it was to start."""
+
+    DEFER = "defer"
+    """A limit on submitted jobs, or a scheduler too busy: the same request may be accepted later."""
+    MAY_EXIST = "may_exist"
+    """The answer was lost: the job may have been accepted. Look for its tag before submitting again."""
+    FATAL = "fatal"
+    """The request itself is wrong."""
+
+
+class Refused(Exception):
+    """A submission that was not, or not knowingly, accepted."""
+
+    def __init__(self, kind: RefusalKind, message: str) -> None:
+        super().__init__(message)
+        self.kind, self.message = kind, message
+
+
+class Resource(Enum):
+    """What a limit counts."""
+
+    NODES = "nodes"
+    GPUS = "gpus"
+    CPUS = "cpus"
+    JOBS = "jobs"
+    """Running at once."""
+    SUBMITTED = "submitted jobs"
+    GPU_HOURS = "GPU-hours"
+    WALL_MINUTES = "minutes of one job"
+    NODES_PER_JOB = "nodes of one job"
+    GPUS_PER_JOB = "GPUs of one job"
+    NODES_THERE = "nodes there are"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit on an allocation, and how much of it others than this sweep use."""
+
+    name: str
+    """As its owner knows it: "quota.nodes", "QOS normal GrpTRES.node"."""
+    resource: Resource
+    most: float
+    used_by_others: float = 0.0
+    enforced: bool = False
+    """Whether the cluster itself keeps it: a job too many waits there and does no harm."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """By allocation."""
+
+    of: Mapping[str, Sequence[Limit]] = field(default_factory=dict)
+    others: Mapping[str, Mapping[Resource, float]] = field(default_factory=dict)
+    """What the user's jobs outside this sweep hold: it counts against the user's own quota."""
+    note: str = ""
+    """For people: why the cluster's limits are not known, where they are not."""
+
+
+class Cluster(Protocol):
+    """One cluster. Every method may be called again after a crash at any instruction."""
+
+    outlives_controller: bool
+    """Whether its jobs are meant to go on when a person stops the controller."""
+
+    def check(self) -> None:
+        """Raises `ConfigError` where the cluster's file names what the cluster has not, or keeps from the user."""
+
+    def start(self) -> None:
+        """Whatever must run before work can: nothing on a scheduler."""
+
+    def submit(self, request: JobRequest) -> str:
+        """The job's id. Raises `Refused`."""
+
+    def observe(self, tags: Sequence[str]) -> Observation:
+        """All jobs among `tags` that the cluster knows of, ended ones included."""
+
+    def strays(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
+        """Job ids, by tag, of unfinished jobs whose tags begin so and are not among `tags`, as of the last look."""
+
+    def evidence(self, attempt: Attempt) -> Evidence:
+        """What the attempt itself has left."""
+
+    def obstacle(self, attempt: Attempt) -> str:
+        """What has kept the attempt from leaving anything, in a few words; nothing where it was free to."""
+
+    def cancel(self, tags: Sequence[str]) -> None:
+        """Asks the jobs that are not ended to end; unknown tags are passed over. May go unheard: ask again."""
+
+    def withdraw(self, tags: Sequence[str]) -> None:
+        """Takes back those of the jobs that still wait; one that has started goes on. May go unheard."""
+
+    def limits(self) -> Limits:
+        """Limits that the cluster itself sets, as they are now; empty where it sets none."""
+
+    def stop(self) -> None:
+        """Nothing is left to do."""

@@ -1,0 +1,158 @@
+"""Limits and what they say of a request before anything is submitted: RUN, WAIT for a limit, or NEVER under one.
+
+The tightest limit binds, whoever set it: the user's quota in the cluster file or set while running, or the cluster's
+own. What others use of it counts. A scheduler accepts a job that can never run and lets it wait for ever, so the
+verdict is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from sweeps.engine.cluster import Limit, Limits, Resource
+from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
+from sweeps.engine.state import SweepState
+
+
+class VerdictKind(Enum):
+    RUN = "RUN"
+    WAIT = "WAIT"
+    NEVER = "NEVER"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    kind: VerdictKind
+    why: str = ""
+    """Which limit, how much is used and what was asked."""
+
+    def __str__(self) -> str:
+        return f"{self.kind.value}({self.why})" if self.why else self.kind.value
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What a job asks for, or what jobs hold, by resource."""
+
+    of: Mapping[Resource, float]
+
+    def __add__(self, other: Amount) -> Amount:
+        keys = {**self.of, **other.of}
+        return Amount({key: self.of.get(key, 0.0) + other.of.get(key, 0.0) for key in keys})
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount({key: amount - other.of.get(key, 0.0) for key, amount in self.of.items()})
+
+
+NOTHING = Amount({})
+
+
+def asked(nodes: int, gpus_per_node: int, cpus_per_node: int, wall_minutes: float, gpu_hours: float) -> Amount:
+    """Of one job."""
+    return Amount(
+        {
+            Resource.NODES: nodes,
+            Resource.GPUS: nodes * gpus_per_node,
+            Resource.CPUS: nodes * cpus_per_node,
+            Resource.JOBS: 1,
+            Resource.SUBMITTED: 1,
+            Resource.GPU_HOURS: gpu_hours,
+            Resource.WALL_MINUTES: wall_minutes,
+            Resource.NODES_PER_JOB: nodes,
+            Resource.GPUS_PER_JOB: nodes * gpus_per_node,
+            Resource.NODES_THERE: nodes,
+        }
+    )
+
+
+_PER_JOB = (Resource.WALL_MINUTES, Resource.NODES_PER_JOB, Resource.GPUS_PER_JOB, Resource.NODES_THERE)
+
+
+def own_limits(allocation: AllocationConfig, while_running: Mapping[str, float]) -> list[Limit]:
+    """The user's quota of one allocation; numbers set while running (by field name) take the place of the file's."""
+    quota = {**vars(allocation.quota), **while_running}
+    resources = {
+        "nodes": Resource.NODES,
+        "gpus": Resource.GPUS,
+        "jobs": Resource.JOBS,
+        "submitted_jobs": Resource.SUBMITTED,
+        "gpu_hours": Resource.GPU_HOURS,
+    }
+    limits = [
+        Limit(f"quota.{name}", resource, quota[name])
+        for name, resource in resources.items()
+        if quota.get(name) is not None
+    ]
+    return [*limits, Limit("max_wall_minutes", Resource.WALL_MINUTES, allocation.max_wall_minutes)]
+
+
+def verdict(request: Amount, limits: Sequence[Limit], held: Amount) -> Verdict:
+    """Of one more job beside those that hold `held`."""
+    waits = None
+    for limit in limits:
+        wanted = request.of.get(limit.resource, 0.0)
+        if wanted > limit.most:
+            return Verdict(
+                VerdictKind.NEVER, f"{limit.name}={_number(limit.most)} {limit.resource.value}, asks {_number(wanted)}"
+            )
+        if limit.resource in _PER_JOB or wanted == 0:
+            continue
+        used = held.of.get(limit.resource, 0.0) + limit.used_by_others
+        if used + wanted > limit.most and waits is None:
+            waits = f"{limit.name}: {_number(used)} of {_number(limit.most)} {limit.resource.value} used"
+    return Verdict(VerdictKind.RUN) if waits is None else Verdict(VerdictKind.WAIT, waits)
+
+
+def shape_verdict(shape: tuple[int, int, int], allocation: AllocationConfig) -> Verdict:
+    """Whether the allocation's nodes are of the right make at all for (nodes, GPUs a node, CPUs a node)."""
+    _, gpus, cpus = shape
+    if gpus > allocation.gpus_per_node:
+        have = allocation.gpus_per_node
+        return Verdict(VerdictKind.NEVER, f"nodes of {allocation.name} have {have} GPUs, asks {gpus}")
+    if gpus == 0 and cpus > allocation.cpus_per_node:
+        have = allocation.cpus_per_node
+        return Verdict(VerdictKind.NEVER, f"nodes of {allocation.name} have {have} CPUs, asks {cpus}")
+    return Verdict(VerdictKind.RUN)
+
+
+def all_limits(cluster: ClusterConfig, live: Limits, state: SweepState) -> dict[str, list[Limit]]:
+    """By allocation: the user's, which the user's other jobs use too, and the cluster's."""
+    limits = {}
+    for allocation in cluster.allocations:
+        others = live.others.get(allocation.name, {})
+        own = [
+            replace(limit, used_by_others=others.get(limit.resource, 0.0))
+            for limit in own_limits(allocation, state.own_limits)
+        ]
+        spent = state.spent_gpu_hours.get(allocation.name, 0.0)
+        limits[allocation.name] = [*own, *(_without(limit, spent) for limit in live.of.get(allocation.name, ()))]
+    return limits
+
+
+def _without(limit: Limit, spent_gpu_hours: float) -> Limit:
+    """GPU-hours that the cluster has counted already are not this sweep's and others' at once."""
+    if limit.resource is not Resource.GPU_HOURS:
+        return limit
+    return replace(limit, used_by_others=max(0.0, limit.used_by_others - spent_gpu_hours))
+
+
+def held_by_sweep(cluster: ClusterConfig, state: SweepState) -> dict[str, Amount]:
+    """By allocation: what this sweep's jobs hold, and the GPU-hours it has used or may still use in them."""
+    held: dict[str, dict[Resource, float]] = {
+        allocation.name: {Resource.GPU_HOURS: state.spent_gpu_hours.get(allocation.name, 0.0)}
+        for allocation in cluster.allocations
+    }
+    for job in state.jobs.values():
+        request = job.request
+        hours = request.nodes * request.gpus_per_node * request.wall_minutes / 60
+        asks = asked(request.nodes, request.gpus_per_node, request.cpus_per_node, 0, hours)
+        sums = held.setdefault(request.allocation, {})
+        for resource, amount in asks.of.items():
+            sums[resource] = sums.get(resource, 0.0) + amount
+    return {name: Amount(sums) for name, sums in held.items()}
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"

@@ -1,0 +1,267 @@
+"""The state of a sweep: what replaying its ledger gives. Pure: events in, state out.
+
+Sums and queues are kept up to date with each event, so that a tick of a sweep of a hundred thousand runs looks at the
+few that changed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sweeps.engine.cluster import JobRequest
+from sweeps.engine.counters import Tally
+from sweeps.engine.definition import Shape, shape_of
+from sweeps.engine.policy import Cause, PastAttempt, after
+from sweeps.engine.runs import AttemptState, Queue, Runs, RunState, queues
+from sweeps.engine.work import Work
+from sweeps.store.ledger import Event
+
+
+@dataclass
+class JobState:
+    """A job that was, or may have been, submitted and has not ended."""
+
+    tag: str
+    request: JobRequest
+    intended_at: float
+    job_id: str | None = None
+    """None between the intent and the cluster's answer."""
+    started_at: float | None = None
+    cancelling: Cause | None = None
+    """Why we have asked for its end."""
+    withdrawing: bool = False
+    """Whether we have asked for it back, unless it starts first."""
+
+
+def number_of(tag: str) -> int:
+    """The number at a tag's end; 0 where there is none."""
+    number = tag.rpartition("-")[2]
+    return int(number) if number.isdigit() else 0
+
+
+@dataclass
+class NodeStrikes:
+    """When a node failed us, newest last; Unix seconds."""
+
+    times: list[float] = field(default_factory=list)
+
+
+@dataclass
+class SweepState:
+    runs: Runs
+    prefix: str = ""
+    """Of the tags of its jobs: tells this sweep's from all others' on the cluster."""
+    jobs: dict[str, JobState] = field(default_factory=dict)
+    """In flight, by tag."""
+    num_jobs: int = 0
+    """Ever intended; the next tag's number."""
+    strikes: dict[str, NodeStrikes] = field(default_factory=dict)
+    paused: bool = False
+    own_limits: dict[str, float] = field(default_factory=dict)
+    """Set while running, by resource name; they take the place of the cluster file's quota."""
+    defer_until: dict[str, float] = field(default_factory=dict)
+    """By allocation: the cluster has refused a submission for now."""
+    commands: set[str] = field(default_factory=set)
+    """People's commands that have been carried out."""
+    tally: Tally = field(default_factory=Tally)
+    waiting: dict[Shape, Queue] = field(default_factory=dict)
+    spent_gpu_hours: dict[str, float] = field(default_factory=dict)
+    """By allocation, of attempts that have ended."""
+    crashes: dict[tuple[str, object], set[str]] = field(default_factory=dict)
+    """Runs whose last attempt crashed, by what it said and the run's algorithm."""
+
+    @classmethod
+    def of(cls, works: Sequence[Work], prefix: str = "") -> SweepState:
+        """Of runs none of which has been tried."""
+        state = cls(Runs(works), prefix)
+        state.tally.add_fresh(state.runs.works)
+        state.waiting = queues(state.runs, range(len(works)))
+        return state
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Runs by standing."""
+        return self.tally.counts
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing in flight, and nothing that could be tried."""
+        return not self.jobs and self.counts["done"] + self.counts["held"] == len(self.runs)
+
+    def _enter(self, run: RunState) -> None:
+        """Into the sums and queues; `_leave` before each change, this after it."""
+        self.tally.add(run)
+        if run.is_waiting:
+            self.waiting.setdefault(shape_of(run.work), Queue(self.runs)).add(run)
+        key = _crash_key(run)
+        if key is not None:
+            self.crashes.setdefault(key, set()).add(run.work.name)
+
+    def _leave(self, run: RunState) -> None:
+        self.runs.changes(run)
+        self.tally.add(run, -1)
+        if run.is_waiting:
+            self.waiting[shape_of(run.work)].remove(run)
+        key = _crash_key(run)
+        if key is not None:
+            self.crashes[key].discard(run.work.name)
+
+    def add(self, work: Work) -> None:
+        """One more run, at the sweep's end."""
+        self._enter(self.runs.add(work))
+
+    def apply(self, event: Event, request: JobRequest | None = None) -> None:
+        """Takes one event in. `intended` comes with its request, which is kept in a file of its own."""
+        if event["event"] == "intended":
+            assert request is not None
+            self._intended(event, request)
+        else:
+            _HANDLERS[event["event"]](self, event)
+        if "command" in event:
+            self.commands.add(event["command"])
+
+    def _intended(self, event: Event, request: JobRequest) -> None:
+        # A damaged ledger may lack earlier ones: no tag is given twice.
+        self.num_jobs = max(self.num_jobs + 1, number_of(request.tag))
+        self.jobs[request.tag] = JobState(request.tag, request, event["time"])
+        for attempt in request.attempts:
+            run = self.runs.get(attempt.work.name)
+            if run is not None:
+                self._leave(run)
+                gpus = attempt.work.need.gpus
+                run.attempts.append(AttemptState(attempt.number, request.tag, request.allocation, gpus, event["time"]))
+                self._enter(run)
+
+    def _submitted(self, event: Event) -> None:
+        if event["tag"] in self.jobs:
+            self.jobs[event["tag"]].job_id = event["job_id"]
+
+    def _attempts_of(self, tag: str) -> Iterable[tuple[RunState, AttemptState]]:
+        for attempt in self.jobs[tag].request.attempts if tag in self.jobs else ():
+            run = self.runs.get(attempt.work.name)
+            if run is not None and run.attempts and run.attempts[-1].tag == tag:
+                yield run, run.attempts[-1]
+
+    def _refused(self, event: Event) -> None:
+        """Not accepted: as if never tried, unless the request itself was wrong."""
+        for run, _attempt in list(self._attempts_of(event["tag"])):
+            self._leave(run)
+            run.attempts.pop()
+            if event.get("hold"):
+                run.held = event["hold"]
+            self._enter(run)
+        self.jobs.pop(event["tag"], None)
+
+    def _started(self, event: Event) -> None:
+        if event["tag"] in self.jobs:
+            self.jobs[event["tag"]].started_at = event["at"]
+        for run, attempt in self._attempts_of(event["tag"]):
+            self._leave(run)
+            attempt.started_at, attempt.nodes = event["at"], tuple(event["nodes"])
+            self._enter(run)
+
+    def _withdrawing(self, event: Event) -> None:
+        if event["tag"] in self.jobs:
+            self.jobs[event["tag"]].withdrawing = True
+
+    def _cancelling(self, event: Event) -> None:
+        if event["tag"] in self.jobs:
+            self.jobs[event["tag"]].cancelling = Cause(event["cause"])
+
+    def _ended(self, event: Event) -> None:
+        """The whole job has ended; `endings` says how each of its attempts did."""
+        for run, attempt in list(self._attempts_of(event["tag"])):
+            ending = event["endings"].get(run.work.name)
+            if ending is None:
+                continue
+            self._leave(run)
+            attempt.cause, attempt.detail = Cause(ending["cause"]), ending["detail"]
+            before = max((earlier.checkpoint_step for earlier in run.attempts[:-1]), default=0)
+            attempt.checkpoint_step = ending["checkpoint_step"]
+            attempt.advanced = attempt.checkpoint_step > before
+            attempt.minutes_left = ending.get("minutes_left")
+            attempt.ended_at = ending["at"]
+            if attempt.started_at is None:
+                attempt.started_at = ending["started_at"]
+            verdict = after(past_attempts(run))
+            run.done = verdict.done
+            run.held = verdict.hold
+            run.not_before = event["time"] + verdict.wait_seconds
+            self._enter(run)
+        if event["tag"] in self.jobs:
+            allocation = self.jobs[event["tag"]].request.allocation
+            self.spent_gpu_hours[allocation] = self.spent_gpu_hours.get(allocation, 0.0) + event["gpu_hours"]
+        for node in event["struck_nodes"]:
+            self.strikes.setdefault(node, NodeStrikes()).times.append(event["time"])
+        self.jobs.pop(event["tag"], None)
+
+    def _held(self, event: Event) -> None:
+        for run in self._named(event["runs"]):
+            self._leave(run)
+            run.held = event["why"]
+            self._enter(run)
+
+    def _released(self, event: Event) -> None:
+        for run in self._named(event["runs"]):
+            self._leave(run)
+            run.held, run.not_before = None, 0.0
+            # An attempt that is in flight counts: it is what comes of the release.
+            ended = [attempt.number for attempt in run.attempts if attempt.cause is not None]
+            run.released_after = max(ended, default=0)
+            self._enter(run)
+
+    def _named(self, names: Iterable[str]) -> Iterator[RunState]:
+        """Those of the runs that are still part of the sweep and not done."""
+        return (self.runs[name] for name in names if name in self.runs and not self.runs[name].done)
+
+    def _found_finished(self, event: Event) -> None:
+        for run in self._named(event["runs"]):
+            self._leave(run)
+            run.done = True
+            self._enter(run)
+
+    def _paused(self, event: Event) -> None:
+        self.paused = event["paused"]
+
+    def _own_limits(self, event: Event) -> None:
+        self.own_limits = {**self.own_limits, **event["limits"]}
+
+    def _deferred(self, event: Event) -> None:
+        self.defer_until[event["allocation"]] = event["until"]
+
+
+_HANDLERS: dict[str, Callable[[SweepState, Event], None]] = {
+    "submitted": SweepState._submitted,
+    "refused": SweepState._refused,
+    "started": SweepState._started,
+    "cancelling": SweepState._cancelling,
+    "withdrawing": SweepState._withdrawing,
+    "ended": SweepState._ended,
+    "found_finished": SweepState._found_finished,
+    "held": SweepState._held,
+    "released": SweepState._released,
+    "paused": SweepState._paused,
+    "own_limits": SweepState._own_limits,
+    "deferred": SweepState._deferred,
+}
+
+
+def _crash_key(run: RunState) -> tuple[str, object] | None:
+    """What makes crashes alike; None for a run whose last attempt did not crash, or was released since."""
+    if not run.attempts or run.done:
+        return None
+    last = run.attempts[-1]
+    if last.cause is not Cause.CRASH or last.number <= run.released_after or not last.detail:
+        return None
+    return last.detail, run.work.labels.get("algorithm")
+
+
+def past_attempts(run: RunState) -> Sequence[PastAttempt]:
+    """Those that count, oldest first."""
+    return [
+        PastAttempt(attempt.cause, attempt.advanced)
+        for attempt in run.attempts
+        if attempt.cause is not None and attempt.number > run.released_after
+    ]

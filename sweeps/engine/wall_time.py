@@ -1,0 +1,33 @@
+"""How long runs and jobs are expected to run, and the time to ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sweeps.engine.cluster import JobRequest
+from sweeps.engine.policy import Cause
+from sweeps.engine.runs import RunState
+from sweeps.engine.work import Work, expected_minutes
+
+_WALL_MARGIN = 1.5
+"""Wall time asked for over time expected,"""
+_LEAST_WALL_MINUTES = 10.0
+"""but never less than this, for start-up."""
+
+
+def minutes_left(run: RunState, minutes_of: Callable[[Work], float] = expected_minutes) -> float:
+    """To the run's end: at the speed that its last attempt measured, or else by the estimate for the whole."""
+    measured = run.attempts[-1].minutes_left if run.attempts else None
+    return minutes_of(run.work) if measured is None else measured
+
+
+def wall_minutes(run: RunState, longest: float, expected: float) -> float:
+    """What the run needs with a margin, doubled for each time it ran into the limit; never more than is allowed."""
+    timeouts = sum(attempt.cause is Cause.TIMEOUT for attempt in run.attempts)
+    wanted = max(_LEAST_WALL_MINUTES, _WALL_MARGIN * expected, run.work.need.wall_minutes) * 2.0**timeouts
+    return min(longest, wanted)
+
+
+def job_minutes(request: JobRequest) -> float:
+    """How long a job is expected to run."""
+    return min(request.wall_minutes, max(a.work.need.expected_minutes for a in request.attempts))

@@ -1,0 +1,251 @@
+"""A multirun of a Hydra application: each job a piece of work, the controller over them, and what they returned.
+
+A job is named by its overrides and, where folders go by position, its number. So the same command finds what is done,
+adopts what still runs, and tries again what has failed; nothing that has a result is computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.errors import CompactHydraException
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from muloco_runner.config import ConfigError
+from sweeps.cli.background import how_to_watch, start
+from sweeps.cli.display import Lines
+from sweeps.clusters import make_cluster
+from sweeps.controller import Controller
+from sweeps.engine.cluster_config import ClusterConfig
+from sweeps.engine.definition import Definition
+from sweeps.engine.quota import VerdictKind, all_limits
+from sweeps.engine.runs import RunState
+from sweeps.engine.state import SweepState
+from sweeps.engine.work import Need, Work
+from sweeps.hydra_apps.program import RESULT, Program, read_return, set_value, write_program
+from sweeps.hydra_apps.settings import cluster_of, need_of
+from sweeps.hydra_apps.state_folder import find_place, is_by_position
+from sweeps.store.lease import LeaseHeld
+from sweeps.training.preview import best_verdict
+
+log = logging.getLogger(__name__)
+
+
+class JobFailed(RuntimeError):
+    """A job that left no exception of its own: it was killed, never started, or was held back."""
+
+
+@contextlib.contextmanager
+def hydra_errors() -> Iterator[None]:
+    """A user's mistake as Hydra tells it: one line, no traceback."""
+    try:
+        yield
+    except (ConfigError, LeaseHeld) as error:
+        raise CompactHydraException(str(error)) from None
+
+
+class Multirun:
+    """One command's jobs, launched in one batch or several."""
+
+    def __init__(self, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        with hydra_errors():
+            self.place = find_place(config)
+            self.launcher = _plain(config.hydra.launcher)
+        self.goes_elsewhere = self.place.has_begun and self.place.sweep_dir != str(
+            Path(config.hydra.sweep.dir).absolute()
+        )
+        if self.goes_elsewhere:
+            # Also for the sweeper, which is given this very config.
+            set_value(config.hydra.sweep, "dir", self.place.sweep_dir)
+        # Once nothing more can be launched: at the end of this process, unless it is killed.
+        self._outcome = _Outcome()
+        weakref.finalize(self, _end, self.place.end_well, self._outcome)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Of each job, in their order. Returns when all have ended or are held."""
+        with hydra_errors():
+            controller, works = self._prepare(job_overrides, initial_job_idx)
+            self._outcome.begun += 1
+            state = controller.run(Lines(log.info))
+        returns = [
+            _return_of(state.runs[work.name], overrides) for work, overrides in zip(works, job_overrides, strict=True)
+        ]
+        failed = [work for work, one in zip(works, returns, strict=True) if one.status is not JobStatus.COMPLETED]
+        self._outcome.went_well += not failed
+        for work in failed:
+            log.error(
+                f"\t#{work.arguments['number']} failed: {state.runs[work.name].held or 'never run'}; see {work.folder}"
+            )
+        return returns
+
+    def detach(self, job_overrides: Sequence[Sequence[str]]) -> None:
+        """A controller in the background takes the jobs on; the same command, later, collects what they returned."""
+        with hydra_errors():
+            controller, _ = self._prepare(job_overrides, 0)
+            controller.lease.release()
+            log.info(how_to_watch(self.place.folder, start(self.place.folder)))
+
+    def _prepare(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> tuple[Controller, list[Work]]:
+        """All that can be checked is checked before anything is submitted."""
+        works = self._works(job_overrides, initial_job_idx)
+        cluster = cluster_of(self.launcher, [work.need for work in works])
+        folder = self.place.folder
+        definition = Definition(folder.name, cluster.name, cluster.to_dict(), [*self._finished(works), *works])
+        controller = Controller(folder, definition, make_cluster)
+        try:
+            controller.cluster.check()
+            _check_can_ever_run(controller, works)
+            Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+            self.place.begin()
+            write_program(self.place.program_file, self._program())
+            folder.write_definition(definition)
+            held = [work.name for work in works if controller.state.runs[work.name].held is not None]
+            if held:
+                # Launching again is saying: try again.
+                folder.send("released", runs=held)
+        except BaseException:
+            controller.lease.release()
+            raise
+        self._announce(cluster, works, controller.state)
+        return controller, works
+
+    def _works(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Work]:
+        by_position = is_by_position(self.config)
+        needs = self._needs(job_overrides)
+        works: dict[str, Work] = {}
+        for number, overrides in enumerate(job_overrides, start=initial_job_idx):
+            position = number if by_position and not any(_sets(o, "hydra.sweep.subdir") for o in overrides) else None
+            name, same = _name(overrides, position, 0), 0
+            while name in works:
+                same += 1
+                name = _name(overrides, position, same)
+            works[name] = Work(
+                name=name,
+                folder=str(self.place.folder.path.absolute() / "runs" / name),
+                entry="sweeps.hydra_apps.program:run",
+                arguments={
+                    "program": str(self.place.program_file.absolute()),
+                    "overrides": list(overrides),
+                    "number": number,
+                    "job": name,
+                },
+                need=needs[number - initial_job_idx],
+                labels=dict(_label(override) for override in filter_overrides(overrides)),
+                result=RESULT,
+                source=str(Path(sys.argv[0]).absolute().parent),
+            )
+        return list(works.values())
+
+    def _needs(self, job_overrides: Sequence[Sequence[str]]) -> list[Need]:
+        """Composed for each job only where its config can make a difference: composing takes tens of milliseconds."""
+        unresolved = OmegaConf.to_container(self.config.hydra.launcher.resources, resolve=False)
+        assert isinstance(unresolved, dict)
+        interpolates = any(isinstance(value, str) for value in unresolved.values())
+        if not interpolates and not any(_sets(o, "hydra.launcher") for overrides in job_overrides for o in overrides):
+            return [need_of(self.launcher["resources"])] * len(job_overrides)
+        load = self.hydra_context.config_loader.load_sweep_config
+        configs = [load(self.config, list(overrides)) for overrides in job_overrides]
+        return [need_of(_plain(config.hydra.launcher.resources)) for config in configs]
+
+    def _finished(self, works: Sequence[Work]) -> list[Work]:
+        """Jobs of earlier batches or commands, for whoever looks at the whole."""
+        try:
+            before = self.place.folder.read_definition().works
+        except ConfigError:
+            return []
+        names = {work.name for work in works}
+        return [work for work in before if work.name not in names and work.is_finished]
+
+    def _program(self) -> Program:
+        return Program(
+            self.hydra_context,
+            self.task_function,
+            self.config,
+            Singleton.get_state(),
+            self.place.sweep_dir if self.goes_elsewhere else None,
+        )
+
+    def _announce(self, cluster: ClusterConfig, works: Sequence[Work], state: SweepState) -> None:
+        done = sum(work.is_finished for work in works)
+        where = "this machine" if cluster.kind == "local" else cluster.kind.upper()
+        log.info(f"Launching {len(works)} jobs on {where}; state in {self.place.folder.path}")
+        if self.place.has_begun and (done or state.jobs):
+            log.info(
+                f"\tgoes on with a multirun that began in {self.place.sweep_dir}: {done} of these jobs are done, "
+                f"{len(state.jobs)} in flight; hydra.launcher.name=OTHER starts another"
+            )
+        for work in works:
+            log.info(f"\t#{work.arguments['number']} : {' '.join(filter_overrides(work.arguments['overrides']))}")
+
+
+@dataclass
+class _Outcome:
+    """Batches so far."""
+
+    begun: int = 0
+    went_well: int = 0
+
+
+def _end(end_well: Callable[[], None], outcome: _Outcome) -> None:
+    if outcome.begun and outcome.begun == outcome.went_well:
+        end_well()
+
+
+def _check_can_ever_run(controller: Controller, works: Sequence[Work]) -> None:
+    limits = all_limits(controller.config, controller.cluster.limits(), controller.state)
+    for work in {work.need: work for work in works}.values():
+        verdict = best_verdict(work, controller.config.allocations, limits)
+        if verdict.kind is VerdictKind.NEVER:
+            words = " ".join(filter_overrides(work.arguments["overrides"]))
+            raise ConfigError(f"job #{work.arguments['number']} ({words}) can never run: {verdict.why}")
+
+
+def _return_of(run: RunState, overrides: Sequence[str]) -> JobReturn:
+    """What the job returned, or an honest word on why it did not."""
+    folder = Path(run.work.folder)
+    if run.done:
+        found = read_return(folder)
+        assert found is not None, f"{folder} has lost its result"
+        return found
+    last = folder / "attempts" / str(run.attempts[-1].number) if run.attempts else None
+    left = read_return(last) if last is not None else None
+    if left is not None:
+        return left
+    failed = JobReturn(overrides=filter_overrides(overrides), status=JobStatus.FAILED)
+    told = f"; see {last}" if last is not None else ""
+    failed.return_value = JobFailed(f"{run.held or 'it never started'}{told}")
+    return failed
+
+
+def _name(overrides: Sequence[str], position: int | None, same: int) -> str:
+    """12 hex digits. `same` tells jobs of one batch apart that are asked for twice."""
+    content = json.dumps([sorted(overrides), position, same])
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _label(override: str) -> tuple[str, str]:
+    key, _, value = override.partition("=")
+    return key.lstrip("+~"), value
+
+
+def _sets(override: str, key: str) -> bool:
+    return override.lstrip("+").startswith(key)
+
+
+def _plain(node: DictConfig) -> Mapping[str, Any]:
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items() if key != "_target_"}

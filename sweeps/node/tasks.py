@@ -1,0 +1,207 @@
+"""Attempts of several tasks: one process a rank, on one node or many, and one ending for them all.
+
+On one node the ranks are children of the process that supervises them; over several nodes `srun` starts one
+`python -m sweeps.node.tasks REQUEST` a rank. A task of one node reads its place from RANK, WORLD_SIZE, LOCAL_RANK and
+TASKS_MEETING (unique to the attempt), one of `srun` from SLURM's variables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from muloco_runner.record import ExitCode
+from sweeps.engine.cluster import JobRequest
+from sweeps.engine.work import Attempt, Ending, die_with, run_attempt, run_task, write_ending
+from sweeps.node.code_snapshot import python_words
+from sweeps.node.environment import installed_packages, record_environment
+
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+"""Ask for a checkpoint: passed on to every task."""
+_KILLED_BY = 128
+STOPPED_CODES = tuple(_KILLED_BY + number for number in STOP_SIGNALS)
+"""Of a process that was asked to stop before it could listen."""
+_GRACE_SECONDS = 60.0
+"""After one rank has failed the others have so long to say how they saw it."""
+
+
+def fork_attempt(
+    attempt: Attempt, environment: Mapping[str, str] | None = None, request_file: Path | None = None
+) -> int:
+    """Starts the attempt in a forked child, which dies with this process; returns its pid.
+
+    `request_file` holds the request whose first attempt this is, where its ranks are on several nodes.
+    """
+    # Read here, once for all attempts that this process forks.
+    installed_packages()
+    return _fork(partial(_begin, attempt, request_file), environment or {})
+
+
+def _begin(attempt: Attempt, request_file: Path | None) -> int:
+    record_environment(attempt)
+    return supervise(attempt, request_file) if attempt.work.need.tasks > 1 else run_attempt(attempt)
+
+
+def supervise(attempt: Attempt, request_file: Path | None = None) -> int:
+    """Runs every rank of the attempt, waits for them, and leaves their common ending; returns its exit code."""
+    started_at = time.time()
+    attempt.folder.mkdir(parents=True, exist_ok=True)
+    if attempt.work.need.nodes == 1:
+        codes = _run_here(attempt)
+    else:
+        assert request_file is not None, "srun is given the request as a file"
+        codes = _run_by_srun(attempt, request_file)
+    code = common_code(codes)
+    write_ending(attempt, Ending(code, socket.gethostname(), started_at, time.time()))
+    return code
+
+
+def _run_here(attempt: Attempt) -> list[int]:
+    count = attempt.work.need.tasks_per_node
+    meeting = f"{socket.gethostname()}-{os.getpid()}"
+    pids: dict[int, int] = {}
+    with passing_on(pids) as received:
+        for rank in range(count):
+            place = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(count),
+                "TASKS_MEETING": meeting,
+            }
+            pid = _fork(partial(run_task, attempt, rank), place)
+            pids[pid] = rank
+            catch_up(pid, received)
+        return _wait_for_all(pids)
+
+
+def _wait_for_all(pids: dict[int, int]) -> list[int]:
+    """Exit codes of all; once one has failed the others are given a while, then killed."""
+    codes: list[int] = []
+    deadline = float("inf")
+    while pids:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid in pids:
+            del pids[pid]
+            codes.append(exit_code_of(status))
+            if codes[-1] not in (ExitCode.FINISHED, ExitCode.WANTS_MORE_TIME):
+                deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+            continue
+        if time.monotonic() > deadline:
+            for left in pids:
+                os.kill(left, signal.SIGKILL)
+            deadline = float("inf")
+        time.sleep(0.05)
+    return codes
+
+
+def exit_code_of(status: int) -> int:
+    """Of a status that `waitpid` gave; one killed by signal N has 128 + N, as in a shell."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else _KILLED_BY - code
+
+
+def _run_by_srun(attempt: Attempt, request_file: Path) -> list[int]:
+    need = attempt.work.need
+    words = ["srun", f"--nodes={need.nodes}", f"--ntasks={need.tasks}", f"--ntasks-per-node={need.tasks_per_node}"]
+    cpus = max(1, need.cpus_per_node // need.tasks_per_node)
+    words += [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1", f"--wait={_GRACE_SECONDS:.0f}"]
+    if need.gpus_per_node:
+        # Every rank sees its node's GPUs and takes the one of its local rank.
+        words += [f"--gres=gpu:{need.gpus_per_node}", "--gpu-bind=none"]
+    folder = attempt.folder / "codes"
+    folder.mkdir(exist_ok=True)
+    with open(attempt.folder / "stderr.log", "ab") as log:
+        process = subprocess.Popen(
+            [*words, *python_words("sweeps.node.tasks"), str(request_file)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+        with passing_on({process.pid: 0}):
+            process.wait()
+    said = [int(path.read_text() or ExitCode.CRASH) for path in folder.glob("*")]
+    # A rank that was killed has left no code.
+    return said if len(said) == need.tasks else [*said, int(ExitCode.CRASH)]
+
+
+def common_code(codes: Sequence[int]) -> int:
+    """One word for all ranks: the failure that explains the others, a crash before the wish for more time."""
+    for known in (ExitCode.CONFIG_CANNOT_RUN, ExitCode.USAGE, ExitCode.OUT_OF_MEMORY):
+        if known in codes:
+            return int(known)
+    failed = [code for code in codes if code not in (ExitCode.FINISHED, ExitCode.WANTS_MORE_TIME)]
+    if failed:
+        return failed[0]
+    return int(ExitCode.WANTS_MORE_TIME if ExitCode.WANTS_MORE_TIME in codes else ExitCode.FINISHED)
+
+
+@contextlib.contextmanager
+def passing_on(pids: Mapping[int, object]) -> Iterator[list[tuple[int, float]]]:
+    """Within, signals that ask for a checkpoint go on to the processes that `pids` names by then.
+
+    Yields those that have come, each with its time (Unix seconds).
+    """
+    received: list[tuple[int, float]] = []
+
+    def pass_on(signal_number: int, frame: FrameType | None) -> None:
+        received.append((signal_number, time.time()))
+        for pid in list(pids):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal_number)
+
+    before = {name: signal.signal(name, pass_on) for name in STOP_SIGNALS}
+    try:
+        yield received
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def catch_up(pid: int, received: Sequence[tuple[int, float]]) -> None:
+    """Passes the last of the signals on to a process that was not there when it came."""
+    for signal_number, _ in received[-1:]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal_number)
+
+
+def _fork(work: Callable[[], int], environment: Mapping[str, str]) -> int:
+    parent = os.getpid()
+    # A signal that comes before the child has let go of this process's handlers waits; it would be lost on them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    pid = os.fork()
+    if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return pid
+    code: int = ExitCode.CRASH
+    try:
+        die_with(parent)
+        for name in (*STOP_SIGNALS, signal.SIGINT):
+            signal.signal(name, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.environ.update(environment)
+        code = work()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main(request_file: str) -> int:
+    """One rank of a step of srun."""
+    (attempt,) = JobRequest.from_dict(json.loads(Path(request_file).read_text())).attempts
+    rank = int(os.environ["SLURM_PROCID"])
+    code = run_task(attempt, rank)
+    (attempt.folder / "codes" / str(rank)).write_text(str(code))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,123 @@
+"""A cluster that exists in numbers alone: a simulated world, and how much of it a controller gets to hear.
+
+It is stricter than a real scheduler: a request that must never be made (a tag used twice, a run that is at work or
+finished already) raises `AssertionError`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from sweeps.engine.cluster import (
+    JobEnd,
+    JobObservation,
+    JobRequest,
+    JobState,
+    Limit,
+    Limits,
+    Observation,
+    RefusalKind,
+    Refused,
+    Resource,
+)
+from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
+from sweeps.engine.outcome import Evidence
+from sweeps.engine.work import Attempt
+from sweeps.simulation.faults import Weather
+from sweeps.simulation.world import Job, Node, World
+
+
+class SimulatedCluster:
+    """Answers get lost or come late, and requests are refused, as the weather has it."""
+
+    outlives_controller = True
+
+    def __init__(self, config: ClusterConfig, weather: Weather, num_nodes: int, now: float) -> None:
+        self.config = config
+        self.world = World(config, weather, num_nodes, now)
+
+    def check(self) -> None: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def submit(self, request: JobRequest) -> str:
+        world, weather = self.world, self.world.weather
+        assert request.tag not in world.jobs, f"{request.tag} is submitted twice"
+        luck = world.random.random()
+        if luck < weather.refusals:
+            raise Refused(RefusalKind.DEFER, "Slurm temporarily unable to accept job")
+        limit = weather.submit_limit
+        if limit is not None and sum(job.request.allocation == request.allocation for job in world.live()) >= limit:
+            raise Refused(RefusalKind.DEFER, "QOSMaxSubmitJobPerUserLimit")
+        is_lost = luck < weather.refusals + weather.lost_answers
+        if not is_lost or world.random.random() < 0.5:
+            world.accept(request)
+        if is_lost:
+            raise Refused(RefusalKind.MAY_EXIST, "Socket timed out on send/recv operation")
+        return world.jobs[request.tag].job_id
+
+    def observe(self, tags: Sequence[str]) -> Observation:
+        if self.world.random.random() < self.world.weather.outages:
+            return Observation({}, complete=False, queue_read=False)
+        jobs = {tag: self.world.jobs[tag] for tag in tags if tag in self.world.jobs}
+        return Observation({tag: _observed(job) for tag, job in jobs.items() if self._is_seen(job)})
+
+    def _is_seen(self, job: Job) -> bool:
+        return self.world.now - job.accepted_at >= self.world.weather.late_seconds
+
+    def evidence(self, attempt: Attempt) -> Evidence:
+        return self.world.evidence(attempt)
+
+    def obstacle(self, attempt: Attempt) -> str:
+        return ""
+
+    def cancel(self, tags: Sequence[str]) -> None:
+        for tag in tags:
+            if tag in self.world.jobs:
+                self.world.cancel(tag)
+
+    def withdraw(self, tags: Sequence[str]) -> None:
+        for tag in tags:
+            if tag in self.world.jobs:
+                self.world.withdraw(tag)
+
+    def strays(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
+        live = {job.request.tag: job for job in self.world.live()}
+        return {tag: job.job_id for tag, job in live.items() if tag not in tags and self._is_seen(job)}
+
+    def limits(self) -> Limits:
+        return Limits({name: list(self._limits_of(nodes)) for name, nodes in self.world.nodes.items()}, {})
+
+    def _limits_of(self, nodes: Sequence[Node]) -> Iterator[Limit]:
+        yield Limit("nodes", Resource.NODES_THERE, len(nodes))
+        for name, resource, most in (
+            ("GrpTRES.node", Resource.NODES, self.world.weather.node_limit),
+            ("MaxSubmitJobs", Resource.SUBMITTED, self.world.weather.submit_limit),
+        ):
+            if most is not None:
+                yield Limit(name, resource, most, enforced=True)
+
+
+def _observed(job: Job) -> JobObservation:
+    state = JobState.PENDING if job.started_at is None else JobState.RUNNING
+    return JobObservation(
+        tag=job.request.tag,
+        job_id=job.job_id,
+        state=state if job.ended_at is None else JobState.ENDED,
+        nodes=tuple(node.name for node in job.nodes),
+        end=job.end,
+        exit_code=job.exit_code if job.end is JobEnd.EXITED else None,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+    )
+
+
+def num_nodes_of(allocation: AllocationConfig) -> int:
+    """As many as the user's own quota lets a sweep use."""
+    quota = allocation.quota
+    by_gpus = math.ceil(quota.gpus / allocation.gpus_per_node) if quota.gpus and allocation.gpus_per_node else None
+    found = [int(number) for number in (quota.nodes, quota.jobs, by_gpus) if number is not None]
+    return max(1, min(found, default=1))

@@ -1,0 +1,116 @@
+"""A whole sweep in simulated time: the real controller, ledger and lease on a simulated cluster."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.controller import Controller, Tick
+from sweeps.engine.cluster_config import ClusterConfig
+from sweeps.engine.definition import Definition
+from sweeps.engine.lower_bound import lower_bound_minutes
+from sweeps.engine.state import JobState, SweepState
+from sweeps.engine.work import Work
+from sweeps.simulation.cluster import SimulatedCluster, num_nodes_of
+from sweeps.simulation.faults import Weather
+from sweeps.store.folder import SweepFolder
+
+_BEGIN = 1.8e9
+"""Unix seconds at which simulated sweeps begin."""
+_MEMORY_DISK = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a simulated sweep went. Minutes are simulated ones."""
+
+    state: SweepState
+    makespan_minutes: float
+    node_hours: float
+    """Held by jobs."""
+    lower_bound_minutes: float | None
+    """No schedule is shorter: max(total work / quota, longest run); None where the quota counts no nodes."""
+    attempts: Counter[str]
+    """By cause."""
+
+
+def simulate(
+    works: Sequence[Work],
+    config: ClusterConfig,
+    weather: Weather,
+    on_tick: Callable[[Tick, SimulatedCluster], None] = lambda tick, cluster: None,
+    max_days: float = 3650.0,
+) -> Outcome:
+    """Plays the sweep to its end. One that does not end within `max_days` raises `RuntimeError`."""
+    num_nodes = max(num_nodes_of(allocation) for allocation in config.allocations)
+    cluster = SimulatedCluster(config, weather, num_nodes, _BEGIN)
+    with tempfile.TemporaryDirectory(dir=_MEMORY_DISK if _MEMORY_DISK.is_dir() else None) as root:
+        folder = SweepFolder(Path(root), "simulated")
+        controller = begin(folder, works, cluster)
+        ended_at = play(controller, cluster, on_tick, _BEGIN + 86400 * max_days)
+    return Outcome(
+        controller.state,
+        (ended_at - _BEGIN) / 60,
+        cluster.world.node_seconds / 3600,
+        lower_bound_minutes(works, config),
+        Counter(
+            attempt.cause.value
+            for run in controller.state.runs.values()
+            for attempt in run.attempts
+            if attempt.cause is not None
+        ),
+    )
+
+
+def begin(folder: SweepFolder, works: Sequence[Work], cluster: SimulatedCluster) -> Controller:
+    """A controller of the sweep in that folder, new or taken over."""
+    definition = definition_of(folder, works, cluster.config)
+    return Controller(folder, definition, lambda _config, _path: cluster, clock=lambda: cluster.world.now)
+
+
+def definition_of(folder: SweepFolder, works: Sequence[Work], config: ClusterConfig) -> Definition:
+    return Definition(folder.name, config.name, config.to_dict(), list(works))
+
+
+def play(
+    controller: Controller, cluster: SimulatedCluster, on_tick: Callable[[Tick, SimulatedCluster], None], latest: float
+) -> float:
+    """Ticks until the sweep is over, leaping over ticks at which nothing can have changed; Unix seconds of its end."""
+    tick_seconds = cluster.config.tick_seconds
+    retries: list[float] = []
+    while True:
+        in_flight = dict(controller.state.jobs)
+        tick = controller.tick()
+        on_tick(tick, cluster)
+        if controller.state.is_over or tick.plan.hopeless:
+            return cluster.world.now
+        if cluster.world.now > latest:
+            raise RuntimeError(f"the simulated sweep does not end: {dict(controller.state.counts)}")
+        for tag in in_flight.keys() - controller.state.jobs.keys():
+            for attempt in in_flight[tag].request.attempts:
+                heapq.heappush(retries, controller.state.runs[attempt.work.name].not_before)
+        while retries and retries[0] <= cluster.world.now:
+            heapq.heappop(retries)
+        quiet = _quiet_seconds(tick, cluster, min(retries[:1], default=math.inf))
+        cluster.world.advance(cluster.world.now + tick_seconds * max(1, math.ceil(quiet / tick_seconds)))
+
+
+def _quiet_seconds(tick: Tick, cluster: SimulatedCluster, next_retry_at: float) -> float:
+    """For how long the controller would see what it sees now."""
+    state, now = tick.state, cluster.world.now
+    patience = cluster.config.doubt_seconds
+    if not tick.complete or any(_is_young(job, now, patience) for job in state.jobs.values()):
+        return 0.0
+    changes = [cluster.world.next_event_at, next_retry_at, now + 60 * cluster.config.hang_minutes]
+    changes += [until for until in state.defer_until.values() if until > now]
+    return max(0.0, min(changes) - now)
+
+
+def _is_young(job: JobState, now: float, patience: float) -> bool:
+    """It may not have been seen yet, and be given up for that."""
+    return job.started_at is None and now - job.intended_at <= patience + 60

@@ -1,0 +1,156 @@
+"""The folder of one sweep, <root>/sweeps/<name>/, and the only code that knows its files.
+
+definition.jsonl  cluster and pieces of work, replaced atomically by each launch (`sweeps.engine.definition`)
+ledger.jsonl      the event log (`sweeps.store.ledger`)
+snapshot.jsonl    what replaying it gave a while ago (`sweeps.store.snapshot`)
+jobs/<tag>.json   what was asked for with each job, written before it is submitted
+inbox/            people's commands on their way to the controller
+lease/            which controller is at work (`sweeps.store.lease`)
+cluster/          the cluster's own files
+controller.log    what a detached controller prints
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from muloco_runner.config import ConfigError
+from muloco_runner.record import write_atomically
+from sweeps.engine.cluster import JobRequest
+from sweeps.engine.definition import Definition
+from sweeps.engine.runs import Runs
+from sweeps.engine.state import SweepState, number_of
+from sweeps.engine.work import Attempt
+from sweeps.store.ledger import START, Damage, Event, Position, read_events
+from sweeps.store.snapshot import read_snapshot, write_snapshot
+
+
+class Replay(NamedTuple):
+    """What a sweep's ledger says."""
+
+    state: SweepState
+    damage: list[Damage]
+    end: Position
+    """Of the ledger as it was read."""
+    num_events: int
+    """Replayed, beyond the snapshot."""
+
+
+class SweepFolder:
+    """Paths, and reading and writing of everything but the ledger's lines."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root, self.name = root, name
+        self.path = root / "sweeps" / name
+
+    @staticmethod
+    def all_under(root: Path) -> list[SweepFolder]:
+        return [SweepFolder(root, path.parent.name) for path in sorted(root.glob("sweeps/*/definition.jsonl"))]
+
+    @property
+    def definition_file(self) -> Path:
+        return self.path / "definition.jsonl"
+
+    @property
+    def snapshot_file(self) -> Path:
+        return self.path / "snapshot.jsonl"
+
+    @property
+    def ledger_file(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    @property
+    def lease_dir(self) -> Path:
+        return self.path / "lease"
+
+    @property
+    def cluster_dir(self) -> Path:
+        return self.path / "cluster"
+
+    @property
+    def inbox(self) -> Path:
+        return self.path / "inbox"
+
+    @property
+    def controller_log(self) -> Path:
+        return self.path / "controller.log"
+
+    @property
+    def tag_prefix(self) -> str:
+        """The sweep's name and a few digits of its place, so that two sweeps of one name are told apart."""
+        return f"{self.name}-{hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:6]}-"
+
+    def write_definition(self, definition: Definition) -> None:
+        write_atomically(self.definition_file, definition.text)
+
+    def read_definition(self) -> Definition:
+        """A sweep that is not there, or not readable, raises `ConfigError`."""
+        try:
+            return Definition.read(self.definition_file)
+        except FileNotFoundError:
+            raise ConfigError(f"no sweep {self.name!r} under {self.root}: launch it, or name another folder") from None
+
+    def write_request(self, request: JobRequest) -> None:
+        write_atomically(self.path / "jobs" / f"{request.tag}.json", json.dumps(request.to_dict()) + "\n")
+
+    def read_request(self, tag: str) -> JobRequest | None:
+        try:
+            return JobRequest.from_dict(json.loads((self.path / "jobs" / f"{tag}.json").read_text()))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def drop_request(self, tag: str) -> None:
+        """Of a job that has ended."""
+        (self.path / "jobs" / f"{tag}.json").unlink(missing_ok=True)
+
+    def read_state(self, definition: Definition) -> Replay:
+        """The ledger replayed over the sweep's works, from the newest snapshot on where there is one."""
+        known = read_snapshot(self.snapshot_file, definition, self.ledger_file, self.tag_prefix)
+        state, start, damage = known or (SweepState.of(definition.works, self.tag_prefix), START, [])
+        reading = read_events(self.ledger_file, start)
+        damage += reading.damage
+        ends = {event["tag"]: n for n, event in enumerate(reading.events) if event["event"] in ("ended", "refused")}
+        for n, event in enumerate(reading.events):
+            request = None
+            if event["event"] == "intended":
+                is_past = ends.get(event["tag"], -1) > n
+                request = _past_request(event, state.runs) if is_past else self.read_request(event["tag"])
+                if request is None:
+                    damage.append(Damage(0, f"the request of job {event['tag']} is gone"))
+                    state.num_jobs = max(state.num_jobs, number_of(event["tag"]))
+                    continue
+            state.apply(event, request)
+        # A line that is lost may have told of a later job: no tag is given twice.
+        requested = (number_of(path.stem) for path in (self.path / "jobs").glob("*.json"))
+        state.num_jobs = max(state.num_jobs, *requested, 0)
+        return Replay(state, damage, reading.end, len(reading.events))
+
+    def write_snapshot(self, definition: Definition, state: SweepState, end: Position, damage: list[Damage]) -> None:
+        write_snapshot(self.snapshot_file, definition, state, end, damage)
+
+    def send(self, command: str, **values: Any) -> None:
+        """A person's command, for the controller to carry out at its next tick."""
+        name = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}"
+        event: Event = {"event": command, "command": name, **values}
+        write_atomically(self.inbox / f"{name}.json", json.dumps(event) + "\n")
+
+    def received(self) -> list[tuple[Path, Event]]:
+        """Commands that wait, oldest first."""
+        found = []
+        for path in sorted(self.inbox.glob("[0-9]*.json")):
+            try:
+                found.append((path, json.loads(path.read_text())))
+            except ValueError:
+                path.unlink()
+        return found
+
+
+def _past_request(event: Event, runs: Runs) -> JobRequest:
+    """Of a job that has ended: as much as the history of its runs needs."""
+    attempts = tuple(Attempt(runs[name].work, number) for name, number in event["runs"].items() if name in runs)
+    return JobRequest(event["tag"], event["allocation"], attempts, 0, 0, 0, 0.0)

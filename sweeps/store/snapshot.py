@@ -1,0 +1,126 @@
+"""The state of a sweep as of one place in its ledger, so that a look need not replay what came before.
+
+    snapshot.jsonl   a line with length and checksum of the rest; one with sums, jobs in flight and settings; one for
+                     each run that has a history
+
+The ledger is what counts: a snapshot that is damaged, that belongs to another definition or whose place the ledger
+does not know is passed over, and everything replayed.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from muloco_runner.record import write_atomically
+from sweeps.engine.cluster import JobRequest
+from sweeps.engine.counters import Tally
+from sweeps.engine.definition import Definition, Works
+from sweeps.engine.policy import Cause
+from sweeps.engine.runs import Runs, queues
+from sweeps.engine.state import JobState, NodeStrikes, SweepState
+from sweeps.store.ledger import Damage, Position
+
+LAYOUT = 1
+"""Of the file: another one is passed over."""
+
+
+def write_snapshot(path: Path, definition: Definition, state: SweepState, end: Position, damage: list[Damage]) -> None:
+    """`state` is what replaying the ledger up to `end` gives."""
+    head = {
+        "layout": LAYOUT,
+        "definition": definition.id,
+        "end": asdict(end),
+        "damage": [[one.line, one.why] for one in damage],
+        "prefix": state.prefix,
+        "jobs": [_job_to_dict(job) for job in state.jobs.values()],
+        "num_jobs": state.num_jobs,
+        "strikes": {node: strikes.times for node, strikes in state.strikes.items()},
+        "paused": state.paused,
+        "own_limits": state.own_limits,
+        "defer_until": state.defer_until,
+        "commands": sorted(state.commands),
+        "tally": state.tally.to_dict(),
+        "waiting": [
+            position
+            for queue in state.waiting.values()
+            for position in queue.positions()
+            if state.runs.has_history(position)
+        ],
+        "spent_gpu_hours": state.spent_gpu_hours,
+        "crashes": [[detail, algorithm, sorted(names)] for (detail, algorithm), names in state.crashes.items()],
+    }
+    body = b"\n".join([json.dumps(head).encode(), *state.runs.lines()])
+    first = json.dumps({"crc": zlib.crc32(body), "length": len(body)})
+    write_atomically(path, f"{first}\n{body.decode()}")
+
+
+def read_snapshot(
+    path: Path, definition: Definition, ledger: Path, prefix: str
+) -> tuple[SweepState, Position, list[Damage]] | None:
+    """The state, the place in the ledger up to which it is right, and the damage before it; None where there is no
+    snapshot that can be believed."""
+    try:
+        first, _, body = path.read_bytes().partition(b"\n")
+        if json.loads(first) != {"crc": zlib.crc32(body), "length": len(body)}:
+            return None
+    except (OSError, ValueError):
+        return None
+    head, *lines = body.split(b"\n")
+    values = json.loads(head)
+    if (values["layout"], values["definition"], values["prefix"]) != (LAYOUT, definition.id, prefix):
+        return None
+    end = Position(**values["end"])
+    if not end.is_in(ledger):
+        return None
+    state = _state(values, Works.of(definition.works), lines)
+    return state, end, [Damage(line, why) for line, why in values["damage"]]
+
+
+def _state(values: dict[str, Any], works: Works, lines: list[bytes]) -> SweepState:
+    runs = Runs(works, {_name_in(line): line for line in lines})
+    waiting = queues(runs, [*runs.untouched(), *values["waiting"]])
+    return SweepState(
+        runs,
+        values["prefix"],
+        jobs={job["tag"]: _job_from_dict(job) for job in values["jobs"]},
+        num_jobs=values["num_jobs"],
+        strikes={node: NodeStrikes(times) for node, times in values["strikes"].items()},
+        paused=values["paused"],
+        own_limits=values["own_limits"],
+        defer_until=values["defer_until"],
+        commands=set(values["commands"]),
+        tally=Tally.from_dict(values["tally"]),
+        waiting=waiting,
+        spent_gpu_hours=values["spent_gpu_hours"],
+        crashes={(detail, algorithm): set(names) for detail, algorithm, names in values["crashes"]},
+    )
+
+
+def _name_in(line: bytes) -> str:
+    """The first value of a run's line, without reading the others."""
+    name, _ = _DECODER.raw_decode(line.decode(), 1)
+    return str(name)
+
+
+_DECODER = json.JSONDecoder()
+
+
+def _job_to_dict(job: JobState) -> dict[str, Any]:
+    return {
+        "tag": job.tag,
+        "request": job.request.to_dict(),
+        "intended_at": job.intended_at,
+        "job_id": job.job_id,
+        "started_at": job.started_at,
+        "cancelling": job.cancelling.value if job.cancelling is not None else None,
+        "withdrawing": job.withdrawing,
+    }
+
+
+def _job_from_dict(values: dict[str, Any]) -> JobState:
+    cancelling = Cause(values["cancelling"]) if values["cancelling"] is not None else None
+    return JobState(**{**values, "request": JobRequest.from_dict(values["request"]), "cancelling": cancelling})

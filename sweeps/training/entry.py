@@ -1,0 +1,95 @@
+"""Training runs as pieces of work: what they need of a cluster, and the function that carries them out there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from muloco_runner.config import ExecutionConfig, RunConfig
+from muloco_runner.record import RunFolder
+from sweeps.engine.cluster_config import ClusterConfig
+from sweeps.engine.work import Need, Work
+from sweeps.training.gpus import Gpus
+
+_FIRST_GUESS = {"cpu": 2.0e10, "cuda": 2.0e14}
+"""FLOP/s of one core or GPU at these models, for the first estimate of a run's time (the demo on an EPYC core; an H100
+at about 40% of its bf16 peak)."""
+_STARTUP_MINUTES = 1.0
+
+
+def works_of(runs: Sequence[RunConfig], root: Path, execution: ExecutionConfig, cluster: ClusterConfig) -> list[Work]:
+    """One piece of work a run. Runs that no GPUs given to them can hold raise `ConfigError`."""
+    settings = dataclasses.asdict(execution)
+    if cluster.device != "auto":
+        settings["device"] = cluster.device
+    if execution.final_checkpoint is None:
+        settings["final_checkpoint"] = False
+    arguments, gpus = {"execution": settings}, Gpus(cluster, execution)
+    return [
+        Work(
+            name=run.run_id,
+            folder=str(RunFolder.of(root.resolve(), run.run_id).path),
+            entry="sweeps.training.entry:train",
+            arguments=arguments,
+            need=need_of(run, gpus),
+            labels=labels_of(run),
+        )
+        for run in runs
+    ]
+
+
+def labels_of(run: RunConfig) -> dict[str, Any]:
+    """What tells runs apart in tables and filters."""
+    return {
+        "algorithm": run.algorithm,
+        "num_params": run.num_params,
+        "num_workers": run.num_workers,
+        "global_batch_tokens": run.global_batch_tokens,
+        "lr": run.inner_optimizer.lr,
+        "tokens_per_parameter": run.tokens_per_parameter,
+        "seed": run.seed,
+    }
+
+
+def need_of(run: RunConfig, gpus: Gpus) -> Need:
+    """Nodes, GPUs and minutes of a run on their cluster."""
+    allocation = gpus.allocation
+    if allocation is None:
+        return Need(wall_minutes=0.0, expected_minutes=expected_minutes(run, gpus.cluster, 1, "cpu"))
+    number = gpus.number_of(run)
+    per_node = min(number, allocation.gpus_per_node)
+    minutes = expected_minutes(run, gpus.cluster, number, "cuda")
+    cpus = max(1, allocation.cpus_per_node * per_node // allocation.gpus_per_node)
+    return Need(number // per_node, per_node, cpus, 0.0, minutes, tasks_per_node=per_node)
+
+
+def expected_minutes(run: RunConfig, cluster: ClusterConfig, processors: int, device: str) -> float:
+    """A first guess from the run's FLOPs; finished runs refine it (`sweeps.engine.durations`)."""
+    speed = _FIRST_GUESS[device]
+    if cluster.tokens_per_second is not None:
+        speed = 6e6 * cluster.tokens_per_second
+    return _STARTUP_MINUTES * (device == "cuda") + run.flops / speed / processors / 60
+
+
+def prepare(runs: Sequence[RunConfig], root: Path) -> None:
+    """Makes the runs' folders. One that cannot be written raises `ConfigError`."""
+    for run in runs:
+        RunFolder.of(root, run.run_id).write_config(run.to_dict())
+
+
+def train(folder: str, attempt: int, memory_halvings: int, execution: Mapping[str, Any]) -> int:
+    """The entry of a training run, in its own process."""
+    from muloco_runner.job import run_job
+
+    settings = ExecutionConfig(**execution)
+    settings.memory_halvings = memory_halvings
+    return int(run_job(RunFolder(folder), settings, attempt))
+
+
+def preload(folder: str) -> None:
+    """torch and the corpus, once for all runs of a slot: both take longer than a small run's first hundred steps."""
+    from muloco_runner.job import preload_for
+
+    preload_for(RunFolder(folder))

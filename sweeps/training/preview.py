@@ -1,0 +1,113 @@
+"""What a sweep would cost and whether it can run at all, before anything is submitted."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sweeps.engine.cluster import Limit, Limits, Resource
+from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
+from sweeps.engine.decide import decide
+from sweeps.engine.definition import shape_of
+from sweeps.engine.policy import Cause
+from sweeps.engine.quota import NOTHING, Verdict, VerdictKind, all_limits, asked, shape_verdict, verdict
+from sweeps.engine.state import SweepState
+from sweeps.engine.wall_time import job_minutes
+from sweeps.engine.work import Work
+from sweeps.training.gpus import Fit, Gpus
+from sweeps.training.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    work: Work
+    verdict: Verdict
+    finished: bool
+    fit: Fit | None = None
+    """How a training run lies in the memory of its GPUs, where it has any."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    sweep: Sweep
+    runs: list[PlannedRun]
+    gpu_hours: float
+    node_hours: float
+    """Runs that share a node count it once."""
+    makespan_minutes: float
+    """Under the quota, if every run takes the time expected of it and nobody else holds what the quota counts."""
+    note: str = ""
+    """Why the cluster's own limits are not in it, where they are not."""
+
+
+def preview(sweep: Sweep, live: Limits) -> Preview:
+    """Of the whole sweep, finished runs counted as done."""
+    state = SweepState.of(sweep.definition.works)
+    limits = all_limits(sweep.cluster, live, state)
+    runs, gpus = {run.run_id: run for run in sweep.runs}, Gpus(sweep.cluster, sweep.execution)
+    planned = [
+        PlannedRun(
+            work,
+            best_verdict(work, sweep.cluster.allocations, limits),
+            work.is_finished,
+            gpus.fit(runs[work.name], work.need.gpus) if work.need.gpus and work.name in runs else None,
+        )
+        for work in sweep.definition.works
+    ]
+    to_run = [run.work for run in planned if not run.finished and run.verdict.kind is not VerdictKind.NEVER]
+    gpu_hours = sum(work.need.gpus * work.need.expected_minutes for work in to_run) / 60
+    alone = {name: [_without_others(limit) for limit in found] for name, found in limits.items()}
+    makespan, node_minutes = replay(to_run, sweep.cluster, alone)
+    return Preview(sweep, planned, gpu_hours, node_minutes / 60, makespan, live.note)
+
+
+def _without_others(limit: Limit) -> Limit:
+    """What others hold now they give back; GPU-hours that they have used they do not."""
+    return limit if limit.resource is Resource.GPU_HOURS else replace(limit, used_by_others=0.0)
+
+
+def best_verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Mapping[str, Sequence[Limit]]) -> Verdict:
+    """The best that any allocation offers to the run alone."""
+    answers = []
+    for allocation in allocations:
+        need = work.need
+        shape = shape_verdict(shape_of(work), allocation)
+        if shape.kind is VerdictKind.NEVER:
+            answers.append(shape)
+            continue
+        hours = need.gpus * need.expected_minutes / 60
+        request = asked(need.nodes, need.gpus_per_node, need.cpus_per_node, 0, hours)
+        answers.append(verdict(request, limits[allocation.name], NOTHING))
+    order = [VerdictKind.RUN, VerdictKind.WAIT, VerdictKind.NEVER]
+    return min(answers, key=lambda answer: order.index(answer.kind))
+
+
+def replay(works: Sequence[Work], cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]]) -> tuple[float, float]:
+    """Minutes until the last run ends, and node-minutes used, if every run takes the time expected of it: the
+    controller's own decisions, played through. A run of several jobs counts as one of their length."""
+    cluster = replace(cluster, allocations=[replace(a, max_wall_minutes=math.inf) for a in cluster.allocations])
+    limits = {
+        name: [limit for limit in found if limit.resource is not Resource.WALL_MINUTES]
+        for name, found in limits.items()
+    }
+    state = SweepState.of(works)
+    now, node_minutes = 0.0, 0.0
+    ends: list[tuple[float, str]] = []
+    while True:
+        for request in decide(state, cluster, limits, now).submit:
+            state.apply({"event": "intended", "tag": request.tag, "time": now}, request)
+            state.apply({"event": "started", "tag": request.tag, "time": now, "at": now, "nodes": []})
+            minutes = job_minutes(request)
+            node_minutes += request.nodes * minutes
+            heapq.heappush(ends, (now + 60 * minutes, request.tag))
+        if not ends:
+            return now / 60, node_minutes
+        now, tag = heapq.heappop(ends)
+        request = state.jobs[tag].request
+        hours = request.nodes * request.gpus_per_node * job_minutes(request) / 60
+        ending = {"cause": Cause.FINISHED.value, "detail": "", "checkpoint_step": 0, "at": now, "started_at": now}
+        endings = {attempt.work.name: ending for attempt in request.attempts}
+        ended = {"event": "ended", "tag": tag, "time": now, "endings": endings, "gpu_hours": hours, "struck_nodes": []}
+        state.apply(ended)

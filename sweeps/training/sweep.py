@@ -1,0 +1,109 @@
+"""From a command line to a sweep: names and values in, pieces of work and their folder out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from muloco_runner.compose import AROUND_RUNS, compose_tree, one_line, to_app_config
+from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
+from muloco_runner.data.check import check_data
+from muloco_runner.paths import config_dir
+from sweeps.engine.cluster_config import ClusterConfig, read_cluster
+from sweeps.engine.definition import Definition
+from sweeps.engine.durations import refine
+from sweeps.store.folder import SweepFolder
+from sweeps.training.entry import works_of
+from sweeps.training.expansion import expand
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as asked for, checked, not yet launched."""
+
+    name: str
+    root: Path
+    runs: list[RunConfig]
+    execution: ExecutionConfig
+    definition: Definition
+    cluster: ClusterConfig
+
+    @property
+    def folder(self) -> SweepFolder:
+        return SweepFolder(self.root, self.name)
+
+
+def read_sweep(arguments: Sequence[str], allow_large: bool = False) -> Sweep:
+    """`+sweep=NAME`, the cluster and any narrowing of the grid, as typed. Mistakes raise `ConfigError`.
+
+    Without a name the command line's own lists are the sweep, and its runs name it.
+    """
+    name, around, narrowing = _split(arguments)
+    tree = compose_tree([*([f"+sweep={name}"] if name else []), *around])
+    app = to_app_config(tree)
+    cluster_name = next((a.partition("=")[2] for a in around if a.startswith("cluster=")), "local")
+    cluster = read_cluster(cluster_name, OmegaConf.to_container(tree.cluster, resolve=True))
+    if cluster.kind == "local":
+        from sweeps.clusters.local import fill_in
+
+        cluster = fill_in(cluster)
+    sweep = OmegaConf.to_container(tree.sweep, resolve=True) if name else {"grids": [{}]}
+    assert isinstance(sweep, dict)
+    runs = expand({str(key): value for key, value in sweep.items()}, narrowing, allow_large=allow_large)
+    name = name or _name_of(runs)
+    for run in {(run.data.path, run.model.vocab_size): run for run in runs}.values():
+        check_data(run)
+    root = Path(app.root)
+    for place in (root, root / "runs", root / "sweeps"):
+        if place.exists() and not place.is_dir():
+            raise ConfigError(f"root={root}: {place} is a file, not a folder: choose another root")
+    works = refine(works_of(runs, root, app.execution, cluster))
+    definition = Definition(name, cluster_name, cluster.to_dict(), works)
+    return Sweep(name, root, runs, app.execution, definition, cluster)
+
+
+def _name_of(runs: Sequence[RunConfig]) -> str:
+    content = "".join(sorted(run.run_id for run in runs))
+    return f"multirun-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def _split(arguments: Sequence[str]) -> tuple[str | None, list[str], dict[str, list[Any]]]:
+    """The sweep's name, what goes around the runs, and keys of the runs with their values."""
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(arguments))
+    except HydraException as error:
+        raise ConfigError(one_line(error)) from error
+    name, around, narrowing = None, [], {}
+    for override in overrides:
+        key = override.key_or_group
+        text = override.input_line or ""
+        if key == "sweep":
+            name = str(override.value())
+        elif key.split(".")[0] in AROUND_RUNS:
+            around.append(text)
+        elif override.is_delete():
+            raise ConfigError(f"{text}: a sweep's keys cannot be deleted: narrow them with {key}=VALUE")
+        else:
+            values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+            narrowing[key.lstrip("+")] = [_plain(value) for value in values]
+    if name is None and not narrowing:
+        raise ConfigError(f"no sweep is named: add +sweep=NAME, one of {', '.join(sweep_names())}, or lists of values")
+    if name is not None and name not in sweep_names():
+        raise ConfigError(f"+sweep={name}: no such file under conf/sweep; there are {', '.join(sweep_names())}")
+    return name, around, narrowing
+
+
+def _plain(value: Any) -> Any:
+    """Hydra's parser keeps quotes apart; a sweep wants the text."""
+    return value.text if hasattr(value, "text") else value
+
+
+def sweep_names() -> list[str]:
+    return sorted(path.stem for path in (config_dir() / "sweep").glob("*.yaml"))
