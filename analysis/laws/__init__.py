@@ -1,0 +1,1 @@
+"""Scaling laws, how they are fitted, and how sure the fits are."""

@@ -1,0 +1,1 @@
+"""Distributed methods: DiLoCo's outer steps, and data parallel beside them."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from muloco_runner.diloco.compression import Compressor, payload
 from muloco_runner.diloco.compression.codecs import AnyCodec, Exact
 from muloco_runner.diloco.compression.pieces import Piece, cut, whole_pieces
+from muloco_runner.distributed.message_sizes import MESSAGE_VALUES
 from muloco_runner.distributed.topology import Communicator
-from muloco_runner.memory import MESSAGE_VALUES
 
 
 class Exchange:

@@ -1,0 +1,1 @@
+"""Ranks, the groups they form, and what they send each other."""

@@ -151,7 +151,7 @@ class _ToOwners:
 class _ToAll:
     def __init__(self, parameters: list[Tensor], replicas: Collectives) -> None:
         self.parameters, self._replicas = parameters, replicas
-        self._messages = in_messages(parameters, lanes.LANE_MESSAGE_VALUES)
+        self._messages = in_messages(parameters, lanes.OWNER_MESSAGE_VALUES)
         self.contents = [set(message) for message in self._messages]
         self._gradients: dict[Tensor, Tensor] = {}
         self._under_way: list[tuple[list[Tensor], Tensor, Transfer]] = []

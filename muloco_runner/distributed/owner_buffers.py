@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from muloco_runner.memory import LANE_MESSAGE_VALUES
+from muloco_runner.distributed.message_sizes import OWNER_MESSAGE_VALUES
 
 _ALIGNMENT = 8
 """Messages begin at whole vectors of 16 bytes, in half precision too."""
@@ -36,7 +36,7 @@ class Lanes:
         for size, owner in zip(sizes, owners, strict=True):
             self.starts.append(lengths[owner])
             lengths[owner] += size
-        num_messages = max(1, -(-num_ranks * max(lengths) // LANE_MESSAGE_VALUES))
+        num_messages = max(1, -(-num_ranks * max(lengths) // OWNER_MESSAGE_VALUES))
         self.width = -(-max(lengths) // (num_messages * _ALIGNMENT)) * _ALIGNMENT
         """Values of each lane in one message."""
         self.num_messages = -(-max(lengths) // self.width) if self.width else 0

@@ -47,8 +47,8 @@ class RankPlace:
 
 
 def rank_place(environment: Mapping[str, str]) -> RankPlace:
-    """Reads torchrun's variables, else those of `sweeps.node.tasks`, else those of an srun step with more than one task;
-    else there is one rank."""
+    """Reads torchrun's variables, else those of `sweeps.node.tasks`, else those of an srun step with more than one
+    task; else there is one rank."""
     if "TORCHELASTIC_RUN_ID" in environment or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(environment):
         rank, num_ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         return RankPlace(rank, num_ranks, int(environment.get("LOCAL_RANK", "0")), "torchrun")

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.distributed.collectives import Collectives, Transfer, in_messages
+from muloco_runner.distributed.message_sizes import MESSAGE_VALUES
 from muloco_runner.distributed.traffic import Traffic
-from muloco_runner.memory import MESSAGE_VALUES
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,11 @@ The counts hold where a model's matrices are large beside its constants: from ab
 """
 
 from muloco_runner.memory.estimate import MemoryEstimate, estimate_memory, usable_bytes
-from muloco_runner.memory.inner_step_peak import chunk_tokens
 from muloco_runner.memory.placement import Placement
-from muloco_runner.memory.rank import LANE_MESSAGE_VALUES, MESSAGE_VALUES
 
 __all__ = [
-    "LANE_MESSAGE_VALUES",
-    "MESSAGE_VALUES",
     "MemoryEstimate",
     "Placement",
-    "chunk_tokens",
     "estimate_memory",
     "usable_bytes",
 ]

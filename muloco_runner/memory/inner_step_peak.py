@@ -5,17 +5,9 @@ from __future__ import annotations
 import math
 
 from muloco_runner.config import ModelConfig, MuonConfig
-from muloco_runner.memory.rank import LANE_MESSAGE_VALUES, MESSAGE_VALUES, Rank
-
-_CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 28}
-_TILE = 128
-
-
-def chunk_tokens(vocab_size: int, device: str) -> int:
-    """Tokens whose logits are held at once: on a GPU more, where each chunk's pass over the head's gradient costs."""
-    tokens = _CHUNK_LOGITS.get(device, _CHUNK_LOGITS["cuda"]) // vocab_size
-    # Whole tiles of the product where there are some.
-    return tokens // _TILE * _TILE or max(1, tokens)
+from muloco_runner.distributed.message_sizes import MESSAGE_VALUES, OWNER_MESSAGE_VALUES
+from muloco_runner.memory.rank import Rank
+from muloco_runner.model.logit_chunks import chunk_tokens
 
 
 def of_passes(here: Rank) -> dict[str, float]:
@@ -127,7 +119,7 @@ def of_sum(here: Rank) -> float:
 
 def _lane_message(here: Rank) -> float:
     """Values in one message of matrices to or from their owners."""
-    return here.matrices / max(1, math.ceil(here.matrices / LANE_MESSAGE_VALUES))
+    return here.matrices / max(1, math.ceil(here.matrices / OWNER_MESSAGE_VALUES))
 
 
 def of_muon(here: Rank) -> float:

@@ -13,7 +13,8 @@ from muloco_runner.config import (
     QuantisationConfig,
     TopKConfig,
 )
-from muloco_runner.memory.rank import MESSAGE_VALUES, Rank
+from muloco_runner.distributed.message_sizes import MESSAGE_VALUES
+from muloco_runner.memory.rank import Rank
 
 
 class OuterStep:

@@ -5,13 +5,6 @@ from __future__ import annotations
 from muloco_runner.config import ModelConfig, MuonConfig, RunConfig
 from muloco_runner.memory.placement import Placement
 
-MESSAGE_VALUES = 1 << 24
-"""Values in one message of pseudogradients, or of gradients between copies, about; 64 MB in float32. A tensor that
-cannot be cut may be larger."""
-LANE_MESSAGE_VALUES = 1 << 22
-"""Values in one message of matrices to their owners or from them, about: 16 MB of gradients. Latency is small beside
-that already, and smaller messages overlap better with the work beside them."""
-
 
 class Rank:
     """Numbers of one rank that several moments share."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from muloco_runner.memory import chunk_tokens
+from muloco_runner.model.logit_chunks import chunk_tokens
 
 LossAndGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Of logits (N, V) and targets (N, 1): the summed loss, float32, and its gradient by the logits, in their dtype."""

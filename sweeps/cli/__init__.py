@@ -1,0 +1,1 @@
+"""What people say to a sweep and see of it."""

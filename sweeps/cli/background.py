@@ -1,5 +1,7 @@
-"""A controller in the background, on no terminal: `python -m sweeps.cli.background ROOT NAME` goes on with a sweep as its
-folder defines it, until nothing is left to do."""
+"""A controller in the background, on no terminal.
+
+`python -m sweeps.cli.background ROOT NAME` goes on with a sweep as its folder defines it, until nothing is left to do.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class JobRequest:
     wall_minutes: float
     excluded_nodes: tuple[str, ...] = ()
     code: str = ""
-    """The folder that its processes import from (`sweeps.node.code_snapshot`); the environment's own where it is empty."""
+    """The folder that its processes import from (`sweeps.node.code_snapshot`); where empty, the environment's own."""
 
     def to_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parents[2]
 """What this process imports from: a working tree, site-packages, or a copy."""
 _PARTS = ("muloco_runner", "sweeps", "hydra_plugins/sweeps", "conf")
 """All that an attempt may import or read; conf lies within muloco_runner where it was installed from a wheel."""

@@ -1,0 +1,1 @@
+"""Whole sweeps on a cluster that exists in numbers alone."""

@@ -1,0 +1,1 @@
+"""SLURM behind the engine's port."""

@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from muloco_runner.memory import chunk_tokens
 from muloco_runner.model.cross_entropy import (
     LossAndGradient,
     fusible_loss_and_gradient,
     linear_cross_entropy,
     loss_and_gradient,
 )
+from muloco_runner.model.logit_chunks import chunk_tokens
 
 N, D, V = 70, 24, 301
 

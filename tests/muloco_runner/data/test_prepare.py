@@ -98,7 +98,8 @@ def test_a_preparation_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
     whole = prepared(source, tmp_path / "whole", shard_bytes=20_000)
     code = (
         "import sys; from pathlib import Path; from muloco_runner.data.prepared.inputs import find_files; "
-        "from muloco_runner.data.prepared.prepare import prepare; from muloco_runner.data.prepared.input_chunk import Options; "
+        "from muloco_runner.data.prepared.prepare import prepare; "
+        "from muloco_runner.data.prepared.input_chunk import Options; "
         "prepare(find_files([Path(sys.argv[1])], None), Path(sys.argv[2]), Options(shard_bytes=20_000), 1, print)"
     )
     generator, kills = random.Random(0), 0

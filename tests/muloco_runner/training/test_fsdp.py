@@ -22,7 +22,7 @@ from muloco_runner.config import (
 from muloco_runner.job import run_job
 from muloco_runner.record import ExitCode, RunFolder
 
-SCRIPT = Path(__file__).parent / "sharded_script.py"
+SCRIPT = Path(__file__).parent / "fsdp_script.py"
 MakeRun = Callable[..., RunConfig]
 MakeFolder = Callable[..., RunFolder]
 SHARDS = {"device": "cpu", "sharding": "full", "micro_batch_sequences": 2, "log_interval_steps": 1}

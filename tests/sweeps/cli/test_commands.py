@@ -18,7 +18,7 @@ from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.work import Need, Work
 from sweeps.store.folder import SweepFolder
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 CLUSTER = {"kind": "local", "tick_seconds": 0.05, "allocations": [{"name": "here", "quota": {"jobs": 1}}]}
 
 
@@ -118,7 +118,8 @@ def test_mistakes_are_one_line(sweep: SweepFolder, tmp_path: Path) -> None:
 
 def controller(root: Path) -> "subprocess.Popen[bytes]":
     code = (
-        "import sys; from pathlib import Path; from sweeps.store.folder import SweepFolder; from sweeps.clusters import *;"
+        "import sys; from pathlib import Path; from sweeps.store.folder import SweepFolder; "
+        "from sweeps.clusters import *;"
         "from sweeps.controller import Controller; f = SweepFolder(Path(sys.argv[1]), 'sample');"
         "Controller(f, f.read_definition(), make_cluster).run()"
     )

@@ -26,7 +26,7 @@ from sweeps.engine.work import Attempt, Need, Work
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 CLUSTER = {"kind": "local", "tick_seconds": 0.05, "allocations": [{"name": "here", "quota": {"jobs": 2}}]}
 
 

@@ -25,7 +25,7 @@ from muloco_runner.distributed.owner_buffers import Lanes
 from muloco_runner.job import run_job
 from muloco_runner.record import RunFolder
 
-SCRIPT = Path(__file__).parent / "owners_script.py"
+SCRIPT = Path(__file__).parent / "gradient_reducer_script.py"
 STEPS = 22
 CLIP = 0.5
 ROUNDING = 2e-4
@@ -132,7 +132,7 @@ def check_bytes(run: RunConfig, count: int, folder: RunFolder) -> None:
 
 
 def test_lanes_hold_every_value_once_and_pad_only_their_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "LANE_MESSAGE_VALUES", 30)
+    monkeypatch.setattr(lanes, "OWNER_MESSAGE_VALUES", 30)
     sizes, owners = [7, 0, 30, 3, 5, 1], [0, 1, 1, 0, 2, 0]
     cut = Lanes(sizes, owners, 3)
     # Ten values a lane in each message would do, in whole vectors sixteen: two messages, none of them empty.

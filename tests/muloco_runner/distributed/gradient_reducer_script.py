@@ -39,7 +39,7 @@ def train(folder: RunFolder, execution: ExecutionConfig, killed_after: int | Non
 
 
 if __name__ == "__main__":
-    lanes.LANE_MESSAGE_VALUES = 2000
+    lanes.OWNER_MESSAGE_VALUES = 2000
     for job in json.loads(Path(sys.argv[1]).read_text()):
         if code := train(RunFolder(job["folder"]), ExecutionConfig(**job["execution"]), job["killed_after"]):
             sys.exit(code)
