@@ -225,7 +225,7 @@ def launch_as_job(arguments: argparse.Namespace) -> ExitCode:
     target = whom_to_tell(arguments, sweep)
     notifier_of(sweep.name, target)  # for its mistakes
     os.environ[slurm_controller.ON_EVENT] = target or ""
-    begin(sweep, arguments.max_gpu_hours).obey()
+    begin(sweep, arguments.max_gpu_hours).apply_pending_commands()
     job, is_new = slurm_controller.start(sweep.folder, sweep.cluster)
     place = f"{sweep.root} --sweep {sweep.name}"
     what = "is submitted and goes on from here" if is_new else "is queued already and goes on with what is new"

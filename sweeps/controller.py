@@ -28,8 +28,8 @@ from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.decide import Plan, decide
 from sweeps.engine.definition import Definition
 from sweeps.engine.durations import Estimates
-from sweeps.engine.outcome import Evidence
-from sweeps.engine.policy import ALIKE, RULES, Cause, cause_of
+from sweeps.engine.outcome import Outcome
+from sweeps.engine.policy import IDENTICAL_FAILURES, RULES, Cause, cause_of
 from sweeps.engine.quota import all_limits
 from sweeps.engine.state import JobState, SweepState
 from sweeps.node.code_snapshot import keep_source
@@ -109,7 +109,7 @@ class Controller:
             while True:
                 tick = self.tick()
                 on_tick(tick)
-                if self.state.is_over or tick.plan.hopeless:
+                if self.state.is_over or tick.plan.unschedulable:
                     return self.state
                 time.sleep(self.config.tick_seconds)
         except KeyboardInterrupt:
@@ -130,11 +130,11 @@ class Controller:
         # A scheduler that is slow to answer must not make this controller look dead.
         self.lease.renew()
         if observation.complete:
-            self._meet_strays()
-        self._hold_alike()
+            self._reconcile_orphaned_jobs()
+        self._hold_identical_failures()
         limits = all_limits(self.config, self.cluster.limits(), self.state)
         plan = decide(self.state, self.config, limits, now, self.estimates.minutes_of)
-        for tag in plan.withdraw:
+        for tag in plan.cancel_pending:
             self._record("withdrawing", tag=tag)
         self._ask_to_end(now)
         for request in plan.submit if observation.queue_read else ():
@@ -180,14 +180,14 @@ class Controller:
         since = self._ended_since.setdefault(job.tag, now)
         if now - since >= _LAST_WORDS_SECONDS:
             return False
-        left = [self.cluster.evidence(attempt) for attempt in job.request.attempts]
+        left = [self.cluster.outcome(attempt) for attempt in job.request.attempts]
         return any(not found.finished and found.ending is None for found in left)
 
-    def _meet_strays(self) -> None:
+    def _reconcile_orphaned_jobs(self) -> None:
         """Jobs of this sweep that the ledger does not have as alive: its line was damaged, or they came so late that
         they had been given up. One whose runs wait is taken in again, any other must end."""
         unwanted = []
-        for tag, job_id in self.cluster.strays(self.state.prefix, self.state.jobs).items():
+        for tag, job_id in self.cluster.orphaned_jobs(self.state.prefix, self.state.jobs).items():
             request = self.folder.read_request(tag)
             runs = [self.state.runs.get(attempt.work.name) for attempt in request.attempts] if request else [None]
             if request is not None and all(run is not None and run.is_waiting for run in runs):
@@ -202,7 +202,10 @@ class Controller:
         """What was decided may not have been heard: the scheduler was away, or a controller died before it spoke."""
         for ask, concerned in (
             (self.cluster.cancel, [job for job in self.state.jobs.values() if job.cancelling is not None]),
-            (self.cluster.withdraw, [j for j in self.state.jobs.values() if j.withdrawing and j.started_at is None]),
+            (
+                self.cluster.cancel_pending,
+                [j for j in self.state.jobs.values() if j.withdrawing and j.started_at is None],
+            ),
         ):
             again = max(_ASK_AGAIN_SECONDS, self.config.tick_seconds)
             tags = [job.tag for job in concerned if now - self._asked_at.get(job.tag, -math.inf) >= again]
@@ -219,11 +222,11 @@ class Controller:
         endings: dict[str, Any] = {}
         struck: set[str] = set()
         for attempt in job.request.attempts:
-            left = self.cluster.evidence(attempt)
+            left = self.cluster.outcome(attempt)
             cause, detail = _cause(left, job, seen)
-            obstacle = self.cluster.obstacle(attempt) if cause is Cause.CRASH and not left.said else ""
-            if obstacle:
-                cause, detail = Cause.CANNOT_WRITE, obstacle
+            write_error = self.cluster.write_error(attempt) if cause is Cause.CRASH and not left.said else ""
+            if write_error:
+                cause, detail = Cause.CANNOT_WRITE, write_error
             started_at, ended_at = _span(left, job, seen, now)
             endings[attempt.work.name] = {
                 "cause": cause.value,
@@ -251,13 +254,13 @@ class Controller:
         patience = 60 * self.config.hang_minutes
         if now - self._running_since.setdefault(job.tag, now) < patience:
             return False
-        last = [self.cluster.evidence(attempt).heartbeat_at for attempt in job.request.attempts]
+        last = [self.cluster.outcome(attempt).heartbeat_at for attempt in job.request.attempts]
         return all(at is not None and now - at > patience for at in last)
 
-    def _hold_alike(self) -> None:
+    def _hold_identical_failures(self) -> None:
         """One bug in many runs: the rest of their group is not sent after them."""
         for (detail, algorithm), names in list(self.state.crashes.items()):
-            if len(names) < ALIKE:
+            if len(names) < IDENTICAL_FAILURES:
                 continue
             group = [
                 run.work.name
@@ -329,7 +332,7 @@ class Controller:
                 self._absorb(job, observation, self.clock())
             time.sleep(0.1)
 
-    def obey(self) -> None:
+    def apply_pending_commands(self) -> None:
         """Carries out the commands that wait, without going on with the sweep, and gives the lease back."""
         try:
             self._take_commands()
@@ -368,7 +371,7 @@ class Controller:
         self.state.apply(self.ledger.append(event, **values), request)
 
 
-def _span(left: Evidence, job: JobState, seen: JobObservation, now: float) -> tuple[float | None, float]:
+def _span(left: Outcome, job: JobState, seen: JobObservation, now: float) -> tuple[float | None, float]:
     """Start and end, Unix seconds, both by one clock: the scheduler's, or else the attempt's own."""
     if job.started_at is None and left.ending is not None:
         return left.ending.started_at, left.ending.ended_at
@@ -384,7 +387,7 @@ def _gpu_hours(request: JobRequest, spans: Sequence[tuple[float | None, float]])
     return request.nodes * request.gpus_per_node * seconds / 3600
 
 
-def _cause(left: Evidence, job: JobState, seen: JobObservation) -> tuple[Cause, str]:
+def _cause(left: Outcome, job: JobState, seen: JobObservation) -> tuple[Cause, str]:
     """How an attempt of an ended job ended, and one line on it."""
     assert seen.end is not None
     if left.finished:

@@ -60,7 +60,7 @@ def watch(arguments: Arguments) -> ExitCode:
             look = Look(folder)
             found = look.status(look.selected(filters) if filters else None)
             # The runs at work get the lines that are left, since a terminal shows no more than it has.
-            others = len(found.tally.groups) + len(list(status_lines(found, ""))) + 8
+            others = len(found.counters.groups) + len(list(status_lines(found, ""))) + 8
             table = status_table(found, max(1, min(_MOST_AT_WORK, live.console.height - others)), words_for(folder))
             live.update(table, refresh=True)
             if look.state.is_over or not look.is_controlled:
@@ -171,7 +171,7 @@ def _tell(
             event, told.values = found
             folder.send(event, **told.values)
             try:
-                Controller(folder, look.definition, make_cluster).obey()
+                Controller(folder, look.definition, make_cluster).apply_pending_commands()
             except LeaseHeld:
                 told.at_next_tick = True
         print(json.dumps(told.to_dict()) if arguments.json else told.in_words(done))
@@ -229,7 +229,7 @@ class Look:
             self.state,
             self.config,
             chosen,
-            lambda tally: why_they_wait(tally, self.state, self.verdicts, self.now, self.has_verdicts),
+            lambda counters: why_they_wait(counters, self.state, self.verdicts, self.now, self.has_verdicts),
             self.pending,
             progress_of,
             self.now,

@@ -148,7 +148,7 @@ def show_outcome(sweep: Sweep, outcome: Outcome) -> None:
     for cause, count in outcome.attempts.most_common():
         table.add_row(str(count), cause)
     console.print(table)
-    for why, names in outcome.state.tally.held.items():
+    for why, names in outcome.state.counters.held.items():
         console.print(f"{len(names)} held: {why}", highlight=False, soft_wrap=True)
 
 
@@ -196,7 +196,7 @@ class Lines:
         self.held: set[str] = set()
 
     def __call__(self, tick: Tick) -> None:
-        for why, names in tick.state.tally.held.items():
+        for why, names in tick.state.counters.held.items():
             for name in names.keys() - self.held:
                 self.held.add(name)
                 self.say(f"{name} held: {why}")
@@ -250,7 +250,7 @@ def show_end(state: SweepState, verdicts: Mapping[Shape, Verdict]) -> None:
     for shape, verdict in verdicts.items():
         if state.waiting.get(shape):
             print(f"{len(state.waiting[shape])} waiting: {verdict}")
-    for why, names in state.tally.held.items():
+    for why, names in state.counters.held.items():
         for name in names:
             print(f"{name} held: {why}  {state.runs[name].work.folder}")
 
@@ -259,6 +259,6 @@ def summary(state: SweepState) -> str:
     """Counts of runs by state, in one line."""
     counts = state.counts
     words = [f"{counts[word]} {word}" for word in STANDINGS if counts[word]]
-    if state.tally.resubmitted:
-        words.append(f"{state.tally.resubmitted} resubmitted")
+    if state.counters.resubmitted:
+        words.append(f"{state.counters.resubmitted} resubmitted")
     return f"{len(state.runs)} runs: " + ", ".join(words)

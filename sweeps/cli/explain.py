@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sweeps.cli.formatting import duration, when
-from sweeps.engine.counters import Tally
+from sweeps.engine.counters import Counters
 from sweeps.engine.decide import next_attempt_number
 from sweeps.engine.definition import shape_of
 from sweeps.engine.policy import RULES, Cause
@@ -41,17 +41,17 @@ def why_nothing_starts(state: SweepState, is_controlled: bool) -> str:
 
 
 def why_they_wait(
-    tally: Tally, state: SweepState, verdicts: Mapping[Any, Verdict], now: float, is_controlled: bool
+    counters: Counters, state: SweepState, verdicts: Mapping[Any, Verdict], now: float, is_controlled: bool
 ) -> dict[str, int]:
-    """How many of the tally's runs wait, by the reason."""
+    """How many of the counters's runs wait, by the reason."""
     general = why_nothing_starts(state, is_controlled)
     if general:
-        return {general: tally.counts["waiting"]} if tally.counts["waiting"] else {}
+        return {general: counters.counts["waiting"]} if counters.counts["waiting"] else {}
     found: Counter[str] = Counter()
-    for shape, count in tally.fresh.items():
+    for shape, count in counters.fresh.items():
         if count:
             found[_in_words(verdicts.get(shape))] += count
-    for name in tally.tried:
+    for name in counters.tried:
         found[why(state.runs[name], state, verdicts, now, is_controlled)] += 1
     return dict(found.most_common())
 

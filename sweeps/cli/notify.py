@@ -33,14 +33,14 @@ class Notifier:
         self.ended = False
 
     def __call__(self, tick: Tick) -> None:
-        held = {name: why for why, names in tick.state.tally.held.items() for name in names}
+        held = {name: why for why, names in tick.state.counters.held.items() for name in names}
         if self.held is None:
             self.held = set(held)  # what an earlier launch has told already
         new = {name: held[name] for name in sorted(held.keys() - self.held)}
         self.held = set(held)
         if new:
             self._tell({"event": "held", "runs": new})
-        over = tick.state.is_over or tick.plan.hopeless
+        over = tick.state.is_over or tick.plan.unschedulable
         if over and not self.ended:
             self.ended = True
             self._tell({"event": "ended", "counts": {word: n for word, n in tick.state.counts.items() if n}})

@@ -9,7 +9,7 @@ from typing import Any
 
 from sweeps.engine.capacity import MAX_GPU_HOURS
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.counters import Tally
+from sweeps.engine.counters import Counters
 from sweeps.engine.definition import Shape, group_of, shape_of
 from sweeps.engine.lower_bound import least_minutes
 from sweeps.engine.runs import RunState
@@ -42,7 +42,7 @@ class AtWork:
 class Status:
     name: str
     cluster_name: str
-    tally: Tally
+    counters: Counters
     """Of the runs that were asked for."""
     at_work: Sequence[AtWork]
     waiting: Mapping[str, int]
@@ -63,20 +63,20 @@ class Status:
 
     def to_dict(self) -> dict[str, Any]:
         """Without the runs."""
-        tally = self.tally
+        counters = self.counters
         return {
-            "counts": {word: count for word, count in tally.counts.items() if count},
+            "counts": {word: count for word, count in counters.counts.items() if count},
             "waiting": dict(self.waiting),
             "submitted": dict(self.submitted),
-            "held": {why: list(names) for why, names in tally.held.items()},
-            "resubmitted": tally.resubmitted,
+            "held": {why: list(names) for why, names in counters.held.items()},
+            "resubmitted": counters.resubmitted,
             "gpu_hours_used": self.gpu_hours_used,
             "gpu_hours_left": self.gpu_hours_left,
             "max_gpu_hours": self.gpu_hours_cap,
             "minutes_left": self.minutes_left,
             "finished": [
                 {"algorithm": algorithm, "num_params": num_params, **vars(finished)}
-                for (algorithm, num_params), finished in tally.finished.items()
+                for (algorithm, num_params), finished in counters.finished.items()
             ],
             "damage": [{"line": one.line, "why": one.why} for one in self.damage],
         }
@@ -87,7 +87,7 @@ def status_of(
     state: SweepState,
     config: ClusterConfig,
     chosen: Sequence[RunState] | None,
-    waiting: Callable[[Tally], Mapping[str, int]],
+    waiting: Callable[[Counters], Mapping[str, int]],
     pending: Mapping[str, str],
     progress: Callable[[RunState], Progress | None],
     now: float,
@@ -100,10 +100,10 @@ def status_of(
     the controller at work.
     """
     names = None if chosen is None else {run.work.name for run in chosen}
-    tally = state.tally if chosen is None else _tally_of(chosen)
+    counters = state.counters if chosen is None else _counters_of(chosen)
     at_work = []
     submitted: Counter[str] = Counter()
-    left = tally.minutes_left
+    left = counters.minutes_left
     for run, job in _in_flight(state):
         if names is not None and run.work.name not in names:
             continue
@@ -111,15 +111,15 @@ def status_of(
         if job.started_at is None:
             submitted[pending.get(job.tag, "")] += 1
         else:
-            expected = run.work.need.expected_minutes * state.tally.correction(group_of(run.work))
+            expected = run.work.need.expected_minutes * state.counters.correction(group_of(run.work))
             at_work.append(AtWork(run, minutes, expected, progress(run)))
             left[shape_of(run.work)] -= min(minutes, expected)
     return Status(
         name=name,
         cluster_name=config.name,
-        tally=tally,
+        counters=counters,
         at_work=at_work,
-        waiting=waiting(tally),
+        waiting=waiting(counters),
         submitted=submitted,
         gpu_hours_used=sum(state.spent_gpu_hours.values()) + sum(_gpu_hours_so_far(state, now)),
         gpu_hours_left=sum(nodes * gpus * minutes / 60 for (nodes, gpus, _), minutes in left.items()),
@@ -131,11 +131,11 @@ def status_of(
     )
 
 
-def _tally_of(runs: Iterable[RunState]) -> Tally:
-    tally = Tally()
+def _counters_of(runs: Iterable[RunState]) -> Counters:
+    counters = Counters()
     for run in runs:
-        tally.add(run)
-    return tally
+        counters.add(run)
+    return counters
 
 
 def _in_flight(state: SweepState) -> Iterable[tuple[RunState, JobState]]:
@@ -158,6 +158,6 @@ def _minutes_left(
     if state.is_over:
         return 0.0
     heads = [queue.longest().work for queue in state.waiting.values() if len(queue)]
-    longest = [work.need.expected_minutes * state.tally.correction(group_of(work)) for work in heads]
+    longest = [work.need.expected_minutes * state.counters.correction(group_of(work)) for work in heads]
     longest += [max(0.0, one.expected_minutes - one.minutes) for one in at_work]
     return least_minutes(left, max(longest, default=0.0), config, state.own_limits)

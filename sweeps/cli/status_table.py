@@ -30,29 +30,29 @@ def status_table(status: Status, most_at_work: int, command: str) -> RenderableT
 
 
 def _counts(status: Status) -> Table:
-    tally = status.tally
+    counters = status.counters
     controller = f"controller {status.controller}" if status.controller else "no controller at work"
     title = Text.assemble(
         (status.name, "bold"),
-        f" on {status.cluster_name}: {plural(sum(tally.counts.values()), 'run')}"
+        f" on {status.cluster_name}: {plural(sum(counters.counts.values()), 'run')}"
         + ("" if status.is_over else f"; {controller}"),
     )
-    labelled = any(algorithm for algorithm, _ in tally.groups)
-    words = [word for word in STANDINGS if tally.counts[word] or word == "done"]
+    labelled = any(algorithm for algorithm, _ in counters.groups)
+    words = [word for word in STANDINGS if counters.counts[word] or word == "done"]
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("algorithm", "size") if labelled else ():
         table.add_column(name, justify="left" if name == "algorithm" else "right", no_wrap=True)
     for word in words:
         table.add_column(word, justify="right", style=_COLOURS[word], no_wrap=True)
-    for name in ("took", "expected") if tally.finished_in_all.count else ():
+    for name in ("took", "expected") if counters.finished_in_all.count else ():
         table.add_column(name, justify="right", no_wrap=True)
-    rows = sorted(group for group, counts in tally.groups.items() if any(counts.values()))
+    rows = sorted(group for group, counts in counters.groups.items() if any(counts.values()))
     for group in rows if labelled else []:
-        finished = tally.finished.get(group, Finished())
-        table.add_row(*_names(group), *_numbers(tally.groups[group], words), *_means(finished))
+        finished = counters.finished.get(group, Finished())
+        table.add_row(*_names(group), *_numbers(counters.groups[group], words), *_means(finished))
     if len(rows) > 1 or not labelled:
         total = ("all", "") if labelled else ()
-        table.add_row(*total, *_numbers(tally.counts, words), *_means(tally.finished_in_all), style="bold")
+        table.add_row(*total, *_numbers(counters.counts, words), *_means(counters.finished_in_all), style="bold")
     return table
 
 
@@ -106,15 +106,15 @@ def _nodes(names: Sequence[str]) -> str:
 
 def status_lines(status: Status, command: str) -> Iterator[str]:
     """What there is to know besides the counts, a line each."""
-    tally = status.tally
+    counters = status.counters
     yield from _cost(status)
-    if tally.resubmitted:
-        yield f"{plural(tally.resubmitted, 'attempt')} after a first one."
+    if counters.resubmitted:
+        yield f"{plural(counters.resubmitted, 'attempt')} after a first one."
     for why, count in status.waiting.items():
         yield f"{count:,} waiting: {why or 'for the next tick'}"
     for why, count in status.submitted.items():
         yield f"{count:,} submitted: {why or 'in the queue'}"
-    for why, names in tally.held.items():
+    for why, names in counters.held.items():
         first = next(iter(names))
         yield f"{len(names):,} held: {why} (muloco-sweep explain {shlex.quote(first)} {command})"
     for one in status.damage:

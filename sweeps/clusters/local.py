@@ -29,7 +29,7 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 from sweeps.engine.cluster import JobEnd, JobObservation, JobRequest, JobState, Limits, Observation
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.outcome import Evidence, evidence_in_folder, obstacle_in_folder
+from sweeps.engine.outcome import Outcome, read_outcome, write_error_in_folder
 from sweeps.engine.work import Attempt, preload
 from sweeps.node.code_snapshot import PYTHON, importing_from
 from sweeps.node.tasks import exit_code_of, fork_attempt
@@ -120,18 +120,18 @@ class LocalCluster:
     def _has_ended(self, tag: str) -> bool:
         return (self.folder / "ended" / f"{tag}.json").exists()
 
-    def evidence(self, attempt: Attempt) -> Evidence:
-        return evidence_in_folder(attempt)
+    def outcome(self, attempt: Attempt) -> Outcome:
+        return read_outcome(attempt)
 
-    def obstacle(self, attempt: Attempt) -> str:
-        return obstacle_in_folder(attempt)
+    def write_error(self, attempt: Attempt) -> str:
+        return write_error_in_folder(attempt)
 
     def cancel(self, tags: Sequence[str]) -> None:
         for tag in tags:
             (self.folder / "cancel" / tag).touch()
-        self.withdraw(tags)
+        self.cancel_pending(tags)
 
-    def withdraw(self, tags: Sequence[str]) -> None:
+    def cancel_pending(self, tags: Sequence[str]) -> None:
         for tag in tags:
             with contextlib.suppress(FileNotFoundError):
                 # Not yet taken: whoever renames it first has it.
@@ -140,7 +140,7 @@ class LocalCluster:
                 _write_end(self.folder, tag, JobEnd.CANCELLED, None)
                 taken.unlink()
 
-    def strays(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
+    def orphaned_jobs(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
         """None: requests lie in the sweep's own folder."""
         return {}
 

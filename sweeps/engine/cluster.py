@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
-from sweeps.engine.outcome import Evidence
+from sweeps.engine.outcome import Outcome
 from sweeps.engine.work import Attempt
 
 
@@ -167,19 +167,19 @@ class Cluster(Protocol):
     def observe(self, tags: Sequence[str]) -> Observation:
         """All jobs among `tags` that the cluster knows of, ended ones included."""
 
-    def strays(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
+    def orphaned_jobs(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
         """Job ids, by tag, of unfinished jobs whose tags begin so and are not among `tags`, as of the last look."""
 
-    def evidence(self, attempt: Attempt) -> Evidence:
+    def outcome(self, attempt: Attempt) -> Outcome:
         """What the attempt itself has left."""
 
-    def obstacle(self, attempt: Attempt) -> str:
+    def write_error(self, attempt: Attempt) -> str:
         """What has kept the attempt from leaving anything, in a few words; nothing where it was free to."""
 
     def cancel(self, tags: Sequence[str]) -> None:
         """Asks the jobs that are not ended to end; unknown tags are passed over. May go unheard: ask again."""
 
-    def withdraw(self, tags: Sequence[str]) -> None:
+    def cancel_pending(self, tags: Sequence[str]) -> None:
         """Takes back those of the jobs that still wait; one that has started goes on. May go unheard."""
 
     def limits(self) -> Limits:

@@ -25,7 +25,7 @@ class Finished:
 
 
 @dataclass
-class Tally:
+class Counters:
     """Of all runs, or of those that a person has chosen."""
 
     groups: dict[Group, Counter[str]] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class Tally:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Tally:
+    def from_dict(cls, values: dict[str, Any]) -> Counters:
         return cls(
             **{
                 **values,

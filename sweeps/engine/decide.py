@@ -34,11 +34,11 @@ class Plan:
     """What to submit now, and what to say of the runs that are not."""
 
     submit: list[JobRequest] = field(default_factory=list)
-    withdraw: list[str] = field(default_factory=list)
+    cancel_pending: list[str] = field(default_factory=list)
     """Tags of jobs that must not start any more: a limit was lowered, or others have taken what they were to get."""
     verdicts: dict[Shape, Verdict] = field(default_factory=dict)
     """On the longest waiting run of each shape that cannot start now."""
-    hopeless: bool = False
+    unschedulable: bool = False
     """Nothing is in flight, and no limit would let anything start even if nobody else used the cluster."""
 
     def verdict_of(self, run: RunState) -> Verdict | None:
@@ -104,9 +104,9 @@ def decide(
         )
         for allocation in cluster.allocations
     ]
-    withdraw = [tag for room in rooms for tag in _too_many(room, state)]
+    cancel_pending = [tag for room in rooms for tag in _too_many(room, state)]
     if state.paused:
-        return Plan(withdraw=withdraw)
+        return Plan(cancel_pending=cancel_pending)
     excluded = _excluded_nodes(state, now)
     submit: list[JobRequest] = []
     verdicts: dict[Shape, Verdict] = {}
@@ -137,7 +137,7 @@ def decide(
             request = _request(tag, pack, room, excluded, minutes_of)
             room.take(request, now + 60 * minutes)
             submit.append(request)
-    return Plan(submit, withdraw, verdicts, not submit and _is_hopeless(state, rooms))
+    return Plan(submit, cancel_pending, verdicts, not submit and _is_unschedulable(state, rooms))
 
 
 def _queue_minutes(allocation: str, state: SweepState, now: float) -> float:
@@ -184,7 +184,7 @@ def _combined(answers: Mapping[str, Verdict]) -> Verdict:
     return Verdict(VerdictKind.NEVER, "; ".join(f"{name}: {answer.why}" for name, answer in answers.items()))
 
 
-def _is_hopeless(state: SweepState, rooms: Sequence[Room]) -> bool:
+def _is_unschedulable(state: SweepState, rooms: Sequence[Room]) -> bool:
     if state.jobs:
         return False
     shortest = {shape: queue.shortest() for shape, queue in state.waiting.items() if len(queue)}

@@ -11,7 +11,7 @@ _PROBE_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Outcome:
     finished: bool
     """The work has its result: by this attempt or another."""
     ending: Ending | None = None
@@ -26,7 +26,7 @@ class Evidence:
     """Unix seconds by the file system's clock; None for work that has no heartbeat."""
 
 
-def evidence_in_folder(attempt: Attempt) -> Evidence:
+def read_outcome(attempt: Attempt) -> Outcome:
     """From the files of the work's folder; what is not readable counts as not there."""
     folder = RunFolder(attempt.work.folder)
     heartbeat_at = None
@@ -37,7 +37,7 @@ def evidence_in_folder(attempt: Attempt) -> Evidence:
         status = None
     said = status.exit_cause if status is not None and status.attempt == attempt.number else None
     checkpoint_step = status.checkpoint_step if status is not None else 0
-    return Evidence(
+    return Outcome(
         finished=attempt.work.is_finished,
         ending=read_ending(attempt),
         checkpoint_step=checkpoint_step,
@@ -47,7 +47,7 @@ def evidence_in_folder(attempt: Attempt) -> Evidence:
     )
 
 
-def obstacle_in_folder(attempt: Attempt) -> str:
+def write_error_in_folder(attempt: Attempt) -> str:
     """Why an attempt can write nothing where it must, seen by trying; nothing where it can."""
     probe = attempt.folder / ".probe"
     try:

@@ -80,7 +80,7 @@ RULES: dict[Cause, Rule] = {
 
 _STOPPED = (Cause.WANTS_MORE_TIME, Cause.TIMEOUT, Cause.PREEMPTED, Cause.STOPPED)
 
-ALIKE = 3
+IDENTICAL_FAILURES = 3
 """So many runs that crash in the same way hold the others of their group: one bug is not paid for a hundred times."""
 
 _BY_CODE: dict[int | None, Cause] = {

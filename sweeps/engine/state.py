@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sweeps.engine.cluster import JobRequest
-from sweeps.engine.counters import Tally
+from sweeps.engine.counters import Counters
 from sweeps.engine.definition import Shape, shape_of
 from sweeps.engine.policy import Cause, PastAttempt, after
 from sweeps.engine.runs import AttemptState, Queue, Runs, RunState, queues
@@ -42,7 +42,7 @@ def number_of(tag: str) -> int:
 
 
 @dataclass
-class NodeStrikes:
+class NodeFailures:
     """When a node failed us, newest last; Unix seconds."""
 
     times: list[float] = field(default_factory=list)
@@ -57,7 +57,7 @@ class SweepState:
     """In flight, by tag."""
     num_jobs: int = 0
     """Ever intended; the next tag's number."""
-    strikes: dict[str, NodeStrikes] = field(default_factory=dict)
+    strikes: dict[str, NodeFailures] = field(default_factory=dict)
     paused: bool = False
     own_limits: dict[str, float] = field(default_factory=dict)
     """Set while running, by resource name; they take the place of the cluster file's quota."""
@@ -65,7 +65,7 @@ class SweepState:
     """By allocation: the cluster has refused a submission for now."""
     commands: set[str] = field(default_factory=set)
     """People's commands that have been carried out."""
-    tally: Tally = field(default_factory=Tally)
+    counters: Counters = field(default_factory=Counters)
     waiting: dict[Shape, Queue] = field(default_factory=dict)
     spent_gpu_hours: dict[str, float] = field(default_factory=dict)
     """By allocation, of attempts that have ended."""
@@ -76,14 +76,14 @@ class SweepState:
     def of(cls, works: Sequence[Work], prefix: str = "") -> SweepState:
         """Of runs none of which has been tried."""
         state = cls(Runs(works), prefix)
-        state.tally.add_fresh(state.runs.works)
+        state.counters.add_fresh(state.runs.works)
         state.waiting = queues(state.runs, range(len(works)))
         return state
 
     @property
     def counts(self) -> Counter[str]:
         """Runs by standing."""
-        return self.tally.counts
+        return self.counters.counts
 
     @property
     def is_over(self) -> bool:
@@ -92,7 +92,7 @@ class SweepState:
 
     def _enter(self, run: RunState) -> None:
         """Into the sums and queues; `_leave` before each change, this after it."""
-        self.tally.add(run)
+        self.counters.add(run)
         if run.is_waiting:
             self.waiting.setdefault(shape_of(run.work), Queue(self.runs)).add(run)
         key = _crash_key(run)
@@ -101,7 +101,7 @@ class SweepState:
 
     def _leave(self, run: RunState) -> None:
         self.runs.changes(run)
-        self.tally.add(run, -1)
+        self.counters.add(run, -1)
         if run.is_waiting:
             self.waiting[shape_of(run.work)].remove(run)
         key = _crash_key(run)
@@ -194,7 +194,7 @@ class SweepState:
             allocation = self.jobs[event["tag"]].request.allocation
             self.spent_gpu_hours[allocation] = self.spent_gpu_hours.get(allocation, 0.0) + event["gpu_hours"]
         for node in event["struck_nodes"]:
-            self.strikes.setdefault(node, NodeStrikes()).times.append(event["time"])
+            self.strikes.setdefault(node, NodeFailures()).times.append(event["time"])
         self.jobs.pop(event["tag"], None)
 
     def _held(self, event: Event) -> None:

@@ -22,9 +22,9 @@ from sweeps.engine.cluster import (
     Resource,
 )
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
-from sweeps.engine.outcome import Evidence
+from sweeps.engine.outcome import Outcome
 from sweeps.engine.work import Attempt
-from sweeps.simulation.faults import Weather
+from sweeps.simulation.faults import FaultModel
 from sweeps.simulation.world import Job, Node, World
 
 
@@ -33,7 +33,7 @@ class SimulatedCluster:
 
     outlives_controller = True
 
-    def __init__(self, config: ClusterConfig, weather: Weather, num_nodes: int, now: float) -> None:
+    def __init__(self, config: ClusterConfig, weather: FaultModel, num_nodes: int, now: float) -> None:
         self.config = config
         self.world = World(config, weather, num_nodes, now)
 
@@ -68,10 +68,10 @@ class SimulatedCluster:
     def _is_seen(self, job: Job) -> bool:
         return self.world.now - job.accepted_at >= self.world.weather.late_seconds
 
-    def evidence(self, attempt: Attempt) -> Evidence:
-        return self.world.evidence(attempt)
+    def outcome(self, attempt: Attempt) -> Outcome:
+        return self.world.outcome(attempt)
 
-    def obstacle(self, attempt: Attempt) -> str:
+    def write_error(self, attempt: Attempt) -> str:
         return ""
 
     def cancel(self, tags: Sequence[str]) -> None:
@@ -79,12 +79,12 @@ class SimulatedCluster:
             if tag in self.world.jobs:
                 self.world.cancel(tag)
 
-    def withdraw(self, tags: Sequence[str]) -> None:
+    def cancel_pending(self, tags: Sequence[str]) -> None:
         for tag in tags:
             if tag in self.world.jobs:
-                self.world.withdraw(tag)
+                self.world.cancel_pending(tag)
 
-    def strays(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
+    def orphaned_jobs(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
         live = {job.request.tag: job for job in self.world.live()}
         return {tag: job.job_id for tag, job in live.items() if tag not in tags and self._is_seen(job)}
 

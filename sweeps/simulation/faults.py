@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Weather:
+class FaultModel:
     """The default is a cluster where nothing does."""
 
     spread: float = 0.0
@@ -40,8 +40,8 @@ class Weather:
     seed: int = 0
 
 
-FAIR = Weather(spread=0.1)
-ROUGH = Weather(
+FAIR = FaultModel(spread=0.1)
+ROUGH = FaultModel(
     spread=0.3,
     node_failures_per_day=0.05,
     preemptions_per_day=0.5,
@@ -54,4 +54,4 @@ ROUGH = Weather(
     outages=0.02,
     late_seconds=20.0,
 )
-WEATHERS = {"calm": Weather(), "fair": FAIR, "rough": ROUGH}
+WEATHERS = {"calm": FaultModel(), "fair": FAIR, "rough": ROUGH}

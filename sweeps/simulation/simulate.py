@@ -17,7 +17,7 @@ from sweeps.engine.lower_bound import lower_bound_minutes
 from sweeps.engine.state import JobState, SweepState
 from sweeps.engine.work import Work
 from sweeps.simulation.cluster import SimulatedCluster, num_nodes_of
-from sweeps.simulation.faults import Weather
+from sweeps.simulation.faults import FaultModel
 from sweeps.store.folder import SweepFolder
 
 _BEGIN = 1.8e9
@@ -42,7 +42,7 @@ class Outcome:
 def simulate(
     works: Sequence[Work],
     config: ClusterConfig,
-    weather: Weather,
+    weather: FaultModel,
     on_tick: Callable[[Tick, SimulatedCluster], None] = lambda tick, cluster: None,
     max_days: float = 3650.0,
 ) -> Outcome:
@@ -87,7 +87,7 @@ def play(
         in_flight = dict(controller.state.jobs)
         tick = controller.tick()
         on_tick(tick, cluster)
-        if controller.state.is_over or tick.plan.hopeless:
+        if controller.state.is_over or tick.plan.unschedulable:
             return cluster.world.now
         if cluster.world.now > latest:
             raise RuntimeError(f"the simulated sweep does not end: {dict(controller.state.counts)}")

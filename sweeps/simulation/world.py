@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 from sweeps.engine.cluster import JobEnd, JobRequest
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.outcome import Evidence
+from sweeps.engine.outcome import Outcome
 from sweeps.engine.work import Attempt, Ending, Work
-from sweeps.simulation.faults import Weather
+from sweeps.simulation.faults import FaultModel
 
 _START_SECONDS = 1.0
 """From a free node to a job that runs on it."""
@@ -61,7 +61,7 @@ class Job:
 class World:
     """Time stands still between calls of `advance`. `now` is in Unix seconds."""
 
-    def __init__(self, config: ClusterConfig, weather: Weather, num_nodes: int, now: float) -> None:
+    def __init__(self, config: ClusterConfig, weather: FaultModel, num_nodes: int, now: float) -> None:
         self.weather, self.now = weather, now
         self.random = random.Random(weather.seed)
         self.nodes = {
@@ -135,17 +135,17 @@ class World:
             self._silent_since.pop(attempt.work.name, None)
         self._at(_START_SECONDS / 60, "cancel", tag)
 
-    def withdraw(self, tag: str) -> None:
+    def cancel_pending(self, tag: str) -> None:
         """Cancels a job unless it starts first."""
         self._at(_START_SECONDS / 60, "withdrawal", tag)
 
-    def evidence(self, attempt: Attempt) -> Evidence:
+    def outcome(self, attempt: Attempt) -> Outcome:
         """What lies in the folder of the attempt's work."""
         name = attempt.work.name
         ending, said = self._endings.get((name, attempt.number), (None, ""))
         step = int(self._minutes_done.get(name, 0.0) * _STEPS_PER_MINUTE)
         heartbeat_at = min(self.now, self._silent_since.get(name, self.now))
-        return Evidence(name in self._finished, ending, step, said=said, heartbeat_at=heartbeat_at)
+        return Outcome(name in self._finished, ending, step, said=said, heartbeat_at=heartbeat_at)
 
     # What happens by itself
 

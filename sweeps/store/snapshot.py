@@ -17,11 +17,11 @@ from typing import Any
 
 from muloco_runner.record import write_atomically
 from sweeps.engine.cluster import JobRequest
-from sweeps.engine.counters import Tally
+from sweeps.engine.counters import Counters
 from sweeps.engine.definition import Definition, Works
 from sweeps.engine.policy import Cause
 from sweeps.engine.runs import Runs, queues
-from sweeps.engine.state import JobState, NodeStrikes, SweepState
+from sweeps.engine.state import JobState, NodeFailures, SweepState
 from sweeps.store.ledger import Damage, Position
 
 LAYOUT = 1
@@ -43,7 +43,7 @@ def write_snapshot(path: Path, definition: Definition, state: SweepState, end: P
         "own_limits": state.own_limits,
         "defer_until": state.defer_until,
         "commands": sorted(state.commands),
-        "tally": state.tally.to_dict(),
+        "counters": state.counters.to_dict(),
         "waiting": [
             position
             for queue in state.waiting.values()
@@ -88,12 +88,12 @@ def _state(values: dict[str, Any], works: Works, lines: list[bytes]) -> SweepSta
         values["prefix"],
         jobs={job["tag"]: _job_from_dict(job) for job in values["jobs"]},
         num_jobs=values["num_jobs"],
-        strikes={node: NodeStrikes(times) for node, times in values["strikes"].items()},
+        strikes={node: NodeFailures(times) for node, times in values["strikes"].items()},
         paused=values["paused"],
         own_limits=values["own_limits"],
         defer_until=values["defer_until"],
         commands=set(values["commands"]),
-        tally=Tally.from_dict(values["tally"]),
+        counters=Counters.from_dict(values["counters"]),
         waiting=waiting,
         spent_gpu_hours=values["spent_gpu_hours"],
         crashes={(detail, algorithm): set(names) for detail, algorithm, names in values["crashes"]},

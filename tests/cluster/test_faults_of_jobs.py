@@ -151,7 +151,7 @@ def test_a_run_that_can_never_fit_says_so_and_keeps_no_other_back(slurm: Emulate
     script = Script()
     state = sweep.run(script)
     assert standings(state) == {"wide": "waiting", "fine": "done"}
-    assert script.ticks[-1].plan.hopeless
+    assert script.ticks[-1].plan.unschedulable
     verdict = script.ticks[-1].plan.verdict_of(state.runs["wide"])
     assert verdict is not None
     assert verdict.kind is VerdictKind.NEVER

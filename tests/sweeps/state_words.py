@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sweeps.engine.counters import Tally
+from sweeps.engine.counters import Counters
 from sweeps.engine.state import SweepState
 
 
@@ -14,33 +14,33 @@ def words_of(state: SweepState) -> dict[str, Any]:
         "num_jobs": state.num_jobs,
         "strikes": state.strikes,
         "settings": (state.paused, state.own_limits, state.defer_until, state.commands),
-        "tally": tally_words(state.tally),
+        "counters": counter_values(state.counters),
         "queues": {shape: [run.work.name for run in queue] for shape, queue in state.waiting.items() if len(queue)},
         "spent": {name: round(hours, 6) for name, hours in state.spent_gpu_hours.items()},
         "crashes": {key: names for key, names in state.crashes.items() if names},
     }
 
 
-def tally_words(tally: Tally) -> dict[str, Any]:
-    groups = {group: +counts for group, counts in tally.groups.items() if any(counts.values())}
+def counter_values(counters: Counters) -> dict[str, Any]:
+    groups = {group: +counts for group, counts in counters.groups.items() if any(counts.values())}
     return {
         "groups": groups,
-        "held": {why: set(names) for why, names in tally.held.items()},
-        "fresh": +tally.fresh,
-        "tried": tally.tried,
-        "left": {key: round(minutes, 6) for key, minutes in tally.left.items() if round(minutes, 6)},
+        "held": {why: set(names) for why, names in counters.held.items()},
+        "fresh": +counters.fresh,
+        "tried": counters.tried,
+        "left": {key: round(minutes, 6) for key, minutes in counters.left.items() if round(minutes, 6)},
         "finished": {
             group: (one.count, round(one.actual_minutes, 6), round(one.expected_minutes, 6))
-            for group, one in tally.finished.items()
+            for group, one in counters.finished.items()
             if one.count
         },
-        "counts": +tally.counts,
-        "resubmitted": tally.resubmitted,
+        "counts": +counters.counts,
+        "resubmitted": counters.resubmitted,
     }
 
 
-def counted_anew(state: SweepState) -> Tally:
-    tally = Tally()
+def counted_anew(state: SweepState) -> Counters:
+    counters = Counters()
     for run in state.runs.values():
-        tally.add(run)
-    return tally
+        counters.add(run)
+    return counters

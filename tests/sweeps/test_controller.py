@@ -24,7 +24,7 @@ from sweeps.engine.cluster import (
 )
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.definition import Definition
-from sweeps.engine.outcome import Evidence, evidence_in_folder
+from sweeps.engine.outcome import Outcome, read_outcome
 from sweeps.engine.policy import RULES, Cause
 from sweeps.engine.state import SweepState
 from sweeps.engine.work import Attempt, Need, Work
@@ -134,10 +134,10 @@ class World:
             seen[tag] = JobObservation(tag, "1", state, ("n1",), end=end, exit_code=code, started_at=at)
         return Observation(seen)
 
-    def evidence(self, attempt: Attempt) -> Evidence:
-        return evidence_in_folder(attempt)
+    def outcome(self, attempt: Attempt) -> Outcome:
+        return read_outcome(attempt)
 
-    def obstacle(self, attempt: Attempt) -> str:
+    def write_error(self, attempt: Attempt) -> str:
         return ""
 
     def cancel(self, tags: Sequence[str]) -> None:
@@ -146,10 +146,10 @@ class World:
             if tag in self.jobs:
                 self.ended.setdefault(tag, JobEnd.CANCELLED)
 
-    def withdraw(self, tags: Sequence[str]) -> None:
+    def cancel_pending(self, tags: Sequence[str]) -> None:
         """Jobs start as soon as they are accepted."""
 
-    def strays(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
+    def orphaned_jobs(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
         return {job.tag: "1" for job in self.live() if job.tag not in tags and self.reachable}
 
     def limits(self) -> Limits:

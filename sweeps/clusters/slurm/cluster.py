@@ -54,7 +54,7 @@ from sweeps.engine.cluster import (
     Resource,
 )
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
-from sweeps.engine.outcome import Evidence, evidence_in_folder, obstacle_in_folder
+from sweeps.engine.outcome import Outcome, read_outcome, write_error_in_folder
 from sweeps.engine.work import Attempt
 
 _NAMES_PER_SACCT = 500
@@ -143,24 +143,24 @@ class SlurmCluster:
         ended = [job for job in parse_sacct(text) if job.comment in wanted and job.is_finished]
         return {job.comment: _from_accounting(job) for job in ended}
 
-    def strays(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
+    def orphaned_jobs(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
         return {
             job.comment: job.job_id
             for job in self._queue
             if job.comment.startswith(prefix) and job.comment not in tags and not job.is_finished
         }
 
-    def evidence(self, attempt: Attempt) -> Evidence:
-        return evidence_in_folder(attempt)
+    def outcome(self, attempt: Attempt) -> Outcome:
+        return read_outcome(attempt)
 
-    def obstacle(self, attempt: Attempt) -> str:
-        return obstacle_in_folder(attempt)
+    def write_error(self, attempt: Attempt) -> str:
+        return write_error_in_folder(attempt)
 
     def cancel(self, tags: Sequence[str]) -> None:
         """TERM first: what runs saves itself; SLURM's KillWait bounds how long it may take."""
         self._scancel(tags)
 
-    def withdraw(self, tags: Sequence[str]) -> None:
+    def cancel_pending(self, tags: Sequence[str]) -> None:
         self._scancel(tags, "--state=PENDING")
 
     def _scancel(self, tags: Sequence[str], *options: str) -> None:

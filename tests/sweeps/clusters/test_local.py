@@ -19,7 +19,7 @@ from sweeps.clusters.local import LocalCluster
 from sweeps.controller import Controller
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.definition import Definition
-from sweeps.engine.outcome import Evidence, evidence_in_folder, obstacle_in_folder
+from sweeps.engine.outcome import Outcome, read_outcome, write_error_in_folder
 from sweeps.engine.policy import Cause
 from sweeps.engine.state import SweepState
 from sweeps.engine.work import Attempt, Need, Work
@@ -143,13 +143,13 @@ def private() -> Iterator[Path]:
 
 def test_a_folder_without_permission_is_an_obstacle_and_no_error(private: Path) -> None:
     attempt = Attempt(Work("w", str(private / "w"), "sample_work:count"), 1)
-    assert obstacle_in_folder(attempt) == ""
+    assert write_error_in_folder(attempt) == ""
     assert not list(attempt.folder.iterdir())
     (private / "w" / "status.json").write_text("{}")
     for mode, path in ((0o500, attempt.folder), (0o000, private / "w")):
         path.chmod(mode)
-        assert "Permission denied" in obstacle_in_folder(attempt)
-        assert evidence_in_folder(attempt) == Evidence(finished=False)
+        assert "Permission denied" in write_error_in_folder(attempt)
+        assert read_outcome(attempt) == Outcome(finished=False)
     (private / "w").chmod(0o700)
 
 

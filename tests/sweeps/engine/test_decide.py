@@ -257,16 +257,16 @@ def test_under_a_lowered_quota_the_newest_jobs_that_wait_are_taken_back() -> Non
         job = JobRequest(f"s-{n}", "a0", (Attempt(one, 1),), 1, 8, 1, 60.0)
         history.state.apply({"event": "intended", "tag": job.tag, "time": NOON}, job)
     history.state.apply({"event": "started", "tag": "s-3", "at": NOON, "nodes": ["n1"], "time": NOON})
-    assert decide_at_noon(history).withdraw == []
+    assert decide_at_noon(history).cancel_pending == []
     history.state.apply({"event": "own_limits", "limits": {"nodes": 2}, "time": NOON})
     plan = decide_at_noon(history)
-    assert plan.withdraw == ["s-2", "s-1"]
+    assert plan.cancel_pending == ["s-2", "s-1"]
     assert not plan.submit
-    for tag in plan.withdraw:
+    for tag in plan.cancel_pending:
         history.state.apply({"event": "withdrawing", "tag": tag, "time": NOON})
-    assert decide_at_noon(history).withdraw == []
+    assert decide_at_noon(history).cancel_pending == []
     history.others = {"a0": 1}
-    assert decide_at_noon(history).withdraw == ["s-0"]
+    assert decide_at_noon(history).cancel_pending == ["s-0"]
 
 
 def test_a_limit_that_the_cluster_keeps_takes_back_only_what_could_never_start() -> None:
@@ -276,7 +276,7 @@ def test_a_limit_that_the_cluster_keeps_takes_back_only_what_could_never_start()
         job = JobRequest(f"s-{one.name}", "a0", (Attempt(one, 1),), one.need.nodes, 8, 1, 60.0)
         history.state.apply({"event": "intended", "tag": job.tag, "time": NOON}, job)
     lowered = {"a0": [Limit("QOS normal GrpTRES node", Resource.NODES, 1, enforced=True)]}
-    assert decide(history.state, history.cluster, lowered, NOON).withdraw == ["s-wide"]
+    assert decide(history.state, history.cluster, lowered, NOON).cancel_pending == ["s-wide"]
 
 
 def test_what_the_last_attempt_measured_decides_the_time_asked_for() -> None:
@@ -369,7 +369,7 @@ def test_a_cap_on_gpu_hours_binds_over_all_allocations_together() -> None:
     history.state.apply({"event": "own_limits", "limits": {"max_gpu_hours": 8 * 4.0}, "time": NOON})
     history.play()
     assert sum(history.finished.values()) == 4
-    assert history.tick().hopeless
+    assert history.tick().unschedulable
 
 
 def test_bad_nodes_are_forgiven_after_hours_and_never_too_many_at_once() -> None:

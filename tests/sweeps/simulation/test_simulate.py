@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from state_words import counted_anew, tally_words, words_of
+from state_words import counted_anew, counter_values, words_of
 
 from muloco_runner.record import ExitCode
 from sweeps import controller as controller_module
@@ -24,7 +24,7 @@ from sweeps.engine.policy import Cause
 from sweeps.engine.state import SweepState
 from sweeps.engine.work import Need, Work
 from sweeps.simulation.cluster import SimulatedCluster
-from sweeps.simulation.faults import FAIR, ROUGH, Weather
+from sweeps.simulation.faults import FAIR, ROUGH, FaultModel
 from sweeps.simulation.simulate import begin, play, simulate
 from sweeps.store.folder import SweepFolder
 from sweeps.store.ledger import Ledger
@@ -45,7 +45,7 @@ class History:
 
     works: list[Work]
     config: ClusterConfig
-    weather: Weather
+    weather: FaultModel
     kills: float
     """Share of the ledger's lines before or after which the controller dies."""
     commands: dict[int, tuple[str, dict[str, Any]]]
@@ -82,7 +82,7 @@ def histories(draw: st.DrawFn) -> History:
         for n, nodes in enumerate(quotas)
     ]
     mishaps = {name: draw(st.sampled_from([0.0, getattr(ROUGH, name), 3 * getattr(ROUGH, name)])) for name in _MISHAPS}
-    weather = Weather(
+    weather = FaultModel(
         spread=0.3,
         seed=rng.randrange(2**32),
         crowd=draw(st.sampled_from([0.0, 0.3])),
@@ -192,7 +192,7 @@ def assert_snapshot_says_what_the_ledger_says(controller: Controller) -> None:
         replayed = controller.folder.read_state(controller.definition).state
         aside.rename(snapshot)
         assert words_of(controller.state) == words_of(replayed)
-    assert tally_words(controller.state.tally) == tally_words(counted_anew(controller.state))
+    assert counter_values(controller.state.counters) == counter_values(counted_anew(controller.state))
 
 
 @given(history=histories())
@@ -249,7 +249,7 @@ def test_a_wide_run_is_never_kept_waiting_by_narrow_ones(
             since, longest = waits[0]
             assert cluster.world.now - since <= longest + 600.0
 
-    outcome = simulate(works, config, Weather(preemptions_per_day=preemptions, seed=seed), on_tick)
+    outcome = simulate(works, config, FaultModel(preemptions_per_day=preemptions, seed=seed), on_tick)
     assert outcome.state.counts["done"] == len(works)
 
 
@@ -271,13 +271,13 @@ SIXTEEN = ClusterConfig(
 )
 
 
-@pytest.mark.parametrize("weather", [Weather(), FAIR])
-def test_the_published_study_comes_within_five_percent_of_the_lower_bound(weather: Weather) -> None:
+@pytest.mark.parametrize("weather", [FaultModel(), FAIR])
+def test_the_published_study_comes_within_five_percent_of_the_lower_bound(weather: FaultModel) -> None:
     outcome = simulate(study(2200), SIXTEEN, weather)
     assert outcome.state.counts["done"] == 2200
     assert outcome.lower_bound_minutes is not None
     assert outcome.makespan_minutes < 1.05 * outcome.lower_bound_minutes
-    if weather == Weather():
+    if weather == FaultModel():
         assert outcome.makespan_minutes >= outcome.lower_bound_minutes
 
 

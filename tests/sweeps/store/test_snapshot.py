@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from state_words import counted_anew, tally_words, words_of
+from state_words import counted_anew, counter_values, words_of
 
 from muloco_runner.config import ConfigError
 from sweeps import controller as controller_module
@@ -87,7 +87,7 @@ def test_a_snapshot_and_the_lines_after_it_say_what_the_whole_ledger_says(midway
     whole = sum(1 for _ in midway.ledger_file.open())
     assert 0 < replay.num_events < whole
     assert words_of(replay.state) == replayed(midway)
-    assert tally_words(replay.state.tally) == tally_words(counted_anew(replay.state))
+    assert counter_values(replay.state.counters) == counter_values(counted_anew(replay.state))
     assert replay.state.counts["held"] >= 1
 
 
