@@ -187,7 +187,7 @@ def test_a_second_controller_is_told_so(root: Path) -> None:
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {here!r})
+sys.path[:0] = {search!r}
 from pathlib import Path
 import test_local
 plans = {plans!r}
@@ -196,7 +196,8 @@ test_local.run_sweep(Path({root!r}), plans)
 
 
 def start_controller(root: Path, plans: dict[str, Any]) -> subprocess.Popen[bytes]:
-    script = SCRIPT.format(here=str(HERE), plans=plans, root=str(root))
+    search = [str(HERE), str(HERE / "clusters")]
+    script = SCRIPT.format(search=search, plans=plans, root=str(root))
     return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
 
 
@@ -221,6 +222,7 @@ def test_a_controller_killed_over_and_over_loses_nothing_and_repeats_nothing(roo
         process = start_controller(root, plans)
         # Moments that differ from kill to kill: during start-up, between ticks, amid submissions.
         time.sleep(0.35 + 0.173 * ((seed * 4 + kill) % 7))
+        assert process.poll() in (None, 0)
         process.kill()
         process.wait()
     state = run_sweep(root, plans)
