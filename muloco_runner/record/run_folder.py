@@ -1,14 +1,12 @@
-"""What a run reports: the files of its folder, typed and versioned, and the exit codes a scheduler can trust.
+"""The files of a run's folder, typed and versioned.
 
-The run folder is the only interface between the trainer, the sweeps and the analysis. Standard library only.
-
-    <root>/runs/<run_id>/
-      config.yaml      resolved RunConfig, in JSON's notation, which YAML reads: no parser beyond the standard library
-      record.jsonl     one header, then one line per logged step; append-only; a torn last line is tolerated
-      status.json      heartbeat, replaced atomically
-      result.json      written once, at the end
-      checkpoint/      the newest two complete ones
-      attempts/<n>/    what each attempt left: stdout, stderr, provenance
+<root>/runs/<run_id>/
+  config.yaml      resolved RunConfig, in JSON's notation, which YAML reads: no parser beyond the standard library
+  record.jsonl     one header, then one line per logged step; append-only; a torn last line is tolerated
+  status.json      heartbeat, replaced atomically
+  result.json      written once, at the end
+  checkpoint/      the newest two complete ones
+  attempts/<n>/    what each attempt left: stdout, stderr, provenance
 """
 
 from __future__ import annotations
@@ -22,28 +20,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from muloco_runner.config import ConfigError
 
 FORMAT_VERSION = 1
-
-
-class ExitCode(IntEnum):
-    """A trainer's own word on how it ended: the one channel that no scheduler rewrites."""
-
-    FINISHED = 0
-    """Also when the run diverged: that is a result, not a failure."""
-    CRASH = 1
-    USAGE = 2
-    """A user's mistake, found before anything was started."""
-    CONFIG_CANNOT_RUN = 65
-    """The config is valid but cannot run here: bad data path, bad shape, a checkpoint of other data."""
-    OUT_OF_MEMORY = 70
-    WANTS_MORE_TIME = 75
-    """Checkpointed after a signal or at a deadline."""
 
 
 class RecordError(ValueError):

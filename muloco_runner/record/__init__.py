@@ -1,0 +1,31 @@
+"""What a run reports: the files of its folder, typed and versioned, and the exit codes a scheduler can trust.
+
+The run folder is the only interface between the trainer, the sweeps and the analysis. Standard library only.
+"""
+
+from muloco_runner.record.exit_codes import KILLED_BY_SIGNAL, STOP_SIGNALS, STOPPED_CODES, ExitCode
+from muloco_runner.record.run_folder import (
+    FORMAT_VERSION,
+    RecordError,
+    RecordHeader,
+    RunFolder,
+    RunResult,
+    RunStatus,
+    StepRecord,
+    write_atomically,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "KILLED_BY_SIGNAL",
+    "STOPPED_CODES",
+    "STOP_SIGNALS",
+    "ExitCode",
+    "RecordError",
+    "RecordHeader",
+    "RunFolder",
+    "RunResult",
+    "RunStatus",
+    "StepRecord",
+    "write_atomically",
+]
