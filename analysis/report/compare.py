@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.report.content import SCHEMA_VERSION
-from analysis.report.table import Column, Table
+from analysis.report.page_table import Column, Table
 from muloco_runner.config import ConfigError
 
 
@@ -17,7 +17,7 @@ def read_report(path: Path) -> dict[str, Any]:
     candidates = [path] if path.suffix == ".json" else [path / "report.json", path / "report" / "report.json"]
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
-        raise ConfigError(f"{path}: no report.json here; write one with muloco-report {path}")
+        raise ConfigError(f"{path}: no report.json in this folder; write one with muloco-report {path}")
     try:
         report = json.loads(file.read_text())
     except ValueError as error:
@@ -62,7 +62,9 @@ def _fitted(first: dict[str, Any], second: dict[str, Any]) -> Table:
     for name, one in mine.items():
         other = theirs.get(name)
         if other is not None:
-            rows.append([name, one["value"], one["ci"], other["value"], other["ci"], _apart(one["ci"], other["ci"])])
+            rows.append(
+                [name, one["value"], one["ci"], other["value"], other["ci"], _intervals_overlap(one["ci"], other["ci"])]
+            )
     return Table(
         "fitted",
         "Fitted figures that both studies have",
@@ -96,20 +98,20 @@ def _estimates(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{kind.replace('_', ' ')} at the largest size, {row['series']}", row[kind]
 
 
-def _apart(one: list[float | None] | None, other: list[float | None] | None) -> str:
+def _intervals_overlap(one: list[float | None] | None, other: list[float | None] | None) -> str:
     bounds = [*(one or [None]), *(other or [None])]
     if None in bounds or one is None or other is None:
         return "–"
     low, high, other_low, other_high = (float(b) for b in bounds if b is not None)
-    return "apart" if low > other_high or other_low > high else "overlap"
+    return "disjoint" if low > other_high or other_low > high else "overlap"
 
 
 def _notes(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]:
     if first["audit"]["corpus"] != second["audit"]["corpus"]:
         yield "The two studies used other data: their losses cannot be compared, only ratios and exponents."
-    for key, words in (("baseline", "baseline"), ("tokens_per_parameter", "tokens per parameter")):
+    for key, label in (("baseline", "baseline"), ("tokens_per_parameter", "tokens per parameter")):
         if first["settings"][key] != second["settings"][key]:
-            yield f"They differ in {words}: {first['settings'][key]} and {second['settings'][key]}."
+            yield f"They differ in {label}: {first['settings'][key]} and {second['settings'][key]}."
     if first["provenance"]["data_hash"] == second["provenance"]["data_hash"]:
         yield "Both rest on the same runs."
     for label, missing in (

@@ -18,7 +18,7 @@ from analysis.laws.fit import CONFIDENCE
 from analysis.optima import PLATEAU, Optima, find_optima, main_budget
 from analysis.published.page import overlay
 from analysis.questions import critical_batch_size, iso_loss
-from analysis.report import laws, verdict
+from analysis.report import fitted_parts, verdict
 from analysis.report.options import Options
 from analysis.runs import TUNED, Study
 
@@ -34,7 +34,7 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
     baseline = iso_loss.choose_baseline(study.series)
     points = critical_batch_size.find_critical_batches(optima, budget)
     fits = critical_batch_size.fit_laws(points, optima, options.delta, options.bootstrap, options.seed)
-    compute_ratios, time_ratios = laws.equal_loss(at_budget, study.series, baseline, fits, budget, options)
+    compute_ratios, time_ratios = fitted_parts.equal_loss(at_budget, study.series, baseline, fits, budget, options)
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "title": options.title,
@@ -54,14 +54,14 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         "audit": _audit(study, optima),
         "best": _best_rows(at_budget, baseline, compute_ratios, time_ratios),
         "loss_vs_batch": _curves(optima, budget),
-        "critical_batch": laws.critical_batch(points, fits, optima, options.delta),
+        "critical_batch": fitted_parts.critical_batch(points, fits, optima, options.delta),
         "iso_loss": compute_ratios,
         "time_ratio": time_ratios,
-        "size_and_data": laws.size_and_data(optima.best, study.series, options),
+        "size_and_data": fitted_parts.size_and_data(optima.best, study.series, options),
         "hyper_parameters": _hyper_parameters(study, at_budget, budget),
-        "num_workers": laws.num_workers(at_budget, options.delta, options.bootstrap, options.seed),
-        "wall_clock": laws.wall_clock_hours(at_budget, points, study.series, options),
-        "sensitivity": laws.sensitivity(at_budget, study.series, baseline, points, fits, optima, options),
+        "num_workers": fitted_parts.num_workers(at_budget, options.delta, options.bootstrap, options.seed),
+        "wall_clock": fitted_parts.wall_clock_hours(at_budget, points, study.series, options),
+        "sensitivity": fitted_parts.sensitivity(at_budget, study.series, baseline, points, fits, optima, options),
         "published": overlay() if options.published else None,
         "provenance": _provenance(study, options),
     }
@@ -85,23 +85,23 @@ def _best_rows(
     best: pd.DataFrame, baseline: str, compute_ratios: dict[str, Any], time_ratios: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The best of every series and size, with its ratios to the baseline."""
-    keys = ["series", "num_params", "num_tokens", "flops", "loss", "global_batch_tokens", "num_steps", "seeds"]
-    keys += [*TUNED, "edges", "batch_edge", "settings", "train_seconds", "bytes_sent", "pseudogradient_cosine"]
+    names = ["series", "num_params", "num_tokens", "flops", "loss", "global_batch_tokens", "num_steps", "seeds"]
+    names += [*TUNED, "edges", "batch_edge", "settings", "train_seconds", "bytes_sent", "pseudogradient_cosine"]
     of_baseline = best[best["series"] == baseline].set_index("num_params")["loss"]
     compute = {(r["series"], r["flops"]): r for r in compute_ratios.get("ratios") or []}
     time = {(r["series"], r["flops"]): r for r in time_ratios.get("ratios") or []}
     out = []
     for row in best.to_dict("records"):
         against = of_baseline.get(row["num_params"])
-        place = (row["series"], row["flops"])
+        key = (row["series"], row["flops"])
         out.append(
             {
-                **{key: row[key] for key in keys},
+                **{name: row[name] for name in names},
                 "num_workers": row["num_workers"],
                 "plateau_lr": list(row["plateau_lr"]),
                 "relative": None if against is None else row["loss"] / against - 1,
-                "compute_ratio": _value_and_interval(compute.get(place)),
-                "time_ratio": _value_and_interval(time.get(place)),
+                "compute_ratio": _value_and_interval(compute.get(key)),
+                "time_ratio": _value_and_interval(time.get(key)),
             }
         )
     return out
@@ -245,10 +245,10 @@ def _data_hash(study: Study) -> str:
 
 def _commit() -> str | None:
     """Git commit of this program's source tree; None where it was installed without one."""
-    here = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parent
     try:
         done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"],
+            ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"],
             capture_output=True, text=True, timeout=5, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):

@@ -30,7 +30,7 @@ _STYLES = {
 _OTHERS = (("#E69F00", "v", "-"), ("#56B4E9", "P", "--"), ("#8C6BB1", "X", "-."), ("#7F7F7F", "h", ":"))
 _FILLS = ("full", "none", "left", "top", "right", "bottom")
 _HIGHEST = 1.1
-"""Of the best loss: what is above it is not drawn against batch or learning rate."""
+"""Losses above this multiple of the best are not drawn against batch or learning rate."""
 RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",

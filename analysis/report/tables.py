@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from analysis.report.table import Column, Table
+from analysis.report.page_table import Column, Table
 
 Entry = dict[str, Any]
 Field = tuple[Column, str | Callable[[Entry], Any]]

@@ -1,4 +1,4 @@
-"""What the results allow to be said, in sentences; and what cannot be said, with the reason."""
+"""What the results allow to be said, in sentences; and what is not identified, with the reason."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def _ranking(report: dict[str, Any]) -> list[str]:
     if not report["scales"]:
         return []
     largest = report["scales"][-1]["num_params"]
-    here = sorted((row for row in report["best"] if row["num_params"] == largest), key=lambda row: row["loss"])
-    if not here:
+    rows = sorted((row for row in report["best"] if row["num_params"] == largest), key=lambda row: row["loss"])
+    if not rows:
         return []
-    order = ", ".join(f"{row['series']} {loss(row['loss'])}" for row in here)
+    order = ", ".join(f"{row['series']} {loss(row['loss'])}" for row in rows)
     head = f"At the largest size, {count(largest)} parameters, losses from best to worst: {order} nats per token."
-    return [head + _noise_sentence(report, here)]
+    return [head + _noise_sentence(report, rows)]
 
 
 def _noise_sentence(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -43,14 +43,14 @@ def _noise_sentence(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def _compute(report: dict[str, Any]) -> list[str]:
-    """One sentence for each series that trains with one worker, one for all that train apart."""
+    """One sentence for each series with one worker, one for all series with several."""
     iso, baseline = report["iso_loss"], report["settings"]["baseline"]
     few = not iso.get("reason") and iso["scales"] < iso["trusted_scales"]
-    out, apart = [], []
+    out, several = [], []
     for name, ratios in _by_series(iso.get("ratios") or []).items():
         last = ratios[-1]
-        if _trains_apart(report, name):
-            apart.append(f"{name} {_with_interval(last)}")
+        if _has_several_workers(report, name):
+            several.append(f"{name} {_with_interval(last)}")
             continue
         sign = "more" if last["value"] >= 1 else "less"
         established = last["ci"] and (last["ci"][0] > 1 or last["ci"][1] < 1)
@@ -64,8 +64,8 @@ def _compute(report: dict[str, Any]) -> list[str]:
             f"For the loss that {name} reaches with {flops(last['flops'])} flops, {baseline} needs "
             f"{_with_interval(last)} times the compute{end}"
         )
-    if apart:
-        out.append(f"With several workers, times the compute that {baseline} needs: {', '.join(apart)}.")
+    if several:
+        out.append(f"With several workers, times the compute that {baseline} needs: {', '.join(several)}.")
     return out
 
 
@@ -93,23 +93,23 @@ def _critical_batches(report: dict[str, Any]) -> list[str]:
     base = alphas.get(baseline)
     if base is None or not base["ci"] or len(alphas) < 2:
         return out
-    apart = [
+    disjoint = [
         name
         for name, alpha in alphas.items()
         if alpha["ci"] and (alpha["ci"][0] > base["ci"][1] or base["ci"][0] > alpha["ci"][1])
     ]
-    rest = [name for name in alphas if name not in (*apart, baseline)]
-    if apart:
-        out.append(f"The exponent differs from {baseline}'s, their intervals being apart: {', '.join(apart)}.")
+    rest = [name for name in alphas if name not in (*disjoint, baseline)]
+    if disjoint:
+        out.append(f"The exponent differs from {baseline}'s, their intervals are disjoint: {', '.join(disjoint)}.")
     if rest:
         out.append(
-            f"That the exponent differs from {baseline}'s is not established, their intervals overlapping: "
+            f"That the exponent differs from {baseline}'s is not established, their intervals overlap: "
             f"{', '.join(rest)}."
         )
     return out
 
 
-def _trains_apart(report: dict[str, Any], series: str) -> bool:
+def _has_several_workers(report: dict[str, Any], series: str) -> bool:
     return any(row["series"] == series and row["num_workers"] > 1 for row in report["best"])
 
 
@@ -135,7 +135,7 @@ def _cautions(report: dict[str, Any]) -> list[str]:
     if audit["repeated_settings"] == 0:
         out.append("Every setting was run with one seed: no noise between seeds can be stated.")
     if iso.get("reason"):
-        out.append(f"Loss against compute cannot be said: {iso['reason']}.")
+        out.append(f"Loss against compute is not identified: {iso['reason']}.")
     else:
         if iso["scales"] < iso["trusted_scales"]:
             out.append(
@@ -144,11 +144,11 @@ def _cautions(report: dict[str, Any]) -> list[str]:
             )
         out += [f"{name} has no law of loss against compute: {why}." for name, why in iso["refused"].items()]
         if iso["left_out_reason"]:
-            out.append(f"How well the laws predict a larger size cannot be said: {iso['left_out_reason']}.")
+            out.append(f"The error of a prediction of a larger size is not identified: {iso['left_out_reason']}.")
     missing = [law for law in report["critical_batch"]["laws"] if law["definition"] == "cbs_1pct" and not law["fit"]]
-    out += [f"The growth of {law['series']}'s critical batch cannot be said: {law['reason']}." for law in missing]
+    out += [f"The growth of {law['series']}'s critical batch is not identified: {law['reason']}." for law in missing]
     if not report["critical_batch"]["points"]:
-        out.append("Critical batch sizes cannot be said: no size was trained with two batches.")
+        out.append("Critical batch sizes are not identified: no size was trained with two batches.")
     return out
 
 

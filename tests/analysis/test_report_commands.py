@@ -23,7 +23,7 @@ def test_a_report_compared_with_itself_has_moved_nothing(
     changes = set(re.findall(r"[-+]\d+\.\d+%", text))
     assert changes == {"+0.00%"}
     assert "overlap" in text
-    assert "apart" not in text
+    assert "disjoint" not in text
 
 
 def test_what_differs_between_two_reports_is_named(planted: tuple[Path, Path], tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_what_differs_between_two_reports_is_named(planted: tuple[Path, Path], t
     assert command.run(["compare", str(planted[1]), str(tmp_path), "--out", str(tmp_path / "compare.md")]) == 0
     text = (tmp_path / "compare.md").read_text()
     assert "+1.00%" in text
-    assert "apart" in text
+    assert "disjoint" in text
     assert "other data" in text
 
 

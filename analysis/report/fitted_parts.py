@@ -179,9 +179,9 @@ def wall_clock_hours(
     largest = int(best["num_params"].max())
     critical = {(p.series, p.num_params): p.largest_good_batch for p in points}
     rows, curves = [], {}
-    here = {row["series"]: row for row in best[best["num_params"] == largest].to_dict("records")}
-    for name in [name for name in series if name in here]:
-        row = here[name]
+    at_largest = {row["series"]: row for row in best[best["num_params"] == largest].to_dict("records")}
+    for name in [name for name in series if name in at_largest]:
+        row = at_largest[name]
         run = _training(row, critical.get((name, largest), int(row["global_batch_tokens"])), assume)
         measured = _measured(row, assume)
         for gigabits in options.bandwidths:
@@ -231,7 +231,7 @@ def _training(row: Any, batch: int, assume: wall_clock.Assumptions) -> wall_cloc
 
 
 def _measured(row: Any, assume: wall_clock.Assumptions) -> wall_clock.Measured | None:
-    """Of the best run itself, where its record has both times and bytes."""
+    """Seconds and bytes a step of the best run itself; None where its record lacks one of them."""
     seconds, sent, steps = (float(row[name]) for name in ("train_seconds", "bytes_sent", "num_steps"))
     if not (seconds > 0 and sent > 0):
         return None
@@ -241,7 +241,7 @@ def _measured(row: Any, assume: wall_clock.Assumptions) -> wall_clock.Measured |
 
 
 def _bytes_per_step(row: Any, assume: wall_clock.Assumptions) -> float:
-    """What crosses the slow link: of several workers what they send, of one what its replicas exchange.
+    """Bytes across the slow link at each step: what several workers send, or what the replicas of one exchange.
 
     `bytes_sent` has a worker's pseudogradients. One worker has nobody to send them to, but replicas that average
     float32 gradients at every step. Where they share Muon's work, its matrices' go one way alone, which is half of it,
