@@ -14,8 +14,8 @@ DEFAULT_DELTA = 1e-3
 CONFIDENCE = 0.95
 
 
-class CannotSay(ValueError):
-    """The data do not determine what was asked; the message says why and what would."""
+class NotIdentified(ValueError):
+    """Raised where the data do not determine what was asked; the message says why and what would."""
 
 
 @dataclass(frozen=True)

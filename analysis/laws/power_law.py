@@ -7,23 +7,23 @@
 
 Residuals are logarithms, their loss is Huber's, and the sum over points is minimised (Hoffmann et al. 2022, section
 3.3). Inputs are centred in log, many starts are solved at once, and intervals come from a weighted bootstrap. What the
-data cannot say raises `CannotSay` with the reason, and never a number.
+data do not determine raises `NotIdentified` with the reason, and never a number.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 from scipy.optimize import nnls
 
-from analysis.laws.fit import CONFIDENCE, DEFAULT_DELTA, CannotSay, Estimate, Fit
-from analysis.laws.fitting import Law, fit_law
+from analysis.laws.fit import DEFAULT_DELTA, Fit, NotIdentified
+from analysis.laws.fit_law import fit_law
+from analysis.laws.intervals import students_t, widened_by_students_t
+from analysis.laws.optimum import Law
 from analysis.laws.solver import Array, LogSumExpModel, solve
 
 MAX_CORRELATION = 0.99
@@ -99,7 +99,7 @@ def _fit_product(
     columns = [np.ones_like(log_y), *[log_x - c for log_x, c in zip(log_inputs, centres, strict=True)]]
     design = np.stack(columns, axis=1)
     if np.linalg.matrix_rank(design) < design.shape[1]:
-        raise CannotSay(f"{' and '.join(inputs)} rise together: their exponents cannot be told apart")
+        raise NotIdentified(f"{' and '.join(inputs)} rise together: their exponents cannot be told apart")
     line = np.linalg.lstsq(design, log_y, rcond=None)[0]
     starts = np.stack([line + shift * np.eye(len(line))[1] for shift in (0.0, -1.0, -0.3, 0.3, 1.0)])
 
@@ -113,7 +113,7 @@ def _fit_product(
     if not bootstrap:
         return fit
     t_intervals = students_t(np.stack(log_inputs, axis=1), log_y, weight_n)
-    return _widened_by_students_t(fit, dict(zip(["A", *exponents], t_intervals, strict=True)))
+    return widened_by_students_t(fit, dict(zip(["A", *exponents], t_intervals, strict=True)))
 
 
 def fit_critical_batch(
@@ -175,12 +175,12 @@ def fit_loss_compute(
         design[1, rows, num_floors + 2 * g] = 1
         design[1, rows, num_floors + 2 * g + 1] = -(log_c[rows] - centre)
     if max(_num_distinct(log_c[member == g]) for g in range(len(order))) < 3:
-        raise CannotSay("no group has three different flops: an irreducible loss cannot be told from an exponent")
+        raise NotIdentified("no group has three different flops: an irreducible loss cannot be told from an exponent")
     suffixes = [f"[{label}]" if label else "" for label in order]
     floors = {0: "E"} if num_floors == 1 else {g: f"E{suffixes[g]}" for g in range(num_floors)}
 
     def natural(theta_Rp: Array) -> dict[str, Array]:
-        values = {name: np.exp(theta_Rp[:, place]) for place, name in floors.items()}
+        values = {name: np.exp(theta_Rp[:, index]) for index, name in floors.items()}
         for g, suffix in enumerate(suffixes):
             exponent = theta_Rp[:, num_floors + 2 * g + 1]
             values[f"A{suffix}"] = np.exp(theta_Rp[:, num_floors + 2 * g] + exponent * centre)
@@ -210,7 +210,7 @@ def fit_chinchilla(
     _require_spread("num_tokens", log_d, 3)
     correlation = float(np.corrcoef(log_n, log_d)[0, 1])
     if abs(correlation) > MAX_CORRELATION:
-        raise CannotSay(
+        raise NotIdentified(
             f"num_params and num_tokens rise together (correlation of logs {correlation:.4f}, above "
             f"{MAX_CORRELATION}), so the law of two exponents is not identified: add runs at other tokens per "
             "parameter, or fit loss-compute"
@@ -242,43 +242,6 @@ def fit_chinchilla(
     formula = "loss = E + A * num_params^-alpha + B * num_tokens^-beta"
     law = Law("chinchilla", formula, LogSumExpModel(design), log_l, starts, natural, inputs, {0: "E"})
     return fit_law(law, _weights(weights, len(log_n)), delta, bootstrap, seed)
-
-
-def _widened_by_students_t(fit: Fit, t_intervals: Mapping[str, tuple[float, float, float]]) -> Fit:
-    """The wider of the fit's intervals and Student's t on the (weighted) least-squares plane of logs."""
-    parameters = {}
-    for name, estimate in fit.parameters.items():
-        se, low, high = t_intervals[name]
-        ci = estimate.ci or (low, high)
-        parameters[name] = Estimate(estimate.value, max(se, estimate.se or 0.0), (min(low, ci[0]), max(high, ci[1])))
-    freedom = fit.num_points - fit.num_parameters
-    interval = f"wider of Student's t with {freedom} degrees of freedom and {fit.interval}"
-    return dataclasses.replace(fit, parameters=parameters, interval=interval)
-
-
-def students_t(log_x: Array, log_y: Array, weight_n: Array | None = None) -> list[tuple[float, float, float]]:
-    """(se, low, high) of A and of each exponent: the least-squares plane of logs, 95% of Student's t.
-
-    `log_x` is (n,) or (n, inputs); degrees of freedom are points minus parameters.
-    """
-    columns = log_x[:, None] if log_x.ndim == 1 else log_x
-    w = np.ones_like(log_y) if weight_n is None else weight_n
-    centre = np.average(columns, axis=0, weights=w)
-    design = np.column_stack([np.ones_like(log_y), columns - centre])
-    covariance = np.linalg.inv((design * w[:, None]).T @ design)
-    level, *slopes = covariance @ (design * w[:, None]).T @ log_y
-    residual = log_y - design @ np.array([level, *slopes])
-    freedom = len(log_y) - design.shape[1]
-    variance = (w * residual**2).sum() / freedom
-    t = stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)
-    back = np.array([1.0, *-centre])
-    log_a, log_a_se = level - centre @ np.array(slopes), np.sqrt(variance * (back @ covariance @ back))
-    amplitude = np.exp(log_a)
-    out = [(amplitude * log_a_se, np.exp(log_a - t * log_a_se), np.exp(log_a + t * log_a_se))]
-    for i, slope in enumerate(slopes, start=1):
-        se = np.sqrt(variance * covariance[i, i])
-        out.append((se, slope - t * se, slope + t * se))
-    return [(float(se), float(low), float(high)) for se, low, high in out]
 
 
 def _loss_compute_starts(log_c: Array, log_l: Array, member: NDArray[np.int_], num_groups: int, floors: int) -> Array:
@@ -336,7 +299,7 @@ def _weights(weights: ArrayLike | None, num_points: int) -> Array:
 
 def _require_points(num_points: int, num_parameters: int) -> None:
     if num_points < num_parameters + 1:
-        raise CannotSay(
+        raise NotIdentified(
             f"{num_points} point(s) for {num_parameters} parameters: at least {num_parameters + 1} are needed"
         )
 
@@ -345,7 +308,7 @@ def _require_spread(name: str, log_values: Array, num_distinct: int = 2) -> None
     found = _num_distinct(log_values)
     if found < num_distinct:
         what = "a single value" if found < 2 else f"{found} different values"
-        raise CannotSay(f"{name} has {what}: this law needs points at {num_distinct} or more")
+        raise NotIdentified(f"{name} has {what}: this law needs points at {num_distinct} or more")
 
 
 def _num_distinct(log_values: Array) -> int:

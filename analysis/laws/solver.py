@@ -168,7 +168,7 @@ def _newton(
     for _ in range(max_iterations):
         weights, targets = weight_Rn[live], log_y_Rn[live]
         gradient, hessian, scale = derivatives(model, theta_Rp[live], targets, weights, delta)
-        # A parameter without influence (the log of a term that is zero) keeps its place: its unit has a floor.
+        # A parameter without influence (the log of a term that is zero) keeps its value: its unit has a floor.
         unit = np.sqrt(np.maximum(scale, 1e-24 * weights.sum(axis=1, keepdims=True)))
         gradient = gradient / unit
         eigenvalue, eigenvector = np.linalg.eigh(hessian / (unit[:, :, None] * unit[:, None, :]))

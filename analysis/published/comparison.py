@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.laws.fit import Fit
-from analysis.laws.power_law import fit_critical_batch, fit_loss_compute, fit_power_law, fit_power_product, students_t
+from analysis.laws.intervals import students_t
+from analysis.laws.power_law import fit_critical_batch, fit_loss_compute, fit_power_law, fit_power_product
 from analysis.laws.solver import Array
 from analysis.published import published_tables as tables
 from analysis.questions.iso_loss import ratio_at
@@ -108,7 +109,7 @@ def _iso_loss(fit: Fit) -> list[Row]:
 
 
 def _plotted_curves(loss_fit: Fit, batch_fits: dict[str, Fit]) -> list[Row]:
-    """At the point of each plotted curve that is met worst."""
+    """Compare each plotted curve at the point that is met worst."""
     group = "Plotted ratios at equal loss, the worst point of each curve"
     laws = _values(loss_fit)
     batch_laws = {name: _values(fit) for name, fit in batch_fits.items()}

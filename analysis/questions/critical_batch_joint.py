@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 from scipy.optimize import least_squares
 
-from analysis.laws.fit import CONFIDENCE, CannotSay, Estimate
+from analysis.laws.fit import CONFIDENCE, Estimate, NotIdentified
 from analysis.laws.power_law import MAX_CORRELATION
 from analysis.laws.solver import Array
 
@@ -48,13 +48,13 @@ class JointLaw:
 def fit_joint(points: pd.DataFrame, series: str, delta: float) -> JointLaw:
     """`points` holds the best loss at each scale and batch (num_params, num_tokens, global_batch_tokens, loss).
 
-    What the data cannot say raises `CannotSay`.
+    Raises `NotIdentified` where the data do not determine the model.
     """
     rows = _from_the_best_batch(points[points["series"] == series])
     scales = rows.groupby(["num_params", "tokens_per_parameter"]).ngroups
     sizes = rows["num_params"].nunique()
     if sizes < MIN_SCALES:
-        raise CannotSay(f"{sizes} size(s), {MIN_SCALES} are needed")
+        raise NotIdentified(f"{sizes} size(s), {MIN_SCALES} are needed")
     log_n, log_d, log_b, log_l = (
         np.log(rows[name].to_numpy(dtype=float)) for name in ("num_params", "num_tokens", "global_batch_tokens", "loss")
     )
@@ -62,7 +62,7 @@ def fit_joint(points: pd.DataFrame, series: str, delta: float) -> JointLaw:
     tied = abs(float(np.corrcoef(log_n, log_d)[0, 1])) > MAX_CORRELATION
     num_parameters = 6 if tied else 7
     if len(rows) < num_parameters + scales:
-        raise CannotSay(f"{len(rows)} losses at or above the best batches: {num_parameters + scales} are needed")
+        raise NotIdentified(f"{len(rows)} losses at or above the best batches: {num_parameters + scales} are needed")
 
     def parts(theta: Array) -> tuple[Array, Array, Array]:
         """Logs of the three terms, and the share of tokens lost, (3, n), (n,), (n,)."""
@@ -100,7 +100,7 @@ def fit_joint(points: pd.DataFrame, series: str, delta: float) -> JointLaw:
     length = np.linalg.norm(slope, axis=0)
     condition = np.linalg.cond(slope / np.maximum(length, 1e-300))
     if not condition < _MAX_CONDITION:
-        raise CannotSay(
+        raise NotIdentified(
             f"its parameters trade off against each other (condition {condition:.1e}): larger batches are needed"
         )
     left = residual(theta)
@@ -134,10 +134,10 @@ def _from_the_best_batch(rows: pd.DataFrame) -> pd.DataFrame:
 def _starts(log_l: Array, log_b: Array, tied: bool) -> list[Array]:
     out = []
     for share in (0.4, 0.8):
-        for place in (0.5, 1.0):
+        for position in (0.5, 1.0):
             floor = np.log(share) + log_l.min()
             rest = np.log(np.expm1(np.median(log_l) - floor) / 2) + floor
-            middle = log_b.min() + place * np.ptp(log_b)
+            middle = log_b.min() + position * np.ptp(log_b)
             theta = [floor, rest, 0.3, rest, middle, 0.6]
             out.append(np.array(theta if tied else [*theta, 0.3]))
     return out

@@ -18,7 +18,7 @@ from typing import cast
 import numpy as np
 import pandas as pd
 
-from analysis.laws.fit import CannotSay, Estimate, Fit
+from analysis.laws.fit import Estimate, Fit, NotIdentified
 from analysis.laws.power_law import fit_critical_batch, refit_power_laws
 from analysis.laws.solver import Array
 from analysis.optima import Optima
@@ -197,7 +197,7 @@ def fit_laws(
                     seed=seed,
                     resample_by=[p.num_params for p, _ in have],
                 )
-            except CannotSay as error:
+            except NotIdentified as error:
                 laws.append(CriticalBatchLaw(series, definition, None, str(error)))
                 continue
             if definition != "cbs_1pct" and optima.seed_sd and bootstrap:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.laws.fit import CannotSay, Fit
+from analysis.laws.fit import Fit, NotIdentified
 from analysis.laws.power_law import fit_loss_compute
 from analysis.laws.solver import Array
 
@@ -36,7 +36,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class Holdout:
     """The largest scale predicted from the smaller ones."""
 
     series: str
@@ -56,10 +56,11 @@ class IsoLoss:
     baseline: str
     fit: Fit
     ratios: list[Ratio]
-    """At each series' own compute, scale by scale, then at the points of `grid` for the figure."""
+    """Ratios at each series' own compute, scale by scale."""
     curves: dict[str, list[Ratio]]
-    left_out: list[LeftOut]
-    left_out_reason: str | None
+    """Ratios on `ratio_grid`, for the figure."""
+    holdouts: list[Holdout]
+    holdout_reason: str | None
     series: list[str]
     refused: dict[str, str]
     """Series without a law, and why."""
@@ -82,7 +83,7 @@ def compute_iso_loss(
     }
     used = [name for name in series if name not in refused]
     if not used:
-        raise CannotSay(f"no series has {MIN_SCALES} sizes at one token budget")
+        raise NotIdentified(f"no series has {MIN_SCALES} sizes at one token budget")
     rows = best[best["series"].isin(used)]
     fit = _fit(rows, delta, bootstrap, seed)
     ratios: list[Ratio] = []
@@ -95,8 +96,8 @@ def compute_iso_loss(
             own = rows[rows["series"] == name].sort_values("flops")["flops"].to_numpy()
             ratios += [_ratio(fit, baseline, name, float(c)) for c in own]
             curves[name] = [_ratio(fit, baseline, name, float(c)) for c in grid]
-    left_out, reason = _leave_largest_out(rows, delta)
-    return IsoLoss(baseline, fit, ratios, curves, left_out, reason, used, refused)
+    holdouts, reason = _leave_largest_out(rows, delta)
+    return IsoLoss(baseline, fit, ratios, curves, holdouts, reason, used, refused)
 
 
 def ratio_grid(fit: Fit) -> Array:
@@ -153,14 +154,14 @@ def _fit(rows: pd.DataFrame, delta: float, bootstrap: int, seed: int) -> Fit:
     )
 
 
-def _leave_largest_out(rows: pd.DataFrame, delta: float) -> tuple[list[LeftOut], str | None]:
+def _leave_largest_out(rows: pd.DataFrame, delta: float) -> tuple[list[Holdout], str | None]:
     largest = rows["num_params"].max()
     smaller = rows[rows["num_params"] < largest]
     if smaller.groupby("series")["num_params"].nunique().min() < MIN_SCALES:
         return [], f"leaving the largest size out would leave fewer than {MIN_SCALES} sizes"
     try:
         fit = _fit(smaller, delta, 0, 0)
-    except CannotSay as error:
+    except NotIdentified as error:
         return [], str(error)
     out = []
     for row in rows[rows["num_params"] == largest].to_dict("records"):
@@ -168,5 +169,5 @@ def _leave_largest_out(rows: pd.DataFrame, delta: float) -> tuple[list[LeftOut],
         if f"A[{name}]" not in fit.parameters:
             continue
         reducible = fit.value(f"A[{name}]") * row["flops"] ** -fit.value(f"alpha[{name}]")
-        out.append(LeftOut(name, int(largest), fit.value("E") + reducible, float(row["loss"])))
+        out.append(Holdout(name, int(largest), fit.value("E") + reducible, float(row["loss"])))
     return out, None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.laws.fit import CannotSay, Fit
+from analysis.laws.fit import Fit, NotIdentified
 from analysis.laws.power_law import fit_chinchilla
 
 SAME_BUDGET = 0.05
@@ -93,7 +93,7 @@ def fit_size_and_data(
             fit = fit_chinchilla(
                 rows["num_params"], rows["num_tokens"], rows["loss"], delta=delta, bootstrap=bootstrap, seed=seed
             )
-        except CannotSay as error:
+        except NotIdentified as error:
             out.append(SizeAndData(name, None, str(error)))
         else:
             out.append(SizeAndData(name, fit, None))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.laws.fit import CannotSay, Fit
+from analysis.laws.fit import Fit, NotIdentified
 from analysis.laws.power_law import fit_loss_compute
 from analysis.questions.iso_loss import ratio_at
 
@@ -24,7 +24,7 @@ class Variant:
     name: str
     series: str
     irreducible_loss: float | None
-    """Of the series; None where the variant has no fit."""
+    """Irreducible loss of the series; None where the variant has no fit."""
     exponent: float | None
     ratio: float | None
     """Compute of the baseline over the series' at `flops`; None where it does not exist."""
@@ -39,7 +39,7 @@ def loss_variants(best: pd.DataFrame, series: list[str], baseline: str, delta: f
     for name, rows, chosen_delta, shared in _choices(best, delta):
         try:
             fit = _fit(rows, chosen_delta, shared)
-        except CannotSay as error:
+        except NotIdentified as error:
             out += [Variant(name, s, None, None, None, flops, str(error)) for s in series]
             continue
         out += [_variant(name, s, fit, baseline, flops) for s in series if f"A[{s}]" in fit.parameters]
@@ -65,7 +65,7 @@ def _fit(rows: pd.DataFrame, delta: float, shared: bool) -> Fit:
     counts = rows.groupby("series")["num_params"].nunique()
     usable = rows[rows["series"].map(counts) >= 3]
     if usable.empty:
-        raise CannotSay("fewer than 3 sizes are left")
+        raise NotIdentified("fewer than 3 sizes are left")
     groups = usable["series"].tolist()
     return fit_loss_compute(
         usable["flops"], usable["loss"], groups=groups, shared_irreducible_loss=shared, delta=delta, bootstrap=0

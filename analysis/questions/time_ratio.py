@@ -22,7 +22,7 @@ class TimeRatios:
     """Ratios at each scale's own compute, curves for the figure, and series without one."""
 
     definition: str
-    """Of the critical batch."""
+    """Definition of the critical batch."""
     ratios: list[Ratio]
     curves: dict[str, list[Ratio]]
     refused: dict[str, str]

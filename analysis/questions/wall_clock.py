@@ -26,13 +26,13 @@ class Assumptions:
     step_seconds: float = 1.0
     """Compute of one inner step in the idealised model, seconds."""
     bits_per_value: float = 16.0
-    """Of an exchange without compression."""
+    """Bits of one value in an exchange without compression."""
     num_devices: int = 1024
     """R."""
     device_flops: float = 4e14
     """Q, flop/s that a device really reaches."""
     latency_seconds: float = 1e-4
-    """Of one exchange."""
+    """Latency of one exchange."""
 
 
 @dataclass(frozen=True)

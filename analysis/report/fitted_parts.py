@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.laws.fit import CannotSay, Fit
+from analysis.laws.fit import Fit, NotIdentified
 from analysis.laws.power_law import fit_power_product
 from analysis.optima import Optima
 from analysis.questions import critical_batch_size, iso_loss, wall_clock
@@ -36,7 +36,7 @@ def critical_batch(
             joint.append(
                 {"series": series, "law": dataclasses.asdict(fit_joint(optima.points, series, delta)), "reason": None}
             )
-        except CannotSay as error:
+        except NotIdentified as error:
             joint.append({"series": series, "law": None, "reason": str(error)})
     return {
         "definitions": critical_batch_size.DEFINITIONS,
@@ -65,7 +65,7 @@ def equal_loss(
     """Compute ratios with the laws behind them, and time ratios."""
     try:
         result = iso_loss.compute_iso_loss(best, series, baseline, options.delta, options.bootstrap, options.seed)
-    except CannotSay as error:
+    except NotIdentified as error:
         return {"reason": str(error)}, {"reason": str(error)}
     rows = best[best["series"].isin(result.series)]
     floor = result.fit.value("E")
@@ -88,8 +88,8 @@ def equal_loss(
         ],
         "ratios": [dataclasses.asdict(r) for r in result.ratios],
         "curves": {name: [dataclasses.asdict(r) for r in curve] for name, curve in result.curves.items()},
-        "left_out": [{**dataclasses.asdict(item), "relative_error": item.relative_error} for item in result.left_out],
-        "left_out_reason": result.left_out_reason,
+        "left_out": [{**dataclasses.asdict(item), "relative_error": item.relative_error} for item in result.holdouts],
+        "left_out_reason": result.holdout_reason,
         "refused": result.refused,
     }
     return compute, _time_ratios(result, rows, laws, baseline, budget)
@@ -166,7 +166,7 @@ def num_workers(best: pd.DataFrame, delta: float, bootstrap: int, seed: int) -> 
                 inputs, [row["loss"] for row in mine], name="loss", delta=delta, bootstrap=bootstrap, seed=seed
             )
             laws.append({"algorithm": algorithm, "fit": fit.to_dict(), "reason": None})
-        except CannotSay as error:
+        except NotIdentified as error:
             laws.append({"algorithm": algorithm, "fit": None, "reason": str(error)})
     return {"points": rows, "laws": laws}
 

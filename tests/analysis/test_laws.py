@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.laws.fit import CannotSay
+from analysis.laws.fit import NotIdentified
 from analysis.laws.power_law import fit_chinchilla, fit_critical_batch, fit_loss_compute
 from analysis.laws.solver import Array
 from analysis.optima import Optima
@@ -80,7 +80,7 @@ def test_the_joint_model_recovers_a_planted_exponent(exponent: float) -> None:
 
 
 def test_the_joint_model_is_refused_without_batches_that_bend_the_curve() -> None:
-    with pytest.raises(CannotSay):
+    with pytest.raises(NotIdentified):
         fit_joint(curves(0.5, batches=BATCHES[:2], budgets=(20.0,)).points, "DDP-AdamW", 1e-3)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import least_squares
 from scipy.special import logsumexp
 
-from analysis.laws.fit import CannotSay
+from analysis.laws.fit import NotIdentified
 from analysis.laws.power_law import fit_chinchilla, fit_loss_compute, fit_power_law
 from analysis.laws.solver import Array
 
@@ -150,7 +150,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
 
 def test_size_and_data_that_rise_together_are_refused() -> None:
     n = np.geomspace(1e7, 1e10, 8)
-    with pytest.raises(CannotSay, match="rise together"):
+    with pytest.raises(NotIdentified, match="rise together"):
         fit_chinchilla(n, 20 * n, 1.7 + n**-0.3, bootstrap=0)
 
 
