@@ -169,12 +169,13 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
     Returns the exit code and, of a finished run, the validation loss (for Hydra's optimizing sweepers).
     """
     from muloco_runner.compose import to_app_config
-    from muloco_runner.distributed.rendezvous import check_device, choose_device, rank_environment
+    from muloco_runner.distributed.rendezvous import rank_environment
     from muloco_runner.distributed.topology import Topology
     from muloco_runner.distributed.traffic import emulated_link
     from muloco_runner.job import check_can_run, check_same_data, run_job
     from muloco_runner.model.attention import choose_attention
     from muloco_runner.optimizers.orthogonalize import choose_backend
+    from muloco_runner.training.devices import check_device, choose_device
     from muloco_runner.training.progress import show_progress
 
     app = to_app_config(tree)

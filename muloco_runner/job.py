@@ -96,8 +96,9 @@ def _attempt(
     should_stop: Callable[[], bool],
     on_record: Callable[[StepRecord], None],
 ) -> ExitCode:
-    from muloco_runner.distributed.rendezvous import choose_device, choose_placement_on, joined_ranks, rank_environment
+    from muloco_runner.distributed.rendezvous import joined_ranks, rank_environment
     from muloco_runner.distributed.traffic import emulated_link
+    from muloco_runner.training.devices import choose_device, choose_placement_on
     from muloco_runner.training.loop import Session, Trainer
     from muloco_runner.training.wandb_sink import wandb_sink
 

@@ -29,9 +29,9 @@ from muloco_runner.diloco.exchange import Exchange
 from muloco_runner.diloco.flat import copy_into, flatten
 from muloco_runner.diloco.outer_optimizer import OuterMuon, OuterOptimizer, OuterSgd
 from muloco_runner.diloco.streaming import Arrival, Fragment, FragmentSchedule, split_by_layers
+from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.row_shards import WholeTensors
 from muloco_runner.distributed.topology import Communicator
-from muloco_runner.distributed.worker import Worker
 from muloco_runner.optimizers.parameter_groups import parameter_groups
 
 

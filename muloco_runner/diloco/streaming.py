@@ -16,8 +16,8 @@ from muloco_runner.diloco.compression import Compressor
 from muloco_runner.diloco.exchange import Exchange
 from muloco_runner.diloco.flat import copy_into, flatten, views
 from muloco_runner.diloco.outer_optimizer import OuterOptimizer
+from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.row_shards import WholeTensors
-from muloco_runner.distributed.worker import Worker
 
 
 def split_by_layers(names: Sequence[str], num_layers: int, num_fragments: int) -> list[list[int]]:

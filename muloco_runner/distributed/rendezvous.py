@@ -19,11 +19,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore
 
-from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.distributed.topology import Communicator, Topology
 from muloco_runner.distributed.traffic import EmulatedLink, Traffic
-from muloco_runner.memory import Placement
-from muloco_runner.memory.choose import choose_placement
 from muloco_runner.record import write_atomically
 
 _MEETING = timedelta(minutes=5)
@@ -111,36 +108,6 @@ def _meet(place: RankPlace, meeting_dir: Path) -> TCPStore:
         time.sleep(0.05)
     host, port = address_file.read_text().split()
     return TCPStore(host, int(port), place.num_ranks, False, _MEETING)
-
-
-def check_device(name: str) -> None:
-    """A GPU that was asked for where there is none raises `ConfigError`.
-
-    Not asked by a job: the node that it got may be broken, and another one may not.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("execution.device=cuda: torch finds no GPU here: use auto or cpu, or install torch with CUDA")
-
-
-def choose_device(name: str, place: RankPlace) -> torch.device:
-    """`auto` takes this rank's GPU where there is one."""
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    device = torch.device("cuda", place.local_rank % max(1, torch.cuda.device_count()))
-    torch.cuda.set_device(device)
-    return device
-
-
-def choose_placement_on(device: torch.device, run: RunConfig, execution: ExecutionConfig, num_ranks: int) -> Placement:
-    """How the run is computed on this device: all ranks, whose devices are alike, come to one answer.
-
-    On a CPU the ranks share the machine's memory.
-    """
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // num_ranks
-    return choose_placement(run, execution, num_ranks, device.type, memory)
 
 
 def rank_environment() -> RankPlace:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from muloco_runner.data.batches import Batch
+from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.topology import Communicator
-from muloco_runner.distributed.worker import Worker
 from muloco_runner.model.transformer import Transformer
 
 _CHUNK_TOKENS = 8192

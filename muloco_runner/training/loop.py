@@ -21,15 +21,15 @@ from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.data.batches import TrainingData, validation_batch
 from muloco_runner.data.corpus import Corpus
 from muloco_runner.diloco.method import OuterStep, build_method
-from muloco_runner.distributed.rendezvous import choose_placement_on
+from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.topology import Communicator
 from muloco_runner.distributed.vote import Ballot
-from muloco_runner.distributed.worker import Worker
 from muloco_runner.model.attention import choose_attention
 from muloco_runner.optimizers import build_inner_optimizer
 from muloco_runner.record import RunFolder, RunResult, RunStatus, StepRecord
 from muloco_runner.training.checkpointing import CheckpointError, CheckpointStore
 from muloco_runner.training.clock import TrainingClock
+from muloco_runner.training.devices import choose_placement_on
 from muloco_runner.training.evaluate import evaluate, evaluate_local_models
 from muloco_runner.training.inner_step import DTYPES, InnerStep
 from muloco_runner.training.learning_rate import lr_fraction

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from muloco_runner.data.batches import Batch
-from muloco_runner.distributed.worker import Worker
+from muloco_runner.diloco.worker import Worker
 
 LossOf = Callable[[nn.Module, Batch], Tensor]
 """The mean loss of a model on a batch."""

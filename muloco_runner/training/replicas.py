@@ -10,8 +10,8 @@ from torch import Tensor
 
 from muloco_runner.config import ExecutionConfig, ModelConfig, MuonConfig, RunConfig
 from muloco_runner.data.batches import Batch
+from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.topology import Communicator
-from muloco_runner.distributed.worker import Worker
 from muloco_runner.model.transformer import Transformer
 from muloco_runner.training.fsdp import Shards
 from muloco_runner.training.micro_batches import LossOf

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.dtensor import copy_into, own_part, placed_like
-from muloco_runner.distributed.worker import Worker
 from muloco_runner.optimizers import Muon
 
 TensorLists = dict[str, list[Tensor]]

@@ -1,0 +1,42 @@
+"""The device that a rank trains on, and how a run is computed there."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
+from muloco_runner.distributed.rendezvous import RankPlace
+from muloco_runner.memory import Placement
+from muloco_runner.memory.choose import choose_placement
+
+
+def check_device(name: str) -> None:
+    """A GPU that was asked for where there is none raises `ConfigError`.
+
+    Not asked by a job: the node that it got may be broken, and another one may not.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("execution.device=cuda: torch finds no GPU here: use auto or cpu, or install torch with CUDA")
+
+
+def choose_device(name: str, place: RankPlace) -> torch.device:
+    """`auto` takes this rank's GPU where there is one."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device("cuda", place.local_rank % max(1, torch.cuda.device_count()))
+    torch.cuda.set_device(device)
+    return device
+
+
+def choose_placement_on(device: torch.device, run: RunConfig, execution: ExecutionConfig, num_ranks: int) -> Placement:
+    """How the run is computed on this device: all ranks, whose devices are alike, come to one answer.
+
+    On a CPU the ranks share the machine's memory.
+    """
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // num_ranks
+    return choose_placement(run, execution, num_ranks, device.type, memory)
