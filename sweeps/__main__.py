@@ -15,8 +15,8 @@ from muloco_runner.record import ExitCode
 
 if TYPE_CHECKING:
     from sweeps.controller import Controller, Tick
-    from sweeps.engine.definition import Shape
     from sweeps.engine.quota import Verdict
+    from sweeps.engine.works import Shape
     from sweeps.training.sweep import Sweep
 
 DESCRIPTION = """\

@@ -26,13 +26,14 @@ from sweeps.engine.cluster import (
 from sweeps.engine.cluster import JobState as ClusterJobState
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.decide import Plan, decide
-from sweeps.engine.definition import Definition
 from sweeps.engine.durations import Estimates
 from sweeps.engine.outcome import Outcome
 from sweeps.engine.policy import IDENTICAL_FAILURES, RULES, Cause, cause_of
 from sweeps.engine.quota import all_limits
 from sweeps.engine.state import JobState, SweepState
+from sweeps.node.attempt_files import is_finished, measured_minutes
 from sweeps.node.code_snapshot import keep_source
+from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Damage, Ledger
@@ -237,7 +238,7 @@ class Controller:
                 "at": ended_at,
             }
             if cause is Cause.FINISHED:
-                self.estimates.learn(attempt.work)
+                self.estimates.learn(attempt.work, measured_minutes(attempt.work))
             if cause in RULES and RULES[cause].excludes_node:
                 struck.update(seen.nodes)
         gpu_hours = _gpu_hours(job.request, [(ending["started_at"], ending["at"]) for ending in endings.values()])
@@ -274,7 +275,7 @@ class Controller:
 
     def _find_finished(self) -> None:
         """Runs whose result is there already, from this sweep or any other."""
-        found = [run.work.name for run in self.state.runs.values() if not run.done and run.work.is_finished]
+        found = [run.work.name for run in self.state.runs.values() if not run.done and is_finished(run.work)]
         found = [name for name in found if not self.state.runs[name].in_flight]
         if found:
             self._record("found_finished", runs=found)

@@ -26,10 +26,11 @@ from sweeps.clusters import make_cluster
 from sweeps.controller import Controller
 from sweeps.engine.cluster import Cluster, Refused
 from sweeps.engine.decide import decide
-from sweeps.engine.definition import Definition, Shape
 from sweeps.engine.quota import Verdict, all_limits
 from sweeps.engine.runs import RunState
 from sweeps.engine.state import SweepState
+from sweeps.engine.works import Shape
+from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld, read_holder
 

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from muloco_runner.record import RecordError, RunFolder
 from sweeps.cli.formatting import duration, plural, size
-from sweeps.engine.definition import Shape, group_of
 from sweeps.engine.quota import Verdict
 from sweeps.engine.runs import STANDINGS
 from sweeps.engine.state import SweepState
+from sweeps.engine.works import Shape, group_of
 
 if TYPE_CHECKING:
     from sweeps.controller import Tick

@@ -9,12 +9,12 @@ from typing import Any
 from sweeps.cli.formatting import duration, when
 from sweeps.engine.counters import Counters
 from sweeps.engine.decide import next_attempt_number
-from sweeps.engine.definition import shape_of
 from sweeps.engine.policy import RULES, Cause
 from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.runs import AttemptState, RunState
 from sweeps.engine.state import SweepState
 from sweeps.engine.wall_time import minutes_left, wall_minutes
+from sweeps.engine.works import shape_of
 
 
 def why(run: RunState, state: SweepState, verdicts: Mapping[Any, Verdict], now: float, is_controlled: bool) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 from sweeps.engine.capacity import MAX_GPU_HOURS
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.counters import Counters
-from sweeps.engine.definition import Shape, group_of, shape_of
 from sweeps.engine.lower_bound import least_minutes
 from sweeps.engine.runs import RunState
 from sweeps.engine.state import JobState, SweepState
+from sweeps.engine.works import Shape, group_of, shape_of
 from sweeps.store.lease import Holder
 from sweeps.store.ledger import Damage
 

@@ -12,9 +12,9 @@ from rich.text import Text
 from sweeps.cli.formatting import about, duration, plural, size
 from sweeps.cli.status import AtWork, Status
 from sweeps.engine.counters import Finished
-from sweeps.engine.definition import Group as RowGroup
-from sweeps.engine.definition import group_of
 from sweeps.engine.runs import STANDINGS
+from sweeps.engine.works import Group as RowGroup
+from sweeps.engine.works import group_of
 
 _COLOURS = {"done": "green", "running": "cyan", "submitted": "blue", "waiting": "", "held": "red"}
 

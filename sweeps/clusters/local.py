@@ -29,9 +29,11 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 from sweeps.engine.cluster import JobEnd, JobObservation, JobRequest, JobState, Limits, Observation
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.outcome import Outcome, read_outcome, write_error_in_folder
-from sweeps.engine.work import Attempt, preload
+from sweeps.engine.outcome import Outcome
+from sweeps.engine.work import Attempt
+from sweeps.node.attempt_files import read_outcome, write_error_in_folder
 from sweeps.node.code_snapshot import PYTHON, importing_from
+from sweeps.node.run import preload
 from sweeps.node.tasks import exit_code_of, fork_attempt
 
 _POLL_SECONDS = 0.05

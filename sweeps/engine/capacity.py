@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from sweeps.engine.cluster import JobRequest, Limit, Resource
 from sweeps.engine.cluster_config import AllocationConfig
-from sweeps.engine.definition import Shape, shape_of
 from sweeps.engine.quota import Amount, Verdict, VerdictKind, asked, shape_verdict, verdict
 from sweeps.engine.runs import RunState
 from sweeps.engine.wall_time import wall_minutes
+from sweeps.engine.works import Shape, shape_of
 
 MAX_GPU_HOURS = "max_gpu_hours"
 """The name among a sweep's own limits of the cap over all allocations."""

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
-from sweeps.engine.definition import Group, Shape, Works, group_of, shape_of
 from sweeps.engine.runs import RunState
+from sweeps.engine.works import Group, Shape, Works, group_of, shape_of
 
 
 @dataclass

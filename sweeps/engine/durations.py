@@ -7,10 +7,9 @@ goes on to learn.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from muloco_runner.record import RecordError, RunFolder
 from sweeps.engine.work import Work
 
 _KINDS: tuple[tuple[str, ...], ...] = (
@@ -23,15 +22,6 @@ _KINDS: tuple[tuple[str, ...], ...] = (
 Kin = tuple[Any, ...]
 
 
-def measured_minutes(work: Work) -> float | None:
-    """Training time of a finished run, all attempts together; None where there is no result."""
-    try:
-        result = RunFolder(work.folder).read_result()
-    except RecordError:
-        return None
-    return result.train_seconds / 60 if result is not None else None
-
-
 class Estimates:
     """Measured over expected minutes, by kin."""
 
@@ -40,9 +30,9 @@ class Estimates:
         self._medians: dict[Kin, tuple[int, float]] = {}
         """With the number of ratios that each was taken of."""
 
-    def learn(self, work: Work) -> None:
-        """From a finished run; one without a result, or without an expectation, teaches nothing."""
-        measured = measured_minutes(work)
+    def learn(self, work: Work, measured: float | None) -> None:
+        """Takes in the measured minutes of a finished run; one without them, or without an expectation, teaches
+        nothing."""
         if measured is None or work.need.expected_minutes <= 0:
             return
         for kin in _kin(work):
@@ -62,11 +52,11 @@ class Estimates:
         return median
 
 
-def refine(works: Sequence[Work]) -> list[Work]:
+def refine(works: Sequence[Work], measured_minutes: Callable[[Work], float | None]) -> list[Work]:
     """The same works, their expected minutes corrected by the finished ones among them."""
     estimates = Estimates()
     for work in works:
-        estimates.learn(work)
+        estimates.learn(work, measured_minutes(work))
     return [work.expecting(estimates.minutes_of(work)) for work in works]
 
 

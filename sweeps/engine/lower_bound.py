@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from sweeps.engine.cluster import Resource
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.definition import Shape, shape_of
 from sweeps.engine.quota import own_limits
 from sweeps.engine.work import Work
+from sweeps.engine.works import Shape, shape_of
 
 
 def lower_bound_minutes(works: Sequence[Work], config: ClusterConfig) -> float | None:

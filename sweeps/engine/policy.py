@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from muloco_runner.record import ExitCode
+from muloco_runner.record import STOPPED_CODES, ExitCode
 from sweeps.engine.cluster import JobEnd
-from sweeps.engine.work import Ending
-from sweeps.node.tasks import STOPPED_CODES
+from sweeps.engine.outcome import Ending
 
 
 class Cause(Enum):

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from sweeps.engine.definition import Shape, Works
 from sweeps.engine.policy import Cause
 from sweeps.engine.work import Work
+from sweeps.engine.works import Shape, Works
 
 
 @dataclass

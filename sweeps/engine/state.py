@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.counters import Counters
-from sweeps.engine.definition import Shape, shape_of
+from sweeps.engine.events import Event
 from sweeps.engine.policy import Cause, PastAttempt, after
 from sweeps.engine.runs import AttemptState, Queue, Runs, RunState, queues
 from sweeps.engine.work import Work
-from sweeps.store.ledger import Event
+from sweeps.engine.works import Shape, shape_of
 
 
 @dataclass

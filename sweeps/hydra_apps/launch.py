@@ -29,7 +29,6 @@ from sweeps.cli.display import Lines
 from sweeps.clusters import make_cluster
 from sweeps.controller import Controller
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.definition import Definition
 from sweeps.engine.quota import VerdictKind, all_limits
 from sweeps.engine.runs import RunState
 from sweeps.engine.state import SweepState
@@ -37,6 +36,8 @@ from sweeps.engine.work import Need, Work
 from sweeps.hydra_apps.program import RESULT, Program, read_return, set_value, write_program
 from sweeps.hydra_apps.settings import cluster_of, need_of
 from sweeps.hydra_apps.state_folder import find_place, is_by_position
+from sweeps.node.attempt_files import is_finished
+from sweeps.store.definition import Definition
 from sweeps.store.lease import LeaseHeld
 from sweeps.training.preview import best_verdict
 
@@ -167,7 +168,7 @@ class Multirun:
         except ConfigError:
             return []
         names = {work.name for work in works}
-        return [work for work in before if work.name not in names and work.is_finished]
+        return [work for work in before if work.name not in names and is_finished(work)]
 
     def _program(self) -> Program:
         return Program(
@@ -179,7 +180,7 @@ class Multirun:
         )
 
     def _announce(self, cluster: ClusterConfig, works: Sequence[Work], state: SweepState) -> None:
-        done = sum(work.is_finished for work in works)
+        done = sum(is_finished(work) for work in works)
         where = "this machine" if cluster.kind == "local" else cluster.kind.upper()
         log.info(f"Launching {len(works)} jobs on {where}; state in {self.place.folder.path}")
         if self.place.has_begun and (done or state.jobs):

@@ -20,17 +20,15 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from muloco_runner.record import ExitCode
+from muloco_runner.record import KILLED_BY_SIGNAL, STOP_SIGNALS, ExitCode
 from sweeps.engine.cluster import JobRequest
-from sweeps.engine.work import Attempt, Ending, die_with, run_attempt, run_task, write_ending
+from sweeps.engine.outcome import Ending
+from sweeps.engine.work import Attempt
+from sweeps.node.attempt_files import write_ending
 from sweeps.node.code_snapshot import python_words
 from sweeps.node.environment import installed_packages, record_environment
+from sweeps.node.run import die_with, run_attempt, run_task
 
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-"""Ask for a checkpoint: passed on to every task."""
-_KILLED_BY = 128
-STOPPED_CODES = tuple(_KILLED_BY + number for number in STOP_SIGNALS)
-"""Of a process that was asked to stop before it could listen."""
 _GRACE_SECONDS = 60.0
 """After one rank has failed the others have so long to say how they saw it."""
 
@@ -107,7 +105,7 @@ def _wait_for_all(pids: dict[int, int]) -> list[int]:
 def exit_code_of(status: int) -> int:
     """Of a status that `waitpid` gave; one killed by signal N has 128 + N, as in a shell."""
     code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else _KILLED_BY - code
+    return code if code >= 0 else KILLED_BY_SIGNAL - code
 
 
 def _run_by_srun(attempt: Attempt, request_file: Path) -> list[int]:

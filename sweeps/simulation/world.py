@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from sweeps.engine.cluster import JobEnd, JobRequest
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.outcome import Outcome
-from sweeps.engine.work import Attempt, Ending, Work
+from sweeps.engine.outcome import Ending, Outcome
+from sweeps.engine.work import Attempt, Work
 from sweeps.simulation.faults import FaultModel
 
 _START_SECONDS = 1.0

@@ -1,6 +1,6 @@
 """The folder of one sweep, <root>/sweeps/<name>/, and the only code that knows its files.
 
-definition.jsonl  cluster and pieces of work, replaced atomically by each launch (`sweeps.engine.definition`)
+definition.jsonl  cluster and pieces of work, replaced atomically by each launch (`sweeps.store.definition`)
 ledger.jsonl      the event log (`sweeps.store.ledger`)
 snapshot.jsonl    what replaying it gave a while ago (`sweeps.store.snapshot`)
 jobs/<tag>.json   what was asked for with each job, written before it is submitted
@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 from sweeps.engine.cluster import JobRequest
-from sweeps.engine.definition import Definition
+from sweeps.engine.events import Event
 from sweeps.engine.runs import Runs
 from sweeps.engine.state import SweepState, number_of
 from sweeps.engine.work import Attempt
-from sweeps.store.ledger import START, Damage, Event, Position, read_events
+from sweeps.store.definition import Definition
+from sweeps.store.ledger import START, Damage, Position, read_events
 from sweeps.store.snapshot import read_snapshot, write_snapshot
 
 

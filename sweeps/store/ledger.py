@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sweeps.engine.events import Event
 from sweeps.store.lease import Lease
 
-Event = dict[str, Any]
 _TOLD_AGAIN = ("submitted", "started")
 """Events that need not be on the disk at once: the next look at the cluster tells them again."""
 

@@ -18,10 +18,11 @@ from typing import Any
 from muloco_runner.record import write_atomically
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.counters import Counters
-from sweeps.engine.definition import Definition, Works
 from sweeps.engine.policy import Cause
 from sweeps.engine.runs import Runs, queues
 from sweeps.engine.state import JobState, NodeFailures, SweepState
+from sweeps.engine.works import Works
+from sweeps.store.definition import Definition
 from sweeps.store.ledger import Damage, Position
 
 LAYOUT = 1

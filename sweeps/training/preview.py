@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from sweeps.engine.cluster import Limit, Limits, Resource
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
 from sweeps.engine.decide import decide
-from sweeps.engine.definition import shape_of
 from sweeps.engine.policy import Cause
 from sweeps.engine.quota import NOTHING, Verdict, VerdictKind, all_limits, asked, shape_verdict, verdict
 from sweeps.engine.state import SweepState
 from sweeps.engine.wall_time import job_minutes
 from sweeps.engine.work import Work
+from sweeps.engine.works import shape_of
+from sweeps.node.attempt_files import is_finished
 from sweeps.training.gpus import Fit, Gpus
 from sweeps.training.sweep import Sweep
 
@@ -51,7 +52,7 @@ def preview(sweep: Sweep, live: Limits) -> Preview:
         PlannedRun(
             work,
             best_verdict(work, sweep.cluster.allocations, limits),
-            work.is_finished,
+            is_finished(work),
             gpus.fit(runs[work.name], work.need.gpus) if work.need.gpus and work.name in runs else None,
         )
         for work in sweep.definition.works

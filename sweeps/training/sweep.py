@@ -17,8 +17,9 @@ from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.data.check import check_data
 from muloco_runner.paths import config_dir
 from sweeps.engine.cluster_config import ClusterConfig, read_cluster
-from sweeps.engine.definition import Definition
 from sweeps.engine.durations import refine
+from sweeps.node.attempt_files import measured_minutes
+from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.training.entry import works_of
 from sweeps.training.expansion import expand
@@ -64,7 +65,7 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False) -> Sweep:
     for place in (root, root / "runs", root / "sweeps"):
         if place.exists() and not place.is_dir():
             raise ConfigError(f"root={root}: {place} is a file, not a folder: choose another root")
-    works = refine(works_of(runs, root, app.execution, cluster))
+    works = refine(works_of(runs, root, app.execution, cluster), measured_minutes)
     definition = Definition(name, cluster_name, cluster.to_dict(), works)
     return Sweep(name, root, runs, app.execution, definition, cluster)
 

@@ -23,11 +23,12 @@ from sweeps.engine.cluster import (
     Refused,
 )
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.definition import Definition
-from sweeps.engine.outcome import Outcome, read_outcome
+from sweeps.engine.outcome import Outcome
 from sweeps.engine.policy import RULES, Cause
 from sweeps.engine.state import SweepState
 from sweeps.engine.work import Attempt, Need, Work
+from sweeps.node.attempt_files import is_finished, read_outcome
+from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.ledger import Ledger
 
@@ -112,7 +113,7 @@ class World:
             busy = {attempt.work.name for job in self.live() for attempt in job.attempts}
             for attempt in request.attempts:
                 assert attempt.work.name not in busy, "run twice at once"
-                assert not attempt.work.is_finished, "a finished run runs again"
+                assert not is_finished(attempt.work), "a finished run runs again"
                 self.starts[attempt.work.name] += 1
             self.jobs[request.tag] = (request, self.now)
             assert sum(job.nodes for job in self.live()) <= QUOTA

@@ -54,8 +54,9 @@ from sweeps.engine.cluster import (
     Resource,
 )
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
-from sweeps.engine.outcome import Outcome, read_outcome, write_error_in_folder
+from sweeps.engine.outcome import Outcome
 from sweeps.engine.work import Attempt
+from sweeps.node.attempt_files import read_outcome, write_error_in_folder
 
 _NAMES_PER_SACCT = 500
 """More names than this do not fit a command line well: all of the user's jobs are read then."""

@@ -15,10 +15,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from muloco_runner.record import STOPPED_CODES
 from sweeps.clusters.slurm.script import SIGNAL_SECONDS
 from sweeps.engine.cluster import JobRequest
-from sweeps.engine.work import Attempt, Ending, preload, read_ending, write_ending
-from sweeps.node.tasks import STOPPED_CODES, catch_up, exit_code_of, fork_attempt, passing_on
+from sweeps.engine.outcome import Ending
+from sweeps.engine.work import Attempt
+from sweeps.node.attempt_files import read_ending, write_ending
+from sweeps.node.run import preload
+from sweeps.node.tasks import catch_up, exit_code_of, fork_attempt, passing_on
 
 
 def main(path: str) -> int:

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from sweeps.cli.commands import Look
-from sweeps.engine.definition import Definition
 from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.work import Need, Work
+from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 
 HERE = Path(__file__).parents[1]

@@ -18,11 +18,12 @@ import submitit
 from sweeps.clusters.local import LocalCluster
 from sweeps.controller import Controller
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.definition import Definition
-from sweeps.engine.outcome import Outcome, read_outcome, write_error_in_folder
+from sweeps.engine.outcome import Outcome
 from sweeps.engine.policy import Cause
 from sweeps.engine.state import SweepState
 from sweeps.engine.work import Attempt, Need, Work
+from sweeps.node.attempt_files import read_outcome, write_error_in_folder
+from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld
 

@@ -7,6 +7,7 @@ import pytest
 from muloco_runner.record import RunFolder, RunResult
 from sweeps.engine.durations import Estimates, refine
 from sweeps.engine.work import Need, Work
+from sweeps.node.attempt_files import measured_minutes
 
 
 def work(root: Path, number: int, algorithm: str, num_params: int, minutes: float) -> Work:
@@ -29,10 +30,10 @@ def test_the_nearest_kin_that_has_finished_decides(tmp_path: Path) -> None:
         work(tmp_path, 4, "MuLoCo", 900, 90.0),
         work(tmp_path, 5, "MuLoCo", 5000, 500.0),
     ]
-    assert refine(works) == works
+    assert refine(works, measured_minutes) == works
     finish(works[0], 20.0)
     finish(works[3], 45.0)
-    expected = [work.need.expected_minutes for work in refine(works)]
+    expected = [work.need.expected_minutes for work in refine(works, measured_minutes)]
     # Its own kind; its own kind; its size; its own kind; its size; the median of all.
     assert expected == pytest.approx([20.0, 20.0, 20.0, 45.0, 45.0, 500.0 * 1.25])
 
@@ -41,7 +42,7 @@ def test_a_damaged_result_is_no_measurement(tmp_path: Path) -> None:
     works = [work(tmp_path, 0, "MuLoCo", 100, 10.0)]
     Path(works[0].folder).mkdir(parents=True)
     (Path(works[0].folder) / "result.json").write_text("{")
-    assert refine(works) == works
+    assert refine(works, measured_minutes) == works
 
 
 def test_a_controller_goes_on_to_learn_from_the_nearest_kin(tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_a_controller_goes_on_to_learn_from_the_nearest_kin(tmp_path: Path) -> N
     for number, (name, minutes) in enumerate((("MuLoCo", 30.0), ("MuLoCo", 30.0), ("DDP-Muon", 10.0))):
         finished = work(tmp_path, number, name, 100, 10.0)
         finish(finished, minutes)
-        estimates.learn(finished)
+        estimates.learn(finished, measured_minutes(finished))
     asked = {
         name: estimates.minutes_of(work(tmp_path, 3, name, 100, 10.0)) for name in ("MuLoCo", "DDP-Muon", "DiLoCo")
     }

@@ -7,8 +7,8 @@ import pytest
 
 from muloco_runner.record import ExitCode
 from sweeps.engine.cluster import JobEnd
+from sweeps.engine.outcome import Ending
 from sweeps.engine.policy import RULES, Cause, PastAttempt, after, cause_of
-from sweeps.engine.work import Ending
 
 
 def ending(code: int) -> Ending:

@@ -10,9 +10,9 @@ from sweeps.cli.display import plan_as_dict, show_plan
 from sweeps.clusters import make_cluster
 from sweeps.engine.cluster import Limit, Limits, Resource
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
-from sweeps.engine.definition import Definition
 from sweeps.engine.quota import VerdictKind
 from sweeps.engine.work import Need, Work
+from sweeps.store.definition import Definition
 from sweeps.training.preview import Preview, preview
 from sweeps.training.sweep import Sweep, read_sweep
 

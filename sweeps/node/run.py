@@ -1,0 +1,89 @@
+"""Does the work of one attempt in this process, its output in the attempt's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from muloco_runner.record import ExitCode
+from sweeps.engine.outcome import Ending
+from sweeps.engine.work import Attempt, Work
+from sweeps.node.attempt_files import write_ending
+
+
+def run_attempt(attempt: Attempt) -> int:
+    """Does the work of one task in this process, and leaves its `Ending` in the attempt's folder."""
+    started_at = time.time()
+    code = run_task(attempt)
+    write_ending(attempt, Ending(code, socket.gethostname(), started_at, time.time()))
+    return code
+
+
+def run_task(attempt: Attempt, rank: int = 0) -> int:
+    """Does one rank's share of the work in this process, its output in the attempt's folder; returns its exit code."""
+    folder = attempt.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with _output_to(folder, f".rank{rank}" if rank else ""):
+        try:
+            work = attempt.work
+            function = resolve_entry(work.entry)
+            return int(function(work.folder, attempt.number, attempt.memory_halvings, **work.arguments))
+        except SystemExit as leaving:
+            return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            return int(ExitCode.CRASH)
+
+
+def resolve_entry(entry: str) -> Callable[..., int]:
+    module, _, function = entry.partition(":")
+    resolved: Callable[..., int] = getattr(importlib.import_module(module), function)
+    return resolved
+
+
+def preload(work: Work) -> None:
+    """What this work's module would rather do once than in every process. What goes wrong here will go wrong in the
+    attempt itself, where it is heard and harms no neighbour."""
+    with contextlib.suppress(Exception):
+        module = importlib.import_module(work.entry.partition(":")[0])
+        hook = getattr(module, "preload", None)
+        if hook is not None:
+            hook(work.folder)
+
+
+def die_with(parent: int) -> None:
+    """Linux kills this process when its parent dies: an attempt that nobody watches would run unseen."""
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(ExitCode.CRASH)
+
+
+@contextlib.contextmanager
+def _output_to(folder: Path, ending: str) -> Iterator[None]:
+    """File descriptors 1 and 2 into the attempt's folder, for this process and its children."""
+    saved = os.dup(1), os.dup(2)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with open(folder / f"stdout{ending}.log", "ab") as out, open(folder / f"stderr{ending}.log", "ab") as err:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(saved[0], 1)
+            os.dup2(saved[1], 2)
+            os.close(saved[0])
+            os.close(saved[1])
