@@ -239,7 +239,7 @@ class Controller:
             }
             if cause is Cause.FINISHED:
                 self.estimates.learn(attempt.work, measured_minutes(attempt.work))
-            if cause in RULES and RULES[cause].excludes_node:
+            if RULES[cause].excludes_node:
                 struck.update(seen.nodes)
         gpu_hours = _gpu_hours(job.request, [(ending["started_at"], ending["at"]) for ending in endings.values()])
         self._record("ended", tag=job.tag, endings=endings, gpu_hours=gpu_hours, struck_nodes=sorted(struck))

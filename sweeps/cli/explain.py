@@ -134,7 +134,7 @@ def _next(run: RunState, reason: str) -> str:
 
 def _if_it_fails(run: RunState) -> str:
     crashed = sum(attempt.cause is Cause.CRASH for attempt in run.attempts if attempt.number > run.released_after)
-    left = max(0, RULES[Cause.CRASH].retries - crashed)
+    left = max(0, (RULES[Cause.CRASH].retries or 0) - crashed)
     return f"Should it crash, it is tried {left} more time(s) and then held."
 
 

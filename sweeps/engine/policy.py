@@ -1,14 +1,15 @@
-"""What the end of an attempt means and what happens next: a pure table of cause to rule.
+"""What the end of an attempt means and what happens next: one table from cause to consequences, `RULES`.
 
-The attempt's own exit code decides where there is one; the scheduler's word counts only where the attempt was killed
-before it could speak.
+The attempt's own exit code decides where there is one; what the scheduler reports counts only where the attempt was
+killed before it could leave its ending.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from muloco_runner.record import STOPPED_CODES, ExitCode
 from sweeps.engine.cluster import JobEnd
@@ -35,63 +36,75 @@ class Cause(Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    retries: int
-    """Attempts after the first that ended so, counted since the checkpoint last advanced."""
+    """What follows from an attempt that ended with one cause: a row of `RULES`."""
+
+    retries: int | None
+    """Attempts after the first that ended so, counted since the checkpoint last advanced; None for any number."""
     backoff_seconds: float = 0.0
-    """Before the next attempt; doubles with each one that ended so, up to `_LONGEST_WAIT`."""
+    """Before the next attempt; doubles with each one that ended so, up to `_LONGEST_BACKOFF_SECONDS`."""
+    free_with_progress: bool = False
+    """An attempt that ended so after a new checkpoint is not counted: it was asked to stop, and has done its part."""
     excludes_node: bool = False
     """The next attempts go to other nodes."""
+    doubles_wall_time: bool = False
+    """The next attempts ask for twice the time."""
+    adjusts: bool = False
+    """The next attempts run with what the work's adapter adjusts after this cause."""
+    holds_group: bool = False
+    """`IDENTICAL_FAILURES` runs that end so with one message hold the others of their group."""
+    done: bool = False
+    """Nothing is left to do."""
     advice: str = ""
     """For a run that is held."""
 
 
-_LONGEST_WAIT = 3600.0
-_EVER = 10
-"""So many failures of one kind are too many, also where each attempt gets a little further. Being asked to stop, by the
-clock or for another's job, is no failure."""
-_NO_PROGRESS = 1
-"""A second attempt in a row that asks for more time without a new checkpoint would go on for ever."""
+IDENTICAL_FAILURES = 3
+"""So many runs with the same failure hold the others of their group: one bug is not paid for a hundred times."""
+_LONGEST_BACKOFF_SECONDS = 3600.0
+_MOST_FAILURES = 10
+"""So many failures of one kind are too many, also where each attempt gets a little further."""
+_NO_PROGRESS = "no new checkpoint in two attempts: give it more wall time or checkpoint more often"
 
 RULES: dict[Cause, Rule] = {
-    Cause.WANTS_MORE_TIME: Rule(
-        _NO_PROGRESS, advice="no new checkpoint in two attempts: give it more wall time or checkpoint more often"
-    ),
-    Cause.TIMEOUT: Rule(
-        _NO_PROGRESS, advice="no new checkpoint in two attempts: give it more wall time or checkpoint more often"
-    ),
+    Cause.FINISHED: Rule(0, done=True),
+    # A second attempt in a row that asks for more time without a new checkpoint would go on for ever.
+    Cause.WANTS_MORE_TIME: Rule(1, free_with_progress=True, advice=_NO_PROGRESS),
+    Cause.TIMEOUT: Rule(1, free_with_progress=True, doubles_wall_time=True, advice=_NO_PROGRESS),
     # Not the run's fault, whatever it had done by then.
-    Cause.PREEMPTED: Rule(50, 5.0, advice="preempted over and over: use an allocation of higher priority"),
+    Cause.PREEMPTED: Rule(
+        50, 5.0, free_with_progress=True, advice="preempted over and over: use an allocation of higher priority"
+    ),
+    Cause.STOPPED: Rule(None, free_with_progress=True),
     Cause.NODE_FAILURE: Rule(5, 5.0, excludes_node=True, advice="lost its node over and over: ask the administrators"),
     Cause.LOST: Rule(5, 1.0, advice="vanished over and over: look at the scheduler's log"),
     Cause.LAUNCH_FAILURE: Rule(3, 30.0, excludes_node=True, advice="could not be started: see its attempts' folder"),
-    Cause.OUT_OF_MEMORY: Rule(1, advice="out of memory with half the micro-batch too: ask for more GPUs or nodes"),
-    Cause.CRASH: Rule(1, 5.0, excludes_node=True, advice="crashed again on another node: see its stderr.log"),
+    Cause.OUT_OF_MEMORY: Rule(1, adjusts=True, advice="out of memory again: ask for more GPUs or nodes"),
+    Cause.CRASH: Rule(
+        1, 5.0, excludes_node=True, holds_group=True, advice="crashed again on another node: see its stderr.log"
+    ),
     Cause.CANNOT_WRITE: Rule(
-        1, 5.0, advice="nothing can be written into its folder: make room or mend it, then `retry`"
+        1, 5.0, advice="nothing can be written into its folder: make room or fix it, then `retry`"
     ),
     Cause.HANG: Rule(2, 5.0, excludes_node=True, advice="stopped answering over and over: see its stderr.log"),
     Cause.CONFIG_CANNOT_RUN: Rule(0, advice="cannot run as configured: correct the config or the data path"),
-    Cause.STOPPED: Rule(1_000_000),
     Cause.CANCELLED: Rule(0, advice="cancelled by hand: `retry` starts it again"),
     # Whoever did it wants the nodes for something else: to queue the run again would be to argue.
-    Cause.CANCELLED_OUTSIDE: Rule(0, advice="by `scancel`, not by this sweep: `retry` goes on from its checkpoint"),
+    Cause.CANCELLED_OUTSIDE: Rule(0, advice="not by this sweep: `retry` goes on from its checkpoint"),
 }
-
-_STOPPED = (Cause.WANTS_MORE_TIME, Cause.TIMEOUT, Cause.PREEMPTED, Cause.STOPPED)
-
-IDENTICAL_FAILURES = 3
-"""So many runs that crash in the same way hold the others of their group: one bug is not paid for a hundred times."""
 
 _BY_CODE: dict[int | None, Cause] = {
     ExitCode.FINISHED: Cause.FINISHED,
-    ExitCode.CONFIG_CANNOT_RUN: Cause.CONFIG_CANNOT_RUN,
+    ExitCode.CRASH: Cause.CRASH,
     ExitCode.USAGE: Cause.CONFIG_CANNOT_RUN,
+    ExitCode.CONFIG_CANNOT_RUN: Cause.CONFIG_CANNOT_RUN,
     ExitCode.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
     ExitCode.WANTS_MORE_TIME: Cause.WANTS_MORE_TIME,
     # Asked to stop while it was still starting up.
     **dict.fromkeys(STOPPED_CODES, Cause.WANTS_MORE_TIME),
 }
 _BY_END = {
+    # Without an exit code, or with 0 and no result, it is no success.
+    JobEnd.EXITED: Cause.CRASH,
     JobEnd.TIMEOUT: Cause.TIMEOUT,
     JobEnd.PREEMPTED: Cause.PREEMPTED,
     JobEnd.NODE_FAILURE: Cause.NODE_FAILURE,
@@ -100,6 +113,19 @@ _BY_END = {
     JobEnd.CANCELLED: Cause.CANCELLED_OUTSIDE,
     JobEnd.LOST: Cause.LOST,
 }
+
+
+def _check_complete(table: Mapping[Any, object], keys: type[Enum]) -> None:
+    missing = [key.name for key in keys if key not in table]
+    if missing:
+        raise TypeError(
+            f"sweeps.engine.policy: {keys.__name__} {', '.join(missing)} has no row: say what follows from it"
+        )
+
+
+_check_complete(RULES, Cause)
+_check_complete(_BY_CODE, ExitCode)
+_check_complete(_BY_END, JobEnd)
 
 
 def cause_of(ending: Ending | None, end: JobEnd, exit_code: int | None) -> Cause:
@@ -115,9 +141,8 @@ def cause_of(ending: Ending | None, end: JobEnd, exit_code: int | None) -> Cause
             return Cause.CANCELLED_OUTSIDE
         # One that ends in order, within the time of grace, is no preempted job to the scheduler.
         return Cause.PREEMPTED if end is JobEnd.PREEMPTED or ending.stopped_early else cause
-    if end is JobEnd.EXITED:
-        # Without its own word an exit code of 0 is no success.
-        return Cause.CRASH if exit_code in (None, 0) else _by_code(exit_code)
+    if end is JobEnd.EXITED and exit_code not in (None, ExitCode.FINISHED):
+        return _by_code(exit_code)
     return _BY_END[end]
 
 
@@ -145,19 +170,27 @@ class Verdict:
 
 def after(attempts: Sequence[PastAttempt]) -> Verdict:
     """`attempts` are those of one run since it was last released by hand, oldest first."""
-    last = attempts[-1]
-    if last.cause is Cause.FINISHED:
+    cause = attempts[-1].cause
+    rule = RULES[cause]
+    if rule.done:
         return Verdict(done=True)
-    rule = RULES[last.cause]
-    same = 0
+    same = _since_progress(attempts).count(cause)
+    in_all = sum(attempt.cause is cause for attempt in attempts)
+    too_many = rule.retries is not None and same > rule.retries
+    if too_many or (in_all >= _MOST_FAILURES and not rule.free_with_progress):
+        return Verdict(hold=f"{cause.value}: {rule.advice}")
+    doublings = min(32, max(0, same - 1))
+    return Verdict(wait_seconds=min(_LONGEST_BACKOFF_SECONDS, rule.backoff_seconds * 2.0**doublings))
+
+
+def _since_progress(attempts: Sequence[PastAttempt]) -> list[Cause]:
+    """Causes of the attempts that count, newest first: back to the last that advanced, which counts itself unless it
+    is free."""
+    causes: list[Cause] = []
     for attempt in reversed(attempts):
-        # One that advanced starts the count anew: it counts itself only where progress is not the question.
-        if attempt.advanced and attempt.cause in _STOPPED:
+        if attempt.advanced and RULES[attempt.cause].free_with_progress:
             break
-        same += attempt.cause is last.cause
+        causes.append(attempt.cause)
         if attempt.advanced:
             break
-    ever = sum(attempt.cause is last.cause for attempt in attempts)
-    if same > rule.retries or (ever >= _EVER and last.cause not in _STOPPED):
-        return Verdict(hold=f"{last.cause.value}: {rule.advice}")
-    return Verdict(wait_seconds=min(_LONGEST_WAIT, rule.backoff_seconds * 2 ** max(0, same - 1)))
+    return causes

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from sweeps.engine.policy import Cause
+from sweeps.engine.policy import RULES, Cause
 from sweeps.engine.work import Work
 from sweeps.engine.works import Shape, Works
 
@@ -82,7 +82,7 @@ class RunState:
 
     @property
     def memory_halvings(self) -> int:
-        return sum(attempt.cause is Cause.OUT_OF_MEMORY for attempt in self.attempts)
+        return sum(RULES[attempt.cause].adjusts for attempt in self.attempts if attempt.cause is not None)
 
     @property
     def minutes(self) -> float:

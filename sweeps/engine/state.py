@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.counters import Counters
 from sweeps.engine.events import Event
-from sweeps.engine.policy import Cause, PastAttempt, after
+from sweeps.engine.policy import RULES, Cause, PastAttempt, after
 from sweeps.engine.runs import AttemptState, Queue, Runs, RunState, queues
 from sweeps.engine.work import Work
 from sweeps.engine.works import Shape, shape_of
@@ -253,7 +253,8 @@ def _crash_key(run: RunState) -> tuple[str, object] | None:
     if not run.attempts or run.done:
         return None
     last = run.attempts[-1]
-    if last.cause is not Cause.CRASH or last.number <= run.released_after or not last.detail:
+    is_alone = last.cause is None or not RULES[last.cause].holds_group
+    if is_alone or last.number <= run.released_after or not last.detail:
         return None
     return last.detail, run.work.labels.get("algorithm")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sweeps.engine.cluster import JobRequest
-from sweeps.engine.policy import Cause
+from sweeps.engine.policy import RULES
 from sweeps.engine.runs import RunState
 from sweeps.engine.work import Work, expected_minutes
 
@@ -23,8 +23,8 @@ def minutes_left(run: RunState, minutes_of: Callable[[Work], float] = expected_m
 
 def wall_minutes(run: RunState, longest: float, expected: float) -> float:
     """What the run needs with a margin, doubled for each time it ran into the limit; never more than is allowed."""
-    timeouts = sum(attempt.cause is Cause.TIMEOUT for attempt in run.attempts)
-    wanted = max(_LEAST_WALL_MINUTES, _WALL_MARGIN * expected, run.work.need.wall_minutes) * 2.0**timeouts
+    doublings = sum(RULES[attempt.cause].doubles_wall_time for attempt in run.attempts if attempt.cause is not None)
+    wanted = max(_LEAST_WALL_MINUTES, _WALL_MARGIN * expected, run.work.need.wall_minutes) * 2.0**doublings
     return min(longest, wanted)
 
 

@@ -2,10 +2,12 @@
 
 import itertools
 import signal
+from pathlib import Path
 
 import pytest
 
 from muloco_runner.record import ExitCode
+from sweeps.engine import policy
 from sweeps.engine.cluster import JobEnd
 from sweeps.engine.outcome import Ending
 from sweeps.engine.policy import RULES, Cause, PastAttempt, after, cause_of
@@ -64,6 +66,7 @@ FAILURES = [cause for cause in Cause if cause not in (Cause.FINISHED, Cause.STOP
 @pytest.mark.parametrize("cause", FAILURES)
 def test_every_cause_has_a_budget_and_then_holds_with_advice(cause: Cause) -> None:
     budget = RULES[cause].retries
+    assert budget is not None
     for tries in range(1, budget + 1):
         verdict = after(history(*[cause] * tries))
         assert not verdict.done
@@ -110,9 +113,29 @@ def test_backoff_doubles() -> None:
 
 def test_backoff_stays_within_a_day() -> None:
     for cause in FAILURES:
-        for tries in range(1, RULES[cause].retries + 1):
+        for tries in range(1, (RULES[cause].retries or 0) + 1):
             assert after(history(*[cause] * tries)).wait_seconds <= 24 * 3600, (cause, tries)
 
 
 def test_a_finished_run_is_done_whatever_came_before() -> None:
     assert after(history(*[Cause.CRASH] * 5, Cause.FINISHED)).done
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "missing"),
+    [
+        ('    HANG = "hang"', '    HANG = "hang"\n    FIRE = "fire"', "Cause FIRE"),
+        ("    ExitCode.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,\n", "", "ExitCode OUT_OF_MEMORY"),
+        ("    JobEnd.LOST: Cause.LOST,\n", "", "JobEnd LOST"),
+    ],
+)
+def test_a_cause_an_exit_code_or_an_end_without_a_row_fails_at_import(old: str, new: str, missing: str) -> None:
+    source = Path(policy.__file__).read_text()
+    assert source.count(old) == 1
+    exec(compile(source, policy.__file__, "exec"), {"__name__": policy.__name__})
+    with pytest.raises(TypeError, match=missing):
+        exec(compile(source.replace(old, new), policy.__file__, "exec"), {"__name__": policy.__name__})
+
+
+def test_an_endless_number_of_stops_waits_no_longer_than_an_hour() -> None:
+    assert after(history(*[Cause.STOPPED] * 5000)).wait_seconds <= 3600.0
