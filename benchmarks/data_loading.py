@@ -94,7 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         write_shards(folder, arguments.tokens, arguments.shards)
-        run = RunConfig(ModelConfig(), DataConfig("shards", str(folder)), global_batch_tokens=BATCH * LENGTH)
+        run = RunConfig(ModelConfig(), DataConfig("prepared", str(folder)), global_batch_tokens=BATCH * LENGTH)
         data = TrainingData(load_corpus(run.data), run, torch.device("cpu"))
         split = data.split
         assert isinstance(split, ShardedSplit)

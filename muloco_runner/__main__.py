@@ -33,7 +33,7 @@ Values, each a key with a dot for each level:
   inner_optimizer.lr=0.02           peak learning rate
   method.sync_interval=30           inner steps between two outer steps (H)
   method.outer_optimizer.lr=0.7     outer learning rate; .momentum=0.6
-  data=text data.path=FOLDER        any text files, as bytes; data=shards for what `muloco-data prepare` wrote
+  data=text data.path=FOLDER        any text files, as bytes; data=prepared for what `muloco-data prepare` wrote
   seed=0   precision=bfloat16   root=results   execution.device=cpu
 
 The same values name the same run: its folder is ROOT/runs/RUN_ID. A finished run is not trained again, an interrupted

@@ -27,6 +27,7 @@ from muloco_runner.config import (
     RunConfig,
     ScheduleConfig,
 )
+from muloco_runner.config.names import OLD_CHOICES, OLD_VALUES, warn_renamed
 from muloco_runner.paths import config_dir
 
 AROUND_RUNS = ("root", "cluster", "execution")
@@ -71,6 +72,9 @@ def register() -> None:
     ):
         for name, node in variants.items():
             store.store(group=group, name=f"base_{name}", node=node)
+    for group, files in OLD_CHOICES.items():
+        for name, content in files.items():
+            store.store(group=group, name=name, node=dict(content))
 
 
 def compose_tree(overrides: Sequence[str]) -> DictConfig:
@@ -87,6 +91,10 @@ def compose_tree(overrides: Sequence[str]) -> DictConfig:
 def to_app_config(tree: DictConfig) -> AppConfig:
     """The tree as checked dataclasses. Mistakes raise `ConfigError`."""
     try:
+        for path, names in OLD_VALUES.items():
+            if (value := OmegaConf.select(tree, path)) in names:
+                warn_renamed(f"{path}={value}", f"{path}={names[value]}")
+                OmegaConf.update(tree, path, names[value])
         app = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error

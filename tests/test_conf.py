@@ -13,7 +13,7 @@ from muloco_runner.paths import config_dir
 # What a choice needs beside itself to be a whole run.
 NEEDS = {
     "data/text": ["data.path=somewhere"],
-    "data/shards": ["data.path=somewhere"],
+    "data/prepared": ["data.path=somewhere"],
 }
 PUBLISHED_SIZES = ("150m", "416m", "914m", "1.76b", "3.1b", "15b")
 # Groups that hold other things than a run's choices.

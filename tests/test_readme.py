@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 SHORT = {
     "muloco-train": ["tokens_per_parameter=2", "method.sync_interval=10"],
     "muloco-train --multirun": ["tokens_per_parameter=2", "model=29k", "global_batch_tokens=1024"],
-    "muloco-train data=shards": ["tokens_per_parameter=0.2", "model=29k"],
+    "muloco-train data=prepared": ["tokens_per_parameter=0.2", "model=29k"],
     "muloco-sweep launch": ["model=29k", "global_batch_tokens=512", "tokens_per_parameter=0.7"],
     "muloco-report": ["--bootstrap", "20"],
 }

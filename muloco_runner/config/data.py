@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
 
-DataSource = Literal["python_source", "text", "shards"]
+DataSource = Literal["python_source", "text", "prepared"]
 
 
 @dataclass
@@ -16,11 +16,11 @@ class DataConfig:
 
     source: str = "python_source"
     """python_source: the interpreter's own standard library, as bytes; text: files under `path`, as bytes;
-    shards: a folder written by `muloco-data prepare`."""
+    prepared: a folder written by `muloco-data prepare`."""
     path: str | None = None
-    """A file or folder for `text`, a prepared folder for `shards`; unused, and so refused, for `python_source`."""
+    """A file or folder for `text`, a prepared folder for `prepared`; unused, and so refused, for `python_source`."""
     validation_fraction: float = 0.05
-    """Share of the documents held out, chosen by the hash of their names. Fixed by the manifest for `shards`."""
+    """Share of the documents held out, chosen by the hash of their names. Fixed by the manifest for `prepared`."""
     validation_tokens: int = 65_536
     """Tokens of held-out text in the fixed evaluation set."""
 
@@ -41,7 +41,7 @@ class DataConfig:
             require(bool(self.path), f"data.source={self.source} needs data.path: name the folder that holds the text")
         default = DataConfig.__dataclass_fields__["validation_fraction"].default
         require(
-            self.source != "shards" or self.validation_fraction == default,
-            f"data.validation_fraction={self.validation_fraction} has no effect with data.source=shards: "
+            self.source != "prepared" or self.validation_fraction == default,
+            f"data.validation_fraction={self.validation_fraction} has no effect with data.source=prepared: "
             "drop it, or give it to `muloco-data prepare`",
         )

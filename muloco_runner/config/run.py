@@ -12,6 +12,7 @@ from muloco_runner.config.data import DataConfig
 from muloco_runner.config.inner_optimizer import INNER_OPTIMIZERS, AdamWConfig, InnerOptimizerConfig
 from muloco_runner.config.method import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig
 from muloco_runner.config.model import ModelConfig
+from muloco_runner.config.names import names_in_hash, names_now
 from muloco_runner.config.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizerConfig
 from muloco_runner.config.plain import Variants, from_plain, to_plain
 from muloco_runner.config.schedule import SCHEDULES, CosineConfig, ScheduleConfig
@@ -140,10 +141,11 @@ class RunConfig:
 
     @property
     def run_id(self) -> str:
-        """First 12 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces)."""
+        """First 12 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces), names as first given."""
         import hashlib  # Two milliseconds of every `--help`, which names no run.
 
-        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        values = names_in_hash(self.to_dict())
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,6 +155,6 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `to_dict`; an unknown or missing key raises `ConfigError`."""
-        run: RunConfig = from_plain(cls, values, VARIANTS, "run")
+        """The inverse of `to_dict`, also under names since changed; an unknown or missing key raises `ConfigError`."""
+        run: RunConfig = from_plain(cls, names_now(values), VARIANTS, "run")
         return run

@@ -11,7 +11,7 @@ from muloco_runner.data.prepared.manifest import read_manifest
 def check_data(run: RunConfig) -> None:
     """Data that is not there, or whose vocabulary is not the model's, raises `ConfigError`."""
     check_data_path(run.data)
-    if run.data.source == "shards":
+    if run.data.source == "prepared":
         check_vocabulary(run, read_manifest(Path(str(run.data.path))).vocab_size)
 
 
@@ -27,5 +27,5 @@ def check_data_path(data: DataConfig) -> None:
     """A path that is not there, or holds no prepared data where it should, raises `ConfigError`."""
     if data.path is not None and not Path(data.path).exists():
         raise ConfigError(f"data.path={data.path!r}: no such file or folder here: correct data.path")
-    if data.source == "shards":
+    if data.source == "prepared":
         read_manifest(Path(str(data.path)))

@@ -25,7 +25,7 @@ EXAMPLES = """\
   muloco-data inspect data/web                                     what is there, and the beginning of some documents
   muloco-data inspect data/web --verify                            reads everything again and compares hashes
 
-  muloco-train data=shards data.path=data/books                    trains on it
+  muloco-train data=prepared data.path=data/books                  trains on it
 """
 _PREPARE = """\
 Reads .jsonl (.json, .ndjson), .parquet and any other file as text, .gz and .zst too, and writes tokens with document
@@ -126,7 +126,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         manifest = prepare(files, arguments.out, options, processes, on_bytes)
     for line in _summary(manifest):
         print(line)
-    print(f"{arguments.out}  {manifest.content_hash}  train on it with: data=shards data.path={arguments.out}")
+    print(f"{arguments.out}  {manifest.content_hash}  train on it with: data=prepared data.path={arguments.out}")
 
 
 def _summary(manifest: Manifest) -> Iterator[str]:

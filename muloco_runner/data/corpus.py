@@ -84,7 +84,7 @@ class Corpus:
 
 @functools.cache
 def _load(source: str, path: str | None, validation_fraction: float) -> Corpus:
-    if source == "shards":
+    if source == "prepared":
         return _shards(Path(str(path)))
     documents = _python_source() if source == "python_source" else _text_files(Path(str(path)))
     train: list[bytes] = []

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from muloco_runner.config import ConfigError
+from muloco_runner.config.names import OLD_VALUES, key_now, names_now
 from muloco_runner.paths import config_dir
 from muloco_runner.record import RecordError, RunFolder
 from sweeps.engine.work import Work
@@ -36,15 +37,15 @@ def _matches(work: Work, key: str, value: str) -> bool:
         return bool(work.labels.get("num_params") == _params_of(value))
     if key in work.labels:
         return _equal(work.labels[key], value)
-    return _equal(_setting(work, key), value)
+    return _equal(_setting(work, key), OLD_VALUES.get(key, {}).get(value, value))
 
 
 def _setting(work: Work, key: str) -> Any:
     try:
-        values: Any = RunFolder(work.folder).read_config()
+        values: Any = names_now(RunFolder(work.folder).read_config())
     except RecordError as error:
         raise ConfigError(f"{key}: no such label of {work.name}, and {error}") from None
-    for name in key.split("."):
+    for name in key_now(key).split("."):
         if not isinstance(values, dict) or name not in values:
             known = ", ".join(["run", "model", *work.labels, "and settings such as inner_optimizer.lr"])
             raise ConfigError(f"{key}: no such key to filter by; there are {known}")

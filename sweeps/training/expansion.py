@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from muloco_runner.compose import compose_tree, one_line
 from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.config.names import key_now, names_now, warn_renamed
 from muloco_runner.paths import config_dir
 from sweeps.grid import Point, check_not_empty, check_size, read_grids
 
@@ -66,8 +67,9 @@ class _Composer:
             tree, plain = self.trees[names]
             plain = copy.deepcopy(plain)
             for key, value in values.items():
-                _set(plain, key, self._parse(names, tree, key, value))
-            return RunConfig.from_dict(plain)
+                path = key_now(key, warn_renamed)
+                _set(plain, path, self._parse(names, tree, path, value))
+            return RunConfig.from_dict(names_now(plain, warn_renamed))
         except ConfigError as error:
             described = ", ".join(f"{key}={value}" for key, value in point.items())
             raise ConfigError(f"sweep: at {described}: {error}") from error

@@ -110,7 +110,7 @@ def test_bad_documents_may_be_left_out_and_are_counted(tmp_path: Path, monkeypat
 
 def test_a_damaged_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = prepared(write_jsonl(tmp_path / "input.jsonl", texts(300)), tmp_path / "whole")
-    data = DataConfig("shards", str(tmp_path / "cut"))
+    data = DataConfig("prepared", str(tmp_path / "cut"))
     shutil.copytree(whole, tmp_path / "cut")
     tokens = tmp_path / "cut" / "train-00000.tokens"
     content = tokens.read_bytes()
@@ -131,4 +131,4 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_numbers_fixed_by_the_manifest_are_not_given_again() -> None:
     with pytest.raises(ConfigError, match="no effect"):
-        DataConfig("shards", "somewhere", validation_fraction=0.2)
+        DataConfig("prepared", "somewhere", validation_fraction=0.2)

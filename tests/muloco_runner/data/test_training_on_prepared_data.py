@@ -30,7 +30,7 @@ def test_a_run_trains_on_shards_and_refuses_others_and_small_vocabularies(
 ) -> None:
     source = write_jsonl(tmp_path / "input.jsonl", texts(300))
     out = prepared(source, tmp_path / "out", shard_bytes=4000, validation_fraction=0.2)
-    run = tiny_run("diloco", "muon", num_workers=2, data=DataConfig("shards", str(out), validation_tokens=512))
+    run = tiny_run("diloco", "muon", num_workers=2, data=DataConfig("prepared", str(out), validation_tokens=512))
     folder = new_folder(run)
     assert run_job(folder, execution) is ExitCode.FINISHED
     header, result = folder.read_header(), folder.read_result()
@@ -48,9 +48,9 @@ def test_a_run_trains_on_shards_and_refuses_others_and_small_vocabularies(
     # A larger vocabulary than the model's.
     prepared(source, tmp_path / "bpe", tokenizer=str(tokenizer_file), validation_fraction=0.2)
     with pytest.raises(ConfigError, match=r"model.vocab_size=256 is smaller than the corpus's 290"):
-        check_can_run(tiny_run(data=DataConfig("shards", str(tmp_path / "bpe"), validation_tokens=512)))
+        check_can_run(tiny_run(data=DataConfig("prepared", str(tmp_path / "bpe"), validation_tokens=512)))
     with pytest.raises(ConfigError, match="290"):
-        check_data(tiny_run(data=DataConfig("shards", str(tmp_path / "bpe"))))
+        check_data(tiny_run(data=DataConfig("prepared", str(tmp_path / "bpe"))))
 
 
 def test_other_data_than_a_run_was_begun_on_is_one_line(
@@ -58,7 +58,7 @@ def test_other_data_than_a_run_was_begun_on_is_one_line(
 ) -> None:
     out = prepared(write_jsonl(tmp_path / "input.jsonl", texts(300)), tmp_path / "out")
     words = ["model=29k", "model.sequence_length=32", "global_batch_tokens=256", "tokens_per_parameter=0.1"]
-    words += ["data=shards", f"data.path={out}", "data.validation_tokens=256", f"root={tmp_path / 'root'}"]
+    words += ["data=prepared", f"data.path={out}", "data.validation_tokens=256", f"root={tmp_path / 'root'}"]
     monkeypatch.setattr(sys, "argv", ["muloco-train", *words])
     endings = []
     for seed in (0, 1):

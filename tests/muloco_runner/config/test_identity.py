@@ -1,0 +1,83 @@
+"""A run keeps its name: whatever settings are called, and whoever wrote its files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from muloco_runner.compose import compose_app_config
+from muloco_runner.config import ConfigError, RunConfig, names
+from muloco_runner.config.names import warn_renamed
+from muloco_runner.record import RunFolder
+from sweeps.cli.filters import select
+from sweeps.engine.work import Work
+from sweeps.training.expansion import expand
+
+HERE = Path(__file__).parent
+OLD_CONFIGS = sorted((HERE / "old_configs").glob("*.yaml"))
+PREPARED = "79ae5df8c6ef"
+
+
+def named_runs() -> list[dict[str, object]]:
+    """Runs of every axis, by their differences from the dataclasses' defaults, and the names that they were given."""
+    return [json.loads(line) for line in (HERE / "run_ids.jsonl").read_text().splitlines()]
+
+
+def test_fifty_runs_keep_their_names() -> None:
+    named = named_runs()
+    assert len({line["run_id"] for line in named}) >= 50
+    assert [RunConfig.from_dict(line["run"]).run_id for line in named] == [line["run_id"] for line in named]
+
+
+@pytest.mark.parametrize("file", OLD_CONFIGS, ids=lambda file: file.stem)
+def test_a_config_written_under_old_names_is_read_and_keeps_its_name(file: Path) -> None:
+    run = RunConfig.from_dict(json.loads(file.read_text()))
+    assert run.run_id == file.stem
+    assert RunConfig.from_dict(run.to_dict()) == run
+
+
+def test_an_old_value_works_on_a_command_line_and_in_a_sweep_with_one_line_of_warning(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    today = compose_app_config(["data=prepared", "data.path=data/books"]).run
+    assert today.run_id == PREPARED
+    capfd.readouterr()
+    for overrides in (["data=shards"], ["data=prepared", "data.source=shards"]):
+        warn_renamed.cache_clear()
+        assert compose_app_config([*overrides, "data.path=data/books"]).run == today
+        assert capfd.readouterr().err.splitlines() == [
+            "data.source=shards is called data.source=prepared now; the old name still works"
+        ]
+    warn_renamed.cache_clear()
+    sweep = {"fixed": {"data.path": "data/books"}, "grids": [{"product": {"data": ["shards"], "seed": [0, 1]}}]}
+    assert [run.data for run in expand(sweep, {})] == [today.data] * 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_a_filter_finds_runs_by_old_and_new_values(tmp_path: Path) -> None:
+    (old,) = (file for file in OLD_CONFIGS if '"shards"' in file.read_text())
+    folder = RunFolder.of(tmp_path, old.stem)
+    folder.write_config(json.loads(old.read_text()))
+    works = [Work(old.stem, str(folder.path), "m:f")]
+    for value in ("shards", "prepared"):
+        assert select(works, [f"data.source={value}"]) == works
+    with pytest.raises(ConfigError, match="no run"):
+        select(works, ["data.source=text"])
+
+
+def test_a_renamed_setting_keeps_its_name_in_the_hash_and_is_read_under_the_old_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = RunConfig.from_dict(named_runs()[3]["run"])  # type: ignore[arg-type]
+    # As if seed and method.sync_interval had been called otherwise when runs were first named.
+    monkeypatch.setattr(names, "KEYS_IN_HASH", {"seed": "number", "method.sync_interval": "h"})
+    monkeypatch.setattr(names, "OLD_KEYS", {"number": "seed", "method.h": "sync_interval"})
+    before = names.names_in_hash(run.to_dict())
+    assert before["number"] == run.seed
+    assert before["method"]["h"] == run.method.sync_interval  # type: ignore[attr-defined]
+    assert {"seed", "sync_interval"}.isdisjoint({*before, *before["method"]})
+    assert RunConfig.from_dict(before) == run
+    told: list[tuple[str, str]] = []
+    names.names_now(before, lambda *pair: told.append(pair))
+    assert sorted(told) == [("method.h", "method.sync_interval"), ("number", "seed")]
+    assert names.key_now("method.h") == "method.sync_interval"
