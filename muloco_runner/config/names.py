@@ -58,7 +58,7 @@ def warn_renamed(before: str, now: str) -> None:
 def _with_keys(
     values: Mapping[str, Any], keys: Mapping[str, str], tell: Tell = lambda before, now: None, above: str = ""
 ) -> dict[str, Any]:
-    out = {}
+    out: dict[str, Any] = {}
     for key, value in values.items():
         name = keys.get(f"{above}{key}", key)
         if name != key:
@@ -70,7 +70,7 @@ def _with_keys(
 def _with_values(
     values: Mapping[str, Any], names: Values, tell: Tell = lambda before, now: None, above: str = ""
 ) -> dict[str, Any]:
-    out = {}
+    out: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{above}{key}"
         if isinstance(value, Mapping):
