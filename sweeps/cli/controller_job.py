@@ -36,15 +36,18 @@ _TICKS_BETWEEN_CONTROLLERS = 2
 
 
 def start(folder: SweepFolder, cluster: ClusterConfig) -> tuple[str, bool]:
-    """The number of the job that is to control the sweep, and whether it is new: one that is queued already will do.
+    """Return the number of the job that is to control the sweep, and whether it is new.
 
-    Raises `ConfigError` where SLURM refuses it.
+    A queued one of the same code will do; one of other code, which may not know what this code wrote, is cancelled.
+    Raises `ConfigError` where SLURM refuses the job.
     """
     found = queued(folder)
     if found is None:
         raise ConfigError("SLURM does not answer, so nobody knows whether a controller is queued: try again later")
-    if found:
+    if found and _runs_code(folder, keep_source(folder.root)):
         return found[0], False
+    if found:
+        answer_of("scancel", *found)
     try:
         return _submit(folder, cluster, None), True
     except Refused as refusal:
@@ -67,9 +70,22 @@ def _submit(folder: SweepFolder, cluster: ClusterConfig, after: str | None) -> s
     patience = _TICKS_BETWEEN_CONTROLLERS * cluster.tick_seconds
     log = folder.controller_log.resolve()
     setup = [*cluster.setup, *import_lines(str(keep_source(folder.root)))]
-    script = folder.cluster_dir / "controller.sh"
+    script = _script(folder)
     write_atomically(script, controller_script(cluster, job_name(folder), log, after, setup, command, patience))
     return submit_script(script)
+
+
+def _script(folder: SweepFolder) -> Path:
+    return folder.cluster_dir / "controller.sh"
+
+
+def _runs_code(folder: SweepFolder, code: Path) -> bool:
+    """Whether the newest controller that was queued imports from `code`."""
+    try:
+        lines = _script(folder).read_text().splitlines()
+    except FileNotFoundError:
+        return False
+    return set(import_lines(str(code))) <= set(lines)
 
 
 class _Succession:

@@ -20,7 +20,7 @@ from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType
+from types import CodeType, SimpleNamespace
 from typing import Any, ClassVar
 
 import cloudpickle
@@ -49,8 +49,12 @@ class Program:
 
 
 def write_program(path: Path, program: Program) -> None:
-    """Replaces the program, so that jobs that start later run today's."""
-    write_atomically(path, pickle.dumps((os.getcwd(), sys.path, _dumps(program))))
+    """Replaces the program, so that jobs that start later run today's.
+
+    It names no module of ours: a job that was submitted before an upgrade reads it with the modules of its time.
+    """
+    fields = SimpleNamespace(**vars(program))
+    write_atomically(path, pickle.dumps((os.getcwd(), sys.path, _dumps(fields))))
 
 
 def _read_program(path: Path) -> Program:
@@ -58,8 +62,7 @@ def _read_program(path: Path) -> Program:
     folder, search, body = pickle.loads(path.read_bytes())
     os.chdir(folder)
     sys.path[:0] = [place for place in search if place not in sys.path]
-    program: Program = pickle.loads(body)
-    return program
+    return Program(**vars(pickle.loads(body)))
 
 
 def run(
