@@ -83,6 +83,7 @@ def _fit(arguments: list[str]) -> int:
 
 def _compare(arguments: list[str]) -> int:
     from analysis.report.compare import compare_reports, read_report
+    from analysis.report.escape import markdown, printable
 
     parser = _Parser(prog="muloco-report compare", description="What differs between two reports.")
     parser.add_argument("first", type=Path, metavar="A", help="a report.json, or the folder of a report or a study")
@@ -90,7 +91,8 @@ def _compare(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="Markdown file to write (default: print it)")
     options = parser.parse_args(arguments)
     tables, notes = compare_reports(read_report(options.first), read_report(options.second))
-    parts = [f"# {options.first} and {options.second}\n", *[f"- {note}" for note in notes]]
+    title = printable(f"{options.first} and {options.second}")
+    parts = [f"# {markdown(title)}\n", *[f"- {markdown(note)}" for note in notes]]
     parts += [f"\n{table.caption}:\n\n{table.to_markdown()}" for table in tables if table.rows]
     text = "\n".join(parts) + "\n"
     if options.out is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from analysis.report.content import SCHEMA_VERSION
+from analysis.report.content import SCHEMA_VERSION, json_values
 from analysis.report.page_table import Column, Table
 from muloco_runner.config import ConfigError
 
@@ -25,7 +25,7 @@ def read_report(path: Path) -> dict[str, Any]:
     version = report.get("schema_version") if isinstance(report, dict) else None
     if version != SCHEMA_VERSION:
         raise ConfigError(f"{file}: schema version {version}, this program reads {SCHEMA_VERSION}: write it again")
-    found: dict[str, Any] = report
+    found: dict[str, Any] = json_values(report)
     return found
 
 

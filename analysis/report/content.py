@@ -19,6 +19,7 @@ from analysis.optima import PLATEAU, Optima, find_optima, main_budget
 from analysis.published.page import overlay
 from analysis.questions import critical_batch_size, iso_loss
 from analysis.report import fitted_parts, verdict
+from analysis.report.escape import printable
 from analysis.report.options import Options
 from analysis.runs import TUNED, Study
 
@@ -65,9 +66,8 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         "published": overlay() if options.published else None,
         "provenance": _provenance(study, options),
     }
-    report["verdict"] = verdict.statements(report)
-    plain: dict[str, Any] = _plain(report)
-    return plain
+    plain: dict[str, Any] = json_values(report)
+    return {**plain, "verdict": verdict.statements(plain)}
 
 
 def _scales(best: pd.DataFrame) -> list[dict[str, Any]]:
@@ -256,16 +256,16 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _plain(value: Any) -> Any:
-    """Values that JSON can hold: numpy scalars become Python's, what is not finite becomes null."""
+def json_values(value: Any) -> Any:
+    """Values that JSON can hold: numpy scalars become Python's, what is not finite becomes null, text is printable."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {printable(str(k)): json_values(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [json_values(v) for v in value]
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if isinstance(value, (int, np.integer)):
         return int(value)
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
-    return value
+    return printable(value) if isinstance(value, str) else value

@@ -14,6 +14,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from markupsafe import escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -32,6 +33,7 @@ _FILLS = ("full", "none", "left", "top", "right", "bottom")
 _HIGHEST = 1.1
 """Losses above this multiple of the best are not drawn against batch or learning rate."""
 RC: Any = {
+    "text.parse_math": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "pdf.fonttype": 42,
@@ -84,20 +86,18 @@ class Drawing:
         text = svg[svg.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
         text = re.sub(r"<title>.*?</title>\s*", "", text, flags=re.S)
-        text = re.sub(r'\bid="', f'id="{self.name}-', text)
-        text = text.replace('xlink:href="#', f'xlink:href="#{self.name}-').replace("url(#", f"url(#{self.name}-")
-        text = text.replace(INK, "currentColor")
-        return re.sub(
-            r"<svg [^>]*?viewBox=\"([^\"]*)\"[^>]*>",
-            rf'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" '
-            rf'role="img" aria-label="{_escape(self.alt)}">',
-            text,
-            count=1,
+        text = re.sub(r"<[^>]*>", lambda tag: self._inline_tag(tag[0]), text)
+        (box,) = re.findall(r'^<svg [^>]*?viewBox="([^"]*)"', text)
+        head = (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{box}" role="img" aria-label="{escape(self.alt)}">'
         )
+        return head + text[text.index(">") + 1 :]
 
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    def _inline_tag(self, tag: str) -> str:
+        tag = re.sub(r'\bid="', f'id="{self.name}-', tag)
+        tag = tag.replace('xlink:href="#', f'xlink:href="#{self.name}-').replace("url(#", f"url(#{self.name}-")
+        return tag.replace(INK, "currentColor")
 
 
 class Styles:
@@ -119,7 +119,7 @@ class Styles:
                 "marker": base[1],
                 "linestyle": base[2],
                 "fillstyle": _FILLS[position % len(_FILLS)],
-                "label": name,
+                "label": legend_label(name),
                 "linewidth": max(0.7, 1.5 - 0.3 * position),
                 "alpha": 1.0 if position == 0 else 0.7,
             }
@@ -150,6 +150,11 @@ class Styles:
 
     def curve(self, name: str) -> dict[str, Any]:
         return {**self._styles[name], "marker": "none", "label": None}
+
+
+def legend_label(name: str) -> str:
+    """The name in a legend. Matplotlib drops labels that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def panel(
@@ -217,8 +222,8 @@ def arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], color
 
 
 def series_slug(name: str) -> str:
-    """For names of files, as is the next."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    """The name for a file, at most 40 characters; two names may give the same (`draw_all` tells figures apart)."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower())[:40].strip("_")
 
 
 def size_slug(num_params: float) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
+import json
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from analysis.report.drawing import Styles
 from analysis.report.numbers import count
@@ -15,6 +17,29 @@ from muloco_runner.record import write_atomically
 _MARKERS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross",
             "X": "x", "h": "hexagon"}  # fmt: skip
 _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
+_DRAW = """\
+for (const [i, figure] of JSON.parse(document.getElementById("figures").textContent).entries())
+  Plotly.newPlot(`figure-${i}`, figure.data, figure.layout, {responsive: true, displaylogo: false});"""
+_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<script>{library}</script>
+</head>
+<body>
+{panels}
+<script type="application/json" id="figures">{figures}</script>
+<script>{draw}</script>
+</body>
+</html>
+"""
+
+Trace = tuple[str, list[tuple[float, float]], bool]
+"""Name of a series, its points, and whether a line connects them."""
 
 
 def require_plotly() -> None:
@@ -27,41 +52,65 @@ def require_plotly() -> None:
 
 def write_interactive(report: dict[str, Any], path: Path) -> None:
     """Loss against batch, critical batch, reducible loss and ratios; the same bytes for the same report."""
-    import plotly.graph_objects as go
     from plotly.offline import get_plotlyjs
 
     styles = Styles(report["series"])
-    parts = []
-    for number, (title, x, y, log_y, traces) in enumerate(_figures(report)):
-        figure = go.Figure()
-        for name, points, lines in traces:
-            style = styles.line(name)
-            marker = {"symbol": _MARKERS[style["marker"]], "color": style["color"], "size": 8}
-            line = {"color": style["color"], "dash": _DASHES[style["linestyle"]]}
-            mode = "lines+markers" if lines else "markers"
-            figure.add_scatter(
-                x=[p[0] for p in points], y=[p[1] for p in points], name=name, mode=mode, marker=marker, line=line
-            )
-        figure.update_layout(title=title, xaxis_title=x, yaxis_title=y, template="plotly_white", height=520)
-        figure.update_xaxes(type="log")
-        if log_y:
-            figure.update_yaxes(type="log")
-        parts.append(figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{number}"))
-    body = "\n".join(parts)
-    text = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_escaped(report['title'])}</title>\n<script>{get_plotlyjs()}</script>\n</head>\n<body>\n{body}\n"
-        "</body>\n</html>\n"
+    figures = [_plotly_figure(styles, *figure) for figure in _figures(report)]
+    library = get_plotlyjs().replace("\r\n", "\n")
+    page = _PAGE.format(
+        policy=_policy(library, _DRAW),
+        title=html.escape(report["title"]),
+        library=library,
+        panels="\n".join(f'<div id="figure-{i}"></div>' for i in range(len(figures))),
+        # Data inside a script element end at the first `</script`, whatever JSON says.
+        figures=json.dumps(figures, allow_nan=False).replace("<", "\\u003c"),
+        draw=_DRAW,
     )
-    write_atomically(path, text)
+    write_atomically(path, page)
 
 
-def _figures(report: dict[str, Any]) -> list[tuple[str, str, str, bool, list[tuple[str, list[Any], bool]]]]:
+def _policy(*scripts: str) -> str:
+    """A content-security policy that runs these scripts and no other, and loads nothing."""
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _plotly_figure(styles: Styles, title: str, x: str, y: str, log_y: bool, traces: list[Trace]) -> dict[str, Any]:
+    """Data and layout. Plotly reads tags in names and titles, so these are escaped as for HTML."""
+    data = []
+    for name, points, lines in traces:
+        style = styles.line(name)
+        data.append(
+            {
+                "type": "scatter",
+                "x": [point[0] for point in points],
+                "y": [point[1] for point in points],
+                "name": html.escape(name, quote=False),
+                "mode": "lines+markers" if lines else "markers",
+                "marker": {"symbol": _MARKERS[style["marker"]], "color": style["color"], "size": 8},
+                "line": {"color": style["color"], "dash": _DASHES[style["linestyle"]]},
+            }
+        )
+    layout = {
+        "title": {"text": html.escape(title, quote=False)},
+        "xaxis": {"title": {"text": x}, "type": "log"},
+        "yaxis": {"title": {"text": y}, **({"type": "log"} if log_y else {})},
+        "height": 520,
+        "showlegend": True,
+    }
+    return {"data": data, "layout": layout}
+
+
+def _figures(report: dict[str, Any]) -> list[tuple[str, str, str, bool, list[Trace]]]:
+    """Title, both axes, whether y is logarithmic, and traces of each figure."""
     out = []
     curves = report["loss_vs_batch"]
     for n in sorted({curve["num_params"] for curve in curves}):
-        traces = [
+        traces: list[Trace] = [
             (c["series"], [(p["global_batch_tokens"], p["loss"]) for p in c["points"]], True)
             for c in _in_order(report, [c for c in curves if c["num_params"] == n])
         ]
@@ -86,7 +135,7 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str, str, bool, list[tup
     for key, title in (("iso_loss", "Compute"), ("time_ratio", "Training time")):
         if not report[key]["reason"]:
             traces = [
-                (name, [(r["flops"], r["value"]) for r in curve if np.isfinite(r["value"])], True)
+                (name, [(r["flops"], r["value"]) for r in curve if r["value"] is not None], True)
                 for name, curve in report[key]["curves"].items()
             ]
             baseline = report["settings"]["baseline"]
@@ -96,7 +145,3 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str, str, bool, list[tup
 
 def _in_order(report: dict[str, Any], curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(curves, key=lambda curve: report["series"].index(curve["series"]))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")

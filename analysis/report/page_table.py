@@ -7,6 +7,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.report.escape import csv_cell, latex, markdown
 from analysis.report.numbers import show
 
 
@@ -38,9 +39,9 @@ class Table:
         ]
 
     def to_csv(self) -> str:
-        """Full precision; an interval takes two columns."""
+        """Full precision; an interval fills two columns. Text is quoted, and never a formula."""
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
+        writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         pairs = [
             any(isinstance(row[i], list) and len(row[i]) == 2 for row in self.rows) for i in range(len(self.columns))
         ]
@@ -55,25 +56,29 @@ class Table:
                     line += value if value else ["", ""]
                 else:
                     line.append("; ".join(map(str, value)) if isinstance(value, list) else value)
-            writer.writerow(["" if v is None else v for v in line])
+            writer.writerow(["" if v is None else csv_cell(v) for v in line])
         return out.getvalue()
 
     def to_markdown(self) -> str:
-        head = "| " + " | ".join(column.heading for column in self.columns) + " |"
+        head = "| " + " | ".join(markdown(column.heading) for column in self.columns) + " |"
         rule = "|" + "|".join("---" if column.kind == "text" else "---:" for column in self.columns) + "|"
-        body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.cells()]
+        body = ["| " + " | ".join(row) + " |" for row in self._markdown_cells()]
         return "\n".join([head, rule, *body])
+
+    def _markdown_cells(self) -> list[list[str]]:
+        """Text is escaped; formatted numbers and intervals are Markdown already."""
+        return [
+            [cell if _is_numeric(value) else markdown(cell) for value, cell in zip(row, cells, strict=True)]
+            for row, cells in zip(self.rows, self.cells(), strict=True)
+        ]
 
     def to_latex(self) -> str:
         columns = "".join("l" if column.kind == "text" else "r" for column in self.columns)
         lines = [f"% {self.caption}", rf"\begin{{tabular}}{{{columns}}}", r"\hline"]
-        lines.append(" & ".join(_latex(column.heading) for column in self.columns) + r" \\ \hline")
-        lines += [" & ".join(_latex(cell) for cell in row) + r" \\" for row in self.cells()]
+        lines.append(" & ".join(latex(column.heading) for column in self.columns) + r" \\ \hline")
+        lines += [" & ".join(latex(cell) for cell in row) + r" \\" for row in self.cells()]
         return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 
 
-def _latex(text: str) -> str:
-    for char, replacement in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"),
-                              ("^", r"\^{}"), ("\u202f", r"\,"), ("–", "--")):  # fmt: skip
-        text = text.replace(char, replacement)
-    return text
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, list) and all(_is_numeric(v) for v in value))

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from analysis.report.escape import markdown_markup
 from analysis.report.figures import draw_all
 from analysis.report.numbers import show
 from analysis.report.tables import all_tables
@@ -21,14 +22,6 @@ def write_report(report: dict[str, Any], out: Path) -> list[Path]:
     report = json.loads(text)
     tables = all_tables(report)
     drawings = draw_all(report)
-    environment = Environment(
-        loader=PackageLoader("analysis.report"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["show"] = show
     figures: dict[str, list[dict[str, Any]]] = {}
     files: dict[Path, str | bytes] = {out / "report.json": text}
     for drawing in drawings:
@@ -41,7 +34,7 @@ def write_report(report: dict[str, Any], out: Path) -> list[Path]:
     for name, table in tables.items():
         files[out / "tables" / f"{name}.csv"] = table.to_csv()
         files[out / "tables" / f"{name}.tex"] = table.to_latex()
-    for page in ("report.html", "report.md"):
+    for page, environment in _environments().items():
         template = environment.get_template(f"{page}.j2")
         files[out / page] = template.render(report=report, tables=tables, figures=figures)
     for path, content in files.items():
@@ -51,3 +44,18 @@ def write_report(report: dict[str, Any], out: Path) -> list[Path]:
         else:
             write_atomically(path, content)
     return list(files)
+
+
+def _environments() -> dict[str, Environment]:
+    """Templates of both pages; every expression that is not finished markup is escaped for its page."""
+    settings: Any = {
+        "loader": PackageLoader("analysis.report"),
+        "autoescape": True,
+        "undefined": StrictUndefined,
+        "trim_blocks": True,
+        "lstrip_blocks": True,
+    }
+    pages = {"report.html": Environment(**settings), "report.md": Environment(**settings, finalize=markdown_markup)}
+    for environment in pages.values():
+        environment.filters["show"] = show
+    return pages

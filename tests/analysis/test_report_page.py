@@ -1,5 +1,6 @@
 """The page and report.json: every number of the one is in the other, both are what their formats promise."""
 
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def known(report: dict[str, Any]) -> set[str]:
 def test_every_number_of_the_page_is_in_the_json(page: str, planted: tuple[Path, Path], known: set[str]) -> None:
     text = (planted[1] / page).read_text()
     text = re.sub(r"<(svg|style)\b.*?</\1>|<[^>]*>|!\[[^\]]*\]\([^)]*\)", " ", text, flags=re.S)
-    on_page = numbers_in(text)
+    on_page = numbers_in(html.unescape(text))
     assert len(on_page) > 200
     assert on_page <= known, sorted(on_page - known)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import matplotlib as mpl
@@ -40,4 +42,15 @@ def draw_all(report: dict[str, Any]) -> list[Drawing]:
         drawings: list[Drawing] = []
         for plot in _PLOTS:
             drawings += plot(report, styles)
-        return drawings
+        return _with_own_names(drawings)
+
+
+def _with_own_names(drawings: list[Drawing]) -> list[Drawing]:
+    """The drawings, a number after a name that was given before: names are names of files and ids of a page."""
+    seen: Counter[str] = Counter()
+    out = []
+    for drawing in drawings:
+        seen[drawing.name] += 1
+        again = seen[drawing.name]
+        out.append(drawing if again == 1 else replace(drawing, name=f"{drawing.name}__{again}"))
+    return out
