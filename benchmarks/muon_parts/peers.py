@@ -90,19 +90,19 @@ def batched(orthogonalize: Callable[[Tensor], Tensor]) -> MakeStep:
     """A step around somebody's orthogonalisation of a batch of equal shapes: foreach for all that is elementwise."""
 
     def make(parameters: list[nn.Parameter]) -> Step:
-        banks: dict[torch.Size, list[nn.Parameter]] = {}
+        buckets: dict[torch.Size, list[nn.Parameter]] = {}
         for parameter in parameters:
-            banks.setdefault(parameter.shape, []).append(parameter)
-        momenta = {shape: [torch.zeros_like(p) for p in bank] for shape, bank in banks.items()}
+            buckets.setdefault(parameter.shape, []).append(parameter)
+        momenta = {shape: [torch.zeros_like(p) for p in bucket] for shape, bucket in buckets.items()}
 
         @torch.no_grad()
         def step() -> None:
-            for shape, bank in banks.items():
-                gradients = [p.grad for p in bank]
+            for shape, bucket in buckets.items():
+                gradients = [p.grad for p in bucket]
                 torch._foreach_lerp_(momenta[shape], gradients, 1 - MOMENTUM)
                 updates = torch._foreach_lerp(gradients, momenta[shape], MOMENTUM)
                 out = orthogonalize(torch.stack(updates))
-                torch._foreach_add_(bank, [o.float() for o in out.unbind()], alpha=-LR * lr_scale(bank[0]))
+                torch._foreach_add_(bucket, [o.float() for o in out.unbind()], alpha=-LR * lr_scale(bucket[0]))
 
         return step
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from muloco_runner.config import OuterMuonConfig, OuterOptimizerConfig
 from muloco_runner.diloco.flat import views
 from muloco_runner.distributed.row_shards import WholeTensors
-from muloco_runner.optimizers.buckets.base import shape_scale
 from muloco_runner.optimizers.orthogonalize import choose_backend, orthogonalize
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
+from muloco_runner.optimizers.update_rule import shape_scale
 
 
 class OuterOptimizer(Protocol):

@@ -20,7 +20,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_distributed(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def placed_like(part: Tensor, like: Tensor) -> Tensor:
+def as_dtensor_like(part: Tensor, like: Tensor) -> Tensor:
     """This rank's part as a DTensor placed as `like`."""
     from torch.distributed.tensor import DTensor
 

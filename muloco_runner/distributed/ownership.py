@@ -1,19 +1,19 @@
-"""Which rank orthogonalises which matrix: whole matrices, dealt so that every rank has about the same work."""
+"""Which rank orthogonalises which matrix: each matrix has one owner, and every rank about the same work."""
 
 from __future__ import annotations
 
 
-class Owners:
-    """Deals matrices to `num_ranks` ranks; every rank that deals the same matrices in the same order agrees."""
+class OwnerAssignment:
+    """Assigns matrices to `num_ranks` ranks; ranks that assign the same matrices in the same order agree."""
 
     def __init__(self, num_ranks: int) -> None:
         self.loads = [0.0] * num_ranks
-        """Arithmetic of a step that each rank has so far."""
+        """Multiplications of one step that each rank has so far, up to a factor."""
 
-    def deal(self, num_matrices: int, rows: int, columns: int) -> list[int]:
-        """The owner of each of these matrices: always the rank with the least to do.
+    def assign(self, num_matrices: int, rows: int, columns: int) -> list[int]:
+        """Return the owner of each of `num_matrices` matrices (rows, columns): always the rank with the least work.
 
-        Deal large matrices first: then no rank has more than 4/3 of the best possible (Graham 1969).
+        Assign large matrices first: then no rank has more than 4/3 of the best possible (Graham 1969).
         """
         short, long = sorted((rows, columns))
         cost = short * short * (3.0 * long + short)
@@ -26,7 +26,7 @@ class Owners:
 
 
 def rounds_of(owners: list[int], num_ranks: int, at_once: int) -> list[list[list[int]]]:
-    """Rounds in which every rank works on at most `at_once` of its matrices: round -> rank -> indices of matrices."""
+    """Return rounds in which every rank works on at most `at_once` of its matrices: [round][rank] -> indices."""
     of_rank = [[index for index, owner in enumerate(owners) if owner == rank] for rank in range(num_ranks)]
     longest = max(map(len, of_rank))
-    return [[mine[start : start + at_once] for mine in of_rank] for start in range(0, longest, at_once)]
+    return [[own[start : start + at_once] for own in of_rank] for start in range(0, longest, at_once)]

@@ -1,4 +1,4 @@
-"""Collectives under way, each with what is to be done with its result."""
+"""Collectives that have been started, each with what to do with its result."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ from collections.abc import Callable, Sequence
 
 from muloco_runner.distributed.collectives import Transfer
 
-Travelling = tuple[Transfer, Callable[[], None]]
-"""A collective, and what to do when it has ended."""
+PendingTransfer = tuple[Transfer, Callable[[], None]]
+"""A started collective, and what to do when it has ended."""
 
 
-class InFlight:
-    """Results are taken in the order of `push`, one round behind: while one travels, the next is computed.
-
-    More under way would only hold more memory.
-    """
+class PendingTransfers:
+    """Finishes transfers in the order in which they were added, one round behind: while one round is under way, the
+    next is computed. More rounds at once would only hold more memory."""
 
     def __init__(self) -> None:
-        self._round: Sequence[Travelling] = ()
+        self._round: Sequence[PendingTransfer] = ()
 
-    def push(self, *travelling: Travelling) -> None:
-        """Adds a round: what has begun to travel since the last one, possibly nothing. Ends the one before."""
-        last, self._round = self._round, travelling
-        for transfer, finish in last:
+    def add_round(self, *transfers: PendingTransfer) -> None:
+        """Add what has been started since the last round, possibly nothing, and finish the round before."""
+        previous, self._round = self._round, transfers
+        for transfer, finish in previous:
             transfer.wait()
             finish()
 
-    def flush(self) -> None:
-        """Ends all."""
-        self.push()
+    def finish(self) -> None:
+        """Finish all that is pending."""
+        self.add_round()

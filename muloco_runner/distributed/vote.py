@@ -1,4 +1,7 @@
-"""A count over all ranks that travels beside the next step, so that no step waits for a slow network."""
+"""Votes of all ranks on control flags (stop, save, ...): an asynchronous all-reduce beside the next step.
+
+No step waits for a slow network, and all ranks decide alike.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,26 @@ from muloco_runner.distributed.collectives import Transfer
 from muloco_runner.distributed.topology import Communicator
 
 
-class Ballot:
-    """What the ranks must decide alike. All of them call both methods at the same steps."""
+class ControlFlagVote:
+    """Sums of each rank's control flags. All ranks call both methods at the same steps."""
 
-    def __init__(self, communicator: Communicator, own: Callable[[], list[int]]) -> None:
-        """`own` tells what this rank has to say at the moment: always as many numbers."""
-        self._communicator, self._own = communicator, own
-        self._sent: tuple[Tensor, Transfer] | None = None
+    def __init__(self, communicator: Communicator, own_flags: Callable[[], list[int]]) -> None:
+        """`own_flags` returns this rank's flags as they are now: always as many numbers."""
+        self._communicator, self._own_flags = communicator, own_flags
+        self._pending: tuple[Tensor, Transfer] | None = None
 
-    def send(self) -> None:
-        """To all ranks, what is so now."""
+    def start(self) -> None:
+        """Start to sum the flags over the ranks, as they are now."""
         if self._communicator.topology.num_ranks > 1:
-            votes = torch.tensor(self._own(), dtype=torch.int32)
-            self._sent = votes, self._communicator.begin_sum_over_ranks(votes)
+            flags = torch.tensor(self._own_flags(), dtype=torch.int32)
+            self._pending = flags, self._communicator.begin_sum_over_ranks(flags)
 
-    def count(self) -> list[int]:
-        """Sums over the ranks: of what was sent last, or, where there is one rank, of what is so now."""
-        if self._sent is None:
-            return self._own()
-        votes, transfer = self._sent
-        self._sent = None
+    def result(self) -> list[int]:
+        """Return the sums over the ranks of the flags at the last `start`; on one rank, the flags as they are now."""
+        if self._pending is None:
+            return self._own_flags()
+        flags, transfer = self._pending
+        self._pending = None
         transfer.wait()
-        counts: list[int] = votes.tolist()
-        return counts
+        sums: list[int] = flags.tolist()
+        return sums

@@ -127,7 +127,7 @@ def of_muon(here: Rank) -> float:
     if not isinstance(here.run.inner_optimizer, MuonConfig):
         return 0.0
     width, ffn, replicas = here.model.width, here.model.ffn_width, here.replicas
-    # Of the largest shape there are two a block, dealt to the ranks and worked on a few at once.
+    # Of the largest shape there are two a block, assigned to the ranks and worked on a few at once.
     of_rank = -(-2 * here.model.num_layers // replicas)
     tiles = -(-width // 128)
     at_once = min(of_rank, 8 if here.on_cpu else -(-1056 * 2 // (tiles * (tiles + 1))))
@@ -138,7 +138,7 @@ def of_muon(here: Rank) -> float:
         # Whole updates; rows of results, which leave in one round while those of the round before arrive.
         return working + (10 + 2 * here.staged) * at_once * size
     if here.shares_muon:
-        # A lane of results. Of all lanes what is on its way, what has come before, and one message of that in float32.
+        # An owner buffer of results. Of all buffers what is pending, what came before, one message of it in float32.
         message = _lane_message(here)
         on_its_way = min(here.matrices, message * max(1, replicas * at_once * size // message))
         before = min(on_its_way, here.matrices - on_its_way)

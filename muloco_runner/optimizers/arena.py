@@ -1,4 +1,4 @@
-"""Memory that several users fill one after another."""
+"""Memory that several users fill one after the other."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 class Arena:
-    """Memory that workspaces of one device use in turn: as much as the largest needs."""
+    """One memory that the workspaces of a device use in turn: as much as the largest needs."""
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None
 
-    def take(self, nbytes: int, device: torch.device) -> Tensor:
-        """That many bytes. What is taken later may be the same ones."""
+    def allocate(self, nbytes: int, device: torch.device) -> Tensor:
+        """Return `nbytes` bytes (uint8) on `device`. A later call may return the same ones."""
         if self._memory is None or self._memory.nbytes < nbytes or self._memory.device != device:
             self._memory = torch.empty(nbytes, dtype=torch.uint8, device=device)
         return self._memory[:nbytes]

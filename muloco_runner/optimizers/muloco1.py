@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from muloco_runner.distributed.dtensor import state_dtype
-from muloco_runner.optimizers.buckets.assign import Bank
+from muloco_runner.optimizers.buckets.base import Bucket
 from muloco_runner.optimizers.muon import Muon
 from muloco_runner.optimizers.validate import check_count, check_range
 
@@ -59,17 +59,17 @@ class MuLoCo1(Muon):
         return super()._state_names(algorithm) | {"anchor", "outer_momentum"}
 
     @torch.no_grad()
-    def _begin_anew(self, parameter: Tensor) -> None:
-        super()._begin_anew(parameter)
+    def _reset_state(self, parameter: Tensor) -> None:
+        super()._reset_state(parameter)
         self.state[parameter]["anchor"].copy_(parameter)
 
-    def _create_state(self, group: dict[str, Any]) -> list[Bank]:
-        banks = super()._create_state(group)
+    def _create_state(self, group: dict[str, Any]) -> list[Bucket]:
+        buckets = super()._create_state(group)
         for parameter in group["params"]:
             state, dtype = self.state[parameter], state_dtype(parameter)
             state.setdefault("anchor", parameter.detach().to(dtype, copy=True))
             state.setdefault("outer_momentum", torch.zeros_like(parameter, dtype=dtype))
-        return banks
+        return buckets
 
     def _after_step(self) -> None:
         for group in self.param_groups:

@@ -1,9 +1,9 @@
 """Muon on hidden matrices, AdamW on everything else, as one torch optimizer.
 
 Muon (Keller Jordan et al.): the momentum of each matrix is orthogonalised by a Newton-Schulz polynomial and scaled by
-its shape; weight decay is decoupled. Matrices of one shape share a bank and are orthogonalised together. All state is
-created at once, in float32, and saved per parameter. Ranks that train one model share the work: see `shared_bank` for
-replicas and `sharded_bank` for parameters that are themselves spread over the ranks.
+its shape; weight decay is decoupled (`update_rule`). Matrices of one shape share a bucket and are orthogonalised
+together. All state is created at once, in float32, and saved per parameter. Ranks that train one model share the work:
+see `buckets.replicated` for replicas, `buckets.sharded` for parameters whose rows are sharded over the ranks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,17 +20,16 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from muloco_runner.config import ConfigError
+from muloco_runner.config.inner_optimizer import LrScale, MomentumForm
 from muloco_runner.distributed.collectives import Collectives
 from muloco_runner.distributed.dtensor import copy_into, local
-from muloco_runner.distributed.pending import InFlight
+from muloco_runner.distributed.pending import PendingTransfers
 from muloco_runner.distributed.traffic import Traffic
-from muloco_runner.optimizers.buckets.assign import Bank, Replayable, Shared, average_gradients, create_banks, owners_of
-from muloco_runner.optimizers.buckets.replicated import SharedBank
+from muloco_runner.optimizers.buckets.base import Bucket, GraphCapturable
+from muloco_runner.optimizers.buckets.bucketing import BucketContext, create_buckets
+from muloco_runner.optimizers.buckets.replicated import ReplicatedBucket, average_gradients, owners_of
 from muloco_runner.optimizers.step_graph import StepGraph
 from muloco_runner.optimizers.validate import check_group, check_keys, check_saved_groups, check_saved_state
-
-MomentumForm = Literal["sum", "ema"]
-LrScale = Literal["spectral", "keller_jordan", "moonlight"]
 
 
 class Muon(torch.optim.Optimizer):
@@ -82,11 +81,11 @@ class Muon(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "backend": backend,
         }
-        self._banks: list[list[Bank]] = []
+        self._buckets: list[list[Bucket]] = []
         """Of each group."""
         traffic = Traffic() if traffic is None else traffic
         replicas = None if process_group is None else Collectives(process_group, traffic)
-        self._shared = Shared(replicas if replicas is not None and replicas.size > 1 else None, traffic)
+        self._context = BucketContext(replicas if replicas is not None and replicas.size > 1 else None, traffic)
         self._graph = StepGraph() if cuda_graph else None
         self._given: dict[Tensor, Tensor] = {}
         self._clip: Tensor | None = None
@@ -100,50 +99,50 @@ class Muon(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             self._check(group)
-            banks = self._create_state(group)
-            if self._graph is not None and not all(isinstance(bank, Replayable) for bank in banks):
+            buckets = self._create_state(group)
+            if self._graph is not None and not all(isinstance(bucket, GraphCapturable) for bucket in buckets):
                 raise ConfigError("cuda_graph=True needs backend=triton on a GPU, and no process_group")
         except Exception:
             self.param_groups.pop()
             for parameter in group["params"]:
                 self.state.pop(parameter, None)
             raise
-        self._banks.append(banks)
+        self._buckets.append(buckets)
 
     def _check(self, group: dict[str, Any]) -> None:
         check_group(group)
 
-    def _create_state(self, group: dict[str, Any]) -> list[Bank]:
-        """The banks of a group; their state is zeros, or what `self.state` holds of it already."""
-        banks = create_banks(group, self._shared)
-        for bank in banks:
-            for index, parameter in enumerate(bank.parameters):
-                for name, held in bank.state(index).items():
+    def _create_state(self, group: dict[str, Any]) -> list[Bucket]:
+        """The buckets of a group; their state is zeros, or what `self.state` holds of it already."""
+        buckets = create_buckets(group, self._context)
+        for bucket in buckets:
+            for index, parameter in enumerate(bucket.parameters):
+                for name, held in bucket.state(index).items():
                     if name in self.state[parameter]:
                         copy_into(held, self.state[parameter][name])
                     self.state[parameter][name] = held
-        return banks
+        return buckets
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._shared.replicas is not None:
+        if self._context.replicas is not None:
             raise TypeError("an optimizer that shares its state over ranks cannot be copied: use state_dict()")
         return dict(super().__getstate__())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "_banks" not in self.__dict__:  # a copy, or unpickled
-            self._shared, self._graph, self._given, self._clip = Shared(), None, {}, None
+        if "_buckets" not in self.__dict__:  # a copy, or unpickled
+            self._context, self._graph, self._given, self._clip = BucketContext(), None, {}, None
             self.state = defaultdict(dict, {p: dict(held) for p, held in self.state.items()})
-            self._banks = [self._create_state(group) for group in self.param_groups]
+            self._buckets = [self._create_state(group) for group in self.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's. Under `process_group` every rank calls it and gets the whole state, as without."""
         own_state = self.state
-        shared = [bank for bank in chain.from_iterable(self._banks) if isinstance(bank, SharedBank)]
-        if shared:
+        replicated = [bucket for bucket in chain.from_iterable(self._buckets) if isinstance(bucket, ReplicatedBucket)]
+        if replicated:
             self.state = own_state.copy()
-            for bank in shared:
-                for parameter, momentum in zip(bank.parameters, bank.gather_momenta(), strict=True):
+            for bucket in replicated:
+                for parameter, momentum in zip(bucket.parameters, bucket.gather_momenta(), strict=True):
                     self.state[parameter] = {**self.state.get(parameter, {}), "momentum": momentum}
         try:
             return super().state_dict()
@@ -179,7 +178,7 @@ class Muon(torch.optim.Optimizer):
                     for name, value in held.items():  # another rank may hold more
                         copy_into(value, saved_state[parameter][name])
                 else:
-                    self._begin_anew(parameter)
+                    self._reset_state(parameter)
 
         hooks = (
             self.register_load_state_dict_pre_hook(before),
@@ -196,7 +195,7 @@ class Muon(torch.optim.Optimizer):
         return {"momentum"} if algorithm == "muon" else {"step", "exp_avg", "exp_avg_sq"}
 
     @torch.no_grad()
-    def _begin_anew(self, parameter: Tensor) -> None:
+    def _reset_state(self, parameter: Tensor) -> None:
         for held in self.state[parameter].values():
             local(held).zero_()
 
@@ -207,20 +206,25 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [(group, bank) for group, banks in zip(self.param_groups, self._banks, strict=True) for bank in banks]
-        for group, bank in work:
-            bank.prepare(group, [self._gradient(p) for p in bank.parameters], self._clip)
+        work = [
+            (group, bucket)
+            for group, buckets in zip(self.param_groups, self._buckets, strict=True)
+            for bucket in buckets
+        ]
+        for group, bucket in work:
+            bucket.prepare(group, [self._gradient(p) for p in bucket.parameters], self._clip)
         if self._graph is None:
-            _launch(work)
+            _step_all(work)
         else:
             # A graph is captured on a stream of the current device.
             with torch.cuda.device_of(work[0][1].parameters[0]):
                 self._graph.run(
-                    lambda: _launch(work), [bank.baked(group) for group, bank in work if isinstance(bank, Replayable)]
+                    lambda: _step_all(work),
+                    [bucket.static_arguments(group) for group, bucket in work if isinstance(bucket, GraphCapturable)],
                 )
         self._given, self._clip = {}, None
-        for _, bank in work:
-            bank.gradients = []  # their memory is the next backward pass's
+        for _, bucket in work:
+            bucket.gradients = []  # their memory is the next backward pass's
         self._after_step()
         return loss
 
@@ -240,7 +244,7 @@ class Muon(torch.optim.Optimizer):
         A matrix's mean is made on its owner alone, which halves what is sent. Where the norm is above `max_norm` the
         next step scales the gradients down to it, as `clip_grad_norm_` would. `grad` itself stays local.
         """
-        self._given, norm = average_gradients(list(chain.from_iterable(self._banks)), self._shared.replicas)
+        self._given, norm = average_gradients(list(chain.from_iterable(self._buckets)), self._context.replicas)
         self._clip = None if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
@@ -248,15 +252,15 @@ class Muon(torch.optim.Optimizer):
     def owners(self) -> dict[Tensor, int]:
         """Of the matrices on which `process_group` shares the work: the rank that works on it, and alone needs its
         gradient."""
-        return owners_of(chain.from_iterable(self._banks))
+        return owners_of(chain.from_iterable(self._buckets))
 
     def use_gradients(self, gradients: Mapping[Tensor, Tensor]) -> None:
-        """What the next step takes instead of `grad`: `ELSEWHERE` for a gradient that its owner has."""
+        """What the next step takes instead of `grad`: `NOT_OWNED` for a gradient that its owner has."""
         self._given = dict(gradients)
 
 
-def _launch(work: list[tuple[dict[str, Any], Bank]]) -> None:
-    in_flight = InFlight()
-    for group, bank in work:
-        bank.launch(group, in_flight)
-    in_flight.flush()
+def _step_all(work: list[tuple[dict[str, Any], Bucket]]) -> None:
+    pending = PendingTransfers()
+    for group, bucket in work:
+        bucket.step(group, pending)
+    pending.finish()

@@ -1,17 +1,25 @@
-"""What `Muon` and `MuLoCo1` take: settings, parameter groups, saved states. All else is a `ValueError`."""
+"""Checks of what `Muon` and `MuLoCo1` are given: settings, parameter groups, saved states. Errors are `ValueError`s."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
-from muloco_runner.optimizers.buckets.base import polynomial_of, shape_scale
+from muloco_runner.config.inner_optimizer import Coefficients, LrScale, MomentumForm
 from muloco_runner.optimizers.orthogonalize import choose_backend
+from muloco_runner.optimizers.update_rule import polynomial_of
 
+_CHOICES = {
+    "algorithm": ("muon", "adamw"),
+    "momentum_form": get_args(MomentumForm),
+    "lr_scale": get_args(LrScale),
+    "coefficients": get_args(Coefficients),
+}
+"""The values of settings that are words."""
 _TORCHS_KEYS = ("params", "param_names", "differentiable", "name")
 """`name` is a label for people; nobody reads it."""
 _SCHEDULERS_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
@@ -19,7 +27,7 @@ _SCHEDULERS_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_mome
 
 
 def check_range(name: str, value: Any, end: float = math.inf) -> None:
-    """A hyper-parameter is a number, not negative, and below `end`."""
+    """Check that a hyper-parameter is a number, not negative, and below `end`."""
     if not isinstance(value, Real | Tensor) or not 0 <= float(value) < end:
         raise ValueError(
             f"{name}={value!r}: must be at least 0 and {'finite' if end == math.inf else f'below {end:g}'}"
@@ -27,13 +35,13 @@ def check_range(name: str, value: Any, end: float = math.inf) -> None:
 
 
 def check_count(name: str, value: Any) -> None:
-    """A number of steps is whole and positive."""
+    """Check that a number of steps is whole and positive."""
     if not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}={value!r}: must be a whole number, at least 1")
 
 
 def check_keys(group: dict[str, Any], settings: Collection[str]) -> None:
-    """A key that nothing reads is refused: misspelt, it would leave the parameters to another algorithm unnoticed."""
+    """Refuse a key that nothing reads: misspelt, it would leave the parameters to another algorithm unnoticed."""
     if "params" not in group:
         raise ValueError(f'a group without parameters: {", ".join(group) or "empty"}; give it "params"')
     for key in group:
@@ -42,9 +50,10 @@ def check_keys(group: dict[str, Any], settings: Collection[str]) -> None:
 
 
 def check_group(group: dict[str, Any]) -> None:
-    """The settings of a whole group, and whether its parameters can be trained with them."""
-    if group["algorithm"] not in ("muon", "adamw"):
-        raise ValueError(f"algorithm={group['algorithm']!r}: must be muon or adamw")
+    """Check the settings of a group, and that its parameters can be trained with them."""
+    for name, allowed in _CHOICES.items():
+        if group[name] not in allowed:
+            raise ValueError(f"{name}={group[name]!r}: must be one of {', '.join(allowed)}")
     for name in ("lr", "weight_decay", "eps"):
         check_range(name, group[name])
     check_range("momentum", group["momentum"], 1)
@@ -56,9 +65,6 @@ def check_group(group: dict[str, Any]) -> None:
     check_range("betas", beta2, 1)
     check_count("num_iterations", group["num_iterations"])
     polynomial_of(group)
-    shape_scale(group["lr_scale"], 1, 1)
-    if group["momentum_form"] not in ("sum", "ema"):
-        raise ValueError(f"momentum_form={group['momentum_form']!r}: must be sum or ema")
     if group["nesterov"] not in (True, False):
         raise ValueError(f"nesterov={group['nesterov']!r}: must be True or False")
     for parameter in group["params"]:
@@ -72,7 +78,7 @@ def check_group(group: dict[str, Any]) -> None:
 
 
 def check_saved_groups(saved: list[dict[str, Any]], groups: list[dict[str, Any]]) -> None:
-    """As many groups as there are, of as many parameters, for the same algorithms."""
+    """Check that saved groups are as many as there are, of as many parameters, for the same algorithms."""
     sizes, own_sizes = ([len(group["params"]) for group in of] for of in (saved, groups))
     if sizes != own_sizes:
         raise ValueError(f"the saved state is of groups of {sizes} parameters; this optimizer's have {own_sizes}")
@@ -82,7 +88,7 @@ def check_saved_groups(saved: list[dict[str, Any]], groups: list[dict[str, Any]]
 
 
 def check_saved_state(number: int, saved: dict[str, Any], names: set[str], parameter: Tensor) -> None:
-    """What was saved of a parameter is of these names and of its shape; a step count has none."""
+    """Check that the saved state of a parameter has these names and its shape; a step count has none."""
     if saved.keys() != names:
         raise ValueError(
             f"the saved state of parameter {number} is {', '.join(sorted(saved))}; here it must be "

@@ -23,7 +23,7 @@ from muloco_runner.data.corpus import Corpus
 from muloco_runner.diloco.method import OuterStep, build_method
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.topology import Communicator
-from muloco_runner.distributed.vote import Ballot
+from muloco_runner.distributed.vote import ControlFlagVote
 from muloco_runner.model.attention import choose_attention
 from muloco_runner.optimizers import build_inner_optimizer
 from muloco_runner.record import RunFolder, RunResult, RunStatus, StepRecord
@@ -100,7 +100,7 @@ class Trainer:
         self._last_logged = (0, 0.0)
         """Step and training seconds of the last line that this attempt logged."""
         self._last_checkpoint = time.monotonic()
-        self._ballot = Ballot(self.communicator, self._wishes)
+        self._vote = ControlFlagVote(self.communicator, self._control_flags)
         torch.manual_seed(run.seed)
 
     def _build_worker(self, index: int) -> Worker:
@@ -125,7 +125,7 @@ class Trainer:
             self.inner_step.shrink_to_memory(self.workers[0])
         validation_loss = None
         self.clock.start()
-        self._ballot.send()
+        self._vote.start()
         while self.step < run.num_steps:
             self._inner_step()
             self.step += 1
@@ -318,7 +318,7 @@ class Trainer:
 
     def _must_stop(self) -> bool:
         """All ranks give one answer. Before yes a checkpoint is left; else one is begun when it is due."""
-        stop, due, num_busy, num_failed = self._ballot.count()
+        stop, due, num_busy, num_failed = self._vote.result()
         if self.checkpoints.settle(num_busy, num_failed):
             self.write_status("running")
         if stop or (due and self.checkpoints.is_idle):
@@ -330,10 +330,10 @@ class Trainer:
                 if stop:
                     self.checkpoints.drain()
                     return True
-        self._ballot.send()
+        self._vote.start()
         return False
 
-    def _wishes(self) -> list[int]:
+    def _control_flags(self) -> list[int]:
         """This rank's: to stop, to checkpoint; and its part in the checkpoint that is being written."""
         due = time.monotonic() - self._last_checkpoint > self.session.execution.checkpoint_interval_seconds
         return [int(self.session.should_stop()), int(due), *self.checkpoints.progress()]
@@ -360,7 +360,7 @@ class Trainer:
 
     def _end_checkpoints(self, keep_final: bool) -> None:
         """Waits for the one being written and leaves the run's last state. A full disk must not cost the result."""
-        self._ballot.count()  # what was told last is not left under way
+        self._vote.result()  # what was told last is not left under way
         with self.clock.paused():
             with contextlib.suppress(CheckpointError):
                 self.checkpoints.drain()

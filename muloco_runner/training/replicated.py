@@ -24,7 +24,7 @@ from muloco_runner.config import ModelConfig
 from muloco_runner.data.batches import Batch
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.collectives import Collectives, Transfer
-from muloco_runner.distributed.gradient_reducer import ELSEWHERE, GradientSums, total_norm
+from muloco_runner.distributed.gradient_reducer import NOT_OWNED, GradientReducer, total_norm
 from muloco_runner.distributed.topology import Communicator
 from muloco_runner.model.transformer import Transformer, build_model
 from muloco_runner.optimizers import Muon
@@ -60,7 +60,7 @@ def _owners(worker: Worker) -> dict[Tensor, int]:
 
 def _leave_in_grad(worker: Worker, sums: dict[Tensor, Tensor]) -> None:
     for tensor, gradient in sums.items():
-        tensor.grad = None if gradient is ELSEWHERE else gradient
+        tensor.grad = None if gradient is NOT_OWNED else gradient
     assert isinstance(worker.optimizer, Muon)
     worker.optimizer.use_gradients(sums)
 
@@ -68,7 +68,7 @@ def _leave_in_grad(worker: Worker, sums: dict[Tensor, Tensor]) -> None:
 class OrderedCopies(Copies):
     def __init__(self, communicator: Communicator) -> None:
         super().__init__(communicator)
-        self._to_owners: GradientSums | None = None
+        self._to_owners: GradientReducer | None = None
 
     def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
         sequences = self.communicator.topology.replicas * sum(len(part) for part in parts)
@@ -78,10 +78,10 @@ class OrderedCopies(Copies):
         if owners := _owners(worker):
             if self._to_owners is None:
                 among, in_order = self.communicator.among_replicas, self.communicator.sum_at_owners
-                self._to_owners = GradientSums(owners, owners, among, in_order)
+                self._to_owners = GradientReducer(owners, owners, among, in_order)
             for matrix in owners:
-                self._to_owners.put(matrix, gradient_of.pop(matrix))
-            _leave_in_grad(worker, self._to_owners.end())
+                self._to_owners.add(matrix, gradient_of.pop(matrix))
+            _leave_in_grad(worker, self._to_owners.finish())
         self.communicator.sum_over_replicas([loss, *gradient_of.values()])
         for tensor, gradient in gradient_of.items():
             tensor.grad = gradient
@@ -119,14 +119,14 @@ class OverlappedOwners(Copies):
 
     def __init__(self, communicator: Communicator) -> None:
         super().__init__(communicator)
-        self._sums: GradientSums | None = None
+        self._sums: GradientReducer | None = None
         self._sending = False
 
     def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
         if self._sums is None:
             # A backward pass comes to the last parameters first.
             backwards = list(reversed(worker.tensors))
-            self._sums = GradientSums(backwards, _owners(worker), self.communicator.among_replicas)
+            self._sums = GradientReducer(backwards, _owners(worker), self.communicator.among_replicas)
             for tensor in backwards:
                 tensor.register_post_accumulate_grad_hook(self._send)
         replicas = self.communicator.topology.replicas
@@ -135,7 +135,7 @@ class OverlappedOwners(Copies):
             worker.model, parts, lambda model, part: loss_of(model, part) / replicas, self._sending_at_the_last
         )
         transfer = self.communicator.among_replicas.all_reduce(loss, async_op=True)
-        _leave_in_grad(worker, self._sums.end())
+        _leave_in_grad(worker, self._sums.finish())
         transfer.wait()
         return loss
 
@@ -153,7 +153,7 @@ class OverlappedOwners(Copies):
             assert self._sums is not None
             assert tensor.grad is not None
             gradient, tensor.grad = tensor.grad, None
-            self._sums.put(tensor, gradient)
+            self._sums.add(tensor, gradient)
 
 
 class _BucketMeans:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from muloco_runner.diloco.worker import Worker
-from muloco_runner.distributed.dtensor import copy_into, own_part, placed_like
+from muloco_runner.distributed.dtensor import as_dtensor_like, copy_into, own_part
 from muloco_runner.optimizers import Muon
 
 TensorLists = dict[str, list[Tensor]]
@@ -65,7 +65,7 @@ def _pairs(tensors: Sequence[Tensor], worker: Worker) -> list[tuple[Tensor, Tens
 
 
 def _placed(part: Tensor, parameter: Tensor) -> Tensor:
-    return placed_like(part, parameter) if isinstance(parameter, DTensor) else part
+    return as_dtensor_like(part, parameter) if isinstance(parameter, DTensor) else part
 
 
 def _kept(value: Any, parameter: Tensor) -> Any:

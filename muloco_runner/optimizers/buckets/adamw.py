@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from muloco_runner.distributed.dtensor import local, state_dtype
-from muloco_runner.distributed.pending import InFlight
+from muloco_runner.distributed.pending import PendingTransfers
 
 
-class AdamWBank:
-    """All parameters of an AdamW group, their moments and step counts."""
+class AdamWBucket:
+    """Parameters of one AdamW group, dtype and device, their moments and step counts."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
         self.parameters = parameters
@@ -28,15 +28,12 @@ class AdamWBank:
         self.clip: Tensor | None = None
 
     def state(self, index: int) -> dict[str, Tensor]:
-        """What is kept for a parameter on this rank, by name."""
         return {"step": self.steps[index], "exp_avg": self.exp_avgs[index], "exp_avg_sq": self.exp_avg_sqs[index]}
 
     def prepare(self, group: dict[str, Any], gradients: Sequence[Tensor | None], clip: Tensor | None) -> None:
-        """Takes the gradients of the next step, one a parameter, and a factor on them (0-D) if any."""
         self.gradients, self.clip = list(gradients), clip
 
-    def launch(self, group: dict[str, Any], in_flight: InFlight) -> None:
-        """One step of every parameter that has a gradient."""
+    def step(self, group: dict[str, Any], pending: PendingTransfers) -> None:
         chosen = [index for index, gradient in enumerate(self.gradients) if gradient is not None]
         parameters = [local(self.parameters[index]) for index in chosen]
         # The fused kernel takes one dtype and one layout: a parameter that is narrower than its state, or does not lie

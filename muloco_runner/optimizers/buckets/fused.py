@@ -1,8 +1,8 @@
 """Muon's and AdamW's steps as Triton kernels that read and write the tensors where they lie.
 
 Muon: one pass over gradient and momentum, one that normalises, the products, and the last product's epilogue writes
-the weights. AdamW: one pass. All that changes from step to step is refreshed in `prepare`; `launch` only launches, so
-that a graph may replay it. Triton launches on the current device: here that is always the tensors' own.
+the weights. AdamW: one pass. All that changes from step to step is refreshed in `prepare`; `step` only launches
+kernels, so that a graph may replay it. Triton launches on the current device: here that is always the tensors' own.
 """
 
 from __future__ import annotations
@@ -13,52 +13,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muloco_runner.distributed.pending import InFlight
+from muloco_runner.distributed.pending import PendingTransfers
 from muloco_runner.optimizers.arena import Arena
-from muloco_runner.optimizers.buckets.adamw import AdamWBank
-from muloco_runner.optimizers.buckets.base import MatrixBank, polynomial_of, shape_scale
+from muloco_runner.optimizers.buckets.adamw import AdamWBucket
+from muloco_runner.optimizers.buckets.base import MatrixBucket
 from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend, matrices_at_once
 from muloco_runner.optimizers.orthogonalize.triton import elementwise
 from muloco_runner.optimizers.orthogonalize.triton.device_tables import Addresses
 from muloco_runner.optimizers.orthogonalize.triton.hyper import BETA1, BETA2, HyperParameters
 from muloco_runner.optimizers.orthogonalize.triton.workspace import TRITON_TYPES, Source, Workspace, workspace_bytes
+from muloco_runner.optimizers.update_rule import polynomial_of, shape_scale
 
 ADAMW_BLOCK = 2048
-MOVE_BLOCK = 2048
-
-
-def can_be_fused(parameters: Sequence[Tensor]) -> bool:
-    """Whether the kernels know their dtype and layout."""
-    return all(p.dtype in TRITON_TYPES and p.is_contiguous() and p.dtype == parameters[0].dtype for p in parameters)
-
-
-def move(parameters: list[Tensor], orthogonal: list[Tensor], kept: float, scale: float) -> None:
-    """W <- kept W - scale O, for tensors of one shape wherever they lie: one pass."""
-    device, numel = parameters[0].device, parameters[0].numel()
-    if numel == 0:
-        return
-    orthogonal = [o.contiguous() for o in orthogonal]
-    weights, moves = (Addresses(len(parameters), device) for _ in range(2))
-    weights.point_to(parameters)
-    moves.point_to(orthogonal)
-    with torch.cuda.device_of(parameters[0]):
-        elementwise.update_parameters[(-(-numel // MOVE_BLOCK), len(parameters))](
-            moves.values, weights.values, kept, scale, numel,
-            DTYPE=TRITON_TYPES[orthogonal[0].dtype], PARAMETER=TRITON_TYPES[parameters[0].dtype],
-            ALIGNED=weights.aligned and moves.aligned, BLOCK=MOVE_BLOCK,
-        )  # fmt: skip
 
 
 def needed_workspace(parameters: Sequence[Tensor], backend: str) -> int:
-    """Bytes that a bank of these parameters takes of its arena."""
+    """Return the bytes that a bucket of these parameters needs of its arena."""
     rows, columns = parameters[0].shape
     chosen = choose_backend(backend, parameters[0].device)
     at_once = min(len(parameters), matrices_at_once(chosen, rows, columns))
     return workspace_bytes(at_once, rows, columns, TRITON_DTYPES[chosen])
 
 
-class FusedMatrixBank(MatrixBank):
-    """Whole matrices on one GPU, and their Muon step in Triton kernels."""
+class FusedMatrixBucket(MatrixBucket):
+    """Full matrices on one GPU, and their Muon step in Triton kernels."""
 
     def __init__(self, parameters: list[Tensor], backend: str, arena: Arena) -> None:
         super().__init__(parameters, backend)
@@ -67,7 +45,7 @@ class FusedMatrixBank(MatrixBank):
         half = TRITON_DTYPES[self.backend]
         self.workspace = Workspace(self.at_once, self.rows, self.columns, half, self.device, arena)
         self.hyper = HyperParameters(self.device)
-        # Of each launch; addresses of a launch begin at the start of a table, as compiled kernels want them.
+        # One a launch; the addresses of a launch begin at the start of a table, as compiled kernels want them.
         self.parts = [range(start, min(start + self.at_once, count)) for start in range(0, count, self.at_once)]
         self.weights = [Addresses(len(part), self.device) for part in self.parts]
         self.sources = [
@@ -82,19 +60,18 @@ class FusedMatrixBank(MatrixBank):
 
     def prepare(self, group: dict[str, Any], gradients: Sequence[Tensor | None], clip: Tensor | None) -> None:
         self.gradients = [None if gradient is None else gradient.contiguous() for gradient in gradients]
-        self.hyper.take(group, clip)
+        self.hyper.fill(group, clip)
         for part, weights, source in zip(self.parts, self.weights, self.sources, strict=True):
             weights.point_to([self.parameters[index] for index in part])
             source.gradients.point_to([self.gradients[index] for index in part])
             source.nesterov = group["nesterov"]
 
-    def baked(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        """What a captured launch cannot change any more."""
+    def static_arguments(self, group: dict[str, Any]) -> tuple[Any, ...]:
         names = ("nesterov", "coefficients", "num_iterations", "lr_scale")
         tables = [*self.weights, *(source.gradients for source in self.sources)]
         return (*(group[name] for name in names), *(table.aligned for table in tables))
 
-    def launch(self, group: dict[str, Any], in_flight: InFlight) -> None:
+    def step(self, group: dict[str, Any], pending: PendingTransfers) -> None:
         polynomial = polynomial_of(group)
         scale = shape_scale(group["lr_scale"], self.rows, self.columns)
         with torch.cuda.device_of(self.parameters[0]):
@@ -105,7 +82,7 @@ class FusedMatrixBank(MatrixBank):
                 self.workspace.finish_into(weights, self.parameters[0].dtype, source, p, scale)
 
 
-class FusedAdamWBank(AdamWBank):
+class FusedAdamWBucket(AdamWBucket):
     """Tensors of one dtype on one GPU, and their AdamW step in one kernel."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
@@ -114,7 +91,8 @@ class FusedAdamWBank(AdamWBank):
         self.step_counts = torch.zeros(count, dtype=torch.float32, device=device)
         self.steps = list(self.step_counts.unbind())
         self.hyper = HyperParameters(device)
-        self.weights, self.firsts, self.seconds, self.slopes = (Addresses(count, device) for _ in range(4))
+        self.tables = [Addresses(count, device) for _ in range(4)]
+        """Addresses of parameters, gradients, first and second moments."""
         self.sizes = torch.tensor([p.numel() for p in parameters], device=device)
         self.divisible = all(p.numel() % 16 == 0 for p in parameters)
         blocks = [(index, block) for index, p in enumerate(parameters) for block in range(-(-p.numel() // ADAMW_BLOCK))]
@@ -124,26 +102,25 @@ class FusedAdamWBank(AdamWBank):
 
     def prepare(self, group: dict[str, Any], gradients: Sequence[Tensor | None], clip: Tensor | None) -> None:
         self.gradients = [None if gradient is None else gradient.contiguous() for gradient in gradients]
-        self.hyper.take(group, clip)
-        self.weights.point_to(self.parameters)
-        self.firsts.point_to(self.exp_avgs)
-        self.seconds.point_to(self.exp_avg_sqs)
-        self.slopes.point_to(self.gradients)
+        self.hyper.fill(group, clip)
+        tensors: tuple[Sequence[Tensor | None], ...] = self.parameters, self.gradients, self.exp_avgs, self.exp_avg_sqs
+        for table, those in zip(self.tables, tensors, strict=True):
+            table.point_to(those)
 
-    def baked(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        """What a captured launch cannot change any more."""
+    def static_arguments(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return (self._aligned(),)
 
     def _aligned(self) -> bool:
-        return all(table.aligned for table in (self.weights, self.firsts, self.seconds, self.slopes))
+        return all(table.aligned for table in self.tables)
 
-    def launch(self, group: dict[str, Any], in_flight: InFlight) -> None:
-        self.step_counts += self.slopes.values != 0
+    def step(self, group: dict[str, Any], pending: PendingTransfers) -> None:
+        parameters, gradients, exp_avgs, exp_avg_sqs = (table.values for table in self.tables)
+        self.step_counts += gradients != 0
         steps, hyper = self.step_counts.double(), self.hyper.values
         dtype = TRITON_TYPES[self.parameters[0].dtype]
         with torch.cuda.device_of(self.parameters[0]):
             elementwise.adamw[(len(self.tensor_of_block),)](
-                self.weights.values, self.slopes.values, self.firsts.values, self.seconds.values,
+                parameters, gradients, exp_avgs, exp_avg_sqs,
                 1 - hyper[BETA1.value] ** steps, 1 - hyper[BETA2.value] ** steps, self.sizes,
                 self.tensor_of_block, self.block_in_tensor, hyper,
                 PARAMETER=dtype, GRADIENT=dtype, ALIGNED=self._aligned(), DIVISIBLE=self.divisible, BLOCK=ADAMW_BLOCK,

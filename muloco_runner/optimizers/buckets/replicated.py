@@ -1,123 +1,152 @@
 """Replicas that hold the same parameters share Muon's work: each matrix has one owner, which alone keeps its momentum.
 
 A step is one orthogonalisation of each matrix, by its owner, and an all-gather of the results in the precision in
-which the backend computes; it travels while the next matrices are worked on. Every rank applies what was gathered, its
-own included, so that replicas stay equal to the bit.
+which the backend computes, while the next matrices are worked on. Every rank applies what was gathered, its own
+included, so that replicas stay equal to the bit.
 
-Axes: P ranks, W values of a lane in one message.
+Axes: P ranks, W values of an owner buffer in one message.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from muloco_runner.distributed.collectives import Collectives
-from muloco_runner.distributed.owner_buffers import Lanes
-from muloco_runner.distributed.ownership import Owners
-from muloco_runner.distributed.pending import InFlight, Travelling
-from muloco_runner.optimizers.buckets.base import MatrixBank
+from muloco_runner.distributed.dtensor import is_distributed
+from muloco_runner.distributed.gradient_reducer import NOT_OWNED, GradientReducer, total_norm
+from muloco_runner.distributed.owner_buffers import OwnerBuffers
+from muloco_runner.distributed.ownership import OwnerAssignment
+from muloco_runner.distributed.pending import PendingTransfer, PendingTransfers
+from muloco_runner.optimizers.buckets.base import Bucket, MatrixBucket
 from muloco_runner.optimizers.orthogonalize import matrices_at_once
 
 
-class SharedBank:
-    """Parameters of several shapes, of which every rank of `replicas` has a copy; their results have one dtype."""
+class ReplicatedBucket:
+    """Matrices of several shapes, which every rank of `replicas` holds in full; their results have one dtype."""
 
     def __init__(
         self,
-        alike: Sequence[list[Tensor]],
+        by_shape: Sequence[list[Tensor]],
         backend: str,
         replicas: Collectives,
-        owners: Owners,
+        assignment: OwnerAssignment,
         result_dtype: torch.dtype,
     ) -> None:
-        """`alike` are lists of parameters of one shape."""
+        """`by_shape` are lists of parameters of one shape each; `assignment` names the owner of each."""
         self.replicas, self.result_dtype = replicas, result_dtype
-        self.parameters = [parameter for same in alike for parameter in same]
+        self.parameters = [parameter for same in by_shape for parameter in same]
         self.gradients: list[Tensor | None] = []
         self.owners: list[int] = []
-        self._of_shapes: list[MatrixBank] = []
-        self._slots: list[tuple[MatrixBank, int]] = []
-        """Of each matrix: the bank of its shape, and its index there."""
-        for same in alike:
-            dealt = owners.deal(len(same), *same[0].shape)
-            bank = MatrixBank(same, backend, [index for index, owner in enumerate(dealt) if owner == replicas.rank])
-            self.owners += dealt
-            self._of_shapes.append(bank)
-            self._slots += [(bank, index) for index in range(len(same))]
-        self._lanes = Lanes([p.numel() for p in self.parameters], self.owners, replicas.size)
-        self._moves: list[bool] = []
-        """Whether a matrix has a gradient in the step that was prepared, here or at its owner."""
+        self._buckets: list[MatrixBucket] = []
+        """One for each shape."""
+        self._members: list[tuple[MatrixBucket, int]] = []
+        """For each matrix the bucket of its shape, and its index there."""
+        for same in by_shape:
+            owners = assignment.assign(len(same), *same[0].shape)
+            owned = [index for index, owner in enumerate(owners) if owner == replicas.rank]
+            bucket = MatrixBucket(same, backend, owned)
+            self.owners += owners
+            self._buckets.append(bucket)
+            self._members += [(bucket, index) for index in range(len(same))]
+        self._buffers = OwnerBuffers([p.numel() for p in self.parameters], self.owners, replicas.size)
+        self._is_updated: list[bool] = []
+        """Whether each matrix has a gradient in the step that was prepared, here or at its owner."""
 
     def state(self, index: int) -> dict[str, Tensor]:
-        """What is kept for a parameter on this rank, by name."""
-        bank, slot = self._slots[index]
-        return bank.state(slot)
+        bucket, number = self._members[index]
+        return bucket.state(number)
 
     def gather_momenta(self) -> list[Tensor]:
-        """Every matrix's momentum, on every rank: a matrix at a time, from its owner."""
+        """Return every matrix's momentum (R, C), on every rank: one matrix at a time, from its owner."""
         momenta = []
-        for owner, (bank, slot) in zip(self.owners, self._slots, strict=True):
-            here = owner == self.replicas.rank
-            mine = bank.momentum(slot) if here else bank.momentum_BRC.new_empty(bank.rows, bank.columns)
-            self.replicas.broadcast(mine, owner)
-            momenta.append(mine)
+        for owner, (bucket, number) in zip(self.owners, self._members, strict=True):
+            is_own = owner == self.replicas.rank
+            momentum = bucket.momentum(number) if is_own else bucket.momentum_BRC.new_empty(bucket.rows, bucket.columns)
+            self.replicas.broadcast(momentum, owner)
+            momenta.append(momentum)
         return momenta
 
     def prepare(self, group: dict[str, Any], gradients: Sequence[Tensor | None], clip: Tensor | None) -> None:
-        """Takes the gradients of the next step, one a parameter (of the matrices that others own any tensor), and a
-        factor on them (0-D) if any."""
+        """As `Bucket.prepare`. Any tensor stands for the gradient of a matrix that another rank owns."""
         self.gradients = list(gradients)
-        self._moves = [gradient is not None for gradient in gradients]
+        self._is_updated = [gradient is not None for gradient in gradients]
         start = 0
-        for bank in self._of_shapes:
-            end = start + len(bank.parameters)
-            bank.prepare(group, self.gradients[start:end], clip)
+        for bucket in self._buckets:
+            end = start + len(bucket.parameters)
+            bucket.prepare(group, self.gradients[start:end], clip)
             start = end
 
-    def launch(self, group: dict[str, Any], in_flight: InFlight) -> None:
-        """The step, with the hyper-parameters of `group`; what travels is left in `in_flight`."""
-        lane = torch.zeros(self._lanes.length, dtype=self.result_dtype, device=self.parameters[0].device)
-        arrived: dict[int, list[Tensor]] = {}
+    def step(self, group: dict[str, Any], pending: PendingTransfers) -> None:
+        own = torch.zeros(self._buffers.length, dtype=self.result_dtype, device=self.parameters[0].device)
+        received: dict[int, list[Tensor]] = {}
         filled = sent = 0
-        for bank in self._of_shapes:
-            mine, at_once = list(bank.place), matrices_at_once(bank.backend, bank.rows, bank.columns)
-            for start in range(0, len(mine), at_once):
-                orthogonal_BRC = bank.orthogonal_updates(group, mine[start : start + at_once])
-                lane[filled : filled + orthogonal_BRC.numel()].view_as(orthogonal_BRC).copy_(orthogonal_BRC)
+        for bucket in self._buckets:
+            owned, at_once = list(bucket.position), matrices_at_once(bucket.backend, bucket.rows, bucket.columns)
+            for start in range(0, len(owned), at_once):
+                orthogonal_BRC = bucket.orthogonal_updates(group, owned[start : start + at_once])
+                own[filled : filled + orthogonal_BRC.numel()].view_as(orthogonal_BRC).copy_(orthogonal_BRC)
                 filled += orthogonal_BRC.numel()
-                full = filled // max(1, self._lanes.width)
-                in_flight.push(*(self._gather(group, number, lane, arrived) for number in range(sent, full)))
+                full = filled // max(1, self._buffers.width)
+                pending.add_round(*(self._gather(group, number, own, received) for number in range(sent, full)))
                 sent = full
-        rest = range(sent, self._lanes.num_messages)
-        in_flight.push(*(self._gather(group, number, lane, arrived) for number in rest))
-        for bank in self._of_shapes:
-            bank.gradients = []
+        rest = range(sent, self._buffers.num_messages)
+        pending.add_round(*(self._gather(group, number, own, received) for number in rest))
+        for bucket in self._buckets:
+            bucket.gradients = []
 
-    def _gather(self, group: dict[str, Any], number: int, lane: Tensor, arrived: dict[int, list[Tensor]]) -> Travelling:
-        """Sends one message's part of this rank's lane to all ranks; what has come whole then is applied."""
-        width = self._lanes.width
-        lanes_PW = lane.new_empty(self.replicas.size, width)
-        mine_W = lane[number * width : (number + 1) * width]
-        transfer = self.replicas.all_gather(lanes_PW.view(-1), mine_W, async_op=True)
-        return transfer, lambda: self._apply(group, number, lanes_PW, arrived)
+    def _gather(
+        self, group: dict[str, Any], number: int, own: Tensor, received: dict[int, list[Tensor]]
+    ) -> PendingTransfer:
+        """Start to send message `number` of this rank's owner buffer to all ranks; what is then complete is applied."""
+        width = self._buffers.width
+        buffers_PW = own.new_empty(self.replicas.size, width)
+        own_W = own[number * width : (number + 1) * width]
+        transfer = self.replicas.all_gather(buffers_PW.view(-1), own_W, async_op=True)
+        return transfer, lambda: self._apply(group, number, buffers_PW, received)
 
-    def _apply(self, group: dict[str, Any], number: int, lanes_PW: Tensor, arrived: dict[int, list[Tensor]]) -> None:
-        """Moves the parameters whose last values message `number` has brought; the others' are kept in `arrived`."""
-        complete: dict[int, tuple[MatrixBank, list[int], list[Tensor]]] = {}
-        for index, part in self._lanes.contents[number]:
-            if not self._moves[index]:
+    def _apply(self, group: dict[str, Any], number: int, buffers_PW: Tensor, received: dict[int, list[Tensor]]) -> None:
+        """Update the parameters whose last values message `number` has brought; other values wait in `received`."""
+        complete: dict[int, tuple[MatrixBucket, list[int], list[Tensor]]] = {}
+        for index, part in self._buffers.contents[number]:
+            if not self._is_updated[index]:
                 continue
-            values = arrived.setdefault(index, [])
-            values.append(lanes_PW[self.owners[index], part.in_lane])
-            if part.in_matrix.stop == self._lanes.sizes[index]:
-                del arrived[index]
-                bank, slot = self._slots[index]
-                _, slots, orthogonal = complete.setdefault(id(bank), (bank, [], []))
-                slots.append(slot)
-                orthogonal.append((torch.cat(values) if len(values) > 1 else values[0]).view(bank.rows, bank.columns))
-        for bank, slots, orthogonal in complete.values():
-            bank.move(group, slots, orthogonal)
+            values = received.setdefault(index, [])
+            values.append(buffers_PW[self.owners[index], part.in_buffer])
+            if part.in_matrix.stop == self._buffers.sizes[index]:
+                del received[index]
+                bucket, member = self._members[index]
+                _, members, orthogonal = complete.setdefault(id(bucket), (bucket, [], []))
+                members.append(member)
+                flat = torch.cat(values) if len(values) > 1 else values[0]
+                orthogonal.append(flat.view(bucket.rows, bucket.columns))
+        for bucket, members, orthogonal in complete.values():
+            bucket.apply_update(group, members, orthogonal)
+
+
+def owners_of(buckets: Iterable[Bucket]) -> dict[Tensor, int]:
+    """Return the rank that owns each matrix on which replicas share the work."""
+    replicated = [bucket for bucket in buckets if isinstance(bucket, ReplicatedBucket)]
+    return {p: owner for bucket in replicated for p, owner in zip(bucket.parameters, bucket.owners, strict=True)}
+
+
+def average_gradients(buckets: Sequence[Bucket], replicas: Collectives | None) -> tuple[dict[Tensor, Tensor], Tensor]:
+    """Return each parameter's gradient averaged over the ranks (`NOT_OWNED` where another rank needs it), and the norm
+    of all of them (0-D). Gradients of sharded parameters are a `ValueError`: `fully_shard` averages those."""
+    parameters = [parameter for bucket in buckets for parameter in bucket.parameters]
+    gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+    if any(is_distributed(parameter) for parameter in gradients):
+        raise ValueError("gradients of sharded parameters are averaged by fully_shard: call step() alone")
+    owners = owners_of(buckets)
+    if replicas is not None:
+        reducer = GradientReducer(parameters, owners, replicas)
+        for parameter, gradient in gradients.items():
+            reducer.add(parameter, gradient if parameter in owners else gradient.clone())
+        gradients = reducer.finish()
+        for gradient in gradients.values():
+            if gradient is not NOT_OWNED:
+                gradient.div_(replicas.size)
+    return gradients, total_norm({parameter: gradients.get(parameter) for parameter in parameters}, owners, replicas)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import get_args
+from typing import Literal, assert_never, get_args
 
 import torch
 from torch import Tensor
@@ -13,21 +13,34 @@ from muloco_runner.optimizers.orthogonalize.cpu import computes_in_bfloat16, ort
 from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial
 from muloco_runner.optimizers.orthogonalize.reference import orthogonalize_reference
 
+Backend = Literal["reference", "cpu", "triton", "triton_bfloat16"]
+"""What computes; `MuonBackend` also has `auto`."""
 TRITON_DTYPES = {"triton": torch.float16, "triton_bfloat16": torch.bfloat16}
 SMALLEST_CAPABILITY = (9, 0)
 """Compute capability from which `auto` chooses Triton: Hopper's tensor memory accelerator."""
 
 
-def choose_backend(name: str, device: torch.device) -> str:
-    """The backend of that name, or for "auto" the fastest on `device`. A backend that cannot run there raises."""
-    if name not in get_args(MuonBackend):
-        raise ConfigError(f"backend={name!r}: must be one of {', '.join(get_args(MuonBackend))}")
-    if name == "cpu" and device.type != "cpu":
-        raise ConfigError(f"backend='cpu' cannot work on {device}: use auto or reference")
-    if name in TRITON_DTYPES:
-        _require_triton(name, device)
-    if name != "auto":
-        return name
+def choose_backend(name: str, device: torch.device) -> Backend:
+    """Return the backend of that name, for "auto" the fastest on `device`.
+
+    A name that there is not, or a backend that cannot run on `device`, is a `ConfigError`.
+    """
+    match name:
+        case "auto":
+            return _fastest_backend(device)
+        case "reference":
+            return "reference"
+        case "cpu":
+            if device.type != "cpu":
+                raise ConfigError(f"backend='cpu' cannot work on {device}: use auto or reference")
+            return "cpu"
+        case "triton" | "triton_bfloat16":
+            _require_triton(name, device)
+            return name
+    raise ConfigError(f"backend={name!r}: must be one of {', '.join(get_args(MuonBackend))}")
+
+
+def _fastest_backend(device: torch.device) -> Backend:
     if device.type == "cpu":
         return "cpu"
     suits = device.type == "cuda" and torch.cuda.get_device_capability(device) >= SMALLEST_CAPABILITY
@@ -44,44 +57,61 @@ def _require_triton(name: str, device: torch.device) -> None:
             raise ConfigError(f"backend={name!r} cannot work on {device}: use auto, reference or cpu")
 
 
-def result_dtype(backend: str, rows: int, columns: int, dtype: torch.dtype) -> torch.dtype:
-    """The precision in which a chosen backend computes on matrices of that shape: its results lose nothing in it."""
-    if backend == "cpu" and computes_in_bfloat16(rows, columns, dtype):
-        return torch.bfloat16
-    if backend in TRITON_DTYPES:
-        from muloco_runner.optimizers.orthogonalize.triton.workspace import storage_dtype
+def result_dtype(backend: Backend, rows: int, columns: int, dtype: torch.dtype) -> torch.dtype:
+    """Return the precision in which a backend computes on (rows, columns) in `dtype`: results lose nothing in it."""
+    match backend:
+        case "reference":
+            return dtype
+        case "cpu":
+            return torch.bfloat16 if computes_in_bfloat16(rows, columns, dtype) else dtype
+        case "triton" | "triton_bfloat16":
+            from muloco_runner.optimizers.orthogonalize.triton.workspace import storage_dtype
 
-        return storage_dtype(rows, columns, TRITON_DTYPES[backend])
-    return dtype
-
-
-def matrices_at_once(backend: str, rows: int, columns: int) -> int:
-    """How many matrices of that shape a chosen backend works on together."""
-    if backend in TRITON_DTYPES:
-        from muloco_runner.optimizers.orthogonalize.triton import tiles
-
-        return tiles.matrices_at_once(rows, columns)
-    # A few for each thread of a CPU. The same everywhere: ranks that share matrices must agree.
-    return 8 if backend == "cpu" else 16
+            return storage_dtype(rows, columns, TRITON_DTYPES[backend])
+        case _:
+            assert_never(backend)
 
 
-def works_matrix_by_matrix(backend: str, rows: int, columns: int, dtype: torch.dtype) -> bool:
+def matrices_at_once(backend: Backend, rows: int, columns: int) -> int:
+    """Return how many matrices (rows, columns) a backend works on together.
+
+    The same on every machine: ranks that share matrices must agree.
+    """
+    match backend:
+        case "reference":
+            return 16
+        case "cpu":
+            return 8  # a few for each thread
+        case "triton" | "triton_bfloat16":
+            from muloco_runner.optimizers.orthogonalize.triton import tiles
+
+            return tiles.matrices_at_once(rows, columns)
+        case _:
+            assert_never(backend)
+
+
+def works_matrix_by_matrix(backend: Backend, rows: int, columns: int, dtype: torch.dtype) -> bool:
     """Whether a chosen backend works on one matrix after the other, so that threads may share them."""
     return backend == "cpu" and computes_in_bfloat16(rows, columns, dtype)
 
 
 def orthogonalize(x_BMN: Tensor, polynomial: Polynomial, backend: str = "auto") -> Tensor:
-    """Singular values of each matrix of shape (B, rows, columns) to near 1, singular vectors kept; x stays as it is.
+    """Return each matrix of `x_BMN` (B, rows, columns) with its singular values near 1 and its singular vectors kept.
 
-    `reference` computes in x's dtype; the other backends choose what is fastest and give x's dtype back.
+    `reference` computes in x's dtype; the other backends choose what is fastest and give x's dtype back. A tensor that
+    is no batch of matrices is a `ValueError`.
     """
     if x_BMN.ndim != 3:
         raise ValueError(f"a tensor of shape {tuple(x_BMN.shape)}: must be a batch of matrices, (B, rows, columns)")
     chosen = choose_backend(backend, x_BMN.device)
-    if chosen == "cpu":
-        return orthogonalize_cpu(x_BMN, polynomial)
-    if chosen in TRITON_DTYPES:
-        from muloco_runner.optimizers.orthogonalize.triton import orthogonalize_triton
+    match chosen:
+        case "reference":
+            return orthogonalize_reference(x_BMN, polynomial)
+        case "cpu":
+            return orthogonalize_cpu(x_BMN, polynomial)
+        case "triton" | "triton_bfloat16":
+            from muloco_runner.optimizers.orthogonalize.triton import orthogonalize_triton
 
-        return orthogonalize_triton(x_BMN, polynomial, TRITON_DTYPES[chosen])
-    return orthogonalize_reference(x_BMN, polynomial)
+            return orthogonalize_triton(x_BMN, polynomial, TRITON_DTYPES[chosen])
+        case _:
+            assert_never(chosen)

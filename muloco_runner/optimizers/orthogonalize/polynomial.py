@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import assert_never
+
+from muloco_runner.config.inner_optimizer import Coefficients as CoefficientsName
 
 Coefficients = tuple[float, float, float]
 
@@ -43,24 +46,26 @@ class Polynomial:
 
 
 @cache
-def named_polynomial(name: str, num_iterations: int) -> Polynomial:
-    """`muloco` (exactly five steps), `keller_jordan` (any number) or `polar_express` (at most five)."""
+def named_polynomial(name: CoefficientsName, num_iterations: int) -> Polynomial:
+    """Return `muloco` (exactly five steps), `keller_jordan` (any number) or `polar_express` (at most five)."""
     if num_iterations < 1:
         raise ValueError(f"num_iterations={num_iterations}: must be at least 1")
-    if name == "keller_jordan":
-        return Polynomial(_KELLER_JORDAN * num_iterations)
-    if name == "muloco":
-        if num_iterations != len(_MULOCO):
-            raise ValueError(
-                f"num_iterations={num_iterations}: coefficients=muloco are five per-step triples; "
-                "use num_iterations=5 or coefficients=keller_jordan"
-            )
-        return Polynomial(_MULOCO)
-    if name == "polar_express":
-        if num_iterations > len(_POLAR_EXPRESS):
-            raise ValueError(
-                f"num_iterations={num_iterations}: coefficients=polar_express are at most five per-step triples; "
-                "use num_iterations=5 or coefficients=keller_jordan"
-            )
-        return Polynomial(_POLAR_EXPRESS[:num_iterations], norm_margin=1.02)
-    raise ValueError(f"coefficients={name!r}: must be one of muloco, keller_jordan, polar_express")
+    match name:
+        case "keller_jordan":
+            return Polynomial(_KELLER_JORDAN * num_iterations)
+        case "muloco":
+            if num_iterations != len(_MULOCO):
+                raise ValueError(
+                    f"num_iterations={num_iterations}: coefficients=muloco are five per-step triples; "
+                    "use num_iterations=5 or coefficients=keller_jordan"
+                )
+            return Polynomial(_MULOCO)
+        case "polar_express":
+            if num_iterations > len(_POLAR_EXPRESS):
+                raise ValueError(
+                    f"num_iterations={num_iterations}: coefficients=polar_express are at most five per-step triples; "
+                    "use num_iterations=5 or coefficients=keller_jordan"
+                )
+            return Polynomial(_POLAR_EXPRESS[:num_iterations], norm_margin=1.02)
+        case _:
+            assert_never(name)

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from muloco_runner.config import ExecutionConfig, RunConfig
-from muloco_runner.distributed import owner_buffers as lanes
+from muloco_runner.distributed import owner_buffers
 from muloco_runner.distributed.gradient_reducer import total_norm
-from muloco_runner.distributed.owner_buffers import Lanes
+from muloco_runner.distributed.owner_buffers import OwnerBuffers
 from muloco_runner.job import run_job
 from muloco_runner.record import RunFolder
 
@@ -125,29 +125,29 @@ def check_bytes(run: RunConfig, count: int, folder: RunFolder) -> None:
     largest = {2: 3 * wide + 4 * square, 4: 2 * wide + square}[count]
     num_messages = -(-count * largest // 2000)
     assert num_messages > 2
-    lane = num_messages * -(-largest // num_messages)
+    buffer = num_messages * -(-largest // num_messages)
     # Sums cross twice but for a rank's own part; matrices' gradients and results once each, in float32 at this size.
-    a_step = (count - 1) * (2 * 4 * summed // count + 2 * 4 * lane) + 2 * (count - 1) * 16 // count
+    a_step = (count - 1) * (2 * 4 * summed // count + 2 * 4 * buffer) + 2 * (count - 1) * 16 // count
     assert folder.read_steps()[-1].rank_bytes_sent == [STEPS * a_step] * count
 
 
 def test_lanes_hold_every_value_once_and_pad_only_their_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "OWNER_MESSAGE_VALUES", 30)
+    monkeypatch.setattr(owner_buffers, "OWNER_MESSAGE_VALUES", 30)
     sizes, owners = [7, 0, 30, 3, 5, 1], [0, 1, 1, 0, 2, 0]
-    cut = Lanes(sizes, owners, 3)
-    # Ten values a lane in each message would do, in whole vectors sixteen: two messages, none of them empty.
+    cut = OwnerBuffers(sizes, owners, 3)
+    # Ten values a buffer in each message would do, in whole vectors sixteen: two messages, none of them empty.
     assert (cut.num_messages, cut.width, cut.length) == (2, 16, 32)
     values = [torch.arange(size) + 100.0 * index for index, size in enumerate(sizes)]
     messages = torch.full((cut.num_messages, 3, cut.width), torch.nan)
     for index, parts in enumerate(cut.parts):
         for message, part in parts.items():
-            place = messages[message, owners[index], part.in_lane]
+            place = messages[message, owners[index], part.in_buffer]
             assert place.isnan().all()
             place.copy_(values[index][part.in_matrix])
     assert int(messages.isnan().sum()) == 3 * 32 - sum(sizes)
     whole = messages.transpose(0, 1).reshape(3, -1)
     for index, value in enumerate(values):
-        assert torch.equal(whole[owners[index], cut.in_lane(index)], value)
+        assert torch.equal(whole[owners[index], cut.in_buffer(index)], value)
     for message, content in enumerate(cut.contents):
         assert content == [(index, parts[message]) for index, parts in enumerate(cut.parts) if message in parts]
 

@@ -115,11 +115,11 @@ def check_formula(run: RunConfig, count: int, last: StepRecord) -> None:
     assert last.rank_bytes_sent is not None
     method = run.method
     # At each step four integers say whether to stop; their sum is sent twice but for a rank's own part.
-    wishes = 50 * 2 * (count - 1) * 16 // count
+    flags = 50 * 2 * (count - 1) * 16 // count
     if isinstance(method, DataParallelConfig):
         # Loss and gradients, padded to share out; each rank sends all but its own share, and its sum to all others.
         values = -(-(run.num_params + 1) // count) * count
-        sent = 50 * 2 * (count - 1) * values * 4 // count + wishes
+        sent = 50 * 2 * (count - 1) * values * 4 // count + flags
         if isinstance(run.inner_optimizer, MuonConfig):
             # Then the matrices that each owner has orthogonalised, in as many places as the rank with most of them has.
             assert all(sent < number < 1.5 * sent for number in last.rank_bytes_sent)
@@ -127,7 +127,7 @@ def check_formula(run: RunConfig, count: int, last: StepRecord) -> None:
             assert last.rank_bytes_sent == [sent] * count
     elif isinstance(method, DiLoCoConfig) and method.compression == QuantisationConfig(bits=2):
         held = run.num_workers // count
-        assert last.rank_bytes_sent == [(count - 1) * held * last.bytes_sent + wishes] * count
+        assert last.rank_bytes_sent == [(count - 1) * held * last.bytes_sent + flags] * count
 
 
 def step_of(checkpoint: Path) -> int:

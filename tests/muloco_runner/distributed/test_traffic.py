@@ -24,7 +24,7 @@ HOLDINGS: dict[str, dict[str, Any]] = {
     "overlapped": {"reduction": "overlapped", "micro_batch_sequences": 2},
     "shards": {"sharding": "full", "micro_batch_sequences": 2},
 }
-WISHES = 16 * STEPS
+FLAGS = 16 * STEPS
 """Bytes in which a rank tells the other, at each step, whether to stop or to checkpoint."""
 
 
@@ -99,7 +99,7 @@ def test_what_is_counted_is_what_torch_was_asked_to_send(outcomes: dict[str, Out
     for name, outcome in outcomes.items():
         assert outcome.sent == [watched["sent"] for watched in outcome.watched], name
         assert outcome.last.rank_bytes_received == [watched["received"] for watched in outcome.watched], name
-        assert min(outcome.sent) > WISHES, name
+        assert min(outcome.sent) > FLAGS, name
 
 
 def test_only_ddps_word_on_the_order_of_its_buckets_goes_uncounted_and_only_once(outcomes: dict[str, Outcome]) -> None:
@@ -128,7 +128,7 @@ def test_copies_of_a_model_send_its_gradient_or_a_matrix_to_its_owner_and_back(o
         # Of two ranks each sends as much as it has: half before and half after the sum. One value more is the loss.
         gradient = 4 * (adamw.run.num_params + 1)
         padding = 4 * (holding == "ordered") * ((adamw.run.num_params + 1) % 2)
-        assert adamw.sent == [STEPS * (gradient + padding) + WISHES] * 2
+        assert adamw.sent == [STEPS * (gradient + padding) + FLAGS] * 2
         # Two layers: every shape of matrix is there an even number of times, and each rank owns half of them. Its half
         # of the gradients goes to the other, its results as well, both in float32 at this size. Then a norm of each
         # parameter.
@@ -137,7 +137,7 @@ def test_copies_of_a_model_send_its_gradient_or_a_matrix_to_its_owner_and_back(o
         rest = model.num_params - hidden + 1
         norms = 2 * 13 + 3
         expected = 4 * (rest + (holding == "ordered") * (rest % 2) + hidden // 2 + hidden // 2 + norms)
-        assert muon.sent == [STEPS * expected + WISHES] * 2
+        assert muon.sent == [STEPS * expected + FLAGS] * 2
 
 
 def test_the_ways_to_hold_a_model_lead_to_one_loss(outcomes: dict[str, Outcome]) -> None:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from triton.runtime.interpreter import GridExecutor
 
 from muloco_runner.optimizers import MuLoCo1, Muon
-from muloco_runner.optimizers.buckets.fused import FusedAdamWBank, FusedMatrixBank, move
+from muloco_runner.optimizers.buckets.fused import FusedAdamWBucket, FusedMatrixBucket
 from muloco_runner.optimizers.orthogonalize import orthogonalize, result_dtype
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.reference import normalise, orthogonalize_reference
 from muloco_runner.optimizers.orthogonalize.triton import tiles
+from muloco_runner.optimizers.orthogonalize.triton.parameter_update import apply_update
 from muloco_runner.optimizers.orthogonalize.triton.workspace import Workspace, aligned_columns, is_interpreted
 
 assert is_interpreted()
@@ -117,15 +118,15 @@ def test_the_scale_of_the_input_does_not_matter(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("shape", [(48, 48), (40, 120), (120, 40), (1, 40)])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_zeros_stay_zeros_and_what_is_not_finite_stays_in_its_matrix(shape: tuple[int, int]) -> None:
-    bank = random(4, *shape)
-    bank[0] = 0
-    bank[1, 0, 3 % shape[1]] = torch.nan
-    bank[2, 0, 2 % shape[1]] = torch.inf
-    result = run(bank, "triton")
+    matrices = random(4, *shape)
+    matrices[0] = 0
+    matrices[1, 0, 3 % shape[1]] = torch.nan
+    matrices[2, 0, 2 % shape[1]] = torch.inf
+    result = run(matrices, "triton")
     assert not result[0].any()
     assert result[1].isnan().any()
     assert result[2].isnan().any()
-    assert torch.equal(result[3:], run(bank[3:], "triton"))
+    assert torch.equal(result[3:], run(matrices[3:], "triton"))
 
 
 def test_symmetric_products_fill_both_triangles_and_a_result_repeats_to_the_bit() -> None:
@@ -171,8 +172,8 @@ def train(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, step
 def test_a_fused_step_is_the_references(dtype: torch.dtype, changes: dict[str, Any]) -> None:
     fused, optimizer = build("triton", dtype, **changes)
     plain, reference = build("reference", dtype, **changes)
-    kinds = [type(bank) for banks in optimizer._banks for bank in banks]
-    assert kinds == [FusedMatrixBank] * 5 + [FusedAdamWBank]
+    kinds = [type(bucket) for buckets in optimizer._buckets for bucket in buckets]
+    assert kinds == [FusedMatrixBucket] * 5 + [FusedAdamWBucket]
     before = [parameter.detach().clone() for parameter in plain]
     train(fused, optimizer, range(3))
     train(plain, reference, range(3))
@@ -272,7 +273,7 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest
     monkeypatch.setattr(GridExecutor, "__call__", launch)
     train(parameters, optimizer, range(1))
     run(random(1, 40, 60), "triton")
-    move(parameters[:1], [random(34, 70).half()], 1.0, 0.1)
+    apply_update(parameters[:1], [random(34, 70).half()], 1.0, 0.1)
     assert set(launches) == {1}
 
 
@@ -307,11 +308,11 @@ def test_large_banks_are_worked_on_in_parts_in_one_workspace(monkeypatch: pytest
     train(parted, optimizer, range(2))
     for ours, theirs in zip(parted, whole, strict=True):
         assert torch.equal(ours, theirs)
-    banks = [bank for bank in optimizer._banks[0] if isinstance(bank, FusedMatrixBank)]
-    # Beyond 4 bytes a parameter of momentum: X twice and four squares in storage dtype, of one matrix of one bank.
+    buckets = [bucket for bucket in optimizer._buckets[0] if isinstance(bucket, FusedMatrixBucket)]
+    # Beyond 4 bytes a parameter of momentum: X twice and four squares in storage dtype, of one matrix of one matrices.
     needed = []
     for rows, columns in MATRICES:
         side, size = min(rows, columns), 2 if min(rows, columns) >= 32 else 4
         needed.append(size * (2 * rows * aligned_columns(columns) + 4 * side * aligned_columns(side)))
-    assert banks[0].workspace.memory.untyped_storage().nbytes() == max(needed)
-    assert len({bank.workspace.memory.untyped_storage().data_ptr() for bank in banks}) == 1
+    assert buckets[0].workspace.memory.untyped_storage().nbytes() == max(needed)
+    assert len({bucket.workspace.memory.untyped_storage().data_ptr() for bucket in buckets}) == 1

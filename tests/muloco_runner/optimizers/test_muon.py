@@ -38,13 +38,13 @@ def test_float32_follows_the_scalar_polynomial_in_float64(name: str, shape: tupl
 
 @pytest.mark.parametrize("name", NAMES)
 def test_zeros_give_zeros_and_a_nan_stays_in_its_matrix(name: str) -> None:
-    bank = torch.randn(3, 16, 24, generator=torch.Generator().manual_seed(1))
-    bank[0] = 0
-    bank[1, 2, 3] = torch.nan
-    result = orthogonalize_reference(bank, named_polynomial(name, 5))
+    matrices = torch.randn(3, 16, 24, generator=torch.Generator().manual_seed(1))
+    matrices[0] = 0
+    matrices[1, 2, 3] = torch.nan
+    result = orthogonalize_reference(matrices, named_polynomial(name, 5))
     assert not result[0].any()
     assert result[1].isnan().any()
-    alone = orthogonalize_reference(bank[2:], named_polynomial(name, 5))[0]
+    alone = orthogonalize_reference(matrices[2:], named_polynomial(name, 5))[0]
     assert relative_error(result[2], alone) < 1e-5
 
 

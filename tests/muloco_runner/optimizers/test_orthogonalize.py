@@ -119,15 +119,15 @@ def test_the_scale_of_the_input_does_not_matter(scale: float, shape: tuple[int, 
 
 @pytest.mark.parametrize("shape", [(48, 48), (40, 120), (120, 40)])
 def test_zeros_stay_zeros_and_what_is_not_finite_stays_in_its_matrix(shape: tuple[int, int], backend: str) -> None:
-    bank = random(4, *shape)
-    bank[0] = 0
-    bank[1, 2, 3] = torch.nan
-    bank[2, 3, 2] = torch.inf
-    result = run(bank, backend)
+    matrices = random(4, *shape)
+    matrices[0] = 0
+    matrices[1, 2, 3] = torch.nan
+    matrices[2, 3, 2] = torch.inf
+    result = run(matrices, backend)
     assert not result[0].any()
     assert result[1].isnan().any()
     assert result[2].isnan().any()
-    assert torch.equal(result[3:], run(bank[3:], backend))
+    assert torch.equal(result[3:], run(matrices[3:], backend))
 
 
 def test_the_input_is_left_as_it_is(backend: str) -> None:

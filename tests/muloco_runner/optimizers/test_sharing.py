@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from muloco_runner.distributed.ownership import Owners, rounds_of
+from muloco_runner.distributed.ownership import OwnerAssignment, rounds_of
 from muloco_runner.optimizers.orthogonalize import cpu
 
 HAS_TRITON = find_spec("triton") is not None
@@ -57,7 +57,7 @@ def test_sharing_leads_to_what_one_rank_does_alone_also_through_a_checkpoint(
     model, _ = ranks.alone(backend)
     for outcome in outcomes:
         for shared, whole in zip(outcome[f"{placement}-{backend}"]["values"], model.parameters(), strict=True):
-            # The reference multiplies a whole bank in one call, which rounds otherwise than a matrix alone.
+            # The reference multiplies a whole bucket in one call, which rounds otherwise than a matrix alone.
             assert torch.equal(shared, whole) or backend == "reference"
             torch.testing.assert_close(shared, whole.detach(), rtol=1e-5, atol=1e-6)
 
@@ -121,12 +121,12 @@ def test_what_ranks_send_is_told(outcomes: list[dict[str, Any]], ranks: ModuleTy
     assert [outcome["local_gradients"]["bytes_sent"] for outcome in outcomes] == [sent] * 2
 
 
-def test_matrices_are_dealt_evenly_by_their_arithmetic() -> None:
-    owners = Owners(8)
-    large = owners.deal(12, 4224, 1536)
-    small = owners.deal(72, 1536, 1536)
+def test_matrices_are_assigned_evenly_by_their_arithmetic() -> None:
+    assignment = OwnerAssignment(8)
+    large = assignment.assign(12, 4224, 1536)
+    small = assignment.assign(72, 1536, 1536)
     assert {large.count(rank) for rank in range(8)} == {1, 2}
-    assert max(owners.loads) < 1.1 * sum(owners.loads) / 8
+    assert max(assignment.loads) < 1.1 * sum(assignment.loads) / 8
     assert {small.count(rank) for rank in range(8) if large.count(rank) == 2} != {9}
 
 

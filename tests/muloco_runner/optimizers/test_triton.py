@@ -203,7 +203,7 @@ def test_the_prologue_reads_sixteen_bytes_at_a_time_where_it_may() -> None:
 
 
 def test_a_banks_offsets_are_64_bit() -> None:
-    """B R C of a large model's bank exceeds 2^31."""
+    """B R C of a large model's bucket exceeds 2^31."""
     ttir = accumulate(True).ttir
     assert re.search(r"arith\.muli %\w+, %\w+ : i64", ttir)
     assert re.search(r"tt\.addptr %momentum\w*, %\w+ : !tt\.ptr<f32>, i64", ttir)

@@ -1,4 +1,4 @@
-"""Places of the hyper-parameters in the float64 vector on the device that the kernels read.
+"""The layout of the float64 vector of hyper-parameters that the kernels read on the device.
 
 On the device, because a captured graph replays with whatever the vector holds then.
 """
@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from muloco_runner.optimizers.orthogonalize.triton.device_tables import DeviceTable
+from muloco_runner.optimizers.update_rule import gradient_weight
 
 LR = tl.constexpr(0)
 MOMENTUM = tl.constexpr(1)
@@ -26,15 +27,15 @@ NUM_HYPER = 8
 
 
 class HyperParameters(DeviceTable):
-    """Those of one group."""
+    """The hyper-parameters of one parameter group."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(NUM_HYPER, torch.float64, device)
 
-    def take(self, group: dict[str, Any], clip: Tensor | None) -> None:
-        """Those that `group` holds now; `clip` is 0-D, on the device, or None for 1."""
+    def fill(self, group: dict[str, Any], clip: Tensor | None) -> None:
+        """Copy the hyper-parameters of `group` over; `clip` is 0-D, on the device, or None for 1."""
         mu = group["momentum"]
-        weight = 1.0 if group["momentum_form"] == "sum" else 1.0 - mu
+        weight = gradient_weight(group["momentum_form"], mu)
         self.refresh([group["lr"], mu, weight, group["weight_decay"], 1.0, *group["betas"], group["eps"]])
         if clip is not None:
             self.values[CLIP.value].copy_(clip)

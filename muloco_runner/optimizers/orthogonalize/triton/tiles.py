@@ -70,7 +70,7 @@ def product_tile(rows: int, columns: int, batch: int, dtype: torch.dtype, table:
 
 
 def matrices_at_once(rows: int, columns: int) -> int:
-    """How many matrices of a bank share one launch: enough for eight rounds of the GPU in the symmetric product.
+    """How many matrices of a bucket share one launch: enough for eight rounds of the GPU in the symmetric product.
 
     More would only need a larger workspace.
     """

@@ -95,7 +95,7 @@ class Workspace(GramForm):
         self.upcast = is_interpreted() and self.dtype == torch.bfloat16
         # Each begins at a multiple of 16 bytes, as rows are.
         sizes = _buffer_sizes(batch, rows, columns)
-        self.memory = (arena or Arena()).take(workspace_bytes(batch, rows, columns, dtype), device)
+        self.memory = (arena or Arena()).allocate(workspace_bytes(batch, rows, columns, dtype), device)
         parts = self.memory.view(self.dtype).split(sizes)
         self.x, self.next_x = (part.view(batch, rows, -1)[..., :columns] for part in parts[:2])
         self.gram_MM, self.r_MM, self.s_MM, self.next_MM = (

@@ -1,0 +1,67 @@
+"""Muon's update rule as small functions of tensors and settings; the buckets apply it, fused kernels follow it.
+
+sum: M <- momentum M + G              Nesterov looks ahead to G + momentum M
+ema: M <- momentum M + (1 - momentum) G                      (1 - momentum) G + momentum M
+W <- (1 - lr weight_decay) W - lr shape_scale NS(M, or what Nesterov looks ahead to)
+"""
+
+from __future__ import annotations
+
+from typing import Any, assert_never
+
+import torch
+from torch import Tensor
+
+from muloco_runner.config.inner_optimizer import LrScale, MomentumForm
+from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial, named_polynomial
+
+
+def shape_scale(convention: LrScale, rows: int, columns: int) -> float:
+    """Return the factor on the learning rate of a matrix of shape (rows, columns), that is (fan-out, fan-in)."""
+    match convention:
+        case "spectral":  # arXiv 2505.23725
+            return (rows / columns) ** 0.5
+        case "keller_jordan":  # kellerjordan.github.io/posts/muon
+            return max(1.0, rows / columns) ** 0.5
+        case "moonlight":  # arXiv 2502.16982
+            return 0.2 * max(rows, columns) ** 0.5
+        case _:
+            assert_never(convention)
+
+
+def polynomial_of(group: dict[str, Any]) -> Polynomial:
+    """Return the Newton-Schulz polynomial that a parameter group names."""
+    return named_polynomial(group["coefficients"], group["num_iterations"])
+
+
+def gradient_weight(form: MomentumForm, momentum: float) -> float:
+    """Return the factor on the gradient as it enters the momentum."""
+    match form:
+        case "sum":
+            return 1.0
+        case "ema":
+            return 1.0 - momentum
+        case _:
+            assert_never(form)
+
+
+def accumulate_momentum_(buffer: Tensor, gradient: Tensor, momentum: float, form: MomentumForm) -> None:
+    """Add a gradient to the momentum `buffer` of the same shape and dtype, in place."""
+    match form:
+        case "sum":
+            torch.add(gradient, buffer, alpha=momentum, out=buffer)
+        case "ema":
+            buffer.lerp_(gradient, 1 - momentum)
+        case _:
+            assert_never(form)
+
+
+def look_ahead(buffer: Tensor, gradient: Tensor, momentum: float, form: MomentumForm, out: Tensor) -> None:
+    """Write into `out` Nesterov's update: the momentum that the same gradient would lead to once more."""
+    match form:
+        case "sum":
+            torch.add(gradient, buffer, alpha=momentum, out=out)
+        case "ema":
+            torch.lerp(gradient, buffer, momentum, out=out)
+        case _:
+            assert_never(form)
