@@ -69,6 +69,23 @@ def test_a_controllers_job_outlives_its_time_limit_preemption_and_its_node(
     check(sweep, state, slurm)
 
 
+def test_a_queued_controller_of_other_code_is_replaced(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    sweep = SampleSweep(tmp_path, {"w": {}}, GPU)
+    sweep.folder.write_definition(sweep.definition)
+    script = sweep.folder.cluster_dir / "controller.sh"
+    script.parent.mkdir()
+    script.write_text(f"#!/bin/bash\nexport PYTHONPATH={tmp_path}/code/0a1b2c3d4e5f\nexec false\n")
+    before = slurm.run(
+        "sbatch", "--parsable", "--hold", f"--job-name={slurm_controller.job_name(sweep.folder)}", str(script)
+    ).strip()
+    job, is_new = slurm_controller.start(sweep.folder, sweep.definition.read_cluster())
+    assert is_new
+    assert controllers(slurm, sweep, "PD,R") == [job]
+    assert job != before
+    wait_for(lambda: not slurm.run("squeue", "-h"), 60, "the sweep's end")
+    assert set(standings(sweep.folder.read_state(sweep.definition).state).values()) == {"done"}
+
+
 def test_a_mistake_ends_the_succession(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     sweep = SampleSweep(tmp_path, {"w": {"seconds": [30]}}, GPU)
     sweep.folder.write_definition(sweep.definition)
