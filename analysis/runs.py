@@ -24,6 +24,10 @@ from muloco_runner.record import RecordError, RunFolder, RunResult
 TUNED = ("lr", "outer_lr", "outer_momentum", "weight_decay")
 """Hyper-parameters with a column of their own; every other difference between configs is in `setting`."""
 
+SCALE = ["num_params", "tokens_per_parameter"]
+POINT = ["series", *SCALE, "global_batch_tokens"]
+"""What runs share that differ in hyper-parameters and seed alone."""
+
 _ALGORITHM_ORDER = ("DDP-AdamW", "DDP-Muon", "DiLoCo", "MuLoCo")
 
 

@@ -64,7 +64,7 @@ def curves(
     points = pd.DataFrame(rows)
     keys = ["series", "num_params", "tokens_per_parameter"]
     best = points.loc[points.groupby(keys)["loss"].idxmin()].reset_index(drop=True)
-    return Optima(points, best, noise or None, 1)
+    return Optima(points, points, best, noise or None, 1)
 
 
 @pytest.mark.parametrize("exponent", [0.46, 0.92])
@@ -125,7 +125,7 @@ def test_a_censored_scale_is_flagged_and_takes_no_part_in_a_law(kept: Array, sid
 
 def test_noise_between_seeds_widens_the_interval_of_an_exponent() -> None:
     quiet, noisy = curves(0.6), curves(0.6)
-    noisy = Optima(noisy.points, noisy.best, 0.004, 1)
+    noisy = Optima(noisy.settings, noisy.points, noisy.best, 0.004, 1)
     widths = []
     for optima in (quiet, noisy):
         laws = fit_laws(find_critical_batches(optima, 20.0), optima, 1e-3, 100, 0)
