@@ -24,7 +24,8 @@ from muloco_runner.config import ExecutionConfig
 from muloco_runner.data.corpus import load_corpus
 from muloco_runner.distributed.topology import Communicator, Topology
 from muloco_runner.record import RunFolder
-from muloco_runner.training.loop import Session, Trainer
+from muloco_runner.training.loop import Trainer
+from muloco_runner.training.session import Session
 
 
 def timed(owner: Any, name: str, seconds: list[float]) -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     run = compose_app_config(words).run
     budget = arguments.steps * run.global_batch_tokens / run.num_params
     run = compose_app_config([*words, f"tokens_per_parameter={budget}"]).run
-    seconds: dict[str, list[float]] = {"_log": [], "_begin_checkpoint": [], "_write": [], "_commit": []}
+    seconds: dict[str, list[float]] = {"log": [], "begin": [], "_write": [], "_commit": []}
     with tempfile.TemporaryDirectory() as directory:
         folder = RunFolder.of(directory, run.run_id)
         folder.write_config(run.to_dict())
@@ -59,7 +60,7 @@ def main() -> None:
         session = Session(folder, execution, Communicator(Topology(run.num_workers)), torch.device("cpu"))
         trainer = Trainer(run, load_corpus(run.data), session)
         for name, into in seconds.items():
-            timed(trainer if hasattr(trainer, name) else trainer.checkpoints, name, into)
+            timed(trainer.metrics if name == "log" else trainer.checkpointing.store, name, into)
         trainer.train()
         newest = sorted(Path(folder.checkpoint_dir).iterdir())[-1]
         size = sum(file.stat().st_size for file in newest.iterdir())
@@ -68,8 +69,8 @@ def main() -> None:
     for name in ("what", "times", "median", "least", "most"):
         table.add_column(name, justify="left" if name == "what" else "right")
     labels = {
-        "_log": "one line of the record, heartbeat included",
-        "_begin_checkpoint": f"checkpoint of {size / 1e6:.1f} MB: training held up",
+        "log": "one line of the record, heartbeat included",
+        "begin": f"checkpoint of {size / 1e6:.1f} MB: training held up",
         "_write": "checkpoint written and synced, in the background",
         "_commit": "checkpoint made whole, in the background",
     }
@@ -77,8 +78,8 @@ def main() -> None:
         spread = (f"{1e3 * v:.1f} ms" for v in (statistics.median(values), min(values), max(values)))
         table.add_row(labels[name], str(len(values)), *spread)
     Console(width=110).print(table)
-    held, written, whole = (statistics.median(seconds[n]) for n in ("_begin_checkpoint", "_write", "_commit"))
-    print(f"a step: {1e3 * step:.1f} ms; records: {sum(seconds['_log']) / trainer.clock.seconds:.2%} of training")
+    held, written, whole = (statistics.median(seconds[n]) for n in ("begin", "_write", "_commit"))
+    print(f"a step: {1e3 * step:.1f} ms; records: {sum(seconds['log']) / trainer.clock.seconds:.2%} of training")
     print(f"checkpoints hold training up for {held / (held + written + whole):.1%} of what they would if it waited")
 
 

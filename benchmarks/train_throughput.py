@@ -36,9 +36,10 @@ from muloco_runner.data.corpus import Corpus, load_corpus
 from muloco_runner.distributed.topology import Communicator, Topology
 from muloco_runner.model.transformer import build_model
 from muloco_runner.record import RunFolder
-from muloco_runner.training.inner_step import DTYPES
-from muloco_runner.training.loop import Session, Trainer
+from muloco_runner.training.loop import Trainer
 from muloco_runner.training.mfu import peak_flops
+from muloco_runner.training.precision import DTYPES
+from muloco_runner.training.session import Session
 
 Step = Callable[[int], None]
 
@@ -75,9 +76,8 @@ def trainer_of(run: RunConfig, corpus: Corpus, device: torch.device) -> Trainer:
 
 def trainer_step(trainer: Trainer) -> Step:
     def step(number: int) -> None:
-        trainer._inner_step()
-        trainer.step += 1
-        trainer.losses[:, number].sum().item()
+        trainer.step_workers()
+        trainer.state.losses[:, number].sum().item()
 
     return step
 
@@ -159,13 +159,12 @@ def outer_overhead(run: RunConfig, rounds: int, device: torch.device) -> list[st
     inner, outer = [], []
     for number in range(rounds + 1):
         began = clock(device)
-        trainer._inner_step()
+        trainer.step_workers()
         between = clock(device)
         trainer.method.after_inner_step(run.method.sync_interval)
         if number:
             inner.append(between - began)
             outer.append(clock(device) - between)
-        trainer.step += 1
     share = statistics.median(outer) / (run.method.sync_interval * statistics.median(inner))
     return [
         f"{run.num_params / 1e6:.1f}M {run.precision}",

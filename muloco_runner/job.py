@@ -99,7 +99,8 @@ def _attempt(
     from muloco_runner.distributed.rendezvous import joined_ranks, rank_environment
     from muloco_runner.distributed.traffic import emulated_link
     from muloco_runner.training.devices import choose_device, choose_placement_on
-    from muloco_runner.training.loop import Session, Trainer
+    from muloco_runner.training.loop import Trainer
+    from muloco_runner.training.session import Session
     from muloco_runner.training.wandb_sink import wandb_sink
 
     place = rank_environment()
@@ -123,12 +124,12 @@ def _attempt(
         session = Session(folder, execution, communicator, device, attempt, should_stop, tell_all, versions())
         _open_record(run, folder, corpus, communicator, attempt)
         trainer = Trainer(run, corpus, session)
-        trainer.write_status("starting")
+        trainer.metrics.write_status("starting")
         result = trainer.train()
         if result is None:
-            trainer.write_status("stopped", exit_code=int(ExitCode.WANTS_MORE_TIME), exit_cause="asked to stop")
+            trainer.metrics.write_status("stopped", exit_code=int(ExitCode.WANTS_MORE_TIME), exit_cause="asked to stop")
             return ExitCode.WANTS_MORE_TIME
-        trainer.write_result(result)
+        trainer.metrics.write_result(result)
         return ExitCode.FINISHED
 
 

@@ -1,319 +1,69 @@
-"""Checkpoints that survive a crash at any instruction and hardly hold up a step.
-
-    checkpoint/step-00000120/{manifest.json, shared.pt, worker-0.pt, worker-1.pt, ...}
-
-Training goes on as soon as the state is copied to host memory; a thread on each rank then writes the workers it leads
-under a temporary name and syncs them. When all ranks have written, the main rank adds the manifest, syncs and renames:
-a folder with its final name is whole. The manifest holds each file's SHA-256, so that a damaged checkpoint is known and
-the one before it is used. One file a worker, whole tensors by name: a run may resume with its workers on other ranks.
-
-Ranks agree through collectives that the training loop makes anyway, in its own thread: the writers never speak.
-"""
+"""When a run's checkpoints are begun, and how an attempt starts from one and ends with one."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import sys
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+import contextlib
+import time
 
-import torch
-from torch import Tensor
-
-from muloco_runner.distributed.topology import Communicator
-
-KEPT = 2
-FORMAT_VERSION = 1
-_PREFIX = "step-"
-_LISTED = 8
-"""How many of the newest checkpoints a resume looks at."""
+from muloco_runner.distributed.vote import ControlFlagVote
+from muloco_runner.training.checkpoint_store import CheckpointError, CheckpointStore
+from muloco_runner.training.metrics import Metrics
+from muloco_runner.training.session import Session
+from muloco_runner.training.state import TrainingState
 
 
-class CheckpointError(OSError):
-    """A checkpoint could not be written; the one before it still stands."""
+class Checkpointing:
+    """All ranks decide alike, by a vote that is sent beside each step and counted after it."""
 
+    def __init__(self, session: Session, state: TrainingState, store: CheckpointStore, metrics: Metrics) -> None:
+        self.session, self.state, self.store, self.metrics = session, state, store, metrics
+        self._vote = ControlFlagVote(session.communicator, self._control_flags)
+        self._last_begun_at = time.monotonic()
 
-@dataclass
-class Checkpoint:
-    """What was saved."""
+    def resume(self) -> None:
+        """Continues from the newest intact checkpoint, where there is one."""
+        checkpoint = self.store.load(self.session.communicator.topology.local_workers)
+        if checkpoint is not None:
+            self.state.restore(checkpoint)
 
-    step: int
-    shared: dict[str, Any]
-    """What all workers share."""
-    workers: dict[int, dict[str, Any]]
-    """State of each worker asked for."""
+    def start(self) -> None:
+        """Called before the first step."""
+        self._vote.start()
 
-
-class HostBuffers:
-    """Copies of a state's tensors in host memory, which lasts from one checkpoint to the next.
-
-    Pinned where the tensors live on a GPU, so that the copy runs at the link's speed.
-    """
-
-    def __init__(self, pinned: bool) -> None:
-        self._pinned = pinned
-        self._buffers: dict[str, Tensor] = {}
-
-    def copy(self, state: Any, path: str = "") -> Any:
-        """`state` (nested dicts, lists and plain values) with every tensor copied; call `wait` before reading it."""
-        if isinstance(state, Tensor):
-            buffer = self._buffers.get(path)
-            if buffer is None or buffer.shape != state.shape or buffer.dtype != state.dtype:
-                buffer = torch.empty(state.shape, dtype=state.dtype, pin_memory=self._pinned)
-                self._buffers[path] = buffer
-            return buffer.copy_(state.detach(), non_blocking=self._pinned)
-        if isinstance(state, dict):
-            return {key: self.copy(value, f"{path}/{key}") for key, value in state.items()}
-        if isinstance(state, list | tuple):
-            return type(state)(self.copy(value, f"{path}/{number}") for number, value in enumerate(state))
-        return state
-
-    def wait(self) -> None:
-        """Until all copies have arrived."""
-        if self._pinned:
-            torch.cuda.synchronize()
-
-
-class CheckpointStore:
-    """The checkpoints of one run. Every method but `is_writing` is called on all ranks at the same step."""
-
-    def __init__(self, folder: Path, communicator: Communicator, pinned: bool = False) -> None:
-        self.folder, self.communicator = folder, communicator
-        self.is_main = communicator.topology.is_main
-        self.step = 0
-        """Step of the newest whole checkpoint that this attempt knows of: a resume would start there."""
-        self.warning: str | None = None
-        """Why the last checkpoint was not written, if it was not."""
-        self._buffers = HostBuffers(pinned)
-        self._whole: list[int] = []
-        """Steps of checkpoints not known to be damaged, ascending."""
-        self._begun: int | None = None
-        self._committing = False
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
-        self._digests: dict[str, bytes] = {}
-
-    # Writing
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether a checkpoint may begin: there are never two at once."""
-        return self._begun is None
-
-    def begin(self, step: int, shared: dict[str, Any], workers: dict[int, dict[str, Any]]) -> None:
-        """Copies the state, starts to write it, and returns. Each rank gives the workers that it is to write."""
-        assert self.is_idle
-        states = {f"worker-{index}.pt": state for index, state in workers.items()}
-        if self.is_main:
-            states["shared.pt"] = shared
-        copies = self._buffers.copy(states)
-        self._buffers.wait()
-        self._begun, self._committing, self._digests = step, False, {}
-        self._start(lambda: self._write(self._temporary(step), copies))
-
-    def progress(self) -> list[int]:
-        """This rank's part in `settle`: whether it is still busy, and whether it failed."""
-        busy = self._thread is not None and self._thread.is_alive()
-        return [int(busy), int(not busy and self._error is not None)]
-
-    def settle(self, num_busy: int, num_failed: int) -> bool:
-        """Takes note of all ranks' `progress`, summed. True when a checkpoint has just become whole."""
-        if self._begun is None or num_busy:
-            return False
-        step = self._begun
-        if num_failed:
-            self._give_up(step)
-            return False
-        if not self._committing:
-            digests = self._all_digests()
-            self._committing = True
-            if self.is_main:
-                self._start(lambda: self._commit(step, digests))
-            return False
-        self._begun, self.step, self.warning = None, step, None
-        self._whole = [*(known for known in self._whole if known < step), step]
-        return True
-
-    def drain(self) -> None:
-        """Waits for the checkpoint that is being written. One that failed raises `CheckpointError`."""
-        while self._begun is not None:
-            if self._thread is not None:
-                self._thread.join()
-            counts = self.communicator.sum_over_ranks(torch.tensor(self.progress(), dtype=torch.int32))
-            num_busy, num_failed = counts.tolist()
-            self.settle(num_busy, num_failed)
-            if num_failed:
-                raise CheckpointError(self.warning)
-
-    def _start(self, task: Callable[[], None]) -> None:
-        def guarded() -> None:
-            try:
-                task()
-            except Exception as error:
-                self._error = error
-
-        self._error = None
-        self._thread = threading.Thread(target=guarded, name="checkpoint-writer")
-        self._thread.start()
-
-    def _write(self, temporary: Path, states: dict[str, Any]) -> None:
-        temporary.mkdir(parents=True, exist_ok=True)
-        try:
-            for name, state in states.items():
-                self._digests[name] = _write_state(temporary / name, state)
-        except Exception:
-            # A full disk is the commonest reason: what was written so far only makes it fuller.
-            for name in states:
-                (temporary / name).unlink(missing_ok=True)
-            raise
-
-    def _all_digests(self) -> dict[str, str]:
-        """SHA-256 of every file, from whichever rank wrote it."""
-        names = ["shared.pt", *(f"worker-{index}.pt" for index in range(self.communicator.topology.num_workers))]
-        table = torch.zeros(len(names), hashlib.sha256().digest_size, dtype=torch.int32)
-        for name, digest in self._digests.items():
-            table[names.index(name)] = torch.tensor(list(digest), dtype=torch.int32)
-        rows = self.communicator.sum_over_ranks(table).tolist()
-        return {name: bytes(row).hex() for name, row in zip(names, rows, strict=True)}
-
-    def _commit(self, step: int, digests: dict[str, str]) -> None:
-        temporary, final = self._temporary(step), self._final(step)
-        manifest = {"format_version": FORMAT_VERSION, "step": step, "sha256": digests}
-        with open(temporary / "manifest.json", "w") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(temporary)
-        if final.exists():
-            # Only a damaged one can stand here: a whole one would have been resumed from.
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        _sync_folder(self.folder)
-        kept = {self._final(known) for known in [*(known for known in self._whole if known < step), step][-KEPT:]}
-        for old in self.folder.glob(f"{_PREFIX}*"):
-            if old not in kept:
-                shutil.rmtree(old, ignore_errors=True)
-
-    def _give_up(self, step: int) -> None:
-        error = self._error or "another rank could not write its part"
-        older = f"the one of step {self.step} stands" if self.step else "there is none yet"
-        self.warning = f"the checkpoint of step {step} was not written ({error}): {older}"
-        if self._error is not None or self.is_main:
-            print(self.warning, file=sys.stderr, flush=True)
-        if self.is_main:
-            shutil.rmtree(self._temporary(step), ignore_errors=True)
-        self._begun, self._error = None, None
-
-    # Reading
-
-    def load(self, workers: range) -> Checkpoint | None:
-        """The newest checkpoint whose files are whole, with the states of `workers`, or None.
-
-        A file is read through once, by the first of the ranks that need it; each then reads what it takes. Tensors are
-        views of the files: copy them before the next checkpoint, which may remove those.
-        """
-        names = ["shared.pt", *(f"worker-{index}.pt" for index in workers)]
-        found = self._listed()
-        for step in reversed(found):
-            whole = _is_whole(self._final(step), names, [name for name in names if self._verifies(name)])
-            if self.communicator.sum_over_ranks(torch.tensor([not whole], dtype=torch.int32)).item() == 0:
-                shared, *states = (_read_state(self._final(step) / name) for name in names)
-                self.step, self._whole = step, [older for older in found if older <= step]
-                return Checkpoint(step, shared, dict(zip(workers, states, strict=True)))
-            if self.is_main:
-                print(f"{self._final(step)}: damaged, so the checkpoint before it is used", file=sys.stderr, flush=True)
-        return None
-
-    def _verifies(self, name: str) -> bool:
-        """Whether this rank does: the main one what all share, a worker's first replica the worker's file."""
-        return self.is_main if name == "shared.pt" else self.communicator.topology.replica == 0
-
-    def trim(self, kept: int) -> None:
-        """Removes all but the newest `kept` checkpoints of a finished run, from the main rank."""
-        for step in self._whole[: len(self._whole) - kept]:
-            shutil.rmtree(self._final(step), ignore_errors=True)
-
-    def _listed(self) -> list[int]:
-        """Steps of the newest checkpoints, ascending, as the main rank sees them; it clears what a killed one left."""
-        steps = torch.zeros(_LISTED, dtype=torch.int64)
-        if self.is_main:
-            for half_written in self.folder.glob(f".{_PREFIX}*"):
-                shutil.rmtree(half_written, ignore_errors=True)
-            names = (path.name.removeprefix(_PREFIX) for path in self.folder.glob(f"{_PREFIX}*"))
-            newest = sorted(int(name) for name in names if name.isdigit())[-_LISTED:]
-            steps[: len(newest)] = torch.tensor(newest, dtype=torch.int64)
-        return [step for step in self.communicator.sum_over_ranks(steps).tolist() if step > 0]
-
-    def _temporary(self, step: int) -> Path:
-        return self.folder / f".{_PREFIX}{step:08d}"
-
-    def _final(self, step: int) -> Path:
-        return self.folder / f"{_PREFIX}{step:08d}"
-
-
-def _is_whole(folder: Path, names: list[str], to_verify: list[str]) -> bool:
-    """Whether the named files are there, and those to be verified as the manifest says."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        if manifest["format_version"] != FORMAT_VERSION or not all((folder / name).exists() for name in names):
-            return False
-        for name in to_verify:
-            with open(folder / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != manifest["sha256"][name]:
-                    return False
-    except (OSError, ValueError, KeyError, TypeError):
+    def must_stop(self) -> bool:
+        """Called after a step. Before a yes a checkpoint is left; else one is begun when it is due."""
+        stop, due, num_busy, num_failed = self._vote.result()
+        if self.store.settle(num_busy, num_failed):
+            self.metrics.write_status("running")
+        if stop or (due and self.store.is_idle):
+            with self.state.clock.paused():
+                if stop:
+                    with contextlib.suppress(CheckpointError):  # it has been reported, and the next one is better
+                        self.store.drain()
+                self._begin()
+                if stop:
+                    self.store.drain()
+                    return True
+        self._vote.start()
         return False
-    return True
 
+    def end(self, keep_final: bool) -> None:
+        """Waits for the one being written and leaves the run's last state. A full disk must not cost the result."""
+        self._vote.result()  # the last vote is not left pending
+        with self.state.clock.paused():
+            with contextlib.suppress(CheckpointError):
+                self.store.drain()
+            if keep_final and self.store.step < self.state.step:
+                with contextlib.suppress(CheckpointError):
+                    self._begin()
+                    self.store.drain()
 
-class _HashedFile:
-    """What `torch.save` writes to: the bytes go to the file, and into their digest."""
+    def _control_flags(self) -> list[int]:
+        """This rank's: stop, checkpoint due, and its progress with the checkpoint that is being written."""
+        due = time.monotonic() - self._last_begun_at > self.session.execution.checkpoint_interval_seconds
+        return [int(self.session.should_stop()), int(due), *self.store.progress()]
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest = file, hashlib.sha256()
-        self.error: OSError | None = None
-        """What the file system said; torch's own error only says that something was not written."""
-
-    def write(self, content: bytes) -> int:
-        self.digest.update(content)
-        try:
-            return self.file.write(content)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _write_state(path: Path, state: dict[str, Any]) -> bytes:
-    """Writes and syncs; returns the SHA-256 of what was meant to be written."""
-    with open(path, "wb") as file:
-        hashed = _HashedFile(file)
-        try:
-            torch.save(state, hashed)  # type: ignore[arg-type]  # it needs no more of a file
-        except RuntimeError as error:
-            raise hashed.error or error from None
-        file.flush()
-        os.fsync(file.fileno())
-    return hashed.digest.digest()
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    """Its tensors are mapped, not read: whoever needs a part of one reads that part."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return state
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    def _begin(self) -> None:
+        """Returns when the state is copied; it is written while training goes on."""
+        self.store.begin(self.state.snapshot())
+        self._last_begun_at = time.monotonic()

@@ -7,19 +7,41 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from muloco_runner.data.batches import Batch
+from muloco_runner.config import RunConfig
+from muloco_runner.data.batches import Batch, validation_batch
+from muloco_runner.data.corpus import Corpus
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.topology import Communicator
 from muloco_runner.model.transformer import Transformer
+from muloco_runner.training.precision import DTYPES, mean_loss
 
 _CHUNK_TOKENS = 8192
 
 
-def evaluate(model: Transformer, batch: Batch, dtype: torch.dtype, communicator: Communicator) -> float:
-    """Mean loss of `model`, which all ranks hold alike, in nats per token.
+class Evaluation:
+    """A run's held-out set, in the run's precision."""
 
-    Ranks share the chunks; chunk sums meet in one vector, so that the result does not depend on how many ranks there
-    are.
+    def __init__(self, run: RunConfig, corpus: Corpus, communicator: Communicator, device: torch.device) -> None:
+        self.batch, self.dtype, self.communicator = (
+            validation_batch(corpus, run, device),
+            DTYPES[run.precision],
+            communicator,
+        )
+
+    def of_synchronised_model(self, worker: Worker, parameters: Sequence[Tensor]) -> float:
+        """The loss of `parameters`, which are like `worker.tensors`, computed in that worker's model."""
+        with worker.holding(parameters) as model:
+            return evaluate(model, self.batch, self.dtype, self.communicator)
+
+    def of_local_models(self, workers: Sequence[Worker]) -> float:
+        """The mean over all K workers of the loss of each one's own parameters; `workers` are those of this rank."""
+        return evaluate_local_models(workers, self.batch, self.dtype, self.communicator)
+
+
+def evaluate(model: Transformer, batch: Batch, dtype: torch.dtype, communicator: Communicator) -> float:
+    """Mean loss of `model`, the same on all ranks, in nats per token.
+
+    Ranks share the chunks, whose sums are elements of one vector, so that the result does not depend on their number.
     """
     topology = communicator.topology
     chunks = _chunks(batch)
@@ -45,7 +67,7 @@ def _chunks(batch: Batch) -> list[Batch]:
 
 @torch.no_grad()
 def _chunk_sums(model: Transformer, chunks: list[Batch], number: int, sharers: int, dtype: torch.dtype) -> Tensor:
-    """Loss times sequences of the chunks that sharer `number` takes, zero for the others; shape (chunks,), float64.
+    """Loss times sequences of the chunks that sharer `number` computes, zero for the others; shape (chunks,), float64.
 
     All sharers call the model equally often, as they must where it is sharded: at the end some compute the last chunk
     once more and leave it out.
@@ -55,8 +77,7 @@ def _chunk_sums(model: Transformer, chunks: list[Batch], number: int, sharers: i
     for first in range(0, len(chunks), sharers):
         mine = first + number
         chunk = chunks[min(mine, len(chunks) - 1)]
-        with torch.autocast(chunk.tokens_BT.device.type, dtype, enabled=dtype != torch.float32):
-            loss = model(chunk.tokens_BT, chunk.documents_BT, chunk.targets_BT)
+        loss = mean_loss(model, chunk, dtype)
         if mine < len(chunks):
             sums[mine] = float(loss) * len(chunk)
     model.train()

@@ -10,9 +10,8 @@ from muloco_runner.data.batches import Batch, TrainingData
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.topology import Communicator
 from muloco_runner.training.learning_rate import lr_fraction
+from muloco_runner.training.precision import DTYPES, mean_loss
 from muloco_runner.training.replicas import Replicas
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class InnerStep:
@@ -29,7 +28,7 @@ class InnerStep:
         self.run, self.data, self.replicas, self.communicator = run, data, replicas, communicator
         self.micro_batch_sequences = micro_batch_sequences
 
-    def take(self, worker: Worker, step: int) -> tuple[Tensor, Tensor]:
+    def step(self, worker: Worker, step: int) -> tuple[Tensor, Tensor]:
         """Inner step number `step`, from 0: the mean loss over the worker's batch and the norm of its gradient."""
         topology = self.communicator.topology
         batch = self.data.worker_batch(step, worker.index, topology.replica, topology.replicas)
@@ -70,10 +69,7 @@ class InnerStep:
         return False
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        dtype = DTYPES[self.run.precision]
-        with torch.autocast(batch.tokens_BT.device.type, dtype, enabled=dtype != torch.float32):
-            loss: Tensor = model(batch.tokens_BT, batch.documents_BT, batch.targets_BT)
-        return loss
+        return mean_loss(model, batch, DTYPES[self.run.precision])
 
     def _clip_gradient(self, worker: Worker) -> Tensor:
         """Scales the gradient down to `gradient_clip_norm`; its norm before."""

@@ -1,4 +1,4 @@
-"""What a device could do at best, and what a run takes of it: for model FLOPs utilisation (MFU) and memory."""
+"""A device's peak arithmetic, how much of it a run uses (model FLOPs utilisation, MFU), and its peak memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import resource
 import sys
 
 import torch
+
+from muloco_runner.config import RunConfig
 
 # Dense peaks from the vendor's data sheets, FLOP/s: bfloat16 on tensor cores, float32 outside of them. The first name
 # found as words of the device's own name counts, so the longer names stand first.
@@ -50,8 +52,18 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     return peak_flops_by_name(torch.cuda.get_device_name(device), precision, allow_tf32)
 
 
+def model_flops_utilisation(
+    run: RunConfig, tokens_per_second: float | None, device: torch.device, num_devices: int
+) -> float | None:
+    """6N flops a token over the peak of all devices; None where speed or peak are not known."""
+    peak = peak_flops(device, run.precision)
+    if peak is None or tokens_per_second is None:
+        return None
+    return 6 * run.num_params * tokens_per_second / (peak * num_devices)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most that this process has held so far: device memory on a GPU, resident memory on a CPU."""
+    """The most memory that this process has used so far: device memory on a GPU, resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""How the replicas of a worker hold its model and sum its gradient: `copies` of it, or rows each (`sharded_model`)."""
+"""How the replicas of a worker hold its model and sum its gradient: all of it each (DDP), or rows each (FSDP)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from muloco_runner.config import ExecutionConfig, ModelConfig, MuonConfig, RunCo
 from muloco_runner.data.batches import Batch
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.topology import Communicator
+from muloco_runner.model.attention import choose_attention
 from muloco_runner.model.transformer import Transformer
+from muloco_runner.optimizers import build_inner_optimizer
 from muloco_runner.training.fsdp import Shards
 from muloco_runner.training.micro_batches import LossOf
+from muloco_runner.training.precision import DTYPES
 from muloco_runner.training.replicated import OrderedCopies, OverlappedCopies, OverlappedOwners
 
 
@@ -38,12 +41,35 @@ def build_replicas(
     execution: ExecutionConfig,
     communicator: Communicator,
     device: torch.device,
-    precision: torch.dtype,
 ) -> Replicas:
     """What `execution.sharding`, as decided for this communicator, and `execution.reduction` ask for."""
     if communicator.sharded:
-        return Shards(communicator, precision)
+        return Shards(communicator, DTYPES[run.precision])
     if execution.sums_in_order(device.type):
         return OrderedCopies(communicator)
     shares_work = isinstance(run.inner_optimizer, MuonConfig) and communicator.topology.replicas > 1
     return OverlappedOwners(communicator) if shares_work else OverlappedCopies(communicator)
+
+
+def build_workers(
+    run: RunConfig,
+    execution: ExecutionConfig,
+    replicas: Replicas,
+    communicator: Communicator,
+    device: torch.device,
+    recompute: bool,
+) -> list[Worker]:
+    """The workers of this rank; every worker starts from the same parameters."""
+    topology, traffic = communicator.topology, communicator.traffic
+    # DDP replicas share the work on a model's matrices; FSDP shards it by itself.
+    shares_work = topology.replicas > 1 and not communicator.sharded
+    group = communicator.among_replicas.group if shares_work else None
+    attention = choose_attention(execution.attention, run.model.head_width, device)
+    compiled = device.type == "cuda" if execution.compile is None else execution.compile
+    workers = []
+    for index in topology.local_workers:
+        model, tensors = replicas.build(run.model, run.seed, device)
+        model.set_execution(attention, recompute, compiled)
+        optimizer = build_inner_optimizer(model, run, execution.muon_backend, group, traffic)
+        workers.append(Worker(index, model, optimizer, tensors))
+    return workers

@@ -1,10 +1,12 @@
-"""What a worker takes along in a checkpoint: whole tensors by parameter name, whatever ranks hold them.
+"""Where a run stands on this rank, and what a checkpoint holds of it: full tensors by parameter name, whatever ranks
+train them.
 
-The place in the data, the learning rate and the order of every batch are functions of the step, and are not stored.
+The position in the data, the learning rate and the order of every batch are functions of the step, and are not stored.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,25 +14,85 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from muloco_runner.config import RunConfig
+from muloco_runner.diloco.method import DistributedMethod, OuterStep
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.dtensor import as_dtensor_like, copy_into, own_part
 from muloco_runner.optimizers import Muon
+from muloco_runner.training.checkpoint_store import Checkpoint
+from muloco_runner.training.clock import TrainingClock
 
 TensorLists = dict[str, list[Tensor]]
-"""Of a method: lists of tensors like `Worker.tensors`."""
+"""A method's state: lists of tensors like `Worker.tensors`."""
 
 
-def worker_state(worker: Worker, method_state: TensorLists) -> dict[str, Any]:
+class TrainingState:
+    """All that changes while a run trains."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        workers: list[Worker],
+        method: DistributedMethod,
+        clock: TrainingClock,
+        device: torch.device,
+    ) -> None:
+        self.workers, self.method, self.clock = workers, method, clock
+        self.step = 0
+        """Inner steps completed."""
+        self.losses = torch.zeros(len(workers), run.num_steps, device=device)
+        """Training loss of each worker of this rank (rows) at each completed step."""
+        self.started_at = time.time()
+        """Unix seconds, of the first attempt."""
+        self.local_validation_loss: float | None = None
+        # What no checkpoint holds: it is of the last steps alone.
+        self.gradient_norms = torch.zeros(len(workers), device=device)
+        self.last_outer_step: OuterStep | None = None
+
+    def snapshot(self) -> Checkpoint:
+        """What a checkpoint holds. Called on all ranks; tensors may be the live ones."""
+        workers = {
+            worker.index: {
+                **_worker_state(worker, self.method.worker_state(row)),
+                "losses": self.losses[row, : self.step],
+            }
+            for row, worker in enumerate(self.workers)
+        }
+        shared = {
+            "method": _full_lists(self.workers[0], self.method.state_dict()),
+            "bytes_sent": self.method.bytes_sent,
+            "train_seconds": self.clock.seconds,
+            "started_at": self.started_at,
+            "local_validation_loss": self.local_validation_loss,
+            "random": _random_state(),
+        }
+        return Checkpoint(self.step, shared, workers)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """The inverse, on all ranks."""
+        self.step, shared = checkpoint.step, checkpoint.shared
+        for row, worker in enumerate(self.workers):
+            state = checkpoint.workers[worker.index]
+            self.method.load_worker_state(row, _load_worker_state(worker, state))
+            self.losses[row, : self.step] = state["losses"].to(self.losses)
+        self.method.load_state_dict(_local_lists(self.workers[0], shared["method"]), self.step)
+        self.method.bytes_sent = shared["bytes_sent"]
+        self.clock.seconds, self.started_at = shared["train_seconds"], shared["started_at"]
+        self.local_validation_loss = shared["local_validation_loss"]
+        _load_random_state(shared["random"])
+
+
+def _worker_state(worker: Worker, method_state: TensorLists) -> dict[str, Any]:
     """Model, inner optimizer and the method's part. Called on every replica of the worker; the first one's counts.
 
-    Tensors may be the live ones; of a sharded model they are whole copies in the host's memory.
+    Tensors of a sharded model are full copies in the host's memory.
     """
     state = {"model": worker.model.state_dict(), "optimizer": worker.optimizer.state_dict()}
-    return {**_whole(state), "method": whole_lists(worker, method_state)}
+    return {**_full(state), "method": _full_lists(worker, method_state)}
 
 
 @torch.no_grad()
-def load_worker_state(worker: Worker, state: dict[str, Any]) -> TensorLists:
+def _load_worker_state(worker: Worker, state: dict[str, Any]) -> TensorLists:
     """The inverse, on every replica of the worker; returns the method's part: views, where the state was mapped, of a
     file that will be removed. Copy them before the next checkpoint."""
     for name, parameter in worker.model.named_parameters():
@@ -41,19 +103,19 @@ def load_worker_state(worker: Worker, state: dict[str, Any]) -> TensorLists:
     like = dict(zip(numbers, parameters, strict=True))
     own = saved["state"]
     if not isinstance(worker.optimizer, Muon):
-        # torch's optimizers keep the tensors that they are given; Muon copies its part of each into what it has.
-        own = {number: {n: _kept(v, like[number]) for n, v in values.items()} for number, values in own.items()}
+        # torch's optimizers keep the tensors that they are given; Muon copies its part of each into its own.
+        own = {number: {n: _local_copy(v, like[number]) for n, v in values.items()} for number, values in own.items()}
     worker.optimizer.load_state_dict({**saved, "state": own})
-    return own_lists(worker, state["method"])
+    return _local_lists(worker, state["method"])
 
 
-def whole_lists(worker: Worker, state: TensorLists) -> TensorLists:
-    """A method's tensors, whole; called on every replica of the worker."""
-    return {name: [_whole(_placed(t, p)) for t, p in _pairs(tensors, worker)] for name, tensors in state.items()}
+def _full_lists(worker: Worker, state: TensorLists) -> TensorLists:
+    """A method's full tensors; called on every replica of the worker."""
+    return {name: [_full(_placed(t, p)) for t, p in _pairs(tensors, worker)] for name, tensors in state.items()}
 
 
-def own_lists(worker: Worker, state: TensorLists) -> TensorLists:
-    """Of a method's whole tensors what this rank holds."""
+def _local_lists(worker: Worker, state: TensorLists) -> TensorLists:
+    """This rank's part of a method's full tensors."""
     return {
         name: [own_part(tensor, parameter) for tensor, parameter in _pairs(tensors, worker)]
         for name, tensors in state.items()
@@ -68,8 +130,8 @@ def _placed(part: Tensor, parameter: Tensor) -> Tensor:
     return as_dtensor_like(part, parameter) if isinstance(parameter, DTensor) else part
 
 
-def _kept(value: Any, parameter: Tensor) -> Any:
-    """A copy, beside the parameter, of this rank's part of a whole tensor shaped like it; anything else as it is."""
+def _local_copy(value: Any, parameter: Tensor) -> Any:
+    """A copy, beside the parameter, of this rank's part of a full tensor shaped like it; anything else as it is."""
     if not isinstance(value, Tensor):
         return value
     if value.shape != parameter.shape:
@@ -77,19 +139,19 @@ def _kept(value: Any, parameter: Tensor) -> Any:
     return _placed(own_part(value, parameter).to(parameter.device, copy=True), parameter)
 
 
-def _whole(value: Any) -> Any:
+def _full(value: Any) -> Any:
     """Sharded tensors, wherever in `value`, gathered one at a time; kept on the first replica alone."""
     if isinstance(value, dict):
-        return {key: _whole(item) for key, item in value.items()}
+        return {key: _full(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_whole(item) for item in value]
+        return [_full(item) for item in value]
     if not isinstance(value, DTensor):
         return value
-    whole = value.full_tensor()
-    return whole.cpu() if value.device_mesh.get_local_rank() == 0 else whole.new_empty(0)
+    full = value.full_tensor()
+    return full.cpu() if value.device_mesh.get_local_rank() == 0 else full.new_empty(0)
 
 
-def random_state() -> dict[str, Tensor]:
+def _random_state() -> dict[str, Tensor]:
     """State of torch's own generators. Nothing of the trainer draws from them once it has begun; a user's code may."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -97,7 +159,7 @@ def random_state() -> dict[str, Tensor]:
     return states
 
 
-def load_random_state(states: dict[str, Tensor]) -> None:
+def _load_random_state(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

@@ -134,7 +134,7 @@ def test_a_crash_leaves_its_cause(
     def fail(*args: object) -> None:
         raise ValueError("no\nsuch thing")
 
-    monkeypatch.setattr("muloco_runner.training.loop.Trainer._inner_step", fail)
+    monkeypatch.setattr("muloco_runner.training.loop.Trainer.step_workers", fail)
     assert run_job(folder, execution) is ExitCode.CRASH
     status = folder.read_status()
     assert status is not None
@@ -148,7 +148,7 @@ def test_memory_that_cannot_be_had_has_its_own_exit_code(
 ) -> None:
     folder = new_folder(tiny_run())
     monkeypatch.setattr(
-        "muloco_runner.training.loop.Trainer._inner_step", lambda self: torch.empty(2**62, dtype=torch.uint8)
+        "muloco_runner.training.loop.Trainer.step_workers", lambda self: torch.empty(2**62, dtype=torch.uint8)
     )
     assert run_job(folder, execution) is ExitCode.OUT_OF_MEMORY
 

@@ -21,7 +21,8 @@ from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.topology import Communicator, Topology
 from muloco_runner.model.transformer import build_model
 from muloco_runner.record import RunFolder
-from muloco_runner.training.loop import Session, Trainer
+from muloco_runner.training.loop import Trainer
+from muloco_runner.training.session import Session
 
 CPU = torch.device("cpu")
 MakeRun = Callable[..., RunConfig]
@@ -161,7 +162,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_with_everything_on(
 
     whole, cut = new_folder(run, "whole"), new_folder(run, "cut")
     expected = trainer_of(whole).train()
-    first = trainer_of(cut, should_stop=lambda: first.step >= stop_at)
+    first = trainer_of(cut, should_stop=lambda: first.state.step >= stop_at)
     assert first.train() is None
     assert isinstance(first.method, DiLoCo)
     assert bool(first.method._pending) == (stop_at != 11)

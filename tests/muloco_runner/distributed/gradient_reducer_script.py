@@ -19,20 +19,20 @@ from muloco_runner.job import run_job
 from muloco_runner.record import RunFolder
 from muloco_runner.training.loop import Trainer
 
-inner_step = Trainer._inner_step
+step_workers = Trainer.step_workers
 
 
 def train(folder: RunFolder, execution: ExecutionConfig, killed_after: int | None) -> int:
     digests = []
 
     def watched(self: Trainer) -> None:
-        if self.step == killed_after:
+        if self.state.step == killed_after:
             os.kill(os.getpid(), signal.SIGKILL)
-        inner_step(self)
-        values = b"".join(tensor.detach().numpy().tobytes() for tensor in self.workers[0].tensors)
+        step_workers(self)
+        values = b"".join(tensor.detach().numpy().tobytes() for tensor in self.state.workers[0].tensors)
         digests.append(hashlib.sha256(values).hexdigest())
 
-    Trainer._inner_step = watched  # type: ignore[method-assign]
+    Trainer.step_workers = watched  # type: ignore[method-assign]
     code = run_job(folder, execution)
     (folder.path / f"parameters-{os.environ['RANK']}.json").write_text(json.dumps(digests))
     return code

@@ -18,7 +18,8 @@ from muloco_runner.distributed.traffic import emulated_link
 from muloco_runner.memory import estimate_memory
 from muloco_runner.memory.choose import choose_placement
 from muloco_runner.record import RunFolder
-from muloco_runner.training.loop import Session, Trainer
+from muloco_runner.training.loop import Trainer
+from muloco_runner.training.session import Session
 
 CPU = torch.device("cpu")
 
@@ -33,10 +34,9 @@ def estimate_and_peak(folder: RunFolder, execution: ExecutionConfig) -> tuple[in
 
         def train() -> None:
             trainer = Trainer(run, corpus, Session(folder, execution, communicator, CPU))
-            for step in range(run.num_steps):
-                trainer._inner_step()
-                trainer.step = step + 1
-                trainer.method.after_inner_step(trainer.step)
+            for _ in range(run.num_steps):
+                trainer.step_workers()
+                trainer.method.after_inner_step(trainer.state.step)
 
         peak = peak_bytes(train, CPU)
         for _ in range(2):

@@ -30,7 +30,8 @@ from muloco_runner.memory.choose import choose_placement
 from muloco_runner.memory.command import show_estimate
 from muloco_runner.record import RunFolder
 from muloco_runner.training.inner_step import InnerStep
-from muloco_runner.training.loop import Session, Trainer
+from muloco_runner.training.loop import Trainer
+from muloco_runner.training.session import Session
 
 MakeRun = Callable[..., RunConfig]
 MakeFolder = Callable[..., RunFolder]
@@ -80,7 +81,7 @@ def test_the_estimate_is_within_a_tenth_of_the_peak(
     def two_steps() -> None:
         trainer = Trainer(run, corpus, Session(folder, execution, Communicator(Topology(num_workers)), CPU))
         for _ in range(2):
-            trainer._inner_step()
+            trainer.step_workers()
 
     placement = choose_placement(run, execution, 1, "cpu", None)
     assert (placement.micro_batch_sequences, placement.recompute) == (micro_batch, recompute)
@@ -209,12 +210,12 @@ def test_a_micro_batch_that_runs_out_of_memory_is_halved_before_training(
 
     monkeypatch.setattr(InnerStep, "_loss", hungry)
     limit = 2
-    trainer.inner_step.shrink_to_memory(trainer.workers[0])
+    trainer.inner_step.shrink_to_memory(trainer.state.workers[0])
     assert (tried, trainer.inner_step.micro_batch_sequences) == ([8, 4, 2], 2)
-    assert all(tensor.grad is None for tensor in trainer.workers[0].tensors)
+    assert all(tensor.grad is None for tensor in trainer.state.workers[0].tensors)
     limit = 0
     with pytest.raises(torch.OutOfMemoryError, match="one sequence"):
-        trainer.inner_step.shrink_to_memory(trainer.workers[0])
+        trainer.inner_step.shrink_to_memory(trainer.state.workers[0])
 
 
 def test_the_estimate_is_a_table_of_gpus(capsys: pytest.CaptureFixture[str]) -> None:

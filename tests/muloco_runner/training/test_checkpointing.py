@@ -20,8 +20,9 @@ from muloco_runner.data.corpus import load_corpus
 from muloco_runner.distributed.topology import Communicator, Topology
 from muloco_runner.job import run_job
 from muloco_runner.record import ExitCode, RunFolder
-from muloco_runner.training.checkpointing import CheckpointError, CheckpointStore
-from muloco_runner.training.loop import Session, Trainer
+from muloco_runner.training.checkpoint_store import Checkpoint, CheckpointError, CheckpointStore
+from muloco_runner.training.loop import Trainer
+from muloco_runner.training.session import Session
 
 SCRIPT = Path(__file__).parent / "kills_script.py"
 OFTEN = {"device": "cpu", "log_interval_steps": 1, "checkpoint_interval_seconds": 0.01}
@@ -55,7 +56,7 @@ def assert_same(found: Any, expected: Any, where: str = "state") -> None:
 
 def trainer_of(run: RunConfig, folder: RunFolder, stop_at: int = 10**9, **execution: Any) -> Trainer:
     def should_stop() -> bool:
-        return trainer.step >= stop_at
+        return trainer.state.step >= stop_at
 
     communicator = Communicator(Topology(run.num_workers))
     session = Session(
@@ -124,7 +125,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert ("damaged" in capfd.readouterr().err) == (damage != "half_written")
 
 
-def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
+def test_a_damaged_checkpoint_never_replaces_an_intact_one(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
     run = tiny_run(num_steps=40)
     folder = new_folder(run)
     for stop_at in (5, 30):
@@ -162,7 +163,7 @@ def test_a_full_disk_loses_no_older_checkpoint_and_training_goes_on(
     second = trainer_of(run, cut, stop_at=40, checkpoint_interval_seconds=0.01)
     with pytest.raises(CheckpointError, match="No space left on device"):
         second.train()
-    assert second.step == 40
+    assert second.state.step == 40
     status = cut.read_status()
     assert status is not None
     assert status.checkpoint_step == 7
@@ -192,7 +193,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_there_is_one_at_a_ti
             assert disk.wait(timeout=60)
         sync(handle)
 
-    monkeypatch.setattr("muloco_runner.training.checkpointing.os.fsync", slow_disk)
+    monkeypatch.setattr("muloco_runner.training.checkpoint_files.os.fsync", slow_disk)
     trainer = trainer_of(run, folder, checkpoint_interval_seconds=1e-9)
 
     def note(record: Any) -> None:
@@ -223,8 +224,10 @@ def test_a_checkpoint_holds_the_state_of_its_step_however_late_it_is_written(
     trainer = trainer_of(run, late, stop_at=9, checkpoint_interval_seconds=1e-9)
     gate = threading.Event()
     save = torch.save
-    monkeypatch.setattr("muloco_runner.training.checkpointing.torch.save", lambda *args: gate.wait(60) and save(*args))
-    monkeypatch.setattr(trainer.checkpoints, "begin", _begin_only_at(trainer, 4))
+    monkeypatch.setattr(
+        "muloco_runner.training.checkpoint_files.torch.save", lambda *args: gate.wait(60) and save(*args)
+    )
+    monkeypatch.setattr(trainer.checkpointing.store, "begin", _begin_only_at(trainer, 4))
     trainer.session.on_record = lambda record: gate.set() if record.step == 9 else None
     trainer.train()
     found = torch.load(late.checkpoint_dir / "step-00000004" / "worker-0.pt", weights_only=True)
@@ -233,11 +236,11 @@ def test_a_checkpoint_holds_the_state_of_its_step_however_late_it_is_written(
 
 
 def _begin_only_at(trainer: Trainer, step: int) -> Callable[..., None]:
-    begin = trainer.checkpoints.begin
+    begin = trainer.checkpointing.store.begin
 
-    def maybe(now: int, *states: Any) -> None:
-        if now >= step:
-            begin(now, *states)
+    def maybe(checkpoint: Checkpoint) -> None:
+        if checkpoint.step >= step:
+            begin(checkpoint)
 
     return maybe
 
@@ -268,10 +271,10 @@ def test_a_rank_of_a_sharded_run_reads_its_rows_of_a_checkpoint_alone(
         communicator = Communicator(Topology(1, rank=0, num_ranks=4), sharded=True)
         execution = ExecutionConfig(**OFTEN)
         trainer = Trainer(run, load_corpus(run.data), Session(folder, execution, communicator, torch.device("cpu")))
-        taken = peak_bytes(trainer._resume, torch.device("cpu"))
+        taken = peak_bytes(trainer.checkpointing.resume, torch.device("cpu"))
     finally:
         dist.destroy_process_group()
-    assert trainer.step == 2
+    assert trainer.state.step == 2
     size = sum(file.stat().st_size for file in folder.checkpoint_dir.glob("*/*.pt"))
     # Of six models in the files (five with Muon): AdamW's moments, which it had not yet, and one copy on the way.
     assert taken < size / 5

@@ -15,9 +15,10 @@ from muloco_runner.distributed.topology import Communicator, Topology
 from muloco_runner.job import run_job
 from muloco_runner.model.transformer import build_model
 from muloco_runner.record import ExitCode, RunFolder
-from muloco_runner.training.checkpointing import CheckpointStore
+from muloco_runner.training.checkpoint_store import CheckpointStore
 from muloco_runner.training.evaluate import evaluate
-from muloco_runner.training.loop import Session, Trainer
+from muloco_runner.training.loop import Trainer
+from muloco_runner.training.session import Session
 
 ALGORITHMS = [(m, i) for m in ("data_parallel", "diloco") for i in ("adamw", "muon")]
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ def trainer_of(run: RunConfig, folder: RunFolder, execution: ExecutionConfig, **
 
 
 def final_parameters(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for w in trainer.workers for p in w.tensors])
+    return torch.cat([p.detach().flatten() for w in trainer.state.workers for p in w.tensors])
 
 
 @pytest.mark.parametrize(
@@ -87,9 +88,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(
     whole_folder, cut_folder = new_folder(run, "whole"), new_folder(run, "cut")
     whole = trainer_of(run, whole_folder, execution)
     expected = whole.train()
-    first = trainer_of(run, cut_folder, execution, should_stop=lambda: first.step >= stop_at)
+    first = trainer_of(run, cut_folder, execution, should_stop=lambda: first.state.step >= stop_at)
     assert first.train() is None
-    assert first.step == stop_at
+    assert first.state.step == stop_at
     second = trainer_of(run, cut_folder, execution, attempt=2)
     result = second.train()
     assert expected is not None
