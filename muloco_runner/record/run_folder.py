@@ -66,7 +66,8 @@ class StepRecord:
     """Tokens seen by all workers so far."""
     loss: float | None = None
     """Training loss of this step's global batch, averaged over workers, before the step."""
-    lr: float | None = None
+    scheduled_lr: float | None = None
+    """Learning rate of this step: the peak, `inner_optimizer.lr`, times the schedule's fraction."""
     gradient_norm: float | None = None
     """Before clipping, averaged over workers."""
     tokens_per_second: float | None = None
@@ -159,6 +160,9 @@ class RunResult:
     format_version: int = FORMAT_VERSION
 
 
+_RENAMED = {"lr": "scheduled_lr"}
+"""Quantities of a logged step: their names in older records -> their names now."""
+
 Line = TypeVar("Line", RecordHeader, StepRecord, RunStatus, RunResult)
 
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
@@ -244,7 +248,8 @@ class RunFolder:
         next(lines, None)
         steps: dict[int, StepRecord] = {}
         for values in lines:
-            step = _from_values(StepRecord, values, self.record_file)
+            renamed = {_RENAMED.get(key, key): value for key, value in values.items()}
+            step = _from_values(StepRecord, renamed, self.record_file)
             steps[step.step] = step
         return [steps[number] for number in sorted(steps)]
 

@@ -9,7 +9,7 @@ from muloco_runner.config import RunConfig
 from muloco_runner.data.batches import Batch, TrainingData
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.topology import Communicator
-from muloco_runner.training.learning_rate import lr_fraction
+from muloco_runner.training.learning_rate import scheduled_lr
 from muloco_runner.training.precision import DTYPES, mean_loss
 from muloco_runner.training.replicas import Replicas
 
@@ -34,7 +34,7 @@ class InnerStep:
         batch = self.data.worker_batch(step, worker.index, topology.replica, topology.replicas)
         loss = self.replicas.gradient(worker, batch.split(self.micro_batch_sequences), self._loss)
         norm = self._clip_gradient(worker)
-        lr = self.run.inner_optimizer.lr * lr_fraction(self.run, step)
+        lr = scheduled_lr(self.run, step)
         for group in worker.optimizer.param_groups:
             group["lr"] = lr
         worker.optimizer.step()

@@ -22,3 +22,8 @@ def lr_fraction(run: RunConfig, step: int) -> float:
             remaining = min(1.0, (total - step) / decay_steps)
             return final + (1 - final) * remaining
     raise AssertionError(f"schedule {schedule.name} has no decay")
+
+
+def scheduled_lr(run: RunConfig, step: int) -> float:
+    """The learning rate of inner step number `step`, counted from 0: the schedule's share of the peak."""
+    return run.inner_optimizer.lr * lr_fraction(run, step)

@@ -14,7 +14,7 @@ from torch import Tensor
 from muloco_runner.config import RunConfig
 from muloco_runner.record import RunResult, RunStatus, StepRecord
 from muloco_runner.training.checkpoint_store import CheckpointStore
-from muloco_runner.training.learning_rate import lr_fraction
+from muloco_runner.training.learning_rate import scheduled_lr
 from muloco_runner.training.mfu import model_flops_utilisation, peak_memory_bytes
 from muloco_runner.training.session import Session
 from muloco_runner.training.state import TrainingState
@@ -57,7 +57,7 @@ class Metrics:
             step=state.step,
             tokens=self.num_tokens,
             loss=loss,
-            lr=self.run.inner_optimizer.lr * lr_fraction(self.run, state.step - 1),
+            scheduled_lr=scheduled_lr(self.run, state.step - 1),
             gradient_norm=self._mean_over_workers(state.gradient_norms),
             tokens_per_second=speed,
             train_seconds=state.clock.seconds,

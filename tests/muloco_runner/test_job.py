@@ -105,6 +105,18 @@ def test_a_finished_run_is_left_as_it_is(tiny_run: MakeRun, new_folder: MakeFold
     assert before == {path: path.stat().st_mtime_ns for path in folder.path.rglob("*") if path.is_file()}
 
 
+def test_records_hold_the_scheduled_learning_rate_and_older_ones_are_read(
+    tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
+) -> None:
+    run = tiny_run(num_steps=20)  # two steps of warm-up
+    folder = new_folder(run)
+    run_job(folder, execution)
+    steps = folder.read_steps()
+    assert [step.scheduled_lr for step in steps[:2]] == [run.inner_optimizer.lr / 2, run.inner_optimizer.lr]
+    folder.record_file.write_text(folder.record_file.read_text().replace('"scheduled_lr":', '"lr":'))
+    assert folder.read_steps() == steps
+
+
 def test_other_data_under_the_same_path_is_refused(
     tmp_path: Path, tiny_run: MakeRun, new_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,7 +34,14 @@ def test_records_go_to_offline_files_under_the_runs_name_and_the_key_goes_nowher
     (written,) = folder.attempt_dir(1).glob("wandb/offline-run-*/*.wandb")
     assert written.name == f"run-{run.run_id}.wandb"
     content = written.read_bytes()
-    for word in ("validation_loss", "pseudogradient_cosine", "gradient_norm", "tokens_per_second", "MuLoCo"):
+    for word in (
+        "validation_loss",
+        "scheduled_lr",
+        "pseudogradient_cosine",
+        "gradient_norm",
+        "tokens_per_second",
+        "MuLoCo",
+    ):
         assert word.encode() in content, word
     for file in folder.path.rglob("*"):
         assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
