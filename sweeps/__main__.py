@@ -262,7 +262,7 @@ def check_alone(sweep: Sweep) -> None:
 
 def detach(arguments: argparse.Namespace) -> ExitCode:
     """The same launch in a session of its own, which hangs on no terminal. Its first moments are watched from here."""
-    from sweeps.cli.background import how_to_watch, start_process
+    from sweeps.background import how_to_watch, start_process
     from sweeps.training.sweep import read_sweep
 
     sweep = read_sweep(arguments.overrides, arguments.allow_large)

@@ -19,7 +19,6 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode, RecordError, RunFolder
 from sweeps.cli.explain import explain, row, why, why_they_wait
 from sweeps.cli.filters import select
-from sweeps.cli.formatting import plural
 from sweeps.cli.status import Progress, Status, status_of
 from sweeps.cli.status_table import status_lines, status_table
 from sweeps.clusters import make_cluster
@@ -30,6 +29,7 @@ from sweeps.engine.quota import Verdict, all_limits
 from sweeps.engine.runs import RunState
 from sweeps.engine.state import SweepState
 from sweeps.engine.works import Shape
+from sweeps.formatting import plural
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld, read_holder

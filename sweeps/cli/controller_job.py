@@ -17,7 +17,6 @@ from types import FrameType
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode, write_atomically
-from sweeps.cli.display import Lines, summary
 from sweeps.cli.notify import notifier_of
 from sweeps.clusters import make_cluster
 from sweeps.clusters.slurm.commands import answer_of, submit_script
@@ -27,6 +26,7 @@ from sweeps.engine.cluster import Refused
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.state import SweepState
 from sweeps.node.code_snapshot import import_lines, keep_source, python_words
+from sweeps.progress_lines import Lines, summary
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld
 

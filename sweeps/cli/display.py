@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -13,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from muloco_runner.record import RecordError, RunFolder
-from sweeps.cli.formatting import duration, plural, size
 from sweeps.engine.quota import Verdict
-from sweeps.engine.runs import STANDINGS
 from sweeps.engine.state import SweepState
 from sweeps.engine.works import Shape, group_of
+from sweeps.formatting import duration, plural, size
+from sweeps.progress_lines import NO_ANSWER, Lines, summary
 
 if TYPE_CHECKING:
     from sweeps.controller import Tick
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from sweeps.training.gpus import Fit
     from sweeps.training.preview import PlannedRun, Preview
     from sweeps.training.sweep import Sweep
-
-_LOG_SECONDS = 10.0
-_NO_ANSWER = "the scheduler does not answer: it is asked again"
 
 
 def show_plan(preview: Preview) -> None:
@@ -188,25 +184,6 @@ def progress(sweep: Sweep, out: TextIO) -> Iterator[Callable[[Tick], None]]:
         yield Lines(say)
 
 
-class Lines:
-    """One line when something has changed, not too often, and each run that is held."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.began, self.said_at, self.said = say, time.monotonic(), 0.0, ""
-        self.held: set[str] = set()
-
-    def __call__(self, tick: Tick) -> None:
-        for why, names in tick.state.counters.held.items():
-            for name in names.keys() - self.held:
-                self.held.add(name)
-                self.say(f"{name} held: {why}")
-        line = summary(tick.state) + ("" if tick.queue_read else f"; {_NO_ANSWER}")
-        over = tick.state.is_over
-        if line != self.said and (over or time.monotonic() - self.said_at > _LOG_SECONDS):
-            self.said, self.said_at = line, time.monotonic()
-            self.say(f"{duration(time.monotonic() - self.began):>10}  {line}")
-
-
 @contextlib.contextmanager
 def _bar(sweep: Sweep, out: TextIO) -> Iterator[Callable[[Tick], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -223,7 +200,7 @@ def _bar(sweep: Sweep, out: TextIO) -> Iterator[Callable[[Tick], None]]:
 
         def on_tick(tick: Tick) -> None:
             bar.update(
-                task, completed=tick.state.counts["done"], now=_live(tick.state) if tick.queue_read else _NO_ANSWER
+                task, completed=tick.state.counts["done"], now=_live(tick.state) if tick.queue_read else NO_ANSWER
             )
 
         yield on_tick
@@ -253,12 +230,3 @@ def show_end(state: SweepState, verdicts: Mapping[Shape, Verdict]) -> None:
     for why, names in state.counters.held.items():
         for name in names:
             print(f"{name} held: {why}  {state.runs[name].work.folder}")
-
-
-def summary(state: SweepState) -> str:
-    """Counts of runs by state, in one line."""
-    counts = state.counts
-    words = [f"{counts[word]} {word}" for word in STANDINGS if counts[word]]
-    if state.counters.resubmitted:
-        words.append(f"{state.counters.resubmitted} resubmitted")
-    return f"{len(state.runs)} runs: " + ", ".join(words)

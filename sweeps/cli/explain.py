@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from sweeps.cli.formatting import duration, when
 from sweeps.engine.counters import Counters
 from sweeps.engine.decide import next_attempt_number
 from sweeps.engine.policy import RULES, Cause
@@ -15,6 +14,7 @@ from sweeps.engine.runs import AttemptState, RunState
 from sweeps.engine.state import SweepState
 from sweeps.engine.wall_time import minutes_left, wall_minutes
 from sweeps.engine.works import shape_of
+from sweeps.formatting import duration, when
 
 
 def why(run: RunState, state: SweepState, verdicts: Mapping[Any, Verdict], now: float, is_controlled: bool) -> str:

@@ -9,12 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.cli.formatting import about, duration, plural, size
 from sweeps.cli.status import AtWork, Status
 from sweeps.engine.counters import Finished
 from sweeps.engine.runs import STANDINGS
 from sweeps.engine.works import Group as RowGroup
 from sweeps.engine.works import group_of
+from sweeps.formatting import about, duration, plural, size
 
 _COLOURS = {"done": "green", "running": "cyan", "submitted": "blue", "waiting": "", "held": "red"}
 

@@ -204,8 +204,11 @@ def fill_in(config: ClusterConfig) -> ClusterConfig:
 
 
 def serve_slot(folder_name: str, slot: int, gpu: int | None, threads: int, code: str) -> None:
-    """The life of a slot: takes the oldest request, runs it in a child, says how it ended; ends when left alone, or
-    when all that waits is for a slot of other code."""
+    """Run requests for `code`, oldest first, each attempt in a child; return when left alone, or when all that waits is
+    for a slot of other code.
+
+    A controller starts slots of other code than its own, by this name and with these arguments: they do not change.
+    """
     folder = Path(folder_name)
     # Blocked by whoever started this slot, and so in all that it starts. Attempts are to hear it, a slot is not.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -14,6 +14,8 @@ from enum import Enum
 from sweeps.engine.cluster import Limit, Limits, Resource
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
 from sweeps.engine.state import SweepState
+from sweeps.engine.work import Work
+from sweeps.engine.works import shape_of
 
 
 class VerdictKind(Enum):
@@ -115,6 +117,22 @@ def shape_verdict(shape: tuple[int, int, int], allocation: AllocationConfig) -> 
         have = allocation.cpus_per_node
         return Verdict(VerdictKind.NEVER, f"nodes of {allocation.name} have {have} CPUs, asks {cpus}")
     return Verdict(VerdictKind.RUN)
+
+
+def best_verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Mapping[str, Sequence[Limit]]) -> Verdict:
+    """Return the best verdict that any allocation gives the work by itself. `limits` are by allocation."""
+    answers = []
+    for allocation in allocations:
+        need = work.need
+        shape = shape_verdict(shape_of(work), allocation)
+        if shape.kind is VerdictKind.NEVER:
+            answers.append(shape)
+            continue
+        hours = need.gpus * need.expected_minutes / 60
+        request = asked(need.nodes, need.gpus_per_node, need.cpus_per_node, 0, hours)
+        answers.append(verdict(request, limits[allocation.name], NOTHING))
+    order = [VerdictKind.RUN, VerdictKind.WAIT, VerdictKind.NEVER]
+    return min(answers, key=lambda answer: order.index(answer.kind))
 
 
 def all_limits(cluster: ClusterConfig, live: Limits, state: SweepState) -> dict[str, list[Limit]]:

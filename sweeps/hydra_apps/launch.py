@@ -24,12 +24,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from muloco_runner.config import ConfigError
-from sweeps.cli.background import how_to_watch, start
-from sweeps.cli.display import Lines
+from sweeps.background import how_to_watch, start
 from sweeps.clusters import make_cluster
 from sweeps.controller import Controller
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.quota import VerdictKind, all_limits
+from sweeps.engine.quota import VerdictKind, all_limits, best_verdict
 from sweeps.engine.runs import RunState
 from sweeps.engine.state import SweepState
 from sweeps.engine.work import Need, Work
@@ -37,9 +36,9 @@ from sweeps.hydra_apps.program import RESULT, Program, read_return, set_value, w
 from sweeps.hydra_apps.settings import cluster_of, need_of
 from sweeps.hydra_apps.state_folder import find_place, is_by_position
 from sweeps.node.attempt_files import is_finished
+from sweeps.progress_lines import Lines
 from sweeps.store.definition import Definition
 from sweeps.store.lease import LeaseHeld
-from sweeps.training.preview import best_verdict
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.memory import MemoryEstimate, Placement, estimate_memory, usable_bytes
 from muloco_runner.memory.choose import choose_placement
-from sweeps.cli.formatting import plural
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
+from sweeps.formatting import plural
 
 _MOST = 512
 

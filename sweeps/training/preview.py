@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sweeps.engine.cluster import Limit, Limits, Resource
-from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
+from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.decide import decide
 from sweeps.engine.policy import Cause
-from sweeps.engine.quota import NOTHING, Verdict, VerdictKind, all_limits, asked, shape_verdict, verdict
+from sweeps.engine.quota import Verdict, VerdictKind, all_limits, best_verdict
 from sweeps.engine.state import SweepState
 from sweeps.engine.wall_time import job_minutes
 from sweeps.engine.work import Work
-from sweeps.engine.works import shape_of
 from sweeps.node.attempt_files import is_finished
 from sweeps.training.gpus import Fit, Gpus
 from sweeps.training.sweep import Sweep
@@ -67,22 +66,6 @@ def preview(sweep: Sweep, live: Limits) -> Preview:
 def _without_others(limit: Limit) -> Limit:
     """What others hold now they give back; GPU-hours that they have used they do not."""
     return limit if limit.resource is Resource.GPU_HOURS else replace(limit, used_by_others=0.0)
-
-
-def best_verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Mapping[str, Sequence[Limit]]) -> Verdict:
-    """The best that any allocation offers to the run alone."""
-    answers = []
-    for allocation in allocations:
-        need = work.need
-        shape = shape_verdict(shape_of(work), allocation)
-        if shape.kind is VerdictKind.NEVER:
-            answers.append(shape)
-            continue
-        hours = need.gpus * need.expected_minutes / 60
-        request = asked(need.nodes, need.gpus_per_node, need.cpus_per_node, 0, hours)
-        answers.append(verdict(request, limits[allocation.name], NOTHING))
-    order = [VerdictKind.RUN, VerdictKind.WAIT, VerdictKind.NEVER]
-    return min(answers, key=lambda answer: order.index(answer.kind))
 
 
 def replay(works: Sequence[Work], cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]]) -> tuple[float, float]:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from muloco_runner.record import RunFolder, RunStatus
-from sweeps.cli.display import Lines
 from sweeps.controller import Controller, Tick
 from sweeps.engine.cluster import (
     JobEnd,
@@ -28,6 +27,7 @@ from sweeps.engine.policy import RULES, Cause
 from sweeps.engine.state import SweepState
 from sweeps.engine.work import Attempt, Need, Work
 from sweeps.node.attempt_files import is_finished, read_outcome
+from sweeps.progress_lines import Lines
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.ledger import Ledger

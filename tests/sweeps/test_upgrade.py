@@ -21,7 +21,7 @@ import pytest
 from emulated_slurm import EmulatedSlurm, wait_for
 
 from sweeps.clusters import make_cluster
-from sweeps.controller import Controller
+from sweeps.controller import Controller, Tick
 from sweeps.engine.policy import Cause
 from sweeps.engine.state import SweepState
 from sweeps.store.definition import Definition
@@ -58,7 +58,12 @@ def launch_again(folder: SweepFolder, entry: str, **cluster: Any) -> SweepState:
     works = [replace(work, entry=entry, arguments={}) for work in before.works]
     definition = Definition("sample", before.cluster_name, {**before.cluster, **cluster}, works)
     folder.write_definition(definition)
-    return Controller(folder, definition, make_cluster).run()
+    deadline = time.monotonic() + 60
+
+    def on_tick(tick: Tick) -> None:
+        assert time.monotonic() < deadline, tick.state.counts
+
+    return Controller(folder, definition, make_cluster).run(on_tick)
 
 
 def check(folder: SweepFolder, state: SweepState) -> None:

@@ -1,6 +1,6 @@
 """A controller in the background, on no terminal.
 
-`python -m sweeps.cli.background ROOT NAME` goes on with a sweep as its folder defines it, until nothing is left to do.
+`python -m sweeps.background ROOT NAME` goes on with a sweep as its folder defines it, until nothing is left to do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _START_SECONDS = 60.0
 
 def start(folder: SweepFolder) -> int:
     """Of a sweep that is defined; returns the controller's pid."""
-    return start_process([sys.executable, "-m", "sweeps.cli.background", str(folder.root), folder.name], folder)
+    return start_process([sys.executable, "-m", "sweeps.background", str(folder.root), folder.name], folder)
 
 
 def start_process(words: Sequence[str], folder: SweepFolder) -> int:
@@ -60,9 +60,9 @@ def how_to_watch(folder: SweepFolder, pid: int) -> str:
 
 
 def main(root: str, name: str) -> None:
-    from sweeps.cli.display import Lines
     from sweeps.clusters import make_cluster
     from sweeps.controller import Controller
+    from sweeps.progress_lines import Lines
 
     folder = SweepFolder(Path(root), name)
     # A polite kill is Ctrl-C from afar.
