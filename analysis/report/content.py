@@ -20,10 +20,11 @@ from analysis.published.page import overlay
 from analysis.questions import critical_batch_size, iso_loss
 from analysis.report import fitted_parts, verdict
 from analysis.report.escape import printable
+from analysis.report.fitted_parts import LOSS, comparison
 from analysis.report.options import Options
 from analysis.runs import TUNED, Study
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def build_report(study: Study, options: Options) -> dict[str, Any]:
@@ -54,12 +55,13 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         "scales": _scales(at_budget),
         "audit": _audit(study, optima),
         "best": _best_rows(at_budget, baseline, compute_ratios, time_ratios),
+        "ranking": _ranking(at_budget),
         "loss_vs_batch": _curves(optima, budget),
         "critical_batch": fitted_parts.critical_batch(points, fits, optima, options.delta),
         "iso_loss": compute_ratios,
         "time_ratio": time_ratios,
         "size_and_data": fitted_parts.size_and_data(optima.best, study.series, options),
-        "hyper_parameters": _hyper_parameters(study, at_budget, budget),
+        "hyper_parameters": _hyper_parameters(optima, at_budget, budget),
         "num_workers": fitted_parts.num_workers(at_budget, options.delta, options.bootstrap, options.seed),
         "wall_clock": fitted_parts.wall_clock_hours(at_budget, points, study.series, options),
         "sensitivity": fitted_parts.sensitivity(at_budget, study.series, baseline, points, fits, optima, options),
@@ -84,27 +86,34 @@ def _scales(best: pd.DataFrame) -> list[dict[str, Any]]:
 def _best_rows(
     best: pd.DataFrame, baseline: str, compute_ratios: dict[str, Any], time_ratios: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """The best of every series and size, with its ratios to the baseline."""
-    names = ["series", "num_params", "num_tokens", "flops", "loss", "global_batch_tokens", "num_steps", "seeds"]
-    names += [*TUNED, "edges", "batch_edge", "settings", "train_seconds", "bytes_sent", "pseudogradient_cosine"]
-    of_baseline = best[best["series"] == baseline].set_index("num_params")["loss"]
+    """The best of every series and size, compared with the baseline."""
+    names = ["series", "num_params", "num_tokens", "flops", *LOSS, "selection_loss", "selection_seeds", "shared_seeds"]
+    names += ["unbiased", "global_batch_tokens", "num_steps", *TUNED, "edges", "batch_edge", "settings", "num_workers"]
+    names += ["train_seconds", "bytes_sent", "pseudogradient_cosine"]
+    of_baseline = best[best["series"] == baseline].set_index("num_params")["seed_losses"]
     compute = {(r["series"], r["flops"]): r for r in compute_ratios.get("ratios") or []}
     time = {(r["series"], r["flops"]): r for r in time_ratios.get("ratios") or []}
     out = []
     for row in best.to_dict("records"):
-        against = of_baseline.get(row["num_params"])
         key = (row["series"], row["flops"])
         out.append(
             {
                 **{name: row[name] for name in names},
-                "num_workers": row["num_workers"],
+                "seed_losses": [{"seed": seed, "loss": loss} for seed, loss in row["seed_losses"].items()],
                 "plateau_lr": list(row["plateau_lr"]),
-                "relative": None if against is None else row["loss"] / against - 1,
+                "against_baseline": comparison(row["seed_losses"], of_baseline.get(row["num_params"])),
                 "compute_ratio": _value_and_interval(compute.get(key)),
                 "time_ratio": _value_and_interval(time.get(key)),
             }
         )
     return out
+
+
+def _ranking(best: pd.DataFrame) -> dict[str, Any]:
+    """Series at the largest size from the lowest loss to the highest, and the second's loss over the first's."""
+    rows = best[best["num_params"] == best["num_params"].max()].sort_values("loss", kind="stable").to_dict("records")
+    gap = comparison(rows[1]["seed_losses"], rows[0]["seed_losses"]) if len(rows) > 1 else None
+    return {"num_params": rows[0]["num_params"], "series": [row["series"] for row in rows], "gap": gap}
 
 
 def _value_and_interval(ratio: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -118,15 +127,7 @@ def _curves(optima: Optima, budget: float) -> list[dict[str, Any]]:
             "series": series,
             "num_params": n,
             "points": [
-                {
-                    "global_batch_tokens": p["global_batch_tokens"],
-                    "loss": p["loss"],
-                    "lr": p["lr"],
-                    "settings": p["settings"],
-                    "seeds": p["seeds"],
-                    "diverged": p["diverged"],
-                    "edges": p["edges"],
-                }
+                {name: p[name] for name in ("global_batch_tokens", *LOSS, "lr", "settings", "diverged", "edges")}
                 for p in curve.sort_values("global_batch_tokens").to_dict("records")
             ],
         }
@@ -150,6 +151,8 @@ def _audit(study: Study, optima: Optima) -> dict[str, Any]:
         "optima": len(optima.best),
         "optima_on_edge": int(edges.sum()),
         "optima_batch_on_edge": int(optima.best["batch_edge"].notna().sum()),
+        "optima_biased": int((~optima.best["unbiased"]).sum()),
+        "optima_without_shared_seeds": int((~optima.best["shared_seeds"]).sum()),
         "repeated_settings": optima.seed_settings,
         "seed_sd": optima.seed_sd,
         "notes": study.notes,
@@ -175,15 +178,21 @@ def _reason_kind(reason: str) -> str:
     return f"{head}: {tail.strip().split(' ')[0]}" if head == "unfinished" else reason if head != "damaged" else head
 
 
-def _hyper_parameters(study: Study, at_budget: pd.DataFrame, budget: float) -> dict[str, Any]:
+def _hyper_parameters(optima: Optima, at_budget: pd.DataFrame, budget: float) -> dict[str, Any]:
     """Loss against learning rate at each series' and size's best batch; at the largest size, over batch and rate."""
-    curves = []
-    finished = study.runs[~study.runs["diverged"] & (study.runs["tokens_per_parameter"] == budget)]
-    groups = dict(list(finished.groupby(["series", "num_params"], observed=True)))
-    best = at_budget.to_dict("records")
-    for row in best:
-        here = groups[row["series"], row["num_params"]]
-        by_lr = here[here["global_batch_tokens"] == row["global_batch_tokens"]].groupby("lr")["loss"].min()
+    settings = optima.settings[optima.settings["tokens_per_parameter"] == budget]
+    # The best of the other hyper-parameters, by the losses that settings are compared by.
+    keys = ["series", "num_params", "global_batch_tokens", "lr"]
+    chosen = settings.loc[settings.groupby(keys, observed=True, dropna=False)["selection_loss"].idxmin()].sort_values(
+        keys
+    )
+    groups = dict(list(chosen.groupby(["series", "num_params"], observed=True)))
+    largest = int(at_budget["num_params"].max())
+    curves, maps = [], []
+    for row in at_budget.to_dict("records"):
+        cells = groups[row["series"], row["num_params"]]
+        cells = cells[cells["lr"].notna()]
+        by_lr = cells[cells["global_batch_tokens"] == row["global_batch_tokens"]]
         curves.append(
             {
                 "series": row["series"],
@@ -193,25 +202,14 @@ def _hyper_parameters(study: Study, at_budget: pd.DataFrame, budget: float) -> d
                 "plateau_lr": list(row["plateau_lr"]),
                 "edges": row["edges"],
                 "num_lrs": len(by_lr),
-                "points": [{"lr": lr, "loss": loss} for lr, loss in by_lr.items()],
+                "points": by_lr[["lr", *LOSS]].to_dict("records"),
             }
         )
-    maps = []
-    largest = max(row["num_params"] for row in best)
-    for row in best:
-        if row["num_params"] != largest:
-            continue
-        here = groups[row["series"], largest]
-        lowest_at = here.groupby(["global_batch_tokens", "lr"])["loss"].min().reset_index()
-        cells = [{str(key): value for key, value in cell.items()} for cell in lowest_at.to_dict("records")]
-        lowest = min((cell["loss"] for cell in cells), default=math.nan)
-        maps.append(
-            {
-                "series": row["series"],
-                "num_params": largest,
-                "cells": [{**cell, "relative": cell["loss"] / lowest - 1} for cell in cells],
-            }
-        )
+        if row["num_params"] == largest:
+            relative = cells["selection_loss"] / cells["selection_loss"].min() - 1
+            columns = ["global_batch_tokens", "lr", *LOSS, "relative"]
+            values = cells.assign(relative=relative)[columns].to_dict("records")
+            maps.append({"series": row["series"], "num_params": largest, "cells": values})
     return {"curves": curves, "maps": maps}
 
 

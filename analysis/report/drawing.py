@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,6 +214,14 @@ def cut_above(axes: Any, losses: list[float]) -> None:
     if high > _HIGHEST * low:
         room = 0.04 * (_HIGHEST - 1) * low
         axes.set_ylim(low - room, _HIGHEST * low + room)
+
+
+def error_bars(axes: Any, x: Sequence[float], y: Sequence[float], se: Sequence[float | None], color: str) -> None:
+    """Upright bars of one standard error to each side, where there is one."""
+    bars = [(at, value - error, value + error) for at, value, error in zip(x, y, se, strict=True) if error]
+    if bars:
+        at, low, high = zip(*bars, strict=True)
+        axes.vlines(at, low, high, colors=color, linewidth=1.0, alpha=0.8)
 
 
 def arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], color: str) -> None:

@@ -15,15 +15,23 @@ from analysis.optima import Optima
 from analysis.questions import critical_batch_size, iso_loss, wall_clock
 from analysis.questions.critical_batch_joint import fit_joint
 from analysis.questions.critical_batch_size import CriticalBatch, CriticalBatchLaw
-from analysis.questions.isoflop import find_budgets, fit_size_and_data
+from analysis.questions.isoflop import Budget, find_budgets, fit_size_and_data
 from analysis.questions.sensitivity import loss_variants
 from analysis.questions.time_ratio import compute_time_ratios
 from analysis.report.options import Options
+from analysis.seeds import compare_seeds
 
+LOSS = ("loss", "loss_se", "seeds")
+"""A mean loss, its standard error and the number of seeds behind both."""
 PARTNERS = {"DiLoCo": "DDP-AdamW", "MuLoCo": "DDP-Muon"}
 """The data-parallel algorithm with the same inner optimizer."""
 TIME_DEFINITIONS = ("cbs_overhead20", "cbs_1pct_interpolated", "cbs_1pct")
 """Critical batches for time ratios, the preferred definition first."""
+
+
+def comparison(losses: dict[int, float], reference: dict[int, float] | None) -> dict[str, Any] | None:
+    """A series' losses by seed against another's; None without another."""
+    return None if reference is None else dataclasses.asdict(compare_seeds(losses, reference))
 
 
 def critical_batch(
@@ -81,6 +89,7 @@ def equal_loss(
                 "num_params": row["num_params"],
                 "flops": row["flops"],
                 "loss": row["loss"],
+                "loss_se": row["loss_se"],
                 "reducible": row["loss"] - floor,
                 "residual": residual,
             }
@@ -88,8 +97,8 @@ def equal_loss(
         ],
         "ratios": [dataclasses.asdict(r) for r in result.ratios],
         "curves": {name: [dataclasses.asdict(r) for r in curve] for name, curve in result.curves.items()},
-        "left_out": [{**dataclasses.asdict(item), "relative_error": item.relative_error} for item in result.holdouts],
-        "left_out_reason": result.holdout_reason,
+        "holdouts": [{**dataclasses.asdict(item), "relative_error": item.relative_error} for item in result.holdouts],
+        "holdout_reason": result.holdout_reason,
         "refused": result.refused,
     }
     return compute, _time_ratios(result, rows, laws, baseline, budget)
@@ -131,8 +140,15 @@ def size_and_data(best: pd.DataFrame, series: list[str], options: Options) -> di
             }
             for law in fit_size_and_data(best, series, options.delta, options.bootstrap, options.seed)
         ],
-        "budgets": [dataclasses.asdict(budget) for budget in find_budgets(best, series)],
+        "budgets": [_budget(budget, best) for budget in find_budgets(best, series)],
     }
+
+
+def _budget(budget: Budget, best: pd.DataFrame) -> dict[str, Any]:
+    """A budget with the standard errors of its losses."""
+    rows = best[best["series"] == budget.series]
+    errors = dict(zip(zip(rows["num_params"], rows["loss"], strict=True), rows["loss_se"], strict=True))
+    return {**dataclasses.asdict(budget), "loss_se": [errors[point] for point in budget.points]}
 
 
 def num_workers(best: pd.DataFrame, delta: float, bootstrap: int, seed: int) -> dict[str, Any]:
@@ -143,17 +159,13 @@ def num_workers(best: pd.DataFrame, delta: float, bootstrap: int, seed: int) -> 
         reference = best[(best["series"] == partner) & (best["num_params"] == row["num_params"])]
         if partner is None or reference.empty:
             continue
-        against = float(reference["loss"].iloc[0])
+        (other,) = reference.to_dict("records")
         rows.append(
             {
-                "series": row["series"],
-                "algorithm": row["algorithm"],
+                **{name: row[name] for name in ("series", "algorithm", "num_params", "num_workers", *LOSS)},
                 "baseline": partner,
-                "num_params": row["num_params"],
-                "num_workers": row["num_workers"],
-                "loss": row["loss"],
-                "baseline_loss": against,
-                "relative": row["loss"] / against - 1,
+                "baseline_loss": other["loss"],
+                "against_baseline": comparison(row["seed_losses"], other["seed_losses"]),
                 "pseudogradient_cosine": row["pseudogradient_cosine"],
             }
         )

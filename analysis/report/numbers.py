@@ -53,6 +53,11 @@ def spread(value: float) -> str:
     return f"{100 * value:.2f}%"
 
 
+def standard_error(value: float) -> str:
+    """Two significant digits, at most six places."""
+    return f"{value:.1g}" if value < 1e-5 else f"{value:.{max(2, 1 - math.floor(math.log10(value)))}f}"
+
+
 def share(value: float) -> str:
     return f"{100 * value:.0f}%"
 
@@ -77,6 +82,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "number": number,
     "percent": percent,
     "spread": spread,
+    "standard_error": standard_error,
     "share": share,
     "integer": integer,
     "seconds": seconds,

@@ -25,7 +25,7 @@ def all_tables(report: dict[str, Any]) -> dict[str, Table]:
         _loss_compute(report),
         _ratios(report, "iso_loss", "Compute of the baseline over compute of the series, at equal loss"),
         _ratios(report, "time_ratio", "Training time of the baseline over that of the series, at equal loss"),
-        _left_out(report),
+        _holdouts(report),
         _size_and_data(report),
         _isoflop(report),
         _wall_clock(report),
@@ -65,6 +65,16 @@ def _estimate(column: Column, *keys: str) -> tuple[Field, Field]:
     return (column, _inside(*keys, "value")), (interval, _inside(*keys, "ci"))
 
 
+def _against(column: Column) -> tuple[Field, Field, Field]:
+    """A comparison, its standard error, and the seeds that were compared one by one."""
+    key = "against_baseline"
+    return (
+        (column, _inside(key, "relative")),
+        (Column("± ", "spread"), _inside(key, "se")),
+        (Column("paired seeds", "integer"), _inside(key, "paired_seeds")),
+    )
+
+
 def _or_dash(key: str, separator: str = ", ") -> Callable[[Entry], Any]:
     """A text, or several joined; a dash where there is none."""
 
@@ -79,6 +89,8 @@ _SERIES: Field = (Column("series"), "series")
 _SIZE: Field = (Column("size", "count", "parameters"), "num_params")
 _BATCH: Field = (Column("batch", "count", "tokens"), "global_batch_tokens")
 _LOSS: Field = (Column("loss", "loss", "nats per token"), "loss")
+_LOSS_SE: Field = (Column("±", "standard_error"), "loss_se")
+_SEEDS: Field = (Column("seeds", "integer"), "seeds")
 _COMPUTE: Field = (Column("compute", "flops", "flops"), "flops")
 _EDGES: Field = (Column("on a grid's edge"), _or_dash("edges"))
 _WHY_NOT: Field = (Column("why not"), _or_dash("reason"))
@@ -95,7 +107,9 @@ def _verdict(report: dict[str, Any]) -> Table:
         _SIZE,
         _SERIES,
         _LOSS,
-        (Column("against baseline", "percent"), "relative"),
+        _LOSS_SE,
+        _SEEDS,
+        *_against(Column("against baseline", "percent")),
         *_estimate(Column("compute ratio", "ratio"), "compute_ratio"),
         *_estimate(Column("time ratio", "ratio"), "time_ratio"),
         (Column("best batch", "count", "tokens"), "global_batch_tokens"),
@@ -145,9 +159,10 @@ def _loss_vs_batch(report: dict[str, Any]) -> Table:
         _SERIES,
         _BATCH,
         _LOSS,
+        _LOSS_SE,
+        _SEEDS,
         (Column("lr", "number"), "lr"),
         (Column("settings", "integer"), "settings"),
-        (Column("seeds", "integer"), "seeds"),
         (Column("diverged", "integer"), "diverged"),
         _EDGES,
     )
@@ -227,11 +242,11 @@ def _ratios(report: dict[str, Any], name: str, caption: str) -> Table:
     )
 
 
-def _left_out(report: dict[str, Any]) -> Table:
+def _holdouts(report: dict[str, Any]) -> Table:
     return _table(
-        "left_out",
+        "holdouts",
         "The largest size, predicted from the smaller ones",
-        report["iso_loss"].get("left_out") or [],
+        report["iso_loss"].get("holdouts") or [],
         _SERIES,
         _SIZE,
         (Column("predicted loss", "loss"), "predicted_loss"),
@@ -264,9 +279,10 @@ def _num_workers(report: dict[str, Any]) -> Table:
         _SERIES,
         (Column("K", "integer"), "num_workers"),
         _LOSS,
+        _LOSS_SE,
         (Column("data parallel"), "baseline"),
         (Column("its loss", "loss", "nats per token"), "baseline_loss"),
-        (Column("relative", "percent"), "relative"),
+        *_against(Column("relative", "percent")),
         (Column("pseudogradient cosine", "ratio"), "pseudogradient_cosine"),
     )
 

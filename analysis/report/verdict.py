@@ -17,25 +17,24 @@ def _findings(report: dict[str, Any]) -> list[str]:
 
 
 def _ranking(report: dict[str, Any]) -> list[str]:
-    if not report["scales"]:
-        return []
-    largest = report["scales"][-1]["num_params"]
-    rows = sorted((row for row in report["best"] if row["num_params"] == largest), key=lambda row: row["loss"])
-    if not rows:
-        return []
-    order = ", ".join(f"{row['series']} {loss(row['loss'])}" for row in rows)
+    largest = report["ranking"]["num_params"]
+    losses = {row["series"]: row["loss"] for row in report["best"] if row["num_params"] == largest}
+    order = ", ".join(f"{name} {loss(losses[name])}" for name in report["ranking"]["series"])
     head = f"At the largest size, {count(largest)} parameters, losses from best to worst: {order} nats per token."
-    return [head + _noise_sentence(report, rows)]
+    return [head + _noise_sentence(report)]
 
 
-def _noise_sentence(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    sd = report["audit"]["seed_sd"]
-    if len(rows) < 2:
+def _noise_sentence(report: dict[str, Any]) -> str:
+    gap, sd = report["ranking"]["gap"], report["audit"]["seed_sd"]
+    if gap is None:
         return ""
-    gap = rows[1]["loss"] / rows[0]["loss"] - 1
+    if gap["se"] is not None:
+        seeds = f", seed by seed over {gap['paired_seeds']} seeds" if gap["paired_seeds"] else ""
+        end = "the difference is established." if gap["distinct"] else "the difference is not established."
+        return f" The second lies {spread(gap['relative'])} ± {spread(gap['se'])} above the first{seeds}: {end}"
     if sd is None:
         return " No setting was run with two seeds, so the noise in these differences is unknown."
-    verdict = "beyond" if gap > 2 * 2**0.5 * sd else "within"
+    verdict = "beyond" if gap["relative"] > 2 * 2**0.5 * sd else "within"
     return (
         f" Between seeds a loss varies by {spread(sd)} (one standard deviation); the gap of the first two lies "
         f"{verdict} the noise of one run each."
@@ -132,6 +131,17 @@ def _cautions(report: dict[str, Any]) -> list[str]:
             f"In {audit['optima_batch_on_edge']} of {audit['optima']} cases the best batch is the smallest, "
             "the largest or the only one tested."
         )
+    if audit["optima_biased"]:
+        out.append(
+            f"{audit['optima_biased']} of {audit['optima']} best settings are shown by the seeds that chose them, for "
+            "want of others: the lowest of several noisy losses lies below what its setting gives on average "
+            "(selection bias). Another seed of the best settings removes it."
+        )
+    if audit["optima_without_shared_seeds"]:
+        out.append(
+            f"{audit['optima_without_shared_seeds']} of {audit['optima']} best settings were chosen among settings "
+            "that have no seed in common: means over different seeds were compared."
+        )
     if audit["repeated_settings"] == 0:
         out.append("Every setting was run with one seed: no noise between seeds can be stated.")
     if iso.get("reason"):
@@ -143,8 +153,8 @@ def _cautions(report: dict[str, Any]) -> list[str]:
                 f"{iso['trusted_scales']} their intervals are too narrow: read them as a description of these runs."
             )
         out += [f"{name} has no law of loss against compute: {why}." for name, why in iso["refused"].items()]
-        if iso["left_out_reason"]:
-            out.append(f"The error of a prediction of a larger size is not identified: {iso['left_out_reason']}.")
+        if iso["holdout_reason"]:
+            out.append(f"The error of a prediction of a larger size is not identified: {iso['holdout_reason']}.")
     missing = [law for law in report["critical_batch"]["laws"] if law["definition"] == "cbs_1pct" and not law["fit"]]
     out += [f"The growth of {law['series']}'s critical batch is not identified: {law['reason']}." for law in missing]
     if not report["critical_batch"]["points"]:

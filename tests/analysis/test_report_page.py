@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 import analysis.report
+from analysis.report.figures import draw_all
 from analysis.report.numbers import FORMATS
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d.\u202f]*(?:e-?\d+)?[kMBT%]?")
@@ -97,3 +98,30 @@ def test_every_figure_stands_for_itself_without_colour(planted: tuple[Path, Path
     assert len(set(looks)) == len(series)
     text = (planted[1] / "report.html").read_text()
     assert text.count("<svg") == text.count('role="img" aria-label=') > 10
+
+
+def test_figures_maps_and_tables_show_one_loss(report: dict[str, Any]) -> None:
+    best = {(row["series"], row["num_params"]): row for row in report["best"]}
+    assert any(row["loss_se"] is not None for row in best.values())
+    for curve in report["hyper_parameters"]["curves"]:
+        row = best[curve["series"], curve["num_params"]]
+        (point,) = (point for point in curve["points"] if point["lr"] == row["lr"])
+        assert (point["loss"], point["loss_se"], point["seeds"]) == (row["loss"], row["loss_se"], row["seeds"])
+    for chosen in report["hyper_parameters"]["maps"]:
+        row = best[chosen["series"], chosen["num_params"]]
+        (cell,) = (cell for cell in chosen["cells"] if cell["relative"] == 0)
+        assert (cell["lr"], cell["global_batch_tokens"]) == (row["lr"], row["global_batch_tokens"])
+        assert cell["loss"] == row["loss"]
+    for row in best.values():
+        losses = [entry["loss"] for entry in row["seed_losses"]]
+        assert row["loss"] == pytest.approx(sum(losses) / len(losses))
+
+
+def test_the_learning_rates_of_a_figure_have_the_bars_of_their_standard_errors(report: dict[str, Any]) -> None:
+    drawn = [drawing for drawing in draw_all(report) if drawing.section == "hyper_parameters"]
+    assert drawn
+    bars = [segment for one in drawn for part in one.figure.axes[0].collections for segment in part.get_segments()]
+    errors = [p for c in report["hyper_parameters"]["curves"] if len(c["points"]) > 1 for p in c["points"]]
+    expected = {(p["lr"], p["loss"] - p["loss_se"], p["loss"] + p["loss_se"]) for p in errors if p["loss_se"]}
+    assert expected
+    assert {(s[0][0], s[0][1], s[1][1]) for s in bars} == expected

@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from analysis.report.drawing import Drawing, Styles, arrow, batch_axis, cut_above, legend, log_axis, panel, size_slug
+from analysis.report.drawing import (
+    Drawing,
+    Styles,
+    arrow,
+    batch_axis,
+    cut_above,
+    error_bars,
+    legend,
+    log_axis,
+    panel,
+    size_slug,
+)
 from analysis.report.numbers import count
 
 
@@ -30,6 +41,7 @@ def plot_loss_vs_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
                 loss = [p["loss"] for p in curve["points"]]
                 tried += batch
                 axes.plot(batch, loss, **styles.line(name))
+                error_bars(axes, batch, loss, [p["loss_se"] for p in curve["points"]], styles.line(name)["color"])
                 mark = marks.get((name, n))
                 if mark:
                     threshold = report["settings"]["cbs_threshold"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from analysis.report.drawing import INK, Drawing, Styles, legend, log_axis, panel, power_of_ten, series_slug
+from analysis.report.drawing import INK, Drawing, Styles, error_bars, legend, log_axis, panel, power_of_ten, series_slug
 from analysis.report.numbers import count, flops, hours
 
 
@@ -28,7 +28,9 @@ def plot_loss_compute(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     values: list[float] = []
     for name in names:
         rows = [p for p in iso["points"] if p["series"] == name]
-        axes.plot([p["flops"] for p in rows], [p["reducible"] for p in rows], **styles.points(name))
+        at, above = [p["flops"] for p in rows], [p["reducible"] for p in rows]
+        axes.plot(at, above, **styles.points(name))
+        error_bars(axes, at, above, [p["loss_se"] for p in rows], styles.points(name)["color"])
         fitted = parameters[f"A[{name}]"]["value"] * grid ** -parameters[f"alpha[{name}]"]["value"]
         axes.plot(grid, fitted, **styles.curve(name))
         values += [p["reducible"] for p in rows]
@@ -135,6 +137,7 @@ def plot_isoflop(report: dict[str, Any], styles: Styles) -> list[Drawing]:
             sizes, losses = zip(*b["points"], strict=True)
             style = {**styles.nth(i), "label": f"{flops(b['flops'])} flops"}
             axes.plot(sizes, losses, **{**style, "linestyle": "none"})
+            error_bars(axes, sizes, losses, b["loss_se"], style["color"])
             if b["parabola"]:
                 grid = np.geomspace(min(sizes), max(sizes), 40)
                 x = np.log(grid) - b["centre"]

@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from analysis.report.drawing import Drawing, Styles, cut_above, legend, log_axis, panel, series_slug, size_slug
+from analysis.report.drawing import (
+    Drawing,
+    Styles,
+    cut_above,
+    error_bars,
+    legend,
+    log_axis,
+    panel,
+    series_slug,
+    size_slug,
+)
 from analysis.report.numbers import count, number
 
 
@@ -25,8 +35,10 @@ def plot_learning_rates(report: dict[str, Any], styles: Styles) -> list[Drawing]
         for name in report["series"]:
             for h in rows:
                 if h["series"] == name:
-                    rates += [p["lr"] for p in h["points"]]
-                    axes.plot([p["lr"] for p in h["points"]], [p["loss"] for p in h["points"]], **styles.line(name))
+                    tried, losses = [p["lr"] for p in h["points"]], [p["loss"] for p in h["points"]]
+                    rates += tried
+                    axes.plot(tried, losses, **styles.line(name))
+                    error_bars(axes, tried, losses, [p["loss_se"] for p in h["points"]], styles.line(name)["color"])
         log_axis(axes.xaxis, rates, number)
         cut_above(axes, [p["loss"] for h in rows for p in h["points"]])
         legend(figure, axes)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from analysis.report.drawing import INK, Drawing, Styles, legend, panel, size_slug
+from analysis.report.drawing import INK, Drawing, Styles, error_bars, legend, panel, size_slug
 from analysis.report.numbers import count
 
 
@@ -25,7 +25,10 @@ def plot_num_workers(report: dict[str, Any], styles: Styles) -> list[Drawing]:
         for algorithm in by:
             mine = sorted((r for r in rows if r["algorithm"] == algorithm), key=lambda r: r["num_workers"])
             style = {**styles.line(mine[0]["series"]), "label": f"{algorithm}, against {mine[0]['baseline']}"}
-            axes.plot([r["num_workers"] for r in mine], [100 * r["relative"] for r in mine], **style)
+            workers, compared = [r["num_workers"] for r in mine], [r["against_baseline"] for r in mine]
+            relative = [100 * c["relative"] for c in compared]
+            axes.plot(workers, relative, **style)
+            error_bars(axes, workers, relative, [c["se"] and 100 * c["se"] for c in compared], style["color"])
         if published:
             nearest = min((p["num_params"] for p in published["num_workers"]), key=lambda m: abs(np.log(m / n)))
             for p in (p for p in published["num_workers"] if p["num_params"] == nearest):
