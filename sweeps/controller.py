@@ -165,7 +165,7 @@ class Controller:
     def _missing(self, job: JobState, now: float) -> None:
         """The cluster answered, and knows no such job."""
         since = self._missing_since.setdefault(job.tag, now)
-        if self.cluster.outlives_controller and now - since <= self.config.doubt_seconds:
+        if self.cluster.outlives_controller and now - since <= self.config.submit_confirm_timeout_seconds:
             return
         if job.job_id is not None:
             self._end(job, JobObservation(job.tag, job.job_id, ClusterJobState.ENDED, end=JobEnd.LOST), now)
@@ -252,7 +252,7 @@ class Controller:
 
         Heartbeats are files: their age is by the file system's clock, as is `now`.
         """
-        patience = 60 * self.config.hang_minutes
+        patience = 60 * self.config.heartbeat_timeout_minutes
         if now - self._running_since.setdefault(job.tag, now) < patience:
             return False
         last = [self.cluster.outcome(attempt).heartbeat_at for attempt in job.request.attempts]

@@ -1,25 +1,49 @@
-"""Places where jobs run, behind one interface."""
+"""Places where jobs run, behind one interface (`sweeps.engine.cluster.Cluster`).
+
+A new kind of cluster is a module or folder here with a `BACKEND` (`sweeps.clusters.backend.Backend`), and one line in
+`BACKENDS`.
+"""
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from muloco_runner.config import ConfigError
+from sweeps.clusters.backend import Backend
 from sweeps.engine.cluster import Cluster
-from sweeps.engine.cluster_config import ClusterConfig
+from sweeps.engine.cluster_config import RENAMED, ClusterConfig, parse_cluster
+
+BACKENDS = {
+    "local": "sweeps.clusters.local",
+    "slurm": "sweeps.clusters.slurm.cluster",
+}
+"""By `kind` in a cluster's file or `hydra.launcher.cluster`: the module with the `BACKEND`, loaded at its first use."""
+
+
+def backend_of(kind: object, where: str) -> Backend:
+    """`where` names the setting. A kind that there is not raises `ConfigError`."""
+    if not isinstance(kind, str) or kind not in BACKENDS:
+        raise ConfigError(f"{where}={kind!r}: must be one of {', '.join(BACKENDS)}")
+    backend: Backend = importlib.import_module(BACKENDS[kind]).BACKEND
+    return backend
+
+
+def read_cluster(name: str, values: Any) -> ClusterConfig:
+    """The checked cluster of conf/cluster/`name`.yaml, completed by its kind. Mistakes raise `ConfigError`."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"cluster={name}: holds no keys; name a file under conf/cluster/")
+    for before, now in RENAMED.items():
+        if before in values:
+            print(f"cluster={name}: {before} is called {now} now; the old name still works", file=sys.stderr)
+    current: dict[str, Any] = {RENAMED.get(str(key), str(key)): value for key, value in values.items()}
+    backend = backend_of(current.get("kind"), f"cluster={name}: kind")
+    return backend.complete(parse_cluster(name, current, backend.option_keys))
 
 
 def make_cluster(config: ClusterConfig, folder: Path) -> Cluster:
     """The cluster that `config.kind` names, with its own files in `folder`."""
-    if config.kind == "local":
-        from sweeps.clusters.local import LocalCluster, gpus_of_this_machine
-
-        (allocation,) = config.allocations
-        gpus = gpus_of_this_machine() if allocation.gpus_per_node else ()
-        jobs = allocation.quota.jobs
-        assert jobs is not None
-        return LocalCluster(folder, jobs, gpus)
-    if config.kind == "slurm":
-        from sweeps.clusters.slurm.cluster import SlurmCluster
-
-        return SlurmCluster(config, folder)
-    raise AssertionError(f"cluster kind {config.kind} has no maker")
+    return backend_of(config.kind, f"cluster={config.name}: kind").make(config, folder)

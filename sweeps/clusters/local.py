@@ -23,14 +23,15 @@ import signal
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
+from sweeps.clusters.backend import Backend
 from sweeps.engine.cluster import JobEnd, JobObservation, JobRequest, JobState, Limits, Observation
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.outcome import Outcome
-from sweeps.engine.work import Attempt
+from sweeps.engine.work import Attempt, Need
 from sweeps.node.attempt_files import read_outcome, write_error_in_folder
 from sweeps.node.code_snapshot import PYTHON, importing_from
 from sweeps.node.run import preload
@@ -189,6 +190,8 @@ def gpus_of_this_machine() -> list[int]:
 
 def fill_in(config: ClusterConfig) -> ClusterConfig:
     """The local cluster with what this machine has in place of what its file leaves open."""
+    if config.controller:
+        raise ConfigError(f"cluster={config.name}: controller has no effect with kind=local: remove it")
     if len(config.allocations) != 1:
         raise ConfigError(f"cluster={config.name}: kind=local has one allocation, this machine: keep one")
     (allocation,) = config.allocations
@@ -201,6 +204,34 @@ def fill_in(config: ClusterConfig) -> ClusterConfig:
     quota = dataclasses.replace(allocation.quota, jobs=slots)
     filled = dataclasses.replace(allocation, quota=quota, gpus_per_node=1 if gpus else 0)
     return dataclasses.replace(config, allocations=[filled])
+
+
+def _make(config: ClusterConfig, folder: Path) -> LocalCluster:
+    (allocation,) = config.allocations
+    gpus = gpus_of_this_machine() if allocation.gpus_per_node else ()
+    jobs = allocation.quota.jobs
+    assert jobs is not None
+    return LocalCluster(folder, jobs, gpus)
+
+
+def _fill_allocation(allocation: dict[str, Any], needs: Sequence[Need]) -> dict[str, Any]:
+    """No more slots than there are jobs, each with the cores it asks for; `fill_in` counts the GPUs."""
+    cores = os.cpu_count() or 1
+    if allocation["quota"]["jobs"] is None and not any(need.gpus_per_node for need in needs):
+        cpus = min(cores, max(need.cpus_per_node for need in needs))
+        quota = {**allocation["quota"], "jobs": max(1, min(cores // cpus, len(needs)))}
+        allocation = {**allocation, "quota": quota}
+    return {"cpus_per_node": cores, **allocation, "gpus_per_node": 0}
+
+
+BACKEND = Backend(
+    title="this machine",
+    make=_make,
+    complete=fill_in,
+    tick_seconds=0.1,
+    num_nodes=1,
+    fill_allocation=_fill_allocation,
+)
 
 
 def serve_slot(folder_name: str, slot: int, gpu: int | None, threads: int, code: str) -> None:

@@ -1,16 +1,18 @@
-"""A cluster as its YAML file under conf/cluster/ describes it: allocations, each with its own quota."""
+"""A cluster as its YAML file under conf/cluster/ describes it: allocations, each with its own quota.
+
+What only one kind of cluster understands (`AllocationConfig.options`, `ClusterConfig.controller`) is kept as it was
+given; `sweeps.clusters.read_cluster` has the kind's own code check it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from muloco_runner.config import ConfigError
-
-KINDS = ("local", "slurm")
 
 
 @dataclass
@@ -29,12 +31,9 @@ class QuotaConfig:
 
 @dataclass
 class AllocationConfig:
-    """One way into a cluster: partition, account and QOS, and what a job gets there."""
+    """One way into a cluster, and what a job gets there."""
 
     name: str
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
     gpus_per_node: int = 0
     """0 for nodes whose CPUs do the work."""
     gpu_gigabytes: float = 80.0
@@ -45,23 +44,8 @@ class AllocationConfig:
     max_wall_minutes: float = 24 * 60
     """Longest time to ask for."""
     quota: QuotaConfig = field(default_factory=QuotaConfig)
-    sbatch: dict[str, Any] = field(default_factory=dict)
-    """Further options of sbatch, by their long names."""
-
-
-@dataclass
-class ControllerConfig:
-    """Where `launch --controller slurm` runs the sweep's controller: one core, no GPU. None takes the first
-    allocation's, which is for clusters that share their nodes."""
-
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    wall_minutes: float = 24 * 60
-    """Its successor, queued from the start, goes on after it."""
-    memory_gigabytes: float = 2.0
-    sbatch: dict[str, Any] = field(default_factory=dict)
-    """Further options of sbatch, by their long names."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings that only the cluster's kind knows; in the file they stand beside the others."""
 
 
 @dataclass
@@ -70,81 +54,108 @@ class ClusterConfig:
 
     name: str
     kind: str
+    """Which of `sweeps.clusters.BACKENDS`."""
     allocations: list[AllocationConfig]
     tick_seconds: float = 30.0
     """Between two looks at the cluster."""
     device: str = "auto"
     """cpu or cuda; auto takes GPUs where the allocation has them."""
-    hang_minutes: float = 30.0
+    heartbeat_timeout_minutes: float = 30.0
     """A heartbeat older than this means that a run hangs."""
-    doubt_seconds: float = 120.0
-    """A job that was sent for and that the cluster does not know of is given up after this; accepted ones show up much
-    sooner."""
+    submit_confirm_timeout_seconds: float = 120.0
+    """A submitted job that the cluster does not list is given up after this; accepted ones show up much sooner."""
     tokens_per_second: float | None = None
     """Of one GPU, or one core, at a model of a million parameters: the first guess at a run's time."""
     gpus_per_run: int | str = "auto"
     """GPUs that a training run gets; auto: as many as the published study gave it, or the fewest more that it fits."""
     setup: list[str] = field(default_factory=list)
     """Lines of shell that a job runs first, such as `module load cuda`."""
-    controller: ControllerConfig = field(default_factory=ControllerConfig)
+    controller: dict[str, Any] = field(default_factory=dict)
+    """The job that runs the sweep's controller, for a kind of cluster that can have one."""
     on_event: str | None = None
     """Told of held runs and of the end, where `launch --on-event` does not say otherwise: a command, which gets JSON on
     its input, or an http(s) address. It may hold a secret, so no sweep's folder keeps it."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As a sweep's definition keeps it, beside the name."""
+        """The values that `from_dict` takes, but for the name, which is kept beside them."""
         values = dataclasses.asdict(self)
         del values["name"], values["on_event"]
+        for allocation in values["allocations"]:
+            allocation.update(allocation.pop("options"))
         return values
+
+    @classmethod
+    def from_dict(cls, name: str, values: Mapping[str, Any]) -> ClusterConfig:
+        """A cluster that a sweep's definition holds: it was checked when the definition was written."""
+        current = {RENAMED.get(key, key): value for key, value in values.items()}
+        allocations = [_allocation(dict(entry)) for entry in current["allocations"]]
+        return cls(**{**current, "name": name, "allocations": allocations})
 
     def allocation(self, name: str) -> AllocationConfig:
         return next(allocation for allocation in self.allocations if allocation.name == name)
 
 
-def read_cluster(name: str, values: Any) -> ClusterConfig:
-    """The checked cluster of conf/cluster/`name`.yaml. Mistakes raise `ConfigError`."""
+RENAMED = {"hang_minutes": "heartbeat_timeout_minutes", "doubt_seconds": "submit_confirm_timeout_seconds"}
+"""Names of settings before they had their present ones: frozen, so that old definitions and files are read."""
+_ALLOCATION_KEYS = tuple(f.name for f in dataclasses.fields(AllocationConfig) if f.name != "options")
+
+
+def _allocation(values: dict[str, Any]) -> AllocationConfig:
+    known = {key: value for key, value in values.items() if key in _ALLOCATION_KEYS}
+    options = {key: value for key, value in values.items() if key not in _ALLOCATION_KEYS}
+    quota = QuotaConfig(**known.pop("quota", {}))
+    return AllocationConfig(**known, quota=quota, options=options)
+
+
+def parse_cluster(name: str, values: Mapping[str, Any], option_keys: Collection[str]) -> ClusterConfig:
+    """The checked cluster of conf/cluster/`name`.yaml, but for what only its kind understands.
+
+    An allocation may have settings named in `option_keys` besides the engine's. Mistakes raise `ConfigError`.
+    """
     where = f"cluster={name}"
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: holds no keys; name a file under conf/cluster/")
     fields = dict(values)
     allocations = fields.pop("allocations", None)
     if not isinstance(allocations, Sequence) or isinstance(allocations, str) or not allocations:
         raise ConfigError(f"{where}: allocations: give a list with at least one of them")
-    built = [_read_allocation(f"{where}: allocations[{n}]", entry) for n, entry in enumerate(allocations)]
+    built = [_read_allocation(f"{where}: allocations[{n}]", entry, option_keys) for n, entry in enumerate(allocations)]
     names = [allocation.name for allocation in built]
     if len(set(names)) < len(names):
-        raise ConfigError(f"{where}: two allocations are named alike ({', '.join(names)}): name them apart")
-    controller = _build(ControllerConfig, fields.pop("controller", None) or {}, f"{where}: controller")
-    _check_numbers(f"{where}: controller", controller, wall_minutes=1, memory_gigabytes=0.1)
-    fields |= {"name": name, "allocations": built, "controller": controller}
-    cluster: ClusterConfig = _build(ClusterConfig, fields, where)
-    if cluster.kind not in KINDS:
-        raise ConfigError(f"{where}: kind={cluster.kind!r}: must be one of {', '.join(KINDS)}")
+        raise ConfigError(f"{where}: two allocations have the same name ({', '.join(names)}): give each its own")
+    fields["controller"] = fields.get("controller") or {}
+    if not isinstance(fields["controller"], Mapping):
+        raise ConfigError(f"{where}: controller={fields['controller']!r}: give keys with their values")
+    cluster: ClusterConfig = build(ClusterConfig, fields | {"name": name, "allocations": built}, where)
     if not isinstance(cluster.on_event, str | None):
         raise ConfigError(f"{where}: on_event={cluster.on_event!r}: give a command or an http(s) address")
     given = cluster.gpus_per_run
     if given != "auto" and not (_is_number(given) and float(given).is_integer() and float(given) >= 1):
         raise ConfigError(f"{where}: gpus_per_run={given!r}: must be a whole number, at least 1, or auto")
-    for number_name in ("tick_seconds", "hang_minutes", "doubt_seconds"):
+    for number_name in ("tick_seconds", *RENAMED.values()):
         value = getattr(cluster, number_name)
         if not _is_number(value) or value <= 0:
             raise ConfigError(f"{where}: {number_name}={value}: must be a number above zero")
     return cluster
 
 
-def _read_allocation(at: str, entry: Any) -> AllocationConfig:
+def _read_allocation(at: str, entry: Any, option_keys: Collection[str]) -> AllocationConfig:
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{at}={entry!r}: give keys with their values")
-    quota = _build(QuotaConfig, entry.get("quota") or {}, f"{at}.quota")
+    quota = build(QuotaConfig, entry.get("quota") or {}, f"{at}.quota")
     for name, value in vars(quota).items():
         if value is not None and not (_is_number(value) and value >= 0):
             raise ConfigError(f"{at}.quota.{name}={value}: must be a number, zero or more, or left out")
-    allocation: AllocationConfig = _build(AllocationConfig, {**entry, "quota": quota}, at)
-    _check_numbers(at, allocation, gpus_per_node=0, gpu_gigabytes=1, cpus_per_node=1, max_wall_minutes=1)
+    for key in entry:
+        if key not in (*_ALLOCATION_KEYS, *option_keys):
+            known = ", ".join([*_ALLOCATION_KEYS, *option_keys])
+            raise ConfigError(f"{at}.{key}: no such setting; known here: {known}")
+    if "name" not in entry:
+        raise ConfigError(f"{at}: name must be given")
+    allocation = _allocation({**entry, "quota": vars(quota)})
+    check_numbers(at, allocation, gpus_per_node=0, gpu_gigabytes=1, cpus_per_node=1, max_wall_minutes=1)
     return allocation
 
 
-def _check_numbers(at: str, config: object, **least: float) -> None:
+def check_numbers(at: str, config: object, **least: float) -> None:
     for name, bound in least.items():
         value = getattr(config, name)
         if not _is_number(value) or value < bound:
@@ -155,7 +166,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _build(cls: type, values: Any, where: str) -> Any:
+def build(cls: type, values: Any, where: str) -> Any:
+    """`cls(**values)`; a key that is unknown or missing raises `ConfigError`."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}={values!r}: give keys with their values")
     known = {f.name: f for f in dataclasses.fields(cls)}

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from muloco_runner.config import ConfigError
 from sweeps.background import how_to_watch, start
-from sweeps.clusters import make_cluster
+from sweeps.clusters import backend_of, make_cluster
 from sweeps.controller import Controller
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.quota import VerdictKind, all_limits, best_verdict
@@ -180,7 +180,7 @@ class Multirun:
 
     def _announce(self, cluster: ClusterConfig, works: Sequence[Work], state: SweepState) -> None:
         done = sum(is_finished(work) for work in works)
-        where = "this machine" if cluster.kind == "local" else cluster.kind.upper()
+        where = backend_of(cluster.kind, "kind").title
         log.info(f"Launching {len(works)} jobs on {where}; state in {self.place.folder.path}")
         if self.place.has_begun and (done or state.jobs):
             log.info(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from muloco_runner.config import ConfigError
-from sweeps.engine.cluster_config import KINDS, AllocationConfig, ClusterConfig, read_cluster
+from sweeps.clusters import BACKENDS, backend_of, read_cluster
+from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
 from sweeps.engine.work import Need
+from sweeps.formatting import plural
 
 _NAME = "hydra.launcher"
 _ALLOCATION_KEYS = tuple(
-    f.name for f in dataclasses.fields(AllocationConfig) if f.name not in ("name", "gpu_gigabytes")
+    f.name for f in dataclasses.fields(AllocationConfig) if f.name not in ("name", "gpu_gigabytes", "options")
 )
-_TICK_SECONDS = {"local": 0.1, "slurm": 30.0}
 _SHARE_EXPECTED = 0.5
 """Nobody says how long a job takes: half of the time it asks for is the guess."""
 
@@ -33,43 +33,26 @@ def need_of(resources: Mapping[str, Any]) -> Need:
 def cluster_of(launcher: Mapping[str, Any], needs: Sequence[Need]) -> ClusterConfig:
     """The checked cluster for jobs of these needs. Mistakes raise `ConfigError`."""
     kind = launcher["cluster"]
-    if kind not in KINDS:
-        raise ConfigError(f"{_NAME}.cluster={kind!r}: must be one of {', '.join(KINDS)}")
+    backend = backend_of(kind, f"{_NAME}.cluster")
     wide = max(need.nodes for need in needs)
-    if kind == "local" and wide > 1:
-        raise ConfigError(f"{_NAME}.resources.nodes={wide}: this machine is one node: set {_NAME}.cluster=slurm")
-    above = {key: launcher[key] for key in _ALLOCATION_KEYS if key in launcher}
-    named = launcher["allocations"] or {kind: {}}
+    if backend.num_nodes is not None and wide > backend.num_nodes:
+        others = " or ".join(other for other in BACKENDS if other != kind)
+        raise ConfigError(
+            f"{_NAME}.resources.nodes={wide}: {backend.title} is {plural(backend.num_nodes, 'node')}: "
+            f"set {_NAME}.cluster={others}"
+        )
+    known = (*_ALLOCATION_KEYS, *backend.option_keys)
+    shared = {key: launcher[key] for key in known if key in launcher}
     allocations = []
-    for name, own in named.items():
+    for name, own in (launcher["allocations"] or {kind: {}}).items():
         if not isinstance(own, Mapping):
             raise ConfigError(f"{_NAME}.allocations.{name}={own!r}: give keys with their values")
         for key in own:
-            if key not in _ALLOCATION_KEYS:
-                known = ", ".join(_ALLOCATION_KEYS)
-                raise ConfigError(f"{_NAME}.allocations.{name}.{key}: no such setting; known here: {known}")
-        quota = {**above["quota"], **own.get("quota", {})}
-        allocations.append(_filled_in({**above, **own, "name": name, "quota": quota}, kind, needs))
+            if key not in known:
+                raise ConfigError(f"{_NAME}.allocations.{name}.{key}: no such setting; known here: {', '.join(known)}")
+        quota = {**shared["quota"], **own.get("quota", {})}
+        allocations.append(backend.fill_allocation({**shared, **own, "name": name, "quota": quota}, needs))
     values: dict[str, Any] = {"kind": kind, "allocations": allocations, "setup": launcher["setup"]}
-    values["tick_seconds"] = launcher["tick_seconds"] or _TICK_SECONDS[kind]
+    values["tick_seconds"] = launcher["tick_seconds"] or backend.tick_seconds
     values["device"] = "auto" if any(need.gpus_per_node for need in needs) else "cpu"
-    cluster = read_cluster(_NAME, values)
-    if cluster.kind == "local":
-        from sweeps.clusters.local import fill_in
-
-        return fill_in(cluster)
-    return cluster
-
-
-def _filled_in(allocation: dict[str, Any], kind: str, needs: Sequence[Need]) -> dict[str, Any]:
-    """With what its nodes have, where that is not said."""
-    cpus = max(need.cpus_per_node for need in needs)
-    if kind == "local":
-        cores = os.cpu_count() or 1
-        gpus = any(need.gpus_per_node for need in needs)
-        if allocation["quota"]["jobs"] is None and not gpus:
-            # No more slots than there are jobs, each with the cores it asks for.
-            allocation["quota"]["jobs"] = max(1, min(cores // min(cpus, cores), len(needs)))
-        return {"cpus_per_node": cores, **allocation, "gpus_per_node": 0}
-    gpus_asked = max(need.gpus_per_node for need in needs)
-    return {"gpus_per_node": gpus_asked, "cpus_per_node": cpus, **allocation}
+    return read_cluster(_NAME, values)

@@ -103,10 +103,10 @@ def play(
 def _quiet_seconds(tick: Tick, cluster: SimulatedCluster, next_retry_at: float) -> float:
     """For how long the controller would see what it sees now."""
     state, now = tick.state, cluster.world.now
-    patience = cluster.config.doubt_seconds
+    patience = cluster.config.submit_confirm_timeout_seconds
     if not tick.complete or any(_is_young(job, now, patience) for job in state.jobs.values()):
         return 0.0
-    changes = [cluster.world.next_event_at, next_retry_at, now + 60 * cluster.config.hang_minutes]
+    changes = [cluster.world.next_event_at, next_retry_at, now + 60 * cluster.config.heartbeat_timeout_minutes]
     changes += [until for until in state.defer_until.values() if until > now]
     return max(0.0, min(changes) - now)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from muloco_runner.config import ConfigError
-from sweeps.engine.cluster_config import ClusterConfig, read_cluster
+from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.work import Work
 from sweeps.engine.works import Works
 
@@ -42,7 +42,7 @@ class Definition:
         return self._text_and_id[0]
 
     def read_cluster(self) -> ClusterConfig:
-        return read_cluster(self.cluster_name, self.cluster)
+        return ClusterConfig.from_dict(self.cluster_name, self.cluster)
 
     @cached_property
     def _text_and_id(self) -> tuple[str, str]:

@@ -16,7 +16,8 @@ from muloco_runner.compose import AROUND_RUNS, compose_tree, one_line, to_app_co
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.data.check import check_data
 from muloco_runner.paths import config_dir
-from sweeps.engine.cluster_config import ClusterConfig, read_cluster
+from sweeps.clusters import read_cluster
+from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.durations import refine
 from sweeps.node.attempt_files import measured_minutes
 from sweeps.store.definition import Definition
@@ -51,10 +52,6 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False) -> Sweep:
     app = to_app_config(tree)
     cluster_name = next((a.partition("=")[2] for a in around if a.startswith("cluster=")), "local")
     cluster = read_cluster(cluster_name, OmegaConf.to_container(tree.cluster, resolve=True))
-    if cluster.kind == "local":
-        from sweeps.clusters.local import fill_in
-
-        cluster = fill_in(cluster)
     sweep = OmegaConf.to_container(tree.sweep, resolve=True) if name else {"grids": [{}]}
     assert isinstance(sweep, dict)
     runs = expand({str(key): value for key, value in sweep.items()}, narrowing, allow_large=allow_large)

@@ -43,7 +43,12 @@ class SampleSweep:
             Work(name, str(root / "runs" / name), "cluster_work:count", dict(plan), (needs or {}).get(name, ONE_NODE))
             for name, plan in plans.items()
         ]
-        values = {"kind": "slurm", "tick_seconds": 0.3, "doubt_seconds": 5.0, "allocations": list(allocations or [GPU])}
+        values = {
+            "kind": "slurm",
+            "tick_seconds": 0.3,
+            "submit_confirm_timeout_seconds": 5.0,
+            "allocations": list(allocations or [GPU]),
+        }
         self.definition = Definition("sample", "test", {**values, **cluster}, works)
 
     def controller(self) -> Controller:

@@ -135,7 +135,7 @@ def test_clocks_of_nodes_that_disagree_change_nothing(slurm: EmulatedSlurm, tmp_
         f'case "$SLURMD_NODENAME" in {odd_nodes}) export FAKETIME=+7200 ;; *) export FAKETIME=-7200 ;; esac',
     ]
     plans = {f"w{n}": {"seconds": [6 if n == 0 else 1]} for n in range(8)}
-    sweep = SampleSweep(tmp_path, plans, setup=setup, hang_minutes=0.05)
+    sweep = SampleSweep(tmp_path, plans, setup=setup, heartbeat_timeout_minutes=0.05)
     state = sweep.run()
     assert set(standings(state).values()) == {"done"}
     check(sweep, state, slurm)

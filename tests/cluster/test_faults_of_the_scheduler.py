@@ -66,7 +66,9 @@ def test_a_driver_killed_thirty_times_loses_nothing_and_runs_nothing_twice(
 ) -> None:
     chance = random.Random(5)
     plans = {f"w{n:02d}": {"seconds": [0.5]} for n in range(48)}
-    sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 3}}, tick_seconds=0.1, doubt_seconds=3.0)
+    sweep = SampleSweep(
+        tmp_path, plans, {**GPU, "quota": {"nodes": 3}}, tick_seconds=0.1, submit_confirm_timeout_seconds=3.0
+    )
     killed = dict.fromkeys(("at a line", "asking", "accepted"), 0)
     with sampled_nodes(slurm) as samples:
         while sum(killed.values()) < KILLS:
@@ -151,7 +153,9 @@ def test_nothing_is_submitted_while_the_queue_cannot_be_read(slurm: EmulatedSlur
 def test_without_accounting_no_end_is_guessed(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     # A queue that forgets a job at its end, as a busy site's does soon: accounting alone can say how it ended.
     put_before("squeue", 'exec $REAL "${@/--states=all/--states=PD,R,CG,CF}"', tmp_path / "bin")
-    sweep = SampleSweep(tmp_path, {"fails": {"codes": [65]}, "fine": {"seconds": [5]}}, doubt_seconds=60.0)
+    sweep = SampleSweep(
+        tmp_path, {"fails": {"codes": [65]}, "fine": {"seconds": [5]}}, submit_confirm_timeout_seconds=60.0
+    )
     began = time.monotonic()
     stopped: list[float] = []
 
@@ -193,7 +197,7 @@ def test_after_a_lost_answer_of_sbatch_the_job_is_looked_for(
         tmp_path / "bin",
     )
     plans = {f"w{n}": {"seconds": [1]} for n in range(4)}
-    sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 2}}, doubt_seconds=3.0)
+    sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 2}}, submit_confirm_timeout_seconds=3.0)
     state = sweep.run()
     assert set(standings(state).values()) == {"done"}
     assert {len(sweep.starts(name)) for name in plans} == {1}

@@ -113,7 +113,7 @@ MISTAKES = {
         "hydra/launcher=quota +hydra.launcher.allocations.night.partion=x",
         "allocations.night.partion: no such setting",
     ),
-    "more nodes than there are": ("hydra/launcher=quota hydra.launcher.resources.nodes=2", "one node"),
+    "more nodes than there are": ("hydra/launcher=quota hydra.launcher.resources.nodes=2", "is 1 node"),
     "more cores than there are": ("hydra/launcher=quota hydra.launcher.resources.cpus_per_node=9999", "can never run"),
     "no node at all": ("hydra/launcher=quota hydra.launcher.resources.nodes=0", "at least 1"),
     "a name with a slash": ("hydra/launcher=quota hydra.launcher.name=a/b", "letters, digits"),

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
+from sweeps.clusters.backend import Backend
 from sweeps.clusters.slurm.commands import answer_of, submit_script
 from sweeps.clusters.slurm.limits import (
     ASSOCIATION_FIELDS,
@@ -43,6 +44,7 @@ from sweeps.clusters.slurm.parse import (
     parse_squeue,
 )
 from sweeps.clusters.slurm.script import CONTROLLER_OF, job_script
+from sweeps.clusters.slurm.settings import OPTION_KEYS, check_settings, options_of
 from sweeps.engine.cluster import (
     JobEnd,
     JobObservation,
@@ -244,7 +246,8 @@ def _read_accounting() -> Accounting | None:
 
 
 def _is_in(job: QueuedJob, allocation: AllocationConfig) -> bool:
-    named = ((allocation.partition, job.partition), (allocation.account, job.account), (allocation.qos, job.qos))
+    options = options_of(allocation)
+    named = ((options.partition, job.partition), (options.account, job.account), (options.qos, job.qos))
     # A job that waits may name several partitions.
     return all(wanted is None or wanted in given.split(",") for wanted, given in named)
 
@@ -305,3 +308,6 @@ def _unix(text: str | None) -> float | None:
         return datetime.fromisoformat(text).timestamp() if text else None
     except ValueError:
         return None
+
+
+BACKEND = Backend(title="SLURM", make=SlurmCluster, complete=check_settings, tick_seconds=30.0, option_keys=OPTION_KEYS)

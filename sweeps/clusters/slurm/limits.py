@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sweeps.clusters.slurm.parse import parse_minutes
+from sweeps.clusters.slurm.settings import options_of
 from sweeps.engine.cluster import Limit, Resource
 from sweeps.engine.cluster_config import AllocationConfig
 
@@ -159,21 +160,24 @@ def limits_of(allocation: AllocationConfig, accounting: Accounting) -> list[Limi
 
 def partition_of(allocation: AllocationConfig, accounting: Accounting) -> str | None:
     """The one it names, or SLURM's default."""
-    if allocation.partition is not None:
-        return allocation.partition
+    named = options_of(allocation).partition
+    if named is not None:
+        return named
     return next((name for name, row in accounting.partitions.items() if row.get("Default") == "YES"), None)
 
 
 def account_of(allocation: AllocationConfig, accounting: Accounting) -> str:
-    if allocation.account is not None:
-        return allocation.account
+    named = options_of(allocation).account
+    if named is not None:
+        return named
     mine = [a for a in accounting.associations if a.user == accounting.user]
     return next((a.account for a in mine if a.is_default), "")
 
 
 def qos_of(allocation: AllocationConfig, accounting: Accounting) -> str:
-    if allocation.qos is not None:
-        return allocation.qos
+    named = options_of(allocation).qos
+    if named is not None:
+        return named
     account = account_of(allocation, accounting)
     return next((grant.default_qos for grant in accounting.grants if grant.account == account), "")
 

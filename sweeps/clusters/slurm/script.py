@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sweeps.clusters.slurm.settings import controller_of, options_of
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
 from sweeps.node.code_snapshot import import_lines, python_words
@@ -32,6 +33,7 @@ def batch_script(options: Mapping[str, object], setup: Sequence[str], command: S
 
 def job_script(request: JobRequest, allocation: AllocationConfig, setup: Sequence[str], folder: Path) -> str:
     """The job that does a request, whose file lies in `folder`/requests."""
+    slurm = options_of(allocation)
     options: dict[str, object] = {
         "job-name": request.tag,
         "comment": request.tag,
@@ -46,10 +48,10 @@ def job_script(request: JobRequest, allocation: AllocationConfig, setup: Sequenc
         "no-requeue": True,
         "gres": f"gpu:{request.gpus_per_node}" if request.gpus_per_node else None,
         "exclude": ",".join(request.excluded_nodes) or None,
-        "partition": allocation.partition,
-        "account": allocation.account,
-        "qos": allocation.qos,
-        **allocation.sbatch,
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        **slurm.sbatch,
     }
     command = [*python_words("sweeps.clusters.slurm.job"), str(folder / "requests" / f"{request.tag}.json")]
     return batch_script(options, [*setup, *import_lines(request.code)], command)
@@ -65,7 +67,7 @@ def controller_script(
     patience: float,
 ) -> str:
     """The job that runs a sweep's controller once job `after` has ended, and not within `patience` seconds from now."""
-    where, first = cluster.controller, cluster.allocations[0]
+    where, first = controller_of(cluster), options_of(cluster.allocations[0])
     options: dict[str, object] = {
         "job-name": name,
         "comment": name,

@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_written_holds_its_run_alone(root: Path, monkeyp
     for name, path in obstacles.items():
         assert [attempt.cause for attempt in state.runs[name].attempts] == [Cause.CANNOT_WRITE] * 2
         assert f"Not a directory: {path}" in state.runs[name].attempts[-1].detail
-        assert "make room or mend it" in (state.runs[name].held or "")
+        assert "make room or fix it" in (state.runs[name].held or "")
         path.unlink()
     SweepFolder(root, "sample").send("released", runs=list(obstacles))
     assert set(words(run_sweep(root, plans)).values()) == {"done"}

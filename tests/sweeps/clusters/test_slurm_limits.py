@@ -87,7 +87,7 @@ def accounting() -> Accounting:
 
 
 def allocation(**values: Any) -> AllocationConfig:
-    return AllocationConfig("a", gpus_per_node=8, **values)
+    return AllocationConfig("a", gpus_per_node=values.pop("gpus_per_node", 8), options=values)
 
 
 def found(accounting: Accounting, **values: Any) -> dict[tuple[str, Resource], tuple[float, float]]:

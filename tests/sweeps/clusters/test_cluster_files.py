@@ -8,7 +8,8 @@ import yaml
 
 from muloco_runner.config import ConfigError
 from muloco_runner.paths import config_dir
-from sweeps.engine.cluster_config import read_cluster
+from sweeps.clusters import BACKENDS, backend_of, read_cluster
+from sweeps.engine.cluster_config import ClusterConfig
 
 GOOD: dict[str, Any] = {"kind": "slurm", "allocations": [{"name": "a", "gpus_per_node": 8, "quota": {"nodes": 3}}]}
 
@@ -42,9 +43,13 @@ def test_a_good_one_is_read() -> None:
         (changed(gpus_per_node=-1), "gpus_per_node"),
         (changed(max_wall_minutes=0), "max_wall_minutes"),
         ({**GOOD, "allocations": [{"gpus_per_node": 8}]}, "name must be given"),
-        ({**GOOD, "allocations": GOOD["allocations"] * 2}, "named alike"),
+        ({**GOOD, "allocations": GOOD["allocations"] * 2}, "the same name"),
         ({**GOOD, "tick_seconds": "fast"}, "tick_seconds"),
         ({**GOOD, "on_event": 3}, "on_event"),
+        ({**GOOD, "controller": {"memory": 3}}, "controller.memory"),
+        ({**GOOD, "controller": {"wall_minutes": 0}}, "wall_minutes=0"),
+        ({**GOOD, "kind": "local", "allocations": [{"name": "a", "partition": "gpu"}]}, "partition: no such setting"),
+        ({"kind": "local", "allocations": [{"name": "a"}], "controller": {"qos": "low"}}, "no effect"),
     ],
 )
 def test_a_mistake_is_one_line(values: Any, words: str) -> None:
@@ -57,3 +62,21 @@ def test_a_mistake_is_one_line(values: Any, words: str) -> None:
 def test_every_cluster_file_is_good(path: Any) -> None:
     values = yaml.safe_load(path.read_text())
     assert read_cluster(path.stem, values).allocations
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_every_kind_of_cluster_has_a_backend(kind: str) -> None:
+    assert backend_of(kind, "kind").title
+
+
+def test_old_names_of_settings_are_read_with_a_line_in_files_and_silently_in_definitions(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    old = {**GOOD, "hang_minutes": 5.0, "doubt_seconds": 7.0}
+    read = read_cluster("c", old)
+    assert (read.heartbeat_timeout_minutes, read.submit_confirm_timeout_seconds) == (5.0, 7.0)
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    stored = ClusterConfig.from_dict("c", old)
+    assert stored == read
+    assert ClusterConfig.from_dict("c", stored.to_dict()) == stored
+    assert not capsys.readouterr().err
