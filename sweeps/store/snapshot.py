@@ -44,7 +44,7 @@ def write_snapshot(path: Path, definition: Definition, state: SweepState, end: P
         "own_limits": state.own_limits,
         "defer_until": state.defer_until,
         "commands": sorted(state.commands),
-        "counters": state.counters.to_dict(),
+        "tally": state.counters.to_dict(),
         "waiting": [
             position
             for queue in state.waiting.values()
@@ -94,7 +94,7 @@ def _state(values: dict[str, Any], works: Works, lines: list[bytes]) -> SweepSta
         own_limits=values["own_limits"],
         defer_until=values["defer_until"],
         commands=set(values["commands"]),
-        counters=Counters.from_dict(values["counters"]),
+        counters=Counters.from_dict(values["tally"]),
         waiting=waiting,
         spent_gpu_hours=values["spent_gpu_hours"],
         crashes={(detail, algorithm): set(names) for detail, algorithm, names in values["crashes"]},
