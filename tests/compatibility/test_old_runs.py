@@ -52,7 +52,7 @@ def test_records_say_what_they_said(old: Old) -> None:
         )
         for step, said in zip(folder.read_steps(), steps, strict=True):
             assert [getattr(step, name) for name in same] == [said.get(name) for name in same]
-            assert step.lr == said["lr"]
+            assert step.scheduled_lr == said["lr"]
         status = folder.read_status()
         assert status is not None
         said = json.loads(folder.status_file.read_text())
