@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from muloco_runner.config import ConfigError, MuonConfig, RunConfig
+from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.record import RecordError, RunFolder, RunResult
 
 TUNED = ("lr", "outer_lr", "outer_momentum", "weight_decay")
@@ -192,6 +192,7 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
     streaming = method.get("streaming") or {}
     outer = method.pop("outer_optimizer", None) or {}
     method.pop("name")
+    method.update(config.method.choices)
     inner = dict(values["inner_optimizer"])
     inner.pop("name")
     rest = {
@@ -209,7 +210,7 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
         "num_fragments": streaming.get("num_fragments", 1),
         "delay_steps": streaming.get("delay_steps", 0),
         "gathered_values": _gathered_values(config),
-        "bits_per_value": _bits_per_value(method.get("compression") or {}),
+        "bits_per_value": config.method.bits_per_value,
         "method": method,
         "tokens_per_parameter": config.tokens_per_parameter,
         "global_batch_tokens": config.global_batch_tokens,
@@ -223,18 +224,9 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
 
 
 def _gathered_values(config: RunConfig) -> int:
-    """Of the matrices whose gradients replicas of a single worker send to their owners alone, to gather its results."""
-    shares = config.num_workers == 1 and isinstance(config.inner_optimizer, MuonConfig)
+    """Values of the matrices whose gradients replicas of a single worker send to their owners alone."""
+    shares = config.num_workers == 1 and config.inner_optimizer.shares_matrices
     return config.model.num_hidden_params if shares else 0
-
-
-def _bits_per_value(compression: Mapping[str, Any]) -> float:
-    """Of a compressed outer exchange, indices of kept values included; NaN without compression."""
-    bits = float(compression.get("bits") or math.nan)
-    fraction = compression.get("fraction")
-    if fraction is None:
-        return bits
-    return float(fraction) * ((32 if compression.get("values", "exact") == "exact" else bits) + 32)
 
 
 def _from_steps(folder: RunFolder, config: RunConfig, result: RunResult) -> dict[str, float]:

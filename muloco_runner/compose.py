@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -28,6 +28,7 @@ from muloco_runner.config import (
     ScheduleConfig,
 )
 from muloco_runner.config.names import OLD_CHOICES, OLD_VALUES, warn_renamed
+from muloco_runner.config.run import VARIANTS
 from muloco_runner.paths import config_dir
 
 AROUND_RUNS = ("root", "cluster", "execution")
@@ -71,10 +72,20 @@ def register() -> None:
         ("schedule", vocabulary.SCHEDULES),
     ):
         for name, node in variants.items():
-            store.store(group=group, name=f"base_{name}", node=node)
+            store.store(group=group, name=f"base_{name}", node=_with_open_choices(node))
     for group, files in OLD_CHOICES.items():
         for name, content in files.items():
             store.store(group=group, name=name, node=dict(content))
+
+
+def _with_open_choices(schema: type) -> DictConfig:
+    """The schema without defaults where one of several may stand: a default would refuse to be replaced by another."""
+    node: DictConfig = OmegaConf.structured(schema)
+    hints = get_type_hints(schema)
+    for f in dataclasses.fields(schema):
+        if hints[f.name] in VARIANTS:
+            node[f.name] = MISSING
+    return node
 
 
 def compose_tree(overrides: Sequence[str]) -> DictConfig:

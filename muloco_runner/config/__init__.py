@@ -2,8 +2,9 @@
 
 Standard library only, so that the trainer, the sweeps and a login node without torch speak the same language.
 Each axis is a module of small dataclasses and the table of their names, as under `conf/`, where the values live:
-`model`, `data`, `method` (composed of `outer_optimizer` and `compression`), `inner_optimizer`, `schedule`. `run`
-composes them into `RunConfig`; `plain` writes and reads it. What must not change a result (device, micro-batch,
+`model`, `data`, `method` (composed of `outer_optimizer` and `compression`), `inner_optimizer`, `schedule`; `variants`
+makes sure that each states all that the program needs of it. `run` composes them into `RunConfig`; `plain` writes and
+reads it, `names` knows what changed its name. What must not change a result (device, micro-batch,
 logging) is `execution` and is no part of a run's name.
 """
 
@@ -15,6 +16,7 @@ from muloco_runner.config.compression import (
     Exchange,
     Granularity,
     LossyCompressionConfig,
+    NoCompressionConfig,
     QuantisationConfig,
     TopKConfig,
 )
@@ -32,7 +34,14 @@ from muloco_runner.config.inner_optimizer import (
 )
 from muloco_runner.config.method import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig, StreamingConfig
 from muloco_runner.config.model import ModelConfig
-from muloco_runner.config.outer_optimizer import OUTER_OPTIMIZERS, OuterMuonConfig, OuterOptimizerConfig
+from muloco_runner.config.outer_optimizer import (
+    OUTER_OPTIMIZERS,
+    OuterAdamConfig,
+    OuterMomentumConfig,
+    OuterMuonConfig,
+    OuterOptimizerConfig,
+    OuterSgdConfig,
+)
 from muloco_runner.config.run import Precision, RunConfig
 from muloco_runner.config.schedule import SCHEDULES, CosineConfig, ScheduleConfig, WarmupStableDecayConfig
 
@@ -64,8 +73,12 @@ __all__ = [
     "MomentumForm",
     "MuonBackend",
     "MuonConfig",
+    "NoCompressionConfig",
+    "OuterAdamConfig",
+    "OuterMomentumConfig",
     "OuterMuonConfig",
     "OuterOptimizerConfig",
+    "OuterSgdConfig",
     "Precision",
     "QuantisationConfig",
     "Reduction",

@@ -2,17 +2,70 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from muloco_runner.config.checks import require, require_choice
+from muloco_runner.config.variants import Implemented, table
 
 
 @dataclass
-class CompressionConfig:
-    """Pseudogradients are sent as they are. Each subclass is a way to send less; norm gains are always exact."""
+class CompressionConfig(Implemented):
+    """One subclass a way to send, with the facts that memory and reports need. Norm gains are always exact."""
+
+    name: str = "???"
+
+    @property
+    @abstractmethod
+    def bits_per_value(self) -> float:
+        """Bits that are sent for each value of a tensor, indices of the values sent included."""
+
+    @property
+    @abstractmethod
+    def is_exact(self) -> bool:
+        """Whether every value arrives as it was."""
+
+    @property
+    @abstractmethod
+    def sends_rows_apart(self) -> bool:
+        """Whether each row of a tensor is sent as it would be alone, so that tensors may be cut between rows."""
+
+    @property
+    @abstractmethod
+    def reduces_and_scatters(self) -> bool:
+        """Whether each worker averages a share of all payloads, and does not get every other's."""
+
+    @property
+    @abstractmethod
+    def error_feedback(self) -> float | None:
+        """Decay of each worker's memory of what was not sent, 4 bytes a parameter; None where it keeps none."""
+
+    @property
+    @abstractmethod
+    def sends_embeddings_exactly(self) -> bool:
+        """Whether token embedding and head are sent as they are."""
+
+    @property
+    @abstractmethod
+    def encoding_bytes(self) -> float:
+        """Bytes of temporaries for each value of the tensor that is being encoded."""
+
+
+@dataclass
+class NoCompressionConfig(CompressionConfig):
+    """Pseudogradients are sent as they are, in float32."""
 
     name: str = "none"
+
+    implementation = "muloco_runner.diloco.compression.codecs:exact"
+    bits_per_value = 32.0
+    is_exact = True
+    sends_rows_apart = True
+    reduces_and_scatters = True  # where nothing is lost, the way of fewer bytes has the same result
+    error_feedback = None
+    sends_embeddings_exactly = True
+    encoding_bytes = 0.0
 
 
 Bits = Literal[2, 4, 8]
@@ -24,7 +77,6 @@ Exchange = Literal["all_gather", "reduce_scatter"]
 class LossyCompressionConfig(CompressionConfig):
     """What all lossy ways share. The outer lr plays no part in what is sent."""
 
-    name: str = "???"
     error_feedback: float | None = 0.9
     """Decay d of each worker's error memory: e <- d*e + delta, send Q(e), e <- e - Q(e). 1 forgets nothing; null keeps
     no memory."""
@@ -36,6 +88,12 @@ class LossyCompressionConfig(CompressionConfig):
             self.error_feedback is None or 0 < self.error_feedback <= 1,
             f"method.compression.error_feedback={self.error_feedback}: must be above 0 and at most 1, or null for none",
         )
+
+    is_exact = False
+
+    @property
+    def sends_embeddings_exactly(self) -> bool:
+        return self.exact_embeddings
 
 
 @dataclass
@@ -54,6 +112,9 @@ class QuantisationConfig(LossyCompressionConfig):
     """all_gather: every worker gets every other's payload; reduce_scatter: each averages its share of them, quantises
     that average again and sends it to all."""
 
+    implementation = "muloco_runner.diloco.compression.codecs:quantiser"
+    encoding_bytes = 6.0
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("method.compression.name", self.name, ("statistical", "linear"))
@@ -61,10 +122,22 @@ class QuantisationConfig(LossyCompressionConfig):
         require_choice("method.compression.granularity", self.granularity, get_args(Granularity))
         require_choice("method.compression.exchange", self.exchange, get_args(Exchange))
 
+    @property
+    def bits_per_value(self) -> float:
+        return float(self.bits)
+
+    @property
+    def sends_rows_apart(self) -> bool:
+        return self.granularity == "row"
+
+    @property
+    def reduces_and_scatters(self) -> bool:
+        return self.exchange == "reduce_scatter"
+
 
 @dataclass
 class TopKConfig(LossyCompressionConfig):
-    """The largest values of each tensor by magnitude, with their places; nothing of the others."""
+    """The largest values of each tensor by magnitude, with their indices; nothing of the others."""
 
     name: str = "top_k"
     fraction: float = 0.01
@@ -73,6 +146,11 @@ class TopKConfig(LossyCompressionConfig):
     """How those values are written: exact, statistical or linear (one set of levels a tensor)."""
     bits: int | None = None
     """Of a quantised value; null for exact ones."""
+
+    implementation = "muloco_runner.diloco.compression.codecs:top_k"
+    sends_rows_apart = False
+    reduces_and_scatters = False
+    encoding_bytes = 12.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,10 +165,11 @@ class TopKConfig(LossyCompressionConfig):
         else:
             require_choice("method.compression.bits", self.bits, get_args(Bits))
 
+    @property
+    def bits_per_value(self) -> float:
+        return self.fraction * (32 + (32 if self.bits is None else self.bits))
 
-COMPRESSIONS: dict[str, type[CompressionConfig]] = {
-    "none": CompressionConfig,
-    "statistical": QuantisationConfig,
-    "linear": QuantisationConfig,
-    "top_k": TopKConfig,
-}
+
+COMPRESSIONS: dict[str, type[CompressionConfig]] = table(
+    none=NoCompressionConfig, statistical=QuantisationConfig, linear=QuantisationConfig, top_k=TopKConfig
+)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
+from muloco_runner.config.variants import Implemented, table
 
 WeightDecayRule = Literal["constant", "worker_batch"]
 
 
 @dataclass
-class InnerOptimizerConfig:
-    """What both inner optimizers share. One subclass an optimizer."""
+class InnerOptimizerConfig(Implemented):
+    """What inner optimizers share. One subclass an optimizer, with the facts that memory, records and names need."""
 
     name: str = "???"
     lr: float = 0.01
@@ -42,6 +44,31 @@ class InnerOptimizerConfig:
         require_choice("inner_optimizer.weight_decay_rule", self.weight_decay_rule, get_args(WeightDecayRule))
         require_positive("inner_optimizer", weight_decay_reference_tokens=self.weight_decay_reference_tokens)
 
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What people call it."""
+
+    @property
+    @abstractmethod
+    def matrix_state_bytes(self) -> int:
+        """Bytes of state for each parameter in the matrices of attention and feed-forward."""
+
+    @property
+    @abstractmethod
+    def other_state_bytes(self) -> int:
+        """Bytes of state for each other parameter."""
+
+    @property
+    @abstractmethod
+    def shares_matrices(self) -> bool:
+        """Whether replicas that hold copies share the work: each owns some matrices, their gradients and state."""
+
+    @property
+    @abstractmethod
+    def orthogonalizes(self) -> bool:
+        """Whether a step orthogonalises the matrices, which takes memory of its own."""
+
 
 @dataclass
 class AdamWConfig(InnerOptimizerConfig):
@@ -49,6 +76,13 @@ class AdamWConfig(InnerOptimizerConfig):
 
     name: str = "adamw"
     lr: float = 0.004
+
+    implementation = "muloco_runner.optimizers.build:build_adamw"
+    label = "AdamW"
+    matrix_state_bytes = 8
+    other_state_bytes = 8
+    shares_matrices = False
+    orthogonalizes = False
 
 
 MomentumForm = Literal["sum", "ema"]
@@ -72,6 +106,13 @@ class MuonConfig(InnerOptimizerConfig):
     """Newton-Schulz polynomial by name."""
     num_iterations: int = 5
     """Newton-Schulz steps."""
+
+    implementation = "muloco_runner.optimizers.build:build_muon"
+    label = "Muon"
+    matrix_state_bytes = 4
+    other_state_bytes = 8
+    shares_matrices = True
+    orthogonalizes = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,4 +138,4 @@ class MuonConfig(InnerOptimizerConfig):
             )
 
 
-INNER_OPTIMIZERS: dict[str, type[InnerOptimizerConfig]] = {"adamw": AdamWConfig, "muon": MuonConfig}
+INNER_OPTIMIZERS: dict[str, type[InnerOptimizerConfig]] = table(adamw=AdamWConfig, muon=MuonConfig)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
 from muloco_runner.config.checks import require, require_positive
-from muloco_runner.config.compression import CompressionConfig
-from muloco_runner.config.outer_optimizer import OuterOptimizerConfig
+from muloco_runner.config.compression import COMPRESSIONS, CompressionConfig, NoCompressionConfig
+from muloco_runner.config.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizerConfig, OuterSgdConfig
 from muloco_runner.config.plain import UNNAMED_AT_DEFAULT
+from muloco_runner.config.variants import Implemented, require_variant, table
 
 
 @dataclass
@@ -34,15 +37,33 @@ class StreamingConfig:
 
 
 @dataclass
-class MethodConfig:
-    """How workers share what they learn. One subclass a method; `num_workers` is K."""
+class MethodConfig(Implemented):
+    """How workers share what they learn. One subclass a method, with the facts that names and reports need."""
 
     name: str = "???"
 
     @property
+    @abstractmethod
     def workers(self) -> int:
         """K, the number of replicas that train apart between outer steps (1 for data parallel)."""
-        return 1
+
+    @property
+    @abstractmethod
+    def bits_per_value(self) -> float:
+        """Bits of a value that workers exchange in an outer step; NaN where nothing is compressed."""
+
+    @property
+    @abstractmethod
+    def choices(self) -> dict[str, str]:
+        """What it is composed of, by setting, as people call it; reports tell runs apart by it."""
+
+    @abstractmethod
+    def algorithm(self, inner_optimizer: str) -> str:
+        """The name of method times inner optimizer, given by its label."""
+
+    @abstractmethod
+    def check(self, num_steps: int, num_layers: int) -> None:
+        """A run of so many inner steps, or a model of so many layers, that it cannot train raises `ConfigError`."""
 
 
 @dataclass
@@ -50,6 +71,20 @@ class DataParallelConfig(MethodConfig):
     """Gradients averaged over all ranks at every step."""
 
     name: str = "data_parallel"
+
+    implementation = "muloco_runner.diloco.method:build_data_parallel"
+    workers = 1
+    bits_per_value = math.nan
+
+    @property
+    def choices(self) -> dict[str, str]:
+        return {}
+
+    def algorithm(self, inner_optimizer: str) -> str:
+        return f"DDP-{inner_optimizer}"
+
+    def check(self, num_steps: int, num_layers: int) -> None:
+        """Any will do."""
 
 
 @dataclass
@@ -61,11 +96,15 @@ class DiLoCoConfig(MethodConfig):
     """K."""
     sync_interval: int = 30
     """H, inner steps between two outer steps."""
-    outer_optimizer: OuterOptimizerConfig = field(default_factory=OuterOptimizerConfig)
-    compression: CompressionConfig = field(default_factory=CompressionConfig, metadata=UNNAMED_AT_DEFAULT)
+    outer_optimizer: OuterOptimizerConfig = field(default_factory=OuterSgdConfig)
+    compression: CompressionConfig = field(default_factory=NoCompressionConfig, metadata=UNNAMED_AT_DEFAULT)
     streaming: StreamingConfig = field(default_factory=StreamingConfig, metadata=UNNAMED_AT_DEFAULT)
 
+    implementation = "muloco_runner.diloco.method:build_diloco"
+
     def __post_init__(self) -> None:
+        require_variant("method.outer_optimizer", self.outer_optimizer, OUTER_OPTIMIZERS)
+        require_variant("method.compression", self.compression, COMPRESSIONS)
         require_positive("method", num_workers=self.num_workers, sync_interval=self.sync_interval)
         streaming = self.streaming
         require(
@@ -83,8 +122,31 @@ class DiLoCoConfig(MethodConfig):
     def workers(self) -> int:
         return self.num_workers
 
+    @property
+    def bits_per_value(self) -> float:
+        return math.nan if self.compression.is_exact else self.compression.bits_per_value
 
-METHODS: dict[str, type[MethodConfig]] = {
-    "data_parallel": DataParallelConfig,
-    "diloco": DiLoCoConfig,
-}
+    @property
+    def choices(self) -> dict[str, str]:
+        return {"outer_optimizer": self.outer_optimizer.label}
+
+    def algorithm(self, inner_optimizer: str) -> str:
+        return _PUBLISHED_NAMES.get(inner_optimizer, f"DiLoCo-{inner_optimizer}")
+
+    def check(self, num_steps: int, num_layers: int) -> None:
+        require(
+            num_steps >= self.sync_interval,
+            f"method.sync_interval={self.sync_interval} is longer than the run of {num_steps} steps, "
+            "so no outer step would happen: lower it, lower global_batch_tokens or raise tokens_per_parameter",
+        )
+        require(
+            self.streaming.num_fragments <= num_layers,
+            f"method.streaming.num_fragments={self.streaming.num_fragments}: a fragment holds whole layers, "
+            f"so use at most model.num_layers={num_layers}",
+        )
+
+
+_PUBLISHED_NAMES = {"AdamW": "DiLoCo", "Muon": "MuLoCo"}
+"""Of DiLoCo with an inner optimizer."""
+
+METHODS: dict[str, type[MethodConfig]] = table(data_parallel=DataParallelConfig, diloco=DiLoCoConfig)

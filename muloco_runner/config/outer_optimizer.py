@@ -1,27 +1,54 @@
-"""What the outer steps do with the workers' average pseudogradient."""
+"""What the outer steps do with the workers' average pseudogradient: one dataclass an optimizer."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
 from muloco_runner.config.checks import require, require_positive
 from muloco_runner.config.plain import UNNAMED_AT_DEFAULT
+from muloco_runner.config.variants import Implemented, table
 
 
 @dataclass
-class OuterOptimizerConfig:
+class OuterOptimizerConfig(Implemented):
+    """What outer optimizers share. One subclass an optimizer, with the facts that memory and reports need."""
+
+    name: str = "???"
+    lr: float = 0.7
+    """Outer learning rate, on the pseudogradient (anchor minus parameters, mean over workers)."""
+
+    def __post_init__(self) -> None:
+        require_positive("method.outer_optimizer", lr=self.lr)
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What people call it."""
+
+    @property
+    @abstractmethod
+    def state_bytes(self) -> int:
+        """Bytes of state for each parameter, beside the anchor."""
+
+    @property
+    @abstractmethod
+    def orthogonalizes(self) -> bool:
+        """Whether a step orthogonalises the hidden matrices, which takes memory of its own."""
+
+
+@dataclass
+class OuterMomentumConfig(OuterOptimizerConfig):
     """SGD on the pseudogradient: theta <- anchor - mu*u - lr*delta with u <- mu*u + lr*delta when `nesterov`.
 
     Without `nesterov` it is heavy ball, anchor - u; with lr=1 and momentum=0 the workers' plain average.
     """
 
-    name: str = field(default="sgd", metadata=UNNAMED_AT_DEFAULT)
-    lr: float = 0.7
     momentum: float = 0.6
     nesterov: bool = True
 
     def __post_init__(self) -> None:
-        require_positive("method.outer_optimizer", lr=self.lr)
+        super().__post_init__()
         require(
             0 <= self.momentum < 1,
             f"method.outer_optimizer.momentum={self.momentum}: must be at least 0 and below 1",
@@ -29,13 +56,30 @@ class OuterOptimizerConfig:
 
 
 @dataclass
-class OuterMuonConfig(OuterOptimizerConfig):
+class OuterSgdConfig(OuterMomentumConfig):
+    """SGD with momentum on every parameter."""
+
+    name: str = field(default="sgd", metadata=UNNAMED_AT_DEFAULT)
+
+    implementation = "muloco_runner.diloco.outer_optimizer:OuterSgd"
+    label = "SGD"
+    state_bytes = 4
+    orthogonalizes = False
+
+
+@dataclass
+class OuterMuonConfig(OuterMomentumConfig):
     """Muon on the hidden matrices' pseudogradients, M <- matrix_momentum*M + delta; SGD, as above, on all others."""
 
     name: str = "muon"
     matrix_lr: float = 0.05
     """On the orthogonalised momentum, times sqrt(fan_out/fan_in)."""
     matrix_momentum: float = 0.6
+
+    implementation = "muloco_runner.diloco.outer_optimizer:OuterMuon"
+    label = "Muon"
+    state_bytes = 4
+    orthogonalizes = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,4 +90,32 @@ class OuterMuonConfig(OuterOptimizerConfig):
         )
 
 
-OUTER_OPTIMIZERS: dict[str, type[OuterOptimizerConfig]] = {"sgd": OuterOptimizerConfig, "muon": OuterMuonConfig}
+@dataclass
+class OuterAdamConfig(OuterOptimizerConfig):
+    """Adam on the pseudogradient of every parameter, without weight decay (arXiv 1412.6980)."""
+
+    name: str = "adam"
+    lr: float = 0.001
+    """Near the size of a step of each parameter: pseudogradients are divided by their root mean square."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    """Decay of the first and of the second moment, in outer steps."""
+    eps: float = 1e-8
+    """Beside a pseudogradient's root mean square."""
+
+    implementation = "muloco_runner.diloco.outer_optimizer:OuterAdam"
+    label = "Adam"
+    state_bytes = 8
+    orthogonalizes = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("method.outer_optimizer", eps=self.eps)
+        require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"method.outer_optimizer.betas={self.betas}: must be two numbers, at least 0 and below 1",
+        )
+
+
+OUTER_OPTIMIZERS: dict[str, type[OuterOptimizerConfig]] = table(
+    sgd=OuterSgdConfig, muon=OuterMuonConfig, adam=OuterAdamConfig
+)

@@ -9,9 +9,9 @@ from typing import Any, get_type_hints
 from muloco_runner.config.checks import require
 
 UNNAMED_AT_DEFAULT = {"unnamed_at_default": True}
-"""Of a field that came after runs had been named: at its default it is no part of `to_plain`, so that names stand."""
+"""Metadata of a field that came after runs had been named: at its default it is no part of `to_plain`."""
 Variants = Mapping[type, Mapping[str, type]]
-"""Of a dataclass whose place one of several may take: those, by the `name` that tells them apart."""
+"""Base class -> the dataclasses that may stand for it, by `name`."""
 
 
 def to_plain(value: Any) -> Any:
@@ -39,7 +39,7 @@ def from_plain(cls: type, values: dict[str, Any], variants: Variants, where: str
     """
     if cls in variants:
         choices = variants[cls]
-        name = values.get("name", next(_default_of(f) for f in dataclasses.fields(cls) if f.name == "name"))
+        name = values.get("name", _unnamed(choices))
         require(name in choices, f"{where}.name={name!r}: must be one of {', '.join(choices)}")
         cls = choices[str(name)]
     known = {f.name: f for f in dataclasses.fields(cls)}
@@ -52,6 +52,19 @@ def from_plain(cls: type, values: dict[str, Any], variants: Variants, where: str
         is_config = isinstance(hint, type) and dataclasses.is_dataclass(hint)
         arguments[key] = from_plain(hint, value, variants, f"{where}.{key}") if is_config else value
     return cls(**arguments)
+
+
+def _unnamed(choices: Mapping[str, type]) -> str | None:
+    """The one whose name is left out, if there is one."""
+    return next(
+        (
+            name
+            for name, cls in choices.items()
+            for f in dataclasses.fields(cls)
+            if f.name == "name" and f.metadata == UNNAMED_AT_DEFAULT
+        ),
+        None,
+    )
 
 
 def _default_of(f: dataclasses.Field[Any]) -> Any:

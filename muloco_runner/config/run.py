@@ -10,12 +10,13 @@ from muloco_runner.config.checks import require, require_choice, require_positiv
 from muloco_runner.config.compression import COMPRESSIONS, CompressionConfig
 from muloco_runner.config.data import DataConfig
 from muloco_runner.config.inner_optimizer import INNER_OPTIMIZERS, AdamWConfig, InnerOptimizerConfig
-from muloco_runner.config.method import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig
+from muloco_runner.config.method import METHODS, DataParallelConfig, MethodConfig
 from muloco_runner.config.model import ModelConfig
 from muloco_runner.config.names import names_in_hash, names_now
 from muloco_runner.config.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizerConfig
 from muloco_runner.config.plain import Variants, from_plain, to_plain
 from muloco_runner.config.schedule import SCHEDULES, CosineConfig, ScheduleConfig
+from muloco_runner.config.variants import require_variant
 
 Precision = Literal["float32", "bfloat16"]
 VARIANTS: Variants = {
@@ -47,6 +48,9 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_variant("method", self.method, METHODS)
+        require_variant("inner_optimizer", self.inner_optimizer, INNER_OPTIMIZERS)
+        require_variant("schedule", self.schedule, SCHEDULES)
         require_positive(
             "",
             global_batch_tokens=self.global_batch_tokens,
@@ -63,31 +67,14 @@ class RunConfig:
             f"{self.model.sequence_length} tokens for {self.num_workers} worker(s): "
             f"use a multiple of {unit}, such as {fits}",
         )
-        if isinstance(self.method, DiLoCoConfig):
-            require(
-                self.num_steps >= self.method.sync_interval,
-                f"method.sync_interval={self.method.sync_interval} is longer than the run of {self.num_steps} steps, "
-                "so no outer step would happen: lower it, lower global_batch_tokens or raise tokens_per_parameter",
-            )
-            require(
-                self.method.streaming.num_fragments <= self.model.num_layers,
-                f"method.streaming.num_fragments={self.method.streaming.num_fragments}: a fragment holds whole layers, "
-                f"so use at most model.num_layers={self.model.num_layers}",
-            )
+        self.method.check(self.num_steps, self.model.num_layers)
 
     # Derived numbers: computed here once, never typed in.
 
     @property
     def algorithm(self) -> str:
         """Method times inner optimizer, by the name the field uses."""
-        names = {
-            ("data_parallel", "adamw"): "DDP-AdamW",
-            ("data_parallel", "muon"): "DDP-Muon",
-            ("diloco", "adamw"): "DiLoCo",
-            ("diloco", "muon"): "MuLoCo",
-        }
-        key = (self.method.name, self.inner_optimizer.name)
-        return names.get(key, f"{key[0]}-{key[1]}")
+        return self.method.algorithm(self.inner_optimizer.label)
 
     @property
     def num_workers(self) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from muloco_runner.config.checks import require
+from muloco_runner.config.variants import table
 
 
 @dataclass
-class ScheduleConfig:
+class ScheduleConfig(ABC):
     """Learning rate over the run: linear warm-up, then one subclass's decay to `final_lr_fraction` of the peak."""
 
     name: str = "???"
@@ -27,12 +30,20 @@ class ScheduleConfig:
             value = getattr(self, name)
             require(0 <= value <= 1, f"schedule.{name}={value}: must lie between 0 and 1")
 
+    @abstractmethod
+    def decay(self, step: int, warmup: int, total: int) -> float:
+        """After warm-up, 1 at the peak down to 0 at `final_lr_fraction`. `step`, from 0, is one of `total` steps."""
+
 
 @dataclass
 class CosineConfig(ScheduleConfig):
     """Half a cosine from the peak to the final fraction."""
 
     name: str = "cosine"
+
+    def decay(self, step: int, warmup: int, total: int) -> float:
+        progress = (step - warmup) / max(1, total - warmup)
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass
@@ -49,5 +60,9 @@ class WarmupStableDecayConfig(ScheduleConfig):
             f"schedule.decay_fraction={self.decay_fraction}: must be above 0 and at most 1",
         )
 
+    def decay(self, step: int, warmup: int, total: int) -> float:
+        decay_steps = max(1, round(self.decay_fraction * total))
+        return min(1.0, (total - step) / decay_steps)
 
-SCHEDULES: dict[str, type[ScheduleConfig]] = {"cosine": CosineConfig, "wsd": WarmupStableDecayConfig}
+
+SCHEDULES: dict[str, type[ScheduleConfig]] = table(cosine=CosineConfig, wsd=WarmupStableDecayConfig)

@@ -7,35 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from muloco_runner.config import CompressionConfig, LossyCompressionConfig, QuantisationConfig, TopKConfig
+from muloco_runner.config import CompressionConfig
+from muloco_runner.config.variants import load
 from muloco_runner.diloco.compression import payload
-from muloco_runner.diloco.compression.codecs import AnyCodec, Exact, Linear, Statistical, TopK
+from muloco_runner.diloco.compression.codecs import AnyCodec, Exact
 from muloco_runner.diloco.compression.pieces import Piece
 
 
 def choose_codecs(config: CompressionConfig, model: nn.Module) -> list[AnyCodec]:
     """A codec for each parameter: norm gains, the vectors, are always exact; embedding and head where asked."""
-    if not isinstance(config, LossyCompressionConfig):
-        return [Exact() for _ in model.parameters()]
-    lossy = _lossy_codec(config)
-    kept = {"embedding", "head"} if config.exact_embeddings else set()
+    codec: AnyCodec = load(config)(config)
+    kept = {"embedding", "head"} if config.sends_embeddings_exactly else set()
     return [
-        Exact() if parameter.ndim < 2 or name.split(".")[0] in kept else lossy
+        Exact() if parameter.ndim < 2 or name.split(".")[0] in kept else codec
         for name, parameter in model.named_parameters()
     ]
-
-
-def _lossy_codec(config: LossyCompressionConfig) -> AnyCodec:
-    match config:
-        case QuantisationConfig(name="statistical"):
-            return Statistical(config.bits, config.granularity == "row")
-        case QuantisationConfig(name="linear"):
-            return Linear(config.bits, config.granularity == "row")
-        case TopKConfig(bits=None):
-            return TopK(config.fraction)
-        case TopKConfig(bits=int(bits)):
-            return TopK(config.fraction, Statistical(bits) if config.values == "statistical" else Linear(bits))
-    raise AssertionError(f"compression {config.name} has no codec")
 
 
 class Compressor:

@@ -16,19 +16,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from muloco_runner.config import (
-    DiLoCoConfig,
-    LossyCompressionConfig,
-    OuterMuonConfig,
-    OuterOptimizerConfig,
-    QuantisationConfig,
-    RunConfig,
-)
-from muloco_runner.diloco.compression import Compressor, choose_codecs, writes_rows_apart
+from muloco_runner.config import DiLoCoConfig, RunConfig
+from muloco_runner.config.variants import load
+from muloco_runner.diloco.compression.pieces import writes_rows_apart
+from muloco_runner.diloco.error_feedback import Compressor, choose_codecs
 from muloco_runner.diloco.exchange import Exchange
 from muloco_runner.diloco.flat import copy_into, flatten
-from muloco_runner.diloco.outer_optimizer import OuterMuon, OuterOptimizer, OuterSgd
-from muloco_runner.diloco.streaming import Arrival, Fragment, FragmentSchedule, split_by_layers
+from muloco_runner.diloco.outer_optimizer import SharedTensors, build_outer_optimizer
+from muloco_runner.diloco.streaming import CompletedExchange, Fragment, FragmentSchedule, split_by_layers
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.row_shards import WholeTensors
 from muloco_runner.distributed.topology import Communicator
@@ -54,8 +49,11 @@ class DistributedMethod(Protocol):
     has_local_models: bool
     """Whether workers' own parameters differ from the synchronised model between outer steps."""
 
+    outer_steps: list[int]
+    """Outer steps taken, by fragment; empty for a method without them. Checkpoints hold it beside `state_dict`."""
+
     def after_inner_step(self, step: int) -> OuterStep | None:
-        """Called when `step` inner steps (from 1) are complete; the last word of a run is a synchronised model."""
+        """Called when `step` inner steps (from 1) are complete; a run ends with a synchronised model."""
 
     def synchronised_parameters(self) -> list[Tensor]:
         """The model as all workers last agreed on it: tensors like `Worker.tensors`, which may be those themselves."""
@@ -67,7 +65,7 @@ class DistributedMethod(Protocol):
         """Continues after `step` inner steps."""
 
     def worker_state(self, row: int) -> dict[str, list[Tensor]]:
-        """What belongs to one of the workers held here, in their order: lists of tensors like `Worker.tensors`."""
+        """What belongs to one of the local workers, in their order: lists of tensors like `Worker.tensors`."""
 
     def load_worker_state(self, row: int, state: dict[str, list[Tensor]]) -> None: ...
 
@@ -80,6 +78,7 @@ class DataParallel:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.bytes_sent = 0
+        self.outer_steps: list[int] = []
         self._gradient_bytes = sum(p.numel() * p.element_size() for p in worker.model.parameters())
 
     def after_inner_step(self, step: int) -> OuterStep | None:
@@ -122,49 +121,52 @@ class DiLoCo:
         self.communicator = communicator
         self.bytes_sent = 0
         self._payload_bytes = [self._of_all_shards(fragment.exchange.payload_bytes) for fragment in fragments]
-        self._pending: dict[int, Future[Arrival]] = {}
-        """Exchanges that have begun, by the fragment's number."""
+        self._pending: dict[int, Future[CompletedExchange]] = {}
+        """Exchanges that have started, by the fragment's number."""
+        self._optimizer_state = list(fragments[0].optimizer.state)
+        """Names of its tensors, in checkpoints beside the method's own."""
+        assert not {"anchor", "arriving"} & set(self._optimizer_state), self._optimizer_state
         self._background = ThreadPoolExecutor(1, "exchange") if fragments[0].schedule.delay_steps else None
 
     def after_inner_step(self, step: int) -> OuterStep | None:
         last = step == self.num_steps
-        arrivals = []
+        completed = []
         for number, fragment in enumerate(self.fragments):
             # A budget that H does not divide ends with an exchange too: what was learnt last belongs to the result.
-            arriving = number in self._pending and (last or fragment.schedule.arrives(step))
-            if not arriving and (last or fragment.schedule.leaves(step)):
-                self._pending[number] = self._begin(fragment)
+            completes = number in self._pending and (last or fragment.schedule.completes(step))
+            if not completes and (last or fragment.schedule.starts(step)):
+                self._pending[number] = self._start(fragment)
                 self.bytes_sent += self._payload_bytes[number]
-                arriving = last or fragment.schedule.arrives(step)
-            if arriving:
-                arrivals.append(self._complete(number))
-        return self._summary(arrivals) if arrivals else None
+                completes = last or fragment.schedule.completes(step)
+            if completes:
+                completed.append(self._complete(number))
+        return self._summary(completed) if completed else None
 
-    def _begin(self, fragment: Fragment) -> Future[Arrival]:
-        """Pseudogradients as of now on their way to their mean."""
+    def _start(self, fragment: Fragment) -> Future[CompletedExchange]:
+        """Starts the exchange of the pseudogradients as of now."""
         deltas = fragment.pseudogradients()
         if self._background is not None:
             return self._background.submit(fragment.average_beside_training, deltas)
-        done: Future[Arrival] = Future()
+        done: Future[CompletedExchange] = Future()
         done.set_result(fragment.average(deltas))
         return done
 
-    def _complete(self, number: int) -> Arrival:
+    def _complete(self, number: int) -> CompletedExchange:
         """Waits for a fragment's mean and takes the outer step."""
-        began, future = time.perf_counter(), self._pending.pop(number)
-        arrival = future.result()
+        started, future = time.perf_counter(), self._pending.pop(number)
+        exchange = future.result()
         if self._background is not None:
-            self.communicator.traffic.wait(time.perf_counter() - began)
-        self.fragments[number].take(arrival.mean, self.mixing)
-        return arrival
+            self.communicator.traffic.wait(time.perf_counter() - started)
+        self.fragments[number].step(exchange.mean, self.mixing)
+        return exchange
 
     def _of_all_shards(self, number: int) -> int:
         return int(self.communicator.sum_over_shards(torch.tensor(number)))
 
-    def _summary(self, arrivals: Sequence[Arrival]) -> OuterStep:
-        squares = sum((arrival.mean.square().sum() for arrival in arrivals), torch.zeros(()))
+    def _summary(self, completed: Sequence[CompletedExchange]) -> OuterStep:
+        squares = sum((exchange.mean.square().sum() for exchange in completed), torch.zeros(()))
         norm = float(self.communicator.sum_over_shards(squares).sqrt())
-        products = [arrival.products_KK for arrival in arrivals if arrival.products_KK is not None]
+        products = [exchange.products_KK for exchange in completed if exchange.products_KK is not None]
         if not products or len(products[0]) < 2:
             return OuterStep(norm, None)
         return OuterStep(norm, _mean_cosine(self.communicator.sum_over_shards(torch.stack(products).sum(dim=0))))
@@ -172,12 +174,20 @@ class DiLoCo:
     def synchronised_parameters(self) -> list[Tensor]:
         return self._by_parameter([fragment.anchor for fragment in self.fragments])
 
+    @property
+    def outer_steps(self) -> list[int]:
+        return [fragment.outer_steps for fragment in self.fragments]
+
+    @outer_steps.setter
+    def outer_steps(self, numbers: list[int]) -> None:
+        for fragment, number in zip(self.fragments, numbers, strict=True):
+            fragment.outer_steps = number
+
     def state_dict(self) -> dict[str, list[Tensor]]:
-        """Waits for what is on its way; the mean of such a fragment is kept as `arriving`."""
-        state = {
-            "anchor": self.synchronised_parameters(),
-            "velocity": self._by_parameter([fragment.optimizer.velocity for fragment in self.fragments]),
-        }
+        """Anchor and outer optimizer's state. Waits for pending exchanges; their means are kept as `arriving`."""
+        state = {"anchor": self.synchronised_parameters()}
+        for name in self._optimizer_state:
+            state[name] = self._by_parameter([fragment.optimizer.state[name] for fragment in self.fragments])
         if self._pending:
             means = {number: future.result().mean for number, future in self._pending.items()}
             zeros = [torch.zeros_like(fragment.anchor) for fragment in self.fragments]
@@ -187,15 +197,16 @@ class DiLoCo:
     def load_state_dict(self, state: dict[str, list[Tensor]], step: int) -> None:
         for number, fragment in enumerate(self.fragments):
             copy_into(fragment.views(fragment.anchor), flatten(self._of_fragment(state["anchor"], fragment)))
-            velocity = fragment.views(fragment.optimizer.velocity)
-            copy_into(velocity, flatten(self._of_fragment(state["velocity"], fragment)))
-            if fragment.schedule.on_its_way(step):
+            for name in self._optimizer_state:
+                kept = fragment.views(fragment.optimizer.state[name])
+                copy_into(kept, flatten(self._of_fragment(state[name], fragment)))
+            if fragment.schedule.is_pending(step):
                 self._pending[number] = Future()
                 mean = flatten(self._of_fragment(state["arriving"], fragment)).to(fragment.anchor)
-                self._pending[number].set_result(Arrival(mean, None))
+                self._pending[number].set_result(CompletedExchange(mean, None))
 
     def worker_state(self, row: int) -> dict[str, list[Tensor]]:
-        """The error memory, where there is one, after what is on its way."""
+        """The error memory, where there is one, after pending exchanges."""
         for future in self._pending.values():
             future.result()
         errors = [fragment.compressors[row].error for fragment in self.fragments]
@@ -210,13 +221,13 @@ class DiLoCo:
 
     def _by_parameter(self, flats: Sequence[Tensor]) -> list[Tensor]:
         """Views of one flat tensor a fragment, in the order of `Worker.tensors`."""
-        placed: dict[int, Tensor] = {}
+        found: dict[int, Tensor] = {}
         for fragment, flat in zip(self.fragments, flats, strict=True):
-            placed.update(zip(fragment.places, fragment.views(flat), strict=True))
-        return [placed[place] for place in range(len(placed))]
+            found.update(zip(fragment.indices, fragment.views(flat), strict=True))
+        return [found[index] for index in range(len(found))]
 
     def _of_fragment(self, tensors: Sequence[Tensor], fragment: Fragment) -> list[Tensor]:
-        return [tensors[place] for place in fragment.places]
+        return [tensors[index] for index in fragment.indices]
 
 
 def _mean_cosine(products_KK: Tensor) -> float:
@@ -230,57 +241,52 @@ def _mean_cosine(products_KK: Tensor) -> float:
 def build_method(
     run: RunConfig, workers: list[Worker], communicator: Communicator, muon_backend: str = "auto"
 ) -> DistributedMethod:
-    """The method that `run.method` names, over the workers of this rank."""
-    if isinstance(run.method, DiLoCoConfig):
-        return _build_diloco(run, run.method, workers, communicator, muon_backend)
+    """The method that `run.method` describes, over the local workers."""
+    method: DistributedMethod = load(run.method)(run, workers, communicator, muon_backend)
+    return method
+
+
+def build_data_parallel(
+    run: RunConfig, workers: list[Worker], communicator: Communicator, muon_backend: str
+) -> DataParallel:
     (worker,) = workers
     return DataParallel(worker)
 
 
-def _build_diloco(
-    run: RunConfig, config: DiLoCoConfig, workers: list[Worker], communicator: Communicator, muon_backend: str
-) -> DiLoCo:
-    streaming, compression = config.streaming, config.compression
-    names = [name for name, _ in workers[0].model.named_parameters()]
-    codecs = choose_codecs(compression, workers[0].model)
-    error_feedback = compression.error_feedback if isinstance(compression, LossyCompressionConfig) else None
-    # Where nothing is lost, the way of fewer bytes has the same result.
-    reduce_scatter = compression.name == "none" or (
-        isinstance(compression, QuantisationConfig) and compression.exchange == "reduce_scatter"
-    )
+def build_diloco(run: RunConfig, workers: list[Worker], communicator: Communicator, muon_backend: str) -> DiLoCo:
+    config = run.method
+    assert isinstance(config, DiLoCoConfig)
+    streaming, first = config.streaming, workers[0]
+    names = [name for name, _ in first.model.named_parameters()]
+    codecs = choose_codecs(config.compression, first.model)
     exchanging = communicator.in_background() if streaming.delay_steps else communicator
     fragments = []
-    for number, places in enumerate(split_by_layers(names, run.model.num_layers, streaming.num_fragments)):
-        tensors, own_codecs = [workers[0].tensors[place] for place in places], [codecs[place] for place in places]
-        exchanged, wholes = tensors, None
+    for number, indices in enumerate(split_by_layers(names, run.model.num_layers, streaming.num_fragments)):
+        tensors, own_codecs = [first.tensors[index] for index in indices], [codecs[index] for index in indices]
+        exchanged, full = tensors, None
         if communicator.sharded and not all(writes_rows_apart(codec) for codec in own_codecs):
-            wholes = WholeTensors(tensors, exchanging)
-            exchanged, own_codecs = wholes.empty(), [own_codecs[place] for place in wholes.owned]
-        flat = flatten(tensors)
+            full = WholeTensors(tensors, exchanging)
+            exchanged, own_codecs = full.empty(), [own_codecs[index] for index in full.owned]
+        flat, feedback = flatten(tensors), config.compression.error_feedback
+        shared = SharedTensors(tensors, _hidden_matrices(first, indices), communicator, muon_backend)
         fragments.append(
             Fragment(
-                places,
+                indices,
                 workers,
                 FragmentSchedule(number, streaming.num_fragments, config.sync_interval, streaming.delay_steps),
-                _outer_optimizer(config.outer_optimizer, workers[0], places, communicator, muon_backend),
-                [Compressor(own_codecs, error_feedback, flat) for _ in workers],
-                Exchange(exchanged, own_codecs, reduce_scatter, exchanging, flat.device),
-                wholes,
+                build_outer_optimizer(config.outer_optimizer, shared),
+                [Compressor(own_codecs, feedback, flat) for _ in workers],
+                Exchange(exchanged, own_codecs, config.compression.reduces_and_scatters, exchanging, flat.device),
+                full,
             )
         )
     return DiLoCo(workers, fragments, run.num_steps, communicator, streaming.mixing)
 
 
-def _outer_optimizer(
-    config: OuterOptimizerConfig, worker: Worker, places: Sequence[int], communicator: Communicator, backend: str
-) -> OuterOptimizer:
-    tensors = [worker.tensors[place] for place in places]
-    if not isinstance(config, OuterMuonConfig):
-        return OuterSgd(config, flatten(tensors))
+def _hidden_matrices(worker: Worker, indices: Sequence[int]) -> list[int]:
+    """Which of the parameters of these indices Muon would update, by their order among them."""
     parameters = list(worker.model.parameters())
     hidden = {
         id(p) for group in parameter_groups(worker.model) if group["algorithm"] == "muon" for p in group["params"]
     }
-    matrices = [number for number, place in enumerate(places) if id(parameters[place]) in hidden]
-    wholes = WholeTensors([tensors[number] for number in matrices], communicator) if communicator.sharded else None
-    return OuterMuon(config, flatten(tensors), tensors, matrices, backend, wholes)
+    return [number for number, index in enumerate(indices) if id(parameters[index]) in hidden]

@@ -1,44 +1,80 @@
-"""The outer step: what the workers' mean pseudogradient does to the anchor."""
+"""The outer step: what the workers' mean pseudogradient does to the anchor. One class an optimizer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from muloco_runner.config import OuterMuonConfig, OuterOptimizerConfig
-from muloco_runner.diloco.flat import views
+from muloco_runner.config import (
+    OuterAdamConfig,
+    OuterMomentumConfig,
+    OuterMuonConfig,
+    OuterOptimizerConfig,
+    OuterSgdConfig,
+)
+from muloco_runner.config.variants import load
+from muloco_runner.diloco.flat import flatten, views
 from muloco_runner.distributed.row_shards import WholeTensors
+from muloco_runner.distributed.topology import Communicator
 from muloco_runner.optimizers.orthogonalize import choose_backend, orthogonalize
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.update_rule import shape_scale
 
 
+@dataclass(frozen=True)
+class SharedTensors:
+    """The tensors that lie flat in one anchor, and what an optimizer may need to know of them."""
+
+    tensors: Sequence[Tensor]
+    matrices: Sequence[int]
+    """Indices of the hidden matrices among them."""
+    communicator: Communicator
+    """Replicas that each hold rows of every tensor, where it is sharded."""
+    muon_backend: str = "auto"
+
+    def zeros(self) -> Tensor:
+        """A tensor flat like the anchor."""
+        return torch.zeros_like(flatten(self.tensors))
+
+
 class OuterOptimizer(Protocol):
-    """Of tensors that lie flat in one."""
+    """Built from its config and `SharedTensors`."""
 
-    velocity: Tensor
-    """All its state, flat like the anchor."""
+    state: dict[str, Tensor]
+    """All that it keeps from one step to the next, by name, flat like the anchor; checkpoints hold it."""
 
-    def step(self, anchor: Tensor, pseudogradient: Tensor) -> None:
-        """Moves the anchor; the pseudogradient stays as it is."""
+    def step(self, anchor: Tensor, pseudogradient: Tensor, number: int) -> None:
+        """Moves the anchor; the pseudogradient stays as it is. `number` counts its steps, from 1."""
+
+
+def build_outer_optimizer(config: OuterOptimizerConfig, shared: SharedTensors) -> OuterOptimizer:
+    """The optimizer that `config` describes, with its state at zero."""
+    optimizer: OuterOptimizer = load(config)(config, shared)
+    return optimizer
 
 
 _VALUES_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 24}
-"""Of an outer step: what stays in a CPU's cache, and what keeps a GPU busy; small beside a model."""
+"""Values that an outer step works on together: they stay in a CPU's cache, or keep a GPU busy."""
 
 
-def nesterov_outer_step(anchor: Tensor, velocity: Tensor, pseudogradient: Tensor, config: OuterOptimizerConfig) -> None:
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same values of contiguous tensors, a part at a time: as a whole, temporaries would take several models."""
+    at_once = _VALUES_AT_ONCE[tensors[0].device.type]
+    return zip(*(tensor.view(-1).split(at_once) for tensor in tensors), strict=True)
+
+
+def nesterov_outer_step(anchor: Tensor, velocity: Tensor, pseudogradient: Tensor, config: OuterMomentumConfig) -> None:
     """Moves anchor and velocity: u <- mu*u + eta*delta, then anchor - mu*u - eta*delta (anchor - u without Nesterov).
 
-    Equal, at constant eta, to `torch.optim.SGD(nesterov=True)` on the gradient delta (DiLoCo, arXiv 2311.08105). A part
-    at a time: as whole tensors the products would take as much memory as three models. Contiguous tensors of one shape.
+    Equal, at constant eta, to `torch.optim.SGD(nesterov=True)` on the gradient delta (DiLoCo, arXiv 2311.08105).
+    Contiguous tensors of one shape.
     """
-    at_once = _VALUES_AT_ONCE[anchor.device.type]
-    parts = (tensor.view(-1).split(at_once) for tensor in (anchor, velocity, pseudogradient))
-    for theta, u, delta in zip(*parts, strict=True):
+    for theta, u, delta in _chunks(anchor, velocity, pseudogradient):
         step = config.lr * delta
         u.mul_(config.momentum).add_(step)
         if config.nesterov:
@@ -50,64 +86,74 @@ def nesterov_outer_step(anchor: Tensor, velocity: Tensor, pseudogradient: Tensor
 class OuterSgd:
     """Nesterov momentum, heavy ball or, with lr 1 and no momentum, the workers' plain average."""
 
-    def __init__(self, config: OuterOptimizerConfig, anchor: Tensor) -> None:
+    def __init__(self, config: OuterSgdConfig, shared: SharedTensors) -> None:
         self.config = config
-        self.velocity = torch.zeros_like(anchor)
+        self.state = {"velocity": shared.zeros()}
 
-    def step(self, anchor: Tensor, pseudogradient: Tensor) -> None:
-        nesterov_outer_step(anchor, self.velocity, pseudogradient, self.config)
+    def step(self, anchor: Tensor, pseudogradient: Tensor, number: int) -> None:
+        nesterov_outer_step(anchor, self.state["velocity"], pseudogradient, self.config)
+
+
+class OuterAdam:
+    """Adam on the pseudogradient, equal to `torch.optim.Adam` (arXiv 1412.6980, algorithm 1)."""
+
+    def __init__(self, config: OuterAdamConfig, shared: SharedTensors) -> None:
+        self.config = config
+        self.state = {"first_moment": shared.zeros(), "second_moment": shared.zeros()}
+
+    def step(self, anchor: Tensor, pseudogradient: Tensor, number: int) -> None:
+        beta1, beta2 = self.config.betas
+        step_size = self.config.lr / (1 - beta1**number)
+        root = math.sqrt(1 - beta2**number)
+        for theta, m, v, delta in _chunks(
+            anchor, self.state["first_moment"], self.state["second_moment"], pseudogradient
+        ):
+            m.lerp_(delta, 1 - beta1)
+            v.mul_(beta2).addcmul_(delta, delta, value=1 - beta2)
+            theta.addcdiv_(m, v.sqrt().div_(root).add_(self.config.eps), value=-step_size)
 
 
 class OuterMuon:
     """M <- mu*M + delta, anchor - lr*sqrt(fan_out/fan_in)*NS(M) on the hidden matrices; SGD on all other tensors.
 
-    A hidden matrix's part of the velocity is its M.
+    A hidden matrix's part of the velocity is its M. Where rows are spread over replicas, its owner orthogonalises it.
     """
 
-    def __init__(
-        self,
-        config: OuterMuonConfig,
-        anchor: Tensor,
-        like: Sequence[Tensor],
-        matrices: Sequence[int],
-        backend: str = "auto",
-        wholes: WholeTensors | None = None,
-    ) -> None:
-        """`like` are the tensors that lie in the anchor, `matrices` the places of the hidden ones among them.
+    def __init__(self, config: OuterMuonConfig, shared: SharedTensors) -> None:
+        self.config, self.like, self.matrices = config, shared.tensors, shared.matrices
+        self.state = {"velocity": shared.zeros()}
+        self.backend = choose_backend(shared.muon_backend, self.state["velocity"].device)
+        matrices, communicator = [self.like[index] for index in self.matrices], shared.communicator
+        self.full = WholeTensors(matrices, communicator) if communicator.sharded else None
 
-        With `wholes`, of the matrices, whose rows are spread over replicas: each is orthogonalised by its owner.
-        """
-        self.config, self.like, self.matrices, self.wholes = config, like, matrices, wholes
-        self.velocity = torch.zeros_like(anchor)
-        self.backend = choose_backend(backend, anchor.device)
-
-    def step(self, anchor: Tensor, pseudogradient: Tensor) -> None:
-        anchors, momenta, deltas = (views(flat, self.like) for flat in (anchor, self.velocity, pseudogradient))
-        for place in set(range(len(self.like))) - set(self.matrices):
-            nesterov_outer_step(anchors[place], momenta[place], deltas[place], self.config)
-        for place in self.matrices:
-            momenta[place].mul_(self.config.matrix_momentum).add_(deltas[place])
-        updates = self._updates([momenta[place] for place in self.matrices])
-        for place, update in zip(self.matrices, updates, strict=True):
-            anchors[place].sub_(update)
+    def step(self, anchor: Tensor, pseudogradient: Tensor, number: int) -> None:
+        flat = (anchor, self.state["velocity"], pseudogradient)
+        anchors, momenta, deltas = (views(tensor, self.like) for tensor in flat)
+        for index in set(range(len(self.like))) - set(self.matrices):
+            nesterov_outer_step(anchors[index], momenta[index], deltas[index], self.config)
+        for index in self.matrices:
+            momenta[index].mul_(self.config.matrix_momentum).add_(deltas[index])
+        updates = self._updates([momenta[index] for index in self.matrices])
+        for index, update in zip(self.matrices, updates, strict=True):
+            anchors[index].sub_(update)
 
     def _updates(self, momenta: Sequence[Tensor]) -> Sequence[Tensor]:
-        if self.wholes is None:
-            return self._of_whole_matrices(momenta)
+        if self.full is None:
+            return self._orthogonalized(momenta)
         updates = [torch.empty_like(momentum) for momentum in momenta]
-        self.wholes.scatter(self._of_whole_matrices(self.wholes.gather(momenta)), updates)
+        self.full.scatter(self._orthogonalized(self.full.gather(momenta)), updates)
         return updates
 
-    def _of_whole_matrices(self, momenta: Sequence[Tensor]) -> list[Tensor]:
-        """lr * sqrt(fan_out/fan_in) * NS(M) of each, those of one shape at once."""
+    def _orthogonalized(self, momenta: Sequence[Tensor]) -> list[Tensor]:
+        """lr * sqrt(fan_out/fan_in) * NS(M) of each full matrix, those of one shape at once."""
         updates: dict[int, Tensor] = {}
         for shape in {momentum.shape: None for momentum in momenta}:
-            places = [place for place, momentum in enumerate(momenta) if momentum.shape == shape]
+            indices = [index for index, momentum in enumerate(momenta) if momentum.shape == shape]
             scale = self.config.matrix_lr * shape_scale("spectral", *shape)
-            momentum_BRC = torch.stack([momenta[place] for place in places])
+            momentum_BRC = torch.stack([momenta[index] for index in indices])
             directions_BRC = orthogonalize(momentum_BRC, _POLYNOMIAL, self.backend).to(momentum_BRC.dtype)
-            updates.update(zip(places, directions_BRC.mul_(scale).unbind(), strict=True))
-        return [updates[place] for place in range(len(momenta))]
+            updates.update(zip(indices, directions_BRC.mul_(scale).unbind(), strict=True))
+        return [updates[index] for index in range(len(momenta))]
 
 
 _POLYNOMIAL = named_polynomial("muloco", 5)

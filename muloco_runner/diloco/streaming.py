@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from muloco_runner.diloco.compression import Compressor
+from muloco_runner.diloco.error_feedback import Compressor
 from muloco_runner.diloco.exchange import Exchange
 from muloco_runner.diloco.flat import copy_into, flatten, views
 from muloco_runner.diloco.outer_optimizer import OuterOptimizer
@@ -21,21 +21,21 @@ from muloco_runner.distributed.row_shards import WholeTensors
 
 
 def split_by_layers(names: Sequence[str], num_layers: int, num_fragments: int) -> list[list[int]]:
-    """Places in `names`, the parameters in the model's order, of each fragment's."""
+    """Indices into `names`, the parameters in the model's order, of each fragment's."""
     fragments: list[list[int]] = [[] for _ in range(num_fragments)]
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         parts = name.split(".")
         if parts[0] == "blocks":
             fragment = int(parts[1]) * num_fragments // num_layers
         else:
             fragment = 0 if parts[0] == "embedding" else num_fragments - 1
-        fragments[fragment].append(place)
+        fragments[fragment].append(index)
     return fragments
 
 
 @dataclass(frozen=True)
 class FragmentSchedule:
-    """When one fragment leaves and when it arrives. Steps are inner steps completed, from 1."""
+    """When one fragment's exchange starts and when it completes. Steps are inner steps completed, from 1."""
 
     number: int
     num_fragments: int
@@ -46,25 +46,25 @@ class FragmentSchedule:
 
     @property
     def offset(self) -> int:
-        """The fragment leaves where the step is this, modulo H: fragment i of F at (i + 1) H / F."""
+        """An exchange starts where the step is this, modulo H: of fragment i of F at (i + 1) H / F."""
         return (self.number + 1) * self.sync_interval // self.num_fragments % self.sync_interval
 
-    def leaves(self, step: int) -> bool:
+    def starts(self, step: int) -> bool:
         return step % self.sync_interval == self.offset
 
-    def on_its_way(self, step: int) -> bool:
-        """Whether it has left before or at `step`, and is to arrive after it."""
-        left = step - (step - self.offset) % self.sync_interval
-        return left > 0 and step < left + self.delay_steps
+    def is_pending(self, step: int) -> bool:
+        """Whether an exchange has started before or at `step`, and completes after it."""
+        started = step - (step - self.offset) % self.sync_interval
+        return started > 0 and step < started + self.delay_steps
 
-    def arrives(self, step: int) -> bool:
-        left = step - self.delay_steps
-        return left > 0 and self.leaves(left)
+    def completes(self, step: int) -> bool:
+        started = step - self.delay_steps
+        return started > 0 and self.starts(started)
 
 
 @dataclass
-class Arrival:
-    """What came of one exchange."""
+class CompletedExchange:
+    """The mean over all workers of one fragment's pseudogradients."""
 
     mean: Tensor
     """Mean pseudogradient, flat like the anchor."""
@@ -77,56 +77,58 @@ class Fragment:
 
     def __init__(
         self,
-        places: Sequence[int],
+        indices: Sequence[int],
         workers: Sequence[Worker],
         schedule: FragmentSchedule,
         optimizer: OuterOptimizer,
         compressors: Sequence[Compressor],
         exchange: Exchange,
-        wholes: WholeTensors | None = None,
+        full: WholeTensors | None = None,
     ) -> None:
-        """`places` are those of the tensors in `Worker.tensors`; `compressors` stand in the order of `workers`.
+        """`indices` are those of the tensors in `Worker.tensors`; `compressors` stand in the order of `workers`.
 
-        With `wholes`, tensors whose rows are spread over replicas are exchanged by their owners.
+        With `full`, tensors whose rows are spread over replicas are exchanged by their owners.
         """
-        self.places, self.workers, self.schedule = places, workers, schedule
+        self.indices, self.workers, self.schedule = indices, workers, schedule
         self.anchor = flatten(self.tensors_of(workers[0]))
         self.optimizer, self.compressors, self.exchange = optimizer, compressors, exchange
-        self.wholes = wholes
+        self.full = full
+        self.outer_steps = 0
+        """Taken so far."""
 
     def tensors_of(self, worker: Worker) -> list[Tensor]:
-        return [worker.tensors[place] for place in self.places]
+        return [worker.tensors[index] for index in self.indices]
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The fragment's tensors in a flat one like the anchor."""
         return views(flat, self.tensors_of(self.workers[0]))
 
     def pseudogradients(self) -> list[Tensor]:
-        """Anchor minus parameters, flat, of each worker held here."""
+        """Anchor minus parameters, flat, of each local worker."""
         deltas = [flatten(self.tensors_of(worker)) for worker in self.workers]
         for delta in deltas:
             torch.sub(self.anchor, delta, out=delta)
         return deltas
 
-    def average(self, pseudogradients: Sequence[Tensor]) -> Arrival:
-        """Their mean over all workers, as sent. Takes no part of the workers, so that they may train on meanwhile."""
+    def average(self, pseudogradients: Sequence[Tensor]) -> CompletedExchange:
+        """Their mean over all workers, as sent. Does not touch the workers, so that they may train on meanwhile."""
         accepted = [
             self.views(compressor.accept(delta))
             for compressor, delta in zip(self.compressors, pseudogradients, strict=True)
         ]
         mean = torch.empty_like(self.anchor)
-        if self.wholes is None:
-            return Arrival(mean, self.exchange.average(self.compressors, accepted, self.views(mean)))
+        if self.full is None:
+            return CompletedExchange(mean, self.exchange.average(self.compressors, accepted, self.views(mean)))
         (shards,) = accepted  # where a worker has replicas, a rank holds one worker
-        tensors = self.wholes.gather(shards)
+        tensors = self.full.gather(shards)
         means = [torch.empty_like(tensor) for tensor in tensors]
         products_KK = self.exchange.average(self.compressors, [tensors], means)
-        self.wholes.scatter(means, self.views(mean))
+        self.full.scatter(means, self.views(mean))
         if self.compressors[0].error is not None:
-            self.wholes.scatter(tensors, shards)
-        return Arrival(mean, products_KK)
+            self.full.scatter(tensors, shards)
+        return CompletedExchange(mean, products_KK)
 
-    def average_beside_training(self, pseudogradients: Sequence[Tensor]) -> Arrival:
+    def average_beside_training(self, pseudogradients: Sequence[Tensor]) -> CompletedExchange:
         """The same on a thread of its own and, on a GPU, a stream of its own."""
         if not self.anchor.is_cuda:
             return self.average(pseudogradients)
@@ -134,15 +136,16 @@ class Fragment:
         stream = torch.cuda.Stream(self.anchor.device)
         stream.wait_stream(training)
         with torch.cuda.stream(stream):
-            arrival = self.average(pseudogradients)
+            exchange = self.average(pseudogradients)
         stream.synchronize()
-        # The outer step reads it on the other stream, when this one may hand its memory on.
-        arrival.mean.record_stream(training)
-        return arrival
+        # The outer step reads it on the other stream, when this one may reuse its memory.
+        exchange.mean.record_stream(training)
+        return exchange
 
-    def take(self, mean: Tensor, mixing: float) -> None:
+    def step(self, mean: Tensor, mixing: float) -> None:
         """The outer step; every worker goes on from the new anchor, and keeps the share `mixing` of its own."""
-        self.optimizer.step(self.anchor, mean)
+        self.outer_steps += 1
+        self.optimizer.step(self.anchor, mean, self.outer_steps)
         for worker in self.workers:
             tensors = self.tensors_of(worker)
             if mixing:

@@ -33,19 +33,19 @@ def show_estimate(run: RunConfig, execution: ExecutionConfig, device_bytes: int 
     gigabytes = device_bytes / 1e9
     title = f"{run.algorithm}, {run.num_params:,} parameters, {run.precision}: GB on each GPU of {gigabytes:.0f} GB"
     table = Table(title=title)
-    columns = ["GPUs", "holds", "micro-batch", "weights", "inner", "outer", "step", "worst moment", "all", "fits"]
+    columns = ["GPUs", "holds", "micro-batch", "weights", "inner", "outer", "step", "peak phase", "all", "fits"]
     for name in columns:
-        text = name in ("holds", "worst moment", "fits")
+        text = name in ("holds", "peak phase", "fits")
         table.add_column(name, justify="left" if text else "right", no_wrap=True)
     for placement in placements:
         estimate = estimate_memory(run, placement)
         parts = (estimate.parameters, estimate.inner_optimizer, estimate.method, estimate.step)
         table.add_row(
             str(placement.num_ranks),
-            placement.words(run),
+            placement.describe(run),
             str(placement.micro_batch_sequences),
             *(f"{part / 1e9:.1f}" for part in parts),
-            estimate.moment,
+            estimate.peak_phase,
             f"{estimate.total / 1e9:.1f}",
             "yes" if estimate.total <= usable_bytes(device_bytes) else "no",
         )

@@ -1,17 +1,17 @@
-"""The estimate: what stays, and the worst of all moments."""
+"""The estimate: what stays, and the peak phase of a step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from muloco_runner.config import DiLoCoConfig, MuonConfig, RunConfig
-from muloco_runner.memory.inner_step_peak import of_muon, of_passes, of_sum
-from muloco_runner.memory.outer_step_peak import OuterStep
+from muloco_runner.config import RunConfig
+from muloco_runner.memory.inner_step_peak import of_matrices, of_passes, of_sum
+from muloco_runner.memory.outer_step_peak import outer_step_of
 from muloco_runner.memory.placement import Placement
 from muloco_runner.memory.rank import Rank
 
 _SHARE_OF_DEVICE = 0.92
-"""What tensors may take of a GPU; the rest is the driver's, the libraries' and lost between blocks."""
+"""Share of a GPU that tensors may take; the rest is the driver's, the libraries' and lost between blocks."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class MemoryEstimate:
     parameters: int
     inner_optimizer: int
     method: int
-    """Anchor, outer momentum and error memory."""
+    """Anchor, outer optimizer state and error memory."""
     step: int
-    """Gradients, activations and temporaries at the worst moment of a step."""
-    moment: str
-    """Which moment that is."""
+    """Gradients, activations and temporaries in the peak phase of a step."""
+    peak_phase: str
+    """Which phase that is."""
 
     @property
     def total(self) -> int:
@@ -33,27 +33,21 @@ class MemoryEstimate:
 
 
 def usable_bytes(device_bytes: int) -> int:
-    """Of a GPU's memory, for tensors."""
+    """Bytes of a GPU's memory that tensors may take."""
     return int(_SHARE_OF_DEVICE * device_bytes)
 
 
 def estimate_memory(run: RunConfig, placement: Placement) -> MemoryEstimate:
     """Peak bytes of the tensors that one rank holds while it trains."""
-    here = Rank(run, placement)
-    held, workers = here.held, here.workers
-    if isinstance(run.inner_optimizer, MuonConfig):
-        momenta = here.matrices if here.sharded else -(-here.matrices // here.replicas)
-        inner = 4 * momenta + 8 * (held - here.matrices)
-    else:
-        inner = 8 * held
-    moments = {**of_passes(here), "inner optimizer": 4.0 * here.summed + of_muon(here)}
-    if here.replicas > 1 and not here.sharded:
-        moments["sum over replicas"] = 4 * held + of_sum(here)
-    method = 0
-    if isinstance(run.method, DiLoCoConfig):
-        outer = OuterStep(here, run.method)
-        method = 8 * held + (4 * held * workers if outer.remembers else 0)
-        moments = {name: moment + outer.under_way for name, moment in moments.items()}
-        moments["outer step"] = outer.peak
-    moment = max(moments, key=lambda name: moments[name])
-    return MemoryEstimate(4 * held * workers, inner * workers, method, int(moments[moment]), moment)
+    rank, inner = Rank(run, placement), run.inner_optimizer
+    outer = outer_step_of(rank)
+    held, workers = rank.held, rank.workers
+    owned = -(-rank.matrices // rank.replicas) if rank.shares_matrices else rank.matrices
+    state = inner.matrix_state_bytes * owned + inner.other_state_bytes * (held - rank.matrices)
+    phases = {**of_passes(rank), "inner optimizer": 4.0 * rank.summed + of_matrices(rank)}
+    if rank.replicas > 1 and not rank.sharded:
+        phases["sum over replicas"] = 4 * held + of_sum(rank)
+    phases = {name: phase + outer.in_flight for name, phase in phases.items()}
+    phases["outer step"] = outer.peak
+    peak = max(phases, key=lambda name: phases[name])
+    return MemoryEstimate(4 * held * workers, state * workers, outer.state, int(phases[peak]), peak)

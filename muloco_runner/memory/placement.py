@@ -21,13 +21,14 @@ class Placement:
     """Whether micro-batches are summed in one order (`ExecutionConfig.reduction`)."""
 
     def replicas(self, run: RunConfig) -> int:
+        """Ranks that share one worker."""
         return max(1, self.num_ranks // run.num_workers)
 
     def workers(self, run: RunConfig) -> int:
-        """Held by one rank."""
+        """How many of the K one rank holds."""
         return max(1, run.num_workers // self.num_ranks)
 
-    def words(self, run: RunConfig) -> str:
+    def describe(self, run: RunConfig) -> str:
         """How a rank holds the model."""
-        held = "rows" if self.sharded else "copy" if self.replicas(run) > 1 else "whole"
+        held = "rows" if self.sharded else "copy" if self.replicas(run) > 1 else "full"
         return held + (", recomputing" if self.recompute else "")

@@ -1,13 +1,13 @@
-"""What one rank holds of a run, in numbers that several moments share."""
+"""What one rank holds of a run, in numbers that several phases share."""
 
 from __future__ import annotations
 
-from muloco_runner.config import ModelConfig, MuonConfig, RunConfig
+from muloco_runner.config import ModelConfig, RunConfig
 from muloco_runner.memory.placement import Placement
 
 
 class Rank:
-    """Numbers of one rank that several moments share."""
+    """Numbers of one rank that several phases share."""
 
     def __init__(self, run: RunConfig, placement: Placement) -> None:
         self.run, self.placement, self.model = run, placement, run.model
@@ -16,20 +16,20 @@ class Rank:
         self.on_cpu = placement.device == "cpu"
         parts = self.replicas if self.sharded else 1
         self.held = sum(-(-rows // parts) * columns for rows, columns in shapes(run.model))
-        """Values of one worker's model that lie here."""
+        """Values of one worker's model that the rank holds."""
         self.matrices = run.model.num_layers * sum(-(-r // parts) * c for r, c in block_matrices(run.model))
         self.block = sum(rows * columns for rows, columns in block_matrices(run.model))
-        """Values of the matrices of a whole block."""
+        """Values of all matrices of a block."""
         self.staged = 1 if self.on_cpu else 0
         """Copies that gloo makes of what it gathers or sums; NCCL makes none."""
         copies = self.replicas > 1 and not self.sharded
-        self.shares_muon = copies and isinstance(run.inner_optimizer, MuonConfig)
-        """Whether copies share Muon's work: then a matrix's gradient is its owner's alone."""
-        self.has_buckets = copies and not placement.ordered and not self.shares_muon
+        self.shares_matrices = copies and run.inner_optimizer.shares_matrices
+        """Whether copies share the work on matrices: then a matrix's gradient is its owner's alone."""
+        self.has_buckets = copies and not placement.ordered and not self.shares_matrices
         """torch's DDP keeps gradients where they are averaged, from the first step to the last."""
-        own = -(-self.matrices // self.replicas) if self.shares_muon else self.matrices
+        own = -(-self.matrices // self.replicas) if self.shares_matrices else self.matrices
         self.summed = self.held - self.matrices + own
-        """Values whose gradient is here once the replicas' have been summed."""
+        """Values whose gradient the rank has once the replicas' have been summed."""
 
 
 def block_matrices(model: ModelConfig) -> list[tuple[int, int]]:

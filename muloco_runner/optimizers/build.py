@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from muloco_runner.config import AdamWConfig, MuonConfig, RunConfig
+from muloco_runner.config import MuonConfig, RunConfig
+from muloco_runner.config.variants import load
 from muloco_runner.distributed.traffic import Traffic
 from muloco_runner.optimizers.muon import Muon
 from muloco_runner.optimizers.parameter_groups import parameter_groups
@@ -19,38 +20,55 @@ def build_inner_optimizer(
     process_group: dist.ProcessGroup | None = None,
     traffic: Traffic | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW on every parameter, or Muon on the hidden matrices and AdamW, same lr and decay, on the rest.
+    """The optimizer that `run.inner_optimizer` describes.
 
     `muon_backend` is `ExecutionConfig.muon_backend`; `process_group` holds the replicas that share Muon's work, and
     `traffic` is told what they send.
     """
+    optimizer: torch.optim.Optimizer = load(run.inner_optimizer)(
+        model, run, muon_backend=muon_backend, process_group=process_group, traffic=traffic
+    )
+    return optimizer
+
+
+def build_adamw(model: nn.Module, run: RunConfig, **_: object) -> torch.optim.Optimizer:
+    """AdamW on every parameter; its replicas share no work."""
     config = run.inner_optimizer
     beta1, beta2 = config.betas
-    match config:
-        case AdamWConfig():
-            return torch.optim.AdamW(
-                model.parameters(),
-                lr=config.lr,
-                betas=(beta1, beta2),
-                eps=config.eps,
-                weight_decay=run.weight_decay,
-                fused=True,
-            )
-        case MuonConfig():
-            return Muon(
-                parameter_groups(model),
-                config.lr,
-                momentum=config.momentum,
-                momentum_form=config.momentum_form,  # type: ignore[arg-type]
-                nesterov=config.nesterov,
-                lr_scale=config.lr_scale,  # type: ignore[arg-type]
-                coefficients=config.coefficients,
-                num_iterations=config.num_iterations,
-                betas=(beta1, beta2),
-                eps=config.eps,
-                weight_decay=run.weight_decay,
-                backend=muon_backend,
-                process_group=process_group,
-                traffic=traffic,
-            )
-    raise AssertionError(f"inner optimizer {config.name} has no builder")
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=config.lr,
+        betas=(beta1, beta2),
+        eps=config.eps,
+        weight_decay=run.weight_decay,
+        fused=True,
+    )
+
+
+def build_muon(
+    model: nn.Module,
+    run: RunConfig,
+    muon_backend: str,
+    process_group: dist.ProcessGroup | None,
+    traffic: Traffic | None,
+) -> Muon:
+    """Muon on the hidden matrices and AdamW, same lr and decay, on the rest."""
+    config = run.inner_optimizer
+    assert isinstance(config, MuonConfig)
+    beta1, beta2 = config.betas
+    return Muon(
+        parameter_groups(model),
+        config.lr,
+        momentum=config.momentum,
+        momentum_form=config.momentum_form,  # type: ignore[arg-type]
+        nesterov=config.nesterov,
+        lr_scale=config.lr_scale,  # type: ignore[arg-type]
+        coefficients=config.coefficients,
+        num_iterations=config.num_iterations,
+        betas=(beta1, beta2),
+        eps=config.eps,
+        weight_decay=run.weight_decay,
+        backend=muon_backend,
+        process_group=process_group,
+        traffic=traffic,
+    )

@@ -1,10 +1,8 @@
-"""Learning rate as a pure function of the step: linear warm-up, then the decay that the config names."""
+"""Learning rate as a pure function of the step: linear warm-up, then the decay that the config describes."""
 
 from __future__ import annotations
 
-import math
-
-from muloco_runner.config import CosineConfig, RunConfig, WarmupStableDecayConfig
+from muloco_runner.config import RunConfig
 
 
 def lr_fraction(run: RunConfig, step: int) -> float:
@@ -13,15 +11,7 @@ def lr_fraction(run: RunConfig, step: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     final = schedule.final_lr_fraction
-    match schedule:
-        case CosineConfig():
-            progress = (step - warmup) / max(1, total - warmup)
-            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-        case WarmupStableDecayConfig():
-            decay_steps = max(1, round(schedule.decay_fraction * total))
-            remaining = min(1.0, (total - step) / decay_steps)
-            return final + (1 - final) * remaining
-    raise AssertionError(f"schedule {schedule.name} has no decay")
+    return final + (1 - final) * schedule.decay(step, warmup, total)
 
 
 def scheduled_lr(run: RunConfig, step: int) -> float:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from muloco_runner.config import ExecutionConfig, ModelConfig, MuonConfig, RunConfig
+from muloco_runner.config import ExecutionConfig, ModelConfig, RunConfig
 from muloco_runner.data.batches import Batch
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.topology import Communicator
@@ -47,7 +47,7 @@ def build_replicas(
         return Shards(communicator, DTYPES[run.precision])
     if execution.sums_in_order(device.type):
         return OrderedCopies(communicator)
-    shares_work = isinstance(run.inner_optimizer, MuonConfig) and communicator.topology.replicas > 1
+    shares_work = run.inner_optimizer.shares_matrices and communicator.topology.replicas > 1
     return OverlappedOwners(communicator) if shares_work else OverlappedCopies(communicator)
 
 

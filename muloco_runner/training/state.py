@@ -61,6 +61,7 @@ class TrainingState:
         shared = {
             "method": _full_lists(self.workers[0], self.method.state_dict()),
             "bytes_sent": self.method.bytes_sent,
+            "outer_steps": self.method.outer_steps,
             "train_seconds": self.clock.seconds,
             "started_at": self.started_at,
             "local_validation_loss": self.local_validation_loss,
@@ -77,6 +78,8 @@ class TrainingState:
             self.losses[row, : self.step] = state["losses"].to(self.losses)
         self.method.load_state_dict(_local_lists(self.workers[0], shared["method"]), self.step)
         self.method.bytes_sent = shared["bytes_sent"]
+        # Absent from checkpoints of a time when no outer optimizer counted its steps.
+        self.method.outer_steps = shared.get("outer_steps", self.method.outer_steps)
         self.clock.seconds, self.started_at = shared["train_seconds"], shared["started_at"]
         self.local_validation_loss = shared["local_validation_loss"]
         _load_random_state(shared["random"])

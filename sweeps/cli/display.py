@@ -124,7 +124,7 @@ def _memory_as_dict(fit: Fit | None) -> dict[str, Any] | None:
     return {
         "bytes": estimate.total,
         "gpu_bytes": fit.gpu_bytes,
-        "worst_moment": estimate.moment,
+        "worst_moment": estimate.peak_phase,
         "sharded": placement.sharded,
         "recompute": placement.recompute,
         "micro_batch_sequences": placement.micro_batch_sequences,

@@ -65,7 +65,7 @@ class Gpus:
         if key not in self._fits:
             placement = choose_placement(run, self.execution, number, "cuda", self._bytes)
             estimate = estimate_memory(run, placement)
-            self._fits[key] = Fit(placement, estimate, self._bytes, placement.words(run))
+            self._fits[key] = Fit(placement, estimate, self._bytes, placement.describe(run))
         return self._fits[key]
 
     def _choose(self, run: RunConfig) -> int:

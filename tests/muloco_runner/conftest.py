@@ -16,7 +16,7 @@ from muloco_runner.config import (
     ExecutionConfig,
     ModelConfig,
     MuonConfig,
-    OuterOptimizerConfig,
+    OuterSgdConfig,
     RunConfig,
 )
 from muloco_runner.record import RunFolder
@@ -44,7 +44,7 @@ def tiny_run(text_dir: Path) -> MakeRun:
     def make(method: str = "data_parallel", optimizer: str = "adamw", **changes: Any) -> RunConfig:
         sync_interval = changes.pop("sync_interval", 5)
         num_workers = changes.pop("num_workers", 1)
-        outer = changes.pop("outer_optimizer", OuterOptimizerConfig())
+        outer = changes.pop("outer_optimizer", OuterSgdConfig())
         composed = {name: changes.pop(name) for name in ("compression", "streaming") if name in changes}
         diloco = DiLoCoConfig(num_workers=num_workers, sync_interval=sync_interval, outer_optimizer=outer, **composed)
         tiny = ModelConfig(

@@ -6,15 +6,16 @@ A codec turns a matrix into byte strings of known lengths and back; rows may hav
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from muloco_runner.config import CompressionConfig, QuantisationConfig, TopKConfig
 from muloco_runner.diloco.compression.bits import pack, packed_bytes, unpack
 
 _BLOCK_VALUES = {"cpu": 1 << 16, "cuda": 1 << 22}
@@ -24,35 +25,61 @@ _RUN_VALUES = 1024
 """Most values that one sum on a GPU takes: they are added one after the other."""
 
 
-class Scheme(IntEnum):
-    """As written in a payload."""
+class Codec(ABC):
+    """Writes a matrix of values as byte strings of the lengths that `part_bytes` promises, and reads them back.
 
-    EXACT = 0
-    STATISTICAL = 1
-    LINEAR = 2
+    `class Mine(Codec, scheme=7)`: the number by which payloads name it, its own for all time.
+    """
 
+    scheme: ClassVar[int]
+    bits: Any
+    """Of a code; one of `allowed_bits`."""
+    by_row: Any
+    """Whether each row is written as it would be alone."""
+    allowed_bits: ClassVar[tuple[int, ...]] = (2, 4, 8)
 
-class Codec(Protocol):
-    """Of values, R x C. `encode` gives byte strings of the lengths that `part_bytes` promises."""
+    def __init_subclass__(cls, *, scheme: int, **others: Any) -> None:
+        super().__init_subclass__(**others)
+        if scheme in _BY_SCHEME:
+            raise TypeError(f"{cls.__name__}: scheme {scheme} is {_BY_SCHEME[scheme].__name__}'s, take a free number")
+        cls.scheme = scheme
+        _BY_SCHEME[scheme] = cls
 
-    @property
-    def scheme(self) -> Scheme: ...
-    @property
-    def bits(self) -> int: ...
-    @property
-    def by_row(self) -> bool: ...
+    @staticmethod
+    def of(scheme: int, bits: int, by_row: int) -> Codec:
+        """The codec that a payload names. Numbers that name none raise `ValueError`."""
+        cls = _BY_SCHEME.get(scheme)
+        if cls is None or bits not in cls.allowed_bits or by_row not in (0, 1):
+            raise ValueError(f"no codec has scheme {scheme}, {bits} bits, rows apart {by_row}")
+        return cls.read(bits, bool(by_row))
+
+    @classmethod
+    def read(cls, bits: int, by_row: bool) -> Codec:
+        """The codec of these numbers."""
+        return cls(bits, by_row)  # type: ignore[call-arg]
+
+    @abstractmethod
     def part_bytes(self, rows: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]: ...
+    @abstractmethod
     def encode(self, values_RC: Tensor) -> list[Tensor]: ...
+    @abstractmethod
     def decode(self, parts: Sequence[Tensor], rows: int, columns: int, dtype: torch.dtype) -> Tensor: ...
 
 
+_BY_SCHEME: dict[int, type[Codec]] = {}
+
+
 @dataclass(frozen=True)
-class Exact:
+class Exact(Codec, scheme=0):
     """The bytes of the values."""
 
-    scheme = Scheme.EXACT
     bits = 0
     by_row = True  # rows are independent of each other
+    allowed_bits = (0,)
+
+    @classmethod
+    def read(cls, bits: int, by_row: bool) -> Exact:
+        return cls()
 
     def part_bytes(self, rows: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
         return (rows * columns * dtype.itemsize,)
@@ -65,12 +92,11 @@ class Exact:
 
 
 @dataclass(frozen=True)
-class Statistical:
+class Statistical(Codec, scheme=1):
     """2^bits bins over six standard deviations around the mean; each is read back as the mean of what fell into it."""
 
     bits: int
     by_row: bool = False
-    scheme = Scheme.STATISTICAL
 
     def part_bytes(self, rows: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
         """The levels in float32, then the codes."""
@@ -96,8 +122,8 @@ class Statistical:
         counts_RL = torch.zeros_like(sums_RL)
         for block in _blocks(values_RC):
             own = block[0]
-            places = (values_RC[block] - mean_R1[own]).div_(width_R1[own]).add_(levels // 2)
-            codes_RC[block] = _to_codes(places, levels)
+            numbers = (values_RC[block] - mean_R1[own]).div_(width_R1[own]).add_(levels // 2)
+            codes_RC[block] = _to_codes(numbers, levels)
             sums, counts = _bin_sums(values_RC[block], codes_RC[block], levels)
             sums_RL[own] += sums
             counts_RL[own] += counts
@@ -114,12 +140,11 @@ class Statistical:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Codec, scheme=2):
     """2^bits levels, evenly spaced from the smallest value to the largest."""
 
     bits: int
     by_row: bool = False
-    scheme = Scheme.LINEAR
 
     def part_bytes(self, rows: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
         """The lowest level and the step in float32, then the codes."""
@@ -136,8 +161,8 @@ class Linear:
         divisor_R1 = torch.where(step_R1 > 0, step_R1, 1.0)
         codes_RC = torch.empty(values_RC.shape, dtype=torch.uint8, device=values_RC.device)
         for block in _blocks(values_RC):
-            places = (values_RC[block] - low_R1[block[0]]).div_(divisor_R1[block[0]]).round_()
-            codes_RC[block] = _to_codes(places, levels)
+            numbers = (values_RC[block] - low_R1[block[0]]).div_(divisor_R1[block[0]]).round_()
+            codes_RC[block] = _to_codes(numbers, levels)
         return [as_bytes(torch.cat([low_R1, step_R1], dim=1)), pack(codes_RC.flatten(), self.bits)]
 
     def decode(self, parts: Sequence[Tensor], rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -152,14 +177,14 @@ class TopK:
     """The share `fraction` of a tensor's values that are largest by magnitude; the others are read back as zero."""
 
     fraction: float
-    values: Exact | Statistical | Linear = Exact()
+    values: Codec = Exact()
 
     def count(self, size: int) -> int:
         """How many of `size` values are sent: at least one."""
         return min(size, max(1, round(self.fraction * size)))
 
     def choose(self, values: Tensor) -> Tensor:
-        """Their places in `values` (n,), ascending, int32. Among equals the first ones are taken."""
+        """Their indices in `values` (n,), ascending, int32. Among equals the first ones are taken."""
         count = self.count(values.numel())
         wide = torch.promote_types(values.dtype, torch.float32)
         magnitudes = values.abs().to(wide).nan_to_num_(nan=float("inf"), posinf=float("inf"))
@@ -174,11 +199,27 @@ class TopK:
         return chosen.to(torch.int32)
 
 
-AnyCodec = Exact | Statistical | Linear | TopK
+AnyCodec = Codec | TopK
+
+
+def exact(config: CompressionConfig) -> Codec:
+    """The codec of `config`, and so are the others below."""
+    return Exact()
+
+
+def quantiser(config: QuantisationConfig) -> Codec:
+    return _QUANTISERS[config.name](config.bits, config.granularity == "row")
+
+
+def top_k(config: TopKConfig) -> TopK:
+    return TopK(config.fraction, Exact() if config.bits is None else _QUANTISERS[config.values](config.bits))
+
+
+_QUANTISERS = {"statistical": Statistical, "linear": Linear}
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor (n,), uint8; the tensor itself where it lies in one piece."""
+    """The bytes of a tensor (n,), uint8; the tensor itself where it is contiguous."""
     flat = tensor.contiguous().flatten()
     return _no_bytes(tensor) if flat.numel() == 0 else flat.view(torch.uint8)
 
@@ -200,9 +241,9 @@ def _unit(values_RC: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(largest_R1), torch.frexp(largest_R1).exponent - 1)
 
 
-def _to_codes(places_RC: Tensor, levels: int) -> Tensor:
-    """Real places to whole ones within range; a place that is no number becomes 0 (its level is none either)."""
-    return places_RC.nan_to_num_(nan=0.0).clamp_(0, levels - 1).to(torch.uint8)
+def _to_codes(numbers_RC: Tensor, levels: int) -> Tensor:
+    """Real numbers of levels to whole ones within range; NaN becomes 0 (its level is NaN too)."""
+    return numbers_RC.nan_to_num_(nan=0.0).clamp_(0, levels - 1).to(torch.uint8)
 
 
 def _blocks(values_RC: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -254,5 +295,5 @@ def _kth_largest(magnitudes: Tensor, count: int) -> Tensor:
     if magnitudes.is_cuda:
         return torch.topk(magnitudes, count, sorted=False).values.amin()
     # Ten times as fast as torch.topk on a CPU.
-    place = magnitudes.numel() - count
-    return torch.as_tensor(np.partition(magnitudes.numpy(), place)[place], dtype=magnitudes.dtype)
+    index = magnitudes.numel() - count
+    return torch.as_tensor(np.partition(magnitudes.numpy(), index)[index], dtype=magnitudes.dtype)

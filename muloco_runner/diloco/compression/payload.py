@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from muloco_runner.diloco.compression.codecs import AnyCodec, Codec, Exact, Linear, Scheme, Statistical, TopK, as_bytes
+from muloco_runner.diloco.compression.codecs import AnyCodec, Codec, TopK, as_bytes
 
 MAGIC, VERSION = b"MLCP", 1
 _HEAD = struct.Struct("<4sHHIIqq")
@@ -79,27 +79,16 @@ class Descriptor:
 
     def pack(self) -> bytes:
         codec, count = self.codec, _ALL if self.count is None else self.count
-        fixed = (int(codec.scheme), codec.bits, int(codec.by_row), _DTYPES.index(self.dtype), len(self.shape), count)
+        fixed = (codec.scheme, codec.bits, int(codec.by_row), _DTYPES.index(self.dtype), len(self.shape), count)
         return _DESCRIPTOR.pack(*fixed) + struct.pack(f"<{len(self.shape)}I", *self.shape)
 
     @classmethod
     def unpack(cls, head: bytes, start: int) -> Descriptor:
         scheme, bits, by_row, dtype, dimensions, count = _DESCRIPTOR.unpack_from(head, start)
         shape = struct.unpack_from(f"<{dimensions}I", head, start + _DESCRIPTOR.size)
-        if bits not in ((0,) if scheme == Scheme.EXACT else (2, 4, 8)):
-            raise ValueError(f"{bits} bits")
-        if by_row > 1:
-            raise ValueError(f"rows apart: {by_row}")
+        codec = Codec.of(scheme, bits, by_row)
         if count not in (_ALL, min(count, _size(shape))):
             raise ValueError(f"{count} of {_size(shape)} values")
-        codec: Codec
-        match Scheme(scheme):
-            case Scheme.EXACT:
-                codec = Exact()
-            case Scheme.STATISTICAL:
-                codec = Statistical(bits, bool(by_row))
-            case Scheme.LINEAR:
-                codec = Linear(bits, bool(by_row))
         return cls(codec, _DTYPES[dtype], shape, None if count == _ALL else count)
 
     def encode(self, tensor: Tensor, chooser: AnyCodec) -> list[Tensor]:

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from muloco_runner.config import CompressionConfig, ModelConfig, QuantisationConfig, TopKConfig
-from muloco_runner.diloco.compression import Compressor, choose_codecs
+from muloco_runner.config import CompressionConfig, ModelConfig, NoCompressionConfig, QuantisationConfig, TopKConfig
 from muloco_runner.diloco.compression.codecs import AnyCodec, Exact, Linear, Statistical, TopK
 from muloco_runner.diloco.compression.payload import decode
 from muloco_runner.diloco.compression.pieces import cut, whole_pieces
+from muloco_runner.diloco.error_feedback import Compressor, choose_codecs
 from muloco_runner.diloco.flat import views
 from muloco_runner.model.transformer import build_model
 
@@ -62,7 +62,7 @@ def test_gains_are_always_exact_and_embeddings_where_asked() -> None:
         return {name for name, codec in zip(names, codecs, strict=True) if codec == Exact()}
 
     gains = {name for name in names if name.endswith("gain")}
-    assert exact(CompressionConfig()) == set(names)
+    assert exact(NoCompressionConfig()) == set(names)
     assert exact(QuantisationConfig(bits=2)) == gains
     assert exact(TopKConfig()) == gains
     assert exact(QuantisationConfig(exact_embeddings=True)) == gains | {"embedding.weight", "head.weight"}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from muloco_runner.config import OuterMuonConfig, OuterOptimizerConfig, RunConfig
+from muloco_runner.config import OuterMuonConfig, OuterSgdConfig, RunConfig
 from muloco_runner.diloco.flat import flatten
 from muloco_runner.diloco.method import build_method
 from muloco_runner.diloco.outer_optimizer import nesterov_outer_step
@@ -30,7 +30,7 @@ def test_the_outer_step_is_torchs_sgd_on_the_pseudogradient(momentum: float, nes
     parameter = torch.nn.Parameter(anchor.clone())
     sgd = torch.optim.SGD([parameter], lr=0.7, momentum=momentum, nesterov=nesterov)
     velocity = torch.zeros_like(anchor)
-    config = OuterOptimizerConfig(lr=0.7, momentum=momentum, nesterov=nesterov)
+    config = OuterSgdConfig(lr=0.7, momentum=momentum, nesterov=nesterov)
     for _ in range(5):
         delta = torch.randn(50, generator=generator, dtype=torch.float64)
         parameter.grad = delta.clone()
@@ -40,7 +40,7 @@ def test_the_outer_step_is_torchs_sgd_on_the_pseudogradient(momentum: float, nes
 
 
 def test_workers_agree_after_a_sync_on_the_mean_moved_by_the_formula(tiny_run: Callable[..., RunConfig]) -> None:
-    run = tiny_run("diloco", num_workers=4, outer_optimizer=OuterOptimizerConfig(lr=0.5, momentum=0.8))
+    run = tiny_run("diloco", num_workers=4, outer_optimizer=OuterSgdConfig(lr=0.5, momentum=0.8))
     workers = untrained_workers(run)
     method = build_method(run, workers, Communicator(Topology(4)))
     anchor = flatten(method.synchronised_parameters())

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muloco_runner.diloco.compression import PayloadError
 from muloco_runner.diloco.compression.bits import pack, packed_bytes, unpack
 from muloco_runner.diloco.compression.codecs import (
     AnyCodec,
@@ -19,7 +18,7 @@ from muloco_runner.diloco.compression.codecs import (
     _sums_in_order,
     as_bytes,
 )
-from muloco_runner.diloco.compression.payload import Descriptor, _checksum, decode, encode, payload_bytes
+from muloco_runner.diloco.compression.payload import Descriptor, PayloadError, _checksum, decode, encode, payload_bytes
 
 BITS = st.sampled_from([2, 4, 8])
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])

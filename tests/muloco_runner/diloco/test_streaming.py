@@ -8,7 +8,7 @@ import torch
 
 from muloco_runner.config import (
     ExecutionConfig,
-    OuterOptimizerConfig,
+    OuterSgdConfig,
     QuantisationConfig,
     RunConfig,
     StreamingConfig,
@@ -48,7 +48,7 @@ def walk(workers: list[Worker], step: int) -> None:
 
 
 def test_one_fragment_without_delay_is_diloco_to_the_bit(tiny_run: MakeRun) -> None:
-    outer = OuterOptimizerConfig(lr=0.7, momentum=0.8)
+    outer = OuterSgdConfig(lr=0.7, momentum=0.8)
     run = streaming_run(tiny_run, num_workers=3, outer_optimizer=outer, num_steps=20, global_batch_tokens=288)
     workers, plain = workers_of(run), workers_of(run)
     method = build_method(run, workers, Communicator(Topology(3)))
@@ -103,7 +103,7 @@ def test_each_parameter_is_shared_exactly_once_in_h_steps(
 
 def test_the_study_s_offsets_and_fragments_by_layers() -> None:
     schedules = [FragmentSchedule(number, 3, 30, 0) for number in range(3)]
-    assert [[step for step in range(1, 91) if s.leaves(step)] for s in schedules] == [
+    assert [[step for step in range(1, 91) if s.starts(step)] for s in schedules] == [
         [10, 40, 70],
         [20, 50, 80],
         [30, 60, 90],
@@ -116,20 +116,20 @@ def test_the_study_s_offsets_and_fragments_by_layers() -> None:
 
 @pytest.mark.parametrize("delay", range(5))
 @pytest.mark.parametrize("number", range(3))
-def test_a_fragment_is_on_its_way_from_its_leaving_to_its_arrival(number: int, delay: int) -> None:
+def test_an_exchange_is_pending_from_its_start_to_its_completion(number: int, delay: int) -> None:
     schedule = FragmentSchedule(number, 3, 7, delay)
-    away = False
+    pending = False
     for step in range(1, 40):
-        if schedule.leaves(step):
-            away = True
-        if schedule.arrives(step):
-            assert away
-            away = False
-        assert schedule.on_its_way(step) == away
+        if schedule.starts(step):
+            pending = True
+        if schedule.completes(step):
+            assert pending
+            pending = False
+        assert schedule.is_pending(step) == pending
 
 
 def test_a_delayed_fragment_is_what_was_sent_and_keeps_the_share_of_its_own(tiny_run: MakeRun) -> None:
-    averaging = OuterOptimizerConfig(lr=1.0, momentum=0.0)
+    averaging = OuterSgdConfig(lr=1.0, momentum=0.0)
     run = streaming_run(
         tiny_run, sync_interval=6, outer_optimizer=averaging, streaming=StreamingConfig(1, 2, 0.25), num_steps=20
     )
@@ -147,7 +147,7 @@ def test_a_delayed_fragment_is_what_was_sent_and_keeps_the_share_of_its_own(tiny
         torch.testing.assert_close(flatten(worker.tensors), 0.75 * sent + 0.25 * before, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("stop_at", [7, 11, 12])  # a fragment on its way; none; one that has just left
+@pytest.mark.parametrize("stop_at", [7, 11, 12])  # an exchange pending; none; one that has just started
 def test_a_resumed_run_equals_the_uninterrupted_one_with_everything_on(
     stop_at: int, tiny_run: MakeRun, new_folder: MakeFolder
 ) -> None:

@@ -1,7 +1,7 @@
 """One rank of a test job, as `srun` would have started it: what each run that it is given takes at most of its memory.
 
 Arguments: a file to write to, then a run's folder and its settings as JSON, and further ones. The file holds, for each,
-the estimate's bytes, the peak's, and the worst moment by the estimate.
+the estimate's bytes, the peak's, and the peak phase by the estimate.
 """
 
 import json
@@ -44,7 +44,7 @@ def estimate_and_peak(folder: RunFolder, execution: ExecutionConfig) -> tuple[in
             if not communicator.sum_over_ranks(torch.tensor(int(peak > 1.1 * estimate.total))):
                 break
             peak = min(peak, peak_bytes(train, CPU))
-    return estimate.total, peak, estimate.moment
+    return estimate.total, peak, estimate.peak_phase
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from muloco_runner.config import (
     DiLoCoConfig,
     ModelConfig,
     MuonConfig,
-    OuterOptimizerConfig,
+    OuterSgdConfig,
     RunConfig,
 )
 from muloco_runner.diloco.method import build_method
@@ -101,7 +101,7 @@ def with_muloco1(model: Transformer) -> Callable[[int], None]:
 def with_the_trainers_parts(inner: type[AdamWConfig | MuonConfig]) -> Callable[[Transformer], Callable[[int], None]]:
     def start(model: Transformer) -> Callable[[int], None]:
         method = DiLoCoConfig(
-            sync_interval=INTERVAL, outer_optimizer=OuterOptimizerConfig(lr=OUTER_LR, momentum=OUTER_MOMENTUM)
+            sync_interval=INTERVAL, outer_optimizer=OuterSgdConfig(lr=OUTER_LR, momentum=OUTER_MOMENTUM)
         )
         optimizer_config = inner(lr=LR, betas=list(BETAS), eps=EPS, weight_decay=DECAY, weight_decay_rule="constant")
         run = RunConfig(model=MODEL, method=method, inner_optimizer=optimizer_config, global_batch_tokens=16)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from muloco_runner.config import ExecutionConfig, MuonConfig, OuterOptimizerConfig, RunConfig
+from muloco_runner.config import ExecutionConfig, MuonConfig, OuterSgdConfig, RunConfig
 from muloco_runner.data.batches import validation_batch
 from muloco_runner.data.corpus import load_corpus
 from muloco_runner.distributed.topology import Communicator, Topology
@@ -67,7 +67,7 @@ def test_every_algorithm_learns(
 def test_diloco_of_one_worker_with_lr_one_and_no_momentum_is_data_parallel(
     inner_optimizer: str, tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
 ) -> None:
-    plain = OuterOptimizerConfig(lr=1.0, momentum=0.0)
+    plain = OuterSgdConfig(lr=1.0, momentum=0.0)
     runs = [tiny_run("data_parallel", inner_optimizer), tiny_run("diloco", inner_optimizer, outer_optimizer=plain)]
     losses = []
     for run in runs:
@@ -154,7 +154,7 @@ def test_the_result_is_the_synchronised_model_at_the_exact_end_of_the_budget(
 def test_local_models_are_worse_than_their_mean_and_told_apart(
     tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
 ) -> None:
-    averaging = OuterOptimizerConfig(lr=1.0, momentum=0.0)
+    averaging = OuterSgdConfig(lr=1.0, momentum=0.0)
     run = tiny_run("diloco", "adamw", num_workers=4, num_steps=60, sync_interval=30, outer_optimizer=averaging)
     folder = new_folder(run)
     run_job(folder, execution)
