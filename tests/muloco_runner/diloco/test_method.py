@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from muloco_runner.config import OuterMuonConfig, OuterSgdConfig, RunConfig
+from muloco_runner.config import OuterAdamConfig, OuterMuonConfig, OuterSgdConfig, RunConfig
 from muloco_runner.diloco.flat import flatten
 from muloco_runner.diloco.method import build_method
-from muloco_runner.diloco.outer_optimizer import nesterov_outer_step
+from muloco_runner.diloco.outer_optimizer import SharedTensors, build_outer_optimizer, nesterov_outer_step
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.topology import Communicator, Topology
 from muloco_runner.model.transformer import build_model
@@ -37,6 +37,26 @@ def test_the_outer_step_is_torchs_sgd_on_the_pseudogradient(momentum: float, nes
         sgd.step()
         nesterov_outer_step(anchor, velocity, delta, config)
         torch.testing.assert_close(anchor, parameter.detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("betas", "eps"), [([0.9, 0.99], 1e-8), ([0.0, 0.5], 1e-3), ([0.9, 0.999], 0.1)])
+def test_adam_as_the_outer_optimizer_is_torchs_adam_on_the_pseudogradient(betas: list[float], eps: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Longer than what is worked on at once.
+    anchor = torch.randn(70_000, generator=generator, dtype=torch.float64)
+    parameter = torch.nn.Parameter(anchor.clone())
+    adam = torch.optim.Adam([parameter], lr=0.03, betas=(betas[0], betas[1]), eps=eps)
+    shared = SharedTensors([anchor], [], Communicator(Topology(1)))
+    outer = build_outer_optimizer(OuterAdamConfig(lr=0.03, betas=betas, eps=eps), shared)
+    for number in range(1, 6):
+        delta = torch.randn(70_000, generator=generator, dtype=torch.float64)
+        parameter.grad = delta.clone()
+        adam.step()
+        outer.step(anchor, delta, number)
+        torch.testing.assert_close(anchor, parameter.detach(), rtol=1e-12, atol=1e-12)
+    state = adam.state[parameter]
+    torch.testing.assert_close(outer.state["first_moment"], state["exp_avg"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(outer.state["second_moment"], state["exp_avg_sq"], rtol=1e-12, atol=1e-12)
 
 
 def test_workers_agree_after_a_sync_on_the_mean_moved_by_the_formula(tiny_run: Callable[..., RunConfig]) -> None:
