@@ -170,7 +170,7 @@ def start_ranks(jobs: Path) -> None:
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(RANKS),
-            "TASKS_MEETING": str(os.getpid()),
+            "MULOCO_RDZV_ID": str(os.getpid()),
         }
         environment = {**os.environ, **place, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, __file__, "--jobs", str(jobs)]

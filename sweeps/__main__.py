@@ -23,10 +23,10 @@ DESCRIPTION = """\
 Plan, launch and watch many runs under a quota.
 
   muloco-sweep plan +sweep=demo                       what it would cost; submits nothing
-  muloco-sweep simulate +sweep=demo --weather rough   played in numbers, with failures; submits nothing
-  muloco-sweep launch +sweep=demo root=demo           runs it; again: continues it
+  muloco-sweep simulate +sweep=demo --faults rough   simulated, with failures; submits nothing
+  muloco-sweep launch +sweep=demo root=demo           run it; the same command again continues it
   muloco-sweep launch +sweep=demo model=29k seed=0,1  values on the command line narrow the grid or add to it
-  muloco-sweep launch +sweep=demo cluster=h100 --controller slurm    its controller as a small job: log out
+  muloco-sweep launch +sweep=demo cluster=h100 --controller slurm    run its controller as a small job
   muloco-sweep status demo algorithm=muloco           what is done, running, waiting and held, and why
   muloco-sweep explain 3fa demo                       the history of the run 3fa... under demo/
   muloco-sweep quota demo --nodes 12                  another quota, from the next tick on
@@ -40,8 +40,8 @@ Filters: algorithm=muloco, model=82k, seed=0,1, inner_optimizer.lr=0.02, run=3fa
 # Name, what it does, options. Those that change runs need a filter or --all.
 _ON_SWEEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "status": ("what is done, running, waiting and held, and why", ("--json",)),
-    "watch": ("status, drawn anew until the sweep is over", ()),
-    "pause": ("submit nothing more; running jobs go on", ("--json",)),
+    "watch": ("status, redrawn until the sweep is over", ()),
+    "pause": ("submit nothing more; running jobs continue", ("--json",)),
     "resume": ("submit again", ("--json",)),
     "quota": ("change the sweep's own limits while it runs", ("--json",)),
     "cancel": ("end runs and hold them", ("--all", "--json")),
@@ -50,7 +50,7 @@ _ON_SWEEPS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 _ON_RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "explain": ("the whole history of a run and what happens next", ("--json",)),
-    "logs": ("what a run's newest attempt printed", ()),
+    "logs": ("the output of a run's newest attempt", ()),
 }
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     try:
         code = _run(arguments)
     except LeaseLost as error:
-        print(f"muloco-sweep: {error}; this one has stopped, and the sweep goes on", file=sys.stderr)
+        print(f"muloco-sweep: {error}; this one has stopped; the sweep continues under the other", file=sys.stderr)
         sys.exit(ExitCode.CRASH)
     except ConfigError as error:
         print(f"muloco-sweep: {error}", file=sys.stderr)
@@ -71,12 +71,12 @@ def main() -> None:
         print("\nstopped; the same command continues", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has seen enough.
+        # The reader of our output, such as `head`, has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.FINISHED)
     except OSError as error:
-        # A full disk, a folder that went away: what is on disk stands, and jobs that run go on.
-        print(f"muloco-sweep: {error}; mend it, then the same command continues", file=sys.stderr)
+        # A full disk, or a folder that disappeared. Running jobs continue; nothing on disk is lost.
+        print(f"muloco-sweep: {error}; fix it, then run the same command to continue", file=sys.stderr)
         sys.exit(ExitCode.CRASH)
     sys.exit(code)
 
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
     for name, text in (
         ("plan", "runs, verdicts and cost of a sweep; submits nothing"),
-        ("simulate", "play the sweep in numbers, with failures: makespan, retries, held runs; submits nothing"),
+        ("simulate", "simulate the sweep, with failures: makespan, retries, held runs; submits nothing"),
         ("launch", "run a sweep, or continue it"),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -113,15 +113,15 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--allow-large", action="store_true", help="take more than 100,000 combinations")
     launching = commands.choices["launch"]
     where = launching.add_mutually_exclusive_group()
-    where.add_argument("--detach", action="store_true", help="in the background: it outlives this terminal")
+    where.add_argument("--detach", action="store_true", help="run in the background, independent of this terminal")
     where.add_argument(
         "--controller", default="here", choices=("here", "slurm"), help="slurm: as a small job that queues its own "
-        "successor, and so outlives time limits, preemption, its node and this machine",
+        "successor, and so survives time limits, preemption, node failures and the end of this login",
     )  # fmt: skip
     launching.add_argument("--max-gpu-hours", type=float, metavar="H", help="submit nothing that could exceed this")
     launching.add_argument(
-        "--on-event", metavar="TARGET", help="a command (gets JSON on its input) or an http(s) address, told of held "
-        "runs and of the end; in place of the cluster file's on_event",
+        "--on-event", metavar="TARGET", help="a command (gets JSON on its input) or an http(s) address, notified of "
+        "held runs and of the sweep's end; overrides on_event of the cluster file",
     )  # fmt: skip
     where.add_argument(
         "--json", action="store_true", help="at the end what `status --json` says; progress goes to standard error"
@@ -130,22 +130,26 @@ def _parser() -> argparse.ArgumentParser:
         commands.choices[name].add_argument("--json", action="store_true", help="for programs")
     simulating = commands.choices["simulate"]
     simulating.add_argument(
-        "--weather", default="fair", choices=("calm", "fair", "rough"), help="calm: as planned; fair: run times vary; "
-        "rough: nodes fail, jobs are preempted, crash, hang, answers get lost",
+        "--faults", "--weather", default="fair", choices=("calm", "fair", "rough"),
+        help="calm: as planned; fair: run times vary; rough: jobs also crash, hang or are preempted, nodes fail",
     )  # fmt: skip
-    simulating.add_argument("--seed", type=int, default=0, metavar="N", help="another one, another fate")
+    simulating.add_argument("--seed", type=int, default=0, metavar="N", help="of the random faults")
     for name, (text, options) in {**_ON_RUNS, **_ON_SWEEPS}.items():
         command = commands.add_parser(name, help=text, description=text)
         if name in _ON_RUNS:
-            command.add_argument("run", metavar="RUN", help="a run id, or how it begins")
-        command.add_argument("words", nargs="*", metavar="ROOT | KEY=VALUE", help="the sweeps' root, and filters")
+            command.add_argument("run", metavar="RUN", help="a run id, or its first digits")
+        command.add_argument(
+            "root_and_filters", nargs="*", metavar="ROOT | KEY=VALUE", help="the sweeps' root, and filters"
+        )
         command.add_argument("--sweep", help="which of the root's sweeps; needed only where there are several")
         for option in options:
             meaning = "for programs" if option == "--json" else "all runs, where no filter is given"
             command.add_argument(option, action="store_true", help=meaning)
-    commands.choices["logs"].add_argument("-f", "--follow", action="store_true", help="go on while the attempt runs")
+    commands.choices["logs"].add_argument(
+        "-f", "--follow", action="store_true", help="keep printing while the attempt runs"
+    )
     for name in ("nodes", "gpus", "jobs", "submitted-jobs", "gpu-hours", "max-gpu-hours"):
-        text = "over all allocations together" if name == "max-gpu-hours" else "of each allocation"
+        text = "of all allocations together" if name == "max-gpu-hours" else "of each allocation"
         commands.choices["quota"].add_argument(f"--{name}", type=float, metavar="N", help=text)
     return parser
 
@@ -158,8 +162,8 @@ def multirun(overrides: Sequence[str], detached: bool, allow_large: bool) -> Exi
     return _run(_parser().parse_args(["launch", *flags, "--", *overrides]))
 
 
-def begin(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
-    """Everything that can be checked before the queue is; then the sweep's folder, and its controller."""
+def make_controller(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
+    """Check all that can be checked before submission, then write the sweep's folder and return its controller."""
     from sweeps.clusters import make_cluster
     from sweeps.controller import Controller
     from sweeps.engine.capacity import MAX_GPU_HOURS
@@ -178,7 +182,7 @@ def begin(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
     if max_gpu_hours is not None:
         controller.set_limits({MAX_GPU_HOURS: max_gpu_hours})
     for damage in controller.damage:
-        print(f"ledger line {damage.line}: {damage.why}; passed over", file=sys.stderr)
+        print(f"ledger line {damage.line}: {damage.why}; ignored", file=sys.stderr)
     return controller
 
 
@@ -188,9 +192,9 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
     from sweeps.training.sweep import read_sweep
 
     sweep = read_sweep(arguments.overrides, arguments.allow_large)
-    notify = notifier_of(sweep.name, whom_to_tell(arguments, sweep))
-    controller = begin(sweep, arguments.max_gpu_hours)
-    # A polite kill is Ctrl-C from afar.
+    notify = notifier_of(sweep.name, event_target(arguments, sweep))
+    controller = make_controller(sweep, arguments.max_gpu_hours)
+    # SIGTERM stops the sweep in order, like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     verdicts: Mapping[Shape, Verdict] = {}
     with progress(sweep, sys.stderr if arguments.json else sys.stdout) as show:
@@ -204,39 +208,39 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
 
         state = controller.run(on_tick)
     if arguments.json:
-        from sweeps.cli.commands import Look
+        from sweeps.cli.commands import Snapshot
 
-        print(json.dumps(Look(sweep.folder, verdicts).to_dict()))
+        print(json.dumps(Snapshot(sweep.folder, verdicts).to_dict()))
     else:
         show_end(state, verdicts)
     return ExitCode.FINISHED if state.counts["done"] == len(state.runs) else ExitCode.CRASH
 
 
 def launch_as_job(arguments: argparse.Namespace) -> ExitCode:
-    from sweeps.cli import controller_job as slurm_controller
+    from sweeps.cli import controller_job
     from sweeps.cli.notify import notifier_of
     from sweeps.training.sweep import read_sweep
 
     sweep = read_sweep(arguments.overrides, arguments.allow_large)
     if sweep.cluster.kind != "slurm":
         raise ConfigError(
-            f"--controller slurm: cluster {sweep.cluster.name} is no SLURM cluster; choose another, or use --detach"
+            f"--controller slurm: cluster {sweep.cluster.name} is not a SLURM cluster: choose another, or use --detach"
         )
-    target = whom_to_tell(arguments, sweep)
-    notifier_of(sweep.name, target)  # for its mistakes
-    os.environ[slurm_controller.ON_EVENT] = target or ""
-    begin(sweep, arguments.max_gpu_hours).apply_pending_commands()
-    job, is_new = slurm_controller.start(sweep.folder, sweep.cluster)
-    place = f"{sweep.root} --sweep {sweep.name}"
-    what = "is submitted and goes on from here" if is_new else "is queued already and goes on with what is new"
+    target = event_target(arguments, sweep)
+    notifier_of(sweep.name, target)  # raises for a mistake in the target
+    os.environ[controller_job.ON_EVENT] = target or ""
+    make_controller(sweep, arguments.max_gpu_hours).apply_pending_commands()
+    job, is_new = controller_job.start(sweep.folder, sweep.cluster)
+    where = f"{sweep.root} --sweep {sweep.name}"
+    what = "is submitted" if is_new else "is queued already and takes up the new definition"
     print(f"sweep {sweep.name}: controller job {job} {what}; it prints to {sweep.folder.controller_log}")
-    print(f"  muloco-sweep status {place}\n  muloco-sweep watch {place}")
-    print(f"  scancel --name={slurm_controller.job_name(sweep.folder)}  stops it; its jobs go on")
+    print(f"  muloco-sweep status {where}\n  muloco-sweep watch {where}")
+    print(f"  scancel --name={controller_job.job_name(sweep.folder)}  stops it; its jobs continue")
     return ExitCode.FINISHED
 
 
-def whom_to_tell(arguments: argparse.Namespace, sweep: Sweep) -> str | None:
-    """`--on-event ''` tells nobody."""
+def event_target(arguments: argparse.Namespace, sweep: Sweep) -> str | None:
+    """Return what to notify of events; `--on-event ''` notifies nobody."""
     target: str | None = arguments.on_event
     return sweep.cluster.on_event if target is None else target
 
@@ -251,28 +255,28 @@ def check_cap(sweep: Sweep, max_gpu_hours: float | None) -> None:
 
 
 def check_alone(sweep: Sweep) -> None:
-    """Before anything is made; the lease itself decides between two that come at once."""
+    """Raise `ConfigError` where a controller is running, before anything is written; the lease decides a race."""
     from sweeps.store.lease import read_holder
 
     holder = read_holder(sweep.folder.lease_dir)
     if holder is not None and holder.is_alive:
         where = f"host {holder.host}, pid {holder.pid}"
-        raise ConfigError(f"a controller is at work on this sweep already ({where}); it goes on by itself")
+        raise ConfigError(f"a controller is running on this sweep already ({where}): nothing needs to be launched")
 
 
 def detach(arguments: argparse.Namespace) -> ExitCode:
-    """The same launch in a session of its own, which hangs on no terminal. Its first moments are watched from here."""
+    """Run the same launch in a session of its own, without a terminal; wait until it holds the lease."""
     from sweeps.background import how_to_watch, start_process
     from sweeps.training.sweep import read_sweep
 
     sweep = read_sweep(arguments.overrides, arguments.allow_large)
     check_cap(sweep, arguments.max_gpu_hours)
     check_alone(sweep)
-    words = [sys.executable, "-m", "sweeps", "launch", *arguments.overrides]
+    command = [sys.executable, "-m", "sweeps", "launch", *arguments.overrides]
     for option, value in (("--max-gpu-hours", arguments.max_gpu_hours), ("--on-event", arguments.on_event)):
-        words += [option, str(value)] if value is not None else []
-    words += ["--allow-large"] if arguments.allow_large else []
-    print(how_to_watch(sweep.folder, start_process(words, sweep.folder)))
+        command += [option, str(value)] if value is not None else []
+    command += ["--allow-large"] if arguments.allow_large else []
+    print(how_to_watch(sweep.folder, start_process(command, sweep.folder)))
     return ExitCode.FINISHED
 
 

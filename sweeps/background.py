@@ -1,6 +1,6 @@
 """A controller in the background, on no terminal.
 
-`python -m sweeps.background ROOT NAME` goes on with a sweep as its folder defines it, until nothing is left to do.
+`python -m sweeps.background ROOT NAME` controls the sweep that its folder defines, until it is over.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _START_SECONDS = 60.0
 
 
 def start(folder: SweepFolder) -> int:
-    """Of a sweep that is defined; returns the controller's pid."""
+    """Start the controller of a sweep that is defined; return its pid."""
     return start_process([sys.executable, "-m", "sweeps.background", str(folder.root), folder.name], folder)
 
 
-def start_process(words: Sequence[str], folder: SweepFolder) -> int:
-    """A command that is to hold the sweep's lease; its first moments are watched from here. Returns its pid.
+def start_process(command: Sequence[str], folder: SweepFolder) -> int:
+    """Start a command that is to hold the sweep's lease, wait until it does, and return its pid.
 
-    Raises `ConfigError` with its last words where it ends at once.
+    Raises `ConfigError` with the last line of its output where it ends at once.
     """
     log = folder.controller_log
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as file:
             process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
     except OSError as error:
         raise ConfigError(f"{log}: {error.strerror}: choose another root") from None
@@ -52,10 +52,10 @@ def start_process(words: Sequence[str], folder: SweepFolder) -> int:
 
 
 def how_to_watch(folder: SweepFolder, pid: int) -> str:
-    place = f"{folder.root} --sweep {folder.name}"
+    where = f"{folder.root} --sweep {folder.name}"
     return (
-        f"sweep {folder.name}: controller {pid} is at work in the background; it prints to {folder.controller_log}\n"
-        f"  muloco-sweep status {place}\n  muloco-sweep watch {place}\n  kill {pid}  stops it in order"
+        f"sweep {folder.name}: controller {pid} runs in the background; its output is in {folder.controller_log}\n"
+        f"  muloco-sweep status {where}\n  muloco-sweep watch {where}\n  kill {pid}  stops it in order"
     )
 
 
@@ -65,7 +65,7 @@ def main(root: str, name: str) -> None:
     from sweeps.progress_lines import Lines
 
     folder = SweepFolder(Path(root), name)
-    # A polite kill is Ctrl-C from afar.
+    # SIGTERM stops the sweep in order, like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     Controller(folder, folder.read_definition(), make_cluster).run(Lines(lambda line: print(line, flush=True)))
 

@@ -1,4 +1,4 @@
-"""Times and counts as people read them."""
+"""Times, counts and sizes as text."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import time
 
 
 def when(seconds: float | None) -> str:
-    """Unix seconds, in this machine's zone."""
+    """Format Unix seconds as date and time in this machine's time zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds is not None else "at no time"
 
 
 def duration(seconds: float) -> str:
-    """In the two largest units that count."""
+    """Format seconds in their two largest units: 2 h 5 min."""
     left = max(0, round(seconds))
     parts = []
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
@@ -26,7 +26,7 @@ def plural(count: int, word: str) -> str:
 
 
 def about(seconds: float) -> str:
-    """A duration in its largest unit, for a table."""
+    """Format seconds in their largest unit, for a table: 2.1 h."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
@@ -34,8 +34,8 @@ def about(seconds: float) -> str:
 
 
 def size(num_params: int) -> str:
-    """Parameters of a model in three digits: 29.1k, 416m, 1.76b."""
-    for unit, one in (("b", 1e9), ("m", 1e6), ("k", 1e3)):
-        if num_params >= one:
-            return f"{num_params / one:.3g}{unit}"
+    """Format a number of parameters with three digits: 29.1k, 416m, 1.76b."""
+    for unit, scale in (("b", 1e9), ("m", 1e6), ("k", 1e3)):
+        if num_params >= scale:
+            return f"{num_params / scale:.3g}{unit}"
     return str(num_params)

@@ -1,4 +1,4 @@
-"""How a sweep gets on, as lines of text for a log."""
+"""The progress of a sweep as lines of text for a log."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ from sweeps.engine.runs import STANDINGS
 from sweeps.engine.state import SweepState
 from sweeps.formatting import duration
 
-NO_ANSWER = "the scheduler does not answer: it is asked again"
+NO_ANSWER = "the scheduler does not answer: asking again"
 _LOG_SECONDS = 10.0
+"""Least time between two lines of counts."""
 
 
 class Lines:
-    """One line when something has changed, not too often, and each run that is held."""
+    """Called after each tick: prints the counts when they have changed, not too often, and every run that is held."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.began, self.said_at, self.said = say, time.monotonic(), 0.0, ""
+    def __init__(self, print_line: Callable[[str], None]) -> None:
+        self.print_line, self.started_at = print_line, time.monotonic()
+        self.printed_at, self.printed = 0.0, ""
         self.held: set[str] = set()
 
     def __call__(self, tick: Tick) -> None:
         for why, names in tick.state.counters.held.items():
             for name in names.keys() - self.held:
                 self.held.add(name)
-                self.say(f"{name} held: {why}")
+                self.print_line(f"{name} held: {why}")
         line = summary(tick.state) + ("" if tick.queue_read else f"; {NO_ANSWER}")
         over = tick.state.is_over
-        if line != self.said and (over or time.monotonic() - self.said_at > _LOG_SECONDS):
-            self.said, self.said_at = line, time.monotonic()
-            self.say(f"{duration(time.monotonic() - self.began):>10}  {line}")
+        if line != self.printed and (over or time.monotonic() - self.printed_at > _LOG_SECONDS):
+            self.printed, self.printed_at = line, time.monotonic()
+            self.print_line(f"{duration(time.monotonic() - self.started_at):>10}  {line}")
 
 
 def summary(state: SweepState) -> str:
-    """Counts of runs by state, in one line."""
+    """Return the counts of runs by status, as one line."""
     counts = state.counts
-    words = [f"{counts[word]} {word}" for word in STANDINGS if counts[word]]
+    parts = [f"{counts[word]} {word}" for word in STANDINGS if counts[word]]
     if state.counters.resubmitted:
-        words.append(f"{state.counters.resubmitted} resubmitted")
-    return f"{len(state.runs)} runs: " + ", ".join(words)
+        parts.append(f"{state.counters.resubmitted} resubmitted")
+    return f"{len(state.runs)} runs: " + ", ".join(parts)

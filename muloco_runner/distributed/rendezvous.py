@@ -49,9 +49,9 @@ def rank_place(environment: Mapping[str, str]) -> RankPlace:
     if "TORCHELASTIC_RUN_ID" in environment or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(environment):
         rank, num_ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         return RankPlace(rank, num_ranks, int(environment.get("LOCAL_RANK", "0")), "torchrun")
-    if "TASKS_MEETING" in environment:
+    if "MULOCO_RDZV_ID" in environment:
         rank, num_ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        return RankPlace(rank, num_ranks, int(environment["LOCAL_RANK"]), "tasks", environment["TASKS_MEETING"])
+        return RankPlace(rank, num_ranks, int(environment["LOCAL_RANK"]), "tasks", environment["MULOCO_RDZV_ID"])
     if "SLURM_PROCID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return RankPlace(
             int(environment["SLURM_PROCID"]),

@@ -1,1 +1,1 @@
-"""What people say to a sweep and see of it."""
+"""The commands of `muloco-sweep`, and the controller as a SLURM job."""

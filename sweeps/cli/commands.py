@@ -1,4 +1,4 @@
-"""What people ask of a sweep that exists: look at it, explain a run, pause, change limits, cancel, try again."""
+"""The commands on a sweep that exists: status, explain, logs, pause, quota, cancel, retry."""
 
 from __future__ import annotations
 
@@ -36,50 +36,58 @@ from sweeps.store.lease import LeaseHeld, read_holder
 
 Arguments = argparse.Namespace
 _WATCH_SECONDS = 2.0
-_MOST_AT_WORK = 20
-"""Runs at work that are named."""
+_MAX_RUNNING_SHOWN = 20
+"""Running runs that `status` lists."""
 
 
 def status(arguments: Arguments) -> ExitCode:
     for folder, filters in find_sweeps(arguments):
-        look = Look(folder)
-        chosen = look.selected(filters) if filters else None
+        snapshot = Snapshot(folder)
+        chosen = snapshot.selected(filters) if filters else None
         if arguments.json:
-            print(json.dumps(look.to_dict(chosen)))
+            print(json.dumps(snapshot.to_dict(chosen)))
         else:
-            Console(highlight=False).print(status_table(look.status(chosen), _MOST_AT_WORK, words_for(folder)))
+            Console(highlight=False).print(
+                status_table(snapshot.status(chosen), _MAX_RUNNING_SHOWN, sweep_arguments(folder))
+            )
     return ExitCode.FINISHED
 
 
 def watch(arguments: Arguments) -> ExitCode:
-    """`status`, drawn anew until the sweep is over or nobody works on it."""
+    """`status`, redrawn until the sweep is over or has no controller."""
     from rich.live import Live
 
     ((folder, filters),) = only_one(find_sweeps(arguments))
     with Live(console=Console(highlight=False), auto_refresh=False, vertical_overflow="crop") as live:
         while True:
-            look = Look(folder)
-            found = look.status(look.selected(filters) if filters else None)
-            # The runs at work get the lines that are left, since a terminal shows no more than it has.
+            snapshot = Snapshot(folder)
+            found = snapshot.status(snapshot.selected(filters) if filters else None)
+            # The running runs get the lines of the terminal that are left.
             others = len(found.counters.groups) + len(list(status_lines(found, ""))) + 8
-            table = status_table(found, max(1, min(_MOST_AT_WORK, live.console.height - others)), words_for(folder))
+            table = status_table(
+                found, max(1, min(_MAX_RUNNING_SHOWN, live.console.height - others)), sweep_arguments(folder)
+            )
             live.update(table, refresh=True)
-            if look.state.is_over or not look.is_controlled:
+            if snapshot.state.is_over or not snapshot.is_controlled:
                 break
             time.sleep(_WATCH_SECONDS)
-    print("The sweep is over." if look.state.is_over else "No controller is at work: launch the sweep again to go on.")
+    print(
+        "The sweep is over."
+        if snapshot.state.is_over
+        else "No controller is running: launch the sweep again to continue."
+    )
     return ExitCode.FINISHED
 
 
-def words_for(folder: SweepFolder) -> str:
-    """What a proposed command needs to find the sweep."""
-    place = shlex.quote(str(folder.root))
-    return f"{place} --sweep {shlex.quote(folder.name)}" if len(SweepFolder.all_under(folder.root)) > 1 else place
+def sweep_arguments(folder: SweepFolder) -> str:
+    """Return the arguments by which a proposed command finds the sweep."""
+    root = shlex.quote(str(folder.root))
+    return f"{root} --sweep {shlex.quote(folder.name)}" if len(SweepFolder.all_under(folder.root)) > 1 else root
 
 
 def explain_run(arguments: Arguments) -> ExitCode:
-    folder, run, look = find_run(arguments)
-    reason = look.reason(run)
+    folder, run, snapshot = find_run(arguments)
+    reason = snapshot.reason(run)
     if arguments.json:
         print(json.dumps({"sweep": folder.name, **row(run, reason), "history": explain(run, reason, time.time())}))
     else:
@@ -88,17 +96,17 @@ def explain_run(arguments: Arguments) -> ExitCode:
 
 
 def logs(arguments: Arguments) -> ExitCode:
-    """The newest attempt's output, errors last; with -f, what is added to it until the attempt ends."""
+    """Print the newest attempt's output, errors last; with -f also what is added to it until the attempt ends."""
     folder, run, _ = find_run(arguments)
     attempts = sorted((Path(run.work.folder) / "attempts").glob("[0-9]*"), key=lambda path: int(path.name))
     if not attempts:
-        raise ConfigError(f"run {run.work.name} has no attempt yet, so it has said nothing")
+        raise ConfigError(f"run {run.work.name} has no attempt yet, so there is no output")
     files = [path for path in (attempts[-1] / "stdout.log", attempts[-1] / "stderr.log") if path.exists()]
     read = {path: _print_from(path, 0) for path in files}
     while arguments.follow and run.in_flight:
         time.sleep(0.5)
         read = {path: _print_from(path, offset) for path, offset in read.items()}
-        run = Look(folder).state.runs[run.work.name]
+        run = Snapshot(folder).state.runs[run.work.name]
     return ExitCode.FINISHED
 
 
@@ -111,11 +119,11 @@ def _print_from(path: Path, offset: int) -> int:
 
 
 def pause(arguments: Arguments) -> ExitCode:
-    return _tell(arguments, lambda look, filters: ("paused", {"paused": True}), "paused: running jobs go on")
+    return _send(arguments, lambda snapshot, filters: ("paused", {"paused": True}), "paused: running jobs continue")
 
 
 def resume(arguments: Arguments) -> ExitCode:
-    return _tell(arguments, lambda look, filters: ("paused", {"paused": False}), "resumed")
+    return _send(arguments, lambda snapshot, filters: ("paused", {"paused": False}), "resumed")
 
 
 def quota(arguments: Arguments) -> ExitCode:
@@ -128,88 +136,88 @@ def quota(arguments: Arguments) -> ExitCode:
         raise ConfigError(
             f"quota: name a limit, such as --nodes 12; there are --{', --'.join(names)}".replace("_", "-")
         )
-    said = ", ".join(f"{name}={value:g}" for name, value in limits.items())
-    return _tell(arguments, lambda look, filters: ("own_limits", {"limits": limits}), f"limits set: {said}")
+    text = ", ".join(f"{name}={value:g}" for name, value in limits.items())
+    return _send(arguments, lambda snapshot, filters: ("own_limits", {"limits": limits}), f"limits set: {text}")
 
 
 def cancel(arguments: Arguments) -> ExitCode:
-    return _tell_runs(arguments, "cancel", "cancelled", lambda run: not run.done and run.held is None)
+    return _send_for_runs(arguments, "cancel", "cancelled", lambda run: not run.done and run.held is None)
 
 
 def hold(arguments: Arguments) -> ExitCode:
-    return _tell_runs(arguments, "held", "held", lambda run: run.is_waiting, why="held by hand")
+    return _send_for_runs(arguments, "held", "held", lambda run: run.is_waiting, why="held by hand")
 
 
 def retry(arguments: Arguments) -> ExitCode:
-    return _tell_runs(arguments, "released", "released", lambda run: run.held is not None)
+    return _send_for_runs(arguments, "released", "released", lambda run: run.held is not None)
 
 
-def _tell_runs(
+def _send_for_runs(
     arguments: Arguments, event: str, done: str, concerns: Callable[[RunState], bool], **values: Any
 ) -> ExitCode:
-    def command(look: Look, filters: Sequence[str]) -> tuple[str, dict[str, Any]] | None:
+    def command(snapshot: Snapshot, filters: Sequence[str]) -> tuple[str, dict[str, Any]] | None:
         if not filters and not arguments.all:
             raise ConfigError(
                 f"{arguments.name}: name runs by filters such as algorithm=muloco or run=3fa, or say --all"
             )
-        names = [run.work.name for run in look.selected(filters) if concerns(run)]
+        names = [run.work.name for run in snapshot.selected(filters) if concerns(run)]
         return (event, {"runs": names, **values}) if names else None
 
-    return _tell(arguments, command, done)
+    return _send(arguments, command, done)
 
 
-def _tell(
+def _send(
     arguments: Arguments,
-    command: Callable[[Look, Sequence[str]], tuple[str, dict[str, Any]] | None],
+    command: Callable[[Snapshot, Sequence[str]], tuple[str, dict[str, Any]] | None],
     done: str,
 ) -> ExitCode:
-    """Sends a command to the controller; where none is at work, carries it out here."""
+    """Send a command to the controller; where none is running, apply it here."""
     for folder, filters in only_one(find_sweeps(arguments)):
-        look = Look(folder)
-        found = command(look, filters)
-        told = Told(folder.name, arguments.name)
+        snapshot = Snapshot(folder)
+        found = command(snapshot, filters)
+        result = CommandResult(folder.name, arguments.name)
         if found is not None:
-            event, told.values = found
-            folder.send(event, **told.values)
+            event, result.values = found
+            folder.send(event, **result.values)
             try:
-                Controller(folder, look.definition, make_cluster).apply_pending_commands()
+                Controller(folder, snapshot.definition, make_cluster).apply_pending_commands()
             except LeaseHeld:
-                told.at_next_tick = True
-        print(json.dumps(told.to_dict()) if arguments.json else told.in_words(done))
+                result.at_next_tick = True
+        print(json.dumps(result.to_dict()) if arguments.json else result.to_text(done))
     return ExitCode.FINISHED
 
 
 @dataclass
-class Told:
-    """What has become of a command."""
+class CommandResult:
+    """What a command did, or will do at the controller's next tick."""
 
     sweep: str
     command: str
     values: dict[str, Any] | None = None
-    """As the ledger has them; None where no run is concerned."""
+    """The event's fields in the ledger; None where no run is affected."""
     at_next_tick: bool = False
-    """Of the controller at work; else it is carried out."""
+    """Whether a running controller will apply it; else it is applied already."""
 
     def to_dict(self) -> dict[str, Any]:
         runs = {"runs": []} if self.values is None else self.values
         return {"sweep": self.sweep, "command": self.command, **runs, "at_next_tick": self.at_next_tick}
 
-    def in_words(self, done: str) -> str:
+    def to_text(self, done: str) -> str:
         if self.values is None:
-            return f"{self.sweep}: no run that this concerns"
+            return f"{self.sweep}: no run is affected"
         number = f"{plural(len(self.values['runs']), 'run')} " if "runs" in self.values else ""
         if self.at_next_tick:
             how = " at the controller's next tick"
         else:
-            how = "" if self.command == "quota" else "; no controller is at work: launch the sweep to go on"
+            how = "" if self.command == "quota" else "; no controller is running: launch the sweep to continue"
         return f"{self.sweep}: {number}{done}{how}"
 
 
-class Look:
-    """One look at a sweep, as its folder shows it."""
+class Snapshot:
+    """A sweep at one moment, read from its folder."""
 
     def __init__(self, folder: SweepFolder, last_verdicts: Mapping[Shape, Verdict] | None = None) -> None:
-        """`last_verdicts` are those of a controller that has just ended: why it has left runs waiting."""
+        """`last_verdicts` are those of a controller that has just ended: why runs are still waiting."""
         self.folder, self.last_verdicts = folder, last_verdicts
         self.definition: Definition = folder.read_definition()
         self.config = self.definition.read_cluster()
@@ -224,7 +232,7 @@ class Look:
         return [self.state.runs[work.name] for work in select(self.definition.works, filters)]
 
     def status(self, chosen: Sequence[RunState] | None) -> Status:
-        """Of the chosen runs, or of all."""
+        """Return the status of the chosen runs, or of all."""
         return status_of(
             self.folder.name,
             self.state,
@@ -244,19 +252,19 @@ class Look:
         return why(run, self.state, self.verdicts, self.now, self.has_verdicts)
 
     def to_dict(self, chosen: Sequence[RunState] | None = None) -> dict[str, Any]:
-        """For `--json`: the chosen runs, or all, each with its history."""
+        """Return the values of `--json`: the chosen runs, or all, each with its history."""
         runs = self.state.runs.values() if chosen is None else chosen
         rows = [row(run, self.reason(run)) for run in runs]
         return {**self.settings(), **self.status(chosen).to_dict(), "runs": rows}
 
     @property
     def has_verdicts(self) -> bool:
-        """Whether a controller says why runs wait; else they wait for one."""
+        """Whether a controller knows why runs wait; else they wait for one."""
         return self.is_controlled or self.last_verdicts is not None
 
     @cached_property
     def verdicts(self) -> Mapping[Shape, Verdict]:
-        """What the controller would say now of those that wait, by shape."""
+        """The verdicts that the controller would give now, by shape of the waiting runs."""
         if self.last_verdicts is not None:
             return self.last_verdicts
         if not self.is_controlled or not self.state.counts["waiting"]:
@@ -269,9 +277,9 @@ class Look:
 
     @cached_property
     def pending(self) -> Mapping[str, str]:
-        """Why jobs stand in the scheduler's queue, by tag; empty where it cannot be asked."""
+        """The scheduler's reason for each pending job, by tag; empty where it does not answer."""
         tags = [job.tag for job in self.state.jobs.values() if job.started_at is None]
-        # Looking at local slots starts them: that is the controller's to do.
+        # Observing local slots starts them, which only the controller may do.
         if not tags or not self._cluster.outlives_controller:
             return {}
         try:
@@ -294,7 +302,7 @@ class Look:
 
 
 def progress_of(run: RunState) -> Progress | None:
-    """By the heartbeat of the attempt at work; None for work that has none."""
+    """Return the progress that the running attempt's heartbeat reports; None for work without one."""
     try:
         status = RunFolder(run.work.folder).read_status()
     except RecordError:
@@ -305,12 +313,12 @@ def progress_of(run: RunState) -> Progress | None:
 
 
 def find_sweeps(arguments: Arguments) -> list[tuple[SweepFolder, list[str]]]:
-    """The sweeps that the command line means, and its filters. None at all raises `ConfigError`."""
-    filters = [word for word in arguments.words if "=" in word]
-    places = [word for word in arguments.words if "=" not in word]
-    if len(places) > 1:
-        raise ConfigError(f"{' and '.join(places)}: name one root, then filters KEY=VALUE")
-    root = Path(places[0] if places else "results")
+    """Return the sweeps that the command line names, each with the filters. No sweep raises `ConfigError`."""
+    filters = [argument for argument in arguments.root_and_filters if "=" in argument]
+    roots = [argument for argument in arguments.root_and_filters if "=" not in argument]
+    if len(roots) > 1:
+        raise ConfigError(f"{' and '.join(roots)}: name one root, then filters KEY=VALUE")
+    root = Path(roots[0] if roots else "results")
     found = [folder for folder in SweepFolder.all_under(root) if arguments.sweep in (None, folder.name)]
     if not found:
         what = f"sweep {arguments.sweep!r}" if arguments.sweep else "sweep"
@@ -325,18 +333,18 @@ def only_one(found: list[tuple[SweepFolder, list[str]]]) -> list[tuple[SweepFold
     return found
 
 
-def find_run(arguments: Arguments) -> tuple[SweepFolder, RunState, Look]:
-    """The run whose id begins as given. None, or several, raise `ConfigError`."""
+def find_run(arguments: Arguments) -> tuple[SweepFolder, RunState, Snapshot]:
+    """Return the run whose id starts as given. None, or several, raise `ConfigError`."""
     runs = list(_runs_named(arguments))
     if len(runs) != 1:
-        what = f"{len(runs)} runs begin so: give more of it" if runs else "no run of the sweep begins so"
+        what = f"{len(runs)} runs start with it: give more digits" if runs else "no run of the sweep starts with it"
         raise ConfigError(f"run {arguments.run!r}: {what}")
     return runs[0]
 
 
-def _runs_named(arguments: Arguments) -> Iterator[tuple[SweepFolder, RunState, Look]]:
+def _runs_named(arguments: Arguments) -> Iterator[tuple[SweepFolder, RunState, Snapshot]]:
     for folder, _ in find_sweeps(arguments):
-        look = Look(folder)
-        for name, run in look.state.runs.items():
+        snapshot = Snapshot(folder)
+        for name, run in snapshot.state.runs.items():
             if name.startswith(arguments.run):
-                yield folder, run, look
+                yield folder, run, snapshot

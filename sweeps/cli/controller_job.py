@@ -1,8 +1,8 @@
 """A sweep's controller as a small SLURM job: `python -m sweeps.cli.controller_job ROOT NAME`.
 
-Each such job queues its successor, which SLURM lets go when this one has ended, however that came: time limit,
-preemption, lost node, crash. The one that sees the sweep's end takes its successor back. All controllers of a sweep
-have one job name, by which a person finds and stops them: `scancel --name=NAME`.
+Each such job queues its successor, which SLURM starts when this one has ended, whatever the reason: time limit,
+preemption, node failure, crash. The one that sees the sweep's end cancels its successor. All controllers of a sweep
+have one job name, by which users find and stop them: `scancel --name=NAME`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld
 
 ON_EVENT = "MULOCO_ON_EVENT"
-"""Whom the controller tells of events: by the environment, since a web address may hold a secret."""
+"""Environment variable with the target of notifications, since a web address may hold a secret."""
 _TICKS_BETWEEN_CONTROLLERS = 2
 
 
@@ -59,7 +59,7 @@ def job_name(folder: SweepFolder) -> str:
 
 
 def queued(folder: SweepFolder, states: str = "PENDING,CONFIGURING,RUNNING") -> list[str] | None:
-    """Numbers of the sweep's controllers in these states, oldest first; None where SLURM does not answer."""
+    """Return job numbers of the sweep's controllers in these states, oldest first; None where SLURM does not answer."""
     which = [f"--user={getuser()}", f"--name={job_name(folder)}", f"--states={states}"]
     text = answer_of("squeue", "--noheader", *which, "--format=%i")
     return None if text is None else sorted(text.split(), key=int)
@@ -67,11 +67,11 @@ def queued(folder: SweepFolder, states: str = "PENDING,CONFIGURING,RUNNING") -> 
 
 def _submit(folder: SweepFolder, cluster: ClusterConfig, after: str | None) -> str:
     command = [*python_words("sweeps.cli.controller_job"), str(folder.root.resolve()), folder.name]
-    patience = _TICKS_BETWEEN_CONTROLLERS * cluster.tick_seconds
+    delay_seconds = _TICKS_BETWEEN_CONTROLLERS * cluster.tick_seconds
     log = folder.controller_log.resolve()
     setup = [*cluster.setup, *import_lines(str(keep_source(folder.root)))]
     script = _script(folder)
-    write_atomically(script, controller_script(cluster, job_name(folder), log, after, setup, command, patience))
+    write_atomically(script, controller_script(cluster, job_name(folder), log, after, setup, command, delay_seconds))
     return submit_script(script)
 
 
@@ -89,19 +89,19 @@ def _runs_code(folder: SweepFolder, code: Path) -> bool:
 
 
 class _Succession:
-    """Sees to it that a successor is queued."""
+    """Keeps a successor queued."""
 
     def __init__(self, folder: SweepFolder, cluster: ClusterConfig, own_job: str) -> None:
         self.folder, self.cluster, self.own_job = folder, cluster, own_job
         self.successor: str | None = None
 
     def ensure(self) -> None:
-        """Tries once; the next call tries again."""
+        """Queue a successor unless there is one. Tries once; the next call tries again."""
         if self.successor is not None:
             return
         waiting = queued(self.folder, "PENDING")
         if waiting:
-            # Queued by this job, should SLURM have started it anew, or by another controller.
+            # Queued by this job before SLURM restarted it, or by another controller.
             self.successor = waiting[-1]
         elif waiting is not None:
             try:
@@ -118,20 +118,20 @@ def main(root: str, name: str) -> ExitCode:
     try:
         state = _control(folder, own_job)
     except KeyboardInterrupt:
-        print(f"job {own_job} was asked to stop; its successor goes on", flush=True)
+        print(f"job {own_job} was asked to stop; its successor continues", flush=True)
         return ExitCode.WANTS_MORE_TIME
     except ConfigError as error:
-        # It will not mend itself: a person launches the sweep again.
+        # Successors would fail alike: the user corrects it and launches the sweep again.
         print(error, flush=True)
-        _take_successors_back(folder, own_job)
+        _cancel_successors(folder, own_job)
         return ExitCode.USAGE
-    _take_successors_back(folder, own_job)
+    _cancel_successors(folder, own_job)
     print(summary(state), flush=True)
     return ExitCode.FINISHED if state.counts["done"] == len(state.runs) else ExitCode.CRASH
 
 
 def _control(folder: SweepFolder, own_job: str) -> SweepState:
-    """To the sweep's end."""
+    """Control the sweep until it is over; return its last state."""
     cluster = folder.read_definition().read_cluster()
     succession = _Succession(folder, cluster, own_job)
     print(f"job {own_job} controls sweep {folder.name}", flush=True)
@@ -148,29 +148,29 @@ def _control(folder: SweepFolder, own_job: str) -> SweepState:
     return controller.run(on_tick)
 
 
-def _take_successors_back(folder: SweepFolder, own_job: str) -> None:
-    """Nothing is left to do for anyone."""
+def _cancel_successors(folder: SweepFolder, own_job: str) -> None:
+    """Cancel the sweep's other queued controllers."""
     others = [job for job in queued(folder) or () if job != own_job]
     if others:
         answer_of("scancel", *others)
 
 
 def _when_free(folder: SweepFolder, cluster: ClusterConfig, succession: _Succession) -> Controller:
-    """The controller, once no other is at work: one on a lost node counts as alive for a while."""
-    said = ""
+    """Return the controller once no other is running: one on a lost node counts as alive for a while."""
+    printed = ""
     while True:
         succession.ensure()
         try:
             return Controller(folder, folder.read_definition(), make_cluster)
         except LeaseHeld as error:
-            if str(error) != said:
-                said = str(error)
-                print(said, flush=True)
+            if str(error) != printed:
+                printed = str(error)
+                print(printed, flush=True)
             time.sleep(cluster.tick_seconds)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Once: the way out must not be interrupted."""
+    """Raise `KeyboardInterrupt` once: stopping must not be interrupted."""
     for other in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt

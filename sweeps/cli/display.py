@@ -1,4 +1,4 @@
-"""What people see of a sweep: tables and a bar on a terminal, plain lines in a log."""
+"""Output of `plan`, `simulate` and `launch`: tables and a bar on a terminal, plain lines in a log, JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def show_plan(preview: Preview) -> None:
-    """One line for runs of one kind, then the sums."""
+    """Print one line for runs of one kind, then the sums."""
     console = Console(highlight=False)
     kinds: dict[tuple[str, ...], list[PlannedRun]] = {}
     for run in preview.runs:
@@ -67,7 +67,7 @@ def _spread(seconds: Sequence[float]) -> str:
 
 
 def _memory_table(runs: Sequence[PlannedRun]) -> Table:
-    """What is thought to lie on each GPU; one line for runs of one kind."""
+    """Return the estimated memory of each GPU; one line for runs of one kind."""
     kinds: dict[tuple[str, str, str, str], list[Fit]] = {}
     for run in runs:
         if run.fit is not None:
@@ -85,13 +85,13 @@ def _memory_table(runs: Sequence[PlannedRun]) -> Table:
 
 
 def _range(numbers: Sequence[str], value: Callable[[str], float]) -> str:
-    """Of numbers as they are printed."""
+    """Format the range of numbers that are text already; `value` parses one."""
     least, most = min(numbers, key=value), max(numbers, key=value)
     return least if least == most else f"{least} to {most}"
 
 
 def plan_as_dict(preview: Preview) -> dict[str, Any]:
-    """For `--json`."""
+    """Return the values of `plan --json`."""
     return {
         "sweep": preview.sweep.name,
         "cluster": preview.sweep.cluster.name,
@@ -117,7 +117,7 @@ def plan_as_dict(preview: Preview) -> dict[str, Any]:
 
 
 def _memory_as_dict(fit: Fit | None) -> dict[str, Any] | None:
-    """Of one GPU."""
+    """Return the memory estimate of one GPU, for `--json`."""
     if fit is None:
         return None
     placement, estimate = fit.placement, fit.estimate
@@ -132,14 +132,14 @@ def _memory_as_dict(fit: Fit | None) -> dict[str, Any] | None:
 
 
 def show_outcome(sweep: Sweep, outcome: Outcome) -> None:
-    """What a simulation came to."""
+    """Print the result of a simulation."""
     console = Console()
     console.print(f"{sweep.name} on {sweep.cluster.name}, simulated: {summary(outcome.state)}", highlight=False)
-    words = f"makespan {duration(60 * outcome.makespan_minutes)}, {outcome.node_hours:.1f} node-hours held"
+    text = f"makespan {duration(60 * outcome.makespan_minutes)}, {outcome.node_hours:.1f} node-hours held"
     if outcome.lower_bound_minutes:
         share = outcome.makespan_minutes / outcome.lower_bound_minutes
-        words += f"; {share:.3f} times the lower bound {duration(60 * outcome.lower_bound_minutes)}"
-    console.print(words, highlight=False)
+        text += f"; {share:.3f} times the lower bound {duration(60 * outcome.lower_bound_minutes)}"
+    console.print(text, highlight=False)
     table = Table("attempts", "ended by", box=None)
     for cause, count in outcome.attempts.most_common():
         table.add_row(str(count), cause)
@@ -149,7 +149,7 @@ def show_outcome(sweep: Sweep, outcome: Outcome) -> None:
 
 
 def outcome_as_dict(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
-    """For `--json`."""
+    """Return the values of `simulate --json`."""
     return {
         "sweep": sweep.name,
         "cluster": sweep.cluster.name,
@@ -163,25 +163,25 @@ def outcome_as_dict(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def waiting(words: str) -> Iterator[None]:
-    """A spinner on a terminal, nothing in a log."""
-    with Console(stderr=True).status(words) if sys.stderr.isatty() else contextlib.nullcontext():
+def waiting(message: str) -> Iterator[None]:
+    """Show a spinner on a terminal, nothing in a log."""
+    with Console(stderr=True).status(message) if sys.stderr.isatty() else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
 def progress(sweep: Sweep, out: TextIO) -> Iterator[Callable[[Tick], None]]:
-    """What to call after each tick."""
+    """Yield what to call after each tick: it shows the progress of a launch on `out`."""
 
-    def say(line: str) -> None:
+    def print_line(line: str) -> None:
         print(line, file=out, flush=True)
 
-    say(f"sweep {sweep.name}: {len(sweep.runs)} runs on {sweep.cluster.name}; state in {sweep.folder.path}")
+    print_line(f"sweep {sweep.name}: {len(sweep.runs)} runs on {sweep.cluster.name}; state in {sweep.folder.path}")
     if out.isatty():
         with _bar(sweep, out) as on_tick:
             yield on_tick
     else:
-        yield Lines(say)
+        yield Lines(print_line)
 
 
 @contextlib.contextmanager
@@ -193,22 +193,22 @@ def _bar(sweep: Sweep, out: TextIO) -> Iterator[Callable[[Tick], None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[now]}"),
+        TextColumn("{task.fields[detail]}"),
     )
     with Progress(*columns, refresh_per_second=4, console=Console(file=out)) as bar:
-        task = bar.add_task(sweep.name, total=len(sweep.runs), now="")
+        task = bar.add_task(sweep.name, total=len(sweep.runs), detail="")
 
         def on_tick(tick: Tick) -> None:
             bar.update(
-                task, completed=tick.state.counts["done"], now=_live(tick.state) if tick.queue_read else NO_ANSWER
+                task, completed=tick.state.counts["done"], detail=_details(tick.state) if tick.queue_read else NO_ANSWER
             )
 
         yield on_tick
 
 
-def _live(state: SweepState) -> str:
-    """The runs at work, each with its step and loss."""
-    words = []
+def _details(state: SweepState) -> str:
+    """Return the running runs, each with its progress and loss, and the number of held ones."""
+    parts = []
     in_flight = (state.runs.get(a.work.name) for job in state.jobs.values() for a in job.request.attempts)
     for run in itertools.islice((run for run in in_flight if run is not None), 8):
         with contextlib.suppress(RecordError):
@@ -216,13 +216,13 @@ def _live(state: SweepState) -> str:
             if status is not None and status.state == "running":
                 loss = f" {status.loss:.3f}" if status.loss is not None else ""
                 name = f"{run.work.labels.get('algorithm', run.work.name)}"
-                words.append(f"{name} {100 * status.step // max(1, status.num_steps)}%{loss}")
+                parts.append(f"{name} {100 * status.step // max(1, status.num_steps)}%{loss}")
     held = state.counts["held"]
-    return " | ".join([*words[:4], *([f"{held} held"] if held else [])])
+    return " | ".join([*parts[:4], *([f"{held} held"] if held else [])])
 
 
 def show_end(state: SweepState, verdicts: Mapping[Shape, Verdict]) -> None:
-    """The last word of a launch: counts, what no limit lets start, and every held run with its reason."""
+    """Print how a launch ended: counts, runs that no limit lets start, and every held run with its reason."""
     print(summary(state))
     for shape, verdict in verdicts.items():
         if state.waiting.get(shape):

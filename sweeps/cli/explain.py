@@ -1,4 +1,4 @@
-"""A sweep in words: one row a run, and the history of one run in sentences. Pure: state in, text out."""
+"""Why runs are where they are: the reason of one run, and its history in sentences. Pure: state in, text out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sweeps.formatting import duration, when
 
 
 def why(run: RunState, state: SweepState, verdicts: Mapping[Any, Verdict], now: float, is_controlled: bool) -> str:
-    """Why a run is where it is, or nothing where that needs no words. `verdicts` are by shape."""
+    """Return why a run is held or waits; empty where there is nothing to explain. `verdicts` are by shape."""
     if run.held is not None:
         return run.held
     if not run.is_waiting:
@@ -27,14 +27,14 @@ def why(run: RunState, state: SweepState, verdicts: Mapping[Any, Verdict], now: 
     if general:
         return general
     if run.not_before > now:
-        return f"pauses after its last attempt ({_last_cause(run)}), until {when(run.not_before)}"
-    return _in_words(verdicts.get(shape_of(run.work)))
+        return f"is retried after a pause (last attempt: {_last_cause(run)}), at {when(run.not_before)}"
+    return _verdict_text(verdicts.get(shape_of(run.work)))
 
 
 def why_nothing_starts(state: SweepState, is_controlled: bool) -> str:
-    """A reason that holds for every run that waits."""
+    """Return a reason that holds for every waiting run, or nothing."""
     if not is_controlled:
-        return "no controller is at work: launch the sweep again"
+        return "no controller is running: launch the sweep again"
     if state.paused:
         return "the sweep is paused: `muloco-sweep resume`"
     return ""
@@ -43,27 +43,27 @@ def why_nothing_starts(state: SweepState, is_controlled: bool) -> str:
 def why_they_wait(
     counters: Counters, state: SweepState, verdicts: Mapping[Any, Verdict], now: float, is_controlled: bool
 ) -> dict[str, int]:
-    """How many of the counters's runs wait, by the reason."""
+    """Count the waiting runs of `counters` by reason."""
     general = why_nothing_starts(state, is_controlled)
     if general:
         return {general: counters.counts["waiting"]} if counters.counts["waiting"] else {}
     found: Counter[str] = Counter()
     for shape, count in counters.fresh.items():
         if count:
-            found[_in_words(verdicts.get(shape))] += count
+            found[_verdict_text(verdicts.get(shape))] += count
     for name in counters.tried:
         found[why(state.runs[name], state, verdicts, now, is_controlled)] += 1
     return dict(found.most_common())
 
 
-def _in_words(verdict: Verdict | None) -> str:
+def _verdict_text(verdict: Verdict | None) -> str:
     if verdict is None:
         return ""
     return verdict.why if verdict.kind is VerdictKind.WAIT else f"can never run: {verdict.why}"
 
 
 def row(run: RunState, reason: str) -> dict[str, Any]:
-    """One run, for `--json`."""
+    """Return one run's values for `--json`."""
     return {
         "run": run.work.name,
         "standing": run.standing,
@@ -89,7 +89,7 @@ def row(run: RunState, reason: str) -> dict[str, Any]:
 
 
 def explain(run: RunState, reason: str, now: float) -> list[str]:
-    """The whole history of a run and what happens next, a sentence a line."""
+    """Return the whole history of a run and what happens next, one sentence a line."""
     labels = ", ".join(f"{key}={value}" for key, value in run.work.labels.items())
     need = run.work.need
     gpus = f"{need.gpus_per_node} GPUs a node" if need.gpus_per_node else f"{need.cpus_per_node} CPUs"
@@ -108,34 +108,34 @@ def _sentence(attempt: AttemptState, now: float) -> str:
     head = f"Attempt {attempt.number} (job {attempt.tag}, {attempt.allocation})"
     if attempt.cause is None and attempt.started_at is None:
         return f"{head} was submitted {when(attempt.intended_at)} and waits for the scheduler."
-    began = f" started {when(attempt.started_at)}" if attempt.started_at is not None else " never started"
+    start = f" started {when(attempt.started_at)}" if attempt.started_at is not None else " never started"
     if attempt.cause is None:
         assert attempt.started_at is not None
-        return f"{head}{began}{where} and has been at work for {duration(now - attempt.started_at)}."
+        return f"{head}{start}{where} and has been running for {duration(now - attempt.started_at)}."
     took = ""
     if attempt.started_at is not None and attempt.ended_at is not None:
         took = f" after {duration(attempt.ended_at - attempt.started_at)}"
     detail = f": {attempt.detail}" if attempt.detail else ""
-    saved = f" Its checkpoint stands at step {attempt.checkpoint_step}." if attempt.checkpoint_step else ""
-    return f"{head}{began}{where} and ended{took}, {attempt.cause.value}{detail}.{saved}"
+    saved = f" Its last checkpoint is at step {attempt.checkpoint_step}." if attempt.checkpoint_step else ""
+    return f"{head}{start}{where} and ended{took}, {attempt.cause.value}{detail}.{saved}"
 
 
 def _next(run: RunState, reason: str) -> str:
     if run.done:
-        return "It is done: nothing more happens."
+        return "It is done."
     if run.held is not None:
         return f"It is held ({run.held}). `muloco-sweep retry` tries it again."
     if run.in_flight:
         return f"Next: the end of attempt {run.attempts[-1].number}. {_if_it_fails(run)}"
     wall = duration(60 * wall_minutes(run, float("inf"), minutes_left(run)))
-    because = f", once it may: {reason}" if reason else ""
+    because = f"; it waits: {reason}" if reason else ""
     return f"Next: attempt {next_attempt_number(run)}, asking for {wall}{because}."
 
 
 def _if_it_fails(run: RunState) -> str:
     crashed = sum(attempt.cause is Cause.CRASH for attempt in run.attempts if attempt.number > run.released_after)
     left = max(0, (RULES[Cause.CRASH].retries or 0) - crashed)
-    return f"Should it crash, it is tried {left} more time(s) and then held."
+    return f"If it crashes, it is tried {left} more time(s) and then held."
 
 
 def _last_cause(run: RunState) -> str:

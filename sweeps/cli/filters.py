@@ -1,4 +1,4 @@
-"""Which runs of a sweep a person means: `algorithm=muloco model=82k seed=0,1 run=3fa`.
+"""Filters that choose runs of a sweep: `algorithm=muloco model=82k seed=0,1 run=3fa`.
 
 Every key must match; of several values one must. Keys are labels, names of models, or settings of the run's config.
 """
@@ -18,7 +18,10 @@ from sweeps.engine.work import Work
 
 
 def select(works: Sequence[Work], filters: Sequence[str]) -> list[Work]:
-    """Those that match all filters; all of them without one. An unknown key, or nothing found, raises `ConfigError`."""
+    """Return the works that match all filters; all of them without one.
+
+    An unknown key, or a filter that matches nothing, raises `ConfigError`.
+    """
     found = list(works)
     for text in filters:
         key, sign, values = text.partition("=")
@@ -54,7 +57,7 @@ def _setting(work: Work, key: str) -> Any:
 
 
 def _equal(actual: Any, wanted: str) -> bool:
-    """Numbers as numbers, to three digits, since tables show no more; words without regard to case and dashes."""
+    """Compare numbers to three digits, as tables show them, and text without regard to case and dashes."""
     if isinstance(actual, int | float) and not isinstance(actual, bool):
         try:
             return math.isclose(actual, float(wanted), rel_tol=5e-3 if isinstance(actual, float) else 0.0)

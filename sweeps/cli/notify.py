@@ -1,4 +1,4 @@
-"""Tells someone when a run is held and when the sweep ends: a command, or a web address that takes JSON."""
+"""Notifications of held runs and of a sweep's end, sent to a command or to a web address, as JSON."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 from muloco_runner.config import ConfigError
 from sweeps.controller import Tick
 
-_PATIENCE_SECONDS = 20
+_TIMEOUT_SECONDS = 20
 _STANDARD_ERROR = 2
 
 
 def notifier_of(sweep: str, target: str | None) -> Notifier | None:
-    """None where nobody is to be told."""
+    """Return the notifier of a target; None where there is no target."""
     return Notifier(sweep, target) if target else None
 
 
@@ -35,18 +35,18 @@ class Notifier:
     def __call__(self, tick: Tick) -> None:
         held = {name: why for why, names in tick.state.counters.held.items() for name in names}
         if self.held is None:
-            self.held = set(held)  # what an earlier launch has told already
+            self.held = set(held)  # notified by an earlier launch
         new = {name: held[name] for name in sorted(held.keys() - self.held)}
         self.held = set(held)
         if new:
-            self._tell({"event": "held", "runs": new})
+            self._notify({"event": "held", "runs": new})
         over = tick.state.is_over or tick.plan.unschedulable
         if over and not self.ended:
             self.ended = True
-            self._tell({"event": "ended", "counts": {word: n for word, n in tick.state.counts.items() if n}})
+            self._notify({"event": "ended", "counts": {word: n for word, n in tick.state.counts.items() if n}})
 
-    def _tell(self, event: dict[str, Any]) -> None:
-        """A message that cannot be sent is no reason to stop a sweep."""
+    def _notify(self, event: dict[str, Any]) -> None:
+        """Send an event. A failure is printed and stops nothing."""
         try:
             self.send(json.dumps({"sweep": self.sweep, **event}))
         except (OSError, ValueError, HTTPException, subprocess.SubprocessError) as error:
@@ -54,20 +54,20 @@ class Notifier:
 
 
 def _why(error: Exception) -> str:
-    """Without the command or address, which may hold a secret."""
+    """Describe the error without the command or address, which may hold a secret."""
     if isinstance(error, subprocess.CalledProcessError):
         return f"the command ended with {error.returncode}"
     if isinstance(error, subprocess.TimeoutExpired):
-        return f"the command took more than {_PATIENCE_SECONDS} s"
+        return f"the command took more than {_TIMEOUT_SECONDS} s"
     if isinstance(error, HTTPException | ValueError):
-        return f"the address does not answer as it should ({type(error).__name__})"
+        return f"the address gives no valid answer ({type(error).__name__})"
     return str(error)
 
 
 def _poster(address: str) -> Callable[[str], None]:
     def post(text: str) -> None:
         request = urllib.request.Request(address, text.encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS):
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):
             pass
 
     return post
@@ -75,14 +75,14 @@ def _poster(address: str) -> Callable[[str], None]:
 
 def _runner(command: str) -> Callable[[str], None]:
     try:
-        words = shlex.split(command)
+        arguments = shlex.split(command)
     except ValueError as error:
         raise ConfigError(f"--on-event, or on_event of the cluster: {error} in the command") from None
-    if not words:
+    if not arguments:
         raise ConfigError("--on-event, or on_event of the cluster: give a command or an http(s) address")
 
     def run(text: str) -> None:
-        # Our own output may be meant for a program.
-        subprocess.run(words, input=text, text=True, check=True, timeout=_PATIENCE_SECONDS, stdout=_STANDARD_ERROR)
+        # Not to our standard output, which a program may parse.
+        subprocess.run(arguments, input=text, text=True, check=True, timeout=_TIMEOUT_SECONDS, stdout=_STANDARD_ERROR)
 
     return run

@@ -1,4 +1,4 @@
-"""The commands that submit nothing: `plan` says what a sweep would cost, `simulate` plays it in numbers."""
+"""The commands that submit nothing: `plan` estimates what a sweep costs, `simulate` simulates it with failures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sweeps.cli.display import outcome_as_dict, plan_as_dict, show_outcome, show
 from sweeps.clusters import make_cluster
 from sweeps.engine.lower_bound import lower_bound_minutes
 from sweeps.engine.quota import VerdictKind
-from sweeps.simulation.faults import WEATHERS
+from sweeps.simulation.faults import FAULT_MODELS
 from sweeps.simulation.simulate import simulate
 from sweeps.training.preview import preview
 from sweeps.training.sweep import read_sweep
@@ -33,13 +33,13 @@ def plan(arguments: argparse.Namespace) -> ExitCode:
 
 
 def simulate_sweep(arguments: argparse.Namespace) -> ExitCode:
-    """The unfinished runs of a sweep through the real controller, on a cluster made of numbers."""
+    """Run the unfinished runs of a sweep through the real controller on a simulated cluster."""
     sweep = read_sweep(arguments.overrides, arguments.allow_large)
     found = preview(sweep, make_cluster(sweep.cluster, sweep.folder.cluster_dir).limits())
     never = [run for run in found.runs if run.verdict.kind is VerdictKind.NEVER]
     if never:
         raise ConfigError(
-            f"{len(never)} runs can never start ({never[0].verdict}): mend the sweep or the cluster first"
+            f"{len(never)} runs can never start ({never[0].verdict}): correct the sweep or the cluster first"
         )
     works = [run.work for run in found.runs if not run.finished]
     if lower_bound_minutes(works, sweep.cluster) is None:
@@ -47,9 +47,9 @@ def simulate_sweep(arguments: argparse.Namespace) -> ExitCode:
             f"cluster {sweep.cluster.name} has an allocation without a quota of nodes, so its size is unknown: set "
             "quota.nodes of each allocation in its file under conf/cluster"
         )
-    weather = dataclasses.replace(WEATHERS[arguments.weather], seed=arguments.seed)
+    faults = dataclasses.replace(FAULT_MODELS[arguments.faults], seed=arguments.seed)
     with waiting(f"simulating {len(works)} runs"):
-        outcome = simulate(works, sweep.cluster, weather)
+        outcome = simulate(works, sweep.cluster, faults)
     if arguments.json:
         print(json.dumps(outcome_as_dict(sweep, outcome)))
     else:

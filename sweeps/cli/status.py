@@ -1,4 +1,4 @@
-"""What a status says of a sweep, in numbers. Pure: state in, values out (`sweeps.cli.status_table` draws them)."""
+"""The status of a sweep as values. Pure: state in, values out (`sweeps.cli.status_table` draws them)."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from sweeps.store.ledger import Damage
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an attempt has come, by its own word."""
+    """How far an attempt is, as its heartbeat reports."""
 
     share: float
     loss: float | None = None
 
 
 @dataclass(frozen=True)
-class AtWork:
-    """One run that a job holds now."""
+class RunningRun:
+    """A run whose attempt is running."""
 
     run: RunState
     minutes: float
     """Since it started."""
     expected_minutes: float
-    """By the runs that have finished, or else by the first guess."""
+    """The first estimate, corrected by the runs that have finished."""
     progress: Progress | None = None
 
 
@@ -43,26 +43,26 @@ class Status:
     name: str
     cluster_name: str
     counters: Counters
-    """Of the runs that were asked for."""
-    at_work: Sequence[AtWork]
+    """Counts of the chosen runs."""
+    running: Sequence[RunningRun]
     waiting: Mapping[str, int]
-    """Runs that wait, by the reason."""
+    """Numbers of waiting runs, by reason."""
     submitted: Mapping[str, int]
-    """Runs whose jobs stand in the scheduler's queue, by the scheduler's reason."""
+    """Numbers of runs whose jobs are pending, by the scheduler's reason."""
     gpu_hours_used: float
-    """By the whole sweep, jobs that run included."""
+    """Used by the whole sweep, running jobs included."""
     gpu_hours_left: float
-    """Expected of the runs that were asked for."""
+    """Expected for the chosen runs."""
     gpu_hours_cap: float | None
     minutes_left: float | None
-    """At best, until the sweep is over; None where that is not known, or only some runs were asked for."""
+    """Lower bound until the sweep is over; None where it is not known, or only some runs were chosen."""
     is_over: bool
     controller: str = ""
-    """Where one is at work."""
+    """Process and host of the running controller; empty where none is running."""
     damage: Sequence[Damage] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
-        """Without the runs."""
+        """Return the values of `--json`, without the runs."""
         counters = self.counters
         return {
             "counts": {word: count for word, count in counters.counts.items() if count},
@@ -94,14 +94,14 @@ def status_of(
     holder: Holder | None = None,
     damage: Sequence[Damage] = (),
 ) -> Status:
-    """Of the chosen runs; of all where `chosen` is None.
+    """Return the status of the chosen runs; of all where `chosen` is None.
 
-    `waiting` counts runs by why they wait, `pending` says by tag why a job stands in the scheduler's queue, `holder` is
-    the controller at work.
+    `waiting` counts runs by why they wait, `pending` has the scheduler's reason of each pending job by tag, `holder` is
+    the running controller.
     """
     names = None if chosen is None else {run.work.name for run in chosen}
     counters = state.counters if chosen is None else _counters_of(chosen)
-    at_work = []
+    running = []
     submitted: Counter[str] = Counter()
     left = counters.minutes_left
     for run, job in _in_flight(state):
@@ -112,19 +112,19 @@ def status_of(
             submitted[pending.get(job.tag, "")] += 1
         else:
             expected = run.work.need.expected_minutes * state.counters.correction(group_of(run.work))
-            at_work.append(AtWork(run, minutes, expected, progress(run)))
+            running.append(RunningRun(run, minutes, expected, progress(run)))
             left[shape_of(run.work)] -= min(minutes, expected)
     return Status(
         name=name,
         cluster_name=config.name,
         counters=counters,
-        at_work=at_work,
+        running=running,
         waiting=waiting(counters),
         submitted=submitted,
         gpu_hours_used=sum(state.spent_gpu_hours.values()) + sum(_gpu_hours_so_far(state, now)),
         gpu_hours_left=sum(nodes * gpus * minutes / 60 for (nodes, gpus, _), minutes in left.items()),
         gpu_hours_cap=state.own_limits.get(MAX_GPU_HOURS),
-        minutes_left=_minutes_left(state, config, left, at_work) if chosen is None else None,
+        minutes_left=_minutes_left(state, config, left, running) if chosen is None else None,
         is_over=state.is_over,
         controller=f"pid {holder.pid} on {holder.host}" if holder is not None else "",
         damage=damage,
@@ -153,11 +153,11 @@ def _gpu_hours_so_far(state: SweepState, now: float) -> Iterable[float]:
 
 
 def _minutes_left(
-    state: SweepState, config: ClusterConfig, left: Mapping[Shape, float], at_work: Sequence[AtWork]
+    state: SweepState, config: ClusterConfig, left: Mapping[Shape, float], running: Sequence[RunningRun]
 ) -> float | None:
     if state.is_over:
         return 0.0
     heads = [queue.longest().work for queue in state.waiting.values() if len(queue)]
     longest = [work.need.expected_minutes * state.counters.correction(group_of(work)) for work in heads]
-    longest += [max(0.0, one.expected_minutes - one.minutes) for one in at_work]
+    longest += [max(0.0, one.expected_minutes - one.minutes) for one in running]
     return least_minutes(left, max(longest, default=0.0), config, state.own_limits)

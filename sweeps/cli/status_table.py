@@ -1,4 +1,4 @@
-"""A status on a terminal or in a log: a table of counts, the runs at work, then a line for each thing to know."""
+"""A status on a terminal or in a log: a table of counts, the running runs, then one line for each further fact."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.cli.status import AtWork, Status
+from sweeps.cli.status import RunningRun, Status
 from sweeps.engine.counters import Finished
 from sweeps.engine.runs import STANDINGS
 from sweeps.engine.works import Group as RowGroup
@@ -19,11 +19,14 @@ from sweeps.formatting import about, duration, plural, size
 _COLOURS = {"done": "green", "running": "cyan", "submitted": "blue", "waiting": "", "held": "red"}
 
 
-def status_table(status: Status, most_at_work: int, command: str) -> RenderableType:
-    """At most so many of the runs at work are named. `command` ends the commands that are proposed: root and sweep."""
+def status_table(status: Status, max_running: int, command: str) -> RenderableType:
+    """Draw a status with at most `max_running` running runs.
+
+    `command` ends the commands that are proposed: root and sweep.
+    """
     return Group(
         _counts(status),
-        *([_at_work(status, most_at_work)] if status.at_work and most_at_work > 0 else []),
+        *([_running(status, max_running)] if status.running and max_running > 0 else []),
         Text(),
         *(Text(line) for line in status_lines(status, command)),
     )
@@ -31,7 +34,7 @@ def status_table(status: Status, most_at_work: int, command: str) -> RenderableT
 
 def _counts(status: Status) -> Table:
     counters = status.counters
-    controller = f"controller {status.controller}" if status.controller else "no controller at work"
+    controller = f"controller {status.controller}" if status.controller else "no controller is running"
     title = Text.assemble(
         (status.name, "bold"),
         f" on {status.cluster_name}: {plural(sum(counters.counts.values()), 'run')}"
@@ -66,20 +69,20 @@ def _numbers(counts: Mapping[str, int], words: Sequence[str]) -> Iterator[str]:
 
 
 def _means(finished: Finished) -> tuple[str, ...]:
-    """Time of a finished run, and what was expected of it at first."""
+    """Return the mean time of a finished run, and what was expected of it at first."""
     if not finished.count:
         return ()
     minutes = (finished.actual_minutes, finished.expected_minutes)
     return tuple(about(60 * total / finished.count) for total in minutes)
 
 
-def _at_work(status: Status, most: int) -> Table:
+def _running(status: Status, most: int) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column("at work", no_wrap=True)
+    table.add_column("running", no_wrap=True)
     table.add_column("on", no_wrap=True, overflow="ellipsis")
     for name in ("attempt", "for", "of about", "done", "loss"):
         table.add_column(name, justify="right", no_wrap=True)
-    shown = sorted(status.at_work, key=lambda one: -one.minutes)
+    shown = sorted(status.running, key=lambda one: -one.minutes)
     for one in shown[:most]:
         table.add_row(*_row(one))
     if len(shown) > most:
@@ -87,7 +90,7 @@ def _at_work(status: Status, most: int) -> Table:
     return table
 
 
-def _row(one: AtWork) -> tuple[str, ...]:
+def _row(one: RunningRun) -> tuple[str, ...]:
     run, attempt, progress = one.run, one.run.attempts[-1], one.progress
     return (
         " ".join([run.work.name, *_names(group_of(run.work))]),
@@ -105,7 +108,7 @@ def _nodes(names: Sequence[str]) -> str:
 
 
 def status_lines(status: Status, command: str) -> Iterator[str]:
-    """What there is to know besides the counts, a line each."""
+    """Yield what there is to know besides the counts, one line each."""
     counters = status.counters
     yield from _cost(status)
     if counters.resubmitted:
@@ -119,17 +122,17 @@ def status_lines(status: Status, command: str) -> Iterator[str]:
         yield f"{len(names):,} held: {why} (muloco-sweep explain {shlex.quote(first)} {command})"
     for one in status.damage:
         where = f"line {one.line} of the ledger" if one.line else "the ledger"
-        yield f"Damage in {where}: {one.why}; passed over."
+        yield f"Damage in {where}: {one.why}; ignored."
 
 
 def _cost(status: Status) -> Iterator[str]:
-    words = []
+    parts = []
     used, left, cap = status.gpu_hours_used, status.gpu_hours_left, status.gpu_hours_cap
     if used or left or cap is not None:
         of_cap = f" of at most {cap:,g}" if cap is not None else ""
-        words.append(f"{used:,.1f} GPU-hours used{of_cap}, about {left:,.1f} to go")
+        parts.append(f"{used:,.1f} GPU-hours used{of_cap}, about {left:,.1f} left")
     if status.minutes_left is not None and not status.is_over:
-        words.append(f"the end in {duration(60 * status.minutes_left)} at best")
-    if words:
-        text = "; ".join(words)
+        parts.append(f"at least {duration(60 * status.minutes_left)} left")
+    if parts:
+        text = "; ".join(parts)
         yield text[0].upper() + text[1:] + "."

@@ -2,7 +2,7 @@
 
 On one node the ranks are children of the process that supervises them; over several nodes `srun` starts one
 `python -m sweeps.node.tasks REQUEST` a rank. A task of one node reads its place from RANK, WORLD_SIZE, LOCAL_RANK and
-TASKS_MEETING (unique to the attempt), one of `srun` from SLURM's variables.
+MULOCO_RDZV_ID (unique to the attempt), one of `srun` from SLURM's variables.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def supervise(attempt: Attempt, request_file: Path | None = None) -> int:
 
 def _run_here(attempt: Attempt) -> list[int]:
     count = attempt.work.need.tasks_per_node
-    meeting = f"{socket.gethostname()}-{os.getpid()}"
+    rendezvous_id = f"{socket.gethostname()}-{os.getpid()}"
     pids: dict[int, int] = {}
     with passing_on(pids) as received:
         for rank in range(count):
@@ -74,7 +74,7 @@ def _run_here(attempt: Attempt) -> list[int]:
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(count),
-                "TASKS_MEETING": meeting,
+                "MULOCO_RDZV_ID": rendezvous_id,
             }
             pid = _fork(partial(run_task, attempt, rank), place)
             pids[pid] = rank

@@ -54,4 +54,4 @@ ROUGH = FaultModel(
     outages=0.02,
     late_seconds=20.0,
 )
-WEATHERS = {"calm": FaultModel(), "fair": FAIR, "rough": ROUGH}
+FAULT_MODELS = {"calm": FaultModel(), "fair": FAIR, "rough": ROUGH}

@@ -14,14 +14,14 @@ from sweeping import GPU, SampleSweep, check, standings
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode
-from sweeps.cli import controller_job as slurm_controller
+from sweeps.cli import controller_job
 from sweeps.store.lease import read_holder
 
 pytestmark = pytest.mark.slurm
 
 
 def controllers(slurm: EmulatedSlurm, sweep: SampleSweep, state: str) -> list[str]:
-    name = slurm_controller.job_name(sweep.folder)
+    name = controller_job.job_name(sweep.folder)
     return slurm.run("squeue", "-h", f"--name={name}", "-t", state, "-o", "%i").split()
 
 
@@ -45,9 +45,9 @@ def test_a_controllers_job_outlives_its_time_limit_preemption_and_its_node(
     sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 2}}, controller={"qos": "low"})
     sweep.folder.write_definition(sweep.definition)
     cluster = sweep.definition.read_cluster()
-    first, is_new = slurm_controller.start(sweep.folder, cluster)
+    first, is_new = controller_job.start(sweep.folder, cluster)
     assert is_new
-    assert slurm_controller.start(sweep.folder, cluster) == (first, False)
+    assert controller_job.start(sweep.folder, cluster) == (first, False)
     assert wait_for_controller(slurm, sweep) == first
     slurm.run("scontrol", "update", f"JobId={first}", "EndTime=now")
     second = wait_for_controller(slurm, sweep, first)
@@ -76,9 +76,9 @@ def test_a_queued_controller_of_other_code_is_replaced(slurm: EmulatedSlurm, tmp
     script.parent.mkdir()
     script.write_text(f"#!/bin/bash\nexport PYTHONPATH={tmp_path}/code/0a1b2c3d4e5f\nexec false\n")
     before = slurm.run(
-        "sbatch", "--parsable", "--hold", f"--job-name={slurm_controller.job_name(sweep.folder)}", str(script)
+        "sbatch", "--parsable", "--hold", f"--job-name={controller_job.job_name(sweep.folder)}", str(script)
     ).strip()
-    job, is_new = slurm_controller.start(sweep.folder, sweep.definition.read_cluster())
+    job, is_new = controller_job.start(sweep.folder, sweep.definition.read_cluster())
     assert is_new
     assert controllers(slurm, sweep, "PD,R") == [job]
     assert job != before
@@ -89,7 +89,7 @@ def test_a_queued_controller_of_other_code_is_replaced(slurm: EmulatedSlurm, tmp
 def test_a_mistake_ends_the_succession(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     sweep = SampleSweep(tmp_path, {"w": {"seconds": [30]}}, GPU)
     sweep.folder.write_definition(sweep.definition)
-    first, _ = slurm_controller.start(sweep.folder, sweep.definition.read_cluster())
+    first, _ = controller_job.start(sweep.folder, sweep.definition.read_cluster())
     wait_for_controller(slurm, sweep)
     sweep.folder.definition_file.write_text("damaged")
     slurm.run("scancel", first)
@@ -101,7 +101,7 @@ def test_what_slurm_refuses_is_one_line(slurm: EmulatedSlurm, tmp_path: Path) ->
     sweep = SampleSweep(tmp_path, {"w": {}}, GPU, controller={"partition": "nowhere"})
     sweep.folder.write_definition(sweep.definition)
     with pytest.raises(ConfigError, match=r"the controller's job: .*[Ii]nvalid partition.*`controller` of the cluster"):
-        slurm_controller.start(sweep.folder, sweep.definition.read_cluster())
+        controller_job.start(sweep.folder, sweep.definition.read_cluster())
 
 
 def test_on_a_cluster_without_slurm_there_is_no_such_controller(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def train(count: int, root: Path, jobs: list[tuple[RunFolder, dict[str, Any], in
     file.write_text(json.dumps(settings))
     processes = []
     for rank in range(count):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "TASKS_MEETING": file.stem}
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MULOCO_RDZV_ID": file.stem}
         environment = {**os.environ, **place, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(SCRIPT), str(file)]
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))

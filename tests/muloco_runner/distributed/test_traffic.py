@@ -79,7 +79,7 @@ def outcomes(tiny_run: Callable[..., RunConfig], tmp_path_factory: pytest.TempPa
     (root / "jobs.json").write_text(json.dumps(jobs))
     processes = []
     for rank in range(2):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TASKS_MEETING": "traffic"}
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MULOCO_RDZV_ID": "traffic"}
         command = [sys.executable, str(SCRIPT), str(rank), str(root / "jobs.json")]
         environment = {**os.environ, **place, "OMP_NUM_THREADS": "1"}
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sweeps.cli.commands import Look
+from sweeps.cli.commands import Snapshot
 from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.work import Need, Work
 from sweeps.store.definition import Definition
@@ -79,7 +79,7 @@ def test_hold_and_retry_without_a_controller_take_effect_at_once(sweep: SweepFol
     assert "held by hand" in say("explain", "1", root)
     assert "1 run released" in say("retry", root, "run=1")
     assert standings(root) == {"0ab": "waiting", "1ab": "waiting", "2ab": "held"}
-    assert "no run that this concerns" in say("retry", root, "run=0")
+    assert "no run is affected" in say("retry", root, "run=0")
 
 
 def test_what_acts_answers_programs_too(sweep: SweepFolder) -> None:
@@ -97,9 +97,9 @@ def test_what_acts_answers_programs_too(sweep: SweepFolder) -> None:
 
 
 def test_a_launch_that_ends_with_runs_waiting_says_why_to_programs(sweep: SweepFolder) -> None:
-    (shape,) = Look(sweep).state.waiting
+    (shape,) = Snapshot(sweep).state.waiting
     never = Verdict(VerdictKind.NEVER, "no node is so large")
-    said = Look(sweep, {shape: never}).to_dict()
+    said = Snapshot(sweep, {shape: never}).to_dict()
     assert said["waiting"] == {"can never run: no node is so large": 3}
     assert {run["why"] for run in said["runs"]} == set(said["waiting"])
     assert not said["controlled"]
@@ -107,7 +107,7 @@ def test_a_launch_that_ends_with_runs_waiting_says_why_to_programs(sweep: SweepF
 
 def test_mistakes_are_one_line(sweep: SweepFolder, tmp_path: Path) -> None:
     assert "root=" in say("status", tmp_path / "nowhere", code=2)
-    assert "begins so" in say("explain", "7", sweep.root, code=2)
+    assert "starts with it" in say("explain", "7", sweep.root, code=2)
     assert "no attempt yet" in say("logs", "0ab", sweep.root, code=2)
     assert "--nodes" in say("quota", sweep.root, code=2)
     assert "zero or more" in say("quota", sweep.root, "--nodes", "-1", code=2)
@@ -134,7 +134,7 @@ def wait_for(root: Path, wanted: dict[str, str]) -> None:
         time.sleep(0.1)
 
 
-def test_a_controller_at_work_is_told(sweep: SweepFolder) -> None:
+def test_a_running_controller_is_told(sweep: SweepFolder) -> None:
     root = sweep.root
     process = controller(root)
     wait_for(root, {"0ab": "running", "1ab": "waiting", "2ab": "waiting"})
