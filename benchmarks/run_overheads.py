@@ -22,7 +22,8 @@ from rich.table import Table
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ExecutionConfig
 from muloco_runner.data.corpus import load_corpus
-from muloco_runner.distributed.topology import Communicator, Topology
+from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.distributed.topology import Topology
 from muloco_runner.record import RunFolder
 from muloco_runner.training.loop import Trainer
 from muloco_runner.training.session import Session

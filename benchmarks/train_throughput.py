@@ -33,7 +33,8 @@ from benchmarks.train_parts.peak_memory import peak_bytes
 from muloco_runner.config import ConfigError, DiLoCoConfig, ExecutionConfig, MuonConfig, RunConfig
 from muloco_runner.data.batches import TrainingData
 from muloco_runner.data.corpus import Corpus, load_corpus
-from muloco_runner.distributed.topology import Communicator, Topology
+from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.distributed.topology import Topology
 from muloco_runner.model.transformer import build_model
 from muloco_runner.record import RunFolder
 from muloco_runner.training.loop import Trainer

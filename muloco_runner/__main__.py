@@ -169,7 +169,7 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
     Returns the exit code and, of a finished run, the validation loss (for Hydra's optimizing sweepers).
     """
     from muloco_runner.compose import to_app_config
-    from muloco_runner.distributed.rendezvous import rank_environment
+    from muloco_runner.distributed.rendezvous import process_rank
     from muloco_runner.distributed.topology import Topology
     from muloco_runner.distributed.traffic import emulated_link
     from muloco_runner.job import check_can_run, check_same_data, run_job
@@ -179,7 +179,7 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
     from muloco_runner.training.progress import show_progress
 
     app = to_app_config(tree)
-    run, place = app.run, rank_environment()
+    run, place = app.run, process_rank()
     check_device(app.execution.device)
     device = choose_device(app.execution.device, place)
     choose_backend(app.execution.muon_backend, device)

@@ -38,8 +38,8 @@ from muloco_runner.record import (
 
 if TYPE_CHECKING:
     from muloco_runner.data.corpus import Corpus
-    from muloco_runner.distributed.rendezvous import RankPlace
-    from muloco_runner.distributed.topology import Communicator
+    from muloco_runner.distributed.communicator import Communicator
+    from muloco_runner.distributed.rendezvous import ProcessRank
 
 _STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """Ask for a checkpoint and the exit code that says so; a second SIGINT interrupts at once."""
@@ -96,14 +96,14 @@ def _attempt(
     should_stop: Callable[[], bool],
     on_record: Callable[[StepRecord], None],
 ) -> ExitCode:
-    from muloco_runner.distributed.rendezvous import joined_ranks, rank_environment
+    from muloco_runner.distributed.rendezvous import joined_ranks, process_rank
     from muloco_runner.distributed.traffic import emulated_link
     from muloco_runner.training.devices import choose_device, choose_placement_on
     from muloco_runner.training.loop import Trainer
     from muloco_runner.training.session import Session
     from muloco_runner.training.wandb_sink import wandb_sink
 
-    place = rank_environment()
+    place = process_rank()
     device = choose_device(execution.device, place)
     sharded = choose_placement_on(device, run, execution, place.num_ranks).sharded
     with (
@@ -224,7 +224,7 @@ def _open_record(run: RunConfig, folder: RunFolder, corpus: Corpus, communicator
 
 
 @contextlib.contextmanager
-def _sole_user(folder: RunFolder, place: RankPlace) -> Iterator[None]:
+def _sole_user(folder: RunFolder, place: ProcessRank) -> Iterator[None]:
     """Holds the folder's lock, which the kernel lets go when the process dies, on the first rank."""
     if place.rank != 0:
         yield

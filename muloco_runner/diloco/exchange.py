@@ -18,7 +18,7 @@ from muloco_runner.diloco.compression.codecs import AnyCodec, Exact
 from muloco_runner.diloco.compression.pieces import Piece, cut, whole_pieces
 from muloco_runner.diloco.error_feedback import Compressor
 from muloco_runner.distributed.message_sizes import MESSAGE_VALUES
-from muloco_runner.distributed.topology import Communicator
+from muloco_runner.distributed.communicator import Communicator
 
 
 class Exchange:
@@ -34,7 +34,8 @@ class Exchange:
     ) -> None:
         self.like, self.codecs, self.communicator, self.device = like, codecs, communicator, device
         self.reduce_scatter = reduce_scatter
-        self._stays_as_it_is = len(communicator.holders) == 1 and all(isinstance(codec, Exact) for codec in codecs)
+        is_exact = all(isinstance(codec, Exact) for codec in codecs)
+        self._stays_as_it_is = len(communicator.workers_of_peers) == 1 and is_exact
         """All workers are held here and no codec changes a value: a payload would be written to be read at once."""
         pieces = whole_pieces(like, codecs)
         messages = cut(pieces, -(-sum(piece.size for piece in pieces) // MESSAGE_VALUES) or 1)
@@ -81,35 +82,35 @@ class Exchange:
         """Share k of the message is averaged by the rank that holds worker k."""
         shares = cut(message, self.communicator.topology.num_workers)
         lengths = [self._payload_bytes(share) for share in shares]
-        holders = self.communicator.holders
-        held_here = holders[self.communicator.holder]
+        peers = self.communicator.workers_of_peers
+        own_workers = peers[self.communicator.peer_index]
 
         outgoing = []
-        for held in holders:
+        for workers in peers:
             payloads = [
                 sender.send(own, shares[k])
-                for k in held
+                for k in workers
                 if shares[k]
                 for sender, own in zip(senders, tensors, strict=True)
             ]
             outgoing.append(self._join(payloads))
-        incoming = [sum(lengths[k] for k in held_here) * len(held) for held in holders]
+        incoming = [sum(lengths[k] for k in own_workers) * len(workers) for workers in peers]
         # From each rank: for each share averaged here, a payload of each worker held there.
         arrived = [
-            iter(part.split([lengths[k] for k in held_here if shares[k] for _ in held]))
-            for part, held in zip(self.communicator.exchange_over_workers(outgoing, incoming), holders, strict=True)
+            iter(part.split([lengths[k] for k in own_workers if shares[k] for _ in workers]))
+            for part, workers in zip(self.communicator.exchange_over_workers(outgoing, incoming), peers, strict=True)
         ]
         means = []
-        for k in held_here:
+        for k in own_workers:
             if shares[k]:
-                everyone = [next(part) for part, held in zip(arrived, holders, strict=True) for _ in held]
+                everyone = [next(part) for part, workers in zip(arrived, peers, strict=True) for _ in workers]
                 targets = [torch.empty_like(piece.of(self.like), device=self.device) for piece in shares[k]]
                 self._mean(_decoded(everyone, targets), targets, products_KK)
                 means.append(payload.encode(targets, [self.codecs[piece.tensor] for piece in shares[k]]))
-        incoming = [sum(lengths[k] for k in held) for held in holders]
-        averaged = self.communicator.exchange_over_workers([self._join(means)] * len(holders), incoming)
-        for part, held in zip(averaged, holders, strict=True):
-            filled = [k for k in held if shares[k]]
+        incoming = [sum(lengths[k] for k in workers) for workers in peers]
+        averaged = self.communicator.exchange_over_workers([self._join(means)] * len(peers), incoming)
+        for part, workers in zip(averaged, peers, strict=True):
+            filled = [k for k in workers if shares[k]]
             for k, content in zip(filled, part.split([lengths[k] for k in filled]), strict=True):
                 targets = [piece.of(out) for piece in shares[k]]
                 (tensors_of_share,) = _decoded([content], targets)

@@ -25,8 +25,8 @@ from muloco_runner.diloco.flat import copy_into, flatten
 from muloco_runner.diloco.outer_optimizer import SharedTensors, build_outer_optimizer
 from muloco_runner.diloco.streaming import CompletedExchange, Fragment, FragmentSchedule, split_by_layers
 from muloco_runner.diloco.worker import Worker
-from muloco_runner.distributed.row_shards import WholeTensors
-from muloco_runner.distributed.topology import Communicator
+from muloco_runner.distributed.row_shards import FullTensors
+from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.optimizers.parameter_groups import parameter_groups
 
 
@@ -265,7 +265,7 @@ def build_diloco(run: RunConfig, workers: list[Worker], communicator: Communicat
         tensors, own_codecs = [first.tensors[index] for index in indices], [codecs[index] for index in indices]
         exchanged, full = tensors, None
         if communicator.sharded and not all(writes_rows_apart(codec) for codec in own_codecs):
-            full = WholeTensors(tensors, exchanging)
+            full = FullTensors(tensors, exchanging)
             exchanged, own_codecs = full.empty(), [own_codecs[index] for index in full.owned]
         flat, feedback = flatten(tensors), config.compression.error_feedback
         shared = SharedTensors(tensors, _hidden_matrices(first, indices), communicator, muon_backend)

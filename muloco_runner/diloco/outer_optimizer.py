@@ -19,8 +19,8 @@ from muloco_runner.config import (
 )
 from muloco_runner.config.variants import load
 from muloco_runner.diloco.flat import flatten, views
-from muloco_runner.distributed.row_shards import WholeTensors
-from muloco_runner.distributed.topology import Communicator
+from muloco_runner.distributed.row_shards import FullTensors
+from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.optimizers.orthogonalize import choose_backend, orthogonalize
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.update_rule import shape_scale
@@ -124,7 +124,7 @@ class OuterMuon:
         self.state = {"velocity": shared.zeros()}
         self.backend = choose_backend(shared.muon_backend, self.state["velocity"].device)
         matrices, communicator = [self.like[index] for index in self.matrices], shared.communicator
-        self.full = WholeTensors(matrices, communicator) if communicator.sharded else None
+        self.full = FullTensors(matrices, communicator) if communicator.sharded else None
 
     def step(self, anchor: Tensor, pseudogradient: Tensor, number: int) -> None:
         flat = (anchor, self.state["velocity"], pseudogradient)

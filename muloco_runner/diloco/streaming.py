@@ -17,7 +17,7 @@ from muloco_runner.diloco.exchange import Exchange
 from muloco_runner.diloco.flat import copy_into, flatten, views
 from muloco_runner.diloco.outer_optimizer import OuterOptimizer
 from muloco_runner.diloco.worker import Worker
-from muloco_runner.distributed.row_shards import WholeTensors
+from muloco_runner.distributed.row_shards import FullTensors
 
 
 def split_by_layers(names: Sequence[str], num_layers: int, num_fragments: int) -> list[list[int]]:
@@ -83,7 +83,7 @@ class Fragment:
         optimizer: OuterOptimizer,
         compressors: Sequence[Compressor],
         exchange: Exchange,
-        full: WholeTensors | None = None,
+        full: FullTensors | None = None,
     ) -> None:
         """`indices` are those of the tensors in `Worker.tensors`; `compressors` stand in the order of `workers`.
 

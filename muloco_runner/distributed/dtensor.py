@@ -1,4 +1,4 @@
-"""Where a tensor lies: whole on this rank, or its rows spread over a mesh of ranks (a DTensor of FSDP2)."""
+"""Tensors in full on this rank, and those whose rows are sharded over a mesh of ranks (DTensors of FSDP2)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 
 def is_distributed(tensor: Tensor) -> bool:
-    """Whether it is a DTensor. None can exist before its module is loaded, which takes seconds: so it is not here."""
+    """Whether it is a DTensor. None can exist before their module is loaded, which takes seconds: not loaded here."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What of it lies on this rank."""
+    """Return this rank's part of a DTensor; any other tensor as it is."""
     return tensor.to_local() if is_distributed(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def as_dtensor_like(part: Tensor, like: Tensor) -> Tensor:
-    """This rank's part as a DTensor placed as `like`."""
+    """Return the DTensor with the layout of `like` whose part on this rank is `part`."""
     from torch.distributed.tensor import DTensor
 
     assert isinstance(like, DTensor)
@@ -30,32 +30,35 @@ def as_dtensor_like(part: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def own_rows(whole: Tensor, rank: int, num_ranks: int) -> Tensor:
-    """The rows of a whole parameter that lie on `rank` of `num_ranks`, a view: equal runs, the last ones shorter or
-    empty."""
-    size = -(-len(whole) // num_ranks)
-    return whole[rank * size : (rank + 1) * size]
+def own_rows(full: Tensor, rank: int, num_ranks: int) -> Tensor:
+    """Return the rows of a full parameter that `rank` of `num_ranks` holds, a view: as many on each rank, on the last
+    ones fewer or none."""
+    size = -(-len(full) // num_ranks)
+    return full[rank * size : (rank + 1) * size]
 
 
-def own_part(whole: Tensor, like: Tensor) -> Tensor:
-    """Of a whole tensor what lies on this rank where it is placed as `like`: a view, so that nothing else is read."""
+def own_part(full: Tensor, like: Tensor) -> Tensor:
+    """Return this rank's part of a full tensor in the layout of `like`: a view, so that nothing else is read."""
     if not is_distributed(like):
-        return whole
+        return full
     group = sharding_group(like)
-    return own_rows(whole, group.rank(), group.size())
+    return own_rows(full, group.rank(), group.size())
 
 
-def copy_into(held: Tensor, value: Tensor) -> None:
-    """The value of a saved state into the state held here; a whole tensor may go into a distributed one."""
-    if is_distributed(held) and not is_distributed(value):
+def copy_into(state: Tensor, value: Tensor) -> None:
+    """Copy a saved value into a state tensor; a full value may go into a DTensor."""
+    if is_distributed(state) and not is_distributed(value):
         # Every rank has loaded the same value: each keeps its own part of it, and none sends.
-        local(held).copy_(own_part(value, held))
+        local(state).copy_(own_part(value, state))
     else:
-        held.copy_(value)
+        state.copy_(value)
 
 
 def sharding_group(parameter: Tensor) -> dist.ProcessGroup:
-    """The ranks over which a DTensor's rows are spread. Other dimensions of its mesh must replicate it."""
+    """Return the ranks over which a DTensor's rows are sharded.
+
+    Other dimensions of its mesh must replicate it: any other layout is a `ValueError`.
+    """
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
     assert isinstance(parameter, DTensor)
@@ -69,5 +72,5 @@ def sharding_group(parameter: Tensor) -> dist.ProcessGroup:
 
 
 def state_dtype(parameter: Tensor) -> torch.dtype:
-    """Of what is kept for a parameter: float32, or wider where it is."""
+    """Return the dtype of a parameter's optimizer state: float32, or wider where the parameter is."""
     return torch.promote_types(parameter.dtype, torch.float32)

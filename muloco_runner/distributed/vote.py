@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from muloco_runner.distributed.collectives import Transfer
-from muloco_runner.distributed.topology import Communicator
+from muloco_runner.distributed.communicator import Communicator
 
 
 class ControlFlagVote:

@@ -11,7 +11,7 @@ from muloco_runner.config import RunConfig
 from muloco_runner.data.batches import Batch, validation_batch
 from muloco_runner.data.corpus import Corpus
 from muloco_runner.diloco.worker import Worker
-from muloco_runner.distributed.topology import Communicator
+from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.model.transformer import Transformer
 from muloco_runner.training.precision import DTYPES, mean_loss
 

@@ -16,8 +16,8 @@ from muloco_runner.config import ModelConfig
 from muloco_runner.data.batches import Batch
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.collectives import Collectives
+from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.distributed.dtensor import own_rows
-from muloco_runner.distributed.topology import Communicator
 from muloco_runner.model.transformer import Transformer, empty_model
 from muloco_runner.training.micro_batches import LossOf, accumulate
 

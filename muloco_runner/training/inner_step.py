@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from muloco_runner.config import RunConfig
 from muloco_runner.data.batches import Batch, TrainingData
 from muloco_runner.diloco.worker import Worker
-from muloco_runner.distributed.topology import Communicator
+from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.training.learning_rate import scheduled_lr
 from muloco_runner.training.precision import DTYPES, mean_loss
 from muloco_runner.training.replicas import Replicas

@@ -11,7 +11,7 @@ from torch import Tensor
 from muloco_runner.config import ExecutionConfig, ModelConfig, RunConfig
 from muloco_runner.data.batches import Batch
 from muloco_runner.diloco.worker import Worker
-from muloco_runner.distributed.topology import Communicator
+from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.model.attention import choose_attention
 from muloco_runner.model.transformer import Transformer
 from muloco_runner.optimizers import build_inner_optimizer

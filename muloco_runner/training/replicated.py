@@ -24,8 +24,8 @@ from muloco_runner.config import ModelConfig
 from muloco_runner.data.batches import Batch
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.collectives import Collectives, Transfer
+from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.distributed.gradient_reducer import NOT_OWNED, GradientReducer, total_norm
-from muloco_runner.distributed.topology import Communicator
 from muloco_runner.model.transformer import Transformer, build_model
 from muloco_runner.optimizers import Muon
 from muloco_runner.training.micro_batches import LossOf, accumulate, pairwise_sum

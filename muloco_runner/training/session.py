@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from muloco_runner.config import ExecutionConfig
-from muloco_runner.distributed.topology import Communicator
+from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.record import RunFolder, StepRecord
 
 

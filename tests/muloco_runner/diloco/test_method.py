@@ -10,7 +10,8 @@ from muloco_runner.diloco.flat import flatten
 from muloco_runner.diloco.method import build_method
 from muloco_runner.diloco.outer_optimizer import SharedTensors, build_outer_optimizer, nesterov_outer_step
 from muloco_runner.diloco.worker import Worker
-from muloco_runner.distributed.topology import Communicator, Topology
+from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.distributed.topology import Topology
 from muloco_runner.model.transformer import build_model
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.reference import orthogonalize_reference

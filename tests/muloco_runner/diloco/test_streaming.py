@@ -18,7 +18,8 @@ from muloco_runner.diloco.flat import flatten
 from muloco_runner.diloco.method import DiLoCo, build_method
 from muloco_runner.diloco.streaming import FragmentSchedule, split_by_layers
 from muloco_runner.diloco.worker import Worker
-from muloco_runner.distributed.topology import Communicator, Topology
+from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.distributed.topology import Topology
 from muloco_runner.model.transformer import build_model
 from muloco_runner.record import RunFolder
 from muloco_runner.training.loop import Trainer

@@ -30,7 +30,7 @@ from muloco_runner.config import (
     StreamingConfig,
     TopKConfig,
 )
-from muloco_runner.distributed.rendezvous import rank_place
+from muloco_runner.distributed.rendezvous import process_rank
 from muloco_runner.job import run_job
 from muloco_runner.record import ExitCode, RunFolder, StepRecord
 
@@ -296,10 +296,10 @@ def test_ranks_are_read_from_whoever_started_them(monkeypatch: pytest.MonkeyPatc
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "1"}
     srun = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "9"}
     for environment, launcher in ((torchrun, "torchrun"), (srun, "srun")):
-        place = rank_place(environment)
+        place = process_rank(environment)
         assert (place.rank, place.num_ranks, place.local_rank, place.launcher) == (3, 4, 1, launcher)
     alone = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "9"}
-    assert rank_place(alone).num_ranks == rank_place({}).num_ranks == 1
+    assert process_rank(alone).num_ranks == process_rank({}).num_ranks == 1
 
     # What submitit exports for its own jobs is what torchrun would.
     job = {**srun, "SLURM_NTASKS": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "a,b"}
@@ -310,7 +310,7 @@ def test_ranks_are_read_from_whoever_started_them(monkeypatch: pytest.MonkeyPatc
     before = dict(os.environ)
     try:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        place = rank_place(os.environ)
+        place = process_rank(os.environ)
     finally:
         os.environ.clear()
         os.environ.update(before)

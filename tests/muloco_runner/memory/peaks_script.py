@@ -13,7 +13,7 @@ import torch
 from benchmarks.train_parts.peak_memory import peak_bytes
 from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.data.corpus import load_corpus
-from muloco_runner.distributed.rendezvous import joined_ranks, rank_environment
+from muloco_runner.distributed.rendezvous import joined_ranks, process_rank
 from muloco_runner.distributed.traffic import emulated_link
 from muloco_runner.memory import estimate_memory
 from muloco_runner.memory.choose import choose_placement
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def estimate_and_peak(folder: RunFolder, execution: ExecutionConfig) -> tuple[int, int, str]:
-    run, place = RunConfig.from_dict(folder.read_config()), rank_environment()
+    run, place = RunConfig.from_dict(folder.read_config()), process_rank()
     placement = choose_placement(run, execution, place.num_ranks, "cpu", None)
     estimate = estimate_memory(run, placement)
     corpus, link = load_corpus(run.data), emulated_link(execution, CPU.type)

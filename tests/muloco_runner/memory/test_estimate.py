@@ -24,7 +24,8 @@ from muloco_runner.config import (
     TopKConfig,
 )
 from muloco_runner.data.corpus import load_corpus
-from muloco_runner.distributed.topology import Communicator, Topology
+from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.distributed.topology import Topology
 from muloco_runner.memory import Placement, estimate_memory
 from muloco_runner.memory.choose import choose_placement
 from muloco_runner.memory.command import show_estimate

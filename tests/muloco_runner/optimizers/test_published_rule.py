@@ -17,7 +17,8 @@ from muloco_runner.config import (
 )
 from muloco_runner.diloco.method import build_method
 from muloco_runner.diloco.worker import Worker
-from muloco_runner.distributed.topology import Communicator, Topology
+from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.distributed.topology import Topology
 from muloco_runner.model.transformer import Transformer, build_model
 from muloco_runner.optimizers import MuLoCo1, Muon, build_inner_optimizer
 from muloco_runner.optimizers.parameter_groups import parameter_groups

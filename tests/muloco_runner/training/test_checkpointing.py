@@ -17,7 +17,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from benchmarks.train_parts.peak_memory import peak_bytes
 from muloco_runner.config import ExecutionConfig, ModelConfig, QuantisationConfig, RunConfig, StreamingConfig
 from muloco_runner.data.corpus import load_corpus
-from muloco_runner.distributed.topology import Communicator, Topology
+from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.distributed.topology import Topology
 from muloco_runner.job import run_job
 from muloco_runner.record import ExitCode, RunFolder
 from muloco_runner.training.checkpoint_store import Checkpoint, CheckpointError, CheckpointStore

@@ -11,7 +11,8 @@ import torch
 from muloco_runner.config import ExecutionConfig, MuonConfig, OuterSgdConfig, RunConfig
 from muloco_runner.data.batches import validation_batch
 from muloco_runner.data.corpus import load_corpus
-from muloco_runner.distributed.topology import Communicator, Topology
+from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.distributed.topology import Topology
 from muloco_runner.job import run_job
 from muloco_runner.model.transformer import build_model
 from muloco_runner.record import ExitCode, RunFolder

@@ -1,0 +1,161 @@
+"""What the ranks of a topology send each other: among the replicas of a worker, among workers, and among all ranks."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from muloco_runner.distributed.collectives import Collectives, Transfer, in_messages
+from muloco_runner.distributed.message_sizes import MESSAGE_VALUES
+from muloco_runner.distributed.topology import Topology
+from muloco_runner.distributed.traffic import Traffic
+
+
+class Communicator:
+    """Collectives over the ranks of a topology; on one rank they cost nothing.
+
+    `sharded` says that the replicas of a worker each hold rows of its model instead of all of it. `traffic` counts what
+    is sent and the time that training waits for it.
+
+    The *worker peers* of a rank are the ranks that hold the same part of other workers, itself included, in order.
+    """
+
+    # These exist only where there are several ranks.
+    among_replicas: Collectives
+    """The ranks that share this rank's worker."""
+    _among_peers: Collectives
+    _among_ranks: Collectives
+
+    def __init__(self, topology: Topology, sharded: bool = False, traffic: Traffic | None = None) -> None:
+        self.topology, self.sharded = topology, sharded and topology.replicas > 1
+        self.traffic = Traffic() if traffic is None else traffic
+        if topology.num_ranks == 1:
+            return
+        # Every rank takes part in making every group, in the same order.
+        replicas = topology.replicas
+        for first in range(0, topology.num_ranks, replicas):
+            group = dist.new_group(list(range(first, first + replicas)))
+            if first <= topology.rank < first + replicas:
+                self.among_replicas = Collectives(group, self.traffic)
+        for replica in range(replicas):
+            group = dist.new_group(list(range(replica, topology.num_ranks, replicas)))
+            if topology.replica == replica:
+                self._among_peers = Collectives(group, self.traffic)
+        assert dist.group.WORLD is not None
+        self._among_ranks = Collectives(dist.group.WORLD, self.traffic)
+
+    def average_over_replicas(self, tensor: Tensor) -> Tensor:
+        """The mean over the replicas of this rank's worker, in place."""
+        replicas = self.topology.replicas
+        if replicas > 1:
+            self.among_replicas.all_reduce(tensor)
+            tensor /= replicas
+        return tensor
+
+    def sum_over_replicas(self, tensors: list[Tensor]) -> None:
+        """Replace each float32 tensor by its sum over the replicas of this rank's worker.
+
+        The order is fixed: pairwise by replica number, on one rank for each element. Costs what an all-reduce costs.
+        """
+        if self.topology.replicas == 1:
+            return
+        for bucket in in_messages(tensors, MESSAGE_VALUES):
+            sizes = [tensor.numel() for tensor in bucket]
+            padding = bucket[0].new_zeros(-sum(sizes) % self.topology.replicas)
+            summed = self._sum_in_order(torch.cat([*(tensor.flatten() for tensor in bucket), padding]))
+            pieces = summed[: sum(sizes)].split(sizes)
+            torch._foreach_copy_(bucket, [piece.view_as(t) for piece, t in zip(pieces, bucket, strict=True)])
+
+    def sum_at_owners(self, own: Tensor, parts: Tensor) -> Transfer:
+        """Write into `own` (values) the sum over the replicas of this one's row of their `parts` (replicas, values).
+
+        The order is that of `sum_over_replicas`, at half its cost.
+        """
+        pieces = torch.empty_like(parts)
+        transfer = self.among_replicas.all_to_all(pieces, parts)
+        own.copy_(_sum_of_rows(pieces))
+        return transfer
+
+    def _sum_in_order(self, flat: Tensor) -> Tensor:
+        """Sum vectors whose size the number of replicas divides: each replica one piece, all pieces gathered again."""
+        pieces = torch.empty_like(flat)
+        self.among_replicas.all_to_all(pieces, flat)
+        self.among_replicas.all_gather(flat, _sum_of_rows(pieces.view(self.topology.replicas, -1)))
+        return flat
+
+    @property
+    def workers_of_peers(self) -> list[range]:
+        """The workers that each of the worker peers trains."""
+        topology = self.topology
+        step = topology.replicas
+        return [
+            Topology(topology.num_workers, rank, topology.num_ranks).local_workers
+            for rank in range(topology.replica, topology.num_ranks, step)
+        ]
+
+    @property
+    def peer_index(self) -> int:
+        """This rank's index among its worker peers."""
+        return self.topology.rank // self.topology.replicas
+
+    def gather_over_workers(self, local: list[Tensor]) -> list[Tensor]:
+        """Return the flat tensors of all K workers, in worker order, given those of this rank's workers."""
+        if len(self.workers_of_peers) == 1:
+            return local
+        mine = torch.stack(local)
+        everyone = mine.new_empty(len(self.workers_of_peers) * len(mine), *mine.shape[1:])
+        self._among_peers.all_gather(everyone, mine)
+        return list(everyone)
+
+    def exchange_over_workers(self, outgoing: list[Tensor], incoming: list[int]) -> list[Tensor]:
+        """Send a flat tensor to each worker peer; return what each sent to this rank, of `incoming` values."""
+        return outgoing if len(outgoing) == 1 else _exchange(self._among_peers, outgoing, incoming)
+
+    def exchange_over_replicas(self, outgoing: list[Tensor], incoming: list[int]) -> list[Tensor]:
+        """As `exchange_over_workers`, among the replicas of this rank's worker."""
+        return outgoing if len(outgoing) == 1 else _exchange(self.among_replicas, outgoing, incoming)
+
+    def sum_over_workers(self, tensor: Tensor) -> Tensor:
+        """The elementwise sum over the worker peers, in place."""
+        if len(self.workers_of_peers) > 1:
+            self._among_peers.all_reduce(tensor)
+        return tensor
+
+    def in_background(self) -> Communicator:
+        """Return a communicator of the same ranks for a thread beside training, with process groups of its own.
+
+        All ranks must call it together.
+        """
+        return Communicator(self.topology, self.sharded, self.traffic.beside_training())
+
+    def sum_over_shards(self, tensor: Tensor) -> Tensor:
+        """Turn a sum over this rank's rows of a model into that over the full model, in place."""
+        if self.sharded:
+            self.among_replicas.all_reduce(tensor)
+        return tensor
+
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """The elementwise sum over all ranks, in place."""
+        if self.topology.num_ranks > 1:
+            self._among_ranks.all_reduce(tensor)
+        return tensor
+
+    def begin_sum_over_ranks(self, tensor: Tensor) -> Transfer:
+        """Start the elementwise sum over all ranks, in place. There must be several."""
+        return self._among_ranks.all_reduce(tensor, async_op=True)
+
+
+def _exchange(among: Collectives, outgoing: list[Tensor], incoming: list[int]) -> list[Tensor]:
+    sizes = [part.numel() for part in outgoing]
+    received = outgoing[0].new_empty(sum(incoming))
+    among.all_to_all(received, torch.cat(outgoing), incoming, sizes)
+    return list(received.split(incoming))
+
+
+def _sum_of_rows(rows: Tensor) -> Tensor:
+    """Return the sum of the first half of the rows plus that of the second half."""
+    if len(rows) == 1:
+        return rows[0]
+    half = len(rows) // 2
+    return _sum_of_rows(rows[:half]) + _sum_of_rows(rows[half:])
