@@ -17,8 +17,8 @@ from muloco_runner.diloco.compression import payload
 from muloco_runner.diloco.compression.codecs import AnyCodec, Exact
 from muloco_runner.diloco.compression.pieces import Piece, cut, whole_pieces
 from muloco_runner.diloco.error_feedback import Compressor
-from muloco_runner.distributed.message_sizes import MESSAGE_VALUES
 from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.distributed.message_sizes import MESSAGE_VALUES
 
 
 class Exchange:

@@ -25,8 +25,8 @@ from muloco_runner.diloco.flat import copy_into, flatten
 from muloco_runner.diloco.outer_optimizer import SharedTensors, build_outer_optimizer
 from muloco_runner.diloco.streaming import CompletedExchange, Fragment, FragmentSchedule, split_by_layers
 from muloco_runner.diloco.worker import Worker
-from muloco_runner.distributed.row_shards import FullTensors
 from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.distributed.row_shards import FullTensors
 from muloco_runner.optimizers.parameter_groups import parameter_groups
 
 

@@ -1,9 +1,9 @@
 """`torch.distributed`'s collectives among the ranks of one group, counted and, on an emulated link, held back.
 
-One rule says what a rank sends: messages straight to each other rank. Of an all-to-all that is what is meant for the
-others, of an all-gather its own part once for each of them, of a reduce-scatter each one's part, of a broadcast the
-tensor once for each, from its root. An all-reduce is a reduce-scatter and an all-gather of the sums: 2 (n - 1)/n of the
-tensor among n ranks. Rings, as NCCL and gloo form them, move as much. Each message takes the latency of one round.
+One rule says what a rank sends: messages straight to each other rank. In an all-to-all that is each other rank's part,
+in an all-gather its own part once for each of them, in a reduce-scatter each one's part, in a broadcast the tensor once
+for each, from its root. An all-reduce is a reduce-scatter and an all-gather of the sums: 2 (n - 1)/n of the tensor
+among n ranks. Rings, as NCCL and gloo form them, move as much. Each message takes the latency of one round.
 """
 
 from __future__ import annotations
@@ -21,46 +21,49 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 
 class Transfer:
-    """A collective under way."""
+    """A collective that has been started."""
 
     def __init__(self, work: dist.Work | None, end: float, traffic: Traffic) -> None:
         self.work, self._end, self._traffic = work, end, traffic
 
     def wait(self) -> None:
-        """Returns when the result may be used, and no earlier than the emulated link would have brought it."""
+        """Return when the result may be used, and no earlier than the emulated link would have brought it."""
         with self._traffic.waiting(self._end):
             if self.work is not None:
                 self.work.wait()
 
 
 class Collectives:
-    """Arguments are torch's. With `async_op` the result may be used after `Transfer.wait`."""
+    """Collectives among the ranks of one process group, counted in `traffic`.
+
+    Arguments are those of `torch.distributed`. With `async_op` the result may be used after `Transfer.wait`.
+    """
 
     def __init__(self, group: dist.ProcessGroup, traffic: Traffic) -> None:
         self.group, self.traffic = group, traffic
         self.rank, self.size = group.rank(), group.size()
 
     def all_reduce(self, tensor: Tensor, async_op: bool = False) -> Transfer:
-        """The elementwise sum, in place."""
+        """Replace `tensor` by its elementwise sum over the ranks."""
         num_bytes = -(-2 * (self.size - 1) * tensor.nbytes // self.size)
         return self._run(
             lambda: dist.all_reduce(tensor, group=self.group, async_op=async_op), num_bytes, num_bytes, 2, async_op
         )
 
-    def all_gather(self, out: Tensor, mine: Tensor, async_op: bool = False) -> Transfer:
-        """`out` is that of each rank, one after the other along the first axis."""
-        num_bytes = (self.size - 1) * mine.nbytes
+    def all_gather(self, out: Tensor, own: Tensor, async_op: bool = False) -> Transfer:
+        """Write into `out` the tensors of all ranks, in order along the first axis."""
+        num_bytes = (self.size - 1) * own.nbytes
         return self._run(
-            lambda: _all_gather(out, mine, group=self.group, async_op=async_op), num_bytes, num_bytes, 1, async_op
+            lambda: _all_gather(out, own, group=self.group, async_op=async_op), num_bytes, num_bytes, 1, async_op
         )
 
     def reduce_scatter(
-        self, mine: Tensor, parts: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM, async_op: bool = False
+        self, own: Tensor, parts: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM, async_op: bool = False
     ) -> Transfer:
-        """`mine` is the sum of this rank's part of `parts`, which follow one another along the first axis."""
-        num_bytes = (self.size - 1) * mine.nbytes
+        """Write into `own` the sum of this rank's part of every rank's `parts`, in order along the first axis."""
+        num_bytes = (self.size - 1) * own.nbytes
         return self._run(
-            lambda: _reduce_scatter(mine, parts, op=op, group=self.group, async_op=async_op),
+            lambda: _reduce_scatter(own, parts, op=op, group=self.group, async_op=async_op),
             num_bytes,
             num_bytes,
             1,
@@ -75,7 +78,7 @@ class Collectives:
         sent_sizes: list[int] | None = None,
         async_op: bool = False,
     ) -> Transfer:
-        """Part r of `sent` goes to rank r; sizes along the first axis, equal ones where none are given."""
+        """Send part r of `sent` to rank r; sizes are along the first axis, equal by default."""
         return self._run(
             lambda: dist.all_to_all_single(out, sent, out_sizes, sent_sizes, group=self.group, async_op=async_op),
             self._bytes_of_others(sent, sent_sizes),
@@ -85,7 +88,7 @@ class Collectives:
         )
 
     def broadcast(self, tensor: Tensor, root: int) -> None:
-        """That of rank `root` of the group, to all."""
+        """Send the tensor of rank `root` of the group to all ranks, in place."""
         sent, received = ((self.size - 1) * tensor.nbytes, 0) if root == self.rank else (0, tensor.nbytes)
         self._run(lambda: dist.broadcast(tensor, group_src=root, group=self.group), sent, received, 1, False)
 
@@ -107,7 +110,7 @@ class Collectives:
 
 
 def in_messages(tensors: Sequence[Tensor], most_values: int) -> list[list[Tensor]]:
-    """Runs of tensors that go together: of up to so many values in all, or of one larger tensor."""
+    """Cut a list of tensors into messages: runs of up to `most_values` values in all, or one larger tensor."""
     messages: list[list[Tensor]] = []
     room = 0
     for tensor in tensors:

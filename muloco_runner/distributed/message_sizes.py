@@ -1,4 +1,4 @@
-"""How many values travel in one message. Standard library only: the memory estimate counts these messages too."""
+"""How many values one message has. Standard library only: the memory estimate counts these messages too."""
 
 MESSAGE_VALUES = 1 << 24
 """Values in one message of pseudogradients, or of gradients between replicas, about; 64 MB in float32. A tensor that

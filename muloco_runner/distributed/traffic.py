@@ -1,4 +1,4 @@
-"""What goes over a rank's link: counted, and on an emulated link as slow as on the real one."""
+"""What a rank sends and receives: counted, and over an emulated link as slow as over a real one."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from muloco_runner.config import ConfigError, ExecutionConfig
 
 @dataclass(frozen=True)
 class TrafficCount:
-    """Of one rank, since its attempt began to train."""
+    """Traffic of one rank since its attempt started to train."""
 
     bytes_sent: int = 0
     bytes_received: int = 0
     wait_seconds: float = 0.0
-    """Time in which training stood still for communication, waiting for slower ranks included."""
+    """Time that training waited for communication, slower ranks included."""
 
 
 class Traffic:
-    """Is told of everything that this rank hands to others or takes from them.
+    """Counts the bytes that this rank sends and receives, and the time that training waits for them.
 
-    Counts bytes of the payload itself, without the network's own headers, and the time that training waits.
+    Bytes are those of the payload, without the network's own headers.
     """
 
     def __init__(self, link: EmulatedLink | None = None) -> None:
         self.link = link
         self.is_paused = False
-        """While it is, nothing is counted and nothing held back: it is no part of training."""
+        """While it is, nothing is counted or delayed: what is sent is no part of training."""
         self._counters = _Counters()
         self._counts_waiting = True
 
     def beside_training(self) -> Traffic:
-        """The same link and the same bytes, of a thread for which training does not wait."""
+        """Return the traffic of a thread that training does not wait for: same link, same count of bytes."""
         other = Traffic(self.link)
         other._counters, other._counts_waiting = self._counters, False
         return other
 
     def begin(self, sent: int, received: int, rounds: int = 1) -> float:
-        """An exchange that starts now; returns the `time.perf_counter` before which the link has not carried it."""
+        """Count an exchange that starts now; return the `time.perf_counter` at which the emulated link is done."""
         if self.is_paused:
             return 0.0
         self._counters.add(sent, received, 0.0)
@@ -49,29 +49,30 @@ class Traffic:
 
     @contextlib.contextmanager
     def waiting(self, end: float = 0.0) -> Iterator[None]:
-        """Around what waits for an exchange: ends no earlier than the link does."""
-        began = time.perf_counter()
+        """Time what waits for an exchange; ends no earlier than `end`, a `time.perf_counter`."""
+        start = time.perf_counter()
         yield
         remaining = end - time.perf_counter()
         if remaining > 0:
             time.sleep(remaining)
-        self.wait(time.perf_counter() - began)
+        self.wait(time.perf_counter() - start)
 
     def wait(self, seconds: float) -> None:
-        """Adds time that training has waited."""
+        """Add time that training has waited."""
         if self._counts_waiting and not self.is_paused:
             self._counters.add(0, 0, seconds)
 
     def restart(self) -> None:
-        """Counts from nothing again."""
+        """Start to count from zero again."""
         self._counters.total = TrafficCount()
 
     def read(self) -> TrafficCount:
+        """Return the count so far."""
         return self._counters.total
 
 
 class _Counters:
-    """Of the training thread and one in the background together."""
+    """A count that the training thread and one in the background share."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -99,18 +100,21 @@ class EmulatedLink:
         self._free_at = 0.0
 
     def seconds(self, num_bytes: int, rounds: int = 1) -> float:
-        """What an exchange of so many bytes takes on an idle link."""
+        """Return how long an exchange of `num_bytes` takes on an idle link."""
         return num_bytes / self.bytes_per_second + rounds * self.latency_seconds
 
     def reserve(self, num_bytes: int, rounds: int = 1) -> float:
-        """The `time.perf_counter` at which an exchange ends that begins now, behind what the link has taken before."""
+        """Reserve the link for an exchange from now on; return the `time.perf_counter` at which it ends."""
         with self._lock:
             self._free_at = max(time.perf_counter(), self._free_at) + num_bytes / self.bytes_per_second
             return self._free_at + rounds * self.latency_seconds
 
 
 def emulated_link(execution: ExecutionConfig, device_type: str) -> EmulatedLink | None:
-    """The link that `execution` asks for; None for the network as it is."""
+    """Return the emulated link that `execution` asks for; None for the network as it is.
+
+    An emulated link on a device other than a CPU is a `ConfigError`.
+    """
     if execution.link_megabits_per_second is None and not execution.link_latency_milliseconds:
         return None
     if device_type != "cpu":

@@ -33,20 +33,43 @@ from muloco_runner.optimizers.validate import check_group, check_keys, check_sav
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with `algorithm="muon"` (the default; matrices only) or `algorithm="adamw"`, each with its own `lr`.
+    """Muon on matrices and AdamW on all other parameters.
 
-    State is 4 bytes a parameter of a Muon group (the momentum) and 8 of an AdamW group (both moments).
+    Every setting but `process_group`, `traffic` and `cuda_graph` may also be a key of a parameter group, as may
+    `algorithm`: "muon" (the default; 2-D parameters only) or "adamw". State is 4 bytes a parameter of a Muon group (the
+    momentum) and 8 of an AdamW group (both moments). A setting out of its range, or a backend that cannot run, is a
+    `ValueError`. "The study" is arXiv 2505.23725 with its authors' training code; muloco-1 is their package.
 
-    `process_group` names ranks that hold the same parameters: they share the matrices, and each keeps the momenta of
-    its own alone. All of them must call `step`, `state_dict` and `load_state_dict`. Gradients are taken as averaged
-    already, unless `average_gradients` does it. DTensors of `fully_shard` need no `process_group`. What is sent to
-    other ranks is counted in `traffic`.
-
-    `cuda_graph` replays the whole step as one graph, which pays for small models; backend triton, one rank alone.
+    params: parameters or parameter groups; `parameter_groups(model)` makes the two that the study has.
+    lr: peak learning rate of both algorithms, which a scheduler scales; a matrix's is multiplied by its `lr_scale`.
+        Default 0.02: muloco-1, nanochat and Keller Jordan. MuLoCo's optima in the study: 0.016 to 0.063.
+    momentum: factor on the momentum M from step to step, in [0, 1). Default 0.9: the study (the others: 0.95).
+    momentum_form: "sum", M <- momentum M + G, or "ema", M <- momentum M + (1 - momentum) G. Default "sum": the study
+        and muloco-1 ("ema": Keller Jordan, nanochat and `torch.optim.Muon`).
+    nesterov: whether to orthogonalise G + momentum M ("sum") or (1 - momentum) G + momentum M ("ema") in place of M.
+        Default False: the study (True: Keller Jordan and nanochat).
+    lr_scale: factor on lr by shape: "spectral", sqrt(rows / columns); "keller_jordan", sqrt(max(1, rows / columns));
+        "moonlight" (arXiv 2502.16982), 0.2 sqrt(max(rows, columns)). Default "spectral": the study.
+    coefficients: Newton-Schulz polynomial: "muloco", "keller_jordan" or "polar_express" (arXiv 2505.16932). Default
+        "muloco": the study's, one triple a step.
+    num_iterations: Newton-Schulz steps: 5 with "muloco", at most 5 with "polar_express". Default 5: the study.
+    betas: AdamW's decay rates of both moments, each in [0, 1). Default (0.9, 0.99): the study (muloco-1: 0.9, 0.95).
+    eps: AdamW's term in the denominator. Default 1e-8: the study and muloco-1.
+    weight_decay: decoupled decay of both algorithms: W <- (1 - lr weight_decay) W a step, lr without `lr_scale`.
+        Default 0: Keller Jordan and nanochat (muloco-1: 0.01; the study: 1e-4 to 0.01 by model size).
+    backend: what computes: "reference" (torch), "cpu", "triton" (float16), "triton_bfloat16" (both need the package
+        triton), or "auto", the fastest on each parameter's device. Default "auto".
+    process_group: ranks that hold the same parameters and share the work: each keeps the momenta of its own matrices
+        alone. All of them must call `step`, `state_dict` and `load_state_dict`. Gradients must be averaged already,
+        unless `average_gradients` does it. Default None: every rank does all the work. DTensors of `fully_shard` need
+        none: their ranks share the work in any case.
+    traffic: counts the bytes sent to other ranks. Default None: a count of its own.
+    cuda_graph: whether to replay a step as one CUDA graph, which pays for small models; needs a Triton backend and no
+        `process_group`. Default False.
     """
 
     _more_defaults: Mapping[str, Any] = MappingProxyType({})
-    """A subclass's settings beside these."""
+    """Defaults of the settings that a subclass adds."""
 
     def __init__(
         self,
@@ -82,7 +105,7 @@ class Muon(torch.optim.Optimizer):
             "backend": backend,
         }
         self._buckets: list[list[Bucket]] = []
-        """Of each group."""
+        """[group] -> its buckets."""
         traffic = Traffic() if traffic is None else traffic
         replicas = None if process_group is None else Collectives(process_group, traffic)
         self._context = BucketContext(replicas if replicas is not None and replicas.size > 1 else None, traffic)
@@ -92,7 +115,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {**defaults, **self._more_defaults})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; checks the group and creates its state. A key that is no setting is a `ValueError`."""
+        """Add a group, check it and create its state. A key that is no setting is a `ValueError`."""
         if isinstance(param_group, dict):  # else torch refuses it
             check_keys(param_group, self.defaults)
         super().add_param_group(param_group)
@@ -113,14 +136,14 @@ class Muon(torch.optim.Optimizer):
         check_group(group)
 
     def _create_state(self, group: dict[str, Any]) -> list[Bucket]:
-        """The buckets of a group; their state is zeros, or what `self.state` holds of it already."""
+        """Return the buckets of a group; their state is zeros, or what `self.state` has of it already."""
         buckets = create_buckets(group, self._context)
         for bucket in buckets:
             for index, parameter in enumerate(bucket.parameters):
-                for name, held in bucket.state(index).items():
+                for name, value in bucket.state(index).items():
                     if name in self.state[parameter]:
-                        copy_into(held, self.state[parameter][name])
-                    self.state[parameter][name] = held
+                        copy_into(value, self.state[parameter][name])
+                    self.state[parameter][name] = value
         return buckets
 
     def __getstate__(self) -> dict[str, Any]:
@@ -132,11 +155,11 @@ class Muon(torch.optim.Optimizer):
         super().__setstate__(state)
         if "_buckets" not in self.__dict__:  # a copy, or unpickled
             self._context, self._graph, self._given, self._clip = BucketContext(), None, {}, None
-            self.state = defaultdict(dict, {p: dict(held) for p, held in self.state.items()})
+            self.state = defaultdict(dict, {p: dict(values) for p, values in self.state.items()})
             self._buckets = [self._create_state(group) for group in self.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's. Under `process_group` every rank calls it and gets the whole state, as without."""
+        """Return the state, as torch's optimizers do. With a `process_group` every rank must call it, and gets all."""
         own_state = self.state
         replicated = [bucket for bucket in chain.from_iterable(self._buckets) if isinstance(bucket, ReplicatedBucket)]
         if replicated:
@@ -150,15 +173,15 @@ class Muon(torch.optim.Optimizer):
             self.state = own_state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but into the state there is: torch would put it elsewhere, in the parameters' dtype.
+        """Copy a saved state into the tensors there are: torch would make new ones, in the parameters' dtype.
 
-        A parameter of which nothing was saved begins anew. A state that does not fit is a `ValueError`, and nothing is
-        changed by it. The backend stays this optimizer's own.
+        The state of a parameter of which nothing was saved is reset. A state that does not fit is a `ValueError`, and
+        changes nothing. The backend stays this optimizer's own.
         """
         own_state, saved_state = self.state, {}
 
         def before(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            """After everybody else's hooks: checks what is loaded, and keeps its tensors from torch."""
+            """Check what is loaded, after all other hooks, and keep its tensors from torch."""
             check_saved_groups(given["param_groups"], self.param_groups)
             pairs = list(zip(given["param_groups"], self.param_groups, strict=True))
             groups = [{**own, **saved, "backend": own["backend"]} for saved, own in pairs]
@@ -171,11 +194,11 @@ class Muon(torch.optim.Optimizer):
             return {"state": {}, "param_groups": groups}
 
         def after(_: torch.optim.Optimizer) -> None:
-            """Before everybody else's hooks."""
+            """Copy the tensors, before all other hooks."""
             self.state = own_state
-            for parameter, held in own_state.items():
+            for parameter, values in own_state.items():
                 if parameter in saved_state:
-                    for name, value in held.items():  # another rank may hold more
+                    for name, value in values.items():  # other ranks may own more
                         copy_into(value, saved_state[parameter][name])
                 else:
                     self._reset_state(parameter)
@@ -191,17 +214,21 @@ class Muon(torch.optim.Optimizer):
                 hook.remove()
 
     def _state_names(self, algorithm: str) -> set[str]:
-        """What is kept for a parameter, on all ranks together."""
+        """Return the names of a parameter's state, on all ranks together."""
         return {"momentum"} if algorithm == "muon" else {"step", "exp_avg", "exp_avg_sq"}
 
     @torch.no_grad()
     def _reset_state(self, parameter: Tensor) -> None:
-        for held in self.state[parameter].values():
-            local(held).zero_()
+        for value in self.state[parameter].values():
+            local(value).zero_()
 
     @torch._disable_dynamo  # as of torch's other methods: traced, some of a step's changes got lost
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient; return what `closure`, called first, returns.
+
+        A sparse gradient is a `ValueError`.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -235,14 +262,14 @@ class Muon(torch.optim.Optimizer):
         return gradient
 
     def _after_step(self) -> None:
-        """What a subclass adds to a step; not by a `step` of its own, of which torch would run the hooks once more."""
+        """Do what a subclass adds to a step: by a `step` of its own, torch would run all hooks twice."""
 
     @torch.no_grad()
     def average_gradients(self, max_norm: float | None = None) -> Tensor:
-        """Averages every gradient over `process_group` for the next step, and returns the norm of them all (0-D).
+        """Average every gradient over `process_group` for the next step; return the norm of all of them (0-D).
 
-        A matrix's mean is made on its owner alone, which halves what is sent. Where the norm is above `max_norm` the
-        next step scales the gradients down to it, as `clip_grad_norm_` would. `grad` itself stays local.
+        A matrix's mean is computed on its owner alone, which halves what is sent. Where the norm is above `max_norm`
+        the next step scales the gradients down to it, as `clip_grad_norm_` would. `grad` itself is not changed.
         """
         self._given, norm = average_gradients(list(chain.from_iterable(self._buckets)), self._context.replicas)
         self._clip = None if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -250,12 +277,11 @@ class Muon(torch.optim.Optimizer):
 
     @property
     def owners(self) -> dict[Tensor, int]:
-        """Of the matrices on which `process_group` shares the work: the rank that works on it, and alone needs its
-        gradient."""
+        """The owner of each matrix on which `process_group` shares the work: the rank that alone needs its gradient."""
         return owners_of(chain.from_iterable(self._buckets))
 
     def use_gradients(self, gradients: Mapping[Tensor, Tensor]) -> None:
-        """What the next step takes instead of `grad`: `NOT_OWNED` for a gradient that its owner has."""
+        """Use these gradients in the next step instead of `grad`: `NOT_OWNED` for a matrix that another rank owns."""
         self._given = dict(gradients)
 
 

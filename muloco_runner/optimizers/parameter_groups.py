@@ -1,4 +1,4 @@
-"""Which parameter is updated by what: matrices of attention and feed-forward by Muon, all else by AdamW."""
+"""Which algorithm updates which parameter: Muon the matrices of attention and feed-forward, AdamW all others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HEAD_NAMES = frozenset({"head", "lm_head", "output", "unembed", "unembedding", 
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Two groups for `Muon` or `MuLoCo1`: hidden matrices ("muon") and everything else ("adamw").
+    """Return up to two groups for `Muon` or `MuLoCo1`: hidden matrices ("muon") and everything else ("adamw").
 
     A hidden matrix is the weight of an `nn.Linear` that is not the head. The head is named like one, shares an
     embedding's weight, or is the model's last linear layer and as wide as a vocabulary. Embeddings, gains, biases and

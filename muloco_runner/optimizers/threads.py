@@ -12,8 +12,10 @@ Item = TypeVar("Item")
 
 
 def share_over_threads(work: Callable[[Sequence[Item]], None], items: Sequence[Item]) -> None:
-    """`work` on every item: each of torch's threads gets some of them. Where there are more threads than items, each
-    has several for its products; gradients are not recorded."""
+    """Call `work` on all items, some on each of torch's threads; gradients are not recorded.
+
+    Where there are more threads than items, each item has several for its products.
+    """
     threads = torch.get_num_threads()
     workers = min(threads, len(items))
     if workers < 2:
@@ -25,5 +27,5 @@ def share_over_threads(work: Callable[[Sequence[Item]], None], items: Sequence[I
             for done in [executor.submit(quietly, items[first::workers]) for first in range(workers)]:
                 done.result()
     finally:
-        # The setting is each thread's own, but the last one made is also what threads of the future begin with.
+        # The setting is each thread's own, but later threads start with the last one made.
         torch.set_num_threads(threads)

@@ -300,7 +300,7 @@ def test_muloco_with_fused_inner_steps() -> None:
     assert relative_error(ours.detach(), plain.detach().double()) < 1e-2
 
 
-def test_large_banks_are_worked_on_in_parts_in_one_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_buckets_are_worked_on_in_parts_in_one_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, optimizer = build("triton")
     train(whole, optimizer, range(2))
     monkeypatch.setattr(tiles, "matrices_at_once", lambda rows, columns: 1)

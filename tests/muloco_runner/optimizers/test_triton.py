@@ -202,7 +202,7 @@ def test_the_prologue_reads_sixteen_bytes_at_a_time_where_it_may() -> None:
     assert not re.search(r"ld\.global\.v4\.b32", accumulate(False).ptx)
 
 
-def test_a_banks_offsets_are_64_bit() -> None:
+def test_a_buckets_offsets_are_64_bit() -> None:
     """B R C of a large model's bucket exceeds 2^31."""
     ttir = accumulate(True).ttir
     assert re.search(r"arith\.muli %\w+, %\w+ : i64", ttir)
@@ -238,7 +238,7 @@ def test_elementwise_kernels_compile_without_spills() -> None:
 
 
 @pytest.mark.parametrize("side", [512, 1024, 1536, 2048, 2560, 4608])
-def test_a_banks_launches_fill_the_gpu(side: int) -> None:
+def test_a_buckets_launches_fill_the_gpu(side: int) -> None:
     import torch
 
     at_once = tiles.matrices_at_once(side, side)

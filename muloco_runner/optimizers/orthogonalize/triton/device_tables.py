@@ -1,6 +1,6 @@
-"""What changes from step to step and kernels read on the device: hyper-parameters, and where tensors lie.
+"""Tables on the device of what changes from step to step: hyper-parameters, and the addresses of tensors.
 
-They are refreshed by small copies before a step's launches. So a captured graph can replay those launches as they are.
+Small copies refresh them before a step's launches. So a captured graph can replay those launches as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class DeviceTable:
         self._last: list[float] | list[int] = []
 
     def refresh(self, values: list[float] | list[int]) -> None:
-        """Copies the values over if they have changed; does not wait for it."""
+        """Copy the values over if they have changed, without waiting for it."""
         if values != self._last:
             on_gpu = self.values.device.type == "cuda"
             # Pinned memory of its own each time: a copy under way is never overwritten.
@@ -37,7 +37,7 @@ class Addresses(DeviceTable):
         """Whether 16 bytes may be read at once from each."""
 
     def point_to(self, tensors: Sequence[Tensor | None]) -> None:
-        """Contiguous tensors, which the caller keeps alive."""
+        """Fill the table with the addresses of contiguous tensors, which the caller keeps alive."""
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         self.aligned = all(address % 16 == 0 for address in addresses)
         self.refresh(addresses)

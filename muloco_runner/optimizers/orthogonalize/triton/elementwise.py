@@ -1,4 +1,4 @@
-"""What a step does element by element, each kernel one pass over memory.
+"""The elementwise parts of a step, each kernel one pass over memory.
 
 Muon's prologue has two stages: `accumulate_momentum` updates the momentum and leaves sums of squares, one a strip;
 `normalise` adds those up and writes the normalised update in half precision. Strips and the order of their sums are

@@ -24,53 +24,53 @@ class Tile:
     num_stages: int
 
     def constants(self) -> dict[str, int]:
-        """The kernels' constants of that name."""
+        """Return the constants of the kernels."""
         return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_K": self.block_k}
 
     def options(self) -> dict[str, int]:
-        """What the compiler is told."""
+        """Return the options of the compiler."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 # Largest first. All of them compile for Hopper without spills, with wgmma and asynchronous copies. The 128-wide tiles
 # leave room for two programs a processor.
 SYMMETRIC = (Tile(256, 128, 64, 8, 4), Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4))
-"""Of `symmetric_product`; block_m is a multiple of block_n."""
+"""Tiles of `symmetric_product`; block_m is a multiple of block_n."""
 PRODUCT = (Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4))
-"""Of `product`."""
+"""Tiles of `product`."""
 INTO_PARAMETERS = (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4))
-"""Of `product_into_parameters`, whose epilogue holds float32 weights too."""
+"""Tiles of `product_into_parameters`, whose epilogue holds float32 weights too."""
 FLOAT32 = Tile(32, 32, 32, 4, 2)
-"""Of every product in float32, which only matrices too small for half precision use."""
+"""The tile of every product in float32, which only matrices too small for half precision use."""
 
 
 def tiles_of_triangle(side: int, tile: Tile) -> int:
-    """Programs of one symmetric product."""
+    """Return the programs that compute one symmetric product."""
     rows = -(-side // tile.block_m)
     return tile.block_m // tile.block_n * rows * (rows + 1) // 2
 
 
 def tiles_of_product(rows: int, columns: int, tile: Tile) -> int:
-    """Programs of one product of that shape."""
+    """Return the programs that compute one product (rows, columns)."""
     return -(-rows // tile.block_m) * -(-columns // tile.block_n)
 
 
 def symmetric_tile(side: int, batch: int, dtype: torch.dtype) -> Tile:
-    """For `batch` symmetric results of `side` rows: the largest tile that gives every processor one."""
+    """Return the largest tile of which `batch` symmetric results of `side` rows give every processor one."""
     if dtype == torch.float32:
         return FLOAT32
     return next((t for t in SYMMETRIC if batch * tiles_of_triangle(side, t) >= NUM_PROCESSORS), SYMMETRIC[-1])
 
 
 def product_tile(rows: int, columns: int, batch: int, dtype: torch.dtype, table: tuple[Tile, ...] = PRODUCT) -> Tile:
-    """For `batch` results of that shape: the largest tile of `table` that gives every processor one."""
+    """Return the largest tile of `table` of which `batch` results (rows, columns) give every processor one."""
     if dtype == torch.float32:
         return FLOAT32
     return next((t for t in table if batch * tiles_of_product(rows, columns, t) >= NUM_PROCESSORS), table[-1])
 
 
 def matrices_at_once(rows: int, columns: int) -> int:
-    """How many matrices of a bucket share one launch: enough for eight rounds of the GPU in the symmetric product.
+    """Return how many matrices of a bucket share one launch: eight rounds of the GPU in the symmetric product.
 
     More would only need a larger workspace.
     """

@@ -40,7 +40,7 @@ TRITON_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bflo
 
 
 def aligned_columns(columns: int) -> int:
-    """Elements of a row in memory, for 16 bytes in any dtype; triton 3.5 asks for 16 elements."""
+    """Return the elements of a row in memory, for 16 bytes in any dtype; triton 3.5 asks for 16 elements."""
     return -(-columns // 16) * 16
 
 
@@ -50,18 +50,18 @@ def is_interpreted() -> bool:
 
 
 def storage_dtype(rows: int, columns: int, half: torch.dtype) -> torch.dtype:
-    """Of matrices of that shape between products."""
+    """Return the dtype of matrices (rows, columns) between products."""
     return torch.float32 if min(rows, columns) < SMALLEST_HALF_SIDE else half
 
 
 def _buffer_sizes(batch: int, rows: int, columns: int) -> list[int]:
-    """Elements of a workspace's buffers: X twice, and four squares."""
+    """Return the elements of each buffer of a workspace: X twice, and four squares."""
     side = min(rows, columns)
     return [batch * rows * aligned_columns(columns)] * 2 + [batch * side * aligned_columns(side)] * 4
 
 
 def workspace_bytes(batch: int, rows: int, columns: int, half: torch.dtype) -> int:
-    """Memory of a workspace for `batch` matrices of that shape."""
+    """Return the bytes of a workspace for `batch` matrices (rows, columns)."""
     return sum(_buffer_sizes(batch, rows, columns)) * storage_dtype(rows, columns, half).itemsize
 
 
@@ -77,7 +77,7 @@ class Source:
 
 
 class Workspace(GramForm):
-    """For at most `batch` matrices of shape (rows, columns)."""
+    """Buffers for at most `batch` matrices of shape (rows, columns), and the kernels on them."""
 
     def __init__(
         self,
