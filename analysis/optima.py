@@ -6,7 +6,7 @@ that a lucky seed wins nothing (`analysis.seeds` says which seeds choose and whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,52 +60,67 @@ def find_optima(study: Study) -> Optima:
         **{name: (name, "first") for name in TUNED},
     )
     settings = losses.means.join(settings).reset_index()
-    tried = study.runs.groupby(POINT, observed=True)
-    rows = []
-    for key, group in settings.groupby(POINT, sort=True, observed=True):
-        everything = tried.get_group(key)
-        winner = group.iloc[int(group["selection_loss"].to_numpy().argmin())].to_dict()
-        winner["settings"] = everything["hyper_parameters"].nunique()
-        winner["diverged"] = int(everything["diverged"].sum())
-        winner["edges"] = edges_of(winner, everything)
-        winner["single"] = [n for n in TUNED if _values(everything[n]) == 1]
-        plateau = group[group["selection_loss"] <= PLATEAU * winner["selection_loss"]]
-        winner["plateau_lr"] = (float(plateau["lr"].min()), float(plateau["lr"].max()))
-        rows.append(winner)
-    points = pd.DataFrame(rows)
+    points = _best_at_each_batch(settings, study.runs)
     chosen = points.loc[points.groupby(["series", *SCALE], observed=True)["selection_loss"].idxmin()]
     best = chosen.sort_values(["series", *SCALE]).reset_index(drop=True)
-    best["batch_edge"] = [_batch_edge(row, points) for row in best.to_dict("records")]
     best["seed_losses"] = _losses_by_seed(best, losses.by_seed)
     logs = np.log(losses.by_seed.set_index(SETTING)["loss"])
     repeated = logs.groupby(level=SETTING, observed=True).agg(["count", "var"])
     several = repeated[repeated["count"] > 1]
     pooled = float(np.sqrt(np.average(several["var"], weights=several["count"] - 1))) if len(several) else None
-    return Optima(settings, points.reset_index(drop=True), best, pooled, len(several))
+    return Optima(settings, points, best, pooled, len(several))
+
+
+def _best_at_each_batch(settings: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a point, with what was tried there (`settings`, `diverged`), `edges`, `plateau_lr` and `batch_edge`."""
+    lowest = settings.groupby(POINT, observed=True)["selection_loss"]
+    good = settings[settings["selection_loss"] <= PLATEAU * lowest.transform("min")]
+    tried = runs.astype(dict.fromkeys(TUNED, float)).groupby(POINT, observed=True).agg(
+        settings=("hyper_parameters", "nunique"),
+        diverged=("diverged", "sum"),
+        **{f"{name} low": (name, "min") for name in TUNED},
+        **{f"{name} high": (name, "max") for name in TUNED},
+    )  # fmt: skip
+    plateau = good.astype({"lr": float}).groupby(POINT, observed=True)["lr"].agg(["min", "max"])
+    points = settings.loc[lowest.idxmin()].set_index(POINT).join(tried).join(plateau).sort_index().reset_index()
+    points["plateau_lr"] = list(zip(points["min"], points["max"], strict=True))
+    points["edges"] = pd.Series([edges_of(row) for row in points.to_dict("records")], dtype=object)
+    points["batch_edge"] = _batch_edges(points)
+    ends = [f"{name} {end}" for name in TUNED for end in ("low", "high")]
+    return points.drop(columns=["min", "max", *ends])
+
+
+def edges_of(row: Mapping[Any, Any]) -> list[str]:
+    """`lr low` and the like: hyper-parameters whose best value is the smallest or largest tried at this batch.
+
+    `row` has each hyper-parameter and, under `lr low` and `lr high`, its smallest and largest value.
+    """
+    edges = []
+    for name in TUNED:
+        low, high = row[f"{name} low"], row[f"{name} high"]
+        if low < high and row[name] in (low, high):
+            edges.append(f"{name} low" if row[name] == low else f"{name} high")
+    return edges
+
+
+def _batch_edges(points: pd.DataFrame) -> pd.Series[Any]:
+    """Whether a batch is the smallest or the largest tried at its scale."""
+    batch = points["global_batch_tokens"]
+    groups = batch.groupby([points[name] for name in ("series", *SCALE)], observed=True)
+    low, high = groups.transform("min"), groups.transform("max")
+    edges = pd.Series(None, index=points.index, dtype=object)
+    edges[batch == high] = "high"
+    edges[batch == low] = "low"
+    edges[low == high] = "only one batch"
+    return edges
 
 
 def _losses_by_seed(best: pd.DataFrame, by_seed: pd.DataFrame) -> pd.Series[Any]:
     """The losses shown of each row, by seed."""
-    shown = by_seed[by_seed["shown"]].set_index(SETTING).sort_index()
-    out: list[Any] = []
-    for key in best[SETTING].itertuples(index=False, name=None):
-        rows = shown.loc[[key]]
-        out.append(dict(zip(rows["seed"].tolist(), rows["loss"].tolist(), strict=True)))
-    return pd.Series(out, index=best.index, dtype=object)
-
-
-def edges_of(winner: dict[Any, Any], tried: pd.DataFrame) -> list[str]:
-    """`lr low` and the like: hyper-parameters whose best value is the smallest or largest tried at this batch."""
-    edges = []
-    for name in TUNED:
-        values = sorted(v for v in tried[name].unique().tolist() if not pd.isna(v))
-        if len(values) < 2:
-            continue
-        if winner[name] == values[0]:
-            edges.append(f"{name} low")
-        elif winner[name] == values[-1]:
-            edges.append(f"{name} high")
-    return edges
+    numbered = best[SETTING].assign(row=range(len(best)))
+    shown = by_seed[by_seed["shown"]].merge(numbered, on=SETTING).groupby("row", sort=True)
+    losses = [dict(zip(rows["seed"].tolist(), rows["loss"].tolist(), strict=True)) for _, rows in shown]
+    return pd.Series(losses, index=best.index, dtype=object)
 
 
 def main_budget(best: pd.DataFrame) -> float:
@@ -113,21 +128,3 @@ def main_budget(best: pd.DataFrame) -> float:
     sizes = best.groupby("tokens_per_parameter")["num_params"].nunique()
     points = best.groupby("tokens_per_parameter").size()
     return float(max(sizes.index, key=lambda budget: (sizes[budget], points[budget], -abs(budget - 20))))
-
-
-def _values(column: Sequence[Any] | pd.Series[Any]) -> int:
-    return int(pd.Series(column).dropna().nunique())
-
-
-def _batch_edge(row: dict[Any, Any], points: pd.DataFrame) -> str | None:
-    """Whether the best batch is the smallest or the largest tried."""
-    same = points[
-        (points["series"] == row["series"])
-        & (points["num_params"] == row["num_params"])
-        & (points["tokens_per_parameter"] == row["tokens_per_parameter"])
-    ]["global_batch_tokens"]
-    if same.nunique() < 2:
-        return "only one batch"
-    if row["global_batch_tokens"] == same.min():
-        return "low"
-    return "high" if row["global_batch_tokens"] == same.max() else None
