@@ -1,6 +1,6 @@
-"""Reading shuffled sequences of 2,048 tokens from shards: how many tokens a second, and is it enough for an H100?
+"""Reading shuffled sequences of 2,048 tokens from prepared data: tokens a second, and is it enough for an H100?
 
-In turns, on the same shards of 32-bit tokens: the trainer's `TrainingData`; torch's `DataLoader` over the same shards
+In turns, on the same files of 32-bit tokens: the trainer's `TrainingData`; torch's `DataLoader` over the same files
 with no process of its own and with one (a map-style dataset, its own shuffle, default collation); and the floor, a
 plain copy of as many tokens from memory to 64-bit numbers. Every page is in memory: what a disk or a network adds is
 not measured here. Consumption is worked out: tokens a second of an H100 at 45% of its bfloat16 peak, 6N flops a token.
@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 from muloco_runner.config import DataConfig, ModelConfig, RunConfig
 from muloco_runner.data.batches import TrainingData
 from muloco_runner.data.corpus import load_corpus
-from muloco_runner.data.prepared.input_chunk import ShardWriter
-from muloco_runner.data.prepared.manifest import Manifest, Shard, SplitManifest, TokenizerManifest
-from muloco_runner.data.prepared.read import ShardedSplit
+from muloco_runner.data.prepared.input_chunk import TokenWriter
+from muloco_runner.data.prepared.manifest import Manifest, SplitManifest, TokenFiles, TokenizerManifest
+from muloco_runner.data.prepared.read import PreparedSplit
 from muloco_runner.training.mfu import peak_flops_by_name
 
 LENGTH = 2048
@@ -39,14 +39,14 @@ MFU = 0.45
 PUBLISHED = {"150m": 150_616_064, "416m": 416_862_208, "914m": 914_343_936}
 
 
-def write_shards(folder: Path, num_tokens: int, num_shards: int) -> None:
+def write_prepared(folder: Path, num_tokens: int, num_files: int) -> None:
     """Random tokens of a vocabulary of 128,256 in documents of a thousand tokens on average."""
     generator = np.random.default_rng(0)
-    shards, written = [], 0
-    for number in range(num_shards + 1):
-        name = f"train-{number:05d}" if number < num_shards else "validation-00000"
-        wanted = num_tokens // num_shards if number < num_shards else 4 * LENGTH
-        with ShardWriter(folder / name, np.dtype("<u4")) as writer:
+    files, written = [], 0
+    for number in range(num_files + 1):
+        name = f"train-{number:05d}" if number < num_files else "validation-00000"
+        wanted = num_tokens // num_files if number < num_files else 4 * LENGTH
+        with TokenWriter(folder / name, np.dtype("<u4")) as writer:
             left = wanted
             while left:
                 size = min(left, int(generator.exponential(1000)) + 1)
@@ -54,9 +54,9 @@ def write_shards(folder: Path, num_tokens: int, num_shards: int) -> None:
                 left -= size
             part = writer.close()
         written += part.pop("num_bytes")
-        shards.append(Shard(**part))
+        files.append(TokenFiles(**part))
     splits = []
-    for group in (shards[:-1], shards[-1:]):
+    for group in (files[:-1], files[-1:]):
         tokens, documents = sum(s.num_tokens for s in group), sum(s.num_documents for s in group)
         splits.append(SplitManifest(tokens, documents, 4 * tokens, group))
     manifest = Manifest(128_256, "uint32", TokenizerManifest("bytes"), *splits, options={}, inputs=[])
@@ -67,7 +67,7 @@ def write_shards(folder: Path, num_tokens: int, num_shards: int) -> None:
 class Sequences(Dataset[tuple[Tensor, Tensor]]):
     """What people write: one item a sequence."""
 
-    def __init__(self, split: ShardedSplit) -> None:
+    def __init__(self, split: PreparedSplit) -> None:
         self.split = split
 
     def __len__(self) -> int:
@@ -86,18 +86,18 @@ def endless(loader: DataLoader[tuple[Tensor, Tensor]]) -> Iterator[object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=64_000_000)
-    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--files", type=int, default=8)
     parser.add_argument("--batches", type=int, default=100, help="of 32 sequences, in one turn")
     parser.add_argument("--turns", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
-        write_shards(folder, arguments.tokens, arguments.shards)
+        write_prepared(folder, arguments.tokens, arguments.files)
         run = RunConfig(ModelConfig(), DataConfig("prepared", str(folder)), global_batch_tokens=BATCH * LENGTH)
         data = TrainingData(load_corpus(run.data), run, torch.device("cpu"))
         split = data.split
-        assert isinstance(split, ShardedSplit)
+        assert isinstance(split, PreparedSplit)
         tokens = split.read(0, split.num_tokens)
         steps = iter(range(10**9))
         loaders = [
@@ -125,7 +125,7 @@ def main() -> None:
                 if turn:  # the first one warms up
                     speeds[name].append(arguments.batches * BATCH * LENGTH / (time.perf_counter() - began))
     ours = statistics.median(speeds["TrainingData"])
-    table = Table(title=f"{arguments.tokens:,} tokens, {arguments.shards} shards", box=None, title_justify="left")
+    table = Table(title=f"{arguments.tokens:,} tokens, {arguments.files} files", box=None, title_justify="left")
     for name in ("reader", "million tokens/s", "least", "most", "TrainingData is"):
         table.add_column(name, justify="left" if name == "reader" else "right")
     for name, values in speeds.items():

@@ -179,17 +179,17 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
     from muloco_runner.training.progress import show_progress
 
     app = to_app_config(tree)
-    run, place = app.run, process_rank()
+    run, process = app.run, process_rank()
     check_device(app.execution.device)
-    device = choose_device(app.execution.device, place)
+    device = choose_device(app.execution.device, process)
     choose_backend(app.execution.muon_backend, device)
     choose_attention(app.execution.attention, run.model.head_width, device)
     emulated_link(app.execution, device.type)
-    Topology(run.num_workers, place.rank, place.num_ranks).check(run)
+    Topology(run.num_workers, process.rank, process.num_ranks).check(run)
     folder = RunFolder.of(app.root, run.run_id)
     check_same_data(folder, check_can_run(run))
     folder.write_config(run.to_dict())
-    is_main = place.rank == 0
+    is_main = process.rank == 0
     with show_progress(run, enabled=is_main) as on_record:
         code = run_job(folder, app.execution, next_attempt(folder), on_record)
     result = folder.read_result()

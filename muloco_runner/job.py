@@ -1,4 +1,4 @@
-"""One attempt at one run: the folder it works in, the signals it obeys, and the exit code it ends with.
+"""One attempt at one run: the folder it works in, the signals that stop it, and the exit code it ends with.
 
     python -m muloco_runner.job RESULTS/runs/RUN_ID --attempt 2
 
@@ -103,25 +103,30 @@ def _attempt(
     from muloco_runner.training.session import Session
     from muloco_runner.training.wandb_sink import wandb_sink
 
-    place = process_rank()
-    device = choose_device(execution.device, place)
-    sharded = choose_placement_on(device, run, execution, place.num_ranks).sharded
+    process = process_rank()
+    device = choose_device(execution.device, process)
+    sharded = choose_placement_on(device, run, execution, process.num_ranks).sharded
     with (
-        _sole_user(folder, place),
+        _exclusive_use(folder, process),
         joined_ranks(
-            place, run.num_workers, device, folder.attempt_dir(attempt), sharded, emulated_link(execution, device.type)
+            process,
+            run.num_workers,
+            device,
+            folder.attempt_dir(attempt),
+            sharded,
+            emulated_link(execution, device.type),
         ) as communicator,
         wandb_sink(
-            run, execution.wandb_project if place.rank == 0 else None, folder.attempt_dir(attempt)
-        ) as also_on_record,
+            run, execution.wandb_project if process.rank == 0 else None, folder.attempt_dir(attempt)
+        ) as send_to_wandb,
     ):
         corpus = check_can_run(run)
 
-        def tell_all(record: StepRecord) -> None:
+        def report(record: StepRecord) -> None:
             on_record(record)
-            also_on_record(record)
+            send_to_wandb(record)
 
-        session = Session(folder, execution, communicator, device, attempt, should_stop, tell_all, versions())
+        session = Session(folder, execution, communicator, device, attempt, should_stop, report, versions())
         _open_record(run, folder, corpus, communicator, attempt)
         trainer = Trainer(run, corpus, session)
         trainer.metrics.write_status("starting")
@@ -156,11 +161,11 @@ def check_can_run(run: RunConfig) -> Corpus:
 
 
 def check_same_data(folder: RunFolder, corpus: Corpus) -> None:
-    """A run that was begun on other data than `corpus` raises `ConfigError`."""
+    """A run that was started on other data than `corpus` raises `ConfigError`."""
     header = folder.read_header()
     if header is not None and header.corpus_hash != corpus.content_hash:
         raise ConfigError(
-            f"{folder.path} was begun on data {header.corpus_hash}, the data here is {corpus.content_hash}: "
+            f"{folder.path} was started on data {header.corpus_hash}, the data there is now is {corpus.content_hash}: "
             "point data.path at the first data, or choose another root"
         )
 
@@ -177,11 +182,11 @@ def preload_for(folder: RunFolder) -> None:
         check_can_run(run)
         baselines(run.data)
     except (ConfigError, RecordError):
-        return  # the run itself will say so, where it is heard
+        return  # the run itself will report it
 
 
 def versions() -> dict[str, str]:
-    """Of what decides a run's numbers."""
+    """Versions of the packages that decide a run's numbers."""
     found = {"python": platform.python_version()}
     for package in ("torch", "numpy", "muloco-sweeps"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -224,9 +229,9 @@ def _open_record(run: RunConfig, folder: RunFolder, corpus: Corpus, communicator
 
 
 @contextlib.contextmanager
-def _sole_user(folder: RunFolder, place: ProcessRank) -> Iterator[None]:
-    """Holds the folder's lock, which the kernel lets go when the process dies, on the first rank."""
-    if place.rank != 0:
+def _exclusive_use(folder: RunFolder, process: ProcessRank) -> Iterator[None]:
+    """Holds the folder's lock on the first rank; the kernel releases it when the process dies."""
+    if process.rank != 0:
         yield
         return
     with open(folder.path / ".lock", "a") as file:
@@ -239,16 +244,16 @@ def _sole_user(folder: RunFolder, place: ProcessRank) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stop_requests(execution: ExecutionConfig, started_at: float) -> Iterator[Callable[[], bool]]:
-    """A question that is answered yes after a stop signal or past the deadline."""
+    """Yields a function that returns True after a stop signal or past the deadline."""
     received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record_signal(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in received:
             raise KeyboardInterrupt
         received.append(number)
 
     deadline = float("inf") if execution.wall_minutes is None else started_at + 60 * execution.wall_minutes
-    before = {number: signal.signal(number, note) for number in _STOP_SIGNALS}
+    before = {number: signal.signal(number, record_signal) for number in _STOP_SIGNALS}
     try:
         yield lambda: bool(received) or time.monotonic() > deadline
     finally:
@@ -289,7 +294,7 @@ def _first_cause(attempt_dir: Path, cause: str) -> str:
 
 
 def _report_failure(folder: RunFolder, attempt: int, code: ExitCode, cause: str) -> None:
-    """The last heartbeat, with the ending put in its place. A full disk must not hide the exit code."""
+    """Writes the last heartbeat again as a failure. A full disk must not hide the exit code."""
     with contextlib.suppress(OSError, RecordError):
         status = folder.read_status() or RunStatus(folder.run_id, "failed")
         status.state, status.attempt = "failed", attempt

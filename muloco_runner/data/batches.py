@@ -69,14 +69,14 @@ class TrainingData:
         return self.sequence_numbers(first, share) * self.length
 
     def sequence_numbers(self, first: int, count: int) -> NDArray[np.int64]:
-        """Which sequences stand at places first .. first+count of the endless shuffled stream."""
-        places = np.arange(first, first + count, dtype=np.int64)
-        epochs = places // self.num_sequences
-        numbers = np.empty_like(places)
+        """Numbers of the sequences at positions first .. first+count of the endless shuffled stream."""
+        positions = np.arange(first, first + count, dtype=np.int64)
+        epochs = positions // self.num_sequences
+        numbers = np.empty_like(positions)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
+            in_epoch = epochs == epoch
             key = (self.run.seed << 32) + int(epoch)
-            numbers[here] = permute(places[here] % self.num_sequences, self.num_sequences, key)
+            numbers[in_epoch] = permute(positions[in_epoch] % self.num_sequences, self.num_sequences, key)
         return numbers
 
 
@@ -89,13 +89,13 @@ def validation_batch(corpus: Corpus, run: RunConfig, device: torch.device) -> Ba
     return _gather(split, np.arange(count, dtype=np.int64) * length, length, device)
 
 
-def permute(places: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:
-    """A keyed bijection of 0 .. size-1, applied to `places`: a Feistel network walked until it lands inside."""
+def permute(indices: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:
+    """A keyed bijection of 0 .. size-1, applied to `indices`: a Feistel network walked until it lands inside."""
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half_bits) - 1)
     shift = np.uint64(half_bits)
     round_keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
-    values = places.astype(np.uint64)
+    values = indices.astype(np.uint64)
     outside = np.ones(len(values), dtype=bool)
     while outside.any():
         left, right = values[outside] >> shift, values[outside] & mask

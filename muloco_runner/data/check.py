@@ -26,6 +26,6 @@ def check_vocabulary(run: RunConfig, vocab_size: int) -> None:
 def check_data_path(data: DataConfig) -> None:
     """A path that is not there, or holds no prepared data where it should, raises `ConfigError`."""
     if data.path is not None and not Path(data.path).exists():
-        raise ConfigError(f"data.path={data.path!r}: no such file or folder here: correct data.path")
+        raise ConfigError(f"data.path={data.path!r}: no such file or folder on this machine: correct data.path")
     if data.source == "prepared":
         read_manifest(Path(str(data.path)))

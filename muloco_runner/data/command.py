@@ -31,7 +31,7 @@ _PREPARE = """\
 Reads .jsonl (.json, .ndjson), .parquet and any other file as text, .gz and .zst too, and writes tokens with document
 boundaries, a held-out share for validation chosen by content, and a manifest. Memory stays bounded by the longest
 document. Interrupted or killed, the same command continues. Exit codes: 0 done, 2 a mistake in the command or in the
-input, told in one line.
+input, reported in one line.
 """
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -88,7 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("--processes", type=int, metavar="N", help="default: one for each core")
     prepare.add_argument(
-        "--shard-megabytes", type=int, default=256, metavar="N", help="input for one shard; default 256"
+        "--chunk-megabytes",
+        "--shard-megabytes",  # its earlier name
+        type=int,
+        default=256,
+        metavar="N",
+        help="input read at a time by one process, which becomes one pair of files; default 256",
     )
     prepare.set_defaults(run=_prepare)
     inspect = commands.add_parser("inspect", help="what a prepared folder holds", formatter_class=raw)
@@ -101,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from muloco_runner.data.prepared.input_chunk import Options
+    from muloco_runner.data.prepared.input_chunk import PrepareOptions
     from muloco_runner.data.prepared.inputs import find_files
     from muloco_runner.data.prepared.prepare import prepare
 
@@ -109,18 +114,18 @@ def _prepare(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--validation-fraction {arguments.validation_fraction}: must lie between 0 and 1")
     cores = len(os.sched_getaffinity(0))
     processes = cores if arguments.processes is None else arguments.processes
-    for name, value in (("--processes", processes), ("--shard-megabytes", arguments.shard_megabytes)):
+    for name, value in (("--processes", processes), ("--chunk-megabytes", arguments.chunk_megabytes)):
         if value < 1:
             raise ConfigError(f"{name} {value}: must be at least 1")
     files = find_files(arguments.inputs, arguments.format)
-    options = Options(
+    options = PrepareOptions(
         tokenizer=arguments.tokenizer,
         end_of_document=arguments.end_of_document,
         column=arguments.column,
         validation_fraction=arguments.validation_fraction,
         bad_documents=arguments.bad_documents,
         by_file=arguments.documents == "file" or (arguments.documents is None and len(files) > 1),
-        shard_bytes=arguments.shard_megabytes * 2**20,
+        chunk_bytes=arguments.chunk_megabytes * 2**20,
     )
     with _progress(sum(file.size for file in files)) as on_bytes:
         manifest = prepare(files, arguments.out, options, processes, on_bytes)
@@ -133,7 +138,7 @@ def _summary(manifest: Manifest) -> Iterator[str]:
     for name, split in (("train", manifest.train), ("validation", manifest.validation)):
         yield (
             f"{name:11}{split.num_tokens:>15,} tokens {split.num_documents:>11,} documents "
-            f"{split.num_bytes:>15,} bytes {len(split.shards):>5} shards"
+            f"{split.num_bytes:>15,} bytes {len(split.files):>5} files"
         )
     tokenizer = manifest.tokenizer
     end = f", each document ends with {tokenizer.end_of_document}" if tokenizer.end_of_document else ""
@@ -143,7 +148,7 @@ def _summary(manifest: Manifest) -> Iterator[str]:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from muloco_runner.data.prepared.read import ShardedSplit
+    from muloco_runner.data.prepared.read import PreparedSplit
     from muloco_runner.data.prepared.tokenizer import Bytes, HuggingFace
 
     folder = arguments.folder
@@ -158,7 +163,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         print("every file is as it was written")
     is_bytes = manifest.tokenizer.kind == "bytes"
     tokenizer: Tokenizer = Bytes() if is_bytes else HuggingFace(folder / "tokenizer.json")
-    split = ShardedSplit(folder, getattr(manifest, arguments.split), manifest.dtype)
+    split = PreparedSplit(folder, getattr(manifest, arguments.split), manifest.dtype)
     for number in range(min(arguments.samples, split.num_documents)):
         # Evenly over the split, so that every kind of input is likely to be seen.
         start, end = split.document(number * split.num_documents // arguments.samples)

@@ -1,7 +1,7 @@
 """A corpus: the tokens of many documents, split into training and validation by document, and its content hash.
 
 Two sources need neither download nor preparation: `python_source` (the interpreter's own standard library) and `text`
-(any files), both as bytes and in memory. `shards` is what `muloco-data prepare` wrote, read from disk as it is needed.
+(any files), both as bytes and in memory. `prepared` is what `muloco-data prepare` wrote, read from disk as needed.
 Standard library and numpy only.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from muloco_runner.config import ConfigError, DataConfig
 from muloco_runner.data.check import check_data_path
 from muloco_runner.data.prepared.manifest import read_manifest
-from muloco_runner.data.prepared.read import ShardedSplit
+from muloco_runner.data.prepared.read import PreparedSplit
 
 BYTE_VOCABULARY = 256
 # Test data is no prose, and vendored packages are no part of the language's own library.
@@ -39,8 +39,8 @@ class Split(Protocol):
         """Tokens start .. start+count, shape (count,)."""
 
     def gather(self, starts: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of the sequences that begin at `starts`: their tokens and the one after each, shape (B, T+1), and the number
-        of the document that holds each token, shape (B, T)."""
+        """Tokens of the sequences that begin at `starts`, and the one after each, shape (B, T+1); the number of the
+        document of each token, shape (B, T)."""
 
     def will_need(self, starts: NDArray[np.int64], length: int) -> None:
         """Sequences that will be gathered soon: they may be fetched meanwhile."""
@@ -68,7 +68,7 @@ class LoadedSplit:
         return self.tokens[offsets].astype(np.int64), documents
 
     def will_need(self, starts: NDArray[np.int64], length: int) -> None:
-        pass  # it is there
+        pass  # everything is in memory
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Corpus:
 @functools.cache
 def _load(source: str, path: str | None, validation_fraction: float) -> Corpus:
     if source == "prepared":
-        return _shards(Path(str(path)))
+        return _prepared(Path(str(path)))
     documents = _python_source() if source == "python_source" else _text_files(Path(str(path)))
     train: list[bytes] = []
     held_out: list[tuple[bytes, bytes]] = []
@@ -116,11 +116,11 @@ def load_corpus(data: DataConfig) -> Corpus:
     return _load(data.source, data.path, data.validation_fraction)
 
 
-def _shards(folder: Path) -> Corpus:
+def _prepared(folder: Path) -> Corpus:
     manifest = read_manifest(folder)
     return Corpus(
-        ShardedSplit(folder, manifest.train, manifest.dtype),
-        ShardedSplit(folder, manifest.validation, manifest.dtype),
+        PreparedSplit(folder, manifest.train, manifest.dtype),
+        PreparedSplit(folder, manifest.validation, manifest.dtype),
         manifest.vocab_size,
         manifest.content_hash,
         manifest.validation.num_bytes / manifest.validation.num_tokens,
@@ -157,7 +157,7 @@ def _read(root: Path, files: Iterable[Path]) -> list[tuple[str, bytes]]:
 
 _LARGEST_COUNTED_VOCABULARY = 1024
 _MOST_COUNTED_TOKENS = 2**26
-"""Of the training text; frequencies of a byte vocabulary do not change after that."""
+"""Tokens of the training text that are counted at most: frequencies of a byte vocabulary do not change after that."""
 
 
 @functools.cache

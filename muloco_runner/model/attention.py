@@ -30,14 +30,14 @@ def choose_attention(name: str, head_width: int, device: torch.device) -> str:
         return "flex" if flex_fits else "sdpa"
     if name == "flex" and not flex_fits:
         raise ConfigError(
-            f"execution.attention=flex needs a GPU and a head width of {_SMALLEST_FLEX_HEAD} or more, here are "
+            f"execution.attention=flex needs a GPU and a head width of {_SMALLEST_FLEX_HEAD} or more, given are "
             f"{device.type} and {head_width}: use sdpa or auto"
         )
     return name
 
 
 def block_causal_mask(documents_BT: Tensor) -> Tensor:
-    """True where a position may look: not ahead, and not into another document. Shape (B, 1, T, T)."""
+    """True where a position may attend: not ahead, and not to another document. Shape (B, 1, T, T)."""
     same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
     return same_BTT.tril_()[:, None]
 
@@ -47,16 +47,16 @@ def make_mask(documents_BT: Tensor | None, kind: str, dtype: torch.dtype) -> Mas
     if documents_BT is None:
         return None
     if kind == "sdpa":
-        # Added to the scores. Of truth values every layer would make, and keep, such a tensor of its own.
+        # Added to the scores. From booleans every layer would make, and keep, such a tensor of its own.
         hidden_B1TT = block_causal_mask(documents_BT).logical_not_()
         return torch.zeros_like(hidden_B1TT, dtype=dtype).masked_fill_(hidden_B1TT, -torch.inf)
 
-    def may_look(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def may_attend(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (documents_BT[batch, query] == documents_BT[batch, key])
 
     batch, length = documents_BT.shape
     mask: BlockMask = _compiled_on_gpus(create_block_mask, documents_BT.device.type)(
-        may_look, batch, None, length, length, device=documents_BT.device
+        may_attend, batch, None, length, length, device=documents_BT.device
     )
     return mask
 

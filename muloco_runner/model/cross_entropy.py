@@ -1,4 +1,4 @@
-"""The head's product and the cross-entropy as one function, in chunks of tokens: the logits never exist as a whole.
+"""The head's product and the cross-entropy as one function, in chunks of tokens: the full logits never exist.
 
 At a vocabulary of 128,256 the float32 logits of 16k tokens are 8.4 GB, and their gradient as much again. Here a chunk's
 logits become its share of both gradients at once, in the forward pass, and are dropped; the backward pass only scales.
@@ -19,15 +19,15 @@ from torch.autograd.function import once_differentiable
 from muloco_runner.model.logit_chunks import chunk_tokens
 
 LossAndGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Of logits (N, V) and targets (N, 1): the summed loss, float32, and its gradient by the logits, in their dtype."""
+"""Maps logits (N, V) and targets (N, 1) to the summed loss, float32, and its gradient by the logits, in their dtype."""
 
 
 def loss_and_gradient(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor]:
     """A `LossAndGradient` for running operation by operation: in place where it can be."""
-    dtype, wide_NV = logits_NV.dtype, logits_NV.float()
-    del logits_NV  # the caller has let go of it too: three of that size at once would be the peak of a step
-    log_probabilities_NV = wide_NV.log_softmax(dim=-1)
-    del wide_NV
+    dtype, logits32_NV = logits_NV.dtype, logits_NV.float()
+    del logits_NV  # the caller keeps none either: three of that size at once would be the peak of a step
+    log_probabilities_NV = logits32_NV.log_softmax(dim=-1)
+    del logits32_NV
     loss = -log_probabilities_NV.gather(1, targets_N1).sum()
     # d(-log p_t) / d logits = p - onehot(t)
     minus_one = torch.full_like(targets_N1, -1, dtype=loss.dtype)
@@ -36,11 +36,11 @@ def loss_and_gradient(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Tensor, Te
 
 def fusible_loss_and_gradient(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor]:
     """A `LossAndGradient` for the compiler, which makes two passes of it: nothing is read after it was scattered."""
-    wide_NV = logits_NV.float()
-    normaliser_N1 = wide_NV.logsumexp(dim=-1, keepdim=True)
-    loss = (normaliser_N1 - wide_NV.gather(1, targets_N1)).sum()
+    logits32_NV = logits_NV.float()
+    normaliser_N1 = logits32_NV.logsumexp(dim=-1, keepdim=True)
+    loss = (normaliser_N1 - logits32_NV.gather(1, targets_N1)).sum()
     hit_NV = torch.arange(logits_NV.shape[1], device=logits_NV.device) == targets_N1
-    return loss, ((wide_NV - normaliser_N1).exp() - hit_NV.float()).to(logits_NV.dtype)
+    return loss, ((logits32_NV - normaliser_N1).exp() - hit_NV.float()).to(logits_NV.dtype)
 
 
 def linear_cross_entropy(
@@ -82,17 +82,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         for start in range(0, len(x), chunk):
-            here = slice(start, start + chunk)
+            rows = slice(start, start + chunk)
             if not (need_x or need_weight):
-                total += F.cross_entropy((x[here] @ weight.T).float(), targets_N[here], reduction="sum")
+                total += F.cross_entropy((x[rows] @ weight.T).float(), targets_N[rows], reduction="sum")
                 continue
-            loss, logits_grad_NV = differentiate(x[here] @ weight.T, targets_N[here, None])
+            loss, logits_grad_NV = differentiate(x[rows] @ weight.T, targets_N[rows, None])
             total += loss
             if x_grad is not None:
-                torch.mm(logits_grad_NV, weight, out=x_grad[here])
+                torch.mm(logits_grad_NV, weight, out=x_grad[rows])
             if weight_grad is not None:
-                _add_product(weight_grad, logits_grad_NV.T, x[here])
-        # Kept as attributes, not as saved tensors: the backward pass takes them over and scales them in place.
+                _add_product(weight_grad, logits_grad_NV.T, x[rows])
+        # Kept as attributes, not as saved tensors: the backward pass owns them and scales them in place.
         ctx.gradients, ctx.dtypes = (x_grad, weight_grad), (x_ND.dtype, weight_VD.dtype)
         ctx.num_tokens = len(x)
         return total / len(x)
@@ -101,7 +101,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         if ctx.gradients is None:
-            raise RuntimeError("the gradient of linear_cross_entropy can be taken once: it is handed over, not kept")
+            raise RuntimeError("the gradient of linear_cross_entropy can be computed once: it is handed over, not kept")
         scale = loss_grad / ctx.num_tokens
         x_grad, weight_grad = (
             None if gradient is None else gradient.mul_(scale).to(dtype)
@@ -112,7 +112,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left right, where the sum may be wider than the factors."""
+    """total += left right, where the sum may have a higher precision than the factors."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:

@@ -35,7 +35,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # GPUs' autocast would widen the result, and with it the residual stream and queries and keys, but not values.
+        # GPUs' autocast would return float32, which the residual stream, queries and keys would become, but not values.
         with torch.autocast(x.device.type, enabled=False):
             return F.rms_norm(x, self.gain.shape, self.gain.to(x.dtype), self.eps)
 
@@ -152,7 +152,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Logits, or the mean cross-entropy in nats per token, computed in float32, where targets are given.
 
-        Without `documents_BT` each sequence is taken as one document.
+        Without `documents_BT` each sequence counts as one document.
         """
         length = tokens_BT.shape[1]
         x_BTD = self.embedding(tokens_BT)
@@ -175,7 +175,7 @@ class Transformer(nn.Module):
         self.sin_TK.copy_(sin_TK)
 
     def set_execution(self, attention: str, recompute: bool, compiled: bool) -> None:
-        """How blocks are computed; none of it changes what they compute.
+        """Chooses how blocks are computed; none of it changes what they compute.
 
         attention: a kernel's name from `choose_attention`; recompute: activations within a block are computed again in
         the backward pass; compiled: one compiled function, shared by all blocks, and the loss.
@@ -191,7 +191,7 @@ class Transformer(nn.Module):
         """Each parameter with its values under the study's rule, one at a time, always in one order.
 
         Embedding N(0, 1); matrices truncated normal, residual outputs shrunk by depth; head of standard deviation
-        D^-1/2 cut at 3 standard deviations; gains 1. Only shapes are read of the parameters.
+        D^-1/2 cut at 3 standard deviations; gains 1. Reads only the parameters' shapes.
         """
         yield self.embedding.weight, torch.empty(self.embedding.weight.shape).normal_(0.0, 1.0, generator=generator)
         for layer, block in enumerate(self.blocks):
@@ -209,7 +209,7 @@ class Transformer(nn.Module):
 
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    """For each shape anew: there are few, and code for any shape would take the place of that for training's."""
+    """Compiles for each shape anew: there are few, and code for any shape would replace that for training's."""
     # Blocks are small enough for DDP's overlap: splitting them further at its buckets would only undo fusions.
     torch._dynamo.config.optimize_ddp = False
     return torch.compile(function, dynamic=False)
@@ -221,7 +221,7 @@ def _truncated_normal(weight: Tensor, std: float, generator: torch.Generator) ->
 
 
 def empty_model(config: ModelConfig) -> Transformer:
-    """On the meta device: shapes, no values."""
+    """A model on the meta device: shapes, no values."""
     with torch.device("meta"):
         return Transformer(config)
 

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """A trainer's own word on how it ended: the one channel that no scheduler rewrites."""
+    """How a trainer ended, by its own report: the one channel that no scheduler rewrites."""
 
     FINISHED = 0
     """Also when the run diverged: that is a result, not a failure."""

@@ -75,15 +75,15 @@ class StepRecord:
     train_seconds: float | None = None
     """Training time of all attempts so far, without start-up, evaluation and checkpoints."""
     validation_loss: float | None = None
-    """Of the synchronised model."""
+    """Loss of the synchronised model on the held-out set."""
     local_validation_loss: float | None = None
     """Mean over the K local models, where they differ from the synchronised one."""
     pseudogradient_norm: float | None = None
     pseudogradient_cosine: float | None = None
     """Mean pairwise cosine between workers' pseudogradients at the last outer step."""
     bytes_sent: int | None = None
-    """By formula, the same for every placement: bytes of payloads that one worker has handed to the others so far, or
-    of gradients that one replica has handed to the average."""
+    """Computed, not measured, and the same on any number of ranks: bytes of payloads that one worker has sent to the
+    others so far, or of gradients that one replica has given to the average."""
     rank_bytes_sent: list[int] | None = None
     """Measured, by `collectives`' rule: all bytes that each rank has sent to others while training since the attempt
     began, what replicas share and bookkeeping included; absent on one rank."""
@@ -100,7 +100,7 @@ class StepRecord:
 
 @dataclass
 class RunStatus:
-    """Heartbeat of a live run; the last word of a dead one."""
+    """Heartbeat of a live run; the last state of a dead one."""
 
     run_id: str
     state: str
@@ -132,7 +132,7 @@ class RunResult:
     algorithm: str
     diverged: bool
     validation_loss: float | None
-    """Of the synchronised model on the fixed held-out set, nats per token; None when not finite."""
+    """Loss of the synchronised model on the fixed held-out set, nats per token; None when not finite."""
     local_validation_loss: float | None
     train_loss: float | None
     """Mean over the last 5% of steps."""
@@ -147,7 +147,7 @@ class RunResult:
     wall_seconds: float
     """From the first attempt's start to the end, queueing between attempts included."""
     bytes_sent: int
-    """By formula: bytes that one worker sent to synchronise, wherever it was trained (see `StepRecord`)."""
+    """Computed, not measured: bytes that one worker sent to synchronise (see `StepRecord`)."""
     corpus_hash: str
     attempts: int = 1
     num_ranks: int = 1
@@ -219,7 +219,7 @@ class RunFolder:
     # Reading
 
     def read_config(self) -> dict[str, Any]:
-        """What `RunConfig.from_dict` takes. A missing or damaged file raises `RecordError`."""
+        """The argument of `RunConfig.from_dict`. A missing or damaged file raises `RecordError`."""
         try:
             values = json.loads(self.config_file.read_text())
         except FileNotFoundError:
@@ -258,7 +258,7 @@ class RunFolder:
     def write_config(self, values: dict[str, Any]) -> None:
         """Makes the folder and says which run it is for. Written again only with the same values.
 
-        A place that cannot be written raises `ConfigError`.
+        A folder that cannot be written raises `ConfigError`.
         """
         try:
             if not self.config_file.exists():
@@ -349,7 +349,7 @@ def _read_json(path: Path, cls: type[Line]) -> Line | None:
 
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines that are whole JSON objects. A torn line can only be one that a killed writer left; it is passed over."""
+    """Lines that are complete JSON objects. A torn line can only be one that a killed writer left; it is skipped."""
     if not path.exists():
         return
     with open(path, encoding="utf-8", errors="replace") as file:

@@ -43,7 +43,7 @@ class _HashedFile:
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, hashlib.sha256()
         self.error: OSError | None = None
-        """What the file system said; torch's own error only says that something was not written."""
+        """The file system's error; torch's own only says that something was not written."""
 
     def write(self, content: bytes) -> int:
         self.digest.update(content)

@@ -1,4 +1,4 @@
-"""When a run's checkpoints are begun, and how an attempt starts from one and ends with one."""
+"""When a run's checkpoints are started, and how an attempt resumes from one and ends with one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Checkpointing:
         self._vote.start()
 
     def must_stop(self) -> bool:
-        """Called after a step. Before a yes a checkpoint is left; else one is begun when it is due."""
+        """Called after a step. Before a yes a checkpoint is left; else one is started when it is due."""
         stop, due, num_busy, num_failed = self._vote.result()
         if self.store.settle(num_busy, num_failed):
             self.metrics.write_status("running")

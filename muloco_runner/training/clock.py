@@ -1,4 +1,4 @@
-"""How long a run has trained: start-up, evaluation, records and checkpoints do not count, neither do their messages."""
+"""The time a run has trained: start-up, evaluation, records and checkpoints do not count, neither do their messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TrainingClock:
 
     def __init__(self, device: torch.device, traffic: Traffic) -> None:
         self.seconds = 0.0
-        """Up to the last pause, of all attempts."""
+        """Seconds up to the last pause, over all attempts."""
         self._device, self._traffic = device, traffic
         self._started_at = 0.0
         traffic.restart()

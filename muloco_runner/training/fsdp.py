@@ -1,4 +1,4 @@
-"""Replicas that each hold rows of every parameter; a block's are gathered when it is computed (torch's FSDP2)."""
+"""Replicas that each hold some rows of every parameter; a block's are gathered when it is computed (torch's FSDP2)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from muloco_runner.model.transformer import Transformer, empty_model
 from muloco_runner.training.micro_batches import LossOf, accumulate
 
 
-class Shards:
+class FsdpReplicas:
     """`precision` is that of gathered blocks; rows, gradients and their sums are float32.
 
     Embedding and head are gathered on their own. The embedding stays float32: its gradient adds up many tokens.
@@ -35,14 +35,14 @@ class Shards:
         model = empty_model(config)
         replicas = self.communicator.among_replicas
         mesh = DeviceMesh.from_group(replicas.group, device.type)
-        whole = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-        narrow = MixedPrecisionPolicy(self.precision, torch.float32, cast_forward_inputs=False)
-        # Everything is let go after its forward pass: what stayed gathered would miss a change of the rows.
+        float32 = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        low_precision = MixedPrecisionPolicy(self.precision, torch.float32, cast_forward_inputs=False)
+        # Everything is freed after its forward pass: what stayed gathered would miss a change of the rows.
         for block in model.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=narrow, reshard_after_forward=True)
-        fully_shard(model.embedding, mesh=mesh, mp_policy=whole, reshard_after_forward=True)
-        fully_shard(model.head, mesh=mesh, mp_policy=narrow, reshard_after_forward=True)
-        fully_shard(model, mesh=mesh, mp_policy=whole, reshard_after_forward=True)
+            fully_shard(block, mesh=mesh, mp_policy=low_precision, reshard_after_forward=True)
+        fully_shard(model.embedding, mesh=mesh, mp_policy=float32, reshard_after_forward=True)
+        fully_shard(model.head, mesh=mesh, mp_policy=low_precision, reshard_after_forward=True)
+        fully_shard(model, mesh=mesh, mp_policy=float32, reshard_after_forward=True)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_custom_all_gather(_GatheredRows(replicas))  # type: ignore[arg-type]
@@ -54,9 +54,9 @@ class Shards:
         model.fill_buffers()
         return model, [local_rows(parameter) for parameter in model.parameters()]
 
-    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
-        # Summed over the ranks after each micro-batch: kept back, they would accumulate whole on every rank.
-        loss = accumulate(worker.model, parts, loss_of, lambda last: contextlib.nullcontext())
+    def gradient(self, worker: Worker, micro_batches: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        # Summed over the ranks after each micro-batch: summed later, full gradients would accumulate on every rank.
+        loss = accumulate(worker.model, micro_batches, loss_of, lambda last: contextlib.nullcontext())
         for tensor, parameter in zip(worker.tensors, worker.model.parameters(), strict=True):
             tensor.grad = None if parameter.grad is None else local_rows(parameter.grad)
         return self.communicator.average_over_replicas(loss)
@@ -67,7 +67,7 @@ class Shards:
 
 
 class _Staging:
-    """FSDP's buffers, as torch's own `DefaultAllocMixin` makes them."""
+    """Allocates FSDP's buffers, as torch's own `DefaultAllocMixin` makes them."""
 
     def __init__(self, replicas: Collectives) -> None:
         self.replicas = replicas
@@ -77,7 +77,7 @@ class _Staging:
 
 
 class _GatheredRows(_Staging):
-    """How FSDP gathers a block's parameters."""
+    """Gathers a block's parameters."""
 
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
@@ -88,7 +88,7 @@ class _GatheredRows(_Staging):
 
 
 class _SummedRows(_Staging):
-    """How FSDP sums a block's gradients; each rank gets those of its rows."""
+    """Sums a block's gradients; each rank gets those of its rows."""
 
     def __call__(
         self,
@@ -104,6 +104,6 @@ class _SummedRows(_Staging):
 
 
 def local_rows(tensor: Tensor) -> Tensor:
-    """What this rank holds of a sharded tensor, in the same memory."""
+    """This rank's rows of a sharded tensor, in the same memory."""
     assert isinstance(tensor, DTensor)
     return tensor.to_local().detach()

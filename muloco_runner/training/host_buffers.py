@@ -33,6 +33,6 @@ class HostBuffers:
         return state
 
     def wait(self) -> None:
-        """Until all copies have arrived."""
+        """Waits until all copies are complete."""
         if self._pinned:
             torch.cuda.synchronize()

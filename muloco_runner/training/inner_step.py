@@ -15,7 +15,7 @@ from muloco_runner.training.replicas import Replicas
 
 
 class InnerStep:
-    """The same for every worker of this rank. `micro_batch_sequences` go through the model at once."""
+    """Steps every worker of this rank. `micro_batch_sequences` go through the model at once."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class InnerStep:
         return loss, norm
 
     def shrink_to_memory(self, worker: Worker) -> None:
-        """Halves the micro-batch until one fits, once and on all ranks alike: an estimate is checked by trying.
+        """Halves the micro-batch until one fits, once and alike on all ranks: an estimate is checked by trying.
 
-        Not where replicas shard the model: there a pass needs all of them, and one without memory would leave the
-        others waiting.
+        Not under FSDP: there a forward pass needs all replicas, and one that runs out of memory would leave the others
+        waiting.
         """
         if self.communicator.sharded:
             return
@@ -72,7 +72,7 @@ class InnerStep:
         return mean_loss(model, batch, DTYPES[self.run.precision])
 
     def _clip_gradient(self, worker: Worker) -> Tensor:
-        """Scales the gradient down to `gradient_clip_norm`; its norm before."""
+        """Scales the gradient down to `gradient_clip_norm`; returns its norm before."""
         norm = self.replicas.gradient_norm(worker)
         nn.utils.clip_grads_with_norm_(worker.tensors, self.run.gradient_clip_norm, norm)
         return norm

@@ -11,7 +11,7 @@ import torch
 from muloco_runner.config import RunConfig
 
 # Dense peaks from the vendor's data sheets, FLOP/s: bfloat16 on tensor cores, float32 outside of them. The first name
-# found as words of the device's own name counts, so the longer names stand first.
+# found in the device's own name counts, so the longer names come first.
 _PEAKS: tuple[tuple[str, float, float], ...] = (
     ("GB200", 2.5e15, 80e12),
     ("B200", 2.25e15, 75e12),

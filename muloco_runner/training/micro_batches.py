@@ -1,4 +1,4 @@
-"""A replica's passes over its micro-batches."""
+"""Gradient accumulation over a replica's micro-batches."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ LossOf = Callable[[nn.Module, Batch], Tensor]
 
 def accumulate(
     module: nn.Module,
-    parts: Sequence[Batch],
+    micro_batches: Sequence[Batch],
     loss_of: LossOf,
-    summing: Callable[[bool], contextlib.AbstractContextManager[None]],
+    context: Callable[[bool], contextlib.AbstractContextManager[None]],
 ) -> Tensor:
-    """Adds each part's share of the gradient to the parameters' `grad`; `summing(last)` surrounds each pass."""
-    sequences = sum(len(part) for part in parts)
+    """Adds each micro-batch's share of the mean gradient to the parameters' `grad`; returns the mean loss (0-D).
+
+    `context(last)` surrounds each forward and backward pass.
+    """
+    sequences = sum(len(micro_batch) for micro_batch in micro_batches)
     total: Tensor | None = None
-    for number, part in enumerate(parts):
-        with summing(number == len(parts) - 1):
-            loss = loss_of(module, part) * (len(part) / sequences)
+    for number, micro_batch in enumerate(micro_batches):
+        with context(number == len(micro_batches) - 1):
+            loss = loss_of(module, micro_batch) * (len(micro_batch) / sequences)
             loss.backward()
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
@@ -34,17 +37,18 @@ def accumulate(
 
 
 def pairwise_sum(
-    worker: Worker, parts: Sequence[Batch], loss_of: LossOf, sequences: int
+    worker: Worker, micro_batches: Sequence[Batch], loss_of: LossOf, sequences: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """The first half's sum plus the second half's: the order in which replicas, a half each, would add as well."""
-    if len(parts) == 1:
-        loss = loss_of(worker.model, parts[0]) * (len(parts[0]) / sequences)
+    """The loss, shape (1,), and gradients of the micro-batches over `sequences`: the first half's sum plus the second
+    half's, the order in which replicas with a half each would add as well."""
+    if len(micro_batches) == 1:
+        loss = loss_of(worker.model, micro_batches[0]) * (len(micro_batches[0]) / sequences)
         loss.backward()
         gradients = [tensor.grad for tensor in worker.tensors if tensor.grad is not None]
         worker.drop_gradients()
         return loss.detach()[None], gradients
-    half = len(parts) // 2
-    loss, gradients = pairwise_sum(worker, parts[:half], loss_of, sequences)
-    other_loss, other_gradients = pairwise_sum(worker, parts[half:], loss_of, sequences)
+    half = len(micro_batches) // 2
+    loss, gradients = pairwise_sum(worker, micro_batches[:half], loss_of, sequences)
+    other_loss, other_gradients = pairwise_sum(worker, micro_batches[half:], loss_of, sequences)
     torch._foreach_add_(gradients, other_gradients)
     return loss + other_loss, gradients

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from muloco_runner.data.batches import Batch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""By `RunConfig.precision`."""
+"""Names of `RunConfig.precision` -> dtypes."""
 
 
 def mean_loss(model: nn.Module, batch: Batch, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,7 @@ _SECONDS_BETWEEN_LINES = 2.0
 
 @contextlib.contextmanager
 def show_progress(run: RunConfig, enabled: bool) -> Iterator[Callable[[StepRecord], None]]:
-    """What to call with each logged step; silent on ranks that do not speak."""
+    """Yields what to call with each logged step; it does nothing where not `enabled`."""
     if not enabled:
         yield lambda record: None
         return
@@ -52,14 +52,14 @@ def _bar(title: str, num_steps: int) -> Iterator[Callable[[StepRecord], None]]:
 
 def describe(record: StepRecord, num_steps: int) -> str:
     """Loss, tokens per second and time left."""
-    words = [f"loss {record.loss:.4f}" if record.loss is not None else "loss not finite"]
+    texts = [f"loss {record.loss:.4f}" if record.loss is not None else "loss not finite"]
     if record.tokens_per_second and record.train_seconds:
         left = record.train_seconds / record.step * (num_steps - record.step)
-        words.append(f"{record.tokens_per_second:,.0f} tokens/s")
-        words.append(f"{_duration(left)} left")
+        texts.append(f"{record.tokens_per_second:,.0f} tokens/s")
+        texts.append(f"{_duration(left)} left")
     if record.validation_loss is not None:
-        words.append(f"validation loss {record.validation_loss:.4f}")
-    return "  ".join(words)
+        texts.append(f"validation loss {record.validation_loss:.4f}")
+    return "  ".join(texts)
 
 
 def _duration(seconds: float) -> str:

@@ -15,25 +15,27 @@ from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.model.attention import choose_attention
 from muloco_runner.model.transformer import Transformer
 from muloco_runner.optimizers import build_inner_optimizer
-from muloco_runner.training.fsdp import Shards
+from muloco_runner.training.fsdp import FsdpReplicas
 from muloco_runner.training.micro_batches import LossOf
 from muloco_runner.training.precision import DTYPES
-from muloco_runner.training.replicated import OrderedCopies, OverlappedCopies, OverlappedOwners
+from muloco_runner.training.replicated import OrderedReplicas, OverlappedReplicas, OwnerReplicas
 
 
 class Replicas(Protocol):
-    def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
-        """A worker's model as this rank holds it, and its part of every parameter (see `Worker.tensors`)."""
+    """The replicas of a worker, of which this rank is one."""
 
-    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
-        """The mean loss over the worker's batch, of which `parts` are this replica's micro-batches.
+    def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
+        """A worker's model on this rank, and this rank's part of every parameter (see `Worker.tensors`)."""
+
+    def gradient(self, worker: Worker, micro_batches: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        """The mean loss over the worker's batch, of which `micro_batches` are this replica's share.
 
         Its gradient is left in the `grad` of the worker's tensors and of the model's parameters; that of a matrix which
         another replica owns is left with its owner alone.
         """
 
     def gradient_norm(self, worker: Worker) -> Tensor:
-        """The norm of all of it (0-D), the same on every replica."""
+        """The norm of the worker's full gradient (0-D), the same on every replica."""
 
 
 def build_replicas(
@@ -42,13 +44,13 @@ def build_replicas(
     communicator: Communicator,
     device: torch.device,
 ) -> Replicas:
-    """What `execution.sharding`, as decided for this communicator, and `execution.reduction` ask for."""
+    """The replicas that `execution.reduction` and the sharding chosen for this communicator ask for."""
     if communicator.sharded:
-        return Shards(communicator, DTYPES[run.precision])
+        return FsdpReplicas(communicator, DTYPES[run.precision])
     if execution.sums_in_order(device.type):
-        return OrderedCopies(communicator)
+        return OrderedReplicas(communicator)
     shares_work = run.inner_optimizer.shares_matrices and communicator.topology.replicas > 1
-    return OverlappedOwners(communicator) if shares_work else OverlappedCopies(communicator)
+    return OwnerReplicas(communicator) if shares_work else OverlappedReplicas(communicator)
 
 
 def build_workers(

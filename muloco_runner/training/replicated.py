@@ -1,8 +1,8 @@
-"""Replicas that each hold the whole model of a worker. They sum its gradient in one of three ways.
+"""Replicas that each hold a worker's full model (DDP). They sum its gradient in one of three ways.
 
-`OrderedCopies`: micro-batches and replicas are summed pairwise in one fixed order.
-`OverlappedCopies`: gradients are averaged while the backward pass goes on (torch's DDP).
-`OverlappedOwners`: the same where copies share Muon's work: a matrix's gradient goes to its owner alone.
+`OrderedReplicas`: micro-batches and replicas are summed pairwise in one fixed order.
+`OverlappedReplicas`: gradients are averaged while the backward pass goes on (torch's DDP).
+`OwnerReplicas`: the same where replicas share Muon's work: a matrix's gradient goes to its owner alone.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _NO_BUFFERS: dict[str, Any] = {
 """DDP's setting under its name from torch 2.13 on, and before."""
 
 
-class Copies:
-    """What they have in common."""
+class FullReplicas:
+    """The part that all three share."""
 
     def __init__(self, communicator: Communicator) -> None:
         self.communicator = communicator
@@ -65,16 +65,16 @@ def _leave_in_grad(worker: Worker, sums: dict[Tensor, Tensor]) -> None:
     worker.optimizer.use_gradients(sums)
 
 
-class OrderedCopies(Copies):
+class OrderedReplicas(FullReplicas):
     def __init__(self, communicator: Communicator) -> None:
         super().__init__(communicator)
         self._to_owners: GradientReducer | None = None
 
-    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
-        sequences = self.communicator.topology.replicas * sum(len(part) for part in parts)
-        loss, gradients = pairwise_sum(worker, parts, loss_of, sequences)
+    def gradient(self, worker: Worker, micro_batches: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        sequences = self.communicator.topology.replicas * sum(len(micro_batch) for micro_batch in micro_batches)
+        loss, gradients = pairwise_sum(worker, micro_batches, loss_of, sequences)
         gradient_of = dict(zip(worker.tensors, gradients, strict=True))
-        del gradients  # a matrix's goes as soon as it has been sent
+        del gradients  # a matrix's is freed as soon as it has been sent
         if owners := _owners(worker):
             if self._to_owners is None:
                 among, in_order = self.communicator.among_replicas, self.communicator.sum_at_owners
@@ -88,7 +88,7 @@ class OrderedCopies(Copies):
         return loss[0]
 
 
-class OverlappedCopies(Copies):
+class OverlappedReplicas(FullReplicas):
     def __init__(self, communicator: Communicator) -> None:
         super().__init__(communicator)
         self._buckets = None if communicator.topology.replicas == 1 else _BucketMeans(communicator.among_replicas)
@@ -105,24 +105,26 @@ class OverlappedCopies(Copies):
             self._averaging[model] = module
         return model, tensors
 
-    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
+    def gradient(self, worker: Worker, micro_batches: Sequence[Batch], loss_of: LossOf) -> Tensor:
         if self._buckets is None:
-            return accumulate(worker.model, parts, loss_of, lambda last: contextlib.nullcontext())
+            return accumulate(worker.model, micro_batches, loss_of, lambda last: contextlib.nullcontext())
         module = self._averaging[worker.model]
-        loss = accumulate(module, parts, loss_of, lambda last: contextlib.nullcontext() if last else module.no_sync())
+        loss = accumulate(
+            module, micro_batches, loss_of, lambda last: contextlib.nullcontext() if last else module.no_sync()
+        )
         self._buckets.end_backward()
         return self.communicator.average_over_replicas(loss)
 
 
-class OverlappedOwners(Copies):
-    """Of one worker, which is all that a rank holds where there are replicas."""
+class OwnerReplicas(FullReplicas):
+    """Replicas of one worker: with several ranks a worker, a rank trains one."""
 
     def __init__(self, communicator: Communicator) -> None:
         super().__init__(communicator)
         self._sums: GradientReducer | None = None
         self._sending = False
 
-    def gradient(self, worker: Worker, parts: Sequence[Batch], loss_of: LossOf) -> Tensor:
+    def gradient(self, worker: Worker, micro_batches: Sequence[Batch], loss_of: LossOf) -> Tensor:
         if self._sums is None:
             # A backward pass comes to the last parameters first.
             backwards = list(reversed(worker.tensors))
@@ -132,7 +134,10 @@ class OverlappedOwners(Copies):
         replicas = self.communicator.topology.replicas
         # Each replica's share of the mean, so that a sum is all that is left to do.
         loss = accumulate(
-            worker.model, parts, lambda model, part: loss_of(model, part) / replicas, self._sending_at_the_last
+            worker.model,
+            micro_batches,
+            lambda model, micro_batch: loss_of(model, micro_batch) / replicas,
+            self._sending_last,
         )
         transfer = self.communicator.among_replicas.all_reduce(loss, async_op=True)
         _leave_in_grad(worker, self._sums.finish())
@@ -140,7 +145,7 @@ class OverlappedOwners(Copies):
         return loss
 
     @contextlib.contextmanager
-    def _sending_at_the_last(self, last: bool) -> Iterator[None]:
+    def _sending_last(self, last: bool) -> Iterator[None]:
         self._sending = last
         try:
             yield
@@ -148,7 +153,7 @@ class OverlappedOwners(Copies):
             self._sending = False
 
     def _send(self, tensor: Tensor) -> None:
-        """Called when a tensor's gradient has come to be all of this replica's."""
+        """Called when a tensor's gradient holds all of this replica's micro-batches."""
         if self._sending:
             assert self._sums is not None
             assert tensor.grad is not None
@@ -157,9 +162,9 @@ class OverlappedOwners(Copies):
 
 
 class _BucketMeans:
-    """DDP's buckets of gradients on their way to their mean, while the backward pass goes on.
+    """Averages DDP's buckets of gradients while the backward pass goes on.
 
-    Uncounted is what DDP says of their order: once, before its second step, a few bytes a parameter tensor.
+    Not counted as traffic: DDP's own message on their order, sent once, a few bytes a parameter tensor.
     """
 
     def __init__(self, replicas: Collectives) -> None:
@@ -176,18 +181,18 @@ class _BucketMeans:
         if self._traffic.link is None:
             assert transfer.work is not None
             return transfer.work.get_future().then(lambda done: done.value()[0])
-        held: Future[Tensor] = Future()
-        self._link.submit(_hold, transfer, mean, held)
-        return held
+        delayed: Future[Tensor] = Future()
+        self._link.submit(_complete_when_sent, transfer, mean, delayed)
+        return delayed
 
     def end_backward(self) -> None:
-        """When the last bucket was full nothing was left to compute: since then training has waited."""
+        """Counts the time since the last bucket was full as waiting: nothing was left to compute."""
         self._traffic.wait(time.perf_counter() - self._last_full_at)
 
 
-def _hold(transfer: Transfer, result: Tensor, until_it_has_come: Future[Tensor]) -> None:
+def _complete_when_sent(transfer: Transfer, result: Tensor, until_sent: Future[Tensor]) -> None:
     try:
         transfer.wait()
-        until_it_has_come.set_result(result)
+        until_sent.set_result(result)
     except Exception as error:
-        until_it_has_come.set_exception(error)  # type: ignore[arg-type]
+        until_sent.set_exception(error)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from muloco_runner.record import RunFolder, StepRecord
 
 @dataclass
 class Session:
-    """Where an attempt trains its run, and whom it tells."""
+    """Where an attempt trains its run, and who is told of it."""
 
     folder: RunFolder
     execution: ExecutionConfig

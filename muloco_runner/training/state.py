@@ -45,7 +45,7 @@ class TrainingState:
         self.started_at = time.time()
         """Unix seconds, of the first attempt."""
         self.local_validation_loss: float | None = None
-        # What no checkpoint holds: it is of the last steps alone.
+        # In no checkpoint: they describe the last steps alone.
         self.gradient_norms = torch.zeros(len(workers), device=device)
         self.last_outer_step: OuterStep | None = None
 

@@ -1,7 +1,8 @@
-"""Weights & Biases as a second place for a run's records. It never fails or delays a run.
+"""Weights & Biases as a second destination for a run's records. It never fails or delays a run.
 
-All of it happens in a thread that reads a queue: a service that is slow, away or broken costs one line on stderr. The
-key is left to wandb, which reads it from its own environment variable or file; it is never passed on or written here.
+All of it happens in a thread that reads a queue: a service that is slow, unreachable or broken costs one line on
+stderr. The key is left to wandb, which reads it from its own environment variable or file; it is never passed on or
+written here.
 """
 
 from __future__ import annotations
@@ -21,27 +22,27 @@ from urllib.parse import urlsplit
 from muloco_runner.config import RunConfig
 from muloco_runner.record import StepRecord
 
-PATIENCE_SECONDS = 60.0
-"""How long the end of an attempt waits for the last records to leave."""
+FLUSH_TIMEOUT_SECONDS = 60.0
+"""How long the end of an attempt waits for the last records to be sent."""
 
 
 @contextlib.contextmanager
 def wandb_sink(run: RunConfig, project: str | None, folder: Path) -> Iterator[Callable[[StepRecord], None]]:
-    """What to call with each record; wandb's own files go below `folder`. Without a project nothing happens."""
+    """Yields what to call with each record; wandb's own files go below `folder`. Without a project nothing happens."""
     if project is None:
         yield lambda record: None
         return
     records: queue.SimpleQueue[StepRecord | None] = queue.SimpleQueue()
-    # A daemon: what hangs in there must not keep the process alive.
+    # A daemon: a call that hangs in it must not keep the process alive.
     thread = threading.Thread(target=_send, args=(records, run, project, folder), name="wandb", daemon=True)
     thread.start()
     try:
         yield records.put
     finally:
         records.put(None)
-        thread.join(PATIENCE_SECONDS)
+        thread.join(FLUSH_TIMEOUT_SECONDS)
         if thread.is_alive():
-            _say(f"did not take the last records within {PATIENCE_SECONDS:.0f} s")
+            _warn(f"did not accept the last records within {FLUSH_TIMEOUT_SECONDS:.0f} s")
 
 
 def _send(records: queue.SimpleQueue[StepRecord | None], run: RunConfig, project: str, folder: Path) -> None:
@@ -59,7 +60,7 @@ def _send(records: queue.SimpleQueue[StepRecord | None], run: RunConfig, project
             dir=str(folder),
             # `wandb sync` sends the files of an offline run later.
             mode=None if "WANDB_MODE" in os.environ or _has_key() else "offline",
-            # Its defaults would also take the terminal, the code and the command line.
+            # Its defaults would also record the terminal, the code and the command line.
             settings=wandb.Settings(
                 console="off", silent=True, disable_git=True, disable_code=True, x_disable_meta=True
             ),
@@ -70,7 +71,7 @@ def _send(records: queue.SimpleQueue[StepRecord | None], run: RunConfig, project
         # Waits for its own process, which may not have written the last of them yet.
         wandb.teardown()
     except Exception as error:
-        _say(f"does not record this run ({type(error).__name__}: {' '.join(str(error).split())})")
+        _warn(f"does not record this run ({type(error).__name__}: {' '.join(str(error).split())})")
 
 
 def _has_key() -> bool:
@@ -95,5 +96,5 @@ def _values(record: StepRecord) -> dict[str, Any]:
     return values
 
 
-def _say(what: str) -> None:
+def _warn(what: str) -> None:
     print(f"Weights & Biases {what}; record.jsonl has everything", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Text to prepare, its preparation, and what has come of it."""
+"""Text to prepare, its preparation, and its result."""
 
 import json
 import random
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from muloco_runner.data.command import main
-from muloco_runner.data.prepared.input_chunk import Options
+from muloco_runner.data.prepared.input_chunk import PrepareOptions
 from muloco_runner.data.prepared.inputs import find_files
 from muloco_runner.data.prepared.manifest import read_manifest
 from muloco_runner.data.prepared.prepare import prepare
-from muloco_runner.data.prepared.read import ShardedSplit
+from muloco_runner.data.prepared.read import PreparedSplit
 
 WORDS = ["gradient", "anchor", "Nesterov", "naïve", "η", "outer", "step", "the", "of"]
 
@@ -28,7 +28,7 @@ def write_jsonl(file: Path, contents: list[str]) -> Path:
 
 
 def prepared(inputs: Path, out: Path, processes: int = 1, **options: object) -> Path:
-    prepare(find_files([inputs], None), out, Options(**options), processes, lambda done: None)  # type: ignore[arg-type]
+    prepare(find_files([inputs], None), out, PrepareOptions(**options), processes, lambda done: None)  # type: ignore[arg-type]
     return out
 
 
@@ -37,7 +37,7 @@ def all_documents(folder: Path) -> list[bytes]:
     manifest = read_manifest(folder)
     found = []
     for part in (manifest.train, manifest.validation):
-        split = ShardedSplit(folder, part, manifest.dtype)
+        split = PreparedSplit(folder, part, manifest.dtype)
         ranges = [split.document(number) for number in range(split.num_documents)]
         found += [split.read(start, end - start).tobytes() for start, end in ranges]
     return found

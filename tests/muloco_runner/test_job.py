@@ -131,7 +131,7 @@ def test_other_data_under_the_same_path_is_refused(
     assert process.stderr is not None
     message = process.stderr.read().decode()
     assert process.wait() == ExitCode.CONFIG_CANNOT_RUN
-    assert "was begun on data" in message
+    assert "was started on data" in message
     assert len(message.splitlines()) == 1
     status = folder.read_status()
     assert status is not None

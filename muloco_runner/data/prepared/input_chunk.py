@@ -1,7 +1,7 @@
-"""One unit of input becomes one training shard and its share of the held-out documents.
+"""One input chunk becomes one pair of training files and its share of the held-out documents.
 
-Every file appears under its own name only when it is whole, and the unit's summary last: a unit without a summary is
-done again.
+Every file gets its own name only when it is complete, and the chunk's summary comes last: a chunk without a summary is
+prepared again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muloco_runner.config import ConfigError
-from muloco_runner.data.prepared.inputs import Document, Piece, documents_of
+from muloco_runner.data.prepared.inputs import Document, FileRange, documents_of
 from muloco_runner.data.prepared.tokenizer import open_tokenizer
 from muloco_runner.record import write_atomically
 
@@ -28,7 +28,7 @@ _SALT = b"validation"
 
 
 @dataclass(frozen=True)
-class Options:
+class PrepareOptions:
     """What decides a prepared folder's content beside its inputs."""
 
     tokenizer: str = "bytes"
@@ -39,31 +39,31 @@ class Options:
     """fail at the first, or skip them and count."""
     by_file: bool = True
     """Whether a text file is one document, or one a paragraph."""
-    shard_bytes: int = 256 * 2**20
+    chunk_bytes: int = 256 * 2**20
 
 
-def part_name(number: int) -> str:
+def chunk_name(number: int) -> str:
     return f"{number:05d}"
 
 
 def summary_file(folder: Path, number: int) -> Path:
-    return folder / "parts" / f"{part_name(number)}.json"
+    return folder / "parts" / f"{chunk_name(number)}.json"
 
 
-def prepare_unit(
-    folder: Path, number: int, pieces: list[Piece], options: Options, advance: Callable[[int], None]
+def prepare_chunk(
+    folder: Path, number: int, ranges: list[FileRange], options: PrepareOptions, advance: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Writes the unit's files and returns its summary; `advance` hears of bytes read, and may raise to stop."""
+    """Writes the chunk's files and returns its summary; `advance` is called with bytes read, and may raise to stop."""
     tokenizer = open_tokenizer(options.tokenizer, options.end_of_document)
     dtype = token_dtype(tokenizer.vocab_size)
-    part = folder / "parts" / part_name(number)
+    part = folder / "parts" / chunk_name(number)
     summary: dict[str, Any] = {"num_skipped": 0, "num_empty": 0}
     order: list[bytes] = []
     with (
-        ShardWriter(folder / f"train-{part_name(number)}", dtype) as train,
-        ShardWriter(part.with_suffix(".validation"), dtype) as validation,
+        TokenWriter(folder / f"train-{chunk_name(number)}", dtype) as train,
+        TokenWriter(part.with_suffix(".validation"), dtype) as validation,
     ):
-        for batch in _batches(pieces, options, summary, advance):
+        for batch in _batches(ranges, options, summary, advance):
             for content, tokens in zip(batch, tokenizer.encode(batch), strict=True):
                 # By content: copies of a document fall on the same side.
                 digest = hashlib.blake2b(content, digest_size=8, key=_SALT).digest()
@@ -78,13 +78,13 @@ def prepare_unit(
 
 
 def _batches(
-    pieces: list[Piece], options: Options, summary: dict[str, Any], advance: Callable[[int], None]
+    ranges: list[FileRange], options: PrepareOptions, summary: dict[str, Any], advance: Callable[[int], None]
 ) -> Iterator[list[bytes]]:
     """Documents with content, some megabytes at a time."""
     batch: list[bytes] = []
     size = consumed = 0
-    for piece in pieces:
-        for document in documents_of(piece, options.column, options.by_file):
+    for file_range in ranges:
+        for document in documents_of(file_range, options.column, options.by_file):
             consumed += document.consumed
             if document.problem is not None:
                 _refuse(document, options)
@@ -101,9 +101,9 @@ def _batches(
         yield batch
 
 
-def _refuse(document: Document, options: Options) -> None:
+def _refuse(document: Document, options: PrepareOptions) -> None:
     if options.bad_documents == "fail":
-        raise ConfigError(f"{document.problem}: mend it, or leave such documents out with --bad-documents skip")
+        raise ConfigError(f"{document.problem}: fix it, or leave such documents out with --bad-documents skip")
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -111,7 +111,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u1" if vocab_size <= 2**8 else "<u2" if vocab_size <= 2**16 else "<u4")
 
 
-class ShardWriter:
+class TokenWriter:
     """Writes NAME.tokens and NAME.documents; nothing has those names before `close`."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
@@ -120,7 +120,7 @@ class ShardWriter:
         self._hashes = {suffix: hashlib.sha256() for suffix in ("tokens", "documents")}
         self._num_tokens = self._num_documents = self._num_bytes = 0
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> TokenWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         for suffix in self._hashes:
             self._files[suffix] = open(self._partial(suffix), "wb")
@@ -142,7 +142,7 @@ class ShardWriter:
         self._num_bytes += num_bytes
 
     def close(self) -> dict[str, Any]:
-        """Makes the files visible; what the manifest says of them."""
+        """Gives the files their names; returns what the manifest says of them."""
         for suffix, file in self._files.items():
             file.flush()
             os.fsync(file.fileno())

@@ -1,7 +1,7 @@
-"""From files to documents: which files, how they are shared out, and what each holds.
+"""From files to documents: which files, how they are split into input chunks, and the documents of each.
 
-Work is shared out in units of about the same number of bytes, each a list of pieces of files in their order, so that
-the documents of all units laid end to end are the same however large a unit is.
+A chunk is a list of ranges of files in their order, about as many bytes as any other, so that the documents of all
+chunks laid end to end are the same however large a chunk is.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class InputFile:
 
 
 @dataclass(frozen=True)
-class Piece:
+class FileRange:
     """A part of a file: bytes for text and jsonl (what starts in it belongs to it), row groups for parquet."""
 
     file: InputFile
     start: int
     end: int
     size: int
-    """Bytes of the file that it stands for."""
+    """Bytes, for progress; an estimate for row groups."""
 
 
 @dataclass(frozen=True)
@@ -80,68 +80,68 @@ def _kind_of(file: Path) -> str:
     return "parquet" if name.endswith(".parquet") else "text"
 
 
-def plan_units(files: list[InputFile], unit_bytes: int, by_file: bool) -> list[list[Piece]]:
-    """Pieces in order, gathered into units of at least `unit_bytes`. `by_file`: a text file is one document."""
-    units: list[list[Piece]] = []
-    gathered = unit_bytes
+def plan_chunks(files: list[InputFile], chunk_bytes: int, by_file: bool) -> list[list[FileRange]]:
+    """Ranges in order, gathered into chunks of at least `chunk_bytes`. `by_file`: a text file is one document."""
+    chunks: list[list[FileRange]] = []
+    gathered = chunk_bytes
     for file in files:
-        for piece in _pieces(file, unit_bytes, by_file):
-            if gathered >= unit_bytes:
-                units.append([])
+        for file_range in _ranges(file, chunk_bytes, by_file):
+            if gathered >= chunk_bytes:
+                chunks.append([])
                 gathered = 0
-            units[-1].append(piece)
-            gathered += piece.size
-    return units
+            chunks[-1].append(file_range)
+            gathered += file_range.size
+    return chunks
 
 
-def _pieces(file: InputFile, unit_bytes: int, by_file: bool) -> list[Piece]:
+def _ranges(file: InputFile, chunk_bytes: int, by_file: bool) -> list[FileRange]:
     if file.kind == "parquet":
         return _row_groups(file)
     if file.path.endswith(_COMPRESSED) or (file.kind == "text" and by_file):
-        return [Piece(file, 0, sys.maxsize, file.size)]
-    starts = range(0, max(1, file.size), unit_bytes)
-    return [Piece(file, s, min(s + unit_bytes, file.size), min(unit_bytes, file.size - s)) for s in starts]
+        return [FileRange(file, 0, sys.maxsize, file.size)]
+    starts = range(0, max(1, file.size), chunk_bytes)
+    return [FileRange(file, s, min(s + chunk_bytes, file.size), min(chunk_bytes, file.size - s)) for s in starts]
 
 
-def _row_groups(file: InputFile) -> list[Piece]:
+def _row_groups(file: InputFile) -> list[FileRange]:
     metadata = _open_parquet(file).metadata
     count = metadata.num_row_groups
-    return [Piece(file, group, group + 1, file.size // count) for group in range(count)]
+    return [FileRange(file, group, group + 1, file.size // count) for group in range(count)]
 
 
-def documents_of(piece: Piece, column: str, by_file: bool) -> Iterator[Document]:
-    """The documents that start in `piece`, empty ones left out. Bad ones come with their problem; of a damaged
-    compressed file what follows the damage is one."""
+def documents_of(file_range: FileRange, column: str, by_file: bool) -> Iterator[Document]:
+    """Yields the documents that start in `file_range`, empty ones left out. Unreadable ones come with their problem;
+    what follows the damage in a compressed file counts as one."""
     try:
-        yield from _documents_of(piece, column, by_file)
+        yield from _documents_of(file_range, column, by_file)
     except (EOFError, zlib.error, OSError) as error:
-        # What decompresses tells damage from a failing disk by no number.
-        if getattr(error, "errno", None) is not None or not piece.file.path.endswith(_COMPRESSED):
+        # Decompressors raise OSError for damage too, but without an errno: with one it is the disk that fails.
+        if getattr(error, "errno", None) is not None or not file_range.file.path.endswith(_COMPRESSED):
             raise
-        yield Document(b"", 0, f"{piece.file.name}: damaged, or not compressed as its name says ({error})")
+        yield Document(b"", 0, f"{file_range.file.name}: damaged, or not compressed as its name says ({error})")
 
 
-def _documents_of(piece: Piece, column: str, by_file: bool) -> Iterator[Document]:
-    if piece.file.size == 0:
-        yield Document(b"", 0, f"{piece.file.name}: the file is empty")
-    elif piece.file.kind == "jsonl":
-        yield from _from_jsonl(piece, column)
-    elif piece.file.kind == "parquet":
-        yield from _from_parquet(piece, column)
+def _documents_of(file_range: FileRange, column: str, by_file: bool) -> Iterator[Document]:
+    if file_range.file.size == 0:
+        yield Document(b"", 0, f"{file_range.file.name}: the file is empty")
+    elif file_range.file.kind == "jsonl":
+        yield from _from_jsonl(file_range, column)
+    elif file_range.file.kind == "parquet":
+        yield from _from_parquet(file_range, column)
     elif by_file:
-        with _open(piece.file) as file:
-            yield _checked(file.read(), piece.size, piece.file.name)
+        with _open(file_range.file) as file:
+            yield _checked(file.read(), file_range.size, file_range.file.name)
     else:
-        yield from _from_paragraphs(piece)
+        yield from _from_paragraphs(file_range)
 
 
-def _from_jsonl(piece: Piece, column: str) -> Iterator[Document]:
-    with _open(piece.file) as file:
-        for position, line in _lines_from(file, piece.start):
-            if position >= piece.end:
+def _from_jsonl(file_range: FileRange, column: str) -> Iterator[Document]:
+    with _open(file_range.file) as file:
+        for position, line in _lines_from(file, file_range.start):
+            if position >= file_range.end:
                 return
             if line.strip():
-                yield _from_json(line, column, f"{piece.file.name}, at byte {position}")
+                yield _from_json(line, column, f"{file_range.file.name}, at byte {position}")
 
 
 def _from_json(line: bytes, column: str, where: str) -> Document:
@@ -158,51 +158,51 @@ def _from_json(line: bytes, column: str, where: str) -> Document:
     return Document(b"", len(line), f"{where}: no text under {column!r} (there is: {there}): give --column")
 
 
-def _from_parquet(piece: Piece, column: str) -> Iterator[Document]:
-    file = _open_parquet(piece.file)
+def _from_parquet(file_range: FileRange, column: str) -> Iterator[Document]:
+    file = _open_parquet(file_range.file)
     fields = {field.name: str(field.type) for field in file.schema_arrow}
     if fields.get(column) not in ("string", "large_string", "string_view"):
         there = ", ".join(f"{name} ({kind})" for name, kind in fields.items())
-        raise ConfigError(f"{piece.file.name}: no column of text {column!r} (there is: {there}): give --column")
+        raise ConfigError(f"{file_range.file.name}: no column of text {column!r} (there is: {there}): give --column")
     row = 0
-    for batch in file.iter_batches(1024, row_groups=range(piece.start, piece.end), columns=[column]):
+    for batch in file.iter_batches(1024, row_groups=range(file_range.start, file_range.end), columns=[column]):
         for value in batch.column(0):
-            where = f"{piece.file.name}, row {row} of group {piece.start}"
+            where = f"{file_range.file.name}, row {row} of group {file_range.start}"
             row += 1
             text = value.as_py()
             yield Document(b"", 0, f"{where}: null") if text is None else _encoded(text, 0, where)
-    yield Document(b"", piece.size)
+    yield Document(b"", file_range.size)
 
 
-def _from_paragraphs(piece: Piece) -> Iterator[Document]:
-    """Text between blank lines. A paragraph belongs to the piece in which the blank line before it starts."""
+def _from_paragraphs(file_range: FileRange) -> Iterator[Document]:
+    """Text between blank lines. A paragraph belongs to the range in which the blank line before it starts."""
     lines: list[bytes] = []
     began = 0
-    ours = piece.start == 0
-    with _open(piece.file) as file:
-        for position, line in _lines_from(file, piece.start):
+    ours = file_range.start == 0
+    with _open(file_range.file) as file:
+        for position, line in _lines_from(file, file_range.start):
             if line.strip():
                 if ours:
                     began = began if lines else position
                     lines.append(line)
                 continue
             if lines:
-                yield _paragraph(lines, piece, began)
+                yield _paragraph(lines, file_range, began)
                 lines = []
-            if position >= piece.end:
+            if position >= file_range.end:
                 return
             ours = True
     if lines:
-        yield _paragraph(lines, piece, began)
+        yield _paragraph(lines, file_range, began)
 
 
-def _paragraph(lines: list[bytes], piece: Piece, began: int) -> Document:
+def _paragraph(lines: list[bytes], file_range: FileRange, began: int) -> Document:
     content = b"".join(lines)
-    return _checked(content.rstrip(b"\r\n") + b"\n\n", len(content), f"{piece.file.name}, at byte {began}")
+    return _checked(content.rstrip(b"\r\n") + b"\n\n", len(content), f"{file_range.file.name}, at byte {began}")
 
 
 def _lines_from(file: IO[bytes], start: int) -> Iterator[tuple[int, bytes]]:
-    """Every line that starts at `start` or after it, with its place."""
+    """Every line that starts at byte `start` or after it, with its offset."""
     position = 0
     if start > 0:
         file.seek(start - 1)

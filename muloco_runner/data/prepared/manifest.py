@@ -1,4 +1,4 @@
-"""What a prepared folder says of itself. Standard library only, so that a login node can read it."""
+"""The manifest of a prepared folder. Standard library only, so that a login node can read it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DTYPES = {"uint8": 1, "uint16": 2, "uint32": 4}
 
 
 @dataclass
-class Shard:
+class TokenFiles:
     """One pair of files, NAME.tokens and NAME.documents."""
 
     name: str
@@ -33,8 +33,9 @@ class SplitManifest:
     num_tokens: int
     num_documents: int
     num_bytes: int
-    """Of text, before it was cut into tokens."""
-    shards: list[Shard]
+    """Bytes of text, before it was cut into tokens."""
+    files: list[TokenFiles]
+    """Called `shards` on disk."""
 
 
 @dataclass
@@ -64,18 +65,19 @@ class Manifest:
     num_skipped: int = 0
     """Documents left out because they could not be read."""
     content_hash: str = ""
-    """First 16 hex digits of a SHA-256 over the type, the tokenizer and every shard's hashes."""
+    """First 16 hex digits of a SHA-256 over the type, the tokenizer and the hashes of all token files."""
     format_version: int = FORMAT_VERSION
 
     def hash_of_content(self) -> str:
-        shards = [
-            [s.tokens_sha256, s.documents_sha256] for split in (self.train, self.validation) for s in split.shards
-        ]
-        content = [self.dtype, self.vocab_size, dataclasses.asdict(self.tokenizer), shards]
+        hashes = [[f.tokens_sha256, f.documents_sha256] for split in (self.train, self.validation) for f in split.files]
+        content = [self.dtype, self.vocab_size, dataclasses.asdict(self.tokenizer), hashes]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        values = dataclasses.asdict(self)
+        for split in ("train", "validation"):
+            values[split]["shards"] = values[split].pop("files")
+        return json.dumps(values, indent=1) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -97,7 +99,7 @@ def read_manifest(folder: Path) -> Manifest:
             )
         values["tokenizer"] = TokenizerManifest(**values["tokenizer"])
         for split in ("train", "validation"):
-            values[split]["shards"] = [Shard(**shard) for shard in values[split]["shards"]]
+            values[split]["files"] = [TokenFiles(**files) for files in values[split].pop("shards")]
             values[split] = SplitManifest(**values[split])
         manifest = Manifest(**values)
         bytes_of_a_token = DTYPES[manifest.dtype]
@@ -107,9 +109,9 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     if manifest.content_hash != manifest.hash_of_content():
         raise ConfigError(f"{file} was changed after it was written: prepare the data again")
-    for shard in (*manifest.train.shards, *manifest.validation.shards):
-        for suffix, size in (("tokens", shard.num_tokens * bytes_of_a_token), ("documents", shard.num_documents * 8)):
-            part = folder / f"{shard.name}.{suffix}"
+    for files in (*manifest.train.files, *manifest.validation.files):
+        for suffix, size in (("tokens", files.num_tokens * bytes_of_a_token), ("documents", files.num_documents * 8)):
+            part = folder / f"{files.name}.{suffix}"
             found = part.stat().st_size if part.exists() else None
             if found != size:
                 state = "is missing" if found is None else f"has {found} bytes instead of {size}"
@@ -120,9 +122,9 @@ def read_manifest(folder: Path) -> Manifest:
 def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
     """Names of the files whose content is not what the manifest says; reads everything."""
     damaged = []
-    for shard in (*manifest.train.shards, *manifest.validation.shards):
-        for suffix, expected in (("tokens", shard.tokens_sha256), ("documents", shard.documents_sha256)):
-            with open(folder / f"{shard.name}.{suffix}", "rb") as file:
+    for files in (*manifest.train.files, *manifest.validation.files):
+        for suffix, expected in (("tokens", files.tokens_sha256), ("documents", files.documents_sha256)):
+            with open(folder / f"{files.name}.{suffix}", "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    damaged.append(f"{shard.name}.{suffix}")
+                    damaged.append(f"{files.name}.{suffix}")
     return damaged

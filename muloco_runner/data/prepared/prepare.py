@@ -1,6 +1,6 @@
-"""Prepares a folder of shards with several processes, bounded memory, and nothing lost when killed.
+"""Prepares text with several processes, bounded memory, and nothing lost when killed.
 
-Units are shared out to processes; what a killed run finished is kept. The manifest is written last.
+Processes work on input chunks; the chunks that a killed run finished are kept. The manifest is written last.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ import numpy as np
 
 from muloco_runner.config import ConfigError
 from muloco_runner.data.prepared.input_chunk import (
-    Options,
-    ShardWriter,
-    part_name,
-    prepare_unit,
+    PrepareOptions,
+    TokenWriter,
+    chunk_name,
+    prepare_chunk,
     summary_file,
     token_dtype,
 )
-from muloco_runner.data.prepared.inputs import InputFile, Piece, plan_units
-from muloco_runner.data.prepared.manifest import FILE_NAME, Manifest, Shard, SplitManifest, read_manifest
+from muloco_runner.data.prepared.inputs import FileRange, InputFile, plan_chunks
+from muloco_runner.data.prepared.manifest import FILE_NAME, Manifest, SplitManifest, TokenFiles, read_manifest
 from muloco_runner.data.prepared.tokenizer import open_tokenizer
 from muloco_runner.record import write_atomically
 
@@ -41,15 +41,15 @@ PLAN = "plan.json"
 
 
 class Stopped(Exception):
-    """Another unit failed, or the user interrupted."""
+    """Another chunk failed, or the user interrupted."""
 
 
 def prepare(
-    files: list[InputFile], folder: Path, options: Options, processes: int, on_bytes: Callable[[int], None]
+    files: list[InputFile], folder: Path, options: PrepareOptions, processes: int, on_bytes: Callable[[int], None]
 ) -> Manifest:
-    """The manifest of `folder`, prepared from `files`; `on_bytes` hears of input bytes done so far.
+    """The manifest of `folder`, prepared from `files`; `on_bytes` is called with the input bytes done so far.
 
-    A prepared folder is left as it is, a begun one is finished. One begun from something else raises `ConfigError`.
+    A prepared folder is left as it is, an interrupted one is finished; other inputs or options raise `ConfigError`.
     """
     tokenizer = open_tokenizer(options.tokenizer, options.end_of_document)
     plan = _plan(files, options)
@@ -59,14 +59,14 @@ def prepare(
             there = {"inputs": manifest.inputs, "options": manifest.options}
             raise ConfigError(f"{folder} was prepared from {_difference(there, plan)}: choose another --out")
         return manifest
-    units = plan_units(files, options.shard_bytes, options.by_file)
+    chunks = plan_chunks(files, options.chunk_bytes, options.by_file)
     _begin(folder, plan)
     with _alone_in(folder):
         try:
-            summaries = _prepare_units(folder, units, options, processes, on_bytes)
+            summaries = _prepare_chunks(folder, chunks, options, processes, on_bytes)
         except ConfigError:
             if not any((folder / "parts").glob("*.json")):
-                # Nothing was done yet: the mended command may have other options.
+                # Nothing was done yet: the corrected command may have other options.
                 shutil.rmtree(folder)
             raise
         for split, name in (("train", "training"), ("validation", "validation")):
@@ -81,7 +81,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Holds the plan's lock, which the kernel lets go when the process dies, and clears what a killed one left."""
+    """Holds the plan's lock, which the kernel releases when the process dies, and clears what a killed one left."""
     with open(folder / PLAN) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,8 +92,10 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _plan(files: list[InputFile], options: Options) -> dict[str, Any]:
+def _plan(files: list[InputFile], options: PrepareOptions) -> dict[str, Any]:
     described = dataclasses.asdict(options)
+    # The name under which folders prepared earlier hold it.
+    described["shard_bytes"] = described.pop("chunk_bytes")
     if options.tokenizer != "bytes":
         tokenizer = open_tokenizer(options.tokenizer, options.end_of_document).describe()
         described |= {"tokenizer": tokenizer.sha256, "end_of_document": tokenizer.end_of_document}
@@ -123,18 +125,22 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         raise ConfigError(f"--out {folder}: {error.strerror}") from None
 
 
-def _prepare_units(
-    folder: Path, units: list[list[Piece]], options: Options, processes: int, on_bytes: Callable[[int], None]
+def _prepare_chunks(
+    folder: Path,
+    chunks: list[list[FileRange]],
+    options: PrepareOptions,
+    processes: int,
+    on_bytes: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Summaries of all units, in order."""
+    """Summaries of all chunks, in order."""
     found: dict[int, dict[str, Any]] = {}
     done = 0
-    for number, unit in enumerate(units):
+    for number, chunk in enumerate(chunks):
         if summary_file(folder, number).exists():
             found[number] = json.loads(summary_file(folder, number).read_text())
-            done += sum(piece.size for piece in unit)
+            done += sum(file_range.size for file_range in chunk)
     on_bytes(done)
-    missing = [number for number in range(len(units)) if number not in found]
+    missing = [number for number in range(len(chunks)) if number not in found]
     if processes == 1 or len(missing) <= 1:
         for number in missing:
 
@@ -143,26 +149,27 @@ def _prepare_units(
                 done += count
                 on_bytes(done)
 
-            found[number] = prepare_unit(folder, number, units[number], options, advance)
+            found[number] = prepare_chunk(folder, number, chunks[number], options, advance)
     else:
-        found |= _in_processes(folder, {n: units[n] for n in missing}, options, processes, lambda n: on_bytes(done + n))
-    return [found[number] for number in range(len(units))]
+        missing_chunks = {number: chunks[number] for number in missing}
+        found |= _in_processes(folder, missing_chunks, options, processes, lambda count: on_bytes(done + count))
+    return [found[number] for number in range(len(chunks))]
 
 
 def _in_processes(
     folder: Path,
-    units: dict[int, list[Piece]],
-    options: Options,
+    chunks: dict[int, list[FileRange]],
+    options: PrepareOptions,
     processes: int,
     on_bytes: Callable[[int], None],
 ) -> dict[int, dict[str, Any]]:
     context = multiprocessing.get_context("spawn")
     count, stop = context.Value("q", 0), context.Event()
-    pool = ProcessPoolExecutor(min(processes, len(units)), context, initializer=_enter, initargs=(count, stop))
+    pool = ProcessPoolExecutor(min(processes, len(chunks)), context, initializer=_enter, initargs=(count, stop))
     futures: dict[Future[dict[str, Any]], int] = {}
     try:
-        for number, unit in units.items():
-            futures[pool.submit(_unit_in_process, folder, number, unit, options)] = number
+        for number, chunk in chunks.items():
+            futures[pool.submit(_chunk_in_process, folder, number, chunk, options)] = number
         waiting = set(futures)
         while waiting:
             finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
@@ -184,21 +191,21 @@ _shared: list[Any] = []
 
 
 def _enter(count: Any, stop: Any) -> None:
-    # The one who started the processes hears the interrupt and stops them.
+    # The parent process receives the interrupt and stops its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _shared[:] = [count, stop]
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
 def _leave_with_parent() -> None:
-    """Nobody else tells a waiting process that the one who gives it work was killed."""
+    """Ends this process when its parent was killed: nothing else would end it while it waits for work."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
 
 
-def _unit_in_process(folder: Path, number: int, unit: list[Piece], options: Options) -> dict[str, Any]:
+def _chunk_in_process(folder: Path, number: int, chunk: list[FileRange], options: PrepareOptions) -> dict[str, Any]:
     count, stop = _shared
 
     def advance(size: int) -> None:
@@ -207,11 +214,11 @@ def _unit_in_process(folder: Path, number: int, unit: list[Piece], options: Opti
         with count.get_lock():
             count.value += size
 
-    return prepare_unit(folder, number, unit, options, advance)
+    return prepare_chunk(folder, number, chunk, options, advance)
 
 
 def _finish(
-    folder: Path, summaries: list[dict[str, Any]], options: Options, plan: dict[str, Any], vocab_size: int
+    folder: Path, summaries: list[dict[str, Any]], options: PrepareOptions, plan: dict[str, Any], vocab_size: int
 ) -> Manifest:
     dtype = token_dtype(vocab_size)
     validation = _merge_validation(folder, summaries, dtype)
@@ -241,27 +248,27 @@ def _finish(
 
 def _split(parts: list[dict[str, Any]]) -> SplitManifest:
     sums = {key: sum(part[key] for part in parts) for key in ("num_tokens", "num_documents", "num_bytes")}
-    return SplitManifest(**sums, shards=[Shard(**{k: v for k, v in p.items() if k != "num_bytes"}) for p in parts])
+    return SplitManifest(**sums, files=[TokenFiles(**{k: v for k, v in p.items() if k != "num_bytes"}) for p in parts])
 
 
 def _merge_validation(folder: Path, summaries: list[dict[str, Any]], dtype: np.dtype[Any]) -> dict[str, Any]:
     """All held-out documents in the order of their hashes, so that the first ones are a mixture of all inputs."""
     counts = [len(summary["order"]) for summary in summaries]
     digests = np.concatenate([np.array(summary["order"], dtype=np.uint64) for summary in summaries])
-    units = np.repeat(np.arange(len(summaries)), counts)
-    places = np.concatenate([np.arange(count) for count in counts])
-    parts = [folder / "parts" / f"{part_name(number)}.validation" for number in range(len(summaries))]
+    chunks = np.repeat(np.arange(len(summaries)), counts)
+    positions = np.concatenate([np.arange(count) for count in counts])
+    parts = [folder / "parts" / f"{chunk_name(number)}.validation" for number in range(len(summaries))]
     starts = [np.fromfile(part.parent / f"{part.name}.documents", dtype="<i8") for part in parts]
-    with ShardWriter(folder / "validation-00000", dtype) as writer:
+    with TokenWriter(folder / "validation-00000", dtype) as writer:
         for index in np.argsort(digests, kind="stable"):
-            unit, place = units[index], places[index]
+            chunk, position = chunks[index], positions[index]
             end = (
-                starts[unit][place + 1]
-                if place + 1 < len(starts[unit])
-                else summaries[unit]["validation"]["num_tokens"]
+                starts[chunk][position + 1]
+                if position + 1 < len(starts[chunk])
+                else summaries[chunk]["validation"]["num_tokens"]
             )
-            start = starts[unit][place]
-            part = parts[unit]
+            start = starts[chunk][position]
+            part = parts[chunk]
             tokens = np.fromfile(
                 part.parent / f"{part.name}.tokens", dtype, int(end - start), offset=int(start) * dtype.itemsize
             )

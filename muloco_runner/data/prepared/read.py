@@ -1,4 +1,4 @@
-"""A split read from shards as it is needed: files are mapped, not loaded.
+"""A split of prepared data, read as it is needed: files are mapped, not loaded.
 
 Axes: B sequences, T time.
 """
@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from muloco_runner.data.prepared.manifest import SplitManifest
 
 _MOST_MAPPED = 256
-"""Shards mapped at a time: each holds two open files, and a process may have a thousand."""
+"""Pairs of files mapped at a time: a process may have about a thousand files open."""
 
 
-class ShardedSplit:
-    """The tokens of all shards as one row, and their documents."""
+class PreparedSplit:
+    """The tokens of all files as one row, and their documents."""
 
     def __init__(self, folder: Path, manifest: SplitManifest, dtype: str) -> None:
-        self._paths = [folder / shard.name for shard in manifest.shards]
+        self._paths = [folder / files.name for files in manifest.files]
         self._dtype = np.dtype(dtype).newbyteorder("<")
-        self._first_token = np.cumsum([0, *(shard.num_tokens for shard in manifest.shards)])
-        self._first_document = np.cumsum([0, *(shard.num_documents for shard in manifest.shards)])
+        self._first_token = np.cumsum([0, *(files.num_tokens for files in manifest.files)])
+        self._first_document = np.cumsum([0, *(files.num_documents for files in manifest.files)])
         self._mapped = functools.lru_cache(_MOST_MAPPED)(self._map)
 
     @property
@@ -38,32 +38,32 @@ class ShardedSplit:
         return int(self._first_document[-1])
 
     def document(self, number: int) -> tuple[int, int]:
-        """First token of a document, counted from 0 over all shards, and the one after its last."""
-        shard = int(np.searchsorted(self._first_document, number, side="right")) - 1
-        starts = self._mapped(shard)[1]
-        place = number - int(self._first_document[shard])
-        first = int(self._first_token[shard])
-        end = int(starts[place + 1]) + first if place + 1 < len(starts) else int(self._first_token[shard + 1])
-        return int(starts[place]) + first, end
+        """First token of a document, counted from 0 over all files, and the one after its last."""
+        file = int(np.searchsorted(self._first_document, number, side="right")) - 1
+        starts = self._mapped(file)[1]
+        within = number - int(self._first_document[file])
+        first = int(self._first_token[file])
+        end = int(starts[within + 1]) + first if within + 1 < len(starts) else int(self._first_token[file + 1])
+        return int(starts[within]) + first, end
 
     def read(self, start: int, count: int) -> NDArray[np.integer[Any]]:
         """Tokens start .. start+count, shape (count,)."""
         found = np.empty(count, self._dtype)
         filled = 0
         while filled < count:
-            shard, offset = self._locate(start + filled)
-            tokens = self._mapped(shard)[0][offset : offset + count - filled]
+            file, offset = self._locate(start + filled)
+            tokens = self._mapped(file)[0][offset : offset + count - filled]
             found[filled : filled + len(tokens)] = tokens
             filled += len(tokens)
         return found
 
     def gather(self, starts: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """As `muloco_runner.data.corpus.Split.gather`."""
+        """Reads sequences: see `muloco_runner.data.corpus.Split.gather`."""
         tokens_BT = np.empty((len(starts), length + 1), np.int64)
         documents_BT = np.empty((len(starts), length), np.int64)
         for row, start in enumerate(starts.tolist()):
-            shard, offset = self._locate(start)
-            tokens = self._mapped(shard)[0]
+            file, offset = self._locate(start)
+            tokens = self._mapped(file)[0]
             if offset + length < len(tokens):
                 tokens_BT[row] = tokens[offset : offset + length + 1]
             else:
@@ -74,8 +74,8 @@ class ShardedSplit:
     def will_need(self, starts: NDArray[np.int64], length: int) -> None:
         """Asks the kernel to fetch the sequences' pages; returns at once."""
         for start in starts.tolist():
-            shard, offset = self._locate(start)
-            memory = self._mapped(shard)[2]
+            file, offset = self._locate(start)
+            memory = self._mapped(file)[2]
             first = offset * self._dtype.itemsize // mmap.PAGESIZE * mmap.PAGESIZE
             end = min((offset + length + 1) * self._dtype.itemsize, len(memory))
             _advise(memory, "MADV_WILLNEED", first, end - first)
@@ -84,26 +84,26 @@ class ShardedSplit:
         """Fills in the number of the document that holds each of the tokens from `start` on."""
         filled, count = 0, len(documents_T)
         while filled < count:
-            shard, offset = self._locate(start + filled)
-            tokens, document_starts, _ = self._mapped(shard)
-            here = min(count - filled, len(tokens) - offset)
-            first, last = np.searchsorted(document_starts, (offset, offset + here - 1), side="right")
-            part = documents_T[filled : filled + here]
-            part[:] = self._first_document[shard] + first
+            file, offset = self._locate(start + filled)
+            tokens, document_starts, _ = self._mapped(file)
+            size = min(count - filled, len(tokens) - offset)
+            first, last = np.searchsorted(document_starts, (offset, offset + size - 1), side="right")
+            part = documents_T[filled : filled + size]
+            part[:] = self._first_document[file] + first
             for boundary in document_starts[first:last]:
                 part[boundary - offset :] += 1
-            filled += here
+            filled += size
 
     def _locate(self, token: int) -> tuple[int, int]:
-        """Shard that holds the token, and its place there."""
-        shard = int(np.searchsorted(self._first_token, token, side="right")) - 1
-        return shard, token - int(self._first_token[shard])
+        """Number of the pair of files that holds the token, and the token's offset there."""
+        file = int(np.searchsorted(self._first_token, token, side="right")) - 1
+        return file, token - int(self._first_token[file])
 
-    def _map(self, shard: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64], mmap.mmap]:
-        path = self._paths[shard]
+    def _map(self, number: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64], mmap.mmap]:
+        path = self._paths[number]
         with open(path.parent / f"{path.name}.tokens", "rb") as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # Sequences are read in a shuffled order: what lies beside one is not wanted.
+        # Sequences are read in a shuffled order: nothing beside one will be needed.
         _advise(memory, "MADV_RANDOM", 0, len(memory))
         tokens = np.frombuffer(memory, self._dtype)
         documents = np.memmap(path.parent / f"{path.name}.documents", "<i8", mode="r")
@@ -111,6 +111,6 @@ class ShardedSplit:
 
 
 def _advise(memory: mmap.mmap, advice: str, start: int, length: int) -> None:
-    """Where the system takes advice."""
+    """Advises the kernel, on systems that take advice."""
     if hasattr(mmap, advice):
         memory.madvise(getattr(mmap, advice), start, length)

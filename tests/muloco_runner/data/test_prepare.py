@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from prepared_text import all_documents, command, prepared, texts, write_jsonl
 
 from muloco_runner.data.corpus import LoadedSplit
-from muloco_runner.data.prepared.inputs import Document, InputFile, documents_of, plan_units
+from muloco_runner.data.prepared.inputs import Document, InputFile, documents_of, plan_chunks
 from muloco_runner.data.prepared.manifest import read_manifest
-from muloco_runner.data.prepared.read import ShardedSplit
+from muloco_runner.data.prepared.read import PreparedSplit
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt", "folder"])
@@ -42,8 +42,8 @@ def test_every_document_comes_back_once(kind: str, tmp_path: Path) -> None:
         source.mkdir()
         for number, text in enumerate(contents):
             (source / f"{number:03d}.md").write_text(text)
-    out = prepared(source, tmp_path / "out", by_file=kind == "folder", shard_bytes=5000)
-    assert len(read_manifest(out).train.shards) > 1 or kind.endswith(("gz", "zst"))
+    out = prepared(source, tmp_path / "out", by_file=kind == "folder", chunk_bytes=5000)
+    assert len(read_manifest(out).train.files) > 1 or kind.endswith(("gz", "zst"))
     ending = b"\n\n" if kind == "txt" else b""
     assert sorted(all_documents(out)) == sorted(text.encode() + ending for text in contents)
     assert not [path for path in out.iterdir() if path.name.startswith(".") or path.name in ("parts", "plan.json")]
@@ -51,7 +51,7 @@ def test_every_document_comes_back_once(kind: str, tmp_path: Path) -> None:
 
 @given(st.lists(st.sampled_from(["a", "bb\ncc", "\n", "ddd\n\n\neee", "é"]), max_size=30), st.integers(1, 12))
 @settings(max_examples=60, deadline=None)
-def test_pieces_of_a_text_file_hold_each_paragraph_once(parts: list[str], unit_bytes: int) -> None:
+def test_pieces_of_a_text_file_hold_each_paragraph_once(parts: list[str], chunk_bytes: int) -> None:
     content = "\n\n".join(parts).encode()
     path = Path("/dev/shm" if os.path.isdir("/dev/shm") else "/tmp") / f"paragraphs-{os.getpid()}.txt"
     path.write_bytes(content)
@@ -60,30 +60,30 @@ def test_pieces_of_a_text_file_hold_each_paragraph_once(parts: list[str], unit_b
 
         def found(size: int) -> list[bytes]:
             documents: list[Document] = []
-            for unit in plan_units([file], size, by_file=False):
-                for piece in unit:
+            for chunk in plan_chunks([file], size, by_file=False):
+                for piece in chunk:
                     documents += documents_of(piece, "text", by_file=False)
             return [document.content for document in documents if document.content]
 
         whole = [p.strip("\n").encode() for p in content.decode().split("\n\n") if p.strip()]
-        assert found(unit_bytes) == found(10**6) == [paragraph + b"\n\n" for paragraph in whole]
+        assert found(chunk_bytes) == found(10**6) == [paragraph + b"\n\n" for paragraph in whole]
     finally:
         path.unlink()
 
 
-def test_processes_and_shard_size_do_not_change_the_tokens(tmp_path: Path) -> None:
+def test_processes_and_chunk_size_do_not_change_the_tokens(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "input.jsonl", texts(400))
-    one, two = prepared(source, tmp_path / "one", shard_bytes=4000), tmp_path / "two"
-    prepared(source, two, processes=2, shard_bytes=4000)
+    one, two = prepared(source, tmp_path / "one", chunk_bytes=4000), tmp_path / "two"
+    prepared(source, two, processes=2, chunk_bytes=4000)
     assert (one / "manifest.json").read_text() == (two / "manifest.json").read_text()
     large = prepared(source, tmp_path / "large")
     assert all_documents(large) == all_documents(one)
 
 
-def test_a_sharded_split_reads_as_one_in_memory(tmp_path: Path) -> None:
-    out = prepared(write_jsonl(tmp_path / "input.jsonl", texts(300)), tmp_path / "out", shard_bytes=3000)
+def test_a_prepared_split_reads_as_one_in_memory(tmp_path: Path) -> None:
+    out = prepared(write_jsonl(tmp_path / "input.jsonl", texts(300)), tmp_path / "out", chunk_bytes=3000)
     manifest = read_manifest(out)
-    split = ShardedSplit(out, manifest.train, manifest.dtype)
+    split = PreparedSplit(out, manifest.train, manifest.dtype)
     starts = np.array([split.document(number)[0] for number in range(split.num_documents)])
     loaded = LoadedSplit(split.read(0, split.num_tokens), starts)
     places = np.random.default_rng(0).integers(0, split.num_tokens - 600, 200)
@@ -95,12 +95,13 @@ def test_a_sharded_split_reads_as_one_in_memory(tmp_path: Path) -> None:
 
 def test_a_preparation_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "input.jsonl", texts(3000))
-    whole = prepared(source, tmp_path / "whole", shard_bytes=20_000)
+    whole = prepared(source, tmp_path / "whole", chunk_bytes=20_000)
     code = (
         "import sys; from pathlib import Path; from muloco_runner.data.prepared.inputs import find_files; "
         "from muloco_runner.data.prepared.prepare import prepare; "
-        "from muloco_runner.data.prepared.input_chunk import Options; "
-        "prepare(find_files([Path(sys.argv[1])], None), Path(sys.argv[2]), Options(shard_bytes=20_000), 1, print)"
+        "from muloco_runner.data.prepared.input_chunk import PrepareOptions; "
+        "options = PrepareOptions(chunk_bytes=20_000); "
+        "prepare(find_files([Path(sys.argv[1])], None), Path(sys.argv[2]), options, 1, print)"
     )
     generator, kills = random.Random(0), 0
     cut = tmp_path / "cut"
@@ -115,7 +116,7 @@ def test_a_preparation_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
         if (cut / "manifest.json").exists():
             break
     assert kills >= 2
-    prepared(source, cut, shard_bytes=20_000)
+    prepared(source, cut, chunk_bytes=20_000)
     names = sorted(path.name for path in whole.iterdir())
     assert sorted(path.name for path in cut.iterdir()) == names
     for name in names:
@@ -126,7 +127,7 @@ def test_copies_of_a_document_fall_on_the_same_side_and_validation_is_a_mixture(
     contents = [*texts(200), *texts(200), *(f"late {number}" for number in range(200))]
     out = prepared(write_jsonl(tmp_path / "input.jsonl", contents), tmp_path / "out", validation_fraction=0.3)
     manifest = read_manifest(out)
-    train, validation = (ShardedSplit(out, part, manifest.dtype) for part in (manifest.train, manifest.validation))
+    train, validation = (PreparedSplit(out, part, manifest.dtype) for part in (manifest.train, manifest.validation))
     sides = [
         {split.read(*(start, end - start)).tobytes() for start, end in map(split.document, range(split.num_documents))}
         for split in (train, validation)
@@ -151,7 +152,7 @@ def test_a_tokenizer_keeps_the_text_and_ends_each_document(
     tokenizer = library.Tokenizer.from_file(str(out / "tokenizer.json"))
     found = []
     for part in (manifest.train, manifest.validation):
-        split = ShardedSplit(out, part, manifest.dtype)
+        split = PreparedSplit(out, part, manifest.dtype)
         for start, end in map(split.document, range(split.num_documents)):
             tokens = split.read(start, end - start)
             assert tokens[-1] == manifest.tokenizer.end_of_document_id

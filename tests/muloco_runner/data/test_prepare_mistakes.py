@@ -9,7 +9,7 @@ from prepared_text import all_documents, command, prepared, texts, write_jsonl
 
 from muloco_runner.config import ConfigError, DataConfig
 from muloco_runner.data.check import check_data_path
-from muloco_runner.data.prepared.input_chunk import Options
+from muloco_runner.data.prepared.input_chunk import PrepareOptions
 from muloco_runner.data.prepared.inputs import find_files
 from muloco_runner.data.prepared.manifest import read_manifest
 from muloco_runner.data.prepared.prepare import prepare
@@ -92,10 +92,10 @@ def test_two_preparations_of_one_folder_do_not_meet(tmp_path: Path) -> None:
 
     def again(done: int) -> None:
         with pytest.raises(ConfigError, match="another process is preparing") as error:
-            prepare(find_files([source], None), out, Options(), 1, lambda done: None)
+            prepare(find_files([source], None), out, PrepareOptions(), 1, lambda done: None)
         refused.append(str(error.value))
 
-    prepare(find_files([source], None), out, Options(), 1, again)
+    prepare(find_files([source], None), out, PrepareOptions(), 1, again)
     assert refused
     assert len(all_documents(out)) == 300
 

@@ -20,7 +20,7 @@ from muloco_runner.job import check_can_run, run_job
 from muloco_runner.record import ExitCode, RunFolder
 
 
-def test_a_run_trains_on_shards_and_refuses_others_and_small_vocabularies(
+def test_a_run_trains_on_prepared_data_and_refuses_others_and_small_vocabularies(
     tmp_path: Path,
     tokenizer_file: Path,
     tiny_run: Callable[..., RunConfig],
@@ -29,7 +29,7 @@ def test_a_run_trains_on_shards_and_refuses_others_and_small_vocabularies(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = write_jsonl(tmp_path / "input.jsonl", texts(300))
-    out = prepared(source, tmp_path / "out", shard_bytes=4000, validation_fraction=0.2)
+    out = prepared(source, tmp_path / "out", chunk_bytes=4000, validation_fraction=0.2)
     run = tiny_run("diloco", "muon", num_workers=2, data=DataConfig("prepared", str(out), validation_tokens=512))
     folder = new_folder(run)
     assert run_job(folder, execution) is ExitCode.FINISHED
@@ -71,4 +71,4 @@ def test_other_data_than_a_run_was_begun_on_is_one_line(
     assert endings == [0, 2]
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1, message
-    assert "was begun on data" in message
+    assert "was started on data" in message

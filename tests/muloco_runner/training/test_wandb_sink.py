@@ -66,7 +66,7 @@ def hang(**settings: Any) -> None:
     [
         (None, "ModuleNotFoundError"),
         (broken(fail), "ConnectionError: no network"),
-        (broken(hang), "did not take the last records"),
+        (broken(hang), "did not accept the last records"),
     ],
     ids=["missing", "failing", "hanging"],
 )
@@ -80,7 +80,7 @@ def test_a_run_does_not_notice_that_it_is_missing_broken_or_away(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.setattr("muloco_runner.training.wandb_sink.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("muloco_runner.training.wandb_sink.FLUSH_TIMEOUT_SECONDS", 0.2)
     run = tiny_run()
     with_it, without = new_folder(run, "with"), new_folder(run, "without")
     assert run_job(with_it, dataclasses.replace(execution, wandb_project="tests")) is ExitCode.FINISHED
