@@ -19,7 +19,8 @@ from muloco_runner.diloco.compression.payload import Descriptor, payload_bytes
 from muloco_runner.diloco.compression.pieces import writes_rows_apart
 from muloco_runner.diloco.error_feedback import choose_codecs
 from muloco_runner.diloco.method import DataParallel, DiLoCo
-from muloco_runner.distributed.topology import Communicator, Topology
+from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.distributed.topology import Topology
 from muloco_runner.job import run_job
 from muloco_runner.memory import Placement, estimate_memory
 from muloco_runner.paths import config_dir
