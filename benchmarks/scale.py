@@ -32,6 +32,7 @@ from sweeps.simulation.faults import FAIR
 from sweeps.simulation.simulate import definition_of
 from sweeps.store.folder import SweepFolder
 from sweeps.store.ledger import encode
+from sweeps.training.adapter import TRAINING
 
 NODES = 64
 BEGIN = 1.8e9
@@ -54,7 +55,11 @@ def works_of(count: int, root: Path) -> list[Work]:
         need = Need(nodes, gpus, 12 * gpus, 0.0, minutes * rng.uniform(0.5, 2))
         settings = {"device": "cuda", "precision": "bf16", "checkpoint_minutes": 10.0}
         name = f"{n:012x}"
-        found.append(Work(name, str(root / "runs" / name), "sweeps.training.entry:train", settings, need, labels))
+        found.append(
+            Work(
+                name, str(root / "runs" / name), "sweeps.training.entry:train", settings, need, labels, adapter=TRAINING
+            )
+        )
     # The widest go first, so it is the small ones that are left.
     return sorted(found, key=lambda work: -work.need.gpus)
 

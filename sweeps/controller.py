@@ -30,9 +30,10 @@ from sweeps.engine.durations import Estimates
 from sweeps.engine.outcome import Outcome
 from sweeps.engine.policy import IDENTICAL_FAILURES, RULES, Cause, cause_of
 from sweeps.engine.quota import all_limits
-from sweeps.engine.state import JobState, SweepState
-from sweeps.node.attempt_files import is_finished, measured_minutes
+from sweeps.engine.state import JobState, SweepState, failure_group
+from sweeps.node.attempt_files import is_finished
 from sweeps.node.code_snapshot import keep_source
+from sweeps.node.reports import measured_minutes
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import Lease
@@ -225,7 +226,7 @@ class Controller:
         for attempt in job.request.attempts:
             left = self.cluster.outcome(attempt)
             cause, detail = _cause(left, job, seen)
-            write_error = self.cluster.write_error(attempt) if cause is Cause.CRASH and not left.said else ""
+            write_error = self.cluster.write_error(attempt) if cause is Cause.CRASH and not left.message else ""
             if write_error:
                 cause, detail = Cause.CANNOT_WRITE, write_error
             started_at, ended_at = _span(left, job, seen, now)
@@ -260,18 +261,18 @@ class Controller:
 
     def _hold_identical_failures(self) -> None:
         """One bug in many runs: the rest of their group is not sent after them."""
-        for (detail, algorithm), names in list(self.state.crashes.items()):
+        for (detail, group), names in list(self.state.crashes.items()):
             if len(names) < IDENTICAL_FAILURES:
                 continue
-            group = [
+            waiting = [
                 run.work.name
                 for queue in self.state.waiting.values()
                 for run in queue
-                if run.work.labels.get("algorithm") == algorithm
+                if failure_group(run.work) == group
             ]
-            if group:
-                why = f"{len(names)} runs crashed alike: {detail}; mend it, then `retry`"
-                self._record("held", runs=group, why=why)
+            if waiting:
+                why = f"{len(names)} runs crashed in the same way: {detail}; fix it, then `retry`"
+                self._record("held", runs=waiting, why=why)
 
     def _find_finished(self) -> None:
         """Runs whose result is there already, from this sweep or any other."""
@@ -399,4 +400,4 @@ def _cause(left: Outcome, job: JobState, seen: JobObservation) -> tuple[Cause, s
     if cause is Cause.FINISHED:
         # It says so, but its result is not there: another attempt will find out.
         return Cause.CRASH, "exit code 0 without a result"
-    return cause, left.said or seen.reason
+    return cause, left.message or seen.reason

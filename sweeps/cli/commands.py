@@ -16,20 +16,22 @@ from typing import Any
 from rich.console import Console
 
 from muloco_runner.config import ConfigError
-from muloco_runner.record import ExitCode, RecordError, RunFolder
+from muloco_runner.record import ExitCode
 from sweeps.cli.explain import explain, row, why, why_they_wait
 from sweeps.cli.filters import select
-from sweeps.cli.status import Progress, Status, status_of
+from sweeps.cli.status import Status, status_of
 from sweeps.cli.status_table import status_lines, status_table
 from sweeps.clusters import make_cluster
 from sweeps.controller import Controller
 from sweeps.engine.cluster import Cluster, Refused
 from sweeps.engine.decide import decide
+from sweeps.engine.outcome import Progress
 from sweeps.engine.quota import Verdict, all_limits
 from sweeps.engine.runs import RunState
 from sweeps.engine.state import SweepState
 from sweeps.engine.works import Shape
 from sweeps.formatting import plural
+from sweeps.node.reports import read_progress
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld, read_holder
@@ -303,13 +305,8 @@ class Snapshot:
 
 def progress_of(run: RunState) -> Progress | None:
     """Return the progress that the running attempt's heartbeat reports; None for work without one."""
-    try:
-        status = RunFolder(run.work.folder).read_status()
-    except RecordError:
-        return None
-    if status is None or status.attempt != run.attempts[-1].number or not status.num_steps:
-        return None
-    return Progress(status.step / status.num_steps, status.loss)
+    progress = read_progress(run.work)
+    return progress if progress is not None and progress.attempt == run.attempts[-1].number else None
 
 
 def find_sweeps(arguments: Arguments) -> list[tuple[SweepFolder, list[str]]]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
-from muloco_runner.record import RecordError, RunFolder
 from sweeps.engine.quota import Verdict
 from sweeps.engine.state import SweepState
-from sweeps.engine.works import Shape, group_of
+from sweeps.engine.works import Shape
 from sweeps.formatting import duration, plural, size
+from sweeps.node.reports import read_progress
 from sweeps.progress_lines import NO_ANSWER, Lines, summary
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ def show_plan(preview: Preview) -> None:
     console = Console(highlight=False)
     kinds: dict[tuple[str, ...], list[PlannedRun]] = {}
     for run in preview.runs:
-        algorithm, num_params = group_of(run.work)
+        algorithm, num_params = run.work.labels["algorithm"], run.work.labels["num_params"]
         need = run.work.need
         gpus = str(need.gpus) if need.gpus else "CPU"
-        kind = (algorithm, size(num_params) if num_params else "", str(need.nodes), gpus, str(run.verdict))
+        kind = (algorithm, size(num_params), str(need.nodes), gpus, str(run.verdict))
         kinds.setdefault(kind, []).append(run)
     table = Table(box=None, pad_edge=False)
     for name in ("algorithm", "size", "runs", "finished", "nodes", "GPUs", "each", "GPU-hours", "verdict"):
@@ -71,7 +71,7 @@ def _memory_table(runs: Sequence[PlannedRun]) -> Table:
     kinds: dict[tuple[str, str, str, str], list[Fit]] = {}
     for run in runs:
         if run.fit is not None:
-            algorithm, num_params = group_of(run.work)
+            algorithm, num_params = run.work.labels["algorithm"], run.work.labels["num_params"]
             kind = (algorithm, size(num_params), str(run.work.need.gpus), run.fit.words)
             kinds.setdefault(kind, []).append(run.fit)
     table = Table(box=None, pad_edge=False)
@@ -211,12 +211,10 @@ def _details(state: SweepState) -> str:
     parts = []
     in_flight = (state.runs.get(a.work.name) for job in state.jobs.values() for a in job.request.attempts)
     for run in itertools.islice((run for run in in_flight if run is not None), 8):
-        with contextlib.suppress(RecordError):
-            status = RunFolder(run.work.folder).read_status()
-            if status is not None and status.state == "running":
-                loss = f" {status.loss:.3f}" if status.loss is not None else ""
-                name = f"{run.work.labels.get('algorithm', run.work.name)}"
-                parts.append(f"{name} {100 * status.step // max(1, status.num_steps)}%{loss}")
+        progress = read_progress(run.work)
+        if progress is not None and progress.share is not None and not progress.message:
+            loss = f" {progress.figures['loss']:.3f}" if "loss" in progress.figures else ""
+            parts.append(f"{run.work.labels.get('algorithm', run.work.name)} {int(100 * progress.share)}%{loss}")
     held = state.counts["held"]
     return " | ".join([*parts[:4], *([f"{held} held"] if held else [])])
 

@@ -11,19 +11,12 @@ from sweeps.engine.capacity import MAX_GPU_HOURS
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.counters import Counters
 from sweeps.engine.lower_bound import least_minutes
+from sweeps.engine.outcome import Progress
 from sweeps.engine.runs import RunState
 from sweeps.engine.state import JobState, SweepState
-from sweeps.engine.works import Shape, group_of, shape_of
+from sweeps.engine.works import Group, Shape, group_of, shape_of
 from sweeps.store.lease import Holder
 from sweeps.store.ledger import Damage
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an attempt is, as its heartbeat reports."""
-
-    share: float
-    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +50,14 @@ class Status:
     minutes_left: float | None
     """Lower bound until the sweep is over; None where it is not known, or only some runs were chosen."""
     is_over: bool
+    group_labels: tuple[str, ...]
+    """What the values of the counters' groups are called."""
     controller: str = ""
     """Process and host of the running controller; empty where none is running."""
     damage: Sequence[Damage] = field(default=())
+
+    def _labels(self, group: Group) -> dict[str, Any]:
+        return {label: value for label, value in zip(self.group_labels, group, strict=True) if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of `--json`, without the runs."""
@@ -75,11 +73,14 @@ class Status:
             "max_gpu_hours": self.gpu_hours_cap,
             "minutes_left": self.minutes_left,
             "finished": [
-                {"algorithm": algorithm, "num_params": num_params, **vars(finished)}
-                for (algorithm, num_params), finished in counters.finished.items()
+                {**_NO_LABELS, **self._labels(group), **vars(finished)} for group, finished in counters.finished.items()
             ],
             "damage": [{"line": one.line, "why": one.why} for one in self.damage],
         }
+
+
+_NO_LABELS = {"algorithm": "", "num_params": 0}
+"""Keys that programs find in each row, whatever the work's labels are."""
 
 
 def status_of(
@@ -126,6 +127,7 @@ def status_of(
         gpu_hours_cap=state.own_limits.get(MAX_GPU_HOURS),
         minutes_left=_minutes_left(state, config, left, running) if chosen is None else None,
         is_over=state.is_over,
+        group_labels=state.runs.works.group_labels,
         controller=f"pid {holder.pid} on {holder.host}" if holder is not None else "",
         damage=damage,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,6 +17,8 @@ from sweeps.engine.works import Group as RowGroup
 from sweeps.engine.works import group_of
 from sweeps.formatting import about, duration, plural, size
 
+_TITLES = {"num_params": "size"}
+"""Columns whose values are sizes of models."""
 _COLOURS = {"done": "green", "running": "cyan", "submitted": "blue", "waiting": "", "held": "red"}
 
 
@@ -40,28 +43,33 @@ def _counts(status: Status) -> Table:
         f" on {status.cluster_name}: {plural(sum(counters.counts.values()), 'run')}"
         + ("" if status.is_over else f"; {controller}"),
     )
-    labelled = any(algorithm for algorithm, _ in counters.groups)
+    labels = status.group_labels if any(any(group) for group in counters.groups) else ()
     words = [word for word in STANDINGS if counters.counts[word] or word == "done"]
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("algorithm", "size") if labelled else ():
-        table.add_column(name, justify="left" if name == "algorithm" else "right", no_wrap=True)
+    for label in labels:
+        table.add_column(_TITLES.get(label, label), justify="right" if label in _TITLES else "left", no_wrap=True)
     for word in words:
         table.add_column(word, justify="right", style=_COLOURS[word], no_wrap=True)
     for name in ("took", "expected") if counters.finished_in_all.count else ():
         table.add_column(name, justify="right", no_wrap=True)
-    rows = sorted(group for group, counts in counters.groups.items() if any(counts.values()))
-    for group in rows if labelled else []:
+    rows = sorted((group for group, counts in counters.groups.items() if any(counts.values())), key=_order)
+    for group in rows if labels else []:
         finished = counters.finished.get(group, Finished())
-        table.add_row(*_names(group), *_numbers(counters.groups[group], words), *_means(finished))
-    if len(rows) > 1 or not labelled:
-        total = ("all", "") if labelled else ()
+        table.add_row(*_names(labels, group), *_numbers(counters.groups[group], words), *_means(finished))
+    if len(rows) > 1 or not labels:
+        total = ["all", *[""] * len(labels)][: len(labels)]
         table.add_row(*total, *_numbers(counters.counts, words), *_means(counters.finished_in_all), style="bold")
     return table
 
 
-def _names(group: RowGroup) -> tuple[str, str]:
-    algorithm, num_params = group
-    return algorithm, size(num_params) if num_params else ""
+def _order(group: RowGroup) -> list[tuple[bool, Any]]:
+    """Rows by their labels' values; those without a value last."""
+    return [(value is None, value or 0) for value in group]
+
+
+def _names(labels: Sequence[str], group: RowGroup) -> list[str]:
+    shown = zip(labels, group, strict=True)
+    return ["" if value is None else size(value) if label in _TITLES else str(value) for label, value in shown]
 
 
 def _numbers(counts: Mapping[str, int], words: Sequence[str]) -> Iterator[str]:
@@ -93,13 +101,13 @@ def _running(status: Status, most: int) -> Table:
 def _row(one: RunningRun) -> tuple[str, ...]:
     run, attempt, progress = one.run, one.run.attempts[-1], one.progress
     return (
-        " ".join([run.work.name, *_names(group_of(run.work))]),
+        " ".join([run.work.name, *_names(run.work.adapter.group_labels, group_of(run.work))]),
         _nodes(attempt.nodes),
         str(attempt.number),
         about(60 * one.minutes),
         about(60 * one.expected_minutes),
-        f"{100 * progress.share:.0f}%" if progress is not None else "",
-        f"{progress.loss:.3f}" if progress is not None and progress.loss is not None else "",
+        f"{100 * progress.share:.0f}%" if progress is not None and progress.share is not None else "",
+        f"{progress.figures['loss']:.3f}" if progress is not None and "loss" in progress.figures else "",
     )
 
 

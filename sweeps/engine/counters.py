@@ -124,12 +124,12 @@ class Counters:
         return cls(
             **{
                 **values,
-                "groups": {(name, size): Counter(counts) for (name, size), counts in values["groups"]},
+                "groups": {tuple(group): Counter(counts) for group, counts in values["groups"]},
                 "held": {why: dict.fromkeys(names) for why, names in values["held"].items()},
                 "fresh": Counter({_shape(shape): count for shape, count in values["fresh"]}),
                 "tried": set(values["tried"]),
-                "left": {((name, size), _shape(shape)): minutes for (name, size), shape, minutes in values["left"]},
-                "finished": {(name, size): Finished(*sums) for (name, size), *sums in values["finished"]},
+                "left": {(tuple(group), _shape(shape)): minutes for group, shape, minutes in values["left"]},
+                "finished": {tuple(group): Finished(*sums) for group, *sums in values["finished"]},
                 "counts": Counter(values["counts"]),
             }
         )

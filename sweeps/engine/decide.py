@@ -238,7 +238,7 @@ def _request(
         tag=tag,
         allocation=room.allocation.name,
         attempts=tuple(
-            Attempt(run.work.expecting(minutes), next_attempt_number(run), run.memory_halvings)
+            Attempt(run.work.expecting(minutes), next_attempt_number(run), run.adjustments)
             for run, minutes in zip(pack, expected, strict=True)
         ),
         nodes=nodes,

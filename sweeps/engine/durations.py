@@ -1,7 +1,7 @@
 """How long runs take, learnt from those that have finished: the first guess times what it was wrong by.
 
-A correction is the median over the nearest kin that has finished; `launch` corrects what it starts from, a controller
-goes on to learn.
+A correction is the median over the most similar runs that have finished; `launch` corrects what it starts from, and a
+controller goes on to learn.
 """
 
 from __future__ import annotations
@@ -12,22 +12,16 @@ from typing import Any
 
 from sweeps.engine.work import Work
 
-_KINDS: tuple[tuple[str, ...], ...] = (
-    ("num_params", "algorithm", "num_workers", "global_batch_tokens"),
-    ("num_params", "algorithm"),
-    ("num_params",),
-    (),
-)
-"""Labels that make runs comparable, the nearest kin first."""
-Kin = tuple[Any, ...]
+SimilarityKey = tuple[Any, ...]
+"""Labels of a work's `Adapter.similarity_keys`, and their values."""
 
 
 class Estimates:
-    """Measured over expected minutes, by kin."""
+    """Measured over expected minutes, by similarity key."""
 
     def __init__(self) -> None:
-        self._ratios: dict[Kin, list[float]] = {}
-        self._medians: dict[Kin, tuple[int, float]] = {}
+        self._ratios: dict[SimilarityKey, list[float]] = {}
+        self._medians: dict[SimilarityKey, tuple[int, float]] = {}
         """With the number of ratios that each was taken of."""
 
     def learn(self, work: Work, measured: float | None) -> None:
@@ -35,20 +29,20 @@ class Estimates:
         nothing."""
         if measured is None or work.need.expected_minutes <= 0:
             return
-        for kin in _kin(work):
-            self._ratios.setdefault(kin, []).append(measured / work.need.expected_minutes)
+        for key in _keys(work):
+            self._ratios.setdefault(key, []).append(measured / work.need.expected_minutes)
 
     def minutes_of(self, work: Work) -> float:
         """Expected of the whole run by what is known now."""
-        nearest = next((kin for kin in _kin(work) if kin in self._ratios), None)
+        nearest = next((key for key in _keys(work) if key in self._ratios), None)
         return work.need.expected_minutes * (1.0 if nearest is None else self._median(nearest))
 
-    def _median(self, kin: Kin) -> float:
-        ratios = self._ratios[kin]
-        count, median = self._medians.get(kin, (0, 1.0))
+    def _median(self, key: SimilarityKey) -> float:
+        ratios = self._ratios[key]
+        count, median = self._medians.get(key, (0, 1.0))
         if count != len(ratios):
             median = statistics.median(ratios)
-            self._medians[kin] = len(ratios), median
+            self._medians[key] = len(ratios), median
         return median
 
 
@@ -60,5 +54,5 @@ def refine(works: Sequence[Work], measured_minutes: Callable[[Work], float | Non
     return [work.expecting(estimates.minutes_of(work)) for work in works]
 
 
-def _kin(work: Work) -> list[Kin]:
-    return [(labels, *(work.labels.get(label) for label in labels)) for labels in _KINDS]
+def _keys(work: Work) -> list[SimilarityKey]:
+    return [(labels, *(work.labels.get(label) for label in labels)) for labels in work.adapter.similarity_keys]

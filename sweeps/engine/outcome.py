@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,25 @@ class Outcome:
     """Last step that a resume would start from; 0 for work that has no checkpoints."""
     minutes_left: float | None = None
     """From the last checkpoint to the end at the speed it was measured; None where that is not known."""
-    said: str = ""
+    message: str = ""
     """The attempt's one line on how it failed."""
     heartbeat_at: float | None = None
     """Unix seconds by the file system's clock; None for work that has no heartbeat."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a piece of work has come, as its newest attempt reports it."""
+
+    attempt: int
+    heartbeat_at: float | None = None
+    """Unix seconds by the file system's clock."""
+    checkpoint_step: int = 0
+    minutes_left: float | None = None
+    """From the last checkpoint to the end."""
+    message: str = ""
+    """One line on how the attempt failed."""
+    share: float | None = None
+    """Done so far, of the whole; None for work that does not say."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What it measures on its way, such as a loss."""

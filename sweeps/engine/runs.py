@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -81,8 +82,11 @@ class RunState:
         return "waiting"
 
     @property
-    def memory_halvings(self) -> int:
-        return sum(RULES[attempt.cause].adjusts for attempt in self.attempts if attempt.cause is not None)
+    def adjustments(self) -> dict[str, int]:
+        """What the next attempt's entry is given besides its arguments (`Attempt.adjustments`)."""
+        causes = [attempt.cause for attempt in self.attempts if attempt.cause and RULES[attempt.cause].adjusts]
+        parameters = self.work.adapter.adjustments
+        return dict(Counter(parameters[cause.value] for cause in causes if cause.value in parameters))
 
     @property
     def minutes(self) -> float:

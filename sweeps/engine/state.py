@@ -70,7 +70,7 @@ class SweepState:
     spent_gpu_hours: dict[str, float] = field(default_factory=dict)
     """By allocation, of attempts that have ended."""
     crashes: dict[tuple[str, object], set[str]] = field(default_factory=dict)
-    """Runs whose last attempt crashed, by what it said and the run's algorithm."""
+    """Runs whose last attempt crashed, by its message and `failure_group`."""
 
     @classmethod
     def of(cls, works: Sequence[Work], prefix: str = "") -> SweepState:
@@ -249,14 +249,19 @@ _HANDLERS: dict[str, Callable[[SweepState, Event], None]] = {
 
 
 def _crash_key(run: RunState) -> tuple[str, object] | None:
-    """What makes crashes alike; None for a run whose last attempt did not crash, or was released since."""
+    """What identical failures share; None for a run whose last attempt did not crash, or was released since."""
     if not run.attempts or run.done:
         return None
     last = run.attempts[-1]
     is_alone = last.cause is None or not RULES[last.cause].holds_group
     if is_alone or last.number <= run.released_after or not last.detail:
         return None
-    return last.detail, run.work.labels.get("algorithm")
+    return last.detail, failure_group(run.work)
+
+
+def failure_group(work: Work) -> object:
+    """What runs have in common that are held together."""
+    return work.labels.get(work.adapter.failure_label)
 
 
 def past_attempts(run: RunState) -> Sequence[PastAttempt]:

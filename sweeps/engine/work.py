@@ -1,10 +1,11 @@
 """One piece of work of a sweep, whatever it is: where its files go, what it needs, the function that does it.
 
-A training run is one kind; any other program can be another. The engine knows only this.
+A training run is one kind, a job of a Hydra application another. The engine knows of a kind what its `Adapter` says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,29 @@ class Need:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """What one kind of work, such as training runs or jobs of a Hydra application, tells the engine of itself."""
+
+    reports: str = ""
+    """The module that reads what attempts report (`sweeps.node.reports`); without one there are no heartbeats,
+    checkpoints and measured times."""
+    group_labels: tuple[str, ...] = ()
+    """Labels that make a row of the status table."""
+    failure_label: str = ""
+    """Runs with the same value of this label are held together when several of them fail in the same way; without one
+    all runs of the sweep are."""
+    similarity_keys: tuple[tuple[str, ...], ...] = ((),)
+    """Labels that make the times of two runs comparable, the most similar runs first."""
+    adjustments: Mapping[str, str] = field(default_factory=dict)
+    """By cause: the parameter of the entry that counts the attempts that ended so (`RULES`' `adjusts`)."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Adapter:
+        keys = tuple(tuple(labels) for labels in values["similarity_keys"])
+        return cls(**{**values, "group_labels": tuple(values["group_labels"]), "similarity_keys": keys})
+
+
+@dataclass(frozen=True)
 class Work:
     """One piece of work. `name` is unique in its sweep."""
 
@@ -42,7 +66,7 @@ class Work:
     folder: str
     """Attempts leave their files in folder/attempts/<n>/."""
     entry: str
-    """`module:function`, called as function(folder, attempt, memory_halvings, **arguments) in a process of its own;
+    """`module:function`, called as function(folder, attempt, **arguments, **adjustments) in a process of its own;
     returns an exit code (`ExitCode`). Where its module has `preload(folder)`, that runs once before processes are
     forked from it."""
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -53,17 +77,19 @@ class Work:
     """A file that its folder holds when the work is finished."""
     source: str = ""
     """A folder whose git commit each attempt records, for work that is not this project's own code."""
+    adapter: Adapter = field(default_factory=Adapter)
 
     def expecting(self, minutes: float) -> Work:
         """The same work with another expectation of its time."""
         return replace(self, need=replace(self.need, expected_minutes=minutes))
 
     def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "need": vars(self.need)}
+        return {**vars(self), "need": vars(self.need), "adapter": vars(self.adapter)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Work:
-        return cls(**{**values, "need": Need(**values["need"])})
+        adapter = Adapter.from_dict(values["adapter"])
+        return cls(**{**values, "need": Need(**values["need"]), "adapter": adapter})
 
 
 @dataclass(frozen=True)
@@ -72,19 +98,20 @@ class Attempt:
 
     work: Work
     number: int
-    memory_halvings: int = 0
-    """How many attempts before it ran out of memory: each asks for half of what it takes."""
+    adjustments: Mapping[str, int] = field(default_factory=dict)
+    """Parameters of the entry that its adapter adjusts after failures; each with the number of attempts that call for
+    it."""
 
     @property
     def folder(self) -> Path:
         return Path(self.work.folder) / "attempts" / str(self.number)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"work": self.work.to_dict(), "number": self.number, "memory_halvings": self.memory_halvings}
+        return {"work": self.work.to_dict(), "number": self.number, "adjustments": dict(self.adjustments)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Attempt:
-        return cls(Work.from_dict(values["work"]), values["number"], values["memory_halvings"])
+        return cls(Work.from_dict(values["work"]), values["number"], values["adjustments"])
 
 
 def expected_minutes(work: Work) -> float:

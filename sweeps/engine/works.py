@@ -9,8 +9,8 @@ from sweeps.engine.work import Work
 
 Shape = tuple[int, int, int]
 """Nodes, GPUs and CPUs a node: what runs of one kind ask for."""
-Group = tuple[str, int]
-"""Algorithm and number of parameters: one row of the status table."""
+Group = tuple[Any, ...]
+"""Values of the adapter's `group_labels`: one row of the status table."""
 
 
 def shape_of(work: Work) -> Shape:
@@ -18,9 +18,7 @@ def shape_of(work: Work) -> Shape:
 
 
 def group_of(work: Work) -> Group:
-    """("", 0) for work that has no such labels."""
-    num_params = work.labels.get("num_params")
-    return str(work.labels.get("algorithm", "")), num_params if isinstance(num_params, int) else 0
+    return tuple(work.labels.get(label) for label in work.adapter.group_labels)
 
 
 class Works(Sequence[Work]):
@@ -32,7 +30,7 @@ class Works(Sequence[Work]):
         self._shapes: list[Shape] = [(nodes, gpus, cpus) for nodes, gpus, cpus in columns["shapes"]]
         self._shape_numbers: list[int] = columns["shape_numbers"]
         self._minutes: list[float] = columns["minutes"]
-        self._groups: list[Group] = [(algorithm, size) for algorithm, size in columns["groups"]]
+        self._groups: list[Group] = [tuple(group) for group in columns["groups"]]
         self._group_numbers: list[int] = columns["group_numbers"]
         self._read = read
         self._made: dict[int, Work] = {}
@@ -63,6 +61,11 @@ class Works(Sequence[Work]):
 
     def group(self, position: int) -> Group:
         return self._groups[self._group_numbers[position]]
+
+    @property
+    def group_labels(self) -> tuple[str, ...]:
+        """What the values of a group are called."""
+        return self[0].adapter.group_labels if self.names else ()
 
     def __len__(self) -> int:
         return len(self.names)

@@ -32,6 +32,7 @@ from sweeps.engine.quota import VerdictKind, all_limits, best_verdict
 from sweeps.engine.runs import RunState
 from sweeps.engine.state import SweepState
 from sweeps.engine.work import Need, Work
+from sweeps.hydra_apps.adapter import HYDRA_JOB
 from sweeps.hydra_apps.program import RESULT, Program, read_return, set_value, write_program
 from sweeps.hydra_apps.settings import cluster_of, need_of
 from sweeps.hydra_apps.state_folder import find_place, is_by_position
@@ -146,6 +147,7 @@ class Multirun:
                 labels=dict(_label(override) for override in filter_overrides(overrides)),
                 result=RESULT,
                 source=str(Path(sys.argv[0]).absolute().parent),
+                adapter=HYDRA_JOB,
             )
         return list(works.values())
 

@@ -65,9 +65,7 @@ def _read_program(path: Path) -> Program:
     return Program(**vars(pickle.loads(body)))
 
 
-def run(
-    folder: str, attempt: int, memory_halvings: int, program: str, overrides: Sequence[str], number: int, job: str
-) -> int:
+def run(folder: str, attempt: int, program: str, overrides: Sequence[str], number: int, job: str) -> int:
     """The entry of one job, in its own process. An exception of the application is its result too, but a failed one."""
     # SLURM warns of the time limit; an application that does not listen goes on until it is ended.
     for warning in (signal.SIGUSR1, signal.SIGUSR2):

@@ -7,9 +7,10 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from muloco_runner.record import RecordError, RunFolder, RunStatus, write_atomically
+from muloco_runner.record import write_atomically
 from sweeps.engine.outcome import Ending, Outcome
 from sweeps.engine.work import Attempt, Work
+from sweeps.node.reports import read_progress
 
 _PROBE_BYTES = 4096
 
@@ -33,22 +34,17 @@ def read_ending(attempt: Attempt) -> Ending | None:
 
 def read_outcome(attempt: Attempt) -> Outcome:
     """From the files of the work's folder; what is not readable counts as not there."""
-    folder = RunFolder(attempt.work.folder)
-    heartbeat_at = None
-    try:
-        status = folder.read_status()
-        heartbeat_at = folder.status_file.stat().st_mtime
-    except (RecordError, FileNotFoundError, NotADirectoryError):
-        status = None
-    said = status.exit_cause if status is not None and status.attempt == attempt.number else None
-    checkpoint_step = status.checkpoint_step if status is not None else 0
+    progress = read_progress(attempt.work)
+    finished, ending = is_finished(attempt.work), read_ending(attempt)
+    if progress is None:
+        return Outcome(finished, ending)
     return Outcome(
-        finished=is_finished(attempt.work),
-        ending=read_ending(attempt),
-        checkpoint_step=checkpoint_step,
-        minutes_left=_minutes_left(status) if status is not None else None,
-        said=said or "",
-        heartbeat_at=heartbeat_at,
+        finished,
+        ending,
+        checkpoint_step=progress.checkpoint_step,
+        minutes_left=progress.minutes_left,
+        message=progress.message if progress.attempt == attempt.number else "",
+        heartbeat_at=progress.heartbeat_at,
     )
 
 
@@ -61,19 +57,3 @@ def write_error_in_folder(attempt: Attempt) -> str:
     except OSError as error:
         return f"{error.strerror}: {error.filename or attempt.folder}"
     return ""
-
-
-def _minutes_left(status: RunStatus) -> float | None:
-    if not status.tokens_per_second or not status.step or not status.tokens:
-        return None
-    tokens_per_step = status.tokens / status.step
-    return (status.num_steps - status.checkpoint_step) * tokens_per_step / status.tokens_per_second / 60
-
-
-def measured_minutes(work: Work) -> float | None:
-    """Training time of a finished run, all attempts together; None where there is no result."""
-    try:
-        result = RunFolder(work.folder).read_result()
-    except RecordError:
-        return None
-    return result.train_seconds / 60 if result is not None else None

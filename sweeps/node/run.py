@@ -35,7 +35,7 @@ def run_task(attempt: Attempt, rank: int = 0) -> int:
         try:
             work = attempt.work
             function = resolve_entry(work.entry)
-            return int(function(work.folder, attempt.number, attempt.memory_halvings, **work.arguments))
+            return int(function(work.folder, attempt.number, **work.arguments, **attempt.adjustments))
         except SystemExit as leaving:
             return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         except BaseException:

@@ -142,10 +142,10 @@ class World:
     def outcome(self, attempt: Attempt) -> Outcome:
         """What lies in the folder of the attempt's work."""
         name = attempt.work.name
-        ending, said = self._endings.get((name, attempt.number), (None, ""))
+        ending, message = self._endings.get((name, attempt.number), (None, ""))
         step = int(self._minutes_done.get(name, 0.0) * _STEPS_PER_MINUTE)
         heartbeat_at = min(self.now, self._silent_since.get(name, self.now))
-        return Outcome(name in self._finished, ending, step, said=said, heartbeat_at=heartbeat_at)
+        return Outcome(name in self._finished, ending, step, message=message, heartbeat_at=heartbeat_at)
 
     # What happens by itself
 
@@ -234,7 +234,7 @@ class World:
         name = attempt.work.name
         assert name not in self._finished, f"{name} is finished and runs again"
         left = _STARTUP_MINUTES + self._true_minutes(attempt.work) - self._minutes_done.get(name, 0.0)
-        if self._is(name, "hungry", self.weather.out_of_memory) and attempt.memory_halvings == 0:
+        if self._is(name, "hungry", self.weather.out_of_memory) and not attempt.adjustments:
             self._at(_STARTUP_MINUTES, "attempt_end", job.request.tag, f"{name} 70")
         elif self._is(name, "broken", self.weather.broken):
             self._at(_STARTUP_MINUTES, "attempt_end", job.request.tag, f"{name} 1")
@@ -268,8 +268,8 @@ class World:
         if code == 0:
             self._finished.add(name)
         self._save(job, attempt, asked_to=code == 75)
-        said = "" if code in (0, 75) else f"exit code {code} of {name}"
-        self._endings[name, attempt.number] = (Ending(code, job.nodes[0].name, job.started_at, self.now), said)
+        message = "" if code in (0, 75) else f"exit code {code} of {name}"
+        self._endings[name, attempt.number] = (Ending(code, job.nodes[0].name, job.started_at, self.now), message)
         if not job.running:
             self._end(job, JobEnd.EXITED)
 

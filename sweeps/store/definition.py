@@ -19,6 +19,7 @@ from muloco_runner.config import ConfigError
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.work import Work
 from sweeps.engine.works import Works
+from sweeps.store.old_formats import head_now, work_now
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class Definition:
         """A file that is damaged raises `ConfigError`; one that is not there `FileNotFoundError`."""
         head, *lines = path.read_bytes().split(b"\n")
         try:
-            values = json.loads(head)
+            values = head_now(json.loads(head))
             common = values["common"]
 
             def read(position: int) -> Work:
                 try:
-                    return Work.from_dict({**common, **json.loads(lines[position])})
+                    return Work.from_dict(work_now({**common, **json.loads(lines[position])}))
                 except (ValueError, KeyError, TypeError) as error:
                     raise _damaged(f"{works.names[position]}: {error}") from None
 

@@ -28,6 +28,7 @@ from sweeps.engine.state import SweepState, number_of
 from sweeps.engine.work import Attempt
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import START, Damage, Position, read_events
+from sweeps.store.old_formats import request_now
 from sweeps.store.snapshot import read_snapshot, write_snapshot
 
 
@@ -101,7 +102,7 @@ class SweepFolder:
 
     def read_request(self, tag: str) -> JobRequest | None:
         try:
-            return JobRequest.from_dict(json.loads((self.path / "jobs" / f"{tag}.json").read_text()))
+            return JobRequest.from_dict(request_now(json.loads((self.path / "jobs" / f"{tag}.json").read_text())))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 

@@ -24,9 +24,12 @@ from sweeps.engine.state import JobState, NodeFailures, SweepState
 from sweeps.engine.works import Works
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import Damage, Position
+from sweeps.store.old_formats import counters_now, request_now
 
-LAYOUT = 1
-"""Of the file: another one is passed over."""
+LAYOUT = 2
+"""The file's format: one that is neither this nor `_OLD_LAYOUT` is passed over."""
+_OLD_LAYOUT = 1
+"""Its rows were as `sweeps.store.old_formats` has them."""
 
 
 def write_snapshot(path: Path, definition: Definition, state: SweepState, end: Position, damage: list[Damage]) -> None:
@@ -72,12 +75,16 @@ def read_snapshot(
         return None
     head, *lines = body.split(b"\n")
     values = json.loads(head)
-    if (values["layout"], values["definition"], values["prefix"]) != (LAYOUT, definition.id, prefix):
+    of_this_sweep = (values["definition"], values["prefix"]) == (definition.id, prefix)
+    if not of_this_sweep or values["layout"] not in (LAYOUT, _OLD_LAYOUT):
         return None
     end = Position(**values["end"])
     if not end.is_in(ledger):
         return None
-    state = _state(values, Works.of(definition.works), lines)
+    works = Works.of(definition.works)
+    if values["layout"] == _OLD_LAYOUT:
+        values["counters"] = counters_now(values["counters"], works.group_labels)
+    state = _state(values, works, lines)
     return state, end, [Damage(line, why) for line, why in values["damage"]]
 
 
@@ -124,4 +131,5 @@ def _job_to_dict(job: JobState) -> dict[str, Any]:
 
 def _job_from_dict(values: dict[str, Any]) -> JobState:
     cancelling = Cause(values["cancelling"]) if values["cancelling"] is not None else None
-    return JobState(**{**values, "request": JobRequest.from_dict(values["request"]), "cancelling": cancelling})
+    request = JobRequest.from_dict(request_now(values["request"]))
+    return JobState(**{**values, "request": request, "cancelling": cancelling})

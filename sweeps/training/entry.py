@@ -11,6 +11,7 @@ from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.record import RunFolder
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.work import Need, Work
+from sweeps.training.adapter import TRAINING
 from sweeps.training.gpus import Gpus
 
 _FIRST_GUESS = {"cpu": 2.0e10, "cuda": 2.0e14}
@@ -35,6 +36,7 @@ def works_of(runs: Sequence[RunConfig], root: Path, execution: ExecutionConfig, 
             arguments=arguments,
             need=need_of(run, gpus),
             labels=labels_of(run),
+            adapter=TRAINING,
         )
         for run in runs
     ]
@@ -79,7 +81,7 @@ def prepare(runs: Sequence[RunConfig], root: Path) -> None:
         RunFolder.of(root, run.run_id).write_config(run.to_dict())
 
 
-def train(folder: str, attempt: int, memory_halvings: int, execution: Mapping[str, Any]) -> int:
+def train(folder: str, attempt: int, execution: Mapping[str, Any], memory_halvings: int = 0) -> int:
     """The entry of a training run, in its own process."""
     from muloco_runner.job import run_job
 

@@ -19,7 +19,7 @@ from muloco_runner.paths import config_dir
 from sweeps.clusters import read_cluster
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.durations import refine
-from sweeps.node.attempt_files import measured_minutes
+from sweeps.node.reports import measured_minutes
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.training.entry import works_of

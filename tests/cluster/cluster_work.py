@@ -19,11 +19,11 @@ TWICE = 99
 def count(
     folder: str,
     attempt: int,
-    memory_halvings: int,
     seconds: Sequence[float] = (0.0,),
     codes: Sequence[int] = (0,),
     deaf: bool = False,
     kilobytes: int = 0,
+    memory_halvings: int = 0,
 ) -> int:
     """Attempt n takes seconds[n] and ends with codes[n] (the last of each from then on).
 

@@ -22,6 +22,7 @@ from sweeps.engine.policy import Cause
 from sweeps.engine.state import SweepState
 from sweeps.engine.work import Need, Work
 from sweeps.store.folder import Definition, SweepFolder
+from sweeps.training.adapter import TRAINING
 
 ONE_NODE = Need(1, 8, 8, wall_minutes=5, expected_minutes=0.1)
 GPU = {"name": "gpu", "partition": "gpu", "account": "lab", "gpus_per_node": 8, "cpus_per_node": 8}
@@ -40,7 +41,14 @@ class SampleSweep:
     ) -> None:
         self.root, self.folder = root, SweepFolder(root, "sample")
         works = [
-            Work(name, str(root / "runs" / name), "cluster_work:count", dict(plan), (needs or {}).get(name, ONE_NODE))
+            Work(
+                name,
+                str(root / "runs" / name),
+                "cluster_work:count",
+                dict(plan),
+                (needs or {}).get(name, ONE_NODE),
+                adapter=TRAINING,
+            )
             for name, plan in plans.items()
         ]
         values = {

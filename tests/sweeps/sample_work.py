@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def count(folder: str, attempt: int, memory_halvings: int, **plan: Any) -> int:
+def count(folder: str, attempt: int, memory_halvings: int = 0, **plan: Any) -> int:
     """Takes `plan["seconds"]`, obeys TERM with 75, and ends with the attempt's exit code of `plan["codes"]`.
 
     `result.json` is written once, by an attempt that ends with 0; `started` has a line for each start.

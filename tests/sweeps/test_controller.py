@@ -31,6 +31,7 @@ from sweeps.progress_lines import Lines
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.ledger import Ledger
+from sweeps.training.adapter import TRAINING
 
 QUOTA = 3
 CLUSTER = {
@@ -160,7 +161,7 @@ class World:
 def works(root: Path) -> list[Work]:
     shapes = [(1, 8, 2), (1, 2, 1), (1, 2, 1), (3, 8, 1), (2, 8, 1)]
     return [
-        Work(f"r{n}", str(root / "runs" / f"r{n}"), "m:f", need=Need(nodes, gpus, 1, 0.0, minutes))
+        Work(f"r{n}", str(root / "runs" / f"r{n}"), "m:f", need=Need(nodes, gpus, 1, 0.0, minutes), adapter=TRAINING)
         for n, (nodes, gpus, minutes) in enumerate(shapes)
     ]
 
@@ -298,7 +299,7 @@ def test_one_bug_in_several_runs_holds_the_rest_and_retry_lets_them_go(world: Wo
     assert state.counts["held"] == 5
     assert sum(world.starts.values()) < 2 * 5
     words = [run.held or "" for run in state.runs.values()]
-    assert any("runs crashed alike: ValueError: shapes differ" in why for why in words)
+    assert any("runs crashed in the same way: ValueError: shapes differ" in why for why in words)
     world.crashes.clear()
     SweepFolder(world.root, "s").send("released", runs=list(state.runs))
     assert all_done(play(world))

@@ -17,6 +17,7 @@ from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.work import Need, Work
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
+from sweeps.training.adapter import TRAINING
 
 HERE = Path(__file__).parents[1]
 CLUSTER = {"kind": "local", "tick_seconds": 0.05, "allocations": [{"name": "here", "quota": {"jobs": 1}}]}
@@ -40,7 +41,7 @@ def sweep(root: Path) -> SweepFolder:
         labels = {"algorithm": name, "lr": 0.0078125, "num_params": 29120}
         place = str(root / "runs" / f"{n}ab")
         need = Need(expected_minutes=1.0)
-        works.append(Work(f"{n}ab", place, "sample_work:count", {"seconds": 30.0}, need, labels))
+        works.append(Work(f"{n}ab", place, "sample_work:count", {"seconds": 30.0}, need, labels, adapter=TRAINING))
     folder.write_definition(Definition("sample", "local", CLUSTER, works))
     return folder
 

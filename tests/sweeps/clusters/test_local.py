@@ -26,6 +26,7 @@ from sweeps.node.attempt_files import read_outcome, write_error_in_folder
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld
+from sweeps.training.adapter import TRAINING
 
 HERE = Path(__file__).parents[1]
 CLUSTER = {"kind": "local", "tick_seconds": 0.05, "allocations": [{"name": "here", "quota": {"jobs": 2}}]}
@@ -49,7 +50,9 @@ def root(tmp_path: Path) -> Iterator[Path]:
 def works(root: Path, plans: dict[str, dict[str, Any]]) -> list[Work]:
     need = Need(expected_minutes=0.1)
     return [
-        Work(name, str(root / "runs" / name), "sample_work:count", plan, need, {"algorithm": "sample"})
+        Work(
+            name, str(root / "runs" / name), "sample_work:count", plan, need, {"algorithm": "sample"}, adapter=TRAINING
+        )
         for name, plan in plans.items()
     ]
 
@@ -100,7 +103,7 @@ def test_each_ending_has_its_consequence(root: Path, monkeypatch: pytest.MonkeyP
     assert {name: starts(root, name) for name in plans} == {
         "mended": 2, "broken": 2, "wrong": 1, "large": 2, "fine": 1,
     }  # fmt: skip
-    assert state.runs["large"].memory_halvings == 1
+    assert state.runs["large"].adjustments == {"memory_halvings": 1}
     assert "config cannot run" in (state.runs["wrong"].held or "")
 
 

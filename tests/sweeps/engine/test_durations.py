@@ -7,13 +7,16 @@ import pytest
 from muloco_runner.record import RunFolder, RunResult
 from sweeps.engine.durations import Estimates, refine
 from sweeps.engine.work import Need, Work
-from sweeps.node.attempt_files import measured_minutes
+from sweeps.node.reports import measured_minutes
+from sweeps.training.adapter import TRAINING
 
 
 def work(root: Path, number: int, algorithm: str, num_params: int, minutes: float) -> Work:
     name = f"{number:012x}"
     labels = {"algorithm": algorithm, "num_params": num_params, "num_workers": 1, "global_batch_tokens": 512}
-    return Work(name, str(root / "runs" / name), "m:f", need=Need(expected_minutes=minutes), labels=labels)
+    return Work(
+        name, str(root / "runs" / name), "m:f", need=Need(expected_minutes=minutes), labels=labels, adapter=TRAINING
+    )
 
 
 def finish(work: Work, minutes: float) -> None:
@@ -21,7 +24,7 @@ def finish(work: Work, minutes: float) -> None:
     RunFolder(work.folder).write_result(result)
 
 
-def test_the_nearest_kin_that_has_finished_decides(tmp_path: Path) -> None:
+def test_the_most_similar_that_has_finished_decides(tmp_path: Path) -> None:
     works = [
         work(tmp_path, 0, "MuLoCo", 100, 10.0),
         work(tmp_path, 1, "MuLoCo", 100, 10.0),
@@ -45,7 +48,7 @@ def test_a_damaged_result_is_no_measurement(tmp_path: Path) -> None:
     assert refine(works, measured_minutes) == works
 
 
-def test_a_controller_goes_on_to_learn_from_the_nearest_kin(tmp_path: Path) -> None:
+def test_a_controller_goes_on_to_learn_from_the_most_similar(tmp_path: Path) -> None:
     estimates = Estimates()
     assert estimates.minutes_of(work(tmp_path, 2, "MuLoCo", 100, 10.0)) == 10.0
     for number, (name, minutes) in enumerate((("MuLoCo", 30.0), ("MuLoCo", 30.0), ("DDP-Muon", 10.0))):

@@ -19,7 +19,7 @@ from sweeps.node.code_snapshot import HERE, describe_source, git_state, keep_sou
 PROBE = """
 from pathlib import Path
 
-def run(folder, attempt, memory_halvings):
+def run(folder, attempt):
     Path(folder, "said").write_text("%s")
     return 0
 """

@@ -22,7 +22,7 @@ from sweeps.engine.decide import MAX_GPU_HOURS
 from sweeps.engine.lower_bound import lower_bound_minutes
 from sweeps.engine.policy import Cause
 from sweeps.engine.state import SweepState
-from sweeps.engine.work import Need, Work
+from sweeps.engine.work import Adapter, Need, Work
 from sweeps.simulation.cluster import SimulatedCluster
 from sweeps.simulation.faults import FAIR, ROUGH, FaultModel
 from sweeps.simulation.simulate import begin, play, simulate
@@ -33,6 +33,11 @@ HISTORIES = int(os.environ.get("MULOCO_HISTORIES", "100"))
 """As many random ones; 10,000 take half an hour of one core."""
 DAY = 86400.0
 SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 8), (4, 8))
+ADAPTER = Adapter(adjustments={Cause.OUT_OF_MEMORY.value: "halvings"})
+
+
+def piece(name: str, need: Need) -> Work:
+    return Work(name, f"/nowhere/{name}", "m:f", need=need, adapter=ADAPTER)
 
 
 class Killed(BaseException):
@@ -60,7 +65,7 @@ def histories(draw: st.DrawFn) -> History:
     quotas = [rng.randint(4, 12) for _ in range(draw(st.integers(1, 2)))]
     whole = draw(st.booleans())
     works = [
-        Work(f"r{n}", f"/nowhere/r{n}", "m:f", need=Need(nodes, gpus, 12 * gpus, 0.0, rng.uniform(1, 300)))
+        piece(f"r{n}", Need(nodes, gpus, 12 * gpus, 0.0, rng.uniform(1, 300)))
         for n in range(rng.randint(1, draw(st.sampled_from([5, 50, 200]))))
         for nodes, gpus in [rng.choice(SHAPES)]
     ]
@@ -229,10 +234,8 @@ def test_a_wide_run_is_never_kept_waiting_by_narrow_ones(
     seed: int, preemptions: float, nodes: int, narrow: int
 ) -> None:
     rng = random.Random(seed)
-    works = [
-        Work(f"n{n}", f"/nowhere/n{n}", "m:f", need=Need(1, 8, 96, 0.0, rng.uniform(30, 300))) for n in range(narrow)
-    ]
-    works.append(Work("wide", "/nowhere/wide", "m:f", need=Need(nodes, 8, 96, 0.0, 600.0)))
+    works = [piece(f"n{n}", Need(1, 8, 96, 0.0, rng.uniform(30, 300))) for n in range(narrow)]
+    works.append(piece("wide", Need(nodes, 8, 96, 0.0, 600.0)))
     quota = QuotaConfig(nodes=nodes)
     config = ClusterConfig("c", "slurm", [AllocationConfig("a", gpus_per_node=8, cpus_per_node=96, quota=quota)])
     waits: list[tuple[float, float]] = []
@@ -259,7 +262,7 @@ def study(num_runs: int) -> list[Work]:
     kinds = [(1, 1, 90.0), (1, 4, 120.0), (1, 8, 200.0), (1, 8, 500.0), (2, 8, 400.0), (8, 8, 600.0)]
     chosen = rng.choices(kinds, [0.4, 0.25, 0.15, 0.1, 0.08, 0.02], k=num_runs)
     return [
-        Work(f"r{n}", f"/nowhere/r{n}", "m:f", need=Need(nodes, gpus, 12 * gpus, 0.0, minutes * rng.uniform(0.5, 2)))
+        piece(f"r{n}", Need(nodes, gpus, 12 * gpus, 0.0, minutes * rng.uniform(0.5, 2)))
         for n, (nodes, gpus, minutes) in enumerate(chosen)
     ]
 
@@ -291,9 +294,9 @@ def test_a_rough_cluster_costs_retries_and_loses_no_run() -> None:
 
 
 def test_the_lower_bound_is_the_work_or_the_longest_run() -> None:
-    works = [Work(f"r{n}", f"/nowhere/r{n}", "m:f", need=Need(1, 4, 48, 0.0, 60.0)) for n in range(64)]
+    works = [piece(f"r{n}", Need(1, 4, 48, 0.0, 60.0)) for n in range(64)]
     assert lower_bound_minutes(works, SIXTEEN) == 64 * 60 / 2 / 16
-    works.append(Work("long", "/nowhere/long", "m:f", need=Need(1, 8, 96, 0.0, 500.0)))
+    works.append(piece("long", Need(1, 8, 96, 0.0, 500.0)))
     assert lower_bound_minutes(works, SIXTEEN) == 500.0
 
 

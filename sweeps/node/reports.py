@@ -1,0 +1,35 @@
+"""What attempts report of their progress, read by the module that the work's adapter names."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Protocol, cast
+
+from sweeps.engine.outcome import Progress
+from sweeps.engine.work import Work
+
+
+class Reports(Protocol):
+    """The module `Adapter.reports`. What is not readable counts as not there."""
+
+    def read_progress(self, folder: Path) -> Progress | None:
+        """How far the work of that folder has come; None where no attempt has reported."""
+
+    def measured_minutes(self, folder: Path) -> float | None:
+        """What the finished work took, all attempts together; None where there is no result."""
+
+
+def read_progress(work: Work) -> Progress | None:
+    reports = _reports_of(work)
+    return reports.read_progress(Path(work.folder)) if reports is not None else None
+
+
+def measured_minutes(work: Work) -> float | None:
+    reports = _reports_of(work)
+    return reports.measured_minutes(Path(work.folder)) if reports is not None else None
+
+
+def _reports_of(work: Work) -> Reports | None:
+    name = work.adapter.reports
+    return cast(Reports, importlib.import_module(name)) if name else None

@@ -1,0 +1,62 @@
+"""What the engine must know of training runs, and how their progress is read from their folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from muloco_runner.record import RecordError, RunFolder, RunStatus
+from sweeps.engine.outcome import Progress
+from sweeps.engine.policy import Cause
+from sweeps.engine.work import Adapter
+
+TRAINING = Adapter(
+    reports="sweeps.training.adapter",
+    group_labels=("algorithm", "num_params"),
+    failure_label="algorithm",
+    similarity_keys=(
+        ("num_params", "algorithm", "num_workers", "global_batch_tokens"),
+        ("num_params", "algorithm"),
+        ("num_params",),
+        (),
+    ),
+    # Half the micro-batch for each: less memory, the same result.
+    adjustments={Cause.OUT_OF_MEMORY.value: "memory_halvings"},
+)
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """From the run's heartbeat."""
+    run = RunFolder(folder)
+    try:
+        status = run.read_status()
+        heartbeat_at = run.status_file.stat().st_mtime
+    except (RecordError, FileNotFoundError, NotADirectoryError):
+        return None
+    if status is None:
+        return None
+    return Progress(
+        status.attempt,
+        heartbeat_at,
+        status.checkpoint_step,
+        _minutes_left(status),
+        status.exit_cause or "",
+        status.step / status.num_steps if status.num_steps else None,
+        {"loss": status.loss} if status.loss is not None else {},
+    )
+
+
+def measured_minutes(folder: Path) -> float | None:
+    """Training time, without start-up and evaluation."""
+    try:
+        result = RunFolder(folder).read_result()
+    except RecordError:
+        return None
+    return result.train_seconds / 60 if result is not None else None
+
+
+def _minutes_left(status: RunStatus) -> float | None:
+    """From the last checkpoint to the end, at the speed that was measured; None where that is not known."""
+    if not status.tokens_per_second or not status.step or not status.tokens:
+        return None
+    tokens_per_step = status.tokens / status.step
+    return (status.num_steps - status.checkpoint_step) * tokens_per_step / status.tokens_per_second / 60

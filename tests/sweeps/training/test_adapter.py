@@ -1,0 +1,42 @@
+"""What adapters tell the engine holds of the work that they stand for."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+from muloco_runner.record import RunFolder, RunStatus
+from sweeps.engine.policy import RULES, Cause
+from sweeps.engine.work import Adapter
+from sweeps.hydra_apps.adapter import HYDRA_JOB
+from sweeps.node.run import resolve_entry
+from sweeps.training.adapter import TRAINING, read_progress
+
+ADAPTERS = {"sweeps.training.entry:train": TRAINING, "sweeps.hydra_apps.program:run": HYDRA_JOB}
+
+
+@pytest.mark.parametrize("entry", ADAPTERS)
+def test_what_is_adjusted_is_a_parameter_of_the_entry_and_follows_from_a_cause_that_adjusts(entry: str) -> None:
+    for cause, parameter in ADAPTERS[entry].adjustments.items():
+        assert RULES[Cause(cause)].adjusts
+        assert parameter in inspect.signature(resolve_entry(entry)).parameters
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+def test_an_empty_folder_reports_nothing(adapter: Adapter, tmp_path: Path) -> None:
+    reports = importlib.import_module(adapter.reports)
+    assert reports.read_progress(tmp_path) is None
+    assert reports.measured_minutes(tmp_path) is None
+
+
+def test_a_heartbeat_says_how_far_a_run_is_and_how_long_it_still_takes(tmp_path: Path) -> None:
+    status = RunStatus("r", "running", step=50, num_steps=200, tokens=5000, checkpoint_step=40, attempt=3)
+    status.tokens_per_second, status.loss = 10.0, 2.5
+    RunFolder(tmp_path).write_status(status)
+    progress = read_progress(tmp_path)
+    assert progress is not None
+    assert (progress.attempt, progress.checkpoint_step, progress.share) == (3, 40, 0.25)
+    assert progress.minutes_left == pytest.approx(160 * 100 / 10 / 60)
+    assert progress.figures == {"loss": 2.5}
+    assert progress.heartbeat_at == RunFolder(tmp_path).status_file.stat().st_mtime
