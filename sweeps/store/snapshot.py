@@ -83,7 +83,7 @@ def read_snapshot(
         return None
     works = Works.of(definition.works)
     if values["layout"] == _OLD_LAYOUT:
-        values["counters"] = counters_now(values["counters"], works.group_labels)
+        values["tally"] = counters_now(values["tally"], works.group_labels)
     state = _state(values, works, lines)
     return state, end, [Damage(line, why) for line, why in values["damage"]]
 

@@ -141,7 +141,7 @@ def make_old(snapshot: Path, group: list[Any], work: dict[str, Any]) -> None:
     values = json.loads(head)
     values["layout"] = 1
     for name in ("groups", "left", "finished"):
-        values["counters"][name] = [[group, *rest] for _, *rest in values["counters"][name]]
+        values["tally"][name] = [[group, *rest] for _, *rest in values["tally"][name]]
     for job in values["jobs"]:
         job["request"] = old_request(job["tag"], [work], 2, 1)
     body = "\n".join([json.dumps(values), *lines])
