@@ -56,6 +56,7 @@ RC: Any = {
     "legend.fontsize": 8.0,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,
 }
 
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from analysis.report.escape import markdown_markup
 from analysis.report.figures import draw_all
+from analysis.report.fonts import small_fonts
 from analysis.report.numbers import show
 from analysis.report.tables import all_tables
 from muloco_runner.record import write_atomically
@@ -27,10 +28,12 @@ def write_report(report: dict[str, Any], out: Path) -> list[Path]:
     for drawing in drawings:
         svg = drawing.svg()
         files[out / "figures" / f"{drawing.name}.svg"] = svg
-        files[out / "figures" / f"{drawing.name}.pdf"] = drawing.pdf()
         figures.setdefault(drawing.section, []).append(
             {"name": drawing.name, "title": drawing.title, "alt": drawing.alt, "svg": Markup(drawing.inline(svg))}
         )
+    with small_fonts([drawing.figure for drawing in drawings]):
+        for drawing in drawings:
+            files[out / "figures" / f"{drawing.name}.pdf"] = drawing.pdf()
     for name, table in tables.items():
         files[out / "tables" / f"{name}.csv"] = table.to_csv()
         files[out / "tables" / f"{name}.tex"] = table.to_latex()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, get_type_hints
 
 from muloco_runner.config.checks import require
@@ -45,7 +46,7 @@ def from_plain(cls: type, values: dict[str, Any], variants: Variants, where: str
     known = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
         require(key in known, f"{where}.{key}: no such setting; known here: {', '.join(known)}")
-    hints = get_type_hints(cls)
+    hints = _hints_of(cls)
     arguments = {}
     for key, value in values.items():
         hint = hints[key]
@@ -65,6 +66,12 @@ def _unnamed(choices: Mapping[str, type]) -> str | None:
         ),
         None,
     )
+
+
+@cache
+def _hints_of(cls: type) -> dict[str, Any]:
+    """Types of a dataclass's fields; found once, since a report reads thousands of configs."""
+    return get_type_hints(cls)
 
 
 def _default_of(f: dataclasses.Field[Any]) -> Any:
