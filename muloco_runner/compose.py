@@ -1,4 +1,4 @@
-"""From names on a command line to a checked `RunConfig`: the only place that knows Hydra's ConfigStore.
+"""Names on a command line to a checked `RunConfig`: the only module that knows Hydra's ConfigStore.
 
 Needs hydra-core and omegaconf, not torch: the trainer's entry, the sweeps and a login node share it.
 """

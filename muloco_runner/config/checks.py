@@ -15,7 +15,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_positive(owner: str, **values: float) -> None:
-    """`owner` is the config's place on the command line; empty for the run itself."""
+    """`owner` is the config's path on the command line; empty for the run itself."""
     for name, value in values.items():
         key = f"{owner}.{name}" if owner else name
         require(math.isfinite(value) and value > 0, f"{key}={value}: must be a positive number")

@@ -145,7 +145,7 @@ class TopKConfig(LossyCompressionConfig):
     values: str = "exact"
     """How those values are written: exact, statistical or linear (one set of levels a tensor)."""
     bits: int | None = None
-    """Of a quantised value; null for exact ones."""
+    """Bits of a quantised value; null for exact ones."""
 
     implementation = "muloco_runner.diloco.compression.codecs:top_k"
     sends_rows_apart = False

@@ -34,8 +34,8 @@ class ExecutionConfig:
     activation_checkpointing: bool | None = None
     """Whether a block's activations are computed again in the backward pass; null: where they would not fit."""
     sharding: str = "auto"
-    """none: each replica of a worker holds the whole model; full: each holds rows of every parameter (FSDP), gathered
-    block by block; auto: full where the whole would not fit."""
+    """none: each replica of a worker holds the full model; full: each holds rows of every parameter (FSDP), gathered
+    block by block; auto: full where a copy would not fit."""
     reduction: str = "auto"
     """ordered: a worker's gradient is a pairwise sum of its micro-batches' in one fixed order, the same on any number
     of replicas; overlapped: they accumulate as they come and replicas average while still computing (DDP, or to the
@@ -55,7 +55,7 @@ class ExecutionConfig:
     """Emulated link of each rank: what it sends or receives takes at least as long as on a link of this bandwidth, each
     way. None for the network as it is. Between CPUs alone."""
     link_latency_milliseconds: float = 0.0
-    """Emulated time from the first bit's leaving to its arrival, added once to each message: twice to an all-reduce."""
+    """Emulated time of a bit from rank to rank, added once to each message: twice to an all-reduce."""
 
     def __post_init__(self) -> None:
         require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))

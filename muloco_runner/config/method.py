@@ -20,9 +20,9 @@ class StreamingConfig:
     num_fragments: int = 1
     """Fragment i of F is shared where the step is (i+1)*H/F modulo H; one fragment is the whole model."""
     delay_steps: int = 0
-    """tau: inner steps that go on while a fragment is on its way."""
+    """tau: inner steps that go on while a fragment's exchange is pending."""
     mixing: float = 0.0
-    """alpha: share of a worker's own parameters that stays when a fragment arrives; 0 takes the synchronised ones."""
+    """alpha: share of its own parameters that a worker keeps in an outer step; 0 takes the synchronised ones."""
 
     def __post_init__(self) -> None:
         require_positive("method.streaming", num_fragments=self.num_fragments)
@@ -114,7 +114,7 @@ class DiLoCoConfig(MethodConfig):
         )
         require(
             streaming.delay_steps < self.sync_interval,
-            f"method.streaming.delay_steps={streaming.delay_steps}: a fragment must arrive before it is shared again, "
+            f"method.streaming.delay_steps={streaming.delay_steps}: an exchange must complete before the next one, "
             f"so use less than method.sync_interval={self.sync_interval}",
         )
 
@@ -147,6 +147,6 @@ class DiLoCoConfig(MethodConfig):
 
 
 _PUBLISHED_NAMES = {"AdamW": "DiLoCo", "Muon": "MuLoCo"}
-"""Of DiLoCo with an inner optimizer."""
+"""Label of an inner optimizer -> the name of DiLoCo with it."""
 
 METHODS: dict[str, type[MethodConfig]] = table(data_parallel=DataParallelConfig, diloco=DiLoCoConfig)

@@ -60,7 +60,7 @@ class ModelConfig:
 
     @property
     def num_hidden_params(self) -> int:
-        """In the matrices of attention and feed-forward, which Muon updates."""
+        """Parameters in the matrices of attention and feed-forward, which Muon updates."""
         return self.num_layers * (4 * self.width**2 + 3 * self.width * self.ffn_width)
 
     @property

@@ -35,7 +35,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(cls: type, values: dict[str, Any], variants: Variants, where: str) -> Any:
-    """The inverse of `to_plain`. `where` is the place of `values` in the whole; an unknown key or name there raises
+    """The inverse of `to_plain`. `where` is the path of `values` in the run; an unknown key or name there raises
     `ConfigError`.
     """
     if cls in variants:

@@ -44,7 +44,7 @@ class RunConfig:
     gradient_clip_norm: float = 1.0
     """Each worker's gradient is scaled down to this norm before its inner step."""
     precision: str = "float32"
-    """Of the forward and backward pass; master weights, gradient reductions and optimizer state are float32."""
+    """Forward and backward pass; master weights, gradient reductions and optimizer state are float32."""
     seed: int = 0
 
     def __post_init__(self) -> None:

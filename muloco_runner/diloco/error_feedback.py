@@ -11,7 +11,7 @@ from muloco_runner.config import CompressionConfig
 from muloco_runner.config.variants import load
 from muloco_runner.diloco.compression import payload
 from muloco_runner.diloco.compression.codecs import AnyCodec, Exact
-from muloco_runner.diloco.compression.pieces import Piece
+from muloco_runner.diloco.compression.row_ranges import RowRange
 
 
 def choose_codecs(config: CompressionConfig, model: nn.Module) -> list[AnyCodec]:
@@ -42,10 +42,10 @@ class Compressor:
             return pseudogradient
         return self.error.mul_(self.error_feedback).add_(pseudogradient)
 
-    def send(self, tensors: Sequence[Tensor], pieces: Sequence[Piece]) -> Tensor:
-        """The payload of these pieces of the accepted tensors; what it does not carry stays remembered."""
-        parts = [piece.of(tensors) for piece in pieces]
-        content = payload.encode(parts, [self.codecs[piece.tensor] for piece in pieces])
+    def send(self, tensors: Sequence[Tensor], ranges: Sequence[RowRange]) -> Tensor:
+        """The payload of these ranges of the accepted tensors; what it does not carry stays remembered."""
+        parts = [part.of(tensors) for part in ranges]
+        content = payload.encode(parts, [self.codecs[part.tensor] for part in ranges])
         if self.error is not None:
             torch._foreach_sub_(parts, payload.decode(content))
         return content

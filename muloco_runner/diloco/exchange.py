@@ -15,14 +15,14 @@ from torch import Tensor
 
 from muloco_runner.diloco.compression import payload
 from muloco_runner.diloco.compression.codecs import AnyCodec, Exact
-from muloco_runner.diloco.compression.pieces import Piece, cut, whole_pieces
+from muloco_runner.diloco.compression.row_ranges import RowRange, cut, full_ranges
 from muloco_runner.diloco.error_feedback import Compressor
 from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.distributed.message_sizes import MESSAGE_VALUES
 
 
 class Exchange:
-    """For tensors of given shapes, among the ranks that hold the same part of each worker."""
+    """Averages tensors of given shapes over the worker peers."""
 
     def __init__(
         self,
@@ -36,9 +36,9 @@ class Exchange:
         self.reduce_scatter = reduce_scatter
         is_exact = all(isinstance(codec, Exact) for codec in codecs)
         self._stays_as_it_is = len(communicator.workers_of_peers) == 1 and is_exact
-        """All workers are held here and no codec changes a value: a payload would be written to be read at once."""
-        pieces = whole_pieces(like, codecs)
-        messages = cut(pieces, -(-sum(piece.size for piece in pieces) // MESSAGE_VALUES) or 1)
+        """All workers are on this rank and no codec changes a value: a payload would be written to be read at once."""
+        ranges = full_ranges(like, codecs)
+        messages = cut(ranges, -(-sum(part.size for part in ranges) // MESSAGE_VALUES) or 1)
         self.messages = [message for message in messages if message]
         self.payload_bytes = sum(
             self._payload_bytes(part)
@@ -52,7 +52,7 @@ class Exchange:
     ) -> Tensor:
         """Writes the mean into `out`, which may be the tensors of a worker that remembers nothing.
 
-        Given are the compressors of the workers held here and what they accepted. Returns the dot products between what
+        Given are the compressors of the local workers and what they accepted. Returns the dot products between what
         was sent, by pairs of workers, over what this rank averaged: shape (K, K), float64.
         """
         num_workers = self.communicator.topology.num_workers
@@ -60,20 +60,20 @@ class Exchange:
         remembers = any(sender.error is not None for sender in senders)
         for message in self.messages:
             if self._stays_as_it_is and not remembers:
-                here = [[piece.of(own) for piece in message] for own in tensors]
-                self._mean(here, [piece.of(out) for piece in message], products_KK)
+                parts = [[part.of(own) for part in message] for own in tensors]
+                self._mean(parts, [part.of(out) for part in message], products_KK)
             elif self.reduce_scatter:
                 self._by_shares(message, senders, tensors, out, products_KK)
             else:
                 mine = [sender.send(own, message) for sender, own in zip(senders, tensors, strict=True)]
                 everyone = self.communicator.gather_over_workers(mine)
-                targets = [piece.of(out) for piece in message]
+                targets = [part.of(out) for part in message]
                 self._mean(_decoded(everyone, targets), targets, products_KK)
         return self.communicator.sum_over_workers(products_KK) if self.reduce_scatter else products_KK
 
     def _by_shares(
         self,
-        message: Sequence[Piece],
+        message: Sequence[RowRange],
         senders: Sequence[Compressor],
         tensors: Sequence[Sequence[Tensor]],
         out: Sequence[Tensor],
@@ -95,32 +95,32 @@ class Exchange:
             ]
             outgoing.append(self._join(payloads))
         incoming = [sum(lengths[k] for k in own_workers) * len(workers) for workers in peers]
-        # From each rank: for each share averaged here, a payload of each worker held there.
-        arrived = [
+        # From each peer: for each share averaged here, a payload of each of its workers.
+        received = [
             iter(part.split([lengths[k] for k in own_workers if shares[k] for _ in workers]))
             for part, workers in zip(self.communicator.exchange_over_workers(outgoing, incoming), peers, strict=True)
         ]
         means = []
         for k in own_workers:
             if shares[k]:
-                everyone = [next(part) for part, workers in zip(arrived, peers, strict=True) for _ in workers]
-                targets = [torch.empty_like(piece.of(self.like), device=self.device) for piece in shares[k]]
+                everyone = [next(part) for part, workers in zip(received, peers, strict=True) for _ in workers]
+                targets = [torch.empty_like(part.of(self.like), device=self.device) for part in shares[k]]
                 self._mean(_decoded(everyone, targets), targets, products_KK)
-                means.append(payload.encode(targets, [self.codecs[piece.tensor] for piece in shares[k]]))
+                means.append(payload.encode(targets, [self.codecs[part.tensor] for part in shares[k]]))
         incoming = [sum(lengths[k] for k in workers) for workers in peers]
         averaged = self.communicator.exchange_over_workers([self._join(means)] * len(peers), incoming)
         for part, workers in zip(averaged, peers, strict=True):
             filled = [k for k in workers if shares[k]]
             for k, content in zip(filled, part.split([lengths[k] for k in filled]), strict=True):
-                targets = [piece.of(out) for piece in shares[k]]
+                targets = [part.of(out) for part in shares[k]]
                 (tensors_of_share,) = _decoded([content], targets)
                 torch._foreach_copy_(targets, tensors_of_share)
 
     @staticmethod
     def _mean(workers: Sequence[Sequence[Tensor]], out: Sequence[Tensor], products_KK: Tensor) -> None:
         """Writes the mean of all workers' tensors, taken in their order."""
-        for place, target in enumerate(out):
-            sent = [tensors[place] for tensors in workers]
+        for index, target in enumerate(out):
+            sent = [tensors[index] for tensors in workers]
             if len(sent) == 1:  # a single worker has no other to be compared with
                 target.copy_(sent[0])
                 continue
@@ -131,10 +131,10 @@ class Exchange:
             sent_KN = torch.stack([tensor.flatten() for tensor in sent])
             products_KK += sent_KN @ sent_KN.T
 
-    def _payload_bytes(self, pieces: Sequence[Piece]) -> int:
-        if not pieces:
+    def _payload_bytes(self, ranges: Sequence[RowRange]) -> int:
+        if not ranges:
             return 0
-        parts = [(piece.of(self.like), self.codecs[piece.tensor]) for piece in pieces]
+        parts = [(part.of(self.like), self.codecs[part.tensor]) for part in ranges]
         return payload.payload_bytes([payload.Descriptor.of(part.shape, part.dtype, codec) for part, codec in parts])
 
     def _join(self, payloads: Sequence[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from muloco_runner.config import DiLoCoConfig, RunConfig
 from muloco_runner.config.variants import load
-from muloco_runner.diloco.compression.pieces import writes_rows_apart
+from muloco_runner.diloco.compression.row_ranges import writes_rows_apart
 from muloco_runner.diloco.error_feedback import Compressor, choose_codecs
 from muloco_runner.diloco.exchange import Exchange
 from muloco_runner.diloco.flat import copy_into, flatten
@@ -43,7 +43,7 @@ class DistributedMethod(Protocol):
     """What the training loop asks of a method."""
 
     bytes_sent: int
-    """By formula: bytes that one worker has handed to the others, or one replica to the average, wherever its copies
+    """Bytes, by formula, that one worker has handed to the others, or one replica to the average, wherever its copies
     are; replicas that hold rows write headers of their own. What a rank really sends is counted by `Traffic`."""
 
     has_local_models: bool

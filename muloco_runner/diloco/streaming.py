@@ -119,7 +119,7 @@ class Fragment:
         mean = torch.empty_like(self.anchor)
         if self.full is None:
             return CompletedExchange(mean, self.exchange.average(self.compressors, accepted, self.views(mean)))
-        (shards,) = accepted  # where a worker has replicas, a rank holds one worker
+        (shards,) = accepted  # where a worker has replicas, a rank has one worker
         tensors = self.full.gather(shards)
         means = [torch.empty_like(tensor) for tensor in tensors]
         products_KK = self.exchange.average(self.compressors, [tensors], means)

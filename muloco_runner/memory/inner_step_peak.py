@@ -30,7 +30,7 @@ def of_passes(rank: Rank) -> dict[str, float]:
     gathered = 3.0 * size * rank.block if sharded else 0.0
 
     def summed(values: float) -> float:
-        """Bytes from which shards sum a gradient of that many values: in float32 on its way, and its rows."""
+        """Bytes from which shards sum a gradient of that many values: in float32 while it is sent, and its rows."""
         return values * (4 + 4 / rank.replicas + (4 if rank.on_cpu else size)) if sharded else 0.0
 
     head = 4 * embedding_params

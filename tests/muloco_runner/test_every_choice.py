@@ -16,7 +16,7 @@ from muloco_runner.compose import compose_app_config
 from muloco_runner.config import DiLoCoConfig, ExecutionConfig, RunConfig
 from muloco_runner.data.corpus import load_corpus
 from muloco_runner.diloco.compression.payload import Descriptor, payload_bytes
-from muloco_runner.diloco.compression.pieces import writes_rows_apart
+from muloco_runner.diloco.compression.row_ranges import writes_rows_apart
 from muloco_runner.diloco.error_feedback import choose_codecs
 from muloco_runner.diloco.method import DataParallel, DiLoCo
 from muloco_runner.distributed.communicator import Communicator

@@ -14,8 +14,7 @@ def packed_bytes(count: int, bits: int) -> int:
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes (n,), uint8 and below 2^bits, as bytes.
 
-    Of m bytes, byte j holds codes j, j + m, j + 2m, ... from its lowest bits up: both ways touch whole stretches of
-    memory.
+    Byte j of m holds codes j, j + m, j + 2m, ... from its lowest bits up: both ways touch memory in order.
     """
     per_byte = 8 // bits
     if per_byte == 1:
@@ -24,8 +23,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     missing = length * per_byte - codes.numel()
     planes = (torch.cat([codes, codes.new_zeros(missing)]) if missing else codes).view(per_byte, length)
     packed = planes[0].clone()
-    for place in range(1, per_byte):
-        packed |= planes[place] << (bits * place)
+    for slot in range(1, per_byte):
+        packed |= planes[slot] << (bits * slot)
     return packed
 
 
@@ -35,6 +34,6 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     if per_byte == 1:
         return packed
     planes = torch.empty((per_byte, packed.numel()), dtype=torch.uint8, device=packed.device)
-    for place in range(per_byte):
-        torch.bitwise_and(packed >> (bits * place), (1 << bits) - 1, out=planes[place])
+    for slot in range(per_byte):
+        torch.bitwise_and(packed >> (bits * slot), (1 << bits) - 1, out=planes[slot])
     return planes.flatten()[:count]

@@ -33,7 +33,7 @@ class Codec(ABC):
 
     scheme: ClassVar[int]
     bits: Any
-    """Of a code; one of `allowed_bits`."""
+    """Bits of a code; one of `allowed_bits`."""
     by_row: Any
     """Whether each row is written as it would be alone."""
     allowed_bits: ClassVar[tuple[int, ...]] = (2, 4, 8)
@@ -242,7 +242,7 @@ def _unit(values_RC: Tensor) -> Tensor:
 
 
 def _to_codes(numbers_RC: Tensor, levels: int) -> Tensor:
-    """Real numbers of levels to whole ones within range; NaN becomes 0 (its level is NaN too)."""
+    """Real numbers of levels to integers within range; NaN becomes 0 (its level is NaN too)."""
     return numbers_RC.nan_to_num_(nan=0.0).clamp_(0, levels - 1).to(torch.uint8)
 
 

@@ -6,10 +6,10 @@
     8   4  number of tensors
     12  4  length of this head, descriptors included
     16  8  checksum: sum of all 32-bit words, these 16 bytes taken as zero
-    24  8  checksum: sum of the words, each times its place
+    24  8  checksum: sum of the words, each times its number
     32     a descriptor for each tensor: codec, bits, rows apart, dtype, dimensions, number of values sent
            (all: 0xffffffff), then its shape; 12 bytes and 4 a dimension
-           then, for each tensor: places of the values sent (where not all are), levels, codes or values
+           then, for each tensor: indices of the values sent (where not all are), levels, codes or values
 
 Little-endian; the head and every part end at a multiple of 8 bytes. Decoding needs nothing but the bytes.
 """
@@ -30,10 +30,10 @@ _HEAD = struct.Struct("<4sHHIIqq")
 _DESCRIPTOR = struct.Struct("<BBBBII")
 _CHECKSUM = slice(16, 32)
 _ALL = 0xFFFFFFFF
-_MOST_PLACES = 2**31 - 1
+_MOST_VALUES = 2**31 - 1
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _WORDS_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 24}
-"""Of the checksum: what stays in a CPU's cache, and what keeps a GPU busy."""
+"""Words that a checksum works on together: they stay in a CPU's cache, or keep a GPU busy."""
 
 
 class PayloadError(RuntimeError):
@@ -54,8 +54,10 @@ class Descriptor:
     def of(cls, shape: Sequence[int], dtype: torch.dtype, codec: AnyCodec) -> Descriptor:
         if isinstance(codec, TopK):
             size = _size(shape)
-            if size > _MOST_PLACES:
-                raise ValueError(f"top-k of {size} values: their places are written in 31 bits; quantise such a tensor")
+            if size > _MOST_VALUES:
+                raise ValueError(
+                    f"top-k of {size} values: their indices are written in 31 bits; quantise such a tensor"
+                )
             return cls(codec.values, dtype, tuple(shape), codec.count(size))
         return cls(codec, dtype, tuple(shape), None)
 
@@ -96,18 +98,18 @@ class Descriptor:
         if not isinstance(chooser, TopK):
             return self.codec.encode(tensor.reshape(self.matrix))
         flat = tensor.flatten()
-        places = chooser.choose(flat) if flat.numel() else flat.new_empty(0, dtype=torch.int32)
-        return [as_bytes(places), *self.codec.encode(flat.index_select(0, places)[None])]
+        indices = chooser.choose(flat) if flat.numel() else flat.new_empty(0, dtype=torch.int32)
+        return [as_bytes(indices), *self.codec.encode(flat.index_select(0, indices)[None])]
 
     def decode(self, parts: Sequence[Tensor]) -> Tensor:
         if self.count is None:
             return self.codec.decode(parts, *self.matrix, self.dtype).view(self.shape)
         values = self.codec.decode(parts[1:], *self.matrix, self.dtype).flatten()
-        places, size = parts[0].view(torch.int32).long(), _size(self.shape)
-        ends = torch.tensor([-1, size], device=places.device)
-        if not torch.cat([ends[:1], places, ends[1:]]).diff().gt(0).all():
-            raise PayloadError(f"a payload's places are not ascending ones of {size} values")
-        return values.new_zeros(size).index_copy_(0, places, values).view(self.shape)
+        indices, size = parts[0].view(torch.int32).long(), _size(self.shape)
+        ends = torch.tensor([-1, size], device=indices.device)
+        if not torch.cat([ends[:1], indices, ends[1:]]).diff().gt(0).all():
+            raise PayloadError(f"a payload's indices are not ascending ones of {size} values")
+        return values.new_zeros(size).index_copy_(0, indices, values).view(self.shape)
 
 
 def payload_bytes(descriptors: Sequence[Descriptor]) -> int:
@@ -137,7 +139,7 @@ def decode(payload: Tensor, shapes: Sequence[Sequence[int]] | None = None) -> li
     descriptors = _read_head(payload)
     found = [descriptor.shape for descriptor in descriptors]
     if shapes is not None and found != (due := [tuple(shape) for shape in shapes]):
-        raise PayloadError(f"tensors of shapes {found} arrived where {due} were due")
+        raise PayloadError(f"tensors of shapes {found} were received where {due} were due")
     end, tensors = _head_bytes(descriptors), []
     for descriptor in descriptors:
         parts = []
@@ -151,7 +153,7 @@ def decode(payload: Tensor, shapes: Sequence[Sequence[int]] | None = None) -> li
 def _read_head(payload: Tensor) -> list[Descriptor]:
     length = payload.numel()
     if length < _HEAD.size or length % 8:
-        raise PayloadError(f"{length} bytes are no whole payload")
+        raise PayloadError(f"{length} bytes are not a complete payload")
     magic, version, zero, count, head_bytes, *_ = _HEAD.unpack(_to_host(payload[: _HEAD.size]))
     if (magic, version, zero) != (MAGIC, VERSION, 0):
         raise PayloadError(f"not a payload of version {VERSION}: it begins with {magic!r}, version {version}")
@@ -161,10 +163,10 @@ def _read_head(payload: Tensor) -> list[Descriptor]:
     try:
         head = _to_host(payload[:head_bytes])
         descriptors: list[Descriptor] = []
-        place = _HEAD.size
+        start = _HEAD.size
         for _ in range(count):
-            descriptors.append(Descriptor.unpack(head, place))
-            place += descriptors[-1].head_bytes
+            descriptors.append(Descriptor.unpack(head, start))
+            start += descriptors[-1].head_bytes
     except (struct.error, ValueError, IndexError) as error:
         raise PayloadError(f"a payload's descriptors cannot be read: {error}") from error
     if _head_bytes(descriptors) != head_bytes or payload_bytes(descriptors) != length:
@@ -173,19 +175,19 @@ def _read_head(payload: Tensor) -> list[Descriptor]:
 
 
 def _checksum(payload: Tensor) -> Tensor:
-    """Two sums, int64, that wrap around: of the 32-bit words, and of each times its place from 1. Shape (2,).
+    """Two sums, int64, that wrap around: of the 32-bit words, and of each times its number from 1. Shape (2,).
 
     Their own words are left out. Any one wrong word changes the first, any two exchanged ones the second.
     """
     words, at_once = payload.view(torch.int32), _WORDS_AT_ONCE[payload.device.type]
     sums = torch.zeros(2, dtype=torch.int64, device=payload.device)
-    places = torch.arange(1, min(words.numel(), at_once) + 1, device=payload.device)
+    numbers = torch.arange(1, min(words.numel(), at_once) + 1, device=payload.device)
     for number, part in enumerate(words.split(at_once)):
         total = part.sum(dtype=torch.int64)
         sums[0] += total
-        sums[1] += number * at_once * total + (places[: part.numel()] * part).sum()
-    own, own_places = words[4:8].long(), places[4:8]
-    return sums - torch.stack([own.sum(), (own * own_places).sum()])
+        sums[1] += number * at_once * total + (numbers[: part.numel()] * part).sum()
+    own, own_numbers = words[4:8].long(), numbers[4:8]
+    return sums - torch.stack([own.sum(), (own * own_numbers).sum()])
 
 
 def _head_bytes(descriptors: Sequence[Descriptor]) -> int:

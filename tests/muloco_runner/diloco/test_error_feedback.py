@@ -6,7 +6,7 @@ import torch
 from muloco_runner.config import CompressionConfig, ModelConfig, NoCompressionConfig, QuantisationConfig, TopKConfig
 from muloco_runner.diloco.compression.codecs import AnyCodec, Exact, Linear, Statistical, TopK
 from muloco_runner.diloco.compression.payload import decode
-from muloco_runner.diloco.compression.pieces import cut, whole_pieces
+from muloco_runner.diloco.compression.row_ranges import cut, full_ranges
 from muloco_runner.diloco.error_feedback import Compressor, choose_codecs
 from muloco_runner.diloco.flat import views
 from muloco_runner.model.transformer import build_model
@@ -29,14 +29,14 @@ def test_what_was_sent_and_what_is_remembered_is_all_there_was(codec: AnyCodec, 
     codecs = [codec, Exact()]
     flat = torch.zeros(1007)
     compressor = Compressor(codecs, decay, flat)
-    pieces = whole_pieces(like, codecs)
+    ranges = full_ranges(like, codecs)
     given, sent, forgotten = (torch.zeros(1007, dtype=torch.float64) for _ in range(3))
     for _ in range(100):
         delta = torch.randn(1007, generator=generator)
         assert compressor.error is not None
         given += delta.double()
         forgotten += (1 - decay) * compressor.error.double()
-        payload = compressor.send(views(compressor.accept(delta), like), pieces)
+        payload = compressor.send(views(compressor.accept(delta), like), ranges)
         sent += torch.cat([tensor.flatten() for tensor in decode(payload)]).double()
     assert compressor.error is not None
     torch.testing.assert_close(sent + compressor.error.double() + forgotten, given, rtol=0, atol=2e-4)
@@ -48,7 +48,7 @@ def test_what_was_sent_and_what_is_remembered_is_all_there_was(codec: AnyCodec, 
     for _ in range(100):
         delta = torch.randn(1007, generator=generator)
         accepted = bare.accept(delta)
-        lost += delta - torch.cat([t.flatten() for t in decode(bare.send(views(accepted, like), pieces))])
+        lost += delta - torch.cat([t.flatten() for t in decode(bare.send(views(accepted, like), ranges))])
     assert float(compressor.error.norm()) < float(lost.norm())
 
 
@@ -86,15 +86,15 @@ def test_cutting_covers_every_value_once_and_evenly(count: int) -> None:
     shapes = [(64, 16), (7,), (48, 16), (0, 4), (16,), (33, 3)]
     codecs: list[AnyCodec] = [Exact(), Exact(), Statistical(4), Exact(), Exact(), Linear(4, True)]
     tensors = [torch.zeros(shape) for shape in shapes]
-    runs = cut(whole_pieces(tensors, codecs), count)
+    runs = cut(full_ranges(tensors, codecs), count)
     assert len(runs) == count
     for run in runs:
-        for piece in run:
-            piece.of(tensors).add_(1)
-            assert piece.of(tensors).numel() == piece.size
-            if piece.size < tensors[piece.tensor].numel():
-                assert piece.tensor != 2, "a tensor with levels of its own was cut"
+        for part in run:
+            part.of(tensors).add_(1)
+            assert part.of(tensors).numel() == part.size
+            if part.size < tensors[part.tensor].numel():
+                assert part.tensor != 2, "a tensor with levels of its own was cut"
     assert all(bool((tensor == 1).all()) for tensor in tensors)
-    sizes = [sum(piece.size for piece in run) for run in runs]
+    sizes = [sum(part.size for part in run) for run in runs]
     even = sum(tensor.numel() for tensor in tensors) / count
     assert max(sizes) <= even + max(tensors[2].numel(), 16)

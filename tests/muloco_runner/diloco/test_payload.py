@@ -215,10 +215,10 @@ def test_a_foreign_payload_of_the_right_checksum_raises() -> None:
 
 @pytest.mark.parametrize(
     ("place", "value", "words"),
-    [(44, 1, "10 of 7 values"), (72, 255, "places"), (75, 255, "places"), (76, 0, "places")],
+    [(44, 1, "10 of 7 values"), (72, 255, "indices"), (75, 255, "indices"), (76, 0, "indices")],
     ids=["more than there are", "beyond the end", "negative", "twice the same"],
 )
-def test_places_that_cannot_be_are_refused(place: int, value: int, words: str) -> None:
+def test_indices_that_cannot_be_are_refused(place: int, value: int, words: str) -> None:
     payload = encode([torch.ones(5, 7), torch.ones(3)], [TopK(0.3), Exact()])
     assert payload[72:80].view(torch.int32).tolist() == [0, 1]
     payload[place] = value
@@ -232,11 +232,11 @@ def test_tensors_of_another_shape_than_is_due_are_refused_whatever_memory_they_w
     assert decode(payload, [(5, 7)])[0].shape == (5, 7)
     payload[44:48].view(torch.int32)[:] = 2**31 - 1  # rows
     payload[16:32] = as_bytes(_checksum(payload))
-    with pytest.raises(PayloadError, match=r"shapes \[\(2147483647, 7\)\] arrived where \[\(5, 7\)\] were due"):
+    with pytest.raises(PayloadError, match=r"shapes \[\(2147483647, 7\)\] were received where \[\(5, 7\)\] were due"):
         decode(payload, [(5, 7)])
 
 
-def test_more_values_than_places_can_number_are_refused_before_anything_is_sent() -> None:
+def test_more_values_than_indices_can_number_are_refused_before_anything_is_sent() -> None:
     assert Descriptor.of((2**16, 2**15 - 1), torch.float32, TopK(0.5)).count == 2**30 - 2**15
     with pytest.raises(ValueError, match="top-k of 2147483648 values"):
         Descriptor.of((2**16, 2**15), torch.float32, TopK(0.01))

@@ -11,11 +11,11 @@ from muloco_runner.diloco.compression.codecs import AnyCodec, TopK
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowRange:
     """Rows of one tensor of a list. Only a tensor whose rows are written apart from each other is ever cut."""
 
     tensor: int
-    """Its place in the list."""
+    """Its index in the list."""
     rows: slice
     num_rows: int
     row_size: int
@@ -27,11 +27,11 @@ class Piece:
         return self.num_rows * self.row_size
 
     def of(self, tensors: Sequence[Tensor]) -> Tensor:
-        """A view of the rows; of the whole tensor where it is not cut."""
+        """A view of the rows; of the full tensor where it is not cut."""
         tensor = tensors[self.tensor]
         return tensor if self.rows == slice(None) else tensor[self.rows]
 
-    def cut(self, first: int, end: int) -> Piece:
+    def cut(self, first: int, end: int) -> RowRange:
         """Some of its rows."""
         if (first, end) == (0, self.num_rows):
             return self
@@ -44,30 +44,30 @@ def writes_rows_apart(codec: AnyCodec) -> bool:
     return not isinstance(codec, TopK) and codec.by_row
 
 
-def whole_pieces(tensors: Sequence[Tensor], codecs: Sequence[AnyCodec]) -> list[Piece]:
-    """Each tensor as one piece."""
-    pieces = []
-    for place, (tensor, codec) in enumerate(zip(tensors, codecs, strict=True)):
+def full_ranges(tensors: Sequence[Tensor], codecs: Sequence[AnyCodec]) -> list[RowRange]:
+    """All rows of each tensor."""
+    ranges = []
+    for index, (tensor, codec) in enumerate(zip(tensors, codecs, strict=True)):
         rows = tensor.shape[0] if tensor.ndim else 1
         can_be_cut = tensor.ndim > 0 and writes_rows_apart(codec)
-        pieces.append(Piece(place, slice(None), rows, tensor.numel() // rows if rows else 0, can_be_cut))
-    return pieces
+        ranges.append(RowRange(index, slice(None), rows, tensor.numel() // rows if rows else 0, can_be_cut))
+    return ranges
 
 
-def cut(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:
-    """`count` runs of pieces, in order and of about equal size; a run may be empty."""
-    runs: list[list[Piece]] = [[] for _ in range(count)]
-    total = max(1, sum(piece.size for piece in pieces))
+def cut(ranges: Sequence[RowRange], count: int) -> list[list[RowRange]]:
+    """`count` lists of ranges, in order and of about equal size; a list may be empty."""
+    runs: list[list[RowRange]] = [[] for _ in range(count)]
+    total = max(1, sum(part.size for part in ranges))
     start = 0
-    for piece in pieces:
-        if piece.can_be_cut and piece.size:
-            bounds = [round((total * number / count - start) / piece.row_size) for number in range(count + 1)]
-            edges = [min(max(bound, 0), piece.num_rows) for bound in bounds]
+    for part in ranges:
+        if part.can_be_cut and part.size:
+            bounds = [round((total * number / count - start) / part.row_size) for number in range(count + 1)]
+            edges = [min(max(bound, 0), part.num_rows) for bound in bounds]
             for run, first, end in zip(runs, edges[:-1], edges[1:], strict=True):
                 if first < end:
-                    run.append(piece.cut(first, end))
+                    run.append(part.cut(first, end))
         else:
-            middle = start + piece.size / 2
-            runs[min(count - 1, int(middle * count / total))].append(piece)
-        start += piece.size
+            middle = start + part.size / 2
+            runs[min(count - 1, int(middle * count / total))].append(part)
+        start += part.size
     return runs
