@@ -78,6 +78,7 @@ def _fit(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser, _positive, _whole)
+    _add_reading_arguments(parser)
     return run_fit(parser.parse_args(arguments))
 
 
@@ -127,14 +128,14 @@ def _report_parser() -> argparse.ArgumentParser:
         prog="muloco-report", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path, nargs="?", metavar="RUNS_DIR", help="folder that holds runs/<run_id>")
-    parser.add_argument(
-        "--table", type=Path, metavar="FILE", help="a .csv, .parquet or .jsonl with one row a run, instead of folders"
-    )
-    parser.add_argument(
-        "--mapping", type=Path, metavar="FILE", help="YAML or JSON: our column names with the table's (loss: eval/loss)"
-    )
     parser.add_argument("--out", type=Path, help="folder of the report (default: RUNS_DIR/report)")
     parser.add_argument("--corpus", help="hash, or its beginning, of the data to report on (default: the commonest)")
+    parser.add_argument(
+        "--budget",
+        type=_positive,
+        metavar="D/N",
+        help="tokens per parameter to compare at (default: where most sizes are)",
+    )
     parser.add_argument("--title", default="Scaling-law report", help="heading of the report")
     parser.add_argument(
         "--published", action="store_true", help="draw the points of arXiv 2505.23725 beside the study's"
@@ -144,6 +145,7 @@ def _report_parser() -> argparse.ArgumentParser:
         "--watch", type=_positive, nargs="?", const=60.0, metavar="SECONDS",
         help="look every so many seconds (%(const)s) whether runs have finished, and write the report again",
     )  # fmt: skip
+    _add_table_arguments(parser.add_argument_group("a table instead of folders"))
     fits = parser.add_argument_group("fits")
     fits.add_argument("--delta", type=_positive, default=1e-3, help="Huber's delta; inf is least squares (%(default)s)")
     fits.add_argument("--bootstrap", type=_whole, default=1000, help="resamples behind each interval (%(default)s)")
@@ -159,6 +161,52 @@ def _report_parser() -> argparse.ArgumentParser:
     clock.add_argument("--devices", type=_devices, default=1024, help="of the model with fixed devices (%(default)s)")
     clock.add_argument("--device-flops", type=_positive, default=4e14, help="that one reaches, flop/s (%(default)g)")
     return parser
+
+
+def _add_table_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--table",
+        type=Path,
+        metavar="FILE",
+        help="one row a run: .csv .tsv .parquet .jsonl .ndjson .json, also with .gz",
+    )
+    group.add_argument(
+        "--mapping", type=Path, metavar="FILE", help="YAML or JSON: our column names with the table's (loss: eval/loss)"
+    )
+    group.add_argument(
+        "--identity", nargs="+", action="extend", default=[], metavar="COLUMN", help="of the table: tells series apart"
+    )
+    group.add_argument(
+        "--setting", nargs="+", action="extend", default=[], metavar="COLUMN",
+        help="of the table: a hyper-parameter, of which the best counts",
+    )  # fmt: skip
+    group.add_argument(
+        "--bookkeeping", nargs="+", action="extend", default=[], metavar="COLUMN",
+        help="of the table: says nothing about a run; patterns such as '_*' are understood",
+    )  # fmt: skip
+    group.add_argument(
+        "--repeats", choices=["seeds", "unlabelled"], default="seeds",
+        help="what counts as a repeat: runs with distinct seeds, or also runs that agree in everything (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--budget-tolerance", type=_positive, default=0.1, metavar="SHARE",
+        help="tokens per parameter this close count as one budget (%(default)s)",
+    )  # fmt: skip
+    _add_reading_arguments(group)
+
+
+def _add_reading_arguments(parser: argparse._ActionsContainer) -> None:
+    """How cells are read, for `fit` and for reports of a table."""
+    parser.add_argument(
+        "--decimal", choices=["point", "comma"], help="decimal mark of the file (default: what its numbers show)"
+    )
+    parser.add_argument(
+        "--separator", choices=["comma", "semicolon", "tab", "pipe"],
+        help="between the cells of a .csv or .tsv (default: what its lines show)",
+    )  # fmt: skip
+
+
+_OF_TABLES = ("mapping", "identity", "setting", "bookkeeping", "decimal", "separator")
 
 
 def _report(options: argparse.Namespace, arguments: list[str]) -> int:
@@ -211,6 +259,7 @@ def _write(options: argparse.Namespace, study: Study, out: Path, arguments: list
             bootstrap=options.bootstrap,
             seed=options.seed,
             title=options.title,
+            budget=options.budget,
             command=shlex.join(["muloco-report", *arguments]),
             published=options.published,
             bandwidths=tuple(sorted(options.bandwidth or DEFAULT_BANDWIDTHS_GBITS)),
@@ -233,8 +282,10 @@ def _check(options: argparse.Namespace) -> None:
     """What is wrong whatever the runs say."""
     if (options.runs is None) == (options.table is None):
         raise ConfigError("name a folder of runs or --table FILE, one of them; see muloco-report --help")
-    if options.table is None and options.mapping is not None:
-        raise ConfigError("--mapping has no effect without --table: drop it")
+    given = [name for name in _OF_TABLES if getattr(options, name)]
+    given += ["repeats"] if options.repeats != "seeds" else []
+    if options.table is None and given:
+        raise ConfigError(f"--{given[0]} has no effect without --table: drop it")
     if options.table is not None and options.corpus is not None:
         raise ConfigError("--corpus has no effect with --table: drop it")
     if options.runs is not None and not options.runs.is_dir():
@@ -247,10 +298,19 @@ def _read(options: argparse.Namespace) -> tuple[Study, Path]:
         from analysis.runs import load_study
 
         return load_study(options.runs, options.corpus), options.out or options.runs / "report"
-    from analysis.fit_command import read_table
-    from analysis.table import read_mapping, study_of_table
+    from analysis.input.files import read_table
+    from analysis.table import Declared, read_mapping, study_of_table
 
-    study = study_of_table(str(options.table), read_table(options.table), read_mapping(options.mapping))
+    declared = Declared(
+        identity=tuple(options.identity),
+        settings=tuple(options.setting),
+        bookkeeping=tuple(options.bookkeeping),
+        unlabelled_repeats=options.repeats == "unlabelled",
+        budget_tolerance=options.budget_tolerance,
+        decimal=options.decimal,
+    )
+    table = read_table(options.table, options.separator)
+    study = study_of_table(str(options.table), table, read_mapping(options.mapping), declared)
     return study, options.out or options.table.parent / "report"
 
 

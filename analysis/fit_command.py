@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from analysis.input.cells import MISSING, NOT_A_NUMBER, NOT_FINITE, OK, Decimal, Numbers
+from analysis.input.checks import Findings, check_runs
+from analysis.input.columns import FIT_COLUMNS, find_column, listed
+from analysis.input.files import Table, read_table
+from analysis.input.mapping import Origin, Reader, find_origins, origin
+from analysis.table import complain_of_states, is_true, row_names
 from muloco_runner.config import ConfigError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from analysis.laws.fit import Fit
 
 
@@ -29,16 +34,6 @@ class Form:
     """Whether a column `series` gives each series its own curve over one irreducible loss."""
 
 
-ALIASES = {
-    "num_params": "n params parameters num_parameters n_params n_parameters model_size model_params model_parameters",
-    "num_tokens": "d tokens training_tokens train_tokens n_tokens dataset_size data_size dataset_tokens",
-    "flops": "c flop compute training_flop training_flops train_flops total_flops training_compute",
-    "loss": "l eval_loss validation_loss val_loss valid_loss final_loss test_loss final_eval_loss eval_loss_final",
-    "critical_batch_size": "b cbs b_crit bcrit critical_batch critical_batch_tokens batch_size batch",
-}
-"""Names under which others know our columns: read as ours where a table has one of them alone."""
-
-
 FORMS = {
     "power": Form(("x", "y"), "y = A * x^alpha"),
     "loss-compute": Form(("flops", "loss"), "loss = E + A * flops^-alpha", groups=True),
@@ -47,30 +42,45 @@ FORMS = {
 }
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A .csv or .tsv (what follows a # is a comment), .parquet or .jsonl file. Mistakes raise `ConfigError`."""
-    import pandas as pd
+@dataclass(frozen=True)
+class TableFit:
+    """A fit with where its numbers come from."""
 
-    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
-        ".csv": lambda p: pd.read_csv(p, comment="#", skipinitialspace=True),
-        ".tsv": lambda p: pd.read_csv(p, comment="#", sep="\t"),
-        ".parquet": pd.read_parquet,
-        ".jsonl": lambda p: pd.read_json(p, lines=True),
-    }
-    if path.suffix not in readers:
-        raise ConfigError(f"{path}: a table ends in {', '.join(readers)}")
-    try:
-        return readers[path.suffix](path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"{path}: not readable as {path.suffix} ({' '.join(str(error).split())})") from None
+    fit: Fit
+    columns: dict[str, str]
+    """Our columns -> the table's."""
+    num_rows: int
+    skipped: tuple[tuple[str, str], ...]
+    """(row, reason) of rows that take no part."""
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **self.fit.to_dict(),
+            "columns": self.columns,
+            "rows": {
+                "found": self.num_rows,
+                "used": self.fit.num_points,
+                "skipped": [list(one) for one in self.skipped],
+            },
+            "notes": list(self.notes),
+        }
 
 
 def fit_table(
-    form: str, table: pd.DataFrame, *, mapping: dict[str, str], bootstrap: int, delta: float, seed: int = 0
-) -> Fit:
-    """The law `form` on the table's columns; `mapping` gives a column's own name. Mistakes raise `ConfigError`."""
+    form: str,
+    table: Table,
+    *,
+    mapping: Mapping[str, Any],
+    bootstrap: int,
+    delta: float,
+    seed: int = 0,
+    decimal: Decimal | None = None,
+) -> TableFit:
+    """The law `form` on the table's columns; `mapping` is as in a mapping file. Mistakes raise `ConfigError`.
+
+    Rows that miss a number, or whose numbers contradict those of all others, are skipped by name.
+    """
     from analysis.laws import power_law
 
     wanted = FORMS[form]
@@ -80,80 +90,154 @@ def fit_table(
             raise ConfigError(
                 f"--column {name}: {form} has no such column; it takes {', '.join((*wanted.columns, *optional))}"
             )
-    if table.empty:
+    if table.frame.empty:
         raise ConfigError("the table has no rows")
-    columns = [_column(table, name, mapping.get(name)) for name in wanted.columns]
+    reader, derived = _reader(table, mapping, (*wanted.columns, *optional), decimal)
+    rows = _Rows(reader, (*wanted.columns, *(one for one in optional if one in reader.origins)), derived)
+    findings = rows.checked()
+    for name in wanted.columns:
+        for source in derived.get(name, (name,)):
+            if source in findings.unusable:
+                raise ConfigError(f"no law is fitted from {source}: {findings.unusable[source]}")
+    columns = [rows.values(name) for name in wanted.columns]
     options: dict[str, Any] = {"bootstrap": bootstrap, "delta": delta, "seed": seed}
-    series = mapping.get("series", "series")
-    if wanted.groups and series in table:
-        options["groups"] = [str(value) for value in table[series]]
+    if "series" in reader.origins and wanted.groups:
+        options["groups"] = rows.texts("series")
     fitters: dict[str, Callable[..., Fit]] = {
         "power": power_law.fit_power_law,
         "loss-compute": power_law.fit_loss_compute,
         "chinchilla": power_law.fit_chinchilla,
         "critical-batch": power_law.fit_critical_batch,
     }
+    skipped = (*rows.skipped(), *table.dropped)
     try:
         fit = fitters[form](*columns, **options)
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"{error}{_shown_rows(skipped)}") from None
     keys = [*columns, options["groups"]] if "groups" in options else columns
     repeated = len(keys[0]) - len(set(zip(*keys, strict=True)))
-    if not repeated:
-        return fit
-    warning = f"{repeated} row(s) repeat another: each counts, as a point of its own"
-    return dataclasses.replace(fit, warnings=(*fit.warnings, warning))
+    warnings = [f"{repeated} row(s) repeat another: each counts, as a point of its own"] if repeated else []
+    fit = dataclasses.replace(fit, warnings=(*fit.warnings, *warnings, *findings.cautions))
+    used = {name: str(reader.origins[name]) for name in (*wanted.columns, *optional) if name in reader.origins}
+    used |= {name: f"{' and '.join(parts)} by flops = 6 N D" for name, parts in derived.items()}
+    return TableFit(fit, used, len(table.frame) + len(table.dropped), skipped, tuple(reader.notes))
 
 
-def _column(table: pd.DataFrame, name: str, own: str | None) -> Any:
-    """The column called `own`, else `name`, else by another usual name, else from the other two of C = 6ND."""
-    found = own if own in table else None
-    if own is None:
-        found = _find(table, name)
-        others = {"num_params": "num_tokens", "num_tokens": "num_params"}
-        if found is None and name in others:
-            other, compute = _find(table, others[name]), _find(table, "flops")
-            if other is not None and compute is not None:
-                return (_numbers(table, compute) / (6.0 * _numbers(table, other))).to_numpy()
-    if found is None:
-        have = ", ".join(str(column) for column in table.columns)
-        raise ConfigError(f"the table has no column {own or name!r}; it has {have}; say --column {name}=ITS_NAME")
-    return table[found].to_numpy()
+def _reader(
+    table: Table, mapping: Mapping[str, Any], wanted: tuple[str, ...], decimal: Decimal | None
+) -> tuple[Reader, dict[str, tuple[str, str]]]:
+    """A reader of all that is wanted, and which of N and D follows from the other two of C = 6ND."""
+    headings = [str(one) for one in table.frame.columns]
+    origins = {}
+    derived: dict[str, tuple[str, str]] = {}
+    others = {"num_params": "num_tokens", "num_tokens": "num_params"}
+    for name in wanted:
+        if name in mapping:
+            origins[name] = origin(name, mapping[name], table)
+            continue
+        found = _find(headings, name, table)
+        if found is None and name in others and "flops" not in wanted:
+            parts = (others[name], "flops")
+            if all(part in mapping or _find(headings, part, table) is not None for part in parts):
+                derived[name] = parts
+                continue
+        if found is None and name != "series":
+            raise ConfigError(
+                f"the table has no column {name!r}; it has {listed(headings)}; say --column {name}=ITS_NAME"
+            )
+        if found is not None:
+            origins[name] = Origin(column=found)
+    checked = ("num_params", "num_tokens", "flops", "num_steps", "global_batch_tokens", "diverged", "state", "run_id")
+    if "loss" in wanted or "critical_batch_size" in wanted:
+        origins = find_origins(table, {}, [one for one in checked if one not in derived], []) | origins
+    return Reader(table, origins, decimal), derived
 
 
-def _numbers(table: pd.DataFrame, column: str) -> pd.Series[float]:
-    import pandas as pd
-
+def _find(headings: list[str], name: str, table: Table) -> str | None:
     try:
-        return pd.to_numeric(table[column]).astype(float)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"column {column}: must be numbers ({' '.join(str(error).split())})") from None
+        return find_column(headings, name, table.ambiguous)
+    except ConfigError as error:
+        raise ConfigError(f"{error}: say --column {name}=ITS_NAME") from None
 
 
-def _find(table: pd.DataFrame, name: str) -> str | None:
-    """The table's column for `name`: that name itself, else the only column with one of its usual names."""
-    if name in table:
-        return name
-    usual = {name, *ALIASES.get(name, "").split()}
-    matches = [str(column) for column in table.columns if _plain(str(column)) in usual]
-    if len(matches) > 1:
-        raise ConfigError(f"columns {' and '.join(matches)} could all be {name}: say --column {name}=ITS_NAME")
-    return matches[0] if matches else None
+class _Rows:
+    """The rows of a table that a law rests on, and why the others are skipped."""
+
+    def __init__(self, reader: Reader, wanted: tuple[str, ...], derived: Mapping[str, tuple[str, str]]) -> None:
+        import numpy as np
+        import pandas as pd
+
+        self._reader, self._derived = reader, derived
+        self._reasons = np.full(len(reader.frame), "", dtype=object)
+        self._runs = pd.DataFrame({"run_id": row_names(reader), "diverged": False}, index=reader.frame.index)
+        complain_of_states(reader, self._complain)
+        if "diverged" in reader.origins:
+            self._complain(is_true(reader.texts("diverged")), "diverged")
+        needed = [part for name in wanted for part in derived.get(name, (name,))]
+        for name, column in FIT_COLUMNS.items():
+            if column.kind is None:
+                continue
+            self._runs[name] = np.nan
+            if name in reader.origins:
+                found = reader.numbers(name)
+                self._runs[name] = np.where(found.values > 0, found.values, np.nan) if column.positive else found.values
+                if name in needed:
+                    self._complain_of_cells(name, found)
+        if "series" in wanted:
+            self._complain((reader.texts("series") == "").to_numpy(), "no series")
+
+    def _complain(self, bad: Any, reason: str) -> None:
+        self._reasons[bad & (self._reasons == "")] = reason
+
+    def _complain_of_cells(self, name: str, found: Numbers) -> None:
+        for state, word in ((MISSING, f"no {name}"), (NOT_A_NUMBER, "no number"), (NOT_FINITE, "not finite")):
+            for row in (found.states == state).nonzero()[0]:
+                if self._reasons[row] == "":
+                    shown = self._reader.shown(name, int(row))
+                    self._reasons[row] = word if state == MISSING else f"{shown}: {word}"
+        for row in ((found.states == OK) & (found.values <= 0)).nonzero()[0]:
+            if self._reasons[row] == "":
+                self._reasons[row] = f"{self._reader.shown(name, int(row))}: not positive"
+
+    def checked(self) -> Findings:
+        """Cross-checks of the columns; rows that contradict all others are skipped."""
+        findings = check_runs(self._runs[self._reasons == ""], set(self._reader.origins))
+        self._reasons[findings.rows.index.to_numpy()] = findings.rows.to_numpy()
+        return findings
+
+    def values(self, name: str) -> Any:
+        rows = self._runs[self._reasons == ""]
+        if name in self._derived:
+            other, compute = self._derived[name]
+            return (rows[compute] / (6.0 * rows[other])).to_numpy()
+        return rows[name].to_numpy()
+
+    def texts(self, name: str) -> list[str]:
+        return [str(text) for text in self._reader.texts(name)[self._reasons == ""]]
+
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        rows = (self._reasons != "").nonzero()[0]
+        return tuple((str(self._runs["run_id"].iloc[row]), str(self._reasons[row])) for row in rows)
 
 
-def _plain(column: str) -> str:
-    """`Training FLOP`, `training-flop (total)` -> training_flop, training_flop_total."""
-    return re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")
+def _shown_rows(skipped: tuple[tuple[str, str], ...], most: int = 5) -> str:
+    if not skipped:
+        return ""
+    named = "; ".join(f"{name} ({reason})" for name, reason in skipped[:most])
+    return f"; {len(skipped)} row(s) skipped: {named}" + (" ..." if len(skipped) > most else "")
 
 
 def add_arguments(
     parser: argparse.ArgumentParser, positive: Callable[[str], float], whole: Callable[[str], int]
 ) -> None:
     parser.add_argument("form", metavar="FORM", choices=sorted(FORMS), help=" | ".join(FORMS))
-    parser.add_argument("table", metavar="TABLE", type=Path, help="a .csv, .parquet or .jsonl file")
     parser.add_argument(
-        "--column", action="append", default=[], metavar="NAME=COLUMN", help="the table's own name of a column"
+        "table", metavar="TABLE", type=Path, help="a .csv, .tsv, .parquet, .jsonl or .json file, or one with .gz"
     )
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="NAME=COLUMN",
+        help="the table's own name of a column, arithmetic on columns (flops='6 * n * d'), or {column: ..., unit: ...}",
+    )  # fmt: skip
     parser.add_argument("--bootstrap", type=whole, default=1000, help="resamples behind each interval (%(default)s)")
     parser.add_argument(
         "--delta", type=positive, default=1e-3, help="Huber's delta in log space; inf is least squares (%(default)s)"
@@ -163,29 +247,42 @@ def add_arguments(
 
 
 def run_fit(options: argparse.Namespace) -> int:
-    mapping = {}
-    for pair in options.column:
-        name, separator, column = pair.partition("=")
-        if not separator or not column:
-            raise ConfigError(f"--column {pair}: write NAME=COLUMN")
-        mapping[name] = column
-    fit = fit_table(
+    found = fit_table(
         options.form,
-        read_table(options.table),
-        mapping=mapping,
+        read_table(options.table, options.separator),
+        mapping=_mapping(options.column),
         bootstrap=options.bootstrap,
         delta=options.delta,
         seed=options.seed,
+        decimal=options.decimal,
     )
     if options.json:
-        print(json.dumps(fit.to_dict(), indent=1, allow_nan=False))
+        print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
         return 0
+    fit = found.fit
     print(f"{fit.formula}, {fit.num_points} points, objective {fit.objective:.6g} (Huber, delta {fit.delta:g})")
     for name, estimate in fit.parameters.items():
         spread = ""
         if estimate.ci is not None:
             spread = f"  se {estimate.se:.3g}  95% [{estimate.ci[0]:.6g}, {estimate.ci[1]:.6g}]"
         print(f"  {name:12} {estimate.value:.6g}{spread}")
-    for warning in fit.warnings:
-        print(f"  note: {warning}")
+    print("  columns: " + ", ".join(name if name == own else f"{name} = {own}" for name, own in found.columns.items()))
+    print(f"  rows: {fit.num_points} of {found.num_rows}{_shown_rows(found.skipped)}")
+    for note in (*found.notes, *fit.warnings):
+        print(f"  note: {note}")
     return 0
+
+
+def _mapping(pairs: list[str]) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, column = pair.partition("=")
+        if not separator or not column:
+            raise ConfigError(f"--column {pair}: write NAME=COLUMN")
+        mapping[name] = column
+        if column.startswith("{"):
+            try:
+                mapping[name] = yaml.safe_load(column)
+            except yaml.YAMLError as error:
+                raise ConfigError(f"--column {pair}: not YAML ({' '.join(str(error).split())})") from None
+    return mapping

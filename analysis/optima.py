@@ -7,14 +7,16 @@ that a lucky seed wins nothing (`analysis.seeds` says which seeds choose and whi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.budgets import nearest_budget
 from analysis.runs import POINT, SCALE, TUNED, Study
 from analysis.seeds import SETTING, losses_of_settings
+from muloco_runner.config import ConfigError
 
 PLATEAU = 1.01
 """Settings within 1% of the best loss are as good for most purposes."""
@@ -35,6 +37,12 @@ class Optima:
     """Standard deviation of log loss between seeds of one setting, pooled; None without repeated seeds."""
     seed_settings: int
     """Settings that were run with two seeds or more."""
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    """Columns from which no law may be fitted, and why."""
+
+    def reason_against(self, *columns: str) -> str | None:
+        """Why no law may rest on these columns; None where it may."""
+        return next((self.unusable[name] for name in columns if name in self.unusable), None)
 
 
 def find_optima(study: Study) -> Optima:
@@ -43,6 +51,7 @@ def find_optima(study: Study) -> Optima:
     losses = losses_of_settings(study.runs)
     grouped = finished.groupby(SETTING, sort=True, observed=True)
     settings = grouped.agg(
+        runs=("loss", "size"),
         num_tokens=("num_tokens", "first"),
         num_steps=("num_steps", "first"),
         flops=("flops", "first"),
@@ -68,7 +77,7 @@ def find_optima(study: Study) -> Optima:
     repeated = logs.groupby(level=SETTING, observed=True).agg(["count", "var"])
     several = repeated[repeated["count"] > 1]
     pooled = float(np.sqrt(np.average(several["var"], weights=several["count"] - 1))) if len(several) else None
-    return Optima(settings, points, best, pooled, len(several))
+    return Optima(settings, points, best, pooled, len(several), study.unusable)
 
 
 def _best_at_each_batch(settings: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -123,8 +132,17 @@ def _losses_by_seed(best: pd.DataFrame, by_seed: pd.DataFrame) -> pd.Series[Any]
     return pd.Series(losses, index=best.index, dtype=object)
 
 
-def main_budget(best: pd.DataFrame) -> float:
-    """The tokens per parameter at which most sizes were trained: the budget that laws over compute use."""
+def main_budget(best: pd.DataFrame, wanted: float | None = None) -> float:
+    """The tokens per parameter that laws over compute use: `wanted`, else that at which most sizes were trained.
+
+    Raises `ConfigError` where no run was trained near `wanted`.
+    """
     sizes = best.groupby("tokens_per_parameter")["num_params"].nunique()
+    if wanted is not None:
+        found = nearest_budget(sizes.index.to_numpy(), wanted)
+        if found is None:
+            have = ", ".join(f"{budget:g} ({count} sizes)" for budget, count in sizes.items())
+            raise ConfigError(f"--budget {wanted:g}: no runs near it; tokens per parameter here: {have}")
+        return found
     points = best.groupby("tokens_per_parameter").size()
     return float(max(sizes.index, key=lambda budget: (sizes[budget], points[budget], -abs(budget - 20))))

@@ -52,6 +52,17 @@ class Study:
     baselines: dict[str, float] = field(default_factory=dict)
     versions: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    """How the runs were read: columns, units, marks."""
+    cautions: list[str] = field(default_factory=list)
+    """What the runs do not agree about."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our columns -> where a table has them; empty for run folders."""
+    unused: list[str] = field(default_factory=list)
+    """Columns of a table that nothing was read from."""
+    withheld: str | None = None
+    """Why nothing may be ranked: runs that may differ in more than their seed stand at one seed."""
+    unusable: dict[str, str] = field(default_factory=dict)
+    """Our columns from which no law may be fitted -> the reason and the remedy."""
 
     @property
     def series(self) -> list[str]:
@@ -131,15 +142,21 @@ def label_runs(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.sort_values("run_id", ignore_index=True)
     keys = [f"{a}|{json.dumps(m, sort_keys=True)}" for a, m in zip(frame["algorithm"], frame["method"], strict=True)]
     kinds, first = np.unique(keys, return_index=True)
-    labels = dict(zip(kinds, _series_labels(frame.iloc[first].to_dict("records")), strict=True))
+    labels = dict(zip(kinds, series_labels(frame.iloc[first].to_dict("records")), strict=True))
     frame["series"] = [labels[key] for key in keys]
-    parts = frame["setting"].astype(str)
-    for name in reversed(TUNED):
-        texts = {v: f"{name}={v:.6g} " for v in frame[name].dropna().unique()}
-        parts = pd.Series([texts.get(v, "") for v in frame[name]], dtype=str) + parts
-    # Everything tuned, as one key: runs that agree on it differ by seed alone.
-    frame["hyper_parameters"] = parts
+    frame["hyper_parameters"] = hyper_parameters_of(frame)
     return frame.drop(columns="method")
+
+
+def hyper_parameters_of(frame: pd.DataFrame) -> pd.Series[str]:
+    """Everything tuned, as one text: runs that agree on it differ by seed alone."""
+    codes = frame.groupby([*TUNED, "setting"], dropna=False, sort=False).ngroup().to_numpy()
+    kinds, first = np.unique(codes, return_index=True)
+    texts = np.empty(len(kinds), dtype=object)
+    for kind, row in zip(kinds, frame[[*TUNED, "setting"]].iloc[first].to_dict("records"), strict=True):
+        tuned = "".join(f"{name}={row[name]:.6g} " for name in TUNED if not pd.isna(row[name]))
+        texts[kind] = tuned + str(row["setting"])
+    return pd.Series(texts[codes], index=frame.index, dtype=object)
 
 
 def _read_run(folder: RunFolder) -> dict[str, Any] | str:
@@ -252,7 +269,7 @@ def _from_steps(folder: RunFolder, config: RunConfig, result: RunResult) -> dict
     return out
 
 
-def _series_labels(records: Sequence[Mapping[Any, Any]]) -> list[str]:
+def series_labels(records: Sequence[Mapping[Any, Any]]) -> list[str]:
     """`DDP-AdamW`, `MuLoCo K=4`, and what else of the method differs among runs of the same algorithm."""
     seen: dict[str, dict[str, set[str]]] = {}
     for row in records:
@@ -266,7 +283,7 @@ def _series_labels(records: Sequence[Mapping[Any, Any]]) -> list[str]:
         if "num_workers" in flat:
             words.append(f"K={flat.pop('num_workers')}")
         for key, value in sorted(flat.items()):
-            if len(seen[row["algorithm"]][key]) > 1:
+            if value is not None and len(seen[row["algorithm"]][key]) > 1:
                 words.append(f"{'H' if key == 'sync_interval' else key}={value}")
         labels.append(" ".join(words))
     return labels

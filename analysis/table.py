@@ -1,162 +1,367 @@
-"""Any table of runs -> the study that run folders give: columns by the vocabulary, a mapping file for other names.
+"""Any table of runs -> the study that run folders give. Every row is used or named with the reason why not.
 
-Needed: algorithm, num_params, global_batch_tokens, loss, and num_tokens or tokens_per_parameter. Taken where they are
-there: those of `_NUMBERS`, diverged and run_id. A row that cannot be used is named with its reason, like a run folder.
+A run's identity is as wide as the vocabulary: rows that differ in a documented column, or in one that the user
+declares, are different runs. A column that nobody declared, and in which rows differ that agree in everything else,
+withholds the ranking: it may be a setting.
 """
 
 from __future__ import annotations
 
-import math
+import fnmatch
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from analysis.runs import TUNED, Excluded, Study, label_runs
+from analysis.budgets import TOLERANCE, cluster_budgets
+from analysis.input.cells import NOT_A_NUMBER, NOT_FINITE, OK, Decimal
+from analysis.input.checks import check_runs
+from analysis.input.columns import COLUMNS, EITHER, METHOD, NEEDED, listed, nearest, plain
+from analysis.input.files import Table
+from analysis.input.mapping import Reader, find_origins, read_mapping
+from analysis.runs import POINT, Excluded, Study, hyper_parameters_of, series_labels
 from muloco_runner.config import ConfigError
 
-NEEDED = ("algorithm", "num_params", "global_batch_tokens", "loss")
-_NUMBERS = {
-    "num_workers": 1,
-    "seed": 0,
-    "num_steps": None,
-    "flops": None,
-    "train_seconds": math.nan,
-    "wall_seconds": math.nan,
-    "wait_seconds": math.nan,
-    "bytes_sent": math.nan,
-    "pseudogradient_cosine": math.nan,
-    "sync_interval": None,
-    "num_fragments": 1,
-    "delay_steps": 0,
-    "gathered_values": 0,
-    "bits_per_value": math.nan,
-    **dict.fromkeys(TUNED),
-}
-"""Columns that may be missing, and what stands for them."""
-_EITHER = ("num_tokens", "tokens_per_parameter")
+FINISHED = frozenset({"finished", "complete", "completed", "success", "succeeded", "done", "ok"})
+UNFINISHED = frozenset({
+    "running", "pending", "queued", "scheduled", "starting", "crashed", "failed", "killed", "preempted", "preempting",
+    "stopped", "cancelled", "canceled", "timeout", "interrupted", "error", "aborted",
+})  # fmt: skip
+_NEVER_A_SETTING = frozenset({
+    "id", "name", "run", "run_id", "run_name", "run_uuid", "uuid", "created", "created_at", "updated", "updated_at",
+    "runtime", "start_time", "end_time", "user", "user_id", "hostname", "host", "timestamp", "step", "wandb",
+    "artifact_uri", "experiment_id", "index", "duration", "date", "time", "url",
+})  # fmt: skip
+"""Columns that trackers write beside every run."""
 
 
-def read_mapping(path: Path | None) -> dict[str, str]:
-    """Our column names to the table's, from a JSON or YAML file. Mistakes raise `ConfigError`."""
-    if path is None:
-        return {}
-    import yaml
+@dataclass(frozen=True)
+class Declared:
+    """What the user says of columns that are not ours."""
 
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: write our column names with the table's, such as `loss: eval/loss`")
-    known = {*NEEDED, *_EITHER, *_NUMBERS, "diverged", "run_id"}
-    for name in values:
-        if name not in known:
-            raise ConfigError(f"{path}: {name} is no column of ours; known: {', '.join(sorted(known))}")
-    return {str(ours): str(theirs) for ours, theirs in values.items()}
+    identity: tuple[str, ...] = ()
+    """They tell series apart."""
+    settings: tuple[str, ...] = ()
+    """They are tuned: the best of them counts."""
+    bookkeeping: tuple[str, ...] = ()
+    """They say nothing about a run; patterns such as `_*` are allowed."""
+    unlabelled_repeats: bool = False
+    """Whether rows that agree in everything are taken for runs with different seeds."""
+    budget_tolerance: float = TOLERANCE
+    decimal: Decimal | None = None
 
 
-def study_of_table(source: str, table: pd.DataFrame, mapping: Mapping[str, str]) -> Study:
+def study_of_table(
+    source: str, table: pd.DataFrame | Table, mapping: Mapping[str, Any], declared: Declared | None = None
+) -> Study:
     """The table as a study. Missing columns raise `ConfigError`; rows that cannot be used are excluded by name."""
-    missing = [theirs for theirs in mapping.values() if theirs not in table]
-    if missing:
-        raise ConfigError(f"{source}: the mapping names {missing[0]!r}, which is no column; {_columns(table)}")
-    renamed = table.rename(columns={theirs: ours for ours, theirs in mapping.items()})
+    declared = declared or Declared()
+    table = table if isinstance(table, Table) else Table(source, table.reset_index(drop=True))
+    origins = find_origins(table, mapping, [*COLUMNS], [*NEEDED, *EITHER])
+    headings = [str(one) for one in table.frame.columns]
     for name in NEEDED:
-        if name not in renamed:
-            raise ConfigError(f"{source}: no column {name}; {_columns(table)}; name it in a --mapping file")
-    if not any(name in renamed for name in _EITHER):
-        raise ConfigError(f"{source}: needs a column {' or '.join(_EITHER)}; {_columns(table)}")
-    names = renamed["run_id"].astype(str) if "run_id" in renamed else _row_names(len(renamed))
-    runs, reasons = _checked(renamed)
-    content = runs[reasons == ""].astype(object).where(lambda values: values.notna(), None)
-    repeated = content.duplicated()
-    if repeated.any():
-        first = content.groupby(list(content.columns), dropna=False, sort=False).ngroup()
-        origin = first.map(pd.Series(content.index, index=first).groupby(level=0).first())
-        reasons[content.index[repeated]] = "duplicate of row " + (origin[repeated] + 1).astype(str)
-    used = runs[reasons == ""].assign(run_id=names[reasons == ""])
-    left_out = reasons[reasons != ""]
-    excluded = [Excluded(name, reason) for name, reason in zip(names[left_out.index], left_out, strict=True)]
-    if used.empty:
+        if name not in origins:
+            raise ConfigError(f"{source}: no column {name}; it has {listed(headings)}; name it in a --mapping file")
+    if not any(name in origins for name in EITHER):
+        raise ConfigError(f"{source}: needs a column {' or '.join(EITHER)}; it has {listed(headings)}")
+    reader = Reader(table, origins, declared.decimal)
+    runs, reasons, unknown_state = _checked(reader)
+    used = {heading for name, one in origins.items() if name != unknown_state for heading in one.columns}
+    unused = [heading for heading in headings if heading not in used]
+    others = _declared_columns(source, reader.frame, unused, declared)
+    rows = _Rows(runs, reasons)
+    rows.exclude_duplicates(reader.frame, [name for name in unused if name not in others.bookkeeping])
+    findings = check_runs(rows.kept(), set(origins))
+    rows.exclude(findings.rows)
+    kept = rows.kept()
+    excluded = [*rows.excluded(), *(Excluded(name, reason) for name, reason in table.dropped)]
+    if kept.empty:
         reason = f"; the first: {excluded[0].reason}" if excluded else ""
-        raise ConfigError(f"{source}: none of {len(renamed)} rows can be used{reason}")
-    return Study(source, label_runs(_completed(used)), sorted(excluded, key=lambda e: (e.reason, e.run_id)))
+        raise ConfigError(f"{source}: none of {len(runs) + len(table.dropped)} rows can be used{reason}")
+    frame, notes = _labelled(_completed(kept, declared.budget_tolerance), reader.frame, others)
+    withheld, cautions = _repeats(frame, reader.frame, others.undeclared, declared)
+    if declared.unlabelled_repeats:
+        _number_repeats(frame)
+    return Study(
+        source,
+        _in_order(frame).drop(columns="method"),
+        sorted(excluded, key=lambda e: (e.reason, e.run_id)),
+        notes=[*reader.notes, *notes],
+        cautions=[*findings.cautions, *cautions],
+        columns={name: str(one) for name, one in origins.items() if name != unknown_state},
+        unused=unused,
+        withheld=withheld,
+        unusable=findings.unusable,
+    )
 
 
-def _row_names(count: int) -> pd.Series[str]:
-    return "row " + pd.Series(range(1, count + 1)).astype(str)
+# Rows
 
 
-def _checked(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series[str]]:
-    """The columns as numbers, and for each row why it cannot be used: an empty text where it can."""
-    reasons = pd.Series("", index=table.index, dtype=object)
+class _Rows:
+    """Rows of a table, each with the reason why it is not used, or an empty text."""
 
-    def complain(bad: pd.Series[bool], texts: pd.Series[str]) -> None:
-        here = bad & (reasons == "")
-        reasons[here] = "damaged: " + texts[here]
+    def __init__(self, runs: pd.DataFrame, reasons: NDArray[Any]) -> None:
+        self.runs = runs
+        self.reasons = reasons
 
-    runs = pd.DataFrame(index=table.index)
-    algorithm = table["algorithm"].fillna("").astype(str).str.strip()
-    complain(algorithm == "", pd.Series("no algorithm", index=table.index))
-    runs["algorithm"] = algorithm
-    runs["diverged"] = _truth(table["diverged"]) if "diverged" in table else False
-    positive = {"num_params", "global_batch_tokens", *_EITHER}
-    for name in ("num_params", "global_batch_tokens", *_EITHER, *_NUMBERS, "loss"):
-        if name not in table:
-            runs[name] = _NUMBERS.get(name)
+    def kept(self) -> pd.DataFrame:
+        return pd.DataFrame(self.runs[self.reasons == ""])
+
+    def exclude(self, reasons: pd.Series[str]) -> None:
+        self.reasons[reasons.index.to_numpy()] = reasons.to_numpy()
+
+    def exclude_duplicates(self, cells: pd.DataFrame, others: list[str]) -> None:
+        """Rows with the same cells in every column but names and bookkeeping: one run, written twice."""
+        content = self.kept().drop(columns="run_id").join(cells[others].add_prefix("other "))
+        content = content.astype({name: str for name in content if content[name].dtype == object})
+        repeated = content.duplicated()
+        if repeated.any():
+            first = content.groupby(list(content.columns), dropna=False, sort=False).ngroup()
+            origin = first.map(pd.Series(content.index, index=first).groupby(level=0).first())
+            self.exclude("duplicate of row " + (origin[repeated] + 1).astype(str))
+
+    def excluded(self) -> list[Excluded]:
+        rows = np.flatnonzero(self.reasons != "")
+        return [Excluded(str(self.runs["run_id"].iloc[row]), str(self.reasons[row])) for row in rows]
+
+
+def _checked(reader: Reader) -> tuple[pd.DataFrame, NDArray[Any], str | None]:
+    """Our columns as numbers; for each row why it cannot be used; `state` where that column holds something else."""
+    frame = reader.frame
+    reasons = np.full(len(frame), "", dtype=object)
+
+    def complain(bad: NDArray[np.bool_], text: str | None = None, name: str = "", end: str = "") -> None:
+        for row in np.flatnonzero(bad & (reasons == "")):
+            reasons[row] = text or f"damaged: {reader.shown(name, int(row))} {end}"
+
+    runs = pd.DataFrame(index=frame.index)
+    runs["run_id"] = row_names(reader)
+    unknown_state = complain_of_states(reader, complain)
+    runs["algorithm"] = reader.texts("algorithm")
+    complain((runs["algorithm"] == "").to_numpy(), "damaged: no algorithm")
+    diverged = is_true(reader.texts("diverged")) if "diverged" in reader.origins else np.zeros(len(frame), dtype=bool)
+    for name, column in COLUMNS.items():
+        if column.kind is None:
             continue
-        given = table[name].mask(table[name].astype(str).str.strip() == "")
-        numbers = pd.to_numeric(given, errors="coerce").astype(float)
-        shown = f"{name}=" + table[name].astype(str)
-        complain(given.notna() & numbers.isna(), shown + " is no number")
-        complain(numbers.isin([np.inf, -np.inf]), shown + " must be a finite number")
-        if name in positive or name == "loss":
-            complain((numbers <= 0) & ~(runs["diverged"] & (name == "loss")), shown + " must be a positive number")
-        default = _NUMBERS.get(name)
-        runs[name] = numbers if default is None else numbers.fillna(default)
+        if name not in reader.origins:
+            runs[name] = np.nan if column.default is None else column.default
+            continue
+        found = reader.numbers(name)
+        if name == "loss":
+            diverged = diverged | (found.states == NOT_FINITE)
+        complain(found.states == NOT_A_NUMBER, name=name, end="is no number")
+        complain((found.states == NOT_FINITE) & (name != "loss"), name=name, end="must be a finite number")
+        low = (found.states == OK) & (found.values <= 0) & column.positive
+        complain(low & ~(diverged & (name == "loss")), name=name, end="must be a positive number")
+        default = np.nan if column.default is None else column.default
+        runs[name] = np.where(found.states == OK, found.values, default)
     for name in ("num_params", "global_batch_tokens"):
-        complain(runs[name].isna(), pd.Series(f"no {name}", index=table.index))
-    complain(runs["loss"].isna() & ~runs["diverged"], pd.Series("loss must be a finite number", index=table.index))
-    without_tokens = runs["num_tokens"].isna() & runs["tokens_per_parameter"].isna()
-    complain(without_tokens, pd.Series(f"neither {' nor '.join(_EITHER)}", index=table.index))
-    runs["loss"] = runs["loss"].mask(runs["diverged"])
-    return runs, reasons
+        complain(runs[name].isna().to_numpy(), f"damaged: no {name}")
+    complain(runs["loss"].isna().to_numpy() & ~diverged, "damaged: no loss")
+    complain(runs[list(EITHER)].isna().all(axis=1).to_numpy(), f"damaged: neither {' nor '.join(EITHER)}")
+    runs["diverged"] = diverged
+    runs["loss"] = runs["loss"].mask(diverged)
+    return runs, reasons, unknown_state
 
 
-def _completed(runs: pd.DataFrame) -> pd.DataFrame:
+def row_names(reader: Reader) -> pd.Series[str]:
+    numbered = pd.Series(
+        [f"row {row}" for row in range(1, len(reader.frame) + 1)], index=reader.frame.index, dtype=object
+    )
+    if "run_id" not in reader.origins:
+        return numbered
+    names = reader.texts("run_id")
+    names = names.where(names != "", numbered)
+    twice = names.duplicated(keep=False)
+    return names.where(~twice, names + " (" + numbered + ")")
+
+
+def complain_of_states(reader: Reader, complain: Any) -> str | None:
+    """Leave out runs that are not finished; the name of the column where it holds something else than states."""
+    if "state" not in reader.origins:
+        return None
+    states = reader.texts("state").str.lower()
+    known = set(states.unique()) - {""}
+    if not known & (FINISHED | UNFINISHED):
+        return "state"
+    for state in sorted(known - FINISHED):
+        complain((states == state).to_numpy(), f"unfinished: {state}")
+    return None
+
+
+def is_true(texts: pd.Series[str]) -> NDArray[np.bool_]:
+    return texts.str.lower().isin(["true", "1", "1.0", "yes", "y", "diverged"]).to_numpy()
+
+
+# Columns that are not ours
+
+
+@dataclass(frozen=True)
+class _Others:
+    """Columns of the table that are not ours, by what they mean."""
+
+    identity: tuple[str, ...]
+    settings: tuple[str, ...]
+    bookkeeping: tuple[str, ...]
+    undeclared: tuple[str, ...]
+
+
+def _declared_columns(source: str, frame: pd.DataFrame, unused: list[str], declared: Declared) -> _Others:
+    bookkeeping = [name for name in unused if _is_bookkeeping(name)]
+    for pattern in declared.bookkeeping:
+        matched = fnmatch.filter(unused, pattern)
+        if not matched:
+            raise ConfigError(f"{source}: --bookkeeping {pattern}: {_no_such(pattern, frame, unused)}")
+        bookkeeping += matched
+    for flag, names in (("identity", declared.identity), ("setting", declared.settings)):
+        for name in names:
+            if name not in unused:
+                raise ConfigError(f"{source}: --{flag} {name}: {_no_such(name, frame, unused)}")
+    meant = {*declared.identity, *declared.settings}
+    bookkeeping = [name for name in dict.fromkeys(bookkeeping) if name not in meant]
+    undeclared = [name for name in unused if name not in meant and name not in bookkeeping]
+    return _Others(declared.identity, declared.settings, tuple(bookkeeping), tuple(undeclared))
+
+
+def _no_such(name: str, frame: pd.DataFrame, unused: list[str]) -> str:
+    if name in frame:
+        return "is read as one of our columns already: drop it"
+    return f"no such column{nearest(name, unused)}; not read yet: {listed(unused) or 'none'}"
+
+
+def _is_bookkeeping(name: str) -> bool:
+    return name.startswith(("Unnamed:", "_")) or plain(name) in _NEVER_A_SETTING
+
+
+def _cells(frame: pd.DataFrame, name: str, rows: pd.Index[Any]) -> pd.Series[Any]:
+    """A column's cells as text, `2.0` and `2` the same."""
+    cells = frame.loc[rows, name]
+    codes, unique = pd.factorize(cells.astype(object), use_na_sentinel=True)
+    words = [f"{cell:g}" if isinstance(cell, float) else str(cell).strip() for cell in unique]
+    return pd.Series(np.array([*words, None], dtype=object)[codes], index=rows, dtype=object)
+
+
+# The study
+
+
+def _completed(runs: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     """What follows from the columns that are there, and what a table never says."""
-    tokens = runs["num_tokens"].astype(float).fillna((runs["tokens_per_parameter"] * runs["num_params"]).round())
-    per_parameter = runs["tokens_per_parameter"].astype(float).fillna(tokens / runs["num_params"])
-    # Rounded: budgets are planned as simple multiples, and scales are grouped by them.
-    digits = 10 ** (np.floor(np.log10(per_parameter)) - 1)
+    tokens = runs["num_tokens"].fillna((runs["tokens_per_parameter"] * runs["num_params"]).round())
+    per_parameter = runs["tokens_per_parameter"].fillna(tokens / runs["num_params"])
     steps = (tokens / runs["global_batch_tokens"]).round().clip(lower=1)
     runs = runs.assign(
-        num_tokens=tokens.astype("int64"),
-        tokens_per_parameter=((per_parameter / digits).round() * digits).round(12),
-        num_steps=runs["num_steps"].astype(float).fillna(steps).astype("int64"),
-        flops=runs["flops"].astype(float).fillna(6.0 * runs["num_params"] * tokens),
-        attempts=1, num_ranks=1, device="", corpus_hash="", setting="",
+        num_tokens=tokens.round().astype("int64"),
+        tokens_per_parameter=cluster_budgets(per_parameter.to_numpy(), runs["num_params"].to_numpy(), tolerance),
+        own_budget=per_parameter,
+        num_steps=runs["num_steps"].fillna(steps).round().astype("int64"),
+        flops=runs["flops"].fillna(6.0 * runs["num_params"] * tokens),
+        attempts=1, num_ranks=1, device="", corpus_hash="",
     )  # fmt: skip
-    for name in ("num_params", "global_batch_tokens", "num_workers", "seed"):
-        runs[name] = runs[name].astype("int64")
-    intervals = runs["sync_interval"].astype(float).fillna(0).astype("int64")
-    apart = runs["algorithm"].isin(["DiLoCo", "MuLoCo"]) | (runs["num_workers"] > 1)
-    methods = [
-        {**({"sync_interval": h} if h else {}), **({"num_workers": k} if named else {})}
-        for h, k, named in zip(intervals.tolist(), runs["num_workers"].tolist(), apart, strict=True)
+    whole = ("num_params", "global_batch_tokens", "num_workers", "num_fragments", "delay_steps")
+    return runs.assign(**{name: runs[name].round().astype("int64") for name in whole})
+
+
+def _labelled(runs: pd.DataFrame, cells: pd.DataFrame, others: _Others) -> tuple[pd.DataFrame, list[str]]:
+    """The runs with `series` and `hyper_parameters`, and notes on budgets that count as one."""
+    identity = {f"own {name}": _cells(cells, name, runs.index) for name in others.identity}
+    keys = ["algorithm", *METHOD]
+    content = runs[keys].assign(**identity)
+    codes = content.groupby([*content.columns], dropna=False, sort=True).ngroup().to_numpy()
+    kinds, first = np.unique(codes, return_index=True)
+    records = [
+        {"algorithm": row["algorithm"], "method": _method(row, others.identity)}
+        for row in content.iloc[first].to_dict("records")
     ]
-    runs["method"] = pd.Series(methods, index=runs.index, dtype=object)
-    return runs
+    labels = np.empty(len(kinds), dtype=object)
+    labels[:] = series_labels(records)
+    setting = pd.Series("", index=runs.index, dtype=object)
+    for name in others.settings:
+        setting += f"{name}=" + _cells(cells, name, runs.index).fillna("").astype(str) + " "
+    if runs["gathered_values"].nunique() > 1:
+        setting += "gathered_values=" + runs["gathered_values"].astype(str) + " "
+    runs = runs.assign(series=labels[codes], method="", setting=setting.str.strip())
+    runs["hyper_parameters"] = hyper_parameters_of(runs)
+    notes = []
+    for budget, own in runs.groupby("tokens_per_parameter")["own_budget"]:
+        low, high = own.min(), own.max()
+        if high / low > 1.001:
+            notes.append(f"budgets from {low:.3g} to {high:.3g} tokens per parameter count as one, {budget:g}")
+    return runs.drop(columns="own_budget"), notes
 
 
-def _truth(column: pd.Series[Any]) -> pd.Series[bool]:
-    return column.astype(str).str.strip().str.lower().isin(["true", "1", "1.0", "yes"])
+def _method(row: Mapping[Any, Any], identity: tuple[str, ...]) -> dict[str, Any]:
+    """What of a row's method is not the usual; None stands for the usual, which no label names."""
+    apart = row["algorithm"] in ("DiLoCo", "MuLoCo") or row["num_workers"] > 1
+    interval, bits = row["sync_interval"], row["bits_per_value"]
+    return {
+        **({"num_workers": int(row["num_workers"])} if apart else {}),
+        "sync_interval": None if np.isnan(interval) or interval == 0 else int(interval),
+        "num_fragments": int(row["num_fragments"]) if row["num_fragments"] != 1 else None,
+        "delay_steps": int(row["delay_steps"]) or None,
+        "bits_per_value": None if np.isnan(bits) else f"{bits:g}",
+        **{name: row[f"own {name}"] for name in identity},
+    }
 
 
-def _columns(table: pd.DataFrame) -> str:
-    return f"it has {', '.join(str(column) for column in table.columns)}"
+_SETTING = [*POINT, "hyper_parameters"]
+
+
+def _repeats(
+    runs: pd.DataFrame, cells: pd.DataFrame, undeclared: tuple[str, ...], declared: Declared
+) -> tuple[str | None, list[str]]:
+    """Why nothing may be ranked, or None, and cautions about repeated runs and columns that vary inside a setting."""
+    finished = runs[~runs["diverged"]]
+    setting = finished.groupby(_SETTING, observed=True, sort=False).ngroup()
+    at_seed = finished.groupby([*_SETTING, "seed"], observed=True, sort=False).ngroup()
+    cautions = []
+    vary = [name for name in undeclared if _varies(cells.loc[finished.index, name], setting)]
+    if vary:
+        cautions.append(
+            f"Runs of one setting differ in columns that nothing was read from: {listed(vary, 12)}. Say --identity, "
+            "--setting or --bookkeeping COLUMN."
+        )
+    repeated = at_seed.duplicated(keep=False)
+    if not repeated.any():
+        return None, cautions
+    groups = at_seed[repeated].nunique()
+    hidden = [name for name in vary if _varies(cells.loc[at_seed[repeated].index, name], at_seed[repeated])]
+    if hidden:
+        return (
+            f"{groups} setting(s) have several losses at one seed, and these runs differ in {listed(hidden, 12)}. Say "
+            "what each column is: --identity COLUMN tells series apart, --setting COLUMN is tuned, --bookkeeping "
+            "COLUMN says nothing; or map `seed`."
+        ), cautions
+    if not declared.unlabelled_repeats:
+        cautions.append(
+            f"{int(repeated.sum())} runs of {groups} setting(s) agree in every column and in their seed: they are "
+            "averaged, and say nothing of the noise between seeds unless --repeats unlabelled."
+        )
+    return None, cautions
+
+
+def _varies(cells: pd.Series[Any], groups: pd.Series[int]) -> bool:
+    """Whether a column has two values inside a group."""
+    codes, _ = pd.factorize(cells.astype(object) if cells.dtype == object else cells, use_na_sentinel=True)
+    pairs = np.unique(groups.to_numpy() * np.int64(codes.max() + 2) + codes + 1)
+    return len(pairs) > groups.nunique()
+
+
+def _number_repeats(runs: pd.DataFrame) -> None:
+    """Give rows that agree in everything seeds of their own, in the order of their losses."""
+    ordered = runs.sort_values("loss", kind="stable")
+    again = ordered.groupby([*_SETTING, "seed"], observed=True, sort=False).cumcount()
+    again = again.reindex(runs.index)
+    taken = runs["seed"].max() + 1
+    runs["seed"] = runs["seed"].where(again == 0, taken + again + runs["seed"].abs() * (again.max() + 1))
+
+
+def _in_order(runs: pd.DataFrame) -> pd.DataFrame:
+    """The same runs in the same order, however the rows of the table were ordered."""
+    return runs.sort_values([*_SETTING, "seed", "loss", "run_id"], ignore_index=True)
+
+
+__all__ = ["Declared", "read_mapping", "study_of_table"]

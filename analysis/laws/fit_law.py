@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from analysis.laws.fit import Diagnostics, Estimate, Fit, NotIdentified
-from analysis.laws.intervals import draw_parameters, estimates
+from analysis.laws.intervals import draw_parameters, estimates, is_exponent, without_absurd_intervals
 from analysis.laws.optimum import Law, find_optimum, floors_at_zero
 from analysis.laws.solver import Array, LogSumExpModel, derivatives, huber
 
 _MAX_CONDITION = 1e9
+MAX_EXPONENT = 2.0
 
 
 def fit_law(
@@ -41,6 +42,7 @@ def fit_law(
     with np.errstate(over="ignore", invalid="ignore"):
         draws_Rp, interval = draw_parameters(law, theta, zero, weight_n, delta, bootstrap, seed, resample_by)
         parameters, at_bounds, drawn = estimates(law, theta, zero, draws_Rp, resample_by)
+    _require_sense(law, {name: estimate.value for name, estimate in parameters.items()})
     diagnostics = Diagnostics(
         starts=len(law.starts_Rp),
         starts_agree=agree,
@@ -50,7 +52,7 @@ def fit_law(
         residual_sd=float(np.std(residual)),
         at_bounds=at_bounds,
     )
-    return Fit(
+    fit = Fit(
         form=law.form,
         formula=law.formula,
         parameters=parameters,
@@ -66,6 +68,22 @@ def fit_law(
         residuals=residual,
         draws=drawn,
     )
+    return without_absurd_intervals(fit)
+
+
+def _require_sense(law: Law, values: Mapping[str, float]) -> None:
+    """Refuse what no law of loss or batch is: levels beyond floating point, exponents beyond `MAX_EXPONENT`."""
+    infinite = [name for name, value in values.items() if not np.isfinite(value)]
+    if infinite:
+        raise NotIdentified(f"{', '.join(infinite)} of {law.formula} runs away: these points do not bound it")
+    steep = [
+        f"{name} = {value:.3g}" for name, value in values.items() if is_exponent(name) and abs(value) > MAX_EXPONENT
+    ]
+    if steep and law.form != "power":
+        raise NotIdentified(
+            f"{', '.join(steep)} in {law.formula}, beyond {MAX_EXPONENT:g}: no {' or '.join(law.inputs)} acts so "
+            "strongly; the points lie too close together or something else differs between them"
+        )
 
 
 def _relative_gradient(model: LogSumExpModel, theta: Array, log_y: Array, weight_n: Array, delta: float) -> float:

@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from analysis.laws.fit import CONFIDENCE, Estimate, Fit
+from analysis.laws.fit import CONFIDENCE, Estimate, Fit, NotIdentified
 from analysis.laws.optimum import MANY_POINTS, Law
 from analysis.laws.solver import Array, LogSumExpModel, derivatives, solve
+
+WIDEST_EXPONENT = 2.0
+"""Width of an exponent's interval from which on the law says nothing."""
+_MOST_DECADES = 6.0
 
 
 def draw_parameters(
@@ -82,6 +86,35 @@ def expanded_percentiles(draws: Array, num_points: int, num_parameters: int) -> 
         return (float("nan"), float("nan"))
     low, high = np.quantile(finite, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def is_exponent(name: str) -> bool:
+    return name.startswith(("alpha", "beta"))
+
+
+def without_absurd_intervals(fit: Fit) -> Fit:
+    """Refuse a law whose exponent may be anything; leave out the interval of a level that spans decades.
+
+    A level is the law's value where its inputs are one, far from any data: its interval may say nothing though the
+    law is well known where the points lie.
+    """
+    parameters, spans = {}, []
+    for name, estimate in fit.parameters.items():
+        low, high = estimate.ci or (estimate.value, estimate.value)
+        if is_exponent(name) and fit.form != "power" and not high - low < WIDEST_EXPONENT:
+            raise NotIdentified(
+                f"the interval of {name} in {fit.formula}, [{low:.3g}, {high:.3g}], is wider than {WIDEST_EXPONENT:g}: "
+                "these points do not determine it; points further apart, or more of them, would"
+            )
+        if name in ("A", "B") or name.startswith(("A[", "B[")):
+            decades = np.log10(high / low) if 0 < low <= high < np.inf else np.inf
+            if decades > _MOST_DECADES:
+                spans.append(name)
+        parameters[name] = Estimate(estimate.value) if name in spans else estimate
+    if not spans:
+        return fit
+    warning = f"{', '.join(spans)}: the interval spans more than {_MOST_DECADES:g} decades and is left out"
+    return dataclasses.replace(fit, parameters=parameters, warnings=(*fit.warnings, warning))
 
 
 def widened_by_students_t(fit: Fit, t_intervals: Mapping[str, tuple[float, float, float]]) -> Fit:

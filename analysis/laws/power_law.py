@@ -22,12 +22,15 @@ from scipy.optimize import nnls
 
 from analysis.laws.fit import DEFAULT_DELTA, Fit, NotIdentified
 from analysis.laws.fit_law import fit_law
-from analysis.laws.intervals import students_t, widened_by_students_t
+from analysis.laws.intervals import students_t, widened_by_students_t, without_absurd_intervals
 from analysis.laws.optimum import Law
 from analysis.laws.solver import Array, LogSumExpModel, solve
 
 MAX_CORRELATION = 0.99
 """Above this |correlation| of log N and log D the two exponents of L(N, D) cannot be told apart."""
+
+MIN_SPAN = 1.3
+"""Factor between the smallest and largest value of an input, below which noise makes any exponent."""
 
 
 def fit_power_law(
@@ -113,7 +116,8 @@ def _fit_product(
     if not bootstrap:
         return fit
     t_intervals = students_t(np.stack(log_inputs, axis=1), log_y, weight_n)
-    return widened_by_students_t(fit, dict(zip(["A", *exponents], t_intervals, strict=True)))
+    widened = widened_by_students_t(fit, dict(zip(["A", *exponents], t_intervals, strict=True)))
+    return without_absurd_intervals(widened)
 
 
 def fit_critical_batch(
@@ -309,6 +313,12 @@ def _require_spread(name: str, log_values: Array, num_distinct: int = 2) -> None
     if found < num_distinct:
         what = "a single value" if found < 2 else f"{found} different values"
         raise NotIdentified(f"{name} has {what}: this law needs points at {num_distinct} or more")
+    span = float(np.exp(np.ptp(log_values)))
+    if span < MIN_SPAN:
+        raise NotIdentified(
+            f"{name} spans a factor of {span:.4g} alone ({np.exp(log_values.min()):.4g} to "
+            f"{np.exp(log_values.max()):.4g}): an exponent needs a factor of {MIN_SPAN} at least"
+        )
 
 
 def _num_distinct(log_values: Array) -> int:

@@ -18,11 +18,15 @@ from scipy import stats
 from scipy.optimize import least_squares
 
 from analysis.laws.fit import CONFIDENCE, Estimate, NotIdentified
+from analysis.laws.fit_law import MAX_EXPONENT
+from analysis.laws.intervals import WIDEST_EXPONENT
 from analysis.laws.power_law import MAX_CORRELATION
 from analysis.laws.solver import Array
 
 MIN_SCALES = 3
 _MAX_CONDITION = 1e6
+MAX_FACTOR = 100.0
+"""Largest factor between the critical batch and an end of its interval."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ def fit_joint(points: pd.DataFrame, series: str, delta: float) -> JointLaw:
     covariance = np.linalg.inv(slope.T @ slope) * float((left**2).sum()) / freedom
     t = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))
     p_se, c_se = np.sqrt(covariance[5, 5]), np.sqrt(covariance[4, 4])
-    c = theta[4]
+    c, p = theta[4], theta[5]
+    _require_sense(p, t * p_se, t * c_se, bool(best.status > 0))
     return JointLaw(
         series,
         Estimate(float(theta[5]), float(p_se), (float(theta[5] - t * p_se), float(theta[5] + t * p_se))),
@@ -121,6 +126,22 @@ def fit_joint(points: pd.DataFrame, series: str, delta: float) -> JointLaw:
         float(best.cost),
         bool(best.status > 0),
     )
+
+
+def _require_sense(exponent: float, exponent_width: float, log_width: float, converged: bool) -> None:
+    """Refuse a model whose optimum was not reached, or whose intervals (half widths) hold everything."""
+    if not converged:
+        raise NotIdentified("its optimum was not reached: these points leave the model's parameters open")
+    if not 2 * exponent_width < WIDEST_EXPONENT or abs(exponent) > MAX_EXPONENT:
+        raise NotIdentified(
+            f"the exponent of the critical batch, {exponent:.3g} +- {exponent_width:.3g}, is not determined: batches "
+            "further above the best are needed, or more sizes"
+        )
+    if not log_width < np.log(MAX_FACTOR):
+        raise NotIdentified(
+            f"the critical batch is known to a factor of {np.exp(min(log_width, 690.0)):.2g} alone: batches further "
+            "above the best are needed"
+        )
 
 
 def _from_the_best_batch(rows: pd.DataFrame) -> pd.DataFrame:

@@ -181,7 +181,11 @@ def fit_laws(
     The interval is the widest of Student's t, a bootstrap over scales, and, with seeds, their noise.
     """
     laws = []
+    against = optima.reason_against("global_batch_tokens", "num_tokens", "loss")
     for series in dict.fromkeys(point.series for point in points):
+        if against:
+            laws += [CriticalBatchLaw(series, definition, None, against) for definition in DEFINITIONS]
+            continue
         mine = [point for point in points if point.series == series]
         for definition in DEFINITIONS:
             have = [(p, v) for p in mine if (v := value_of(p, definition)) is not None]

@@ -21,6 +21,8 @@ MIN_SCALES = 3
 TRUSTED_SCALES = 5
 """With fewer, resampling scales says little, and the report says so."""
 
+_MOST_DECADES = 2.0
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -94,7 +96,11 @@ def compute_iso_loss(
             if name == baseline:
                 continue
             own = rows[rows["series"] == name].sort_values("flops")["flops"].to_numpy()
-            ratios += [_ratio(fit, baseline, name, float(c)) for c in own]
+            found = [_ratio(fit, baseline, name, float(c)) for c in own]
+            if why := _not_identified(found):
+                refused[name] = why
+                continue
+            ratios += found
             curves[name] = [_ratio(fit, baseline, name, float(c)) for c in grid]
     holdouts, reason = _leave_largest_out(rows, delta)
     return IsoLoss(baseline, fit, ratios, curves, holdouts, reason, used, refused)
@@ -140,6 +146,14 @@ def _ratio(fit: Fit, baseline: str, series: str, flops: float) -> Ratio:
     if fit.draws:
         ci, undefined = interval_of(ratio_at(fit.draws, baseline, series, flops), float(point[0]))
     return Ratio(series, flops, float(point[0]), ci, is_beyond(fit, flops), undefined)
+
+
+def _not_identified(ratios: list[Ratio]) -> str | None:
+    """Why the ratios of a series mean nothing: none of them, not even the best known, is known to two decades."""
+    widths = [np.log10(r.ci[1] / r.ci[0]) if r.ci[0] > 0 else np.inf for r in ratios if r.ci]
+    if not widths or min(widths) <= _MOST_DECADES:
+        return None
+    return f"the interval of its ratio spans {min(widths):.2g} decades or more at every size"
 
 
 def _fit(rows: pd.DataFrame, delta: float, bootstrap: int, seed: int) -> Fit:

@@ -30,13 +30,16 @@ SCHEMA_VERSION = 3
 def build_report(study: Study, options: Options) -> dict[str, Any]:
     """Everything on the page, as values that JSON can hold."""
     optima = find_optima(study)
-    budget = main_budget(optima.best)
+    budget = main_budget(optima.best, options.budget)
+    against = optima.reason_against("flops", "loss", "num_params", "num_tokens")
     at_budget = optima.best[optima.best["tokens_per_parameter"] == budget]
     at_budget = at_budget.sort_values("series", key=lambda s: s.map(study.series.index), kind="stable")
     baseline = iso_loss.choose_baseline(study.series)
     points = critical_batch_size.find_critical_batches(optima, budget)
     fits = critical_batch_size.fit_laws(points, optima, options.delta, options.bootstrap, options.seed)
-    compute_ratios, time_ratios = fitted_parts.equal_loss(at_budget, study.series, baseline, fits, budget, options)
+    compute_ratios, time_ratios = fitted_parts.equal_loss(
+        at_budget, study.series, baseline, fits, budget, options, against
+    )
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "title": options.title,
@@ -53,17 +56,17 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         },
         "series": study.series,
         "scales": _scales(at_budget),
-        "audit": _audit(study, optima),
+        "audit": _audit(study, optima, budget),
         "best": _best_rows(at_budget, baseline, compute_ratios, time_ratios),
         "ranking": _ranking(at_budget),
         "loss_vs_batch": _curves(optima, budget),
         "critical_batch": fitted_parts.critical_batch(points, fits, optima, options.delta),
         "iso_loss": compute_ratios,
         "time_ratio": time_ratios,
-        "size_and_data": fitted_parts.size_and_data(optima.best, study.series, options),
+        "size_and_data": fitted_parts.size_and_data(optima.best, study.series, options, against),
         "hyper_parameters": _hyper_parameters(optima, at_budget, budget),
-        "num_workers": fitted_parts.num_workers(at_budget, options.delta, options.bootstrap, options.seed),
-        "wall_clock": fitted_parts.wall_clock_hours(at_budget, points, study.series, options),
+        "num_workers": fitted_parts.num_workers(at_budget, options.delta, options.bootstrap, options.seed, against),
+        "wall_clock": fitted_parts.wall_clock_hours(at_budget, points, study.series, optima, options),
         "sensitivity": fitted_parts.sensitivity(at_budget, study.series, baseline, points, fits, optima, options),
         "published": overlay() if options.published else None,
         "provenance": _provenance(study, options),
@@ -135,7 +138,7 @@ def _curves(optima: Optima, budget: float) -> list[dict[str, Any]]:
     ]
 
 
-def _audit(study: Study, optima: Optima) -> dict[str, Any]:
+def _audit(study: Study, optima: Optima, budget: float) -> dict[str, Any]:
     runs = study.runs
     reasons = Counter(_reason_kind(e.reason) for e in study.excluded)
     edges = optima.best["edges"].map(len) > 0
@@ -156,6 +159,12 @@ def _audit(study: Study, optima: Optima) -> dict[str, Any]:
         "repeated_settings": optima.seed_settings,
         "seed_sd": optima.seed_sd,
         "notes": study.notes,
+        "cautions": study.cautions,
+        "withheld": study.withheld,
+        "unusable": study.unusable,
+        "columns": study.columns,
+        "unused_columns": study.unused,
+        "budgets": _budgets(runs, budget),
         "by_series": [
             {
                 "series": series,
@@ -170,6 +179,18 @@ def _audit(study: Study, optima: Optima) -> dict[str, Any]:
             for group in [runs[runs["series"] == series]]
         ],
     }
+
+
+def _budgets(runs: pd.DataFrame, budget: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "tokens_per_parameter": value,
+            "runs": len(group),
+            "sizes": int(group["num_params"].nunique()),
+            "compared": value == budget,
+        }
+        for value, group in runs.groupby("tokens_per_parameter", sort=True)
+    ]
 
 
 def _reason_kind(reason: str) -> str:

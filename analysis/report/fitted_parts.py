@@ -39,7 +39,11 @@ def critical_batch(
 ) -> dict[str, Any]:
     """Points and laws under every definition, and the joint model of each series."""
     joint: list[dict[str, Any]] = []
+    against = optima.reason_against("global_batch_tokens", "num_tokens", "num_params", "loss")
     for series in dict.fromkeys(point.series for point in points):
+        if against:
+            joint.append({"series": series, "law": None, "reason": against})
+            continue
         try:
             joint.append(
                 {"series": series, "law": dataclasses.asdict(fit_joint(optima.points, series, delta)), "reason": None}
@@ -69,8 +73,11 @@ def equal_loss(
     laws: list[CriticalBatchLaw],
     budget: float,
     options: Options,
+    against: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Compute ratios with the laws behind them, and time ratios."""
+    """Compute ratios with the laws behind them, and time ratios; neither where a reason stands `against` laws."""
+    if against:
+        return {"reason": against}, {"reason": against}
     try:
         result = iso_loss.compute_iso_loss(best, series, baseline, options.delta, options.bootstrap, options.seed)
     except NotIdentified as error:
@@ -128,8 +135,13 @@ def _time_ratios(
     }
 
 
-def size_and_data(best: pd.DataFrame, series: list[str], options: Options) -> dict[str, Any]:
+def size_and_data(
+    best: pd.DataFrame, series: list[str], options: Options, against: str | None = None
+) -> dict[str, Any]:
     """L(N, D) of each series, or why not, and parabolas at equal compute."""
+    if against:
+        laws = [{"series": name, "fit": None, "reason": against, "allocation": None} for name in series]
+        return {"laws": laws, "budgets": []}
     return {
         "laws": [
             {
@@ -151,7 +163,9 @@ def _budget(budget: Budget, best: pd.DataFrame) -> dict[str, Any]:
     return {**dataclasses.asdict(budget), "loss_se": [errors[point] for point in budget.points]}
 
 
-def num_workers(best: pd.DataFrame, delta: float, bootstrap: int, seed: int) -> dict[str, Any]:
+def num_workers(
+    best: pd.DataFrame, delta: float, bootstrap: int, seed: int, no_law: str | None = None
+) -> dict[str, Any]:
     """Loss against K over that of data parallel with the same inner optimizer, and the law L = A N^a K^b."""
     rows = []
     for row in best.to_dict("records"):
@@ -173,6 +187,9 @@ def num_workers(best: pd.DataFrame, delta: float, bootstrap: int, seed: int) -> 
     for algorithm in sorted({row["algorithm"] for row in rows}):
         mine = [row for row in rows if row["algorithm"] == algorithm]
         inputs = {name: [float(row[name]) for row in mine] for name in ("num_params", "num_workers")}
+        if no_law:
+            laws.append({"algorithm": algorithm, "fit": None, "reason": no_law})
+            continue
         try:
             fit = fit_power_product(
                 inputs, [row["loss"] for row in mine], name="loss", delta=delta, bootstrap=bootstrap, seed=seed
@@ -184,7 +201,7 @@ def num_workers(best: pd.DataFrame, delta: float, bootstrap: int, seed: int) -> 
 
 
 def wall_clock_hours(
-    best: pd.DataFrame, points: list[CriticalBatch], series: list[str], options: Options
+    best: pd.DataFrame, points: list[CriticalBatch], series: list[str], optima: Optima, options: Options
 ) -> dict[str, Any]:
     """Hours at the largest size, each series at its critical batch (1% rule, the largest tested batch within it)."""
     assume = options.machine
@@ -219,6 +236,8 @@ def wall_clock_hours(
             }
             for g in grid
         ]
+    if optima.reason_against("num_params", "num_tokens", "global_batch_tokens"):
+        rows, curves = [], {}
     return {
         "num_params": largest,
         "assumptions": dataclasses.asdict(assume),
@@ -287,6 +306,8 @@ def sensitivity(
     options: Options,
 ) -> dict[str, Any]:
     """The headline figures under other choices."""
+    if optima.reason_against("flops", "loss", "num_params", "num_tokens"):
+        return {"loss": [], "critical_batch": [], "other_delta": "inf"}
     other = math.inf if math.isfinite(options.delta) else 1e-3
     refitted = critical_batch_size.fit_laws(points, optima, other, 0, options.seed)
     return {

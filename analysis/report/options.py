@@ -16,6 +16,8 @@ class Options:
     seed: int = 0
     title: str = "Scaling-law report"
     command: str = ""
+    budget: float | None = None
+    """Tokens per parameter to compare at; None: where most sizes were trained."""
     published: bool = False
     """Whether published points are drawn beside the study's."""
     bandwidths: tuple[float, ...] = DEFAULT_BANDWIDTHS_GBITS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.report.numbers import count, flops, loss, ratio, spread
+from analysis.report.numbers import count, flops, loss, number, ratio, spread
 
 
 def statements(report: dict[str, Any]) -> dict[str, list[str]]:
@@ -13,6 +13,9 @@ def statements(report: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _findings(report: dict[str, Any]) -> list[str]:
+    withheld = report["audit"]["withheld"]
+    if withheld:
+        return [f"Nothing is ranked, because it is not known what is compared: {withheld}"]
     return [*_ranking(report), *_compute(report), *_time(report), *_critical_batches(report)]
 
 
@@ -119,8 +122,15 @@ def _with_interval(estimate: dict[str, Any]) -> str:
 
 
 def _cautions(report: dict[str, Any]) -> list[str]:
-    out = []
     audit, iso = report["audit"], report["iso_loss"]
+    out = [*audit["cautions"], *[f"No law is fitted from {name}: {why}." for name, why in audit["unusable"].items()]]
+    elsewhere = [one for one in audit["budgets"] if not one["compared"]]
+    if elsewhere:
+        budgets = ", ".join(f"{number(one['tokens_per_parameter'])} ({one['runs']} runs)" for one in elsewhere)
+        out.append(
+            f"Sizes are compared at {number(report['settings']['tokens_per_parameter'])} tokens per parameter; runs at "
+            f"others take part in laws of size and tokens alone: {budgets}."
+        )
     if audit["optima_on_edge"]:
         out.append(
             f"{audit['optima_on_edge']} of {audit['optima']} best settings lie on the edge of their hyper-parameter "

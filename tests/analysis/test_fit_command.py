@@ -91,7 +91,7 @@ def test_rows_that_repeat_another_are_counted_and_said(tmp_path: Path, capsys: p
         ("flops,loss\n1e18,3\n", ["loss-compute"], "1 point"),
         ("flops,loss\n1e18,3\n1e19,nan\n1e20,2\n1e21,1.9\n", ["loss-compute"], "row 2"),
         ("flops,perplexity\n1e18,3\n", ["loss-compute"], "--column loss="),
-        ("flops,loss\n1e18,much\n1e19,2\n1e20,2\n1e21,1\n", ["loss-compute"], "numbers"),
+        ("flops,loss\n1e18,much\n1e19,2\n1e20,2\n1e21,1\n", ["loss-compute"], "no number"),
         ("", ["loss-compute"], "not readable"),
         ("flops,loss\n", ["loss-compute"], "no rows"),
         ("flops,loss\n1e18,3\n1e18,3.1\n1e19,2\n1e19,2.1\n", ["loss-compute"], "2 different values"),

@@ -34,15 +34,17 @@ def test_a_table_gives_the_report_that_the_folders_give(tmp_path: Path) -> None:
 def test_every_row_is_accounted_for() -> None:
     rows = [
         {"algorithm": "DDP-AdamW", "num_params": 1e6, "num_tokens": 2e7, "global_batch_tokens": 4096, "loss": loss}
-        for loss in (2.0, 2.0, -1.0, float("nan"), "much")
+        for loss in (2.0, 2.0, -1.0, None, "much", "NaN", "-inf")
     ]
-    rows.append({**rows[0], "loss": None, "diverged": "True"})
+    rows.append({**rows[0], "loss": None, "diverged": "True", "seed": 1})
     study = study_of_table("t", pd.DataFrame(rows), {})
-    assert study.runs["diverged"].tolist() == [False, True]
+    assert study.runs["diverged"].sum() == 2
+    assert len(study.runs) + len(study.excluded) == len(rows)
     reasons = {one.run_id: one.reason for one in study.excluded}
     assert "duplicate of row 1" in reasons["row 2"]
+    assert "duplicate of row 6" in reasons["row 7"]  # both diverged, and nothing else tells them apart
     assert "positive" in reasons["row 3"]
-    assert "finite" in reasons["row 4"]
+    assert "no loss" in reasons["row 4"]
     assert "no number" in reasons["row 5"]
 
 

@@ -1,0 +1,1 @@
+"""Tables that others wrote: reading files, finding columns, turning cells into numbers, and checking them."""

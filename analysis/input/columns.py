@@ -1,0 +1,115 @@
+"""The vocabulary of a table of runs: our columns, what they hold, and the names that others give them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.input.cells import Kind
+from muloco_runner.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Column:
+    """One of our columns."""
+
+    kind: Kind | None
+    """None: text, or yes and no."""
+    default: float | None = None
+    """What stands for a missing cell or a missing column; None for nothing."""
+    others: str = ""
+    """Names that others give it, in lower case with _ for every other sign."""
+    positive: bool = False
+
+
+_N = "n params parameters num_parameters n_params n_parameters model_size model_params model_parameters"
+_D = "d tokens training_tokens train_tokens n_tokens dataset_size data_size dataset_tokens"
+_C = "c flop compute training_flop training_flops train_flops total_flops training_compute"
+_L = "l eval_loss validation_loss val_loss valid_loss final_loss test_loss final_eval_loss eval_loss_final"
+
+COLUMNS: dict[str, Column] = {
+    "algorithm": Column(None, others="algo method optimizer optimiser"),
+    "num_params": Column("count", others=_N, positive=True),
+    "global_batch_tokens": Column(
+        "count", others="batch_tokens tokens_per_batch batch_size_tokens tokens_per_step", positive=True
+    ),
+    "num_tokens": Column("count", others=_D, positive=True),
+    "tokens_per_parameter": Column("number", others="tokens_per_param tpp", positive=True),
+    "loss": Column("loss", others=_L, positive=True),
+    "num_workers": Column("count", 1, "workers", positive=True),
+    "sync_interval": Column("count"),
+    "num_fragments": Column("count", 1, positive=True),
+    "delay_steps": Column("count", 0),
+    "bits_per_value": Column("bits", math.nan),
+    "gathered_values": Column("count", 0),
+    "lr": Column("number", others="learning_rate peak_lr max_lr inner_lr"),
+    "outer_lr": Column("number", others="outer_learning_rate"),
+    "outer_momentum": Column("number"),
+    "weight_decay": Column("number", others="wd"),
+    "seed": Column("number", 0, "random_seed"),
+    "num_steps": Column("count", others="steps train_steps total_steps", positive=True),
+    "flops": Column("flops", others=_C, positive=True),
+    "train_seconds": Column("seconds", math.nan),
+    "wait_seconds": Column("seconds", math.nan),
+    "wall_seconds": Column("seconds", math.nan),
+    "bytes_sent": Column("bytes", math.nan),
+    "pseudogradient_cosine": Column("number", math.nan),
+    "diverged": Column(None, others="is_diverged"),
+    "state": Column(None, others="status run_state run_status"),
+    "run_id": Column(None, others="id run run_name name"),
+}
+NEEDED = ("algorithm", "num_params", "global_batch_tokens", "loss")
+EITHER = ("num_tokens", "tokens_per_parameter")
+METHOD = ("num_workers", "sync_interval", "num_fragments", "delay_steps", "bits_per_value")
+"""What of a method tells one series from another."""
+
+FIT_COLUMNS: dict[str, Column] = {
+    **COLUMNS,
+    "critical_batch_size": Column(
+        "count", others="cbs b_crit bcrit critical_batch critical_batch_tokens crit_batch_size", positive=True
+    ),
+    "x": Column("number", positive=True),
+    "y": Column("number", positive=True),
+    "series": Column(None),
+}
+"""Columns of single laws. A batch size is no critical one: only names that say so stand for it."""
+
+_PREFIXES = re.compile(r"^((config|summary|params?|metrics?|tags|data|summary_metrics|info)[./_])+", re.IGNORECASE)
+
+
+def find_column(headings: Sequence[str], name: str, ambiguous: frozenset[str] = frozenset()) -> str | None:
+    """The heading that holds `name`: that name itself, else the only one of its usual names.
+
+    Raises `ConfigError` where several headings could, or where the file has the heading more than once.
+    """
+    if name in headings:
+        matches = [name]
+    else:
+        usual = {name, *FIT_COLUMNS[name].others.split()}
+        matches = [one for one in headings if plain(one) in usual]
+        matches = matches or [one for one in headings if plain(_PREFIXES.sub("", one)) in usual]
+    if len(matches) > 1:
+        raise ConfigError(f"columns {' and '.join(matches)} could all be {name}")
+    if matches and matches[0] in ambiguous:
+        raise ConfigError(f"the file has the column {matches[0]!r} more than once: rename one of them")
+    return matches[0] if matches else None
+
+
+def plain(heading: str) -> str:
+    """`Training FLOP`, `training-flop (total)` -> training_flop, training_flop_total."""
+    return re.sub(r"[^a-z0-9]+", "_", heading.lower()).strip("_")
+
+
+def listed(headings: Sequence[str], most: int = 40) -> str:
+    """The headings for a message, not more than a page of them."""
+    more = f" and {len(headings) - most} more" if len(headings) > most else ""
+    return ", ".join(headings[:most]) + more
+
+
+def nearest(name: str, headings: Sequence[str]) -> str:
+    """` (did you mean NAME?)`, or nothing."""
+    close = difflib.get_close_matches(name, headings, 1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,270 @@
+"""Tables that others wrote: what tells their runs apart, and what must not be lost or averaged on the way in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from analysis.__main__ import run
+from analysis.input.files import read_table
+from analysis.optima import find_optima, main_budget
+from analysis.runs import Study
+from analysis.table import Declared, read_mapping, study_of_table
+from muloco_runner.config import ConfigError
+
+CASES = Path(__file__).parent / "cases"
+ROW = {"algorithm": "MuLoCo", "num_params": 1e8, "num_tokens": 2e9, "global_batch_tokens": 2**19, "num_workers": 8}
+
+
+def case(name: str, mapping: str | None = None, **declared: Any) -> Study:
+    return study(CASES / f"{name}.csv", CASES / f"{mapping}.yaml" if mapping else None, **declared)
+
+
+def study(path: Path, mapping: Path | None = None, **declared: Any) -> Study:
+    return study_of_table(str(path), read_table(path), read_mapping(mapping), Declared(**declared))
+
+
+def best(found: Study) -> dict[str, float]:
+    """Loss of each series at its largest size."""
+    rows = find_optima(found).best.sort_values("num_params")
+    return {str(series): float(loss) for series, loss in zip(rows["series"], rows["loss"], strict=True)}
+
+
+def runs(**columns: list[Any]) -> pd.DataFrame:
+    (count,) = {len(values) for values in columns.values()}
+    return pd.DataFrame({**{name: [value] * count for name, value in ROW.items()}, **columns})
+
+
+# Identity
+
+
+def test_runs_that_differ_in_bits_or_fragments_are_series_of_their_own() -> None:
+    found = case("bits")
+    losses = best(found)
+    assert min(losses, key=lambda name: losses[name]) == "MuLoCo K=8"
+    assert losses["MuLoCo K=8"] == 3.0
+    assert losses["MuLoCo K=8 bits_per_value=2"] == 3.3
+    assert losses["MuLoCo K=8 num_fragments=4"] == 3.06
+    assert find_optima(found).seed_sd is None
+
+
+def test_an_undeclared_column_at_one_seed_withholds_the_ranking_until_it_is_declared(tmp_path: Path) -> None:
+    table = runs(loss=[3.0, 3.4], compressor=["none", "topk"])
+    found = study_of_table("t", table, {})
+    assert "compressor" in (found.withheld or "")
+    for declared, losses in (
+        (Declared(identity=("compressor",)), {"MuLoCo K=8 compressor=none": 3.0, "MuLoCo K=8 compressor=topk": 3.4}),
+        (Declared(settings=("compressor",)), {"MuLoCo K=8": 3.0}),
+        (Declared(bookkeeping=("comp*",)), {"MuLoCo K=8": 3.2}),
+    ):
+        found = study_of_table("t", table, {}, declared)
+        assert found.withheld is None
+        assert best(found) == pytest.approx(losses)
+    path = tmp_path / "t.csv"
+    table.to_csv(path, index=False)
+    assert run(["--table", str(path), "--out", str(tmp_path), "--bootstrap", "0"]) == 0
+    (finding,) = json.loads((tmp_path / "report.json").read_text())["verdict"]["findings"]
+    assert "compressor" in finding
+    assert "3.0" not in finding
+
+
+def test_a_column_that_varies_with_the_seed_is_listed_but_withholds_nothing() -> None:
+    found = study_of_table("t", runs(loss=[3.0, 3.1], seed=[0, 1], node=["a", "b"]), {})
+    assert found.withheld is None
+    assert any("node" in caution for caution in found.cautions)
+
+
+def test_only_distinct_seeds_are_repeats() -> None:
+    table = runs(loss=[3.0, 3.2, 3.1], seed=[0, 0, 1])
+    found = find_optima(study_of_table("t", table, {}))
+    assert found.best["seeds"].tolist() == [2]
+    assert found.best["runs"].tolist() == [3]
+    assert found.best["loss"].tolist() == pytest.approx([3.1])
+    assert found.seed_sd == pytest.approx(0.0, abs=1e-9)
+    one = runs(loss=[3.0, 3.2])
+    assert find_optima(study_of_table("t", one, {})).seed_sd is None
+    labelled = find_optima(study_of_table("t", one, {}, Declared(unlabelled_repeats=True)))
+    assert labelled.seed_sd == pytest.approx(np.log([3.0, 3.2]).std(ddof=1))
+
+
+def test_a_declared_column_must_be_there_and_not_be_read_already() -> None:
+    table = runs(loss=[3.0], compressor=["none"])
+    with pytest.raises(ConfigError, match="did you mean compressor"):
+        study_of_table("t", table, {}, Declared(identity=("compresor",)))
+    with pytest.raises(ConfigError, match="already"):
+        study_of_table("t", table, {}, Declared(settings=("loss",)))
+
+
+# Nothing lost
+
+
+def test_a_number_sign_in_a_cell_cuts_nothing() -> None:
+    found = case("hash_silent")
+    assert best(found) == {"AdamW": 5.0}
+    assert found.runs["diverged"].sum() == 1
+    assert len(found.runs) == 3
+
+
+def test_a_mapped_column_wins_over_one_of_the_same_name() -> None:
+    found = case("dup", "dup")
+    assert sorted(found.runs["loss"]) == [5.0, 5.05]
+    assert found.unused == ["loss"]
+    assert found.columns["loss"] == "eval_loss"
+
+
+def test_one_column_may_stand_under_two_names() -> None:
+    found = case("twice", "twice")
+    assert sorted(found.runs["train_seconds"]) == sorted(found.runs["wall_seconds"]) == [60, 100]
+
+
+def test_budgets_that_are_nearly_one_are_one() -> None:
+    found = case("tpp")
+    optima = find_optima(found)
+    at_budget = optima.best[optima.best["tokens_per_parameter"] == main_budget(optima.best)]
+    assert at_budget["num_params"].max() == 1e9
+    assert len(at_budget) == 5
+    assert best(found) == {"AdamW": 3.0}
+    assert any("19.3 to 20.4" in note for note in found.notes)
+
+
+def test_budgets_that_one_size_has_both_of_are_two_and_can_be_chosen() -> None:
+    table = runs(num_tokens=[19e8, 20e8, 20e8], num_params=[1e8, 1e8, 1e8], loss=[3.0, 2.9, 2.95], lr=[1, 1, 2])
+    optima = find_optima(study_of_table("t", table, {}))
+    assert sorted(optima.best["tokens_per_parameter"]) == [19.0, 20.0]
+    assert main_budget(optima.best, 19.2) == 19.0
+    with pytest.raises(ConfigError, match="no runs near it"):
+        main_budget(optima.best, 40.0)
+
+
+def test_runs_that_are_not_finished_and_lost_losses_are_counted() -> None:
+    table = runs(
+        loss=[3.0, 1.0, "NaN", "inf", None], State=["finished", "running", "finished", "finished", "finished"],
+        lr=[1, 2, 3, 4, 5],
+    )  # fmt: skip
+    found = study_of_table("t", table, {})
+    assert best(found) == {"MuLoCo K=8": 3.0}
+    assert found.runs["diverged"].sum() == 2
+    assert {one.reason for one in found.excluded} == {"unfinished: running", "damaged: no loss"}
+
+
+def test_a_batch_size_is_no_critical_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("D,batch_size\n1e9,1e5\n1e10,2e5\n1e11,4e5\n1e12,8e5\n")
+    assert run(["fit", "critical-batch", str(path)]) == 2
+    assert "critical_batch_size" in capsys.readouterr().err
+
+
+# Not identified
+
+
+def test_sizes_that_hardly_differ_identify_no_exponent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fit", "chinchilla", str(CASES / "tinyN.csv")]) == 2
+    error = capsys.readouterr().err
+    assert "num_params spans a factor of 1.003" in error
+
+
+def test_a_column_in_another_unit_gives_no_law_but_a_reason(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    sizes = np.geomspace(1e7, 1e9, 5)
+    table = pd.DataFrame({"algorithm": "DDP-AdamW", "num_params": sizes, "num_tokens": 20 * sizes, "loss": 3.0})
+    table["loss"] = 1.7 + 4e3 * (120 * sizes**2) ** -0.19
+    table["global_batch_tokens"], table["flops"] = 2**16, 120 * sizes**2 / 1e9
+    table.to_csv(path, index=False)
+    assert run(["--table", str(path), "--out", str(tmp_path), "--bootstrap", "0"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "GFLOPs" in report["iso_loss"]["reason"]
+    assert "unit: GFLOPs" in " ".join(report["verdict"]["cautions"])
+    (tmp_path / "m.yaml").write_text("flops: {column: flops, unit: GFLOPs}\n")
+    found = study(path, tmp_path / "m.yaml")
+    assert not found.unusable
+    assert found.runs["flops"].max() == pytest.approx(1.2e20)
+
+
+# The same table, written otherwise
+
+
+def planted_table() -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    rows = [
+        {
+            "algorithm": algorithm,
+            "num_params": n,
+            "num_tokens": 20 * n,
+            "global_batch_tokens": b,
+            "lr": lr,
+            "seed": seed,
+        }
+        for algorithm in ("DDP-AdamW", "DDP-Muon")
+        for n in (10_000_000, 30_000_000, 100_000_000)
+        for b in (65536, 131072)
+        for lr in (0.001, 0.002)
+        for seed in (0, 1)
+    ]
+    table = pd.DataFrame(rows)
+    table["loss"] = np.round(2 + 100 * table["num_params"] ** -0.3 + 0.01 * generator.normal(size=len(rows)), 4)
+    return table
+
+
+def outcome(found: Study) -> pd.DataFrame:
+    columns = ["series", "num_params", "tokens_per_parameter", "global_batch_tokens", "lr", "seeds", "runs", "loss"]
+    return find_optima(found).points[columns]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.randoms(use_true_random=False), st.sampled_from([".csv", ".tsv", ".jsonl", ".json"]), st.booleans())
+def test_order_names_units_and_kind_of_file_do_not_matter(
+    tmp_path: Path, random: Any, suffix: str, units: bool
+) -> None:
+    table = planted_table()
+    expected = outcome(study_of_table("t", table, {}))
+    order = list(range(len(table)))
+    random.shuffle(order)
+    columns = list(table.columns)
+    random.shuffle(columns)
+    other = table.iloc[order][columns].rename(columns={"loss": "eval/loss", "lr": "config.lr", "num_params": "N"})
+    mapping: dict[str, Any] = {}
+    if units:
+        other["num_tokens"] = [f"{value / 1e6:g}M" for value in other["num_tokens"]]
+        other["global_batch_tokens"] /= 1024
+        mapping["global_batch_tokens"] = random.choice(
+            [{"column": "global_batch_tokens", "factor": 1024}, "global_batch_tokens * 1024"]
+        )
+    path = tmp_path / f"t{suffix}"
+    if suffix == ".csv":
+        other.to_csv(path, index=False)
+    elif suffix == ".tsv":
+        other.to_csv(path, index=False, sep="\t", encoding="utf-16")
+    else:
+        other.to_json(path, orient="records", lines=suffix == ".jsonl", double_precision=15)
+    found = study_of_table("t", read_table(path), mapping)
+    pd.testing.assert_frame_equal(outcome(found), expected, check_exact=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_a_damaged_cell_changes_its_own_row_alone(data: st.DataObject) -> None:
+    table = planted_table()
+    row = data.draw(st.integers(0, len(table) - 1))
+    column = data.draw(st.sampled_from(["num_params", "num_tokens", "global_batch_tokens", "loss", "algorithm"]))
+    cell = data.draw(st.sampled_from(["", "oops", "#", "1,2,3", "--", "0", "-1"]))
+    without = study_of_table("t", table.drop(index=row), {})
+    if column == "algorithm":
+        cell = ""
+    damaged = table.astype(object)
+    damaged.loc[row, column] = cell
+    found = study_of_table("t", damaged, {})
+    assert [one.run_id for one in found.excluded] == [f"row {row + 1}"]
+    pd.testing.assert_frame_equal(outcome(found), outcome(without), check_exact=True)
+
+
+def test_files_that_are_split_give_what_the_whole_gives(tmp_path: Path) -> None:
+    table = planted_table()
+    whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
+    table.to_csv(whole, index=False)
+    pd.concat([table.iloc[30:], table.iloc[:30]]).to_csv(part, index=False)
+    assert outcome(study(part)).equals(outcome(study(whole)))
