@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 import platform
 import signal
 import socket
@@ -33,7 +32,6 @@ from muloco_runner.record import (
     RunFolder,
     RunStatus,
     StepRecord,
-    write_atomically,
 )
 
 if TYPE_CHECKING:
@@ -199,15 +197,14 @@ def _open_record(run: RunConfig, folder: RunFolder, corpus: Corpus, communicator
     if communicator.topology.is_main:
         from muloco_runner.data.corpus import baselines
 
-        provenance = {
+        environment = {
+            "python": platform.python_version(),
+            "executable": sys.executable,
+            "packages": versions(),
             "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "num_ranks": communicator.topology.num_ranks,
-            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-            "versions": versions(),
-            "started_at": time.time(),
+            "num_tasks": communicator.topology.num_ranks,
         }
-        write_atomically(folder.attempt_dir(attempt) / "provenance.json", json.dumps(provenance, indent=1) + "\n")
+        folder.write_environment(attempt, environment)
         header = folder.read_header()
         check_same_data(folder, corpus)
         if header is None:

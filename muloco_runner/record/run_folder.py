@@ -6,7 +6,7 @@
   status.json      heartbeat, replaced atomically
   result.json      written once, at the end
   checkpoint/      the newest two complete ones
-  attempts/<n>/    what each attempt left: stdout, stderr, provenance
+  attempts/<n>/    what each attempt left: stdout, stderr, environment.json
 """
 
 from __future__ import annotations
@@ -276,6 +276,12 @@ class RunFolder:
             raise FileExistsError(f"{self.result_file} exists: a run has one result")
         result.finished_at = time.time()
         write_atomically(self.result_file, json.dumps(_plain(result), indent=1, allow_nan=False) + "\n")
+
+    def write_environment(self, attempt: int, values: dict[str, Any]) -> None:
+        """Write what an attempt runs with, unless whoever started it has written that already."""
+        file = self.attempt_dir(attempt) / "environment.json"
+        if not file.exists():
+            write_atomically(file, json.dumps(values, indent=1) + "\n")
 
     def append_record(self, line: RecordHeader | StepRecord) -> None:
         """Appends one line. A torn line left by a killed writer is closed first, so that it stays alone."""

@@ -1,10 +1,9 @@
-"""What an attempt ran with, in attempts/<n>/environment.json: the code, the packages, the hosts."""
+"""What an attempt runs with, in attempts/<n>/environment.json: the code, the packages, the host."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import platform
 import socket
@@ -12,7 +11,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from muloco_runner.record import write_atomically
+from muloco_runner.record import RunFolder
 from sweeps.engine.work import Attempt
 from sweeps.node.code_snapshot import describe_source, git_state
 
@@ -21,7 +20,7 @@ _OF_THE_SCHEDULER = ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_JOB_PARTITION"
 
 
 def record_environment(attempt: Attempt) -> None:
-    """By the process that runs the attempt. A record that cannot be written stops no work."""
+    """Write what the attempt runs with, before it starts. A file that cannot be written stops no work."""
     source = Path(attempt.work.source) if attempt.work.source else None
     values = {
         "code": describe_source(),
@@ -30,10 +29,11 @@ def record_environment(attempt: Attempt) -> None:
         "executable": sys.executable,
         "packages": installed_packages(),
         "host": socket.gethostname(),
+        "num_tasks": attempt.work.need.tasks,
         "scheduler": {name: os.environ[name] for name in _OF_THE_SCHEDULER if name in os.environ},
     }
     with contextlib.suppress(OSError):
-        write_atomically(attempt.folder / "environment.json", json.dumps(values, indent=1) + "\n")
+        RunFolder(attempt.work.folder).write_environment(attempt.number, values)
 
 
 @functools.cache

@@ -82,6 +82,17 @@ def test_the_deadline_is_kept(tiny_run: MakeRun, new_folder: MakeFolder) -> None
     assert list(folder.checkpoint_dir.glob("step-*"))
 
 
+def test_an_attempt_says_once_what_it_runs_with(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
+    folder = new_folder(tiny_run())
+    folder.write_environment(2, {"code": "written by whoever started it"})
+    for attempt in (1, 2):
+        run_job(folder, ExecutionConfig(device="cpu", wall_minutes=0.001), attempt)
+    first, second = (json.loads((folder.attempt_dir(n) / "environment.json").read_text()) for n in (1, 2))
+    assert first["num_tasks"] == 1
+    assert "torch" in first["packages"]
+    assert second == {"code": "written by whoever started it"}
+
+
 def test_two_processes_never_train_one_run(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
     folder = new_folder(tiny_run(num_steps=3000))
     first = start(folder)

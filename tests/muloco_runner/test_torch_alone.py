@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-OTHERS = (
-    "hydra omegaconf yaml submitit cloudpickle tenacity psutil pandas scipy matplotlib rich wandb pyarrow tokenizers"
-)
+OTHERS = "hydra omegaconf yaml submitit cloudpickle psutil pandas scipy matplotlib rich wandb pyarrow tokenizers"
 IMPORT_ALL = """
 import importlib, pkgutil, muloco_runner
 command_line = ("muloco_runner.__main__", "muloco_runner.compose", "muloco_runner.memory.command")

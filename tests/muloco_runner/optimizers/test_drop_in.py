@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 # Put before the README's lines: all that this project depends on and torch does not.
 WITHOUT_OTHER_PACKAGES = """
 import sys
-names = "hydra omegaconf yaml submitit cloudpickle tenacity psutil pandas scipy matplotlib rich triton"
+names = "hydra omegaconf yaml submitit cloudpickle psutil pandas scipy matplotlib rich triton"
 sys.modules.update(dict.fromkeys(names.split()))
 """
 
