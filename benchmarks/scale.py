@@ -27,9 +27,9 @@ from sweeps.controller import Controller
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.engine.policy import Cause
 from sweeps.engine.work import Need, Work
-from sweeps.simulation.cluster import SimulatedCluster
 from sweeps.simulation.faults import FAIR
 from sweeps.simulation.simulate import definition_of
+from sweeps.simulation.simulated_cluster import SimulatedCluster
 from sweeps.store.folder import SweepFolder
 from sweeps.store.ledger import encode
 from sweeps.training.adapter import TRAINING

@@ -1,4 +1,4 @@
-"""Places where jobs run, behind one interface (`sweeps.engine.cluster.Cluster`).
+"""Clusters that jobs run on, behind one interface (`sweeps.engine.cluster.Cluster`).
 
 A new kind of cluster is a module or folder here with a `BACKEND` (`sweeps.clusters.backend.Backend`), and one line in
 `BACKENDS`.
@@ -19,13 +19,13 @@ from sweeps.engine.cluster_config import RENAMED, ClusterConfig, parse_cluster
 
 BACKENDS = {
     "local": "sweeps.clusters.local",
-    "slurm": "sweeps.clusters.slurm.cluster",
+    "slurm": "sweeps.clusters.slurm.slurm_cluster",
 }
 """By `kind` in a cluster's file or `hydra.launcher.cluster`: the module with the `BACKEND`, loaded at its first use."""
 
 
 def backend_of(kind: object, where: str) -> Backend:
-    """`where` names the setting. A kind that there is not raises `ConfigError`."""
+    """Return the backend of a kind of cluster; an unknown kind raises `ConfigError`. `where` names the setting."""
     if not isinstance(kind, str) or kind not in BACKENDS:
         raise ConfigError(f"{where}={kind!r}: must be one of {', '.join(BACKENDS)}")
     backend: Backend = importlib.import_module(BACKENDS[kind]).BACKEND
@@ -33,7 +33,7 @@ def backend_of(kind: object, where: str) -> Backend:
 
 
 def read_cluster(name: str, values: Any) -> ClusterConfig:
-    """The checked cluster of conf/cluster/`name`.yaml, completed by its kind. Mistakes raise `ConfigError`."""
+    """Return the checked cluster of conf/cluster/`name`.yaml, completed by its kind. Mistakes raise `ConfigError`."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"cluster={name}: holds no keys; name a file under conf/cluster/")
     for before, now in RENAMED.items():
@@ -45,5 +45,5 @@ def read_cluster(name: str, values: Any) -> ClusterConfig:
 
 
 def make_cluster(config: ClusterConfig, folder: Path) -> Cluster:
-    """The cluster that `config.kind` names, with its own files in `folder`."""
+    """Return the cluster that `config.kind` names, with its own files in `folder`."""
     return backend_of(config.kind, f"cluster={config.name}: kind").make(config, folder)

@@ -1,4 +1,4 @@
-"""What a kind of cluster tells the rest of the product of itself; `sweeps.clusters.BACKENDS` lists the kinds."""
+"""What the other rooms need to know of a kind of cluster; `sweeps.clusters.BACKENDS` lists the kinds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sweeps.engine.work import Need
 
 
 def nodes_as_needed(allocation: dict[str, Any], needs: Sequence[Need]) -> dict[str, Any]:
-    """The allocation with nodes that have what the largest of the jobs asks for, where nobody says what they have."""
+    """Return the allocation, its nodes sized for the largest of the jobs where their size is not given."""
     gpus = max(need.gpus_per_node for need in needs)
     return {"gpus_per_node": gpus, "cpus_per_node": max(need.cpus_per_node for need in needs), **allocation}
 
@@ -23,16 +23,16 @@ class Backend:
     """One kind of cluster."""
 
     title: str
-    """Its name in messages."""
+    """Name in messages."""
     make: Callable[[ClusterConfig, Path], Cluster]
     """The cluster, with its own files in the folder."""
     complete: Callable[[ClusterConfig], ClusterConfig]
     """Checks what only this kind understands and fills in what the file leaves open. Mistakes raise `ConfigError`."""
     tick_seconds: float
-    """Between two looks at the cluster, for a Hydra application that does not say."""
+    """Default of a Hydra application's launcher."""
     option_keys: tuple[str, ...] = ()
     """Settings of an allocation that only this kind understands (`AllocationConfig.options`)."""
     num_nodes: int | None = None
-    """Nodes that there are, where that is known of every cluster of the kind."""
+    """Number of nodes, where every cluster of the kind has the same."""
     fill_allocation: Callable[[dict[str, Any], Sequence[Need]], dict[str, Any]] = nodes_as_needed
-    """An allocation of a Hydra application's launcher with what its nodes have, for jobs of these needs."""
+    """Completes an allocation of a Hydra application's launcher with what its nodes have, for jobs of these needs."""

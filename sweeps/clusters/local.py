@@ -1,14 +1,14 @@
 """This machine as a cluster: as many slots as the quota allows, each a process that forks one child an attempt.
 
-    cluster/requests/<tag>.json    submitted, not yet taken
-    cluster/taken/<slot>/<tag>.json  the slot's present job
+    cluster/requests/<tag>.json    pending
+    cluster/taken/<slot>/<tag>.json  the job that the slot runs
     cluster/ended/<tag>.json       how it ended
-    cluster/cancel/<tag>           its end is asked for
-    cluster/slots/<slot>.lock      held by the living slot; the kernel lets go when it dies
+    cluster/cancel/<tag>           asks its slot to end it
+    cluster/slots/<slot>.lock      locked by the slot's process; the kernel unlocks it when that dies
 
-Slots are started by submitit's local executor and outlive the controller: its successor finds them at work. They import
-torch and read the corpus once, since a small run is over in the time that takes. A job is taken by renaming its file,
-which the file system grants to one slot only.
+Slots are started by submitit's local executor and outlive the controller: its successor finds them running. They import
+torch and read the corpus once, since that takes as long as a small run. A slot takes a job by renaming its file, which
+succeeds for one slot only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from sweeps.node.tasks import exit_code_of, fork_attempt
 
 _POLL_SECONDS = 0.05
 _IDLE_SECONDS = 30.0
-"""A slot without a job, and without a word from a controller, ends after this."""
+"""A slot ends after this time without a job and without a controller."""
 
 
 class LocalCluster:
@@ -51,15 +51,15 @@ class LocalCluster:
         self.folder, self.num_slots, self.gpus = folder, num_slots, gpus
 
     def check(self) -> None:
-        """What this machine has was filled in when the file was read."""
+        """Do nothing: what this machine has was checked when the file was read."""
 
     def start(self) -> None:
-        """Slots are started once there is something to do: a slot runs the code of its first request."""
+        """Make the folders. Slots are started with the first request, since they run its code."""
         for name in ("requests", "ended", "cancel", "slots", "taken"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def _start_slots(self) -> None:
-        """Wherever none is alive, for what waits."""
+        """Start the slots that are not running, where requests are pending."""
         waiting = [_code_of(path) for path in sorted((self.folder / "requests").glob("*.json"))]
         for slot in range(self.num_slots) if waiting else ():
             if not _is_locked(self._lock(slot)) and not self._is_starting(slot):
@@ -75,7 +75,7 @@ class LocalCluster:
         executor.update_parameters(timeout_min=60 * 24 * 365, gpus_per_node=0, tasks_per_node=1)
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
         threads = max(1, (os.cpu_count() or 1) // self.num_slots)
-        with _deaf_to_interrupts(), importing_from(code):
+        with _interrupts_blocked(), importing_from(code):
             executor.submit(serve_slot, str(self.folder), slot, gpu, threads, code)
 
     def submit(self, request: JobRequest) -> str:
@@ -94,14 +94,14 @@ class LocalCluster:
         return Observation(jobs)
 
     def _observe(self, tag: str) -> JobObservation | None:
-        """Looks along a job's way, so that one that moves on meanwhile is met further on."""
+        """Look for a job's file in the order of its states, so that one that moves meanwhile is found."""
         if (self.folder / "requests" / f"{tag}.json").exists():
             return JobObservation(tag, tag, JobState.PENDING, reason="waits for a slot")
         slot = self._taken_by(tag)
         if slot is not None and not self._has_ended(tag):
             path = self.folder / "taken" / str(slot) / f"{tag}.json"
             alive = _is_locked(self._lock(slot))
-            # Looked at after the lock: a slot that has just ended its job and gone leaves no such file.
+            # Read after the lock: a slot that has just ended its job and exited leaves no such file.
             with contextlib.suppress(FileNotFoundError):
                 started_at = path.stat().st_mtime
                 if alive:
@@ -144,14 +144,14 @@ class LocalCluster:
                 taken.unlink()
 
     def orphaned_jobs(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
-        """None: requests lie in the sweep's own folder."""
+        """Return none: requests are in the sweep's own folder."""
         return {}
 
     def limits(self) -> Limits:
         return Limits()
 
     def stop(self) -> None:
-        """Slots end when they have nothing to do."""
+        """Ask the slots to end once they are idle."""
         (self.folder / "slots" / "stop").touch()
 
     def _keep_slots(self) -> None:
@@ -160,7 +160,7 @@ class LocalCluster:
         self._start_slots()
 
     def _is_starting(self, slot: int) -> bool:
-        """A slot takes a second from its start to its lock."""
+        """Return whether the slot was started and has no lock yet, which takes a second."""
         with contextlib.suppress(FileNotFoundError):
             return time.time() - _starting(self.folder, slot).stat().st_mtime < _IDLE_SECONDS
         return False
@@ -169,19 +169,19 @@ class LocalCluster:
         return self.folder / "slots" / f"{slot}.lock"
 
     def _taken_by(self, tag: str) -> int | None:
-        # Also by a slot beyond today's: an earlier controller may have had more of them.
+        # Any slot: an earlier controller may have had more of them.
         for path in (self.folder / "taken").glob(f"*/{tag}.json"):
             return int(path.parent.name)
         return None
 
 
 def _starting(folder: Path, slot: int) -> Path:
-    """Marks a slot between its start and its lock."""
+    """The file that marks a slot between its start and its lock."""
     return folder / "slots" / f"{slot}.starting"
 
 
 def gpus_of_this_machine() -> list[int]:
-    """Numbers of the GPUs that this process may use; the driver's device files say so without loading it."""
+    """Return the numbers of the GPUs that this process may use, from the driver's device files."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [int(number) for number in visible.split(",") if number.strip().isdigit()]
@@ -189,7 +189,7 @@ def gpus_of_this_machine() -> list[int]:
 
 
 def fill_in(config: ClusterConfig) -> ClusterConfig:
-    """The local cluster with what this machine has in place of what its file leaves open."""
+    """Return the config with what this machine has in place of what the file leaves open."""
     if config.controller:
         raise ConfigError(f"cluster={config.name}: controller has no effect with kind=local: remove it")
     if len(config.allocations) != 1:
@@ -241,20 +241,20 @@ def serve_slot(folder_name: str, slot: int, gpu: int | None, threads: int, code:
     A controller starts slots of other code than its own, by this name and with these arguments: they do not change.
     """
     folder = Path(folder_name)
-    # Blocked by whoever started this slot, and so in all that it starts. Attempts are to hear it, a slot is not.
+    # SIGINT is blocked in this process since its start. A slot ignores it; its attempts must receive it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    with _held(folder / "slots" / f"{slot}.lock") as alone:
+    with _slot_lock(folder / "slots" / f"{slot}.lock") as alone:
         _starting(folder, slot).unlink(missing_ok=True)
         if not alone:
             return
         mine = folder / "taken" / str(slot)
         mine.mkdir(parents=True, exist_ok=True)
         for left in mine.glob("*.json"):
-            # This slot died while that job ran.
+            # A slot of this number died while it ran that job.
             _end(folder, slot, left.stem, JobEnd.LOST, None)
         idle_since = time.monotonic()
         while not _must_end(folder, idle_since):
@@ -273,8 +273,8 @@ def serve_slot(folder_name: str, slot: int, gpu: int | None, threads: int, code:
 def _must_end(folder: Path, idle_since: float) -> bool:
     if (folder / "slots" / "stop").exists():
         return True
-    forgotten = time.time() - (folder / "slots").stat().st_mtime > _IDLE_SECONDS
-    return forgotten and time.monotonic() - idle_since > _IDLE_SECONDS
+    abandoned = time.time() - (folder / "slots").stat().st_mtime > _IDLE_SECONDS
+    return abandoned and time.monotonic() - idle_since > _IDLE_SECONDS
 
 
 def _take(waiting: Iterable[Path], mine: Path) -> str | None:
@@ -287,7 +287,7 @@ def _take(waiting: Iterable[Path], mine: Path) -> str | None:
 
 
 def _code_of(path: Path) -> str | None:
-    """Which a request is to run; None where somebody has just taken it."""
+    """Return the code that a request is for; None where a slot has just taken it."""
     try:
         return str(json.loads(path.read_text())["code"])
     except FileNotFoundError:
@@ -305,15 +305,15 @@ def _run(folder: Path, slot: int, tag: str) -> None:
 
 
 def _watch(pid: int, cancel: Path) -> int:
-    """The child's exit code; asks it to stop once its end is asked for."""
-    asked = False
+    """Wait for the child and return its exit code; send it SIGTERM once the file `cancel` exists."""
+    signalled = False
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return exit_code_of(status)
-        if not asked and cancel.exists():
+        if not signalled and cancel.exists():
             os.kill(pid, signal.SIGTERM)
-            asked = True
+            signalled = True
         time.sleep(_POLL_SECONDS)
 
 
@@ -328,9 +328,9 @@ def _write_end(folder: Path, tag: str, end: JobEnd, exit_code: int | None) -> No
 
 
 @contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """What is started here never hears Ctrl-C: on a terminal that reaches every process, and a slot must outlive it to
-    say how its attempt ended. Blocked, not ignored: a Ctrl-C that comes meanwhile waits for its end."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT in processes started within: Ctrl-C on a terminal reaches every process, and a slot must outlive it
+    to report how its attempt ended. Blocked, not ignored: a Ctrl-C that comes meanwhile is delivered afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -339,15 +339,15 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _held(path: Path) -> Iterator[bool]:
-    """Whether this process now holds the lock, which dies with it (children included: they must not keep it)."""
+def _slot_lock(path: Path) -> Iterator[bool]:
+    """Yield whether this process holds the lock, which ends with it: forked children do not inherit it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         for _ in range(20):
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                # Held by another slot, or for an instant by someone who looks.
+                # Locked by another slot, or for an instant by a process that tests the lock.
                 time.sleep(_POLL_SECONDS)
             else:
                 yield True
@@ -356,7 +356,7 @@ def _held(path: Path) -> Iterator[bool]:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether another process holds it. POSIX record locks: not inherited over fork, so a slot's child holds none."""
+    """Return whether another process holds the lock, a POSIX record lock."""
     file: IO[str]
     try:
         with open(path) as file:

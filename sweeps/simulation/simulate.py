@@ -15,8 +15,8 @@ from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.lower_bound import lower_bound_minutes
 from sweeps.engine.state import JobState, SweepState
 from sweeps.engine.work import Work
-from sweeps.simulation.cluster import SimulatedCluster, num_nodes_of
 from sweeps.simulation.faults import FaultModel
+from sweeps.simulation.simulated_cluster import SimulatedCluster, num_nodes_of
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from emulated_slurm import EmulatedSlurm, wait_for
 
-from sweeps.clusters.slurm.cluster import SlurmCluster
 from sweeps.clusters.slurm.parse import parse_sacct
+from sweeps.clusters.slurm.slurm_cluster import SlurmCluster
 from sweeps.controller import Controller, Tick
 from sweeps.engine.policy import Cause
 from sweeps.engine.state import SweepState

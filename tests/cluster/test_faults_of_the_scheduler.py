@@ -18,7 +18,7 @@ from emulated_slurm import EmulatedSlurm, wait_for
 from sweeping import GPU, SampleSweep, causes, check, put_before, sampled_nodes, standings
 
 import sweeps
-from sweeps.clusters.slurm.cluster import SlurmCluster
+from sweeps.clusters.slurm.slurm_cluster import SlurmCluster
 from sweeps.controller import Tick
 from sweeps.engine.policy import Cause
 

@@ -1,4 +1,4 @@
-"""SLURM's commands, run: what they print, or that nobody knows."""
+"""Runs SLURM's commands and returns what they print."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sweeps.clusters.slurm.parse import classify_refusal
 from sweeps.engine.cluster import RefusalKind, Refused
 
 _ANSWER_SECONDS = 60.0
-"""A scheduler that takes longer has not answered."""
+"""Timeout of a command."""
 
 
 def submit_script(script: Path) -> str:
-    """The job's number. Raises `Refused`."""
+    """Submit a batch script and return the job's number. Raises `Refused`."""
     done = _run(["sbatch", "--parsable", str(script)])
     if done is None:
         raise Refused(RefusalKind.MAY_EXIST, "sbatch did not answer")
@@ -25,15 +25,15 @@ def submit_script(script: Path) -> str:
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
-    """One of SLURM's commands; None where it takes so long that nobody knows what it has done."""
-    # A job's own variables, where this runs inside of one, are not for the jobs that it submits.
+    """Run one of SLURM's commands; return None at a timeout, after which its effect is unknown."""
+    # Inside of a job, the job's own SLURM variables must not reach the jobs that it submits.
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"
     }
     try:
         return subprocess.run(
             command,
-            # Some of these commands would read a prompt's answer from a terminal.
+            # Some of these commands ask questions on a terminal.
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -46,6 +46,6 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
 
 
 def answer_of(*command: str) -> str | None:
-    """What one of SLURM's commands prints; None where it fails or does not answer."""
+    """Return what one of SLURM's commands prints; None where it fails or does not answer."""
     done = _run(command)
     return None if done is None or done.returncode else done.stdout

@@ -57,7 +57,7 @@ class Grant:
 
 @dataclass(frozen=True)
 class Accounting:
-    """All that SLURM says of limits, as of one moment."""
+    """All that SLURM reports of limits at one time."""
 
     associations: Sequence[Association]
     qos: Mapping[str, Qos]

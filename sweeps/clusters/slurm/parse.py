@@ -1,8 +1,8 @@
-"""What SLURM's commands say, as data: the one place that knows their formats.
+"""Parses the output of SLURM's commands: the one module that knows their formats.
 
 Pure functions of text. Only `squeue -o` and `sacct -P` are read, whose text has been stable for ten years where the
 JSON changes with each version. States are matched by prefix, since commands truncate and decorate them
-("CANCELLED by 1000", "COMPLETI"); a word that is not known means "not finished", never success.
+("CANCELLED by 1000", "COMPLETI"); an unknown state means "not finished", never success.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FINISHED = ("COMPLETED", "FAILED", "TIMEOUT", "DEADLINE", "CANCELLED", "PREEMPTE
 
 
 def known_state(word: str) -> str | None:
-    """The full name of a state as a command printed it, or None for a word that is not known."""
+    """Return the full name of a state as a command printed it, or None for an unknown one."""
     head = word.split(maxsplit=1)[0] if word.split() else ""
     if len(head) < 4:
         return None
@@ -61,7 +61,7 @@ class QueuedJob:
 
 @dataclass(frozen=True)
 class AccountedJob:
-    """One line of `sacct`: what the accounting database has been told, a second or two late."""
+    """One line of `sacct`; the accounting database is a second or two late."""
 
     job_id: str
     state: str
@@ -85,7 +85,7 @@ def parse_squeue(text: str) -> list[QueuedJob]:
     for line in text.splitlines():
         fields = line.split("|", 14)
         if len(fields) != 15:
-            raise ValueError(f"squeue said {line!r}, which is not {SQUEUE_FORMAT}")
+            raise ValueError(f"squeue printed {line!r}, which is not {SQUEUE_FORMAT}")
         job_id, user, state, nodes, cpus, gres, partition, account, qos, wall, start, end, names, reason, comment = (
             fields
         )
@@ -117,7 +117,7 @@ def parse_sacct(text: str) -> list[AccountedJob]:
     for line in text.splitlines():
         fields = line.split("|", 7)
         if len(fields) != 8:
-            raise ValueError(f"sacct said {line!r}, which is not {SACCT_FIELDS}")
+            raise ValueError(f"sacct printed {line!r}, which is not {SACCT_FIELDS}")
         job_id, state, exit_code, nodes, start, end, names, comment = fields
         code, _, signal = exit_code.partition(":")
         jobs.append(
@@ -194,7 +194,7 @@ def _count(word: str) -> int:
     return int(match[0]) if match else 0
 
 
-# Both the words of slurm_strerror() and the names of pending reasons, which sbatch prints before them.
+# Messages of slurm_strerror() and names of pending reasons, which sbatch prints before them.
 _MAY_EXIST = ("socket timed out", "zero bytes were transmitted", "connection reset", "message receive failure",
               "unexpected message received", "timed out")  # fmt: skip
 _DEFER = ("maxsubmit", "submitjobslimit", "job violates accounting/qos policy", "maxjobcount", "temporarily unable",
@@ -206,7 +206,7 @@ _NEVER = ("maxwall", "maxtresperjob", "maxnodeperjob", "maxcpuperjob", "perjobli
 
 
 def classify_refusal(stderr: str) -> RefusalKind:
-    """By the words on standard error. What is not known is fatal: a held run costs less than a storm of retries."""
+    """Classify a refusal by its text. What is unknown is fatal: a held run costs less than retries."""
     text = stderr.lower()
     if any(word in text for word in _NEVER):
         return RefusalKind.FATAL

@@ -1,4 +1,4 @@
-"""The text of SLURM batch scripts: a pure function of what is asked for."""
+"""The text of SLURM batch scripts: a pure function of the request."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
 from sweeps.node.code_snapshot import import_lines, python_words
 
 SIGNAL_SECONDS = 120
-"""USR1 comes so long before the time limit, or up to a minute earlier still."""
+"""SIGUSR1 is sent this long before the time limit, or up to a minute earlier."""
 CONTROLLER_OF = "controller-of-"
-"""The names of jobs that run a sweep's controller begin so."""
+"""Prefix of the names of jobs that run a sweep's controller."""
 
 
 def batch_script(options: Mapping[str, object], setup: Sequence[str], command: Sequence[str]) -> str:
-    """`options` by their long names, True for one without a value, None for one that is left out; then the lines of
-    shell from the cluster's own file, then the command in the shell's place."""
+    """Return the text of a batch script.
+
+    `options` of sbatch are by their long names, True for one without a value, None for one that is left out. `setup`
+    holds the lines of shell from the cluster's file; the command replaces the shell.
+    """
     lines = ["#!/bin/bash"]
     for name, value in options.items():
         if value is True:
             lines.append(f"#SBATCH --{name}")
         elif value is not None:
             lines.append(f"#SBATCH --{name}={shlex.quote(str(value))}")
-    # exec: the shell would keep the signals to itself.
+    # exec: a shell would not forward the signals.
     return "\n".join([*lines, *setup, f"exec {shlex.join(command)}", ""])
 
 
 def job_script(request: JobRequest, allocation: AllocationConfig, setup: Sequence[str], folder: Path) -> str:
-    """The job that does a request, whose file lies in `folder`/requests."""
+    """Return the script of the job that runs a request, whose file is in `folder`/requests."""
     slurm = options_of(allocation)
     options: dict[str, object] = {
         "job-name": request.tag,
@@ -44,7 +47,7 @@ def job_script(request: JobRequest, allocation: AllocationConfig, setup: Sequenc
         "output": folder / "logs" / f"{request.tag}.log",
         "open-mode": "append",
         "signal": f"B:USR1@{SIGNAL_SECONDS}",
-        # A requeue by SLURM would be an attempt that nobody has counted.
+        # A requeue by SLURM would be an attempt that the controller does not count.
         "no-requeue": True,
         "gres": f"gpu:{request.gpus_per_node}" if request.gpus_per_node else None,
         "exclude": ",".join(request.excluded_nodes) or None,
@@ -53,7 +56,7 @@ def job_script(request: JobRequest, allocation: AllocationConfig, setup: Sequenc
         "qos": slurm.qos,
         **slurm.sbatch,
     }
-    command = [*python_words("sweeps.clusters.slurm.job"), str(folder / "requests" / f"{request.tag}.json")]
+    command = [*python_words("sweeps.clusters.slurm.batch_job"), str(folder / "requests" / f"{request.tag}.json")]
     return batch_script(options, [*setup, *import_lines(request.code)], command)
 
 
@@ -64,9 +67,10 @@ def controller_script(
     after: str | None,
     setup: Sequence[str],
     command: Sequence[str],
-    patience: float,
+    delay_seconds: float,
 ) -> str:
-    """The job that runs a sweep's controller once job `after` has ended, and not within `patience` seconds from now."""
+    """Return the script of the job that runs a sweep's controller: once job `after` has ended, and not within
+    `delay_seconds` from now."""
     where, first = controller_of(cluster), options_of(cluster.allocations[0])
     options: dict[str, object] = {
         "job-name": name,
@@ -81,8 +85,8 @@ def controller_script(
         "signal": f"B:USR1@{SIGNAL_SECONDS}",
         "no-requeue": True,
         "dependency": f"afterany:{after}" if after else None,
-        # Controllers that fail at once must not follow each other at once.
-        "begin": f"now+{math.ceil(patience)}" if after else None,
+        # Controllers that fail at once must not follow each other without a pause.
+        "begin": f"now+{math.ceil(delay_seconds)}" if after else None,
         "partition": where.partition or first.partition,
         "account": where.account or first.account,
         "qos": where.qos or first.qos,

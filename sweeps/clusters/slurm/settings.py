@@ -1,4 +1,4 @@
-"""What a cluster's file says to SLURM alone: partition, account and QOS of an allocation, and the controller's job."""
+"""Settings of a cluster's file that only SLURM understands: partition, account, QOS, and the controller's job."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class ControllerConfig:
     account: str | None = None
     qos: str | None = None
     wall_minutes: float = 24 * 60
-    """Its successor, queued from the start, goes on after it."""
+    """Its successor, queued from the start, continues after it."""
     memory_gigabytes: float = 2.0
     sbatch: dict[str, Any] = field(default_factory=dict)
     """Further options of sbatch, by their long names."""
 
 
 def controller_of(cluster: ClusterConfig) -> ControllerConfig:
-    """Mistakes raise `ConfigError`."""
+    """Return the settings of the controller's job. Mistakes raise `ConfigError`."""
     where = f"cluster={cluster.name}: controller"
     controller: ControllerConfig = build(ControllerConfig, cluster.controller, where)
     check_numbers(where, controller, wall_minutes=1, memory_gigabytes=0.1)
@@ -52,7 +52,7 @@ def controller_of(cluster: ClusterConfig) -> ControllerConfig:
 
 
 def check_settings(cluster: ClusterConfig) -> ClusterConfig:
-    """The same cluster. Mistakes in what only SLURM understands raise `ConfigError`."""
+    """Return the same cluster. Mistakes in what only SLURM understands raise `ConfigError`."""
     for allocation in cluster.allocations:
         sbatch = options_of(allocation).sbatch
         if not isinstance(sbatch, dict):

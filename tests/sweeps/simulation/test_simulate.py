@@ -23,9 +23,9 @@ from sweeps.engine.lower_bound import lower_bound_minutes
 from sweeps.engine.policy import Cause
 from sweeps.engine.state import SweepState
 from sweeps.engine.work import Adapter, Need, Work
-from sweeps.simulation.cluster import SimulatedCluster
 from sweeps.simulation.faults import FAIR, ROUGH, FaultModel
 from sweeps.simulation.simulate import begin, play, simulate
+from sweeps.simulation.simulated_cluster import SimulatedCluster
 from sweeps.store.folder import SweepFolder
 from sweeps.store.ledger import Ledger
 

@@ -12,9 +12,9 @@ from sweeps import controller as controller_module
 from sweeps.controller import Tick
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.engine.work import Need, Work
-from sweeps.simulation.cluster import SimulatedCluster
 from sweeps.simulation.faults import ROUGH
 from sweeps.simulation.simulate import begin, play
+from sweeps.simulation.simulated_cluster import SimulatedCluster
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.ledger import Ledger

@@ -1,10 +1,10 @@
-"""SLURM behind the clusters' interface: one `squeue` a look, and one `sacct` where a job has left the queue.
+"""SLURM behind the engine's interface: one `squeue` an observation, and one `sacct` where a job has left the queue.
 
-Limits change seldom, so they are read every few ticks, and the user's other jobs with each look at the queue. A command
-that does not answer changes nothing of what was known.
+Limits change seldom, so they are read every few ticks, and the user's other jobs with each `squeue`. A command that
+does not answer leaves what was known.
 
-A job carries its tag as comment and name, so that it is found whether or not `sbatch` lived to say its number. SLURM's
-word on how a job ended counts only where the attempt left none.
+A job carries its tag as comment and name, so that it is found even where the answer of `sbatch` was lost. SLURM's state
+of an ended job counts only where the attempt left no exit record.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from sweeps.node.attempt_files import read_outcome, write_error_in_folder
 _NAMES_PER_SACCT = 500
 """More names than this do not fit a command line well: all of the user's jobs are read then."""
 _TICKS_PER_LIMITS = 10
-"""Ticks between two looks at SLURM's own limits, which SLURM enforces meanwhile."""
+"""Ticks between two readings of SLURM's own limits, which SLURM enforces meanwhile."""
 _ENDS = {
     "TIMEOUT": JobEnd.TIMEOUT,
     "DEADLINE": JobEnd.TIMEOUT,
@@ -83,11 +83,11 @@ class SlurmCluster:
     def __init__(self, config: ClusterConfig, folder: Path) -> None:
         self.config, self.folder = config, folder.resolve()
         self._queue: list[QueuedJob] = []
-        """As of the last answer."""
+        """The last answer of `squeue`."""
         self._ours: frozenset[str] = frozenset()
         self._limits = Limits()
         self._accounting: Accounting | None = None
-        """What `_limits` were made of."""
+        """What `_limits` were computed from."""
         self._read_again_at = -float("inf")
 
     def check(self) -> None:
@@ -126,14 +126,14 @@ class SlurmCluster:
         return Observation({**jobs, **(accounted or {})}, complete=accounted is not None)
 
     def _read_queue(self) -> bool:
-        """All jobs of this user; False where the scheduler does not answer."""
+        """Read all jobs of this user; return False where the scheduler does not answer."""
         text = answer_of("squeue", "--noheader", "--states=all", f"--user={getuser()}", f"--format={SQUEUE_FORMAT}")
         if text is not None:
             self._queue = parse_squeue(text)
         return text is not None
 
     def _accounted(self, tags: Sequence[str]) -> Mapping[str, JobObservation] | None:
-        """None where accounting does not answer."""
+        """Return ended jobs by tag; None where accounting does not answer."""
         # The default window begins at midnight.
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 30 * 24 * 3600))
         names = [f"--name={','.join(tags)}"] if len(tags) <= _NAMES_PER_SACCT else []
@@ -142,7 +142,7 @@ class SlurmCluster:
         if text is None:
             return None
         wanted = frozenset(tags)
-        # One gone from the queue that has no end here was lost with the scheduler's state, or will have one soon.
+        # A job that is in neither was lost with the scheduler's state, or will be in accounting soon.
         ended = [job for job in parse_sacct(text) if job.comment in wanted and job.is_finished]
         return {job.comment: _from_accounting(job) for job in ended}
 
@@ -160,14 +160,14 @@ class SlurmCluster:
         return write_error_in_folder(attempt)
 
     def cancel(self, tags: Sequence[str]) -> None:
-        """TERM first: what runs saves itself; SLURM's KillWait bounds how long it may take."""
+        """Cancel the jobs: SIGTERM first, so that attempts save a checkpoint within SLURM's KillWait."""
         self._scancel(tags)
 
     def cancel_pending(self, tags: Sequence[str]) -> None:
         self._scancel(tags, "--state=PENDING")
 
     def _scancel(self, tags: Sequence[str], *options: str) -> None:
-        """One command for all whose numbers the last look at the queue has shown."""
+        """Run one `scancel` for all jobs that the last `squeue` listed, and one by name for each of the others."""
         ids = {job.comment: job.job_id for job in self._queue if not job.is_finished}
         known = [ids[tag] for tag in tags if tag in ids]
         if known:
@@ -177,14 +177,14 @@ class SlurmCluster:
                 answer_of("scancel", *options, f"--user={getuser()}", f"--name={tag}")
 
     def limits(self) -> Limits:
-        """What others use of SLURM's limits is as old as they are; of the user's own it is as of the last look."""
+        """Return SLURM's limits as last read, with what the user's other jobs use as of the last `squeue`."""
         if time.monotonic() >= self._read_again_at:
             self._read_limits()
             self._read_again_at = time.monotonic() + _TICKS_PER_LIMITS * self.config.tick_seconds
-        return replace(self._limits, others=self._others(self._held()))
+        return replace(self._limits, others=self._others(self._unfinished()))
 
     def _read_limits(self) -> None:
-        """Leaves them as they were where SLURM, or its database, does not answer."""
+        """Read the limits; leave them as they were where SLURM, or its database, does not answer."""
         if shutil.which("scontrol") is None:
             self._limits = Limits(note="SLURM's own limits are not known: there is no scontrol on this machine")
             return
@@ -198,7 +198,7 @@ class SlurmCluster:
         self._accounting = accounting
         if not self._queue:
             self._read_queue()
-        held = self._held()
+        held = self._unfinished()
         self._limits = Limits(
             {
                 allocation.name: [
@@ -208,23 +208,26 @@ class SlurmCluster:
             }
         )
 
-    def _held(self) -> list[QueuedJob]:
+    def _unfinished(self) -> list[QueuedJob]:
         return [job for job in self._queue if not job.is_finished]
 
     def _others(self, held: Sequence[QueuedJob]) -> dict[str, dict[Resource, float]]:
-        """By allocation: what this user's other jobs hold; those that wait hold nothing yet, controllers one core."""
+        """Return what this user's jobs outside the sweep hold, by allocation, controllers (one core each) left out."""
         others = [job for job in held if job.comment not in self._ours and not job.comment.startswith(CONTROLLER_OF)]
         return {
-            allocation.name: _held_by([job for job in others if _is_in(job, allocation)])
+            allocation.name: _resources_of([job for job in others if _is_in(job, allocation)])
             for allocation in self.config.allocations
         }
 
     def stop(self) -> None:
-        """Jobs go on without a controller."""
+        """Do nothing: jobs continue without a controller."""
 
 
 def _read_accounting() -> Accounting | None:
-    """None where slurmctld does not answer. Without a database, or where limits are not enforced, partitions alone."""
+    """Read what SLURM knows of limits; None where slurmctld does not answer.
+
+    Without a database, or where limits are not enforced, only partitions have limits.
+    """
     user, uid = getuser(), os.getuid()
     partitions = answer_of("scontrol", "show", "partition", "-o")
     config = answer_of("scontrol", "show", "config") if partitions is not None else None
@@ -252,7 +255,7 @@ def _is_in(job: QueuedJob, allocation: AllocationConfig) -> bool:
     return all(wanted is None or wanted in given.split(",") for wanted, given in named)
 
 
-def _held_by(jobs: Sequence[QueuedJob]) -> dict[Resource, float]:
+def _resources_of(jobs: Sequence[QueuedJob]) -> dict[Resource, float]:
     started = [job for job in jobs if known_state(job.state) != "PENDING"]
     return {
         Resource.NODES: sum(job.num_nodes for job in started),
@@ -264,15 +267,15 @@ def _held_by(jobs: Sequence[QueuedJob]) -> dict[Resource, float]:
 
 
 def _of_others(limit: Limit, allocation: AllocationConfig, held: Sequence[QueuedJob], ours: frozenset[str]) -> Limit:
-    """SLURM counts this sweep's own jobs too, which the sweep counts itself."""
-    own = _held_by([job for job in held if job.comment in ours and _is_in(job, allocation)])
+    """Return the limit without what this sweep's own jobs use, which the sweep counts itself."""
+    own = _resources_of([job for job in held if job.comment in ours and _is_in(job, allocation)])
     used = max(0.0, limit.used_by_others - own.get(limit.resource, 0.0))
     return replace(limit, used_by_others=used, enforced=True)
 
 
 def _queued(job: QueuedJob) -> JobObservation:
     ended = job.is_finished
-    # For a job that waits, or was cancelled while it did, the start is a guess or the end; it has no nodes.
+    # Of a job that is pending, or was cancelled while pending, the start is a guess or the end; it has no nodes.
     started = _unix(job.started_at) if job.nodes and known_state(job.state) not in ("PENDING", None) else None
     state = JobState.ENDED if ended else JobState.PENDING if known_state(job.state) == "PENDING" else JobState.RUNNING
     return JobObservation(
@@ -289,7 +292,7 @@ def _queued(job: QueuedJob) -> JobObservation:
 
 def _from_accounting(job: AccountedJob) -> JobObservation:
     state = known_state(job.state) or ""
-    # A signal is no exit code; 0 of a job that was ended from outside says nothing.
+    # A signal is not an exit code, and the 0 of a job that was ended from outside means nothing.
     code = job.exit_code if state in ("COMPLETED", "FAILED") and not job.signal else None
     return JobObservation(
         job.comment,

@@ -1,7 +1,7 @@
-"""What a SLURM job runs: `python -m sweeps.clusters.slurm.job REQUEST.json`.
+"""What a SLURM job runs: `python -m sweeps.clusters.slurm.batch_job REQUEST.json`.
 
-Each attempt of the request is a child with its own GPUs and its own ending; signals that ask for a checkpoint are
-passed on. The job's exit code is the worst of theirs, so that accounting calls a failure a failure.
+Each attempt of the request is a child process with its own GPUs and its own exit record; signals that ask for a
+checkpoint are forwarded. The job's exit code is the highest of theirs, so that accounting shows a failure.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def main(path: str) -> int:
             _, status = os.waitpid(pid, 0)
             code = exit_code_of(status)
             worst = max(worst, code)
-            # A full disk under one run is not the others' end.
+            # A full disk under one run must not end the others.
             with contextlib.suppress(OSError):
                 if received:
                     _add_to_ending(attempt, code, started_at, _is_early(received[0][1], started_at, request))
     return worst
 
 
-def _is_early(asked_at: float, started_at: float, request: JobRequest) -> bool:
-    """Whether the end was asked for long before the time limit could be the reason."""
-    return asked_at < started_at + 60 * request.wall_minutes - 2 * SIGNAL_SECONDS
+def _is_early(signalled_at: float, started_at: float, request: JobRequest) -> bool:
+    """Return whether the stop signal came long before the time limit could be its reason."""
+    return signalled_at < started_at + 60 * request.wall_minutes - 2 * SIGNAL_SECONDS
 
 
 def _add_to_ending(attempt: Attempt, code: int, started_at: float, early: bool) -> None:
