@@ -5,7 +5,7 @@
       - product: {optimizer: [adam, sgd], lr: sqrt2(-12..-6)}
         zip: {model: [small, large], batch: [64, 256]}
 
-The language is that of `sweeps.grid`; what the settings here do is in `sweeps.hydra_apps`.
+The language is that of `sweeps.grid`; the settings here are applied in `sweeps.hydra_apps`.
 """
 
 # Annotations are not postponed here: Hydra runs a plugin's module before it is in sys.modules, where a dataclass would
@@ -29,7 +29,7 @@ class GridSweeperConf:
     """The sweep itself: grids, and what holds in all of them; null takes the application's own node `sweep`. Lists on
     the command line narrow it or add to it; without a sweep they are all there is."""
     detach: bool = False
-    """Submit, say how to watch, and return without results. Needs hydra/launcher=quota."""
+    """Submit, print how to watch, and return without results. Needs hydra/launcher=quota."""
     allow_large: bool = False
     """Take more than 100,000 jobs without asking."""
     launch_with: str | None = None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class QuotaConf:
-    """The user's own limits; null where there is none. The cluster's own limits bind besides.
+    """The user's own limits; null where there is none. The cluster's own limits apply too.
 
     The engine's class of the same fields is too much to load at every start of every application.
     """
@@ -50,7 +50,7 @@ class ResourcesConf:
     tasks_per_node: int = 1
     """Processes that run the application together; the first one's return value is the job's."""
     wall_minutes: float = 60.0
-    """Asked for; doubled after a job has run into it."""
+    """Time limit of a job; doubled after a job has reached it."""
 
 
 @dataclass
@@ -72,15 +72,15 @@ class QuotaLauncherConf:
     setup: list[str] = field(default_factory=list)
     """Lines of shell that a SLURM job runs first, such as `module load cuda`."""
     tick_seconds: float | None = None
-    """Between two looks at the cluster; null takes 0.1 on this machine, 30 under SLURM."""
+    """Interval at which the cluster is observed; null takes 0.1 on this machine, 30 under SLURM."""
     root: str = "multirun"
     """Folder for the state of multiruns: ROOT/sweeps/NAME."""
     name: str | None = None
-    """Of the multirun; null names it by the application and the command line."""
+    """Name of the multirun; null names it by the application and the command line."""
 
 
 class QuotaLauncher(Launcher):
-    """Waits for its jobs and returns what they returned. The same command again goes on where a killed one was."""
+    """Waits for its jobs and returns what they returned. The same command continues a killed one."""
 
     def __init__(self, **settings: Any) -> None:
         """`settings` are read from the config of each job: some may interpolate its values."""
@@ -96,7 +96,7 @@ class QuotaLauncher(Launcher):
         return self.multirun.launch(job_overrides, initial_job_idx)
 
     def detach(self, job_overrides: Sequence[Sequence[str]]) -> None:
-        """Submits and returns: a controller in the background goes on."""
+        """Submits and returns: a controller in the background continues."""
         assert self.multirun is not None
         self.multirun.detach(job_overrides)
 

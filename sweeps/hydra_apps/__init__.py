@@ -1,6 +1,6 @@
 """The multirun of any Hydra application through the sweep engine.
 
 `grid_sweep` turns a sweep file and a command line into the overrides of each job; `launch` makes a piece of work of
-each job, runs the controller and hands back what the jobs returned; `program` is the application as jobs get it,
-`place` which folder a command's state is in, `settings` what the launcher's config means to the engine.
+each job, runs the controller and returns what the jobs returned; `program` is the application as jobs load it,
+`state_folder` the folder with a command's state, `settings` translates the launcher's config for the engine.
 """

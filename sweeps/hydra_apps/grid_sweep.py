@@ -1,4 +1,4 @@
-"""A sweep file and a command line to the overrides of each job, for any Hydra application.
+"""Expands a sweep file and a command line to the overrides of each job, for any Hydra application.
 
 A job's folder is named by its overrides, so that it keeps its name when the sweep grows or is narrowed.
 """
@@ -33,18 +33,20 @@ log = logging.getLogger(__name__)
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
 _NOT_TEXT = re.compile(r"true|false|null|inf|nan", re.IGNORECASE)
 _MANY = 100
-"""Composing so many configs takes seconds, of which a person should know."""
+"""Composing more configs than this takes seconds, which is announced."""
 
 
 def sweep(sweeper: GridSweeper, arguments: Sequence[str]) -> list[Sequence[JobReturn]] | None:
-    """Launches all jobs; raises what the first failed one raised. None where the sweep goes on in the background."""
+    """Launch all jobs; raise what the first failed one raised. Return None for one in the background."""
     config, context, launcher = sweeper.config, sweeper.hydra_context, sweeper.launcher
     assert config is not None
     assert context is not None
     assert launcher is not None
     detach = getattr(launcher, "detach", None)
     if sweeper.detach and detach is None:
-        raise CompactHydraException("hydra.sweeper.detach needs a launcher that can go on alone: hydra/launcher=quota")
+        raise CompactHydraException(
+            "hydra.sweeper.detach needs a launcher that can run in the background: hydra/launcher=quota"
+        )
     parser = OverridesParser.create(config_loader=context.config_loader)
     with hydra_errors():
         swept = _mapping(sweeper.sweep_config or config.get(SWEEP))
@@ -68,7 +70,7 @@ def sweep(sweeper: GridSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
 
 
 def hand_over(entry: str, arguments: Sequence[str], detach: bool, allow_large: bool) -> None:
-    """To an application that launches its sweeps itself. A code other than 0 ends this process."""
+    """Hand the sweep to an application that launches its sweeps itself. A code other than 0 ends this process."""
     module, _, function = entry.partition(":")
     code = getattr(importlib.import_module(module), function)(arguments, detach, allow_large)
     if code:
@@ -78,7 +80,7 @@ def hand_over(entry: str, arguments: Sequence[str], detach: bool, allow_large: b
 def job_overrides(
     sweep: Mapping[str, Any] | None, parser: OverridesParser, arguments: Sequence[str], allow_large: bool
 ) -> list[list[str]]:
-    """Of each job once, in the order of the file. Mistakes raise `ConfigError`."""
+    """Return the overrides of each job once, in the order of the file. Mistakes raise `ConfigError`."""
     sweep = {"grids": [{}]} if sweep is None else sweep
     spelling = {key.lstrip("+"): key for grid in read_grids(sweep, {}) for key in _keys(grid)}
     narrowing: dict[str, list[Any]] = {}
@@ -102,14 +104,14 @@ def job_overrides(
     found: dict[tuple[str, ...], None] = {}
     for grid in grids:
         for point in grid.points():
-            words = [f"{key}={texts.get((key, repr(value))) or as_text(value)}" for key, value in point.items()]
-            found.setdefault((*for_all, *words))
+            overrides = [f"{key}={texts.get((key, repr(value))) or as_text(value)}" for key, value in point.items()]
+            found.setdefault((*for_all, *overrides))
     check_not_empty(list(found))
-    return [list(words) for words in found]
+    return [list(overrides) for overrides in found]
 
 
 def as_text(value: Any) -> str:
-    """A value of a file as the command line would have it: parsed again, it is the same."""
+    """Return a value of a file as text for the command line: parsed again, it is the same."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, str):
@@ -124,12 +126,12 @@ def as_text(value: Any) -> str:
 
 
 def content_name(overrides: Sequence[str]) -> str:
-    """12 hex digits, whatever the order of the overrides."""
+    """Return 12 hex digits, the same for any order of the overrides."""
     return hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:12]
 
 
 def _elements(override: Override) -> list[str]:
-    """Its values, each as it is typed."""
+    """Return the override's values, each as it was typed."""
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
@@ -147,11 +149,11 @@ def _keys(grid: Grid) -> list[str]:
 
 
 def _check_size(grids: Sequence[Grid], allow_large: bool) -> None:
-    """On a terminal a person may say yes."""
+    """Refuse a sweep that is too large; on a terminal the user may confirm it."""
     try:
         check_size(grids, allow_large, "give hydra.sweeper.allow_large=true")
     except ConfigError as error:
-        if not sys.stdin.isatty() or input(f"{error}\nGo on all the same? [y/N] ").strip().lower() not in ("y", "yes"):
+        if not sys.stdin.isatty() or input(f"{error}\nContinue anyway? [y/N] ").strip().lower() not in ("y", "yes"):
             raise
 
 

@@ -1,7 +1,7 @@
-"""A multirun of a Hydra application: each job a piece of work, the controller over them, and what they returned.
+"""A multirun of a Hydra application: its jobs as pieces of work, their controller, and what they returned.
 
-A job is named by its overrides and, where folders go by position, its number. So the same command finds what is done,
-adopts what still runs, and tries again what has failed; nothing that has a result is computed again.
+A job is named by its overrides and, where folders go by position, its number. So the same command finds finished
+jobs, adopts running ones and retries failed ones; nothing that has a result is computed again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sweeps.engine.work import Need, Work
 from sweeps.hydra_apps.adapter import HYDRA_JOB
 from sweeps.hydra_apps.program import RESULT, Program, read_return, set_value, write_program
 from sweeps.hydra_apps.settings import cluster_of, need_of
-from sweeps.hydra_apps.state_folder import find_place, is_by_position
+from sweeps.hydra_apps.state_folder import find_state_folder, is_by_position
 from sweeps.node.attempt_files import is_finished
 from sweeps.progress_lines import Lines
 from sweeps.store.definition import Definition
@@ -50,7 +50,7 @@ class JobFailed(RuntimeError):
 
 @contextlib.contextmanager
 def hydra_errors() -> Iterator[None]:
-    """A user's mistake as Hydra tells it: one line, no traceback."""
+    """Show a user's mistake as Hydra shows its own: one line, no traceback."""
     try:
         yield
     except (ConfigError, LeaseHeld) as error:
@@ -63,29 +63,29 @@ class Multirun:
     def __init__(self, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         with hydra_errors():
-            self.place = find_place(config)
+            self.state_folder = find_state_folder(config)
             self.launcher = _plain(config.hydra.launcher)
-        self.goes_elsewhere = self.place.has_begun and self.place.sweep_dir != str(
+        self.uses_earlier_dir = self.state_folder.exists and self.state_folder.sweep_dir != str(
             Path(config.hydra.sweep.dir).absolute()
         )
-        if self.goes_elsewhere:
+        if self.uses_earlier_dir:
             # Also for the sweeper, which is given this very config.
-            set_value(config.hydra.sweep, "dir", self.place.sweep_dir)
+            set_value(config.hydra.sweep, "dir", self.state_folder.sweep_dir)
         # Once nothing more can be launched: at the end of this process, unless it is killed.
         self._outcome = _Outcome()
-        weakref.finalize(self, _end, self.place.end_well, self._outcome)
+        weakref.finalize(self, _end, self.state_folder.mark_succeeded, self._outcome)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Of each job, in their order. Returns when all have ended or are held."""
+        """Run the jobs until each has ended or is held; return what each returned, in their order."""
         with hydra_errors():
             controller, works = self._prepare(job_overrides, initial_job_idx)
-            self._outcome.begun += 1
+            self._outcome.started += 1
             state = controller.run(Lines(log.info))
         returns = [
             _return_of(state.runs[work.name], overrides) for work, overrides in zip(works, job_overrides, strict=True)
         ]
         failed = [work for work, one in zip(works, returns, strict=True) if one.status is not JobStatus.COMPLETED]
-        self._outcome.went_well += not failed
+        self._outcome.succeeded += not failed
         for work in failed:
             log.error(
                 f"\t#{work.arguments['number']} failed: {state.runs[work.name].held or 'never run'}; see {work.folder}"
@@ -93,29 +93,29 @@ class Multirun:
         return returns
 
     def detach(self, job_overrides: Sequence[Sequence[str]]) -> None:
-        """A controller in the background takes the jobs on; the same command, later, collects what they returned."""
+        """Start a controller in the background; the same command, later, collects what the jobs returned."""
         with hydra_errors():
             controller, _ = self._prepare(job_overrides, 0)
             controller.lease.release()
-            log.info(how_to_watch(self.place.folder, start(self.place.folder)))
+            log.info(how_to_watch(self.state_folder.folder, start(self.state_folder.folder)))
 
     def _prepare(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> tuple[Controller, list[Work]]:
-        """All that can be checked is checked before anything is submitted."""
+        """Check all that can be checked before anything is submitted; return the controller and the jobs."""
         works = self._works(job_overrides, initial_job_idx)
         cluster = cluster_of(self.launcher, [work.need for work in works])
-        folder = self.place.folder
+        folder = self.state_folder.folder
         definition = Definition(folder.name, cluster.name, cluster.to_dict(), [*self._finished(works), *works])
         controller = Controller(folder, definition, make_cluster)
         try:
             controller.cluster.check()
             _check_can_ever_run(controller, works)
             Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-            self.place.begin()
-            write_program(self.place.program_file, self._program())
+            self.state_folder.write()
+            write_program(self.state_folder.program_file, self._program())
             folder.write_definition(definition)
             held = [work.name for work in works if controller.state.runs[work.name].held is not None]
             if held:
-                # Launching again is saying: try again.
+                # Launching again retries held jobs.
                 folder.send("released", runs=held)
         except BaseException:
             controller.lease.release()
@@ -135,10 +135,10 @@ class Multirun:
                 name = _name(overrides, position, same)
             works[name] = Work(
                 name=name,
-                folder=str(self.place.folder.path.absolute() / "runs" / name),
+                folder=str(self.state_folder.folder.path.absolute() / "runs" / name),
                 entry="sweeps.hydra_apps.program:run",
                 arguments={
-                    "program": str(self.place.program_file.absolute()),
+                    "program": str(self.state_folder.program_file.absolute()),
                     "overrides": list(overrides),
                     "number": number,
                     "job": name,
@@ -163,9 +163,9 @@ class Multirun:
         return [need_of(_plain(config.hydra.launcher.resources)) for config in configs]
 
     def _finished(self, works: Sequence[Work]) -> list[Work]:
-        """Jobs of earlier batches or commands, for whoever looks at the whole."""
+        """Return finished jobs of earlier batches or commands, so that `muloco-sweep status` shows them too."""
         try:
-            before = self.place.folder.read_definition().works
+            before = self.state_folder.folder.read_definition().works
         except ConfigError:
             return []
         names = {work.name for work in works}
@@ -177,17 +177,17 @@ class Multirun:
             self.task_function,
             self.config,
             Singleton.get_state(),
-            self.place.sweep_dir if self.goes_elsewhere else None,
+            self.state_folder.sweep_dir if self.uses_earlier_dir else None,
         )
 
     def _announce(self, cluster: ClusterConfig, works: Sequence[Work], state: SweepState) -> None:
         done = sum(is_finished(work) for work in works)
         where = backend_of(cluster.kind, "kind").title
-        log.info(f"Launching {len(works)} jobs on {where}; state in {self.place.folder.path}")
-        if self.place.has_begun and (done or state.jobs):
+        log.info(f"Launching {len(works)} jobs on {where}; state in {self.state_folder.folder.path}")
+        if self.state_folder.exists and (done or state.jobs):
             log.info(
-                f"\tgoes on with a multirun that began in {self.place.sweep_dir}: {done} of these jobs are done, "
-                f"{len(state.jobs)} in flight; hydra.launcher.name=OTHER starts another"
+                f"\tcontinues a multirun that was started in {self.state_folder.sweep_dir}: "
+                f"{done} of these jobs are done, {len(state.jobs)} in flight; hydra.launcher.name=OTHER starts another"
             )
         for work in works:
             log.info(f"\t#{work.arguments['number']} : {' '.join(filter_overrides(work.arguments['overrides']))}")
@@ -195,15 +195,15 @@ class Multirun:
 
 @dataclass
 class _Outcome:
-    """Batches so far."""
+    """Number of batches so far."""
 
-    begun: int = 0
-    went_well: int = 0
+    started: int = 0
+    succeeded: int = 0
 
 
-def _end(end_well: Callable[[], None], outcome: _Outcome) -> None:
-    if outcome.begun and outcome.begun == outcome.went_well:
-        end_well()
+def _end(mark_succeeded: Callable[[], None], outcome: _Outcome) -> None:
+    if outcome.started and outcome.started == outcome.succeeded:
+        mark_succeeded()
 
 
 def _check_can_ever_run(controller: Controller, works: Sequence[Work]) -> None:
@@ -211,12 +211,12 @@ def _check_can_ever_run(controller: Controller, works: Sequence[Work]) -> None:
     for work in {work.need: work for work in works}.values():
         verdict = best_verdict(work, controller.config.allocations, limits)
         if verdict.kind is VerdictKind.NEVER:
-            words = " ".join(filter_overrides(work.arguments["overrides"]))
-            raise ConfigError(f"job #{work.arguments['number']} ({words}) can never run: {verdict.why}")
+            overrides = " ".join(filter_overrides(work.arguments["overrides"]))
+            raise ConfigError(f"job #{work.arguments['number']} ({overrides}) can never run: {verdict.why}")
 
 
 def _return_of(run: RunState, overrides: Sequence[str]) -> JobReturn:
-    """What the job returned, or an honest word on why it did not."""
+    """Return what the job returned, or a failure that says why it returned nothing."""
     folder = Path(run.work.folder)
     if run.done:
         found = read_return(folder)
@@ -227,13 +227,13 @@ def _return_of(run: RunState, overrides: Sequence[str]) -> JobReturn:
     if left is not None:
         return left
     failed = JobReturn(overrides=filter_overrides(overrides), status=JobStatus.FAILED)
-    told = f"; see {last}" if last is not None else ""
-    failed.return_value = JobFailed(f"{run.held or 'it never started'}{told}")
+    where = f"; see {last}" if last is not None else ""
+    failed.return_value = JobFailed(f"{run.held or 'it never started'}{where}")
     return failed
 
 
 def _name(overrides: Sequence[str], position: int | None, same: int) -> str:
-    """12 hex digits. `same` tells jobs of one batch apart that are asked for twice."""
+    """Return 12 hex digits. `same` counts earlier jobs of the batch with the same overrides."""
     content = json.dumps([sorted(overrides), position, same])
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 

@@ -1,4 +1,4 @@
-"""A Hydra application as its jobs get it: pickled once a multirun, called once a job.
+"""A Hydra application as its jobs load it: pickled once a multirun, called once a job.
 
     program.pkl                          folder and import path of the driver, and the application itself by cloudpickle
     runs/<job>/job_return.pkl            what a finished job returned
@@ -37,19 +37,19 @@ _LONGEST_LINE = 300
 
 @dataclass
 class Program:
-    """All that a job of the application needs but its own overrides."""
+    """All that a job of the application needs except its overrides."""
 
     hydra_context: HydraContext
     task_function: TaskFunction
     config: DictConfig
-    """Of the multirun as a whole."""
+    """Config of the multirun."""
     singletons: Any
     sweep_dir: str | None
-    """Where the multirun began, if the clock would now name another folder."""
+    """First folder of the multirun, where Hydra would now name another by the time."""
 
 
 def write_program(path: Path, program: Program) -> None:
-    """Replaces the program, so that jobs that start later run today's.
+    """Replaces the program, so that jobs that start later run the newest.
 
     It names no module of ours: a job that was submitted before an upgrade reads it with the modules of its time.
     """
@@ -58,35 +58,35 @@ def write_program(path: Path, program: Program) -> None:
 
 
 def _read_program(path: Path) -> Program:
-    """In the driver's folder and with its import path: pickles name modules by import."""
+    """Load the program in the driver's folder and with its import path, since pickles name modules."""
     folder, search, body = pickle.loads(path.read_bytes())
     os.chdir(folder)
-    sys.path[:0] = [place for place in search if place not in sys.path]
+    sys.path[:0] = [path for path in search if path not in sys.path]
     return Program(**vars(pickle.loads(body)))
 
 
 def run(folder: str, attempt: int, program: str, overrides: Sequence[str], number: int, job: str) -> int:
-    """The entry of one job, in its own process. An exception of the application is its result too, but a failed one."""
-    # SLURM warns of the time limit; an application that does not listen goes on until it is ended.
+    """Run one job in its own process. An exception of the application is returned too, as a failed result."""
+    # SLURM's warning of the time limit would end an application that does not handle it.
     for warning in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(warning, signal.SIG_IGN)
-    place = RunFolder(folder)
+    run_folder = RunFolder(folder)
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
     if rank == 0:
-        # Of an earlier attempt, which it would seem to be a word of this one's.
-        place.status_file.unlink(missing_ok=True)
+        # Left by an earlier attempt; it would seem to be this one's.
+        run_folder.status_file.unlink(missing_ok=True)
     job_return = _run(_read_program(Path(program)), list(overrides), number, job)
     failed = job_return.status is not JobStatus.COMPLETED
     error = job_return._return_value
     if failed:
         traceback.print_exception(error)
-        error.add_note(f"The job's own words: {place.path}/attempts/{attempt}/stderr.log")
+        error.add_note(f"The job's output: {run_folder.path}/attempts/{attempt}/stderr.log")
     if rank == 0:
-        target = place.path / "attempts" / str(attempt) / RESULT if failed else place.path / RESULT
+        target = run_folder.path / "attempts" / str(attempt) / RESULT if failed else run_folder.path / RESULT
         write_atomically(target, _pickled(job_return))
         if failed:
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_LINE]
-            place.write_status(RunStatus(place.path.name, "failed", attempt=attempt, exit_cause=said))
+            cause = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_LINE]
+            run_folder.write_status(RunStatus(run_folder.path.name, "failed", attempt=attempt, exit_cause=cause))
     return int(ExitCode.CRASH if failed else ExitCode.FINISHED)
 
 
@@ -108,20 +108,20 @@ def _run(program: Program, overrides: list[str], number: int, job: str) -> JobRe
 
 
 def set_value(node: DictConfig, key: str, value: Any) -> None:
-    """In one of Hydra's own nodes, which some versions protect."""
+    """Set a key in one of Hydra's own nodes, which some versions protect."""
     with read_write(node), open_dict(node):
         node[key] = value
 
 
 def _pickled(job_return: JobReturn) -> bytes:
-    """Readable by the driver: an exception that would not survive is replaced by its words."""
+    """Pickle for the driver; an exception that cannot be unpickled is replaced by its text."""
     failed = job_return.status is not JobStatus.COMPLETED
     with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
         body = _dumps(job_return)
         pickle.loads(body)
         return body
-    words = "".join(traceback.format_exception_only(job_return._return_value)).strip()
-    job_return.return_value = RuntimeError(words)
+    text = "".join(traceback.format_exception_only(job_return._return_value)).strip()
+    job_return.return_value = RuntimeError(text)
     return _dumps(job_return)
 
 
@@ -132,7 +132,7 @@ def _dumps(content: object) -> bytes:
 
 
 def _reduce_code(code: CodeType) -> tuple[Any, ...]:
-    """cloudpickle forgets which file code is from; a traceback should not."""
+    """Keep the file name of code, which cloudpickle drops, for tracebacks."""
     make, arguments = cloudpickle.Pickler.dispatch_table[CodeType](code)
     return make, tuple(code.co_filename if item == "<dynamic-code>" else item for item in arguments)
 
@@ -142,7 +142,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def read_return(folder: Path) -> JobReturn | None:
-    """What a job or an attempt left there; None where that is nothing."""
+    """Return what a job or an attempt left in its folder; None where it left nothing."""
     try:
         found = pickle.loads((folder / RESULT).read_bytes())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What the launcher's config means to the engine: a cluster and its allocations, and what a job asks for."""
+"""Translates the launcher's config for the engine: a cluster with its allocations, and what a job asks for."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ALLOCATION_KEYS = tuple(
     f.name for f in dataclasses.fields(AllocationConfig) if f.name not in ("name", "gpu_gigabytes", "options")
 )
 _SHARE_EXPECTED = 0.5
-"""Nobody says how long a job takes: half of the time it asks for is the guess."""
+"""A job is expected to take this share of the time it asks for, since nothing else is known."""
 
 
 def need_of(resources: Mapping[str, Any]) -> Need:
-    """Of one job, from its `hydra.launcher.resources`. Mistakes raise `ConfigError`."""
+    """Return what one job asks for, from its `hydra.launcher.resources`. Mistakes raise `ConfigError`."""
     for name, least in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_node", 1), ("tasks_per_node", 1)):
         if resources[name] < least:
             raise ConfigError(f"{_NAME}.resources.{name}={resources[name]}: must be at least {least}")
@@ -31,7 +31,7 @@ def need_of(resources: Mapping[str, Any]) -> Need:
 
 
 def cluster_of(launcher: Mapping[str, Any], needs: Sequence[Need]) -> ClusterConfig:
-    """The checked cluster for jobs of these needs. Mistakes raise `ConfigError`."""
+    """Return the checked cluster for jobs of these needs. Mistakes raise `ConfigError`."""
     kind = launcher["cluster"]
     backend = backend_of(kind, f"{_NAME}.cluster")
     wide = max(need.nodes for need in needs)

@@ -1,11 +1,11 @@
-"""Which folder the state of a multirun is in, so that the same command finds it again.
+"""The folder with the state of a multirun, which the same command finds again.
 
-    ROOT/sweeps/NAME/multirun.json    where the jobs' folders are, and whether the multirun has ended well
+    ROOT/sweeps/NAME/multirun.json    where the jobs' folders are, and whether all jobs have succeeded
 
-A command is named by the application and what it was given, but for how the work is done (`hydra.launcher`), so that
-another quota goes on with the same work. What has not ended well goes on, in its old folder although Hydra would name
-one by the clock; once all has, the same command starts anew, as with any launcher. A multirun with a name is one thing
-for ever: named again, it computes nothing twice.
+A multirun is named by the application and its arguments without those of `hydra.launcher`, so that another quota
+continues the same work. An unfinished multirun is continued in its first folder, even where Hydra's folder name holds
+the time; once all jobs have succeeded, the same command starts again from nothing, as with any launcher. A multirun
+named by the user is always continued: it computes nothing twice.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from sweeps.store.folder import SweepFolder
 SWEEP = "sweep"
 """The group of an application's sweep files."""
 _CLOCK = "${now:"
-_BESIDE = r"[+~]*hydra([./]launcher\b|\.sweeper\.detach\b|\.verbose\b)"
-"""Overrides that say how the work is done, not which work."""
+_EXECUTION_OVERRIDE = r"[+~]*hydra([./]launcher\b|\.sweeper\.detach\b|\.verbose\b)"
+"""Overrides of how the work is done, not of what it is."""
 
 
 @dataclass
@@ -39,31 +39,31 @@ class Record:
 
 
 @dataclass
-class Place:
-    """Of one multirun."""
+class StateFolder:
+    """The state folder of one multirun."""
 
     folder: SweepFolder
     sweep_dir: str
     """Absolute; the folder of the jobs' folders."""
-    has_begun: bool
+    exists: bool
     is_named: bool
 
     @property
     def program_file(self) -> Path:
         return self.folder.path / "program.pkl"
 
-    def begin(self) -> None:
-        """Writes down where the jobs' folders are."""
+    def write(self) -> None:
+        """Record where the jobs' folders are."""
         _write(self.folder, Record(self.sweep_dir))
 
-    def end_well(self) -> None:
-        """The same command will start anew."""
+    def mark_succeeded(self) -> None:
+        """Record that all jobs have succeeded: the same command will start again from nothing."""
         if not self.is_named:
             _write(self.folder, Record(self.sweep_dir, ended_well=True))
 
 
-def find_place(config: DictConfig) -> Place:
-    """The place of the command that Hydra composed `config` from. Mistakes raise `ConfigError`."""
+def find_state_folder(config: DictConfig) -> StateFolder:
+    """Return the state folder of the command that `config` was composed from. Mistakes raise `ConfigError`."""
     root = Path(os.path.abspath(config.hydra.launcher.root))
     wanted = os.path.abspath(config.hydra.sweep.dir)
     by_clock = _CLOCK in str(_unresolved(config.hydra.sweep, "dir"))
@@ -76,29 +76,29 @@ def find_place(config: DictConfig) -> Place:
     record = _read(folder)
     if record is not None and not by_clock and record.sweep_dir != wanted:
         raise ConfigError(
-            f"multirun {name} has begun in {record.sweep_dir}: give that as hydra.sweep.dir, or another "
+            f"multirun {name} was started in {record.sweep_dir}: give that as hydra.sweep.dir, or another "
             "hydra.launcher.name"
         )
-    return Place(folder, record.sweep_dir if record else wanted, record is not None, is_named=True)
+    return StateFolder(folder, record.sweep_dir if record else wanted, record is not None, is_named=True)
 
 
 def _name_by_file(config: DictConfig) -> str | None:
-    """Where a file of the application says what is swept."""
+    """Return a name where a sweep file of the application was chosen, else None."""
     chosen = config.hydra.runtime.choices.get(SWEEP)
     if chosen is None or SWEEP not in config.hydra.sweeper:
         return None
     return f"{file_name(config.hydra.job.name)}-{file_name(chosen)}"
 
 
-def _unnamed(root: Path, config: DictConfig, wanted: str) -> Place:
+def _unnamed(root: Path, config: DictConfig, wanted: str) -> StateFolder:
     base, number = f"{file_name(config.hydra.job.name)}-{_digest(config)}", 1
     while True:
         folder = SweepFolder(root, base if number == 1 else f"{base}-{number}")
         record = _read(folder)
         if record is None:
-            return Place(folder, wanted, has_begun=False, is_named=False)
+            return StateFolder(folder, wanted, exists=False, is_named=False)
         if not record.ended_well:
-            return Place(folder, record.sweep_dir, has_begun=True, is_named=False)
+            return StateFolder(folder, record.sweep_dir, exists=True, is_named=False)
         number += 1
 
 
@@ -107,10 +107,10 @@ def file_name(text: str) -> str:
 
 
 def _digest(config: DictConfig) -> str:
-    """Of the application and its command line, in 8 hex digits."""
+    """Return 8 hex digits of the application and its command line."""
     given = OmegaConf.to_container(config.hydra.overrides)
     assert isinstance(given, dict)
-    hydras = [text for text in given["hydra"] if not re.match(_BESIDE, text)]
+    hydras = [text for text in given["hydra"] if not re.match(_EXECUTION_OVERRIDE, text)]
     sources = OmegaConf.to_container(config.hydra.runtime.config_sources)
     what = [config.hydra.job.name, config.hydra.job.config_name, sources, hydras, given["task"]]
     what.append(_unresolved(config.hydra.sweep, "dir"))
@@ -124,7 +124,7 @@ def _unresolved(node: DictConfig, key: str) -> Any:
 
 
 def is_by_position(config: DictConfig) -> bool:
-    """Whether jobs' folders are named by the jobs' numbers, as Hydra does where nobody says otherwise."""
+    """Return whether jobs' folders are named by the jobs' numbers, Hydra's default."""
     return "${hydra.job.num}" in str(_unresolved(config.hydra.sweep, "subdir"))
 
 

@@ -22,12 +22,12 @@ def test_a_killed_command_goes_on_where_it_was_and_then_starts_anew(tmp_path: Pa
     wait_until(lambda: len(starts(tmp_path)) >= 3)
     kill(first)
     # Another quota is no other command; the clock would name another folder.
-    assert "goes on" in run(tmp_path, *words, "hydra.launcher.quota.jobs=1")
+    assert "continues a multirun" in run(tmp_path, *words, "hydra.launcher.quota.jobs=1")
     assert starts(tmp_path) == sorted(map(str, range(6)))
     (out,) = (path.parent for path in tmp_path.glob("*/multirun.yaml"))
     assert len(list(out.glob("*/square"))) == 6
-    # What has ended well is no longer gone on with: Hydra's own launchers would compute it again too.
-    assert "goes on" not in run(tmp_path, *QUOTA, *words[2:], "hydra.launcher.quota.jobs=2")
+    # What has ended well is not continued: Hydra's own launchers would compute it again too.
+    assert "continues a multirun" not in run(tmp_path, *QUOTA, *words[2:], "hydra.launcher.quota.jobs=2")
     assert len(starts(tmp_path)) == 12
 
 
