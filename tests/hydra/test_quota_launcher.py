@@ -39,7 +39,7 @@ def test_a_failed_job_raises_its_exception_and_is_alone_in_being_tried_again(tmp
     assert "#1 failed" in said
     # Once more on its own account, as the orchestrator does after a crash, then held.
     assert starts(tmp_path) == ["small 0.1", "small 0.2", "small 0.2", "small 0.3"]
-    log = Path(said.rpartition("The job's own words: ")[2].split()[0])
+    log = Path(said.rpartition("The job's output: ")[2].split()[0])
     assert "in main" in log.read_text()
     (tmp_path / "broken").unlink()
     assert "3 done" in run(tmp_path, *words, app=GRID_APP)
