@@ -37,7 +37,7 @@ def test_a_line_of_squeue() -> None:
 def test_a_line_of_another_shape_is_an_error_and_not_an_empty_queue() -> None:
     with pytest.raises(ValueError, match="squeue printed 'slurm_load_jobs error'"):
         parse_squeue("slurm_load_jobs error")
-    with pytest.raises(ValueError, match="sacct said"):
+    with pytest.raises(ValueError, match="sacct printed"):
         parse_sacct("SLURM accounting storage is disabled")
 
 
