@@ -6,7 +6,7 @@ import contextlib
 import time
 
 from muloco_runner.distributed.vote import ControlFlagVote
-from muloco_runner.training.checkpoint_store import CheckpointError, CheckpointStore
+from muloco_runner.training.checkpoints.store import CheckpointError, CheckpointStore
 from muloco_runner.training.metrics import Metrics
 from muloco_runner.training.session import Session
 from muloco_runner.training.state import TrainingState

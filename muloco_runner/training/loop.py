@@ -12,8 +12,8 @@ from muloco_runner.data.batches import TrainingData
 from muloco_runner.data.corpus import Corpus
 from muloco_runner.diloco.method import build_method
 from muloco_runner.record import RunResult
-from muloco_runner.training.checkpoint_store import CheckpointStore
 from muloco_runner.training.checkpointing import Checkpointing
+from muloco_runner.training.checkpoints.store import CheckpointStore
 from muloco_runner.training.clock import TrainingClock
 from muloco_runner.training.devices import choose_placement_on
 from muloco_runner.training.evaluate import Evaluation

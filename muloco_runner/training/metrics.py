@@ -13,7 +13,7 @@ from torch import Tensor
 
 from muloco_runner.config import RunConfig
 from muloco_runner.record import RunResult, RunStatus, StepRecord
-from muloco_runner.training.checkpoint_store import CheckpointStore
+from muloco_runner.training.checkpoints.store import CheckpointStore
 from muloco_runner.training.learning_rate import scheduled_lr
 from muloco_runner.training.mfu import model_flops_utilisation, peak_memory_bytes
 from muloco_runner.training.session import Session

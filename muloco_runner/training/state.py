@@ -19,7 +19,7 @@ from muloco_runner.diloco.method import DistributedMethod, OuterStep
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.dtensor import as_dtensor_like, copy_into, own_part
 from muloco_runner.optimizers import Muon
-from muloco_runner.training.checkpoint_store import Checkpoint
+from muloco_runner.training.checkpoints.store import Checkpoint
 from muloco_runner.training.clock import TrainingClock
 
 TensorLists = dict[str, list[Tensor]]

@@ -21,7 +21,7 @@ from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.distributed.topology import Topology
 from muloco_runner.job import run_job
 from muloco_runner.record import ExitCode, RunFolder
-from muloco_runner.training.checkpoint_store import Checkpoint, CheckpointError, CheckpointStore
+from muloco_runner.training.checkpoints.store import Checkpoint, CheckpointError, CheckpointStore
 from muloco_runner.training.loop import Trainer
 from muloco_runner.training.session import Session
 
@@ -194,7 +194,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_there_is_one_at_a_ti
             assert disk.wait(timeout=60)
         sync(handle)
 
-    monkeypatch.setattr("muloco_runner.training.checkpoint_files.os.fsync", slow_disk)
+    monkeypatch.setattr("muloco_runner.training.checkpoints.files.os.fsync", slow_disk)
     trainer = trainer_of(run, folder, checkpoint_interval_seconds=1e-9)
 
     def note(record: Any) -> None:
@@ -226,7 +226,7 @@ def test_a_checkpoint_holds_the_state_of_its_step_however_late_it_is_written(
     gate = threading.Event()
     save = torch.save
     monkeypatch.setattr(
-        "muloco_runner.training.checkpoint_files.torch.save", lambda *args: gate.wait(60) and save(*args)
+        "muloco_runner.training.checkpoints.files.torch.save", lambda *args: gate.wait(60) and save(*args)
     )
     monkeypatch.setattr(trainer.checkpointing.store, "begin", _begin_only_at(trainer, 4))
     trainer.session.on_record = lambda record: gate.set() if record.step == 9 else None

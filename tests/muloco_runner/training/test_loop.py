@@ -16,7 +16,7 @@ from muloco_runner.distributed.topology import Topology
 from muloco_runner.job import run_job
 from muloco_runner.model.transformer import build_model
 from muloco_runner.record import ExitCode, RunFolder
-from muloco_runner.training.checkpoint_store import CheckpointStore
+from muloco_runner.training.checkpoints.store import CheckpointStore
 from muloco_runner.training.evaluate import evaluate
 from muloco_runner.training.loop import Trainer
 from muloco_runner.training.session import Session

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from muloco_runner.distributed.communicator import Communicator
-from muloco_runner.training.checkpoint_files import is_intact, read_state, sync_folder, write_manifest, write_state
-from muloco_runner.training.host_buffers import HostBuffers
+from muloco_runner.training.checkpoints.files import is_intact, read_state, sync_folder, write_manifest, write_state
+from muloco_runner.training.checkpoints.host_buffers import HostBuffers
 
 KEPT = 2
 _PREFIX = "step-"
