@@ -136,7 +136,7 @@ def _estimate(overrides: list[str]) -> int:
 
     try:
         if _MULTIRUN & set(overrides):
-            raise ConfigError("--estimate is of one run: leave --multirun out; muloco-sweep plan tells it of a sweep")
+            raise ConfigError("--estimate is for one run: leave --multirun out; muloco-sweep plan estimates a sweep")
         app = compose_app_config(overrides)
         show_estimate(app.run, app.execution)
     except (ConfigError, HydraException, OmegaConfBaseException) as error:

@@ -50,7 +50,7 @@ class TrainingData:
         self.num_sequences = (self.split.num_tokens - 1) // self.length
         assert self.num_sequences >= 1
         self._ahead: dict[tuple[int, int], NDArray[np.int64]] = {}
-        """Where the sequences of a (step, worker) begin: known one step early, so that they can be fetched."""
+        """First tokens of the sequences of a (step, worker): known one step early, so that they can be fetched."""
 
     def worker_batch(self, step: int, worker: int, replica: int = 0, replicas: int = 1) -> Batch:
         """The sequences of `worker` at inner step `step` (both from 0), B/K tokens, or one replica's share of them."""

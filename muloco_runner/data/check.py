@@ -1,4 +1,4 @@
-"""What a login node can check of a run's data without reading the corpus. Standard library only."""
+"""Checks of a run's data that a login node can make without reading the corpus. Standard library only."""
 
 from __future__ import annotations
 

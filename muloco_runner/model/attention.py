@@ -43,7 +43,7 @@ def block_causal_mask(documents_BT: Tensor) -> Tensor:
 
 
 def make_mask(documents_BT: Tensor | None, kind: str, dtype: torch.dtype) -> Mask:
-    """What `attend` takes as its mask for queries of `dtype`; None, plain causal attention, without documents."""
+    """The mask that `attend` takes for queries of `dtype`; None, plain causal attention, without documents."""
     if documents_BT is None:
         return None
     if kind == "sdpa":

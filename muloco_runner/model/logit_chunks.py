@@ -1,4 +1,4 @@
-"""How many tokens' logits are in memory at once. Standard library only: the memory estimate counts them too."""
+"""Size of the chunks in which logits are computed. Standard library only: the memory estimate counts them too."""
 
 _CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 28}
 _TILE = 128

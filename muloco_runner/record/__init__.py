@@ -1,4 +1,4 @@
-"""What a run reports: the files of its folder, typed and versioned, and the exit codes a scheduler can trust.
+"""The reports of a run: the files of its folder, typed and versioned, and the exit codes a scheduler can trust.
 
 The run folder is the only interface between the trainer, the sweeps and the analysis. Standard library only.
 """

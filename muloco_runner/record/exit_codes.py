@@ -1,4 +1,4 @@
-"""How an attempt says that it ended: the exit codes, and the signals that ask it to stop."""
+"""The exit codes with which an attempt reports how it ended, and the signals that ask it to stop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How a trainer ended, by its own report: the one channel that no scheduler rewrites."""
+    """A trainer's own report of how it ended: the one channel that no scheduler rewrites."""
 
     FINISHED = 0
     """Also when the run diverged: that is a result, not a failure."""

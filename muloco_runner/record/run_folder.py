@@ -69,7 +69,7 @@ class StepRecord:
     scheduled_lr: float | None = None
     """Learning rate of this step: the peak, `inner_optimizer.lr`, times the schedule's fraction."""
     gradient_norm: float | None = None
-    """Before clipping, averaged over workers."""
+    """Norm before clipping, averaged over workers."""
     tokens_per_second: float | None = None
     """Since the line before."""
     train_seconds: float | None = None
@@ -117,7 +117,7 @@ class RunStatus:
     exit_cause: str | None = None
     """One line, for people and for grouping equal failures."""
     warning: str | None = None
-    """What went wrong without ending the attempt: a checkpoint that could not be written."""
+    """A problem that did not end the attempt: a checkpoint that could not be written."""
     host: str = ""
     pid: int = 0
     updated_at: float = 0.0
@@ -145,7 +145,7 @@ class RunResult:
     train_seconds: float
     """Training time of all attempts, without start-up, evaluation and checkpoints."""
     wall_seconds: float
-    """From the first attempt's start to the end, queueing between attempts included."""
+    """Time from the first attempt's start to the end, queueing between attempts included."""
     bytes_sent: int
     """Computed, not measured: bytes that one worker sent to synchronise (see `StepRecord`)."""
     corpus_hash: str

@@ -1,4 +1,4 @@
-"""When a run's checkpoints are started, and how an attempt resumes from one and ends with one."""
+"""Decides when a run's checkpoints are started; an attempt resumes from one and ends with one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from muloco_runner.training.state import TrainingState
 
 
 class Checkpointing:
-    """All ranks decide alike, by a vote that is sent beside each step and counted after it."""
+    """The checkpoints of one attempt. All ranks decide together, by a vote sent beside each step and counted after it."""
 
     def __init__(self, session: Session, state: TrainingState, store: CheckpointStore, metrics: Metrics) -> None:
         self.session, self.state, self.store, self.metrics = session, state, store, metrics

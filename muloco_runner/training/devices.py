@@ -31,7 +31,7 @@ def choose_device(name: str, process: ProcessRank) -> torch.device:
 
 
 def choose_placement_on(device: torch.device, run: RunConfig, execution: ExecutionConfig, num_ranks: int) -> Placement:
-    """Choose how the run is computed on this device: all ranks, whose devices are alike, come to one answer.
+    """Choose how the run is computed on this device: all ranks, whose devices are equal, come to one answer.
 
     On a CPU the ranks share the machine's memory.
     """

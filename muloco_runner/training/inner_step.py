@@ -42,7 +42,7 @@ class InnerStep:
         return loss, norm
 
     def shrink_to_memory(self, worker: Worker) -> None:
-        """Halves the micro-batch until one fits, once and alike on all ranks: an estimate is checked by trying.
+        """Halves the micro-batch until one fits, once and to one size on all ranks: an estimate is checked by trying.
 
         Not under FSDP: there a forward pass needs all replicas, and one that runs out of memory would leave the others
         waiting.

@@ -1,4 +1,4 @@
-"""What an attempt reports of its run: lines of the record, the heartbeat, the result, and whether the run diverged."""
+"""Reports of an attempt on its run: lines of the record, the heartbeat, the result, and whether the run diverged."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Metrics:
         return self._divergence(loss)
 
     def result(self, validation_loss: float | None, divergence: str | None) -> RunResult:
-        """What came of the run; a validation loss that is not finite is a divergence too."""
+        """The run's result; a validation loss that is not finite is a divergence too."""
         run, state, session = self.run, self.state, self.session
         if validation_loss is not None and not math.isfinite(validation_loss):
             divergence, validation_loss = f"the final validation loss was {validation_loss}", None
@@ -145,7 +145,7 @@ class Metrics:
         return (self.state.step - step) * self.run.global_batch_tokens / elapsed if elapsed > 0 else None
 
     def _traffic(self) -> dict[str, Any]:
-        """What each rank has sent, received and waited for."""
+        """Bytes that each rank has sent and received, and seconds that it has waited for them."""
         topology, own = self.topology, self.communicator.traffic.read()
         if topology.num_ranks == 1:
             return {}

@@ -1,4 +1,4 @@
-"""How the replicas of a worker hold its model and sum its gradient: all of it each (DDP), or rows each (FSDP)."""
+"""The replicas of a worker: each has its full model (DDP), or rows of every parameter (FSDP); they sum its gradient."""
 
 from __future__ import annotations
 

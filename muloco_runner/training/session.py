@@ -1,4 +1,4 @@
-"""What an attempt brings beside the run itself."""
+"""The surroundings of an attempt: all that it needs beside the run itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from muloco_runner.record import RunFolder, StepRecord
 
 @dataclass
 class Session:
-    """Where an attempt trains its run, and who is told of it."""
+    """Folder, ranks and device of an attempt, and the functions that it calls."""
 
     folder: RunFolder
     execution: ExecutionConfig

@@ -1,5 +1,4 @@
-"""Where a run stands on this rank, and what a checkpoint holds of it: full tensors by parameter name, whatever ranks
-train them.
+"""The state of a run on this rank; in a checkpoint: full tensors by parameter name, whatever ranks train them.
 
 The position in the data, the learning rate and the order of every batch are functions of the step, and are not stored.
 """
@@ -50,7 +49,7 @@ class TrainingState:
         self.last_outer_step: OuterStep | None = None
 
     def snapshot(self) -> Checkpoint:
-        """What a checkpoint holds. Called on all ranks; tensors may be the live ones."""
+        """The state to save. Called on all ranks; tensors may be the live ones."""
         workers = {
             worker.index: {
                 **_worker_state(worker, self.method.worker_state(row)),
@@ -155,7 +154,7 @@ def _full(value: Any) -> Any:
 
 
 def _random_state() -> dict[str, Tensor]:
-    """State of torch's own generators. Nothing of the trainer draws from them once it has begun; a user's code may."""
+    """State of torch's own generators. Nothing of the trainer draws from them once training has started; a user's code may."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()

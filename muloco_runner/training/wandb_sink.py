@@ -23,7 +23,7 @@ from muloco_runner.config import RunConfig
 from muloco_runner.record import StepRecord
 
 FLUSH_TIMEOUT_SECONDS = 60.0
-"""How long the end of an attempt waits for the last records to be sent."""
+"""Time that the end of an attempt waits for the last records to be sent."""
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ _SALT = b"validation"
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What decides a prepared folder's content beside its inputs."""
+    """Settings that decide a prepared folder's content, beside its inputs."""
 
     tokenizer: str = "bytes"
     end_of_document: str | None = None

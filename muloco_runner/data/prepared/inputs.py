@@ -1,4 +1,4 @@
-"""From files to documents: which files, how they are split into input chunks, and the documents of each.
+"""Input files, the input chunks into which they are split, and the documents of each.
 
 A chunk is a list of ranges of files in their order, about as many bytes as any other, so that the documents of all
 chunks laid end to end are the same however large a chunk is.
@@ -27,7 +27,7 @@ _COMPRESSED = (".gz", ".zst")
 @dataclass(frozen=True)
 class InputFile:
     name: str
-    """Below the path that was given."""
+    """Path below the one that was given."""
     path: str
     size: int
     """Bytes."""

@@ -59,7 +59,7 @@ class Manifest:
     train: SplitManifest
     validation: SplitManifest
     options: dict[str, Any]
-    """What decided the content beside the inputs."""
+    """Settings that decided the content, beside the inputs."""
     inputs: list[dict[str, Any]]
     """Name and size of each file that was read."""
     num_skipped: int = 0

@@ -115,8 +115,8 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
     try:
         if (folder / PLAN).exists():
             if (folder / PLAN).read_text() != text:
-                begun = _difference(json.loads((folder / PLAN).read_text()), plan)
-                raise ConfigError(f"{folder} was begun with {begun}: remove it or choose another --out")
+                other = _difference(json.loads((folder / PLAN).read_text()), plan)
+                raise ConfigError(f"{folder} was started with {other}: remove it or choose another --out")
             return
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty and was not made by this command: choose another --out")
@@ -187,7 +187,7 @@ def _in_processes(
 
 
 _shared: list[Any] = []
-"""In a worker process: the counter of bytes read and the event that says stop."""
+"""The counter of bytes read and the event that says stop, in a worker process."""
 
 
 def _enter(count: Any, stop: Any) -> None:

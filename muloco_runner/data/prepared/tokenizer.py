@@ -1,4 +1,4 @@
-"""What turns text into token numbers: bytes as they are, or a Hugging Face tokenizer.json."""
+"""Tokenizers turn text into token numbers: bytes as they are, or a Hugging Face tokenizer.json."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def is_intact(folder: Path, names: list[str], to_verify: list[str]) -> bool:
 
 
 class _HashedFile:
-    """What `torch.save` writes to: the bytes go to the file, and into their digest."""
+    """A file for `torch.save` that also computes the digest of what is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, hashlib.sha256()

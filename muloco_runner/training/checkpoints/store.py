@@ -32,11 +32,11 @@ from muloco_runner.training.checkpoints.host_buffers import HostBuffers
 KEPT = 2
 _PREFIX = "step-"
 _LISTED = 8
-"""How many of the newest checkpoints a resume looks at."""
+"""Number of the newest checkpoints that a resume looks at."""
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written; the one before it still stands."""
+    """A checkpoint could not be written; the one before it is still there."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Checkpoint:
 
     step: int
     shared: dict[str, Any]
-    """What all workers share."""
+    """State that all workers share."""
     workers: dict[int, dict[str, Any]]
     """State of each worker of this rank, by index."""
 
@@ -169,7 +169,7 @@ class CheckpointStore:
 
     def _give_up(self, step: int) -> None:
         error = self._error or "another rank could not write its part"
-        older = f"the one of step {self.step} stands" if self.step else "there is none yet"
+        older = f"the one of step {self.step} is kept" if self.step else "there is none yet"
         self.warning = f"the checkpoint of step {step} was not written ({error}): {older}"
         if self._error is not None or self.is_main:
             print(self.warning, file=sys.stderr, flush=True)

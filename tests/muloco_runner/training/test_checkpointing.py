@@ -168,7 +168,7 @@ def test_a_full_disk_loses_no_older_checkpoint_and_training_goes_on(
     status = cut.read_status()
     assert status is not None
     assert status.checkpoint_step == 7
-    assert "the one of step 7 stands" in capfd.readouterr().err
+    assert "the one of step 7 is kept" in capfd.readouterr().err
     assert [path.name for path in small_disk.iterdir()] == ["step-00000007"]
     # A run that ends on a full disk has its result all the same.
     result = trainer_of(run, cut).train()
