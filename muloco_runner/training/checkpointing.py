@@ -13,7 +13,7 @@ from muloco_runner.training.state import TrainingState
 
 
 class Checkpointing:
-    """The checkpoints of one attempt. All ranks decide together, by a vote sent beside each step and counted after it."""
+    """The checkpoints of one attempt. All ranks decide together, by a vote sent beside each step."""
 
     def __init__(self, session: Session, state: TrainingState, store: CheckpointStore, metrics: Metrics) -> None:
         self.session, self.state, self.store, self.metrics = session, state, store, metrics

@@ -154,7 +154,7 @@ def _full(value: Any) -> Any:
 
 
 def _random_state() -> dict[str, Tensor]:
-    """State of torch's own generators. Nothing of the trainer draws from them once training has started; a user's code may."""
+    """State of torch's own generators. The trainer does not draw from them while it trains; a user's code may."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
