@@ -99,12 +99,13 @@ def _best_rows(
     out = []
     for row in best.to_dict("records"):
         key = (row["series"], row["flops"])
+        reference = None if row["series"] == baseline else of_baseline.get(row["num_params"])
         out.append(
             {
                 **{name: row[name] for name in names},
                 "seed_losses": [{"seed": seed, "loss": loss} for seed, loss in row["seed_losses"].items()],
                 "plateau_lr": list(row["plateau_lr"]),
-                "against_baseline": comparison(row["seed_losses"], of_baseline.get(row["num_params"])),
+                "against_baseline": comparison(row["seed_losses"], reference),
                 "compute_ratio": _value_and_interval(compute.get(key)),
                 "time_ratio": _value_and_interval(time.get(key)),
             }

@@ -10,52 +10,55 @@ NONE = "–"
 
 
 def count(value: float) -> str:
-    """29.3k, 1.05M, 3.07B, 61.4B."""
+    """29.3k, 1.05M, 3.07B, 61.4B; beyond thousands of trillions 8.24e16."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size * 0.9995:
-            return f"{_significant(value / size, 3)}{letter}"
-    return _significant(value, 3)
+            return f"{_significant(value / size)}{letter}" if abs(value) < 1e15 else _power(value)
+    return number(value)
 
 
 def flops(value: float) -> str:
-    return f"{value:.2e}".replace("e+", "e")
+    return _power(value)
 
 
 def loss(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def ratio(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}".replace("e+", "e")
-
-
-def exponent(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def hours(value: float) -> str:
-    """Three significant digits, never as a power of ten: 0.0123, 9.8, 1 210."""
-    if value >= 1000:
-        return integer(float(f"{value:.3g}"))
-    return _significant(value, 3)
+    """Four decimals: what tells methods apart is a tenth of a percent."""
+    return f"{value:.4f}" if abs(value) < 9999.5 else _power(value)
 
 
 def number(value: float) -> str:
-    return f"{value:.4g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+    """Three significant digits; a power of ten from 10,000 and below a thousandth."""
+    if value == 0 or 1e-3 <= abs(value) < 9999.5:
+        return _significant(value)
+    return _power(value)
+
+
+def ratio(value: float) -> str:
+    """As `number`, with all of its digits, so that columns line up: 1.40, 0.951, 12.3."""
+    if value == 0 or 1e-3 <= abs(value) < 9999.5:
+        return f"{value:#.3g}".rstrip(".") if abs(value) < 999.5 else f"{value:.0f}"
+    return _power(value)
+
+
+def hours(value: float) -> str:
+    """As `number`, by thousands: 0.0123, 9.8, 1 210."""
+    return integer(float(f"{value:.3g}")) if 999.5 <= value < 9999.5 else number(value)
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:+.2f}%"
+    return f"{100 * value:+.2f}%" if abs(value) < 10 else f"{ratio(1 + value)} times"
 
 
 def spread(value: float) -> str:
     """A relative size without a sign."""
-    return f"{100 * value:.2f}%"
+    return f"{100 * value:.2f}%" if abs(value) < 10 else f"{ratio(value)} times"
 
 
 def standard_error(value: float) -> str:
-    """Two significant digits, at most six places."""
-    return f"{value:.1g}" if value < 1e-5 else f"{value:.{max(2, 1 - math.floor(math.log10(value)))}f}"
+    """Two significant digits, six decimals at most."""
+    if value < 1e-5:
+        return f"{value:.1g}"
+    return f"{value:.{max(2, 1 - math.floor(math.log10(value)))}f}" if value < 1e4 else _power(value)
 
 
 def share(value: float) -> str:
@@ -63,7 +66,8 @@ def share(value: float) -> str:
 
 
 def integer(value: float) -> str:
-    return f"{value:,.0f}".replace(",", "\u202f")
+    """Every digit below 100,000, then three and a power of ten."""
+    return f"{value:,.0f}".replace(",", "\u202f") if abs(value) < 1e5 else _power(value)
 
 
 def seconds(value: float) -> str:
@@ -77,7 +81,6 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "flops": flops,
     "loss": loss,
     "ratio": ratio,
-    "exponent": exponent,
     "hours": hours,
     "number": number,
     "percent": percent,
@@ -89,6 +92,11 @@ FORMATS: dict[str, Callable[[float], str]] = {
 }
 
 
+MOST_DECADES = 4
+"""An interval that spans more says nothing."""
+NOT_IDENTIFIED = f"not identified: its interval spans over {MOST_DECADES} decades"
+
+
 def show(value: Any, kind: str) -> str:
     """A cell: text as it is, a pair as an interval, nothing as a dash."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -98,13 +106,41 @@ def show(value: Any, kind: str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Sequence):
-        return f"[{', '.join(show(v, kind) for v in value)}]" if value else NONE
+        return interval(value, kind) if value else NONE
     return FORMATS[kind](float(value))
 
 
-def _significant(value: float, digits: int) -> str:
+def interval(bounds: Sequence[Any], kind: str) -> str:
+    """Both ends in brackets; words in place of ends that say nothing."""
+    if says_nothing(bounds):
+        return f"[over {MOST_DECADES} decades]"
+    return f"[{', '.join(show(bound, kind) for bound in bounds)}]"
+
+
+def says_nothing(bounds: Any) -> bool:
+    """Whether a positive interval spans more than `MOST_DECADES`."""
+    if not isinstance(bounds, Sequence) or len(bounds) != 2 or None in bounds or isinstance(bounds, str):
+        return False
+    low, high = bounds
+    return bool(low > 0 and high > low * 10**MOST_DECADES)
+
+
+def estimate(value: float, ci: Sequence[Any] | None, kind: str) -> str:
+    """A value with its interval, or that the data do not determine it."""
+    if says_nothing(ci):
+        return NOT_IDENTIFIED
+    return show(value, kind) + (f" {interval(ci, kind)}" if ci else "")
+
+
+def _significant(value: float, digits: int = 3) -> str:
+    """Plain decimals without zeros at their end."""
     if value == 0:
         return "0"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value)) + 1e-9))
     text = f"{value:.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _power(value: float) -> str:
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"

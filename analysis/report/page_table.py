@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.report.escape import csv_cell, latex, markdown
-from analysis.report.numbers import show
+from analysis.report.numbers import NONE, NOT_IDENTIFIED, says_nothing, show
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class Column:
     name: str
     kind: str = "text"
     unit: str = ""
+    joint: str = ""
+    """Where it is not empty, pages show this column in the cell before, after these words; files keep it apart."""
 
     @property
     def heading(self) -> str:
@@ -33,10 +35,30 @@ class Table:
     columns: list[Column]
     rows: list[list[Any]]
 
+    @property
+    def shown_columns(self) -> list[Column]:
+        """Columns of a page."""
+        return [column for column in self.columns if not column.joint]
+
     def cells(self) -> list[list[str]]:
-        return [
-            [show(value, column.kind) for value, column in zip(row, self.columns, strict=True)] for row in self.rows
-        ]
+        """Texts of a page, row by row."""
+        return [[text for text, _ in row] for row in self._cells()]
+
+    def _cells(self) -> list[list[tuple[str, bool]]]:
+        """Texts, and whether each is made of numbers alone."""
+        out = []
+        for row in self.rows:
+            line: list[tuple[str, bool]] = []
+            for value, column in zip(row, self.columns, strict=True):
+                text = show(value, column.kind)
+                if not column.joint:
+                    line.append((text, _is_numeric(value)))
+                elif says_nothing(value):
+                    line[-1] = (NOT_IDENTIFIED, False)
+                elif text != NONE:
+                    line[-1] = (line[-1][0] + column.joint + text, line[-1][1] and _is_numeric(value))
+            out.append(line)
+        return out
 
     def to_csv(self) -> str:
         """Full precision; an interval fills two columns. Text is quoted, and never a formula."""
@@ -60,22 +82,16 @@ class Table:
         return out.getvalue()
 
     def to_markdown(self) -> str:
-        head = "| " + " | ".join(markdown(column.heading) for column in self.columns) + " |"
-        rule = "|" + "|".join("---" if column.kind == "text" else "---:" for column in self.columns) + "|"
-        body = ["| " + " | ".join(row) + " |" for row in self._markdown_cells()]
-        return "\n".join([head, rule, *body])
-
-    def _markdown_cells(self) -> list[list[str]]:
-        """Text is escaped; formatted numbers and intervals are Markdown already."""
-        return [
-            [cell if _is_numeric(value) else markdown(cell) for value, cell in zip(row, cells, strict=True)]
-            for row, cells in zip(self.rows, self.cells(), strict=True)
-        ]
+        head = "| " + " | ".join(markdown(column.heading) for column in self.shown_columns) + " |"
+        rule = "|" + "|".join("---" if column.kind == "text" else "---:" for column in self.shown_columns) + "|"
+        # Formatted numbers and intervals are Markdown already.
+        cells = [[text if numeric else markdown(text) for text, numeric in row] for row in self._cells()]
+        return "\n".join([head, rule, *("| " + " | ".join(row) + " |" for row in cells)])
 
     def to_latex(self) -> str:
-        columns = "".join("l" if column.kind == "text" else "r" for column in self.columns)
+        columns = "".join("l" if column.kind == "text" else "r" for column in self.shown_columns)
         lines = [f"% {self.caption}", rf"\begin{{tabular}}{{{columns}}}", r"\hline"]
-        lines.append(" & ".join(latex(column.heading) for column in self.columns) + r" \\ \hline")
+        lines.append(" & ".join(latex(column.heading) for column in self.shown_columns) + r" \\ \hline")
         lines += [" & ".join(latex(cell) for cell in row) + r" \\" for row in self.cells()]
         return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 

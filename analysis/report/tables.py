@@ -61,7 +61,7 @@ def _inside(*keys: str) -> Callable[[Entry], Any]:
 
 def _estimate(column: Column, *keys: str) -> tuple[Field, Field]:
     """A value and its interval."""
-    interval = Column("95% interval", column.kind)
+    interval = Column(f"{column.name} 95% interval", column.kind, joint=" ")
     return (column, _inside(*keys, "value")), (interval, _inside(*keys, "ci"))
 
 
@@ -70,9 +70,15 @@ def _against(column: Column) -> tuple[Field, Field, Field]:
     key = "against_baseline"
     return (
         (column, _inside(key, "relative")),
-        (Column("± ", "spread"), _inside(key, "se")),
-        (Column("paired seeds", "integer"), _inside(key, "paired_seeds")),
+        (Column(f"{column.name}, standard error", "spread", joint=" ± "), _inside(key, "se")),
+        (Column("paired seeds", "integer", joint=", paired "), _paired_seeds),
     )
+
+
+def _paired_seeds(entry: Entry) -> int | None:
+    """Seeds that were compared one by one, where there were several."""
+    found = entry["against_baseline"]
+    return found["paired_seeds"] if found and found["paired_seeds"] > 1 else None
 
 
 def _or_dash(key: str, separator: str = ", ") -> Callable[[Entry], Any]:
@@ -89,7 +95,7 @@ _SERIES: Field = (Column("series"), "series")
 _SIZE: Field = (Column("size", "count", "parameters"), "num_params")
 _BATCH: Field = (Column("batch", "count", "tokens"), "global_batch_tokens")
 _LOSS: Field = (Column("loss", "loss", "nats per token"), "loss")
-_LOSS_SE: Field = (Column("±", "standard_error"), "loss_se")
+_LOSS_SE: Field = (Column("standard error of the loss", "standard_error", joint=" ± "), "loss_se")
 _SEEDS: Field = (Column("seeds", "integer"), "seeds")
 _COMPUTE: Field = (Column("compute", "flops", "flops"), "flops")
 _EDGES: Field = (Column("on a grid's edge"), _or_dash("edges"))
@@ -293,8 +299,8 @@ def _num_workers_laws(report: dict[str, Any]) -> Table:
         "Loss against size and workers, L = A N^a K^b",
         report["num_workers"]["laws"],
         (Column("algorithm"), "algorithm"),
-        *_estimate(Column("a", "exponent"), "fit", "parameters", "alpha[num_params]"),
-        *_estimate(Column("b", "exponent"), "fit", "parameters", "alpha[num_workers]"),
+        *_estimate(Column("a", "ratio"), "fit", "parameters", "alpha[num_params]"),
+        *_estimate(Column("b", "ratio"), "fit", "parameters", "alpha[num_workers]"),
         _WHY_NOT,
     )
 

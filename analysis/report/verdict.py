@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.report.numbers import count, flops, loss, number, ratio, spread
+from analysis.report import numbers
+from analysis.report.numbers import count, flops, loss, number, spread
 
 
 def statements(report: dict[str, Any]) -> dict[str, list[str]]:
@@ -116,9 +117,8 @@ def _has_several_workers(report: dict[str, Any], series: str) -> bool:
 
 
 def _with_interval(estimate: dict[str, Any]) -> str:
-    """A value with its 95% interval in brackets."""
-    ci = estimate["ci"]
-    return ratio(estimate["value"]) + (f" [{ratio(ci[0])}, {ratio(ci[1])}]" if ci else "")
+    """A ratio or exponent with its 95% interval in brackets."""
+    return numbers.estimate(estimate["value"], estimate["ci"], "ratio")
 
 
 def _cautions(report: dict[str, Any]) -> list[str]:

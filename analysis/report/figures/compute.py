@@ -160,6 +160,8 @@ def plot_isoflop(report: dict[str, Any], styles: Styles) -> list[Drawing]:
 def plot_wall_clock(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     """Hours against bandwidth at the largest size, idealised model, each series at its critical batch."""
     clock = report["wall_clock"]
+    if not clock["curves"]:
+        return []
     title = f"Training time, {count(clock['num_params'])} parameters"
     names = [name for name in report["series"] if name in clock["curves"]]
     figure, axes = panel(title, "link between workers (Gbit/s)", "hours (idealised)", len(names))
