@@ -149,7 +149,7 @@ def time_report(runs: int) -> tuple[str, float, float, float, str]:
             write_report(report, root / "report")
             seconds.append(time.perf_counter() - began)
         figures = len(list((root / "report" / "figures").glob("*.svg")))
-    return _row(f"report from {min(runs, len(folders))} run folders", seconds, f"{figures} figures; bar 20 s")
+    return _row(f"report from {min(runs, len(folders))} run folders", seconds, f"{figures} figures; bar 10 s")
 
 
 def _row(what: str, seconds: list[float], note: str) -> tuple[str, float, float, float, str]:
