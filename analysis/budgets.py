@@ -22,7 +22,7 @@ def cluster_budgets(tokens_per_parameter: Array, num_params: Array, tolerance: f
     logs = np.log(values)
     sizes, size_of = np.unique(num_params, return_inverse=True)
     # Smallest and largest value of each size inside a group, by pairs of (size, value) in the order of values.
-    pairs = np.unique(np.stack([index, size_of]), axis=1)
+    pairs = np.stack(np.divmod(np.unique(index * len(sizes) + size_of), len(sizes)))
     label = np.empty(len(values))
     groups = [(0, len(values))]
     while groups:

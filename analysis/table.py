@@ -116,7 +116,10 @@ class _Rows:
 
     def exclude_duplicates(self, cells: pd.DataFrame, others: list[str]) -> None:
         """Rows with the same cells in every column but names and bookkeeping: one run, written twice."""
-        content = self.kept().drop(columns="run_id").join(cells[others].add_prefix("other "))
+        kept = self.kept()
+        # Few rows agree even in these: the others need no look at every cell.
+        alike = kept.duplicated(["algorithm", "num_params", "global_batch_tokens", "lr", "seed", "loss"], keep=False)
+        content = kept[alike].drop(columns="run_id").join(cells[others].add_prefix("other "))
         content = content.astype({name: str for name in content if content[name].dtype == object})
         repeated = content.duplicated()
         if repeated.any():
@@ -169,15 +172,13 @@ def _checked(reader: Reader) -> tuple[pd.DataFrame, NDArray[Any], str | None]:
 
 
 def row_names(reader: Reader) -> pd.Series[str]:
-    numbered = pd.Series(
-        [f"row {row}" for row in range(1, len(reader.frame) + 1)], index=reader.frame.index, dtype=object
-    )
-    if "run_id" not in reader.origins:
-        return numbered
-    names = reader.texts("run_id")
-    names = names.where(names != "", numbered)
-    twice = names.duplicated(keep=False)
-    return names.where(~twice, names + " (" + numbered + ")")
+    """The name of each run: `row 1`, ... where a table has none, and beside names that stand twice."""
+    names = reader.texts("run_id") if "run_id" in reader.origins else pd.Series("", index=reader.frame.index)
+    unclear = ((names == "") | names.duplicated(keep=False)).to_numpy()
+    rows = np.flatnonzero(unclear)
+    out = names.astype(object).to_numpy(copy=True)
+    out[rows] = [f"{out[row]} (row {row + 1})" if out[row] else f"row {row + 1}" for row in rows]
+    return pd.Series(out, index=names.index, dtype=object)
 
 
 def complain_of_states(reader: Reader, complain: Any) -> str | None:
@@ -345,9 +346,10 @@ def _repeats(
 
 def _varies(cells: pd.Series[Any], groups: pd.Series[int]) -> bool:
     """Whether a column has two values inside a group."""
-    codes, _ = pd.factorize(cells.astype(object) if cells.dtype == object else cells, use_na_sentinel=True)
-    pairs = np.unique(groups.to_numpy() * np.int64(codes.max() + 2) + codes + 1)
-    return len(pairs) > groups.nunique()
+    codes, _ = pd.factorize(cells, use_na_sentinel=True)
+    first = np.empty(int(groups.max()) + 1, dtype=np.int64)
+    first[groups.to_numpy()] = codes
+    return bool((first[groups.to_numpy()] != codes).any())
 
 
 def _number_repeats(runs: pd.DataFrame) -> None:
@@ -361,7 +363,9 @@ def _number_repeats(runs: pd.DataFrame) -> None:
 
 def _in_order(runs: pd.DataFrame) -> pd.DataFrame:
     """The same runs in the same order, however the rows of the table were ordered."""
-    return runs.sort_values([*_SETTING, "seed", "loss", "run_id"], ignore_index=True)
+    setting = runs.groupby(_SETTING, observed=True, sort=True).ngroup()
+    order = np.lexsort((runs["loss"].to_numpy(), runs["seed"].to_numpy(), setting.to_numpy()))
+    return runs.iloc[order].reset_index(drop=True)
 
 
 __all__ = ["Declared", "read_mapping", "study_of_table"]

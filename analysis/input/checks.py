@@ -255,6 +255,6 @@ def _power_of_thousand(ratio: float) -> float | None:
 
 def _ratio(value: float) -> str:
     """1.02, 1/2048, 3.1e+09."""
-    if value < 0.01 and abs(round(1 / value) * value - 1) < 0.01:
+    if 1e-6 < value < 0.01 and abs(round(1 / value) * value - 1) < 0.01:
         return f"1/{round(1 / value)}"
     return f"{value:.3g}"

@@ -268,3 +268,57 @@ def test_files_that_are_split_give_what_the_whole_gives(tmp_path: Path) -> None:
     table.to_csv(whole, index=False)
     pd.concat([table.iloc[30:], table.iloc[:30]]).to_csv(part, index=False)
     assert outcome(study(part)).equals(outcome(study(whole)))
+
+
+# Exports of trackers and of spreadsheets
+
+
+def test_a_spreadsheet_with_decimal_commas_gives_what_a_plain_table_gives(tmp_path: Path) -> None:
+    table = planted_table()
+    other = table.astype({"loss": str, "num_params": str, "lr": str})
+    other["loss"] = [f"{value:.4f}".replace(".", ",") for value in table["loss"]]
+    other["num_params"] = [f"{value:,}".replace(",", ".") for value in table["num_params"]]
+    other["lr"] = [f"{value:.3f}".replace(".", ",") for value in table["lr"]]
+    path = tmp_path / "t.csv"
+    other.to_csv(path, index=False, sep=";")
+    found = study(path)
+    assert outcome(found).equals(outcome(study_of_table("t", table, {})))
+    assert any("decimal mark: comma" in note for note in found.notes)
+
+
+def test_an_export_of_weights_and_biases_needs_no_mapping_of_usual_names(tmp_path: Path) -> None:
+    path = tmp_path / "wandb.csv"
+    path.write_text(
+        '"Name","State","Created","Runtime","algorithm","config.num_params","config.num_tokens",'
+        '"config.global_batch_tokens","config.lr","config.seed","eval/loss"\n'
+        '"swift-1","finished","2026-01-01","100","DDP-AdamW","124M","2.48B","0.5M","0.001","0","3.1"\n'
+        '"swift-2","finished","2026-01-02","101","DDP-AdamW","124M","2.48B","0.5M","0.001","1","3.3"\n'
+        '"swift-3","running","2026-01-03","12","DDP-AdamW","124M","2.48B","0.5M","0.002","0","2.9"\n'
+        '"swift-4","crashed","2026-01-03","12","DDP-AdamW","124M","2.48B","0.5M","0.004","0",""\n'
+        '"swift-5","finished","2026-01-03","12","DDP-AdamW","124M","2.48B","0.5M","0.008","0","NaN"\n'
+    )
+    found = study(path)
+    assert best(found) == pytest.approx({"DDP-AdamW": 3.2})
+    assert (found.withheld, found.cautions) == (None, [])
+    assert found.runs["diverged"].sum() == 1
+    assert sorted(one.reason for one in found.excluded) == ["unfinished: crashed", "unfinished: running"]
+
+
+def test_runs_of_mlflow_as_json(tmp_path: Path) -> None:
+    def one(lr: str, loss: float, status: str) -> dict[str, Any]:
+        params = {**{name: str(value) for name, value in ROW.items()}, "learning_rate": lr}
+        return {
+            "info": {"run_id": f"id-{lr}", "status": status},
+            "data": {
+                "metrics": [{"key": "val_loss", "value": loss, "step": 9}],
+                "params": [{"key": key, "value": value} for key, value in params.items()],
+            },
+        }
+
+    path = tmp_path / "runs.json"
+    runs = [one("0.1", 3.0, "FINISHED"), one("0.2", 2.0, "RUNNING"), one("0.3", float("nan"), "FINISHED")]
+    path.write_text(json.dumps({"runs": runs}))
+    found = study(path)
+    assert best(found) == {"MuLoCo K=8": 3.0}
+    assert found.runs["diverged"].sum() == 1
+    assert [one.run_id for one in found.excluded] == ["id-0.2"]

@@ -1,0 +1,114 @@
+"""Columns against each other: what is a caution, what stops a law, and what leaves one row out."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.__main__ import run
+from analysis.runs import Study
+from analysis.table import study_of_table
+
+SIZES = np.repeat(np.geomspace(1e7, 1e9, 4).round(), 5)
+
+
+def table(**columns: object) -> pd.DataFrame:
+    found = pd.DataFrame(
+        {
+            "algorithm": "DDP-AdamW", "num_params": SIZES, "num_tokens": 20 * SIZES, "global_batch_tokens": 2.0**16,
+            "lr": np.tile([1, 2, 3, 4, 5], 4), "loss": 1.7 + 200 * SIZES**-0.3,
+        }
+    )  # fmt: skip
+    return found.assign(**columns)
+
+
+def read(frame: pd.DataFrame) -> Study:
+    return study_of_table("t", frame, {})
+
+
+def test_columns_that_agree_raise_nothing() -> None:
+    found = read(table(flops=120 * SIZES**2, num_steps=20 * SIZES / 2**16, tokens_per_parameter=20))
+    assert (found.cautions, found.unusable, found.excluded) == ([], {}, [])
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("global_batch_tokens", 32.0, "sequences of 2048 tokens"),
+        ("num_steps", 7.0, "nothing explains"),
+    ],
+)
+def test_steps_and_batch_that_do_not_make_the_tokens_stop_laws_of_the_batch(
+    column: str, values: float, words: str
+) -> None:
+    found = read(table(num_steps=20 * SIZES / 2**16).assign(**{column: values}))
+    assert words in found.unusable["global_batch_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("flops", "unusable", "caution"),
+    [
+        (120 * SIZES**2 * 1.33, None, "1.33 times 6 N D"),
+        (120 * SIZES**2 * (1 + 5e7 / SIZES), None, "6 times at the smallest"),
+        (120 * SIZES**2 / 1e9, "unit: GFLOPs", None),
+        (120 * SIZES**2 / 8.64e19, "unit: PF-days", None),
+        (120 * SIZES**2 * 30, "nothing explains", None),
+    ],
+)
+def test_flops_are_held_against_six_n_d(flops: np.ndarray, unusable: str | None, caution: str | None) -> None:
+    found = read(table(flops=flops))
+    assert (unusable is None) == (not found.unusable)
+    assert (unusable or "") in found.unusable.get("flops", "")
+    assert (caution or "") in " ".join(found.cautions)
+
+
+def test_flops_that_algorithms_count_differently_are_named() -> None:
+    algorithm = np.tile(["DDP-AdamW", "DDP-AdamW", "DDP-Muon", "DDP-Muon", "DDP-Muon"], 4)
+    found = read(table(algorithm=algorithm, flops=120 * SIZES**2 * np.where(algorithm == "DDP-Muon", 1.3, 1.0)))
+    assert "differ between algorithms" in " ".join(found.cautions)
+
+
+def test_one_row_in_another_unit_is_left_out_by_name() -> None:
+    flops = 120 * SIZES**2
+    flops[7] /= 1e9
+    found = read(table(flops=flops))
+    assert not found.unusable
+    (left,) = found.excluded
+    assert left.run_id == "row 8"
+    assert "1e-09 times 6 N D" in left.reason
+
+
+def test_sizes_without_embeddings_drift() -> None:
+    tokens = 20 * (SIZES + 3e6)
+    both = read(table(num_tokens=tokens, tokens_per_parameter=20))
+    assert "count embeddings differently" in " ".join(both.cautions)
+    alone = read(table(num_tokens=tokens))
+    assert "drift from 26 " in " ".join(alone.cautions)
+
+
+@pytest.mark.parametrize(("scale", "column"), [(1e-6, "num_params"), (1e-9, "num_tokens")])
+def test_counts_in_millions_or_billions_are_named_with_the_factor(scale: float, column: str) -> None:
+    frame = table()
+    found = read(frame.assign(**{column: frame[column] * scale}))
+    assert "factor" in found.unusable[column]
+
+
+def test_losses_that_are_no_nats() -> None:
+    loss = table()["loss"]
+    perplexity = read(table(loss=np.exp(loss) * 5))
+    assert "log(COLUMN)" in perplexity.unusable["loss"]
+    assert "bits per byte" in " ".join(read(table(loss=loss / 4)).cautions)
+    low = loss.copy()
+    low[3] /= 10
+    assert "row 4" in " ".join(read(table(loss=low)).cautions)
+
+
+def test_no_law_is_fitted_from_an_unusable_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "t.csv"
+    table(flops=120 * SIZES**2 / 1e9).to_csv(path, index=False)
+    assert run(["fit", "loss-compute", str(path), "--bootstrap", "0"]) == 2
+    assert "unit: GFLOPs" in capsys.readouterr().err
+    arguments = ["--column", "flops={column: flops, unit: GFLOPs}", "--bootstrap", "0"]
+    assert run(["fit", "loss-compute", str(path), *arguments]) == 0
+    assert "20 of 20" in capsys.readouterr().out
