@@ -7,6 +7,9 @@ from typing import Any
 from analysis.report import numbers
 from analysis.report.numbers import count, flops, loss, number, spread
 
+_SAME_COMPUTE = 0.01
+"""Runs of one size may count flops in the last digits differently."""
+
 
 def statements(report: dict[str, Any]) -> dict[str, list[str]]:
     """`findings` and `cautions`, strongest first."""
@@ -49,11 +52,12 @@ def _compute(report: dict[str, Any]) -> list[str]:
     """One sentence for each series with one worker, one for all series with several."""
     iso, baseline = report["iso_loss"], report["settings"]["baseline"]
     few = not iso.get("reason") and iso["scales"] < iso["trusted_scales"]
-    out, several = [], []
+    out = []
+    several: dict[str, list[dict[str, Any]]] = {}
     for name, ratios in _by_series(iso.get("ratios") or []).items():
         last = ratios[-1]
         if _has_several_workers(report, name):
-            several.append(f"{name} {_with_interval(last)}")
+            several[name] = ratios
             continue
         sign = "more" if last["value"] >= 1 else "less"
         established = last["ci"] and (last["ci"][0] > 1 or last["ci"][1] < 1)
@@ -68,18 +72,31 @@ def _compute(report: dict[str, Any]) -> list[str]:
             f"{_with_interval(last)} times the compute{end}"
         )
     if several:
-        out.append(f"With several workers, times the compute that {baseline} needs: {', '.join(several)}.")
+        out.append(f"With several workers, times the compute that {baseline} needs{_at_one_compute(several)}.")
     return out
+
+
+def _at_one_compute(ratios: dict[str, list[dict[str, Any]]]) -> str:
+    """The ratios of several series at the largest compute that all of them have, else each with its own."""
+    for at in sorted({one["flops"] for one in next(iter(ratios.values()))}, reverse=True):
+        same = {name: [r for r in mine if abs(r["flops"] / at - 1) < _SAME_COMPUTE] for name, mine in ratios.items()}
+        if all(same.values()):
+            each = ", ".join(f"{name} {_with_interval(found[0])}" for name, found in same.items())
+            return f" for the loss that each reaches with {flops(at)} flops: {each}"
+    each = ", ".join(
+        f"{name} {_with_interval(mine[-1])} at {flops(mine[-1]['flops'])} flops" for name, mine in ratios.items()
+    )
+    return f", each at its own compute: {each}"
 
 
 def _time(report: dict[str, Any]) -> list[str]:
     part, baseline = report["time_ratio"], report["settings"]["baseline"]
-    last = [f"{name} {_with_interval(r[-1])}" for name, r in _by_series(part.get("ratios") or []).items()]
-    if not last:
+    ratios = _by_series(part.get("ratios") or [])
+    if not ratios:
         return []
     return [
-        f"Each at its critical batch ({part['definition']}), {baseline} trains so many times as long as a series for "
-        f"the same loss: {', '.join(last)}."
+        f"Each at its critical batch ({part['definition']}), {baseline} trains so many times as long as a series"
+        f"{_at_one_compute(ratios)}."
     ]
 
 

@@ -322,3 +322,15 @@ def test_runs_of_mlflow_as_json(tmp_path: Path) -> None:
     assert best(found) == {"MuLoCo K=8": 3.0}
     assert found.runs["diverged"].sum() == 1
     assert [one.run_id for one in found.excluded] == ["id-0.2"]
+
+
+def test_ratios_of_several_series_stand_at_one_compute(tmp_path: Path) -> None:
+    arguments = ["--table", str(CASES / "kmix.csv"), "--out", str(tmp_path), "--bootstrap", "50"]
+    assert run(arguments) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    (finding,) = [one for one in report["verdict"]["findings"] if "several workers" in one]
+    at = 6 * 335e6 * 6.7e9
+    expected = {r["series"]: r["value"] for r in report["iso_loss"]["ratios"] if r["flops"] == pytest.approx(at)}
+    assert f"{at:.2e}".replace("e+", "e") in finding
+    assert f"DiLoCo K=2 {expected['DiLoCo K=2']:.3g}" in finding
+    assert f"DiLoCo K=8 {expected['DiLoCo K=8']:.3g}" in finding
