@@ -60,13 +60,13 @@ def accumulate_momentum(
         weight = (tl.load(hyper + GRADIENT_WEIGHT) * tl.load(hyper + CLIP)).to(tl.float32)
     sums = tl.zeros((BLOCK,), dtype=tl.float64)
     for start in range(index * strip, min((index + 1) * strip, numel), BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        inside = place < numel
-        update = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+        offset = start + tl.arange(0, BLOCK)
+        inside = offset < numel
+        update = tl.load(gradient + offset, mask=inside, other=0.0).to(tl.float32)
         if momentum is not None:
             fresh = weight * update
-            update = mu * tl.load(momentum + place, mask=inside, other=0.0) + fresh
-            tl.store(momentum + place, update, mask=inside)
+            update = mu * tl.load(momentum + offset, mask=inside, other=0.0) + fresh
+            tl.store(momentum + offset, update, mask=inside)
             if NESTEROV:
                 update = mu * update + fresh
         wide = update.to(tl.float64)
@@ -94,19 +94,19 @@ def normalise(
         weight = (tl.load(hyper + GRADIENT_WEIGHT) * tl.load(hyper + CLIP)).to(tl.float32)
     out += batch.to(tl.int64) * matrix_stride
     for start in range(index * strip, min((index + 1) * strip, numel), BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        inside = place < numel
+        offset = start + tl.arange(0, BLOCK)
+        inside = offset < numel
         if momentum is None:
-            update = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+            update = tl.load(gradient + offset, mask=inside, other=0.0).to(tl.float32)
         else:
-            update = tl.load(momentum + place, mask=inside, other=0.0)
+            update = tl.load(momentum + offset, mask=inside, other=0.0)
             if NESTEROV:
-                update = mu * update + weight * tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+                update = mu * update + weight * tl.load(gradient + offset, mask=inside, other=0.0).to(tl.float32)
         x = (update.to(tl.float64) * inverse).to(tl.float32).to(DTYPE)
         if columns == row_stride:
-            tl.store(out + place, x, mask=inside)
+            tl.store(out + offset, x, mask=inside)
         else:
-            tl.store(out + (place // columns).to(tl.int64) * row_stride + place % columns, x, mask=inside)
+            tl.store(out + (offset // columns).to(tl.int64) * row_stride + offset % columns, x, mask=inside)
 
 
 @triton.jit
@@ -117,11 +117,11 @@ def update_parameters(
     """W <- kept W - scale O, for orthogonalised matrices that came from elsewhere. Grid (blocks, batch)."""
     batch = tl.program_id(1)
     weights = pointer_to(parameters, batch, PARAMETER, ALIGNED)
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < numel
-    o = tl.load(pointer_to(orthogonal, batch, DTYPE, ALIGNED) + place, mask=inside).to(tl.float32)
-    w = tl.load(weights + place, mask=inside).to(tl.float32)
-    tl.store(weights + place, (kept * w - scale * o).to(PARAMETER), mask=inside)
+    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offset < numel
+    o = tl.load(pointer_to(orthogonal, batch, DTYPE, ALIGNED) + offset, mask=inside).to(tl.float32)
+    w = tl.load(weights + offset, mask=inside).to(tl.float32)
+    tl.store(weights + offset, (kept * w - scale * o).to(PARAMETER), mask=inside)
 
 
 @triton.jit
@@ -150,18 +150,18 @@ def adamw(
     kept, _ = kept_and_scale(hyper, 1.0)
     scale = (tl.load(hyper + LR) / tl.load(first_corrections + tensor)).to(tl.float32)
     correction = tl.sqrt(tl.load(second_corrections + tensor)).to(tl.float32)
-    place = tl.load(block_in_tensor + block).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offset = tl.load(block_in_tensor + block).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     size = tl.load(sizes + tensor)
     if DIVISIBLE:
         size = tl.multiple_of(size, 16)
-    inside = place < size
-    g = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32) * clip
-    m = tl.load(first + place, mask=inside, other=0.0)
-    v = tl.load(second + place, mask=inside, other=0.0)
-    w = tl.load(weights + place, mask=inside, other=0.0).to(tl.float32)
+    inside = offset < size
+    g = tl.load(gradient + offset, mask=inside, other=0.0).to(tl.float32) * clip
+    m = tl.load(first + offset, mask=inside, other=0.0)
+    v = tl.load(second + offset, mask=inside, other=0.0)
+    w = tl.load(weights + offset, mask=inside, other=0.0).to(tl.float32)
     m += (g - m) * first_weight
     v += (g * g - v) * second_weight
     w = kept * w - scale * m / (tl.sqrt(v) / correction + eps)
-    tl.store(first + place, m, mask=inside)
-    tl.store(second + place, v, mask=inside)
-    tl.store(weights + place, w.to(PARAMETER), mask=inside)
+    tl.store(first + offset, m, mask=inside)
+    tl.store(second + offset, v, mask=inside)
+    tl.store(weights + offset, w.to(PARAMETER), mask=inside)

@@ -67,7 +67,7 @@ def symmetric_product(
         sums += second_weight * second_addend.load([batch, i, j]).reshape(BLOCK_M, BLOCK_N).to(tl.float32)
     tile = sums.to(DTYPE)
     out.store([batch, i, j], tile.reshape(1, BLOCK_M, BLOCK_N))
-    # Tiles on the diagonal are all there; each place is written once, so the result does not depend on their order.
+    # Tiles on the diagonal are all there; each value is written once, so the result does not depend on their order.
     if column < RATIO * row:
         mirrored.store([batch, j, i], tile.T.reshape(1, BLOCK_N, BLOCK_M))
 
@@ -125,7 +125,7 @@ def product_into_parameters(
     weights = pointer_to(parameters, batch, PARAMETER, ALIGNED)
     kept, scale = kept_and_scale(hyper, shape_scale)
     row, column = (i + tl.arange(0, BLOCK_M))[:, None], (j + tl.arange(0, BLOCK_N))[None, :]
-    places = weights + (row.to(tl.int64) * columns + column)
+    pointers = weights + (row.to(tl.int64) * columns + column)
     inside = (row < rows) & (column < columns)
-    w = tl.load(places, mask=inside).to(tl.float32)
-    tl.store(places, (kept * w - scale * sums).to(PARAMETER), mask=inside)
+    w = tl.load(pointers, mask=inside).to(tl.float32)
+    tl.store(pointers, (kept * w - scale * sums).to(PARAMETER), mask=inside)
