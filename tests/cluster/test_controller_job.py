@@ -108,5 +108,5 @@ def test_on_a_cluster_without_slurm_there_is_no_such_controller(tmp_path: Path) 
     words = ["launch", "+sweep=demo", f"root={tmp_path}", "--controller", "slurm"]
     done = subprocess.run([sys.executable, "-m", "sweeps", *words], capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.USAGE
-    assert "cluster local is no SLURM cluster" in done.stderr
+    assert "cluster local is not a SLURM cluster" in done.stderr
     assert len(done.stderr.splitlines()) == 1
