@@ -30,7 +30,7 @@ from sweeps.engine.durations import Estimates
 from sweeps.engine.outcome import Outcome
 from sweeps.engine.policy import IDENTICAL_FAILURES, RULES, Cause, cause_of
 from sweeps.engine.quota import all_limits
-from sweeps.engine.state import JobState, SweepState, failure_group
+from sweeps.engine.sweep_state import JobState, SweepState, failure_group
 from sweeps.node.attempt_files import is_finished
 from sweeps.node.code_snapshot import keep_source
 from sweeps.node.reports import measured_minutes

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 from sweeps.controller import Tick
-from sweeps.engine.runs import STANDINGS
-from sweeps.engine.state import SweepState
+from sweeps.engine.run_states import STANDINGS
+from sweeps.engine.sweep_state import SweepState
 from sweeps.formatting import duration
 
 NO_ANSWER = "the scheduler does not answer: asking again"

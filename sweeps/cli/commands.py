@@ -27,8 +27,8 @@ from sweeps.engine.cluster import Cluster, Refused
 from sweeps.engine.decide import decide
 from sweeps.engine.outcome import Progress
 from sweeps.engine.quota import Verdict, all_limits
-from sweeps.engine.runs import RunState
-from sweeps.engine.state import SweepState
+from sweeps.engine.run_states import RunState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.works import Shape
 from sweeps.formatting import plural
 from sweeps.node.reports import read_progress

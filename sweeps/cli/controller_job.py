@@ -24,7 +24,7 @@ from sweeps.clusters.slurm.script import CONTROLLER_OF, controller_script
 from sweeps.controller import Controller, Tick
 from sweeps.engine.cluster import Refused
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.state import SweepState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.node.code_snapshot import import_lines, keep_source, python_words
 from sweeps.progress_lines import Lines, summary
 from sweeps.store.folder import SweepFolder

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sweeps.engine.quota import Verdict
-from sweeps.engine.state import SweepState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.works import Shape
 from sweeps.formatting import duration, plural, size
 from sweeps.node.reports import read_progress

@@ -12,8 +12,8 @@ from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.counters import Counters
 from sweeps.engine.lower_bound import least_minutes
 from sweeps.engine.outcome import Progress
-from sweeps.engine.runs import RunState
-from sweeps.engine.state import JobState, SweepState
+from sweeps.engine.run_states import RunState
+from sweeps.engine.sweep_state import JobState, SweepState
 from sweeps.engine.works import Group, Shape, group_of, shape_of
 from sweeps.store.lease import Holder
 from sweeps.store.ledger import Damage

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sweeps.cli.status import RunningRun, Status
 from sweeps.engine.counters import Finished
-from sweeps.engine.runs import STANDINGS
+from sweeps.engine.run_states import STANDINGS
 from sweeps.engine.works import Group as RowGroup
 from sweeps.engine.works import group_of
 from sweeps.formatting import about, duration, plural, size

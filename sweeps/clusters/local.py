@@ -34,7 +34,7 @@ from sweeps.engine.outcome import Outcome
 from sweeps.engine.work import Attempt, Need
 from sweeps.node.attempt_files import read_outcome, write_error_in_folder
 from sweeps.node.code_snapshot import PYTHON, importing_from
-from sweeps.node.run import preload
+from sweeps.node.run_attempt import preload
 from sweeps.node.tasks import exit_code_of, fork_attempt
 
 _POLL_SECONDS = 0.05

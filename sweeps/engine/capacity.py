@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from sweeps.engine.cluster import JobRequest, Limit, Resource
 from sweeps.engine.cluster_config import AllocationConfig
 from sweeps.engine.quota import Amount, Verdict, VerdictKind, asked, shape_verdict, verdict
-from sweeps.engine.runs import RunState
+from sweeps.engine.run_states import RunState
 from sweeps.engine.wall_time import wall_minutes
 from sweeps.engine.works import Shape, shape_of
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
-from sweeps.engine.runs import RunState
+from sweeps.engine.run_states import RunState
 from sweeps.engine.works import Group, Shape, Works, group_of, shape_of
 
 

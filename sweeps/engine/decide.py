@@ -19,8 +19,8 @@ from sweeps.engine.capacity import MAX_GPU_HOURS, Budget, Room, amount_of
 from sweeps.engine.cluster import JobRequest, Limit, Resource
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.quota import NOTHING, Verdict, VerdictKind, held_by_sweep, verdict
-from sweeps.engine.runs import Queue, RunState
-from sweeps.engine.state import SweepState
+from sweeps.engine.run_states import Queue, RunState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.wall_time import job_minutes, minutes_left
 from sweeps.engine.work import Attempt, Work, expected_minutes
 from sweeps.engine.works import Shape, shape_of

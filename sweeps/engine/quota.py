@@ -13,7 +13,7 @@ from enum import Enum
 
 from sweeps.engine.cluster import Limit, Limits, Resource
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
-from sweeps.engine.state import SweepState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Work
 from sweeps.engine.works import shape_of
 

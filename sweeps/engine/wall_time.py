@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.policy import RULES
-from sweeps.engine.runs import RunState
+from sweeps.engine.run_states import RunState
 from sweeps.engine.work import Work, expected_minutes
 
 _WALL_MARGIN = 1.5

@@ -2,5 +2,5 @@
 
 `grid_sweep` turns a sweep file and a command line into the overrides of each job; `launch` makes a piece of work of
 each job, runs the controller and returns what the jobs returned; `program` is the application as jobs load it,
-`state_folder` the folder with a command's state, `settings` translates the launcher's config for the engine.
+`state_folder` the folder with a command's state, `launcher_settings` translates the launcher's config for the engine.
 """

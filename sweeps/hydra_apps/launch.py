@@ -29,12 +29,12 @@ from sweeps.clusters import backend_of, make_cluster
 from sweeps.controller import Controller
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.quota import VerdictKind, all_limits, best_verdict
-from sweeps.engine.runs import RunState
-from sweeps.engine.state import SweepState
+from sweeps.engine.run_states import RunState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Need, Work
-from sweeps.hydra_apps.adapter import HYDRA_JOB
+from sweeps.hydra_apps.job_adapter import HYDRA_JOB
+from sweeps.hydra_apps.launcher_settings import cluster_of, need_of
 from sweeps.hydra_apps.program import RESULT, Program, read_return, set_value, write_program
-from sweeps.hydra_apps.settings import cluster_of, need_of
 from sweeps.hydra_apps.state_folder import find_state_folder, is_by_position
 from sweeps.node.attempt_files import is_finished
 from sweeps.progress_lines import Lines

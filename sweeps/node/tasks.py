@@ -27,7 +27,7 @@ from sweeps.engine.work import Attempt
 from sweeps.node.attempt_files import write_ending
 from sweeps.node.code_snapshot import python_words
 from sweeps.node.environment import installed_packages, record_environment
-from sweeps.node.run import die_with, run_attempt, run_task
+from sweeps.node.run_attempt import die_with, run_attempt, run_task
 
 _GRACE_SECONDS = 60.0
 """After one rank has failed the others have so long to say how they saw it."""

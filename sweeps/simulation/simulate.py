@@ -13,7 +13,7 @@ from pathlib import Path
 from sweeps.controller import Controller, Tick
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.lower_bound import lower_bound_minutes
-from sweeps.engine.state import JobState, SweepState
+from sweeps.engine.sweep_state import JobState, SweepState
 from sweeps.engine.work import Work
 from sweeps.simulation.faults import FaultModel
 from sweeps.simulation.simulated_cluster import SimulatedCluster, num_nodes_of

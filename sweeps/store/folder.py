@@ -23,8 +23,8 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.events import Event
-from sweeps.engine.runs import Runs
-from sweeps.engine.state import SweepState, number_of
+from sweeps.engine.run_states import Runs
+from sweeps.engine.sweep_state import SweepState, number_of
 from sweeps.engine.work import Attempt
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import START, Damage, Position, read_events

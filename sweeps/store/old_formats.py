@@ -26,7 +26,7 @@ _OF_TRAINING = {
     "adjustments": {"out of memory": "memory_halvings"},
 }
 _OF_HYDRA_JOBS = {
-    "reports": "sweeps.hydra_apps.adapter",
+    "reports": "sweeps.hydra_apps.job_adapter",
     "group_labels": [],
     "failure_label": "",
     "similarity_keys": [[]],

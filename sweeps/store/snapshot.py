@@ -19,8 +19,8 @@ from muloco_runner.record import write_atomically
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.counters import Counters
 from sweeps.engine.policy import Cause
-from sweeps.engine.runs import Runs, queues
-from sweeps.engine.state import JobState, NodeFailures, SweepState
+from sweeps.engine.run_states import Runs, queues
+from sweeps.engine.sweep_state import JobState, NodeFailures, SweepState
 from sweeps.engine.works import Works
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import Damage, Position

@@ -12,7 +12,7 @@ from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.decide import decide
 from sweeps.engine.policy import Cause
 from sweeps.engine.quota import Verdict, VerdictKind, all_limits, best_verdict
-from sweeps.engine.state import SweepState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.wall_time import job_minutes
 from sweeps.engine.work import Work
 from sweeps.node.attempt_files import is_finished

@@ -19,7 +19,7 @@ from sweeps.clusters.slurm.parse import parse_sacct
 from sweeps.clusters.slurm.slurm_cluster import SlurmCluster
 from sweeps.controller import Controller, Tick
 from sweeps.engine.policy import Cause
-from sweeps.engine.state import SweepState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Need, Work
 from sweeps.store.folder import Definition, SweepFolder
 from sweeps.training.adapter import TRAINING

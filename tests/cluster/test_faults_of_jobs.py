@@ -13,7 +13,7 @@ from sweeping import GPU, ONE_NODE, SampleSweep, causes, check, sampled_nodes, s
 from sweeps.controller import Tick
 from sweeps.engine.policy import Cause
 from sweeps.engine.quota import VerdictKind
-from sweeps.engine.state import shape_of
+from sweeps.engine.sweep_state import shape_of
 from sweeps.engine.work import Need
 
 pytestmark = pytest.mark.slurm

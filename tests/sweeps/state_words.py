@@ -3,7 +3,7 @@
 from typing import Any
 
 from sweeps.engine.counters import Counters
-from sweeps.engine.state import SweepState
+from sweeps.engine.sweep_state import SweepState
 
 
 def words_of(state: SweepState) -> dict[str, Any]:

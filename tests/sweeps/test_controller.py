@@ -24,7 +24,7 @@ from sweeps.engine.cluster import (
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.outcome import Outcome
 from sweeps.engine.policy import RULES, Cause
-from sweeps.engine.state import SweepState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Attempt, Need, Work
 from sweeps.node.attempt_files import is_finished, read_outcome
 from sweeps.progress_lines import Lines

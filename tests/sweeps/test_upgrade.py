@@ -23,7 +23,7 @@ from emulated_slurm import EmulatedSlurm, wait_for
 from sweeps.clusters import make_cluster
 from sweeps.controller import Controller, Tick
 from sweeps.engine.policy import Cause
-from sweeps.engine.state import SweepState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 

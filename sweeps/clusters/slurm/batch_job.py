@@ -21,7 +21,7 @@ from sweeps.engine.cluster import JobRequest
 from sweeps.engine.outcome import Ending
 from sweeps.engine.work import Attempt
 from sweeps.node.attempt_files import read_ending, write_ending
-from sweeps.node.run import preload
+from sweeps.node.run_attempt import preload
 from sweeps.node.tasks import catch_up, exit_code_of, fork_attempt, passing_on
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sweeps.clusters.slurm.parse import parse_minutes
-from sweeps.clusters.slurm.settings import options_of
+from sweeps.clusters.slurm.slurm_settings import options_of
 from sweeps.engine.cluster import Limit, Resource
 from sweeps.engine.cluster_config import AllocationConfig
 

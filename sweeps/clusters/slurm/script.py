@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sweeps.clusters.slurm.settings import controller_of, options_of
+from sweeps.clusters.slurm.slurm_settings import controller_of, options_of
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
 from sweeps.node.code_snapshot import import_lines, python_words

@@ -44,7 +44,7 @@ from sweeps.clusters.slurm.parse import (
     parse_squeue,
 )
 from sweeps.clusters.slurm.script import CONTROLLER_OF, job_script
-from sweeps.clusters.slurm.settings import OPTION_KEYS, check_settings, options_of
+from sweeps.clusters.slurm.slurm_settings import OPTION_KEYS, check_settings, options_of
 from sweeps.engine.cluster import (
     JobEnd,
     JobObservation,

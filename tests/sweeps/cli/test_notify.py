@@ -13,7 +13,7 @@ from muloco_runner.config import ConfigError
 from sweeps.cli.notify import Notifier
 from sweeps.controller import Tick
 from sweeps.engine.decide import Plan
-from sweeps.engine.state import SweepState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Work
 
 

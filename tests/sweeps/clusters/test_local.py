@@ -20,7 +20,7 @@ from sweeps.controller import Controller
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.outcome import Outcome
 from sweeps.engine.policy import Cause
-from sweeps.engine.state import SweepState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Attempt, Need, Work
 from sweeps.node.attempt_files import read_outcome, write_error_in_folder
 from sweeps.store.definition import Definition

@@ -12,7 +12,7 @@ from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaC
 from sweeps.engine.decide import Plan, decide
 from sweeps.engine.policy import Cause
 from sweeps.engine.quota import VerdictKind, own_limits
-from sweeps.engine.state import SweepState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Attempt, Need, Work
 
 NOON = 1.8e9

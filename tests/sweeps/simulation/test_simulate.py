@@ -21,7 +21,7 @@ from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaC
 from sweeps.engine.decide import MAX_GPU_HOURS
 from sweeps.engine.lower_bound import lower_bound_minutes
 from sweeps.engine.policy import Cause
-from sweeps.engine.state import SweepState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Adapter, Need, Work
 from sweeps.simulation.faults import FAIR, ROUGH, FaultModel
 from sweeps.simulation.simulate import begin, play, simulate

@@ -11,8 +11,8 @@ from state_words import words_of
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.events import Event
 from sweeps.engine.work import Need, Work
-from sweeps.hydra_apps.adapter import HYDRA_JOB
-from sweeps.node.run import resolve_entry
+from sweeps.hydra_apps.job_adapter import HYDRA_JOB
+from sweeps.node.run_attempt import resolve_entry
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import Lease

@@ -9,8 +9,8 @@ import pytest
 from muloco_runner.record import RunFolder, RunStatus
 from sweeps.engine.policy import RULES, Cause
 from sweeps.engine.work import Adapter
-from sweeps.hydra_apps.adapter import HYDRA_JOB
-from sweeps.node.run import resolve_entry
+from sweeps.hydra_apps.job_adapter import HYDRA_JOB
+from sweeps.node.run_attempt import resolve_entry
 from sweeps.training.adapter import TRAINING, read_progress
 
 ADAPTERS = {"sweeps.training.entry:train": TRAINING, "sweeps.hydra_apps.program:run": HYDRA_JOB}

@@ -8,7 +8,7 @@ from muloco_runner.record import RecordError, RunFolder
 from sweeps.engine.outcome import Progress
 from sweeps.engine.work import Adapter
 
-HYDRA_JOB = Adapter(reports="sweeps.hydra_apps.adapter")
+HYDRA_JOB = Adapter(reports="sweeps.hydra_apps.job_adapter")
 
 
 def read_progress(folder: Path) -> Progress | None:

@@ -14,7 +14,7 @@ from sweeps.engine.cluster import JobRequest
 from sweeps.engine.counters import Counters
 from sweeps.engine.events import Event
 from sweeps.engine.policy import RULES, Cause, PastAttempt, after
-from sweeps.engine.runs import AttemptState, Queue, Runs, RunState, queues
+from sweeps.engine.run_states import AttemptState, Queue, Runs, RunState, queues
 from sweeps.engine.work import Work
 from sweeps.engine.works import Shape, shape_of
 
