@@ -353,12 +353,14 @@ def _varies(cells: pd.Series[Any], groups: pd.Series[int]) -> bool:
 
 
 def _number_repeats(runs: pd.DataFrame) -> None:
-    """Give rows that agree in everything seeds of their own, in the order of their losses."""
-    ordered = runs.sort_values("loss", kind="stable")
-    again = ordered.groupby([*_SETTING, "seed"], observed=True, sort=False).cumcount()
-    again = again.reindex(runs.index)
-    taken = runs["seed"].max() + 1
-    runs["seed"] = runs["seed"].where(again == 0, taken + again + runs["seed"].abs() * (again.max() + 1))
+    """Give rows that agree in everything seeds that no other row has.
+
+    Nothing says which of them belongs to which row of another setting: with seeds in common they would be compared one
+    by one, and settings on the lowest losses of each.
+    """
+    repeated = runs.duplicated([*_SETTING, "seed"], keep=False)
+    order = runs[repeated].sort_values([*_SETTING, "seed", "loss"], kind="stable").index
+    runs.loc[order, "seed"] = np.arange(len(order)) + int(runs["seed"].max()) + 1
 
 
 def _in_order(runs: pd.DataFrame) -> pd.DataFrame:

@@ -92,6 +92,18 @@ def test_only_distinct_seeds_are_repeats() -> None:
     assert labelled.seed_sd == pytest.approx(np.log([3.0, 3.2]).std(ddof=1))
 
 
+def test_unlabelled_repeats_are_never_paired() -> None:
+    declared = Declared(unlabelled_repeats=True)
+    table = runs(loss=[3.0, 3.4, 3.1, 3.3, 3.3], lr=[0.01, 0.01, 0.02, 0.02, 0.02])
+    (row,) = find_optima(study_of_table("t", table, {}, declared)).best.to_dict("records")
+    # Pairing them by the order of their losses, the lowest of each would have chosen and the others been shown.
+    assert (row["lr"], row["loss"], row["seeds"]) == (0.01, pytest.approx(3.2), 2)
+    assert not row["shared_seeds"]
+    two = study_of_table("t", runs(loss=[3.0, 3.2, 3.1, 3.3], algorithm=["A", "A", "B", "B"]), {}, declared)
+    first, second = two.runs.groupby("series")["seed"].agg(set)
+    assert not first & second
+
+
 def test_a_declared_column_must_be_there_and_not_be_read_already() -> None:
     table = runs(loss=[3.0], compressor=["none"])
     with pytest.raises(ConfigError, match="did you mean compressor"):
