@@ -19,18 +19,18 @@ from sweeps.engine.cluster import (
     JobEnd,
     JobObservation,
     JobRequest,
+    JobState,
     Observation,
     RefusalKind,
     Refused,
 )
-from sweeps.engine.cluster import JobState as ClusterJobState
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.decide import Plan, decide
 from sweeps.engine.durations import Estimates
 from sweeps.engine.outcome import Outcome
 from sweeps.engine.policy import IDENTICAL_FAILURES, RULES, Cause, cause_of
 from sweeps.engine.quota import all_limits
-from sweeps.engine.sweep_state import JobState, SweepState, failure_group
+from sweeps.engine.sweep_state import SweepState, TrackedJob, failure_group
 from sweeps.node.attempt_files import is_finished
 from sweeps.node.code_snapshot import keep_source
 from sweeps.node.reports import measured_minutes
@@ -43,12 +43,12 @@ COMMANDS = ("paused", "own_limits", "held", "released", "cancel")
 """What people may ask for; the first four are events of the ledger."""
 _LONGEST_DEFER_SECONDS = 300.0
 """After a refused submission an allocation is left alone for a tick, then two, four, up to this."""
-_ASK_AGAIN_SECONDS = 60.0
-"""A job that goes on although its end was asked for is asked again; a tick where that is longer."""
+_REPEAT_CANCEL_SECONDS = 60.0
+"""A job that runs on is cancelled again after this, or after a tick where that is longer."""
 SNAPSHOT_LINES = 2000
 """Lines of the ledger that may have to be replayed after a snapshot, in some tenths of a second."""
-_LAST_WORDS_SECONDS = 5.0
-"""An ended job's attempt may still be on its way through a network file system."""
+_OUTCOME_WAIT_SECONDS = 5.0
+"""How long the files of an attempt may take to show up on a network file system after its job has ended."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,16 @@ class Controller:
         self._ended_since: dict[str, float] = {}
         self._missing_since: dict[str, float] = {}
         self._running_since: dict[str, float] = {}
-        self._asked_at: dict[str, float] = {}
+        self._cancel_sent_at: dict[str, float] = {}
         self._refusals: Counter[str] = Counter()
-        """In a row, by allocation."""
+        """Refused submissions in a row, by allocation."""
 
     def run(self, on_tick: Callable[[Tick], None] = lambda tick: None) -> SweepState:
         """Ticks until the sweep is over. Ctrl-C ends it in order: local work saves itself, a scheduler's jobs go on."""
         self._find_finished()
         try:
             # A sweep that is over begins anew where someone has asked for that.
-            self._take_commands()
+            self._apply_commands()
             if not self.state.is_over:
                 self.code = str(keep_source(self.folder.root))
                 self.cluster.start()
@@ -124,7 +124,7 @@ class Controller:
     def tick(self) -> Tick:
         """One look at the cluster and what follows from it."""
         self._file_clock_ahead = self.lease.renew() - time.time()
-        self._take_commands()
+        self._apply_commands()
         observation = self.cluster.observe(list(self.state.jobs))
         now = self.clock()
         for job in list(self.state.jobs.values()):
@@ -138,7 +138,7 @@ class Controller:
         plan = decide(self.state, self.config, limits, now, self.estimates.minutes_of)
         for tag in plan.cancel_pending:
             self._record("withdrawing", tag=tag)
-        self._ask_to_end(now)
+        self._send_cancellations(now)
         for request in plan.submit if observation.queue_read else ():
             if not self._submit(replace(request, code=self.code)):
                 break
@@ -147,7 +147,7 @@ class Controller:
 
     # Observing
 
-    def _absorb(self, job: JobState, observation: Observation, now: float) -> None:
+    def _absorb(self, job: TrackedJob, observation: Observation, now: float) -> None:
         seen = observation.jobs.get(job.tag)
         if seen is None:
             if observation.complete:
@@ -155,32 +155,32 @@ class Controller:
             return
         if job.job_id is None:
             self._record("submitted", tag=job.tag, job_id=seen.job_id)
-        if seen.state is not ClusterJobState.PENDING and job.started_at is None and seen.started_at is not None:
+        if seen.state is not JobState.PENDING and job.started_at is None and seen.started_at is not None:
             self._record("started", tag=job.tag, at=seen.started_at, nodes=list(seen.nodes))
-        if seen.state is ClusterJobState.ENDED:
-            if not self._may_still_speak(job, seen, now):
+        if seen.state is JobState.ENDED:
+            if not self._may_still_report(job, seen, now):
                 self._end(job, seen, now)
-        elif seen.state is ClusterJobState.RUNNING and job.cancelling is None and self._hangs(job, now):
+        elif seen.state is JobState.RUNNING and job.cancelling is None and self._hangs(job, now):
             self._record("cancelling", tag=job.tag, cause=Cause.HANG.value)
 
-    def _missing(self, job: JobState, now: float) -> None:
+    def _missing(self, job: TrackedJob, now: float) -> None:
         """The cluster answered, and knows no such job."""
         since = self._missing_since.setdefault(job.tag, now)
         if self.cluster.outlives_controller and now - since <= self.config.submit_confirm_timeout_seconds:
             return
         if job.job_id is not None:
-            self._end(job, JobObservation(job.tag, job.job_id, ClusterJobState.ENDED, end=JobEnd.LOST), now)
+            self._end(job, JobObservation(job.tag, job.job_id, JobState.ENDED, end=JobEnd.LOST), now)
         else:
             self._record("refused", tag=job.tag, why="it never reached the cluster")
             # Without its request it is not taken in again, should it turn up after all: its runs go on elsewhere.
             self.folder.drop_request(job.tag)
 
-    def _may_still_speak(self, job: JobState, seen: JobObservation, now: float) -> bool:
-        """It ended well by the scheduler's word, and its own is not here yet."""
+    def _may_still_report(self, job: TrackedJob, seen: JobObservation, now: float) -> bool:
+        """The scheduler says that it ended well, and its own files may not have arrived yet."""
         if seen.end is not JobEnd.EXITED or seen.exit_code not in (None, 0):
             return False
         since = self._ended_since.setdefault(job.tag, now)
-        if now - since >= _LAST_WORDS_SECONDS:
+        if now - since >= _OUTCOME_WAIT_SECONDS:
             return False
         left = [self.cluster.outcome(attempt) for attempt in job.request.attempts]
         return any(not found.finished and found.ending is None for found in left)
@@ -200,29 +200,29 @@ class Controller:
         if unwanted:
             self.cluster.cancel(unwanted)
 
-    def _ask_to_end(self, now: float) -> None:
-        """What was decided may not have been heard: the scheduler was away, or a controller died before it spoke."""
+    def _send_cancellations(self, now: float) -> None:
+        """Cancels the jobs that are to end, again and again: a request may have been lost."""
         for ask, concerned in (
             (self.cluster.cancel, [job for job in self.state.jobs.values() if job.cancelling is not None]),
             (
                 self.cluster.cancel_pending,
-                [j for j in self.state.jobs.values() if j.withdrawing and j.started_at is None],
+                [j for j in self.state.jobs.values() if j.cancel_pending and j.started_at is None],
             ),
         ):
-            again = max(_ASK_AGAIN_SECONDS, self.config.tick_seconds)
-            tags = [job.tag for job in concerned if now - self._asked_at.get(job.tag, -math.inf) >= again]
+            again = max(_REPEAT_CANCEL_SECONDS, self.config.tick_seconds)
+            tags = [job.tag for job in concerned if now - self._cancel_sent_at.get(job.tag, -math.inf) >= again]
             if tags:
                 ask(tags)
-                self._asked_at |= dict.fromkeys(tags, now)
+                self._cancel_sent_at |= dict.fromkeys(tags, now)
 
-    def _end(self, job: JobState, seen: JobObservation, now: float) -> None:
+    def _end(self, job: TrackedJob, seen: JobObservation, now: float) -> None:
         assert seen.end is not None
-        if job.withdrawing and seen.end is JobEnd.CANCELLED and job.started_at is None:
+        if job.cancel_pending and seen.end is JobEnd.CANCELLED and job.started_at is None:
             self._record("refused", tag=job.tag, why="taken back from the queue")
             self.folder.drop_request(job.tag)
             return
         endings: dict[str, Any] = {}
-        struck: set[str] = set()
+        failed_nodes: set[str] = set()
         for attempt in job.request.attempts:
             left = self.cluster.outcome(attempt)
             cause, detail = _cause(left, job, seen)
@@ -241,26 +241,26 @@ class Controller:
             if cause is Cause.FINISHED:
                 self.estimates.learn(attempt.work, measured_minutes(attempt.work))
             if RULES[cause].excludes_node:
-                struck.update(seen.nodes)
+                failed_nodes.update(seen.nodes)
         gpu_hours = _gpu_hours(job.request, [(ending["started_at"], ending["at"]) for ending in endings.values()])
-        self._record("ended", tag=job.tag, endings=endings, gpu_hours=gpu_hours, struck_nodes=sorted(struck))
-        for seen_at in (self._ended_since, self._missing_since, self._running_since, self._asked_at):
+        self._record("ended", tag=job.tag, endings=endings, gpu_hours=gpu_hours, struck_nodes=sorted(failed_nodes))
+        for seen_at in (self._ended_since, self._missing_since, self._running_since, self._cancel_sent_at):
             seen_at.pop(job.tag, None)
         self.folder.drop_request(job.tag)
 
-    def _hangs(self, job: JobState, now: float) -> bool:
-        """Every attempt in the job has had time to speak, and none has spoken lately.
+    def _hangs(self, job: TrackedJob, now: float) -> bool:
+        """Every attempt of the job has had time to report, and none has a recent heartbeat.
 
         Heartbeats are files: their age is by the file system's clock, as is `now`.
         """
-        patience = 60 * self.config.heartbeat_timeout_minutes
-        if now - self._running_since.setdefault(job.tag, now) < patience:
+        timeout = 60 * self.config.heartbeat_timeout_minutes
+        if now - self._running_since.setdefault(job.tag, now) < timeout:
             return False
         last = [self.cluster.outcome(attempt).heartbeat_at for attempt in job.request.attempts]
-        return all(at is not None and now - at > patience for at in last)
+        return all(at is not None and now - at > timeout for at in last)
 
     def _hold_identical_failures(self) -> None:
-        """One bug in many runs: the rest of their group is not sent after them."""
+        """Holds the waiting runs of a group in which several failed in the same way: one bug is paid for once."""
         for (detail, group), names in list(self.state.crashes.items()):
             if len(names) < IDENTICAL_FAILURES:
                 continue
@@ -337,7 +337,7 @@ class Controller:
     def apply_pending_commands(self) -> None:
         """Carries out the commands that wait, without going on with the sweep, and gives the lease back."""
         try:
-            self._take_commands()
+            self._apply_commands()
         finally:
             self.lease.release()
 
@@ -346,7 +346,7 @@ class Controller:
         if any(self.state.own_limits.get(name) != value for name, value in limits.items()):
             self._record("own_limits", limits=dict(limits))
 
-    def _take_commands(self) -> None:
+    def _apply_commands(self) -> None:
         for path, command in self.folder.received():
             event = dict(command)
             name = event.pop("event", None)
@@ -362,7 +362,7 @@ class Controller:
         tags = [tag for tag, job in self.state.jobs.items() if any(a.work.name in names for a in job.request.attempts)]
         for tag in tags:
             self._record("cancelling", tag=tag, cause=Cause.CANCELLED.value)
-        self._ask_to_end(self.clock())
+        self._send_cancellations(self.clock())
         waiting = [name for name in names if name in self.state.runs and self.state.runs[name].is_waiting]
         self._record("held", runs=waiting, why="cancelled by hand", command=command["command"])
 
@@ -373,7 +373,7 @@ class Controller:
         self.state.apply(self.ledger.append(event, **values), request)
 
 
-def _span(left: Outcome, job: JobState, seen: JobObservation, now: float) -> tuple[float | None, float]:
+def _span(left: Outcome, job: TrackedJob, seen: JobObservation, now: float) -> tuple[float | None, float]:
     """Start and end, Unix seconds, both by one clock: the scheduler's, or else the attempt's own."""
     if job.started_at is None and left.ending is not None:
         return left.ending.started_at, left.ending.ended_at
@@ -381,7 +381,7 @@ def _span(left: Outcome, job: JobState, seen: JobObservation, now: float) -> tup
 
 
 def _gpu_hours(request: JobRequest, spans: Sequence[tuple[float | None, float]]) -> float:
-    """Of the whole job, GPUs that no attempt used included: they are paid for too."""
+    """GPU-hours of the whole job, including GPUs that no attempt used: they are paid for too."""
     started = [started_at for started_at, _ in spans if started_at is not None]
     if not started:
         return 0.0
@@ -389,8 +389,8 @@ def _gpu_hours(request: JobRequest, spans: Sequence[tuple[float | None, float]])
     return request.nodes * request.gpus_per_node * seconds / 3600
 
 
-def _cause(left: Outcome, job: JobState, seen: JobObservation) -> tuple[Cause, str]:
-    """How an attempt of an ended job ended, and one line on it."""
+def _cause(left: Outcome, job: TrackedJob, seen: JobObservation) -> tuple[Cause, str]:
+    """The cause and one line on how an attempt of an ended job ended."""
     assert seen.end is not None
     if left.finished:
         return Cause.FINISHED, ""
@@ -398,6 +398,6 @@ def _cause(left: Outcome, job: JobState, seen: JobObservation) -> tuple[Cause, s
         return job.cancelling, ""
     cause = cause_of(left.ending, seen.end, seen.exit_code)
     if cause is Cause.FINISHED:
-        # It says so, but its result is not there: another attempt will find out.
+        # Its exit code says so, but there is no result: another attempt will tell.
         return Cause.CRASH, "exit code 0 without a result"
     return cause, left.message or seen.reason

@@ -110,7 +110,7 @@ def _parted(grid: Grid, line: Line) -> tuple[Grid | None, list[Grid]]:
 
 
 def _extended(grid: Grid, condition: Condition) -> Grid:
-    """Of two conditions that give one key to one point the later one counts."""
+    """Where two conditions set one key of a point, the later one counts."""
     fixed = {key: value for key, value in grid.fixed.items() if key not in condition.product}
     product = {key: values for key, values in grid.product.items() if key not in condition.fixed}
     return replace(grid, fixed={**fixed, **condition.fixed}, product={**product, **condition.product})

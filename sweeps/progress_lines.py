@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from sweeps.controller import Tick
-from sweeps.engine.run_states import STANDINGS
+from sweeps.engine.run_states import STATUSES
 from sweeps.engine.sweep_state import SweepState
 from sweeps.formatting import duration
 
@@ -38,7 +38,7 @@ class Lines:
 def summary(state: SweepState) -> str:
     """Return the counts of runs by status, as one line."""
     counts = state.counts
-    parts = [f"{counts[word]} {word}" for word in STANDINGS if counts[word]]
+    parts = [f"{counts[word]} {word}" for word in STATUSES if counts[word]]
     if state.counters.resubmitted:
         parts.append(f"{state.counters.resubmitted} resubmitted")
     return f"{len(state.runs)} runs: " + ", ".join(parts)

@@ -249,7 +249,7 @@ class Snapshot:
         )
 
     def reason(self, run: RunState) -> str:
-        if run.standing == "submitted":
+        if run.status == "submitted":
             return self.pending.get(run.attempts[-1].tag, "")
         return why(run, self.state, self.verdicts, self.now, self.has_verdicts)
 

@@ -25,7 +25,7 @@ from sweeps.controller import Controller, Tick
 from sweeps.engine.cluster import Refused
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.sweep_state import SweepState
-from sweeps.node.code_snapshot import import_lines, keep_source, python_words
+from sweeps.node.code_snapshot import import_lines, keep_source, python_command
 from sweeps.progress_lines import Lines, summary
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld
@@ -66,7 +66,7 @@ def queued(folder: SweepFolder, states: str = "PENDING,CONFIGURING,RUNNING") -> 
 
 
 def _submit(folder: SweepFolder, cluster: ClusterConfig, after: str | None) -> str:
-    command = [*python_words("sweeps.cli.controller_job"), str(folder.root.resolve()), folder.name]
+    command = [*python_command("sweeps.cli.controller_job"), str(folder.root.resolve()), folder.name]
     delay_seconds = _TICKS_BETWEEN_CONTROLLERS * cluster.tick_seconds
     log = folder.controller_log.resolve()
     setup = [*cluster.setup, *import_lines(str(keep_source(folder.root)))]

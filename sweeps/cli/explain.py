@@ -66,7 +66,7 @@ def row(run: RunState, reason: str) -> dict[str, Any]:
     """Return one run's values for `--json`."""
     return {
         "run": run.work.name,
-        "standing": run.standing,
+        "standing": run.status,
         "why": reason,
         "folder": run.work.folder,
         "expected_minutes": round(run.work.need.expected_minutes, 3),

@@ -10,10 +10,10 @@ from typing import Any
 from sweeps.engine.capacity import MAX_GPU_HOURS
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.counters import Counters
-from sweeps.engine.lower_bound import least_minutes
+from sweeps.engine.lower_bound import makespan_lower_bound
 from sweeps.engine.outcome import Progress
 from sweeps.engine.run_states import RunState
-from sweeps.engine.sweep_state import JobState, SweepState
+from sweeps.engine.sweep_state import SweepState, TrackedJob
 from sweeps.engine.works import Group, Shape, group_of, shape_of
 from sweeps.store.lease import Holder
 from sweeps.store.ledger import Damage
@@ -140,7 +140,7 @@ def _counters_of(runs: Iterable[RunState]) -> Counters:
     return counters
 
 
-def _in_flight(state: SweepState) -> Iterable[tuple[RunState, JobState]]:
+def _in_flight(state: SweepState) -> Iterable[tuple[RunState, TrackedJob]]:
     for job in state.jobs.values():
         for attempt in job.request.attempts:
             run = state.runs.get(attempt.work.name)
@@ -162,4 +162,4 @@ def _minutes_left(
     heads = [queue.longest().work for queue in state.waiting.values() if len(queue)]
     longest = [work.need.expected_minutes * state.counters.correction(group_of(work)) for work in heads]
     longest += [max(0.0, one.expected_minutes - one.minutes) for one in running]
-    return least_minutes(left, max(longest, default=0.0), config, state.own_limits)
+    return makespan_lower_bound(left, max(longest, default=0.0), config, state.own_limits)

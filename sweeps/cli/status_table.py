@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sweeps.cli.status import RunningRun, Status
 from sweeps.engine.counters import Finished
-from sweeps.engine.run_states import STANDINGS
+from sweeps.engine.run_states import STATUSES
 from sweeps.engine.works import Group as RowGroup
 from sweeps.engine.works import group_of
 from sweeps.formatting import about, duration, plural, size
@@ -44,7 +44,7 @@ def _counts(status: Status) -> Table:
         + ("" if status.is_over else f"; {controller}"),
     )
     labels = status.group_labels if any(any(group) for group in counters.groups) else ()
-    words = [word for word in STANDINGS if counters.counts[word] or word == "done"]
+    words = [word for word in STATUSES if counters.counts[word] or word == "done"]
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for label in labels:
         table.add_column(_TITLES.get(label, label), justify="right" if label in _TITLES else "left", no_wrap=True)

@@ -1,4 +1,4 @@
-"""One allocation while it is being filled: what its limits, the sweep's budget and a reservation leave room for."""
+"""The capacity of one allocation while it is being filled: what limits, budget and a reservation leave free."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sweeps.engine.works import Shape, shape_of
 MAX_GPU_HOURS = "max_gpu_hours"
 """The name among a sweep's own limits of the cap over all allocations."""
 _MOST_EXCLUDED = 8
-"""A job avoids so many nodes at most: beyond that the trouble is not the nodes',"""
+"""Most nodes that a job avoids: beyond that the nodes are not the cause,"""
 _SHARE_EXCLUDED = 1 / 4
-"""nor more than this share of the nodes there are: a job that excludes too many waits for ever."""
+"""and the largest share of all nodes: a job that excludes too many never starts."""
 
 
 @dataclass
 class Budget:
-    """GPU-hours that the sweep as a whole may still take on, over all allocations."""
+    """The cap on GPU-hours over all allocations, and what is used or committed of it."""
 
     most: float
     held: float
@@ -34,7 +34,7 @@ class Budget:
 
 
 @dataclass
-class Room:
+class Capacity:
     """One allocation while it is being filled."""
 
     allocation: AllocationConfig
@@ -42,9 +42,9 @@ class Room:
     held: Amount
     budget: Budget
     closed_until: float = 0.0
-    """The cluster takes no more jobs here before this; Unix seconds."""
+    """The cluster accepts no more jobs here before this; Unix seconds."""
     queue_minutes: float = 0.0
-    """What a job that is submitted now must expect to wait in the cluster's own queue."""
+    """Expected wait in the cluster's own queue of a job that is submitted now."""
     num_queued: int = 0
     """Our jobs in that queue."""
     reserved_at: float = math.inf
@@ -53,50 +53,52 @@ class Room:
     """Nodes that it leaves free then."""
 
     def job_shape(self, shape: Shape) -> Shape:
-        """What a job takes for a run of that shape: whole nodes, where they are handed out so."""
+        """The shape of a job for a run of that shape: whole nodes, where they are allocated whole."""
         nodes, gpus, cpus = shape
         if self.allocation.whole_nodes:
             return nodes, self.allocation.gpus_per_node, self.allocation.cpus_per_node
         return nodes, gpus, cpus
 
-    def places(self, shape: Shape) -> int:
+    def slots(self, shape: Shape) -> int:
         """Runs of that shape in one job."""
         nodes, gpus, _ = shape
         if not self.allocation.whole_nodes or nodes > 1 or gpus == 0:
             return 1
         return max(1, self.allocation.gpus_per_node // gpus)
 
-    def places_left(self, pack: Sequence[RunState], shape: Shape) -> int:
+    def slots_left(self, pack: Sequence[RunState], shape: Shape) -> int:
         """Runs of a narrower shape that fit beside those of the pack, each with GPUs of its own."""
         nodes, gpus, _ = shape
         if not self.allocation.whole_nodes or nodes > 1 or gpus == 0 or pack[0].work.need.nodes > 1:
             return 0
         return int(self.allocation.gpus_per_node - sum(run.work.need.gpus for run in pack)) // gpus
 
-    def answer(self, shape: Shape, minutes: float, now: float) -> Verdict:
-        """On one more job of that shape and length beside those that are held."""
+    def verdict_on(self, shape: Shape, minutes: float, now: float) -> Verdict:
+        """Return whether one more job of that shape and length may start beside those that are held."""
         if now < self.closed_until:
             seconds = math.ceil(self.closed_until - now)
-            return Verdict(VerdictKind.WAIT, f"{self.allocation.name} takes no more jobs for now, asked in {seconds} s")
+            return Verdict(
+                VerdictKind.WAIT, f"{self.allocation.name} accepts no more jobs for now; tried again in {seconds} s"
+            )
         answer = shape_verdict(shape, self.allocation)
         if answer.kind is VerdictKind.RUN:
             amount = self._amount(shape, minutes)
             answer = verdict(amount, self.limits, self.held)
             if answer.kind is VerdictKind.RUN:
                 answer = verdict(amount, [self.budget.limit], Amount({Resource.GPU_HOURS: self.budget.held}))
-        if answer.kind is VerdictKind.RUN and not self._lets_pass(shape[0], now + 60 * minutes):
+        if answer.kind is VerdictKind.RUN and not self._keeps_reservation(shape[0], now + 60 * minutes):
             return Verdict(VerdictKind.WAIT, "nodes are kept for a wider run")
         return answer
 
     def longest(self, shape: Shape, now: float) -> float:
         """Minutes of the longest run of that shape that may start now; 0 where none may."""
-        if self.answer(shape, 0.0, now).kind is not VerdictKind.RUN:
+        if self.verdict_on(shape, 0.0, now).kind is not VerdictKind.RUN:
             return 0.0
-        minutes = self._minutes_paid_for(shape)
+        minutes = self._affordable_minutes(shape)
         return minutes if shape[0] <= self.spare_nodes else min(minutes, (self.reserved_at - now) / 60)
 
     def would_ever_take(self, shape: Shape, minutes: float) -> bool:
-        """Whether the limits alone, with nobody else on the cluster, leave room for it."""
+        """Whether the limits would allow it with nobody else on the cluster."""
         alone = [replace(limit, used_by_others=0.0) for limit in self.limits]
         amount = self._amount(shape, minutes)
         taken = verdict(amount, alone, self.held).kind is VerdictKind.RUN
@@ -109,24 +111,24 @@ class Room:
         return min([self.allocation.max_wall_minutes, *walls])
 
     def wall_minutes(self, pack: Sequence[RunState], expected: Sequence[float]) -> float:
-        """What the longest of them asks for, within what limits and budget allow."""
+        """Wall time for the longest of the runs, within what limits and budget allow."""
         longest = self.longest_wall_minutes
         wanted = max(wall_minutes(run, longest, minutes) for run, minutes in zip(pack, expected, strict=True))
-        return min(wanted, self._minutes_paid_for(shape_of(pack[0].work)))
+        return min(wanted, self._affordable_minutes(shape_of(pack[0].work)))
 
     def minutes_to_end(self, minutes: float) -> float:
-        """When a run of so many minutes would be done here: it queues anew for each piece that the wall time allows."""
+        """Minutes until a run of that length would end here: each job that it is split into waits in the queue."""
         pieces = max(1, math.ceil(minutes / max(1.0, self.longest_wall_minutes)))
         return pieces * self.queue_minutes + minutes
 
     def most_excluded(self, nodes: int) -> int:
-        """Nodes that a job of that width may avoid."""
+        """Most nodes that a job of `nodes` nodes may exclude."""
         there = min((limit.most for limit in self.limits if limit.resource is Resource.NODES_THERE), default=math.inf)
         if math.isinf(there):
             return 1
         return int(max(0, min(_MOST_EXCLUDED, _SHARE_EXCLUDED * there, there - nodes)))
 
-    def take(self, request: JobRequest, ends_at: float) -> None:
+    def add(self, request: JobRequest, ends_at: float) -> None:
         amount = amount_of(request)
         self.held = self.held + amount
         self.budget.held += amount.of[Resource.GPU_HOURS]
@@ -138,7 +140,7 @@ class Room:
         nodes, gpus, cpus = self.job_shape(shape)
         return asked(nodes, gpus, cpus, 0.0, nodes * gpus * minutes / 60)
 
-    def _minutes_paid_for(self, shape: Shape) -> float:
+    def _affordable_minutes(self, shape: Shape) -> float:
         nodes, gpus, _ = self.job_shape(shape)
         held = self.held.of.get(Resource.GPU_HOURS, 0.0)
         hours = [
@@ -146,8 +148,8 @@ class Room:
         ]
         return min([*hours, self.budget.most - self.budget.held]) * 60 / (nodes * gpus) if gpus else math.inf
 
-    def _lets_pass(self, nodes: int, ends_at: float) -> bool:
-        """Whether a job of that width and end leaves the reservation alone."""
+    def _keeps_reservation(self, nodes: int, ends_at: float) -> bool:
+        """Whether a job of that width and end does not delay the reservation."""
         return ends_at <= self.reserved_at or nodes <= self.spare_nodes
 
 

@@ -1,4 +1,4 @@
-"""What the controller asks of a cluster, whichever it is: `submit`, `observe`, `cancel`, `limits`."""
+"""The port between the controller and a cluster of any kind: `submit`, `observe`, `cancel`, `limits`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class JobRequest:
     """One job: one attempt, or several small ones packed onto whole nodes, each with its own GPUs and ending."""
 
     tag: str
-    """Unique for ever: names sweep and number. A cluster must be able to find a job by it."""
+    """Names sweep and number, and is never used twice. A cluster must be able to find a job by it."""
     allocation: str
     attempts: tuple[Attempt, ...]
     nodes: int
@@ -45,7 +45,7 @@ class JobState(Enum):
 
 
 class JobEnd(Enum):
-    """The scheduler's word on how a job ended; an attempt's own `Ending`, where there is one, counts for more."""
+    """How a job ended as the scheduler reports it; an attempt's own `Ending`, where there is one, takes precedence."""
 
     EXITED = "exited"
     TIMEOUT = "timeout"
@@ -65,7 +65,7 @@ class JobObservation:
     state: JobState
     nodes: tuple[str, ...] = ()
     reason: str = ""
-    """Why it waits, in the scheduler's words."""
+    """Why it waits, as the scheduler reports it."""
     end: JobEnd | None = None
     exit_code: int | None = None
     started_at: float | None = None
@@ -83,7 +83,7 @@ class Observation:
     """
 
     jobs: Mapping[str, JobObservation]
-    """By tag."""
+    """Jobs by tag."""
     complete: bool = True
     queue_read: bool = True
     """False where not even the queue was to be had: what the user's other jobs hold is not known then, so that nothing
@@ -130,7 +130,7 @@ class Limit:
     """One limit on an allocation, and how much of it others than this sweep use."""
 
     name: str
-    """As its owner knows it: "quota.nodes", "QOS normal GrpTRES.node"."""
+    """As whoever set it knows it, such as "quota.nodes"."""
     resource: Resource
     most: float
     used_by_others: float = 0.0
@@ -140,13 +140,13 @@ class Limit:
 
 @dataclass(frozen=True)
 class Limits:
-    """By allocation."""
+    """Limits by allocation."""
 
     of: Mapping[str, Sequence[Limit]] = field(default_factory=dict)
     others: Mapping[str, Mapping[Resource, float]] = field(default_factory=dict)
     """What the user's jobs outside this sweep hold: it counts against the user's own quota."""
     note: str = ""
-    """For people: why the cluster's limits are not known, where they are not."""
+    """Why the cluster's limits are not known, for people; empty where they are."""
 
 
 class Cluster(Protocol):

@@ -26,7 +26,7 @@ class QuotaConfig:
     submitted_jobs: int | None = None
     """Queued and running."""
     gpu_hours: float | None = None
-    """Of the whole sweep."""
+    """GPU-hours of the whole sweep."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class ClusterConfig:
     submit_confirm_timeout_seconds: float = 120.0
     """A submitted job that the cluster does not list is given up after this; accepted ones show up much sooner."""
     tokens_per_second: float | None = None
-    """Of one GPU, or one core, at a model of a million parameters: the first guess at a run's time."""
+    """Speed of one GPU, or one core, with a model of a million parameters: the first estimate of a run's time."""
     gpus_per_run: int | str = "auto"
     """GPUs that a training run gets; auto: as many as the published study gave it, or the fewest more that it fits."""
     setup: list[str] = field(default_factory=list)

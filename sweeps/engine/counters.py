@@ -26,10 +26,10 @@ class Finished:
 
 @dataclass
 class Counters:
-    """Of all runs, or of those that a person has chosen."""
+    """Counts of all runs, or of those that a person has chosen."""
 
     groups: dict[Group, Counter[str]] = field(default_factory=dict)
-    """Runs by standing, a row of the table each."""
+    """Runs by status, for each row of the table."""
     held: dict[str, dict[str, None]] = field(default_factory=dict)
     """Names of the runs that are held, by the reason, in the order they were held."""
     fresh: Counter[Shape] = field(default_factory=Counter)
@@ -40,7 +40,7 @@ class Counters:
     """Minutes first expected of the runs that are neither done nor held."""
     finished: dict[Group, Finished] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
-    """Runs by standing."""
+    """Runs by status."""
     resubmitted: int = 0
     """Attempts after the first."""
 
@@ -76,13 +76,13 @@ class Counters:
 
     def add(self, run: RunState, sign: int = 1) -> None:
         """Counts the run in; out again with -1, before it changes."""
-        group, shape, standing = group_of(run.work), shape_of(run.work), run.standing
-        self._count(group, standing, sign)
-        if standing == "waiting" and not run.attempts:
+        group, shape, status = group_of(run.work), shape_of(run.work), run.status
+        self._count(group, status, sign)
+        if status == "waiting" and not run.attempts:
             self.fresh[shape] += sign
-        elif standing == "waiting":
+        elif status == "waiting":
             (self.tried.add if sign > 0 else self.tried.discard)(run.work.name)
-        if run.held is not None and standing == "held":
+        if run.held is not None and status == "held":
             names = self.held.setdefault(run.held, {})
             if sign > 0:
                 names[run.work.name] = None
@@ -90,7 +90,7 @@ class Counters:
                 names.pop(run.work.name, None)
                 if not names:
                     del self.held[run.held]
-        if standing not in ("done", "held"):
+        if status not in ("done", "held"):
             self._leaves(group, shape, sign * run.work.need.expected_minutes)
         self.resubmitted += sign * max(0, len(run.attempts) - 1)
         if run.done and run.attempts:
@@ -99,9 +99,9 @@ class Counters:
             finished.actual_minutes += sign * run.minutes
             finished.expected_minutes += sign * run.work.need.expected_minutes
 
-    def _count(self, group: Group, standing: str, sign: int) -> None:
-        self.groups.setdefault(group, Counter())[standing] += sign
-        self.counts[standing] += sign
+    def _count(self, group: Group, status: str, sign: int) -> None:
+        self.groups.setdefault(group, Counter())[status] += sign
+        self.counts[status] += sign
 
     def _leaves(self, group: Group, shape: Shape, minutes: float) -> None:
         self.left[group, shape] = self.left.get((group, shape), 0.0) + minutes

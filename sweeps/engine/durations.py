@@ -22,7 +22,7 @@ class Estimates:
     def __init__(self) -> None:
         self._ratios: dict[SimilarityKey, list[float]] = {}
         self._medians: dict[SimilarityKey, tuple[int, float]] = {}
-        """With the number of ratios that each was taken of."""
+        """Each with the number of ratios it was computed from."""
 
     def learn(self, work: Work, measured: float | None) -> None:
         """Takes in the measured minutes of a finished run; one without them, or without an expectation, teaches

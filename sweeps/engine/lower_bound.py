@@ -12,15 +12,15 @@ from sweeps.engine.works import Shape, shape_of
 
 
 def lower_bound_minutes(works: Sequence[Work], config: ClusterConfig) -> float | None:
-    """Of a whole sweep; None where the quota counts no nodes."""
+    """Lower bound on the makespan of a whole sweep; None where the quota counts no nodes."""
     minutes: dict[Shape, float] = {}
     for work in works:
         minutes[shape_of(work)] = minutes.get(shape_of(work), 0.0) + work.need.expected_minutes
     longest = max((work.need.expected_minutes for work in works), default=0.0)
-    return least_minutes(minutes, longest, config, {})
+    return makespan_lower_bound(minutes, longest, config, {})
 
 
-def least_minutes(
+def makespan_lower_bound(
     minutes: Mapping[Shape, float], longest: float, config: ClusterConfig, while_running: Mapping[str, float]
 ) -> float | None:
     """max(total node-minutes / nodes, longest run), over all allocations together.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Ending:
-    """An attempt's own word on how it ended: the one channel that no scheduler rewrites."""
+    """The exit record that an attempt leaves itself: no scheduler can rewrite it."""
 
     exit_code: int
     host: str
@@ -16,7 +16,7 @@ class Ending:
     ended_at: float
     """Unix seconds."""
     stopped_early: bool = False
-    """Whether it was asked to stop long before its time limit: its nodes were wanted for others."""
+    """Whether it was asked to stop long before its time limit, which means that it was preempted."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Outcome:
     checkpoint_step: int = 0
     """Last step that a resume would start from; 0 for work that has no checkpoints."""
     minutes_left: float | None = None
-    """From the last checkpoint to the end at the speed it was measured; None where that is not known."""
+    """Minutes from the last checkpoint to the end at the measured speed; None where that is not known."""
     message: str = ""
     """The attempt's one line on how it failed."""
     heartbeat_at: float | None = None
@@ -44,7 +44,7 @@ class Progress:
     """Unix seconds by the file system's clock."""
     checkpoint_step: int = 0
     minutes_left: float | None = None
-    """From the last checkpoint to the end."""
+    """Minutes from the last checkpoint to the end; None where that is not known."""
     message: str = ""
     """One line on how the attempt failed."""
     share: float | None = None

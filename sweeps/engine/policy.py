@@ -55,7 +55,7 @@ class Rule:
     done: bool = False
     """Nothing is left to do."""
     advice: str = ""
-    """For a run that is held."""
+    """What a person can do about a run that is held."""
 
 
 IDENTICAL_FAILURES = 3
@@ -129,8 +129,9 @@ _check_complete(_BY_END, JobEnd)
 
 
 def cause_of(ending: Ending | None, end: JobEnd, exit_code: int | None) -> Cause:
-    """Of an attempt whose job has ended, and not because the sweep asked for that. `exit_code` is the scheduler's, for
-    an attempt that left no ending.
+    """The cause of the end of an attempt whose job the sweep itself has not cancelled.
+
+    `ending` is the attempt's own exit record; `end` and `exit_code` are what the scheduler reports.
     """
     if ending is not None:
         cause = _by_code(ending.exit_code)
@@ -160,7 +161,7 @@ class PastAttempt:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class NextStep:
     """What follows from an attempt's end: done, again after `wait_seconds`, or held with a reason."""
 
     done: bool = False
@@ -168,19 +169,19 @@ class Verdict:
     wait_seconds: float = 0.0
 
 
-def after(attempts: Sequence[PastAttempt]) -> Verdict:
+def after(attempts: Sequence[PastAttempt]) -> NextStep:
     """`attempts` are those of one run since it was last released by hand, oldest first."""
     cause = attempts[-1].cause
     rule = RULES[cause]
     if rule.done:
-        return Verdict(done=True)
+        return NextStep(done=True)
     same = _since_progress(attempts).count(cause)
     in_all = sum(attempt.cause is cause for attempt in attempts)
     too_many = rule.retries is not None and same > rule.retries
     if too_many or (in_all >= _MOST_FAILURES and not rule.free_with_progress):
-        return Verdict(hold=f"{cause.value}: {rule.advice}")
+        return NextStep(hold=f"{cause.value}: {rule.advice}")
     doublings = min(32, max(0, same - 1))
-    return Verdict(wait_seconds=min(_LONGEST_BACKOFF_SECONDS, rule.backoff_seconds * 2.0**doublings))
+    return NextStep(wait_seconds=min(_LONGEST_BACKOFF_SECONDS, rule.backoff_seconds * 2.0**doublings))
 
 
 def _since_progress(attempts: Sequence[PastAttempt]) -> list[Cause]:

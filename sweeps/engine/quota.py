@@ -52,7 +52,7 @@ NOTHING = Amount({})
 
 
 def asked(nodes: int, gpus_per_node: int, cpus_per_node: int, wall_minutes: float, gpu_hours: float) -> Amount:
-    """Of one job."""
+    """The amount that one job asks for."""
     return Amount(
         {
             Resource.NODES: nodes,
@@ -91,7 +91,7 @@ def own_limits(allocation: AllocationConfig, while_running: Mapping[str, float])
 
 
 def verdict(request: Amount, limits: Sequence[Limit], held: Amount) -> Verdict:
-    """Of one more job beside those that hold `held`."""
+    """Whether one more job may start beside those that hold `held`."""
     waits = None
     for limit in limits:
         wanted = request.of.get(limit.resource, 0.0)
@@ -136,7 +136,7 @@ def best_verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Ma
 
 
 def all_limits(cluster: ClusterConfig, live: Limits, state: SweepState) -> dict[str, list[Limit]]:
-    """By allocation: the user's, which the user's other jobs use too, and the cluster's."""
+    """All limits by allocation: the user's own, which the user's other jobs count against too, and the cluster's."""
     limits = {}
     for allocation in cluster.allocations:
         others = live.others.get(allocation.name, {})
@@ -157,7 +157,7 @@ def _without(limit: Limit, spent_gpu_hours: float) -> Limit:
 
 
 def held_by_sweep(cluster: ClusterConfig, state: SweepState) -> dict[str, Amount]:
-    """By allocation: what this sweep's jobs hold, and the GPU-hours it has used or may still use in them."""
+    """What this sweep's jobs hold, by allocation, with the GPU-hours that are used or committed."""
     held: dict[str, dict[Resource, float]] = {
         allocation.name: {Resource.GPU_HOURS: state.spent_gpu_hours.get(allocation.name, 0.0)}
         for allocation in cluster.allocations

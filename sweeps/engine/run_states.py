@@ -40,7 +40,7 @@ class AttemptState:
 
     @property
     def minutes(self) -> float:
-        """Really taken, of an attempt that has ended."""
+        """Actual duration of an attempt that has ended."""
         if self.started_at is None or self.ended_at is None:
             return 0.0
         return max(0.0, self.ended_at - self.started_at) / 60
@@ -52,7 +52,7 @@ class RunState:
 
     work: Work
     position: int = 0
-    """Its place in the sweep: of equally long runs the first goes first."""
+    """Its index in the sweep: of equally long runs the first goes first."""
     attempts: list[AttemptState] = field(default_factory=list)
     released_after: int = 0
     """Attempts up to this number no longer count against it: someone has said `retry`."""
@@ -71,8 +71,8 @@ class RunState:
         return not self.done and self.held is None and not self.in_flight
 
     @property
-    def standing(self) -> str:
-        """One word for where it stands, out of `STANDINGS`."""
+    def status(self) -> str:
+        """One of `STATUSES`."""
         if self.done:
             return "done"
         if self.held is not None:
@@ -90,7 +90,7 @@ class RunState:
 
     @property
     def minutes(self) -> float:
-        """Really taken, by all attempts that have ended."""
+        """Actual duration of all attempts that have ended."""
         return sum(attempt.minutes for attempt in self.attempts)
 
     def to_line(self) -> bytes:
@@ -106,7 +106,7 @@ class RunState:
         return cls(work, position, [_attempt(values) for values in attempts], *others)
 
 
-STANDINGS = ("done", "running", "submitted", "waiting", "held")
+STATUSES = ("done", "running", "submitted", "waiting", "held")
 _ATTEMPT_FIELDS = tuple(f.name for f in fields(AttemptState))
 
 
@@ -122,7 +122,7 @@ def _attempt(values: Sequence[Any]) -> AttemptState:
 
 
 class Runs(Mapping[str, RunState]):
-    """By name, in the sweep's order. `lines` are what a snapshot says, by name, of runs that have a history."""
+    """Runs by name, in the sweep's order. `lines` are what a snapshot says, by name, of runs that have a history."""
 
     def __init__(self, works: Sequence[Work], lines: Mapping[str, bytes] | None = None) -> None:
         self.works = Works.of(works)
@@ -166,11 +166,11 @@ class Runs(Mapping[str, RunState]):
         return (position for name, position in self._positions.items() if name not in self._lines)
 
     def changes(self, run: RunState) -> None:
-        """To be told before a run changes."""
+        """Must be called before a run changes."""
         self._lines[run.work.name] = None
 
     def lines(self) -> Iterator[bytes]:
-        """Of all runs that have a history; those that have not changed are not written anew."""
+        """Lines of all runs that have a history; unchanged ones are not encoded again."""
         for name, known in self._lines.items():
             line = self[name].to_line() if known is None else known
             self._lines[name] = line
@@ -219,7 +219,7 @@ def _key(run: RunState) -> tuple[float, int]:
 
 
 def queues(runs: Runs, waiting: Iterable[int]) -> dict[Shape, Queue]:
-    """Of the runs at those positions, none of which is made for it."""
+    """Queues of the runs at those positions; no `RunState` is made for it."""
     keys: dict[Shape, list[tuple[float, int]]] = {}
     works = runs.works
     for position in waiting:

@@ -20,7 +20,7 @@ from sweeps.engine.works import Shape, shape_of
 
 
 @dataclass
-class JobState:
+class TrackedJob:
     """A job that was, or may have been, submitted and has not ended."""
 
     tag: str
@@ -30,9 +30,9 @@ class JobState:
     """None between the intent and the cluster's answer."""
     started_at: float | None = None
     cancelling: Cause | None = None
-    """Why we have asked for its end."""
-    withdrawing: bool = False
-    """Whether we have asked for it back, unless it starts first."""
+    """Why it is being cancelled; None where it is not."""
+    cancel_pending: bool = False
+    """Whether it is to be cancelled unless it starts first."""
 
 
 def number_of(tag: str) -> int:
@@ -43,7 +43,7 @@ def number_of(tag: str) -> int:
 
 @dataclass
 class NodeFailures:
-    """When a node failed us, newest last; Unix seconds."""
+    """Times at which a node failed a run, newest last; Unix seconds."""
 
     times: list[float] = field(default_factory=list)
 
@@ -52,29 +52,29 @@ class NodeFailures:
 class SweepState:
     runs: Runs
     prefix: str = ""
-    """Of the tags of its jobs: tells this sweep's from all others' on the cluster."""
-    jobs: dict[str, JobState] = field(default_factory=dict)
-    """In flight, by tag."""
+    """Start of its jobs' tags, which tells them from all other jobs on the cluster."""
+    jobs: dict[str, TrackedJob] = field(default_factory=dict)
+    """Jobs in flight, by tag."""
     num_jobs: int = 0
-    """Ever intended; the next tag's number."""
-    strikes: dict[str, NodeFailures] = field(default_factory=dict)
+    """Number of jobs ever intended; the newest tag's number."""
+    node_failures: dict[str, NodeFailures] = field(default_factory=dict)
     paused: bool = False
     own_limits: dict[str, float] = field(default_factory=dict)
     """Set while running, by resource name; they take the place of the cluster file's quota."""
     defer_until: dict[str, float] = field(default_factory=dict)
-    """By allocation: the cluster has refused a submission for now."""
+    """Unix seconds until which an allocation is left alone after a refusal, by allocation."""
     commands: set[str] = field(default_factory=set)
     """People's commands that have been carried out."""
     counters: Counters = field(default_factory=Counters)
     waiting: dict[Shape, Queue] = field(default_factory=dict)
     spent_gpu_hours: dict[str, float] = field(default_factory=dict)
-    """By allocation, of attempts that have ended."""
+    """GPU-hours of attempts that have ended, by allocation."""
     crashes: dict[tuple[str, object], set[str]] = field(default_factory=dict)
-    """Runs whose last attempt crashed, by its message and `failure_group`."""
+    """Runs whose last attempt crashed, by message and `failure_group`."""
 
     @classmethod
     def of(cls, works: Sequence[Work], prefix: str = "") -> SweepState:
-        """Of runs none of which has been tried."""
+        """The state before anything has been tried."""
         state = cls(Runs(works), prefix)
         state.counters.add_fresh(state.runs.works)
         state.waiting = queues(state.runs, range(len(works)))
@@ -82,7 +82,7 @@ class SweepState:
 
     @property
     def counts(self) -> Counter[str]:
-        """Runs by standing."""
+        """Runs by status."""
         return self.counters.counts
 
     @property
@@ -91,7 +91,7 @@ class SweepState:
         return not self.jobs and self.counts["done"] + self.counts["held"] == len(self.runs)
 
     def _enter(self, run: RunState) -> None:
-        """Into the sums and queues; `_leave` before each change, this after it."""
+        """Adds the run to sums and queues; `_leave` comes before each change of it, this after."""
         self.counters.add(run)
         if run.is_waiting:
             self.waiting.setdefault(shape_of(run.work), Queue(self.runs)).add(run)
@@ -125,7 +125,7 @@ class SweepState:
     def _intended(self, event: Event, request: JobRequest) -> None:
         # A damaged ledger may lack earlier ones: no tag is given twice.
         self.num_jobs = max(self.num_jobs + 1, number_of(request.tag))
-        self.jobs[request.tag] = JobState(request.tag, request, event["time"])
+        self.jobs[request.tag] = TrackedJob(request.tag, request, event["time"])
         for attempt in request.attempts:
             run = self.runs.get(attempt.work.name)
             if run is not None:
@@ -164,7 +164,7 @@ class SweepState:
 
     def _withdrawing(self, event: Event) -> None:
         if event["tag"] in self.jobs:
-            self.jobs[event["tag"]].withdrawing = True
+            self.jobs[event["tag"]].cancel_pending = True
 
     def _cancelling(self, event: Event) -> None:
         if event["tag"] in self.jobs:
@@ -185,16 +185,16 @@ class SweepState:
             attempt.ended_at = ending["at"]
             if attempt.started_at is None:
                 attempt.started_at = ending["started_at"]
-            verdict = after(past_attempts(run))
-            run.done = verdict.done
-            run.held = verdict.hold
-            run.not_before = event["time"] + verdict.wait_seconds
+            step = after(past_attempts(run))
+            run.done = step.done
+            run.held = step.hold
+            run.not_before = event["time"] + step.wait_seconds
             self._enter(run)
         if event["tag"] in self.jobs:
             allocation = self.jobs[event["tag"]].request.allocation
             self.spent_gpu_hours[allocation] = self.spent_gpu_hours.get(allocation, 0.0) + event["gpu_hours"]
         for node in event["struck_nodes"]:
-            self.strikes.setdefault(node, NodeFailures()).times.append(event["time"])
+            self.node_failures.setdefault(node, NodeFailures()).times.append(event["time"])
         self.jobs.pop(event["tag"], None)
 
     def _held(self, event: Event) -> None:

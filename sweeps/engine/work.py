@@ -22,7 +22,7 @@ class Need:
     wall_minutes: float = 60.0
     """Time asked for."""
     expected_minutes: float = 60.0
-    """Time it is thought to take, all attempts together."""
+    """Time it is expected to take, all attempts together."""
     tasks_per_node: int = 1
     """Processes that do the work together, each with its rank (`sweeps.node.tasks`)."""
 
@@ -50,7 +50,7 @@ class Adapter:
     similarity_keys: tuple[tuple[str, ...], ...] = ((),)
     """Labels that make the times of two runs comparable, the most similar runs first."""
     adjustments: Mapping[str, str] = field(default_factory=dict)
-    """By cause: the parameter of the entry that counts the attempts that ended so (`RULES`' `adjusts`)."""
+    """Parameter of the entry that counts the attempts that ended with a cause, by cause (`Rule.adjusts`)."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Adapter:
@@ -115,5 +115,5 @@ class Attempt:
 
 
 def expected_minutes(work: Work) -> float:
-    """Of the whole work, as it was first thought."""
+    """Minutes that were first expected of the whole work."""
     return work.need.expected_minutes

@@ -33,7 +33,7 @@ def read_ending(attempt: Attempt) -> Ending | None:
 
 
 def read_outcome(attempt: Attempt) -> Outcome:
-    """From the files of the work's folder; what is not readable counts as not there."""
+    """Reads the files of the work's folder; what is not readable counts as not there."""
     progress = read_progress(attempt.work)
     finished, ending = is_finished(attempt.work), read_ending(attempt)
     if progress is None:

@@ -60,7 +60,7 @@ def _digest(files: Mapping[str, bytes], git: Mapping[str, Any] | None, patch: st
 
 
 def _write(place: Path, files: Mapping[str, bytes], source: Mapping[str, Any], patch: str) -> None:
-    """Under another name first: whoever finds the place finds all of it."""
+    """Writes under another name first, so that the copy is complete once it has its name."""
     place.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
     try:
@@ -107,10 +107,10 @@ def _changes(folder: Path, parts: Sequence[str]) -> str:
     return _git(folder, "diff", "--no-color", "--no-ext-diff", "HEAD", "--", *parts) or ""
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *words],
+            ["git", "-C", str(folder), *arguments],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_GIT_SECONDS,
             check=False, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
         )  # fmt: skip
@@ -129,7 +129,7 @@ PYTHON = [sys.executable, "-P"]
 """Imports nothing from the folder where it happens to be started."""
 
 
-def python_words(module: str) -> list[str]:
+def python_command(module: str) -> list[str]:
     """The command that runs a module of this project."""
     return [*PYTHON, "-m", module]
 

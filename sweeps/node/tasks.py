@@ -25,7 +25,7 @@ from sweeps.engine.cluster import JobRequest
 from sweeps.engine.outcome import Ending
 from sweeps.engine.work import Attempt
 from sweeps.node.attempt_files import write_ending
-from sweeps.node.code_snapshot import python_words
+from sweeps.node.code_snapshot import python_command
 from sweeps.node.environment import installed_packages, record_environment
 from sweeps.node.run_attempt import die_with, run_attempt, run_task
 
@@ -103,7 +103,7 @@ def _wait_for_all(pids: dict[int, int]) -> list[int]:
 
 
 def exit_code_of(status: int) -> int:
-    """Of a status that `waitpid` gave; one killed by signal N has 128 + N, as in a shell."""
+    """The exit code for a status that `waitpid` gave; 128 + N for a process killed by signal N, as in a shell."""
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else KILLED_BY_SIGNAL - code
 
@@ -120,7 +120,7 @@ def _run_by_srun(attempt: Attempt, request_file: Path) -> list[int]:
     folder.mkdir(exist_ok=True)
     with open(attempt.folder / "stderr.log", "ab") as log:
         process = subprocess.Popen(
-            [*words, *python_words("sweeps.node.tasks"), str(request_file)],
+            [*words, *python_command("sweeps.node.tasks"), str(request_file)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
         with passing_on({process.pid: 0}):
@@ -131,7 +131,7 @@ def _run_by_srun(attempt: Attempt, request_file: Path) -> list[int]:
 
 
 def common_code(codes: Sequence[int]) -> int:
-    """One word for all ranks: the failure that explains the others, a crash before the wish for more time."""
+    """One exit code for all ranks: the failure that explains the others; a crash before a request for more time."""
     for known in (ExitCode.CONFIG_CANNOT_RUN, ExitCode.USAGE, ExitCode.OUT_OF_MEMORY):
         if known in codes:
             return int(known)

@@ -1,1 +1,1 @@
-"""Whole sweeps on a cluster that exists in numbers alone."""
+"""Whole sweeps on a simulated cluster."""

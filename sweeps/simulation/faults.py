@@ -1,4 +1,4 @@
-"""What goes wrong on a simulated cluster."""
+"""Fault models: what goes wrong on a simulated cluster."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FaultModel:
-    """The default is a cluster where nothing does."""
+    """Rates and shares of faults; by default there are none."""
 
     spread: float = 0.0
-    """Of true over expected minutes: sigma of a log-normal."""
+    """Sigma of the log-normal ratio of actual to expected minutes."""
     node_failures_per_day: float = 0.0
-    """Of each node."""
+    """Rate for each node."""
     preemptions_per_day: float = 0.0
-    """Of each job."""
+    """Rate for each job."""
     crashes: float = 0.0
     """Share of attempts that crash at some moment."""
     broken: float = 0.0
@@ -28,11 +28,11 @@ class FaultModel:
     refusals: float = 0.0
     """Share of submissions that are refused for now."""
     outages: float = 0.0
-    """Share of looks that get no answer."""
+    """Share of observations that get no answer."""
     late_seconds: float = 0.0
-    """A job is seen so long after it was accepted."""
-    crowd: float = 0.0
-    """Share of the nodes that other people's jobs hold, on the average."""
+    """Delay between the acceptance of a job and its first observation."""
+    background_load: float = 0.0
+    """Mean share of the nodes that other users' jobs hold."""
     node_limit: int | None = None
     """Nodes of an allocation that the scheduler lets this user's jobs hold at once; a job too many waits."""
     submit_limit: int | None = None

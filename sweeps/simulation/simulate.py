@@ -13,7 +13,7 @@ from pathlib import Path
 from sweeps.controller import Controller, Tick
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.lower_bound import lower_bound_minutes
-from sweeps.engine.sweep_state import JobState, SweepState
+from sweeps.engine.sweep_state import SweepState, TrackedJob
 from sweeps.engine.work import Work
 from sweeps.simulation.faults import FaultModel
 from sweeps.simulation.simulated_cluster import SimulatedCluster, num_nodes_of
@@ -36,19 +36,19 @@ class Outcome:
     lower_bound_minutes: float | None
     """No schedule is shorter: max(total work / quota, longest run); None where the quota counts no nodes."""
     attempts: Counter[str]
-    """By cause."""
+    """Number of attempts by cause."""
 
 
 def simulate(
     works: Sequence[Work],
     config: ClusterConfig,
-    weather: FaultModel,
+    faults: FaultModel,
     on_tick: Callable[[Tick, SimulatedCluster], None] = lambda tick, cluster: None,
     max_days: float = 3650.0,
 ) -> Outcome:
     """Plays the sweep to its end. One that does not end within `max_days` raises `RuntimeError`."""
     num_nodes = max(num_nodes_of(allocation) for allocation in config.allocations)
-    cluster = SimulatedCluster(config, weather, num_nodes, _BEGIN)
+    cluster = SimulatedCluster(config, faults, num_nodes, _BEGIN)
     with tempfile.TemporaryDirectory(dir=_MEMORY_DISK if _MEMORY_DISK.is_dir() else None) as root:
         folder = SweepFolder(Path(root), "simulated")
         controller = begin(folder, works, cluster)
@@ -101,16 +101,16 @@ def play(
 
 
 def _quiet_seconds(tick: Tick, cluster: SimulatedCluster, next_retry_at: float) -> float:
-    """For how long the controller would see what it sees now."""
+    """Seconds during which an observation would not change."""
     state, now = tick.state, cluster.world.now
-    patience = cluster.config.submit_confirm_timeout_seconds
-    if not tick.complete or any(_is_young(job, now, patience) for job in state.jobs.values()):
+    timeout = cluster.config.submit_confirm_timeout_seconds
+    if not tick.complete or any(_is_young(job, now, timeout) for job in state.jobs.values()):
         return 0.0
     changes = [cluster.world.next_event_at, next_retry_at, now + 60 * cluster.config.heartbeat_timeout_minutes]
     changes += [until for until in state.defer_until.values() if until > now]
     return max(0.0, min(changes) - now)
 
 
-def _is_young(job: JobState, now: float, patience: float) -> bool:
+def _is_young(job: TrackedJob, now: float, timeout: float) -> bool:
     """It may not have been seen yet, and be given up for that."""
-    return job.started_at is None and now - job.intended_at <= patience + 60
+    return job.started_at is None and now - job.intended_at <= timeout + 60

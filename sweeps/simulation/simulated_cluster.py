@@ -1,4 +1,4 @@
-"""A cluster that exists in numbers alone: a simulated world, and how much of it a controller gets to hear.
+"""A simulated cluster: a simulated world, and what a controller can observe of it.
 
 It is stricter than a real scheduler: a request that must never be made (a tag used twice, a run that is at work or
 finished already) raises `AssertionError`.
@@ -29,13 +29,13 @@ from sweeps.simulation.world import Job, Node, World
 
 
 class SimulatedCluster:
-    """Answers get lost or come late, and requests are refused, as the weather has it."""
+    """A cluster whose answers get lost or come late and whose refusals follow the fault model."""
 
     outlives_controller = True
 
-    def __init__(self, config: ClusterConfig, weather: FaultModel, num_nodes: int, now: float) -> None:
+    def __init__(self, config: ClusterConfig, faults: FaultModel, num_nodes: int, now: float) -> None:
         self.config = config
-        self.world = World(config, weather, num_nodes, now)
+        self.world = World(config, faults, num_nodes, now)
 
     def check(self) -> None: ...
 
@@ -44,15 +44,15 @@ class SimulatedCluster:
     def stop(self) -> None: ...
 
     def submit(self, request: JobRequest) -> str:
-        world, weather = self.world, self.world.weather
+        world, faults = self.world, self.world.faults
         assert request.tag not in world.jobs, f"{request.tag} is submitted twice"
         luck = world.random.random()
-        if luck < weather.refusals:
+        if luck < faults.refusals:
             raise Refused(RefusalKind.DEFER, "Slurm temporarily unable to accept job")
-        limit = weather.submit_limit
+        limit = faults.submit_limit
         if limit is not None and sum(job.request.allocation == request.allocation for job in world.live()) >= limit:
             raise Refused(RefusalKind.DEFER, "QOSMaxSubmitJobPerUserLimit")
-        is_lost = luck < weather.refusals + weather.lost_answers
+        is_lost = luck < faults.refusals + faults.lost_answers
         if not is_lost or world.random.random() < 0.5:
             world.accept(request)
         if is_lost:
@@ -60,13 +60,13 @@ class SimulatedCluster:
         return world.jobs[request.tag].job_id
 
     def observe(self, tags: Sequence[str]) -> Observation:
-        if self.world.random.random() < self.world.weather.outages:
+        if self.world.random.random() < self.world.faults.outages:
             return Observation({}, complete=False, queue_read=False)
         jobs = {tag: self.world.jobs[tag] for tag in tags if tag in self.world.jobs}
         return Observation({tag: _observed(job) for tag, job in jobs.items() if self._is_seen(job)})
 
     def _is_seen(self, job: Job) -> bool:
-        return self.world.now - job.accepted_at >= self.world.weather.late_seconds
+        return self.world.now - job.accepted_at >= self.world.faults.late_seconds
 
     def outcome(self, attempt: Attempt) -> Outcome:
         return self.world.outcome(attempt)
@@ -94,8 +94,8 @@ class SimulatedCluster:
     def _limits_of(self, nodes: Sequence[Node]) -> Iterator[Limit]:
         yield Limit("nodes", Resource.NODES_THERE, len(nodes))
         for name, resource, most in (
-            ("GrpTRES.node", Resource.NODES, self.world.weather.node_limit),
-            ("MaxSubmitJobs", Resource.SUBMITTED, self.world.weather.submit_limit),
+            ("GrpTRES.node", Resource.NODES, self.world.faults.node_limit),
+            ("MaxSubmitJobs", Resource.SUBMITTED, self.world.faults.submit_limit),
         ):
             if most is not None:
                 yield Limit(name, resource, most, enforced=True)

@@ -1,6 +1,6 @@
-"""A world in numbers alone: nodes, a queue, time limits and mishaps, as a discrete-event simulation.
+"""Nodes, a queue, time limits and faults as a discrete-event simulation.
 
-Seeded: the same requests at the same times meet the same fate. What must never happen (a run at work twice, or again
+Seeded: the same requests at the same times end in the same way. What must never happen (a run at work twice, or again
 after it has finished) raises `AssertionError`.
 """
 
@@ -20,9 +20,9 @@ from sweeps.engine.work import Attempt, Work
 from sweeps.simulation.faults import FaultModel
 
 _START_SECONDS = 1.0
-"""From a free node to a job that runs on it."""
+"""Delay between a node becoming free and a job starting on it."""
 _STARTUP_MINUTES = 0.5
-"""Of each attempt, before it trains."""
+"""Start-up time of each attempt."""
 _CHECKPOINT_MINUTES = 10.0
 _WARNING_MINUTES = 2.0
 """Before the time limit an attempt is told to save itself."""
@@ -30,7 +30,7 @@ _REPAIR_MINUTES = 60.0
 """A failed node is down for so long."""
 _STEPS_PER_MINUTE = 100
 _OTHERS_MINUTES = 360.0
-"""Of another person's job on one node."""
+"""Mean length of another user's job on one node."""
 
 
 @dataclass
@@ -61,9 +61,9 @@ class Job:
 class World:
     """Time stands still between calls of `advance`. `now` is in Unix seconds."""
 
-    def __init__(self, config: ClusterConfig, weather: FaultModel, num_nodes: int, now: float) -> None:
-        self.weather, self.now = weather, now
-        self.random = random.Random(weather.seed)
+    def __init__(self, config: ClusterConfig, faults: FaultModel, num_nodes: int, now: float) -> None:
+        self.faults, self.now = faults, now
+        self.random = random.Random(faults.seed)
         self.nodes = {
             a.name: [Node(f"{a.name}{n:03d}", a.gpus_per_node, a.cpus_per_node) for n in range(1, num_nodes + 1)]
             for a in config.allocations
@@ -137,7 +137,7 @@ class World:
 
     def cancel_pending(self, tag: str) -> None:
         """Cancels a job unless it starts first."""
-        self._at(_START_SECONDS / 60, "withdrawal", tag)
+        self._at(_START_SECONDS / 60, "cancel_pending", tag)
 
     def outcome(self, attempt: Attempt) -> Outcome:
         """What lies in the folder of the attempt's work."""
@@ -154,7 +154,7 @@ class World:
         heapq.heappush(self._events, (self.now + 60 * minutes, self._number, what, first, second))
 
     def _plan_failure(self, allocation: str, num_nodes: int) -> None:
-        rate = self.weather.node_failures_per_day * num_nodes
+        rate = self.faults.node_failures_per_day * num_nodes
         if rate:
             self._at(1440 * self.random.expovariate(rate), "node_failure", allocation)
 
@@ -174,8 +174,8 @@ class World:
         self._at(0, "schedule")
 
     def _plan_others(self, allocation: str) -> None:
-        if self.weather.crowd:
-            rate = self.weather.crowd * len(self.nodes[allocation]) / _OTHERS_MINUTES
+        if self.faults.background_load:
+            rate = self.faults.background_load * len(self.nodes[allocation]) / _OTHERS_MINUTES
             self._at(self.random.expovariate(rate), "others_come", allocation)
 
     def _on_others_come(self, allocation: str, _: str) -> None:
@@ -201,7 +201,7 @@ class World:
     def _place(self, request: JobRequest) -> list[Node] | None:
         gpus, cpus = request.gpus_per_node, request.cpus_per_node
         running = [job for job in self.live() if job.nodes and job.request.allocation == request.allocation]
-        limit = self.weather.node_limit
+        limit = self.faults.node_limit
         if limit is not None and sum(job.request.nodes for job in running) + request.nodes > limit:
             return None
         fitting = [
@@ -226,32 +226,34 @@ class World:
             self._begin(job, attempt)
         self._at(max(0.0, job.request.wall_minutes - _WARNING_MINUTES), "warning", job.request.tag)
         self._at(job.request.wall_minutes, "time_limit", job.request.tag)
-        if self.weather.preemptions_per_day:
-            self._at(1440 * self.random.expovariate(self.weather.preemptions_per_day), "preemption", job.request.tag)
+        if self.faults.preemptions_per_day:
+            self._at(1440 * self.random.expovariate(self.faults.preemptions_per_day), "preemption", job.request.tag)
 
     def _begin(self, job: Job, attempt: Attempt) -> None:
         """Decides how the attempt would end if it were left alone."""
         name = attempt.work.name
         assert name not in self._finished, f"{name} is finished and runs again"
         left = _STARTUP_MINUTES + self._true_minutes(attempt.work) - self._minutes_done.get(name, 0.0)
-        if self._is(name, "hungry", self.weather.out_of_memory) and not attempt.adjustments:
+        is_oom_prone = self._is(name, "hungry", self.faults.out_of_memory)
+        if is_oom_prone and not attempt.adjustments:
             self._at(_STARTUP_MINUTES, "attempt_end", job.request.tag, f"{name} 70")
-        elif self._is(name, "broken", self.weather.broken):
+        elif self._is(name, "broken", self.faults.broken):
             self._at(_STARTUP_MINUTES, "attempt_end", job.request.tag, f"{name} 1")
-        elif self.random.random() < self.weather.hangs:
+        elif self.random.random() < self.faults.hangs:
             job.stuck.add(name)
             self._silent_since[name] = self.now + 60 * self.random.uniform(0, left)
-        elif self.random.random() < self.weather.crashes:
+        elif self.random.random() < self.faults.crashes:
             self._at(self.random.uniform(0, left), "attempt_end", job.request.tag, f"{name} 1")
         else:
             self._at(left, "attempt_end", job.request.tag, f"{name} 0")
 
     def _is(self, name: str, what: str, share: float) -> bool:
-        """A property of the run, the same in each attempt."""
-        return share > 0 and random.Random(f"{self.weather.seed} {what} {name}").random() < share
+        """Whether the run has a property, in every attempt the same. `what` salts the random draw: another name would
+        draw other runs."""
+        return share > 0 and random.Random(f"{self.faults.seed} {what} {name}").random() < share
 
     def _true_minutes(self, work: Work) -> float:
-        luck = random.Random(f"{self.weather.seed} minutes {work.name}").gauss(0, self.weather.spread)
+        luck = random.Random(f"{self.faults.seed} minutes {work.name}").gauss(0, self.faults.spread)
         return work.need.expected_minutes * math.exp(luck)
 
     def _on_attempt_end(self, tag: str, name_and_code: str) -> None:
@@ -295,7 +297,7 @@ class World:
     def _on_cancel(self, tag: str, _: str) -> None:
         self._end(self.jobs[tag], JobEnd.CANCELLED)
 
-    def _on_withdrawal(self, tag: str, _: str) -> None:
+    def _on_cancel_pending(self, tag: str, _: str) -> None:
         if self.jobs[tag].started_at is None:
             self._end(self.jobs[tag], JobEnd.CANCELLED)
 

@@ -31,7 +31,7 @@ class Definition:
     cluster: dict[str, Any]
     works: Sequence[Work]
     read_id: str = ""
-    """Of the file that it was read from."""
+    """Id of the file that it was read from; empty for a new definition."""
 
     @property
     def id(self) -> str:

@@ -38,7 +38,7 @@ class Replay(NamedTuple):
     state: SweepState
     damage: list[Damage]
     end: Position
-    """Of the ledger as it was read."""
+    """Where the ledger ended when it was read."""
     num_events: int
     """Replayed, beyond the snapshot."""
 
@@ -84,7 +84,7 @@ class SweepFolder:
 
     @property
     def tag_prefix(self) -> str:
-        """The sweep's name and a few digits of its place, so that two sweeps of one name are told apart."""
+        """The sweep's name and a few digits of its path's hash, so that two sweeps of one name differ."""
         return f"{self.name}-{hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:6]}-"
 
     def write_definition(self, definition: Definition) -> None:
@@ -107,7 +107,7 @@ class SweepFolder:
             return None
 
     def drop_request(self, tag: str) -> None:
-        """Of a job that has ended."""
+        """Removes the request of a job that has ended."""
         (self.path / "jobs" / f"{tag}.json").unlink(missing_ok=True)
 
     def read_state(self, definition: Definition) -> Replay:
@@ -153,6 +153,6 @@ class SweepFolder:
 
 
 def _past_request(event: Event, runs: Runs) -> JobRequest:
-    """Of a job that has ended: as much as the history of its runs needs."""
+    """The request of a job that has ended, as far as the history of its runs needs it."""
     attempts = tuple(Attempt(runs[name].work, number) for name, number in event["runs"].items() if name in runs)
     return JobRequest(event["tag"], event["allocation"], attempts, 0, 0, 0, 0.0)

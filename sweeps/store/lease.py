@@ -21,11 +21,11 @@ TTL_SECONDS = 90.0
 
 
 class LeaseHeld(RuntimeError):
-    """Another controller is at work."""
+    """Another controller is running."""
 
 
 class LeaseLost(RuntimeError):
-    """This holder was taken for dead and replaced: it must not write another word."""
+    """This holder was considered dead and replaced: it must write nothing more."""
 
 
 class Lease:
@@ -39,13 +39,13 @@ class Lease:
             holder = read_holder(folder)
             if holder is not None and holder.is_alive:
                 raise LeaseHeld(
-                    f"a controller is at work on this sweep already (host {holder.host}, pid {holder.pid}); it goes on "
-                    "by itself"
+                    f"a controller is running on this sweep already (host {holder.host}, pid {holder.pid}): nothing "
+                    "needs to be launched"
                 )
             self.token += 1
             try:
                 # Made whole before it has its name: a reader never sees an empty lease.
-                _link_new(folder / f"{self.token:06d}", _words())
+                _link_new(folder / f"{self.token:06d}", _holder_json())
                 break
             except FileExistsError:
                 continue
@@ -107,7 +107,7 @@ def read_holder(folder: Path) -> Holder | None:
     return Holder(values["host"], values["pid"], values["started_at"], age)
 
 
-def _words() -> str:
+def _holder_json() -> str:
     process = psutil.Process()
     return json.dumps({"host": socket.gethostname(), "pid": process.pid, "started_at": process.create_time()})
 

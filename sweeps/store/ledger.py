@@ -35,7 +35,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Position:
-    """A place between two lines of a ledger, and how to tell that a file is the one in which it was taken."""
+    """A position between two lines of a ledger, with what identifies the line before it."""
 
     offset: int = 0
     """Bytes before it."""
@@ -44,7 +44,7 @@ class Position:
     """The highest before it."""
     last_length: int = 0
     last_crc: int = 0
-    """Of the line that ends here."""
+    """Checksum of the line that ends here."""
 
     def after(self, line: bytes, token: int) -> Position:
         """Behind one more line."""

@@ -20,7 +20,7 @@ from sweeps.engine.cluster import JobRequest
 from sweeps.engine.counters import Counters
 from sweeps.engine.policy import Cause
 from sweeps.engine.run_states import Runs, queues
-from sweeps.engine.sweep_state import JobState, NodeFailures, SweepState
+from sweeps.engine.sweep_state import NodeFailures, SweepState, TrackedJob
 from sweeps.engine.works import Works
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import Damage, Position
@@ -42,7 +42,7 @@ def write_snapshot(path: Path, definition: Definition, state: SweepState, end: P
         "prefix": state.prefix,
         "jobs": [_job_to_dict(job) for job in state.jobs.values()],
         "num_jobs": state.num_jobs,
-        "strikes": {node: strikes.times for node, strikes in state.strikes.items()},
+        "strikes": {node: failures.times for node, failures in state.node_failures.items()},
         "paused": state.paused,
         "own_limits": state.own_limits,
         "defer_until": state.defer_until,
@@ -96,7 +96,7 @@ def _state(values: dict[str, Any], works: Works, lines: list[bytes]) -> SweepSta
         values["prefix"],
         jobs={job["tag"]: _job_from_dict(job) for job in values["jobs"]},
         num_jobs=values["num_jobs"],
-        strikes={node: NodeFailures(times) for node, times in values["strikes"].items()},
+        node_failures={node: NodeFailures(times) for node, times in values["strikes"].items()},
         paused=values["paused"],
         own_limits=values["own_limits"],
         defer_until=values["defer_until"],
@@ -117,7 +117,7 @@ def _name_in(line: bytes) -> str:
 _DECODER = json.JSONDecoder()
 
 
-def _job_to_dict(job: JobState) -> dict[str, Any]:
+def _job_to_dict(job: TrackedJob) -> dict[str, Any]:
     return {
         "tag": job.tag,
         "request": job.request.to_dict(),
@@ -125,11 +125,18 @@ def _job_to_dict(job: JobState) -> dict[str, Any]:
         "job_id": job.job_id,
         "started_at": job.started_at,
         "cancelling": job.cancelling.value if job.cancelling is not None else None,
-        "withdrawing": job.withdrawing,
+        "withdrawing": job.cancel_pending,
     }
 
 
-def _job_from_dict(values: dict[str, Any]) -> JobState:
-    cancelling = Cause(values["cancelling"]) if values["cancelling"] is not None else None
-    request = JobRequest.from_dict(request_now(values["request"]))
-    return JobState(**{**values, "request": request, "cancelling": cancelling})
+def _job_from_dict(values: dict[str, Any]) -> TrackedJob:
+    cancelling = values["cancelling"]
+    return TrackedJob(
+        values["tag"],
+        JobRequest.from_dict(request_now(values["request"])),
+        values["intended_at"],
+        values["job_id"],
+        values["started_at"],
+        Cause(cancelling) if cancelling is not None else None,
+        values["withdrawing"],
+    )

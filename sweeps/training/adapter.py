@@ -25,7 +25,7 @@ TRAINING = Adapter(
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """From the run's heartbeat."""
+    """Progress as the run's heartbeat reports it."""
     run = RunFolder(folder)
     try:
         status = run.read_status()
@@ -55,7 +55,7 @@ def measured_minutes(folder: Path) -> float | None:
 
 
 def _minutes_left(status: RunStatus) -> float | None:
-    """From the last checkpoint to the end, at the speed that was measured; None where that is not known."""
+    """Minutes from the last checkpoint to the end at the measured speed; None where that is not known."""
     if not status.tokens_per_second or not status.step or not status.tokens:
         return None
     tokens_per_step = status.tokens / status.step

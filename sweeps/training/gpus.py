@@ -25,7 +25,7 @@ class Fit:
     placement: Placement
     estimate: MemoryEstimate
     gpu_bytes: int
-    """Of one GPU."""
+    """Memory of one GPU."""
     words: str
     """How a GPU holds the model."""
 
@@ -35,7 +35,7 @@ class Fit:
 
 
 class Gpus:
-    """Of the runs of one sweep on one cluster; runs that differ in no size are looked at once."""
+    """Chooses GPUs for the runs of one sweep on one cluster; runs of the same sizes are computed once."""
 
     def __init__(self, cluster: ClusterConfig, execution: ExecutionConfig) -> None:
         self.cluster, self.execution = cluster, execution
@@ -72,8 +72,8 @@ class Gpus:
         possible = [number for number in range(1, _MOST + 1) if self._splits(run, number)]
         given = self.cluster.gpus_per_run
         if given == "auto":
-            habit = self._habit(run)
-            enough = max((number for number in possible if number <= habit), default=habit)
+            published = self._published_number(run)
+            enough = max((number for number in possible if number <= published), default=published)
             found = next((n for n in possible if n >= enough and self.fit(run, n).fits), None)
             if found is None:
                 raise self._too_large(run, possible[-1], None)
@@ -110,7 +110,7 @@ class Gpus:
         assert self.allocation is not None
         return self.allocation.gpus_per_node
 
-    def _habit(self, run: RunConfig) -> int:
+    def _published_number(self, run: RunConfig) -> int:
         """The published study's: small models on one GPU, from 1b on whole nodes."""
         size = run.num_params
         wanted = 1 if size < 3e8 else 4 if size < 7e8 else self._per_node if size < 8e9 else 64

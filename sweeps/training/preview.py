@@ -37,13 +37,13 @@ class Preview:
     node_hours: float
     """Runs that share a node count it once."""
     makespan_minutes: float
-    """Under the quota, if every run takes the time expected of it and nobody else holds what the quota counts."""
+    """Makespan under the quota if every run takes its expected time and nobody else holds what the quota counts."""
     note: str = ""
     """Why the cluster's own limits are not in it, where they are not."""
 
 
 def preview(sweep: Sweep, live: Limits) -> Preview:
-    """Of the whole sweep, finished runs counted as done."""
+    """The preview of the whole sweep, finished runs counted as done."""
     state = SweepState.of(sweep.definition.works)
     limits = all_limits(sweep.cluster, live, state)
     runs, gpus = {run.run_id: run for run in sweep.runs}, Gpus(sweep.cluster, sweep.execution)

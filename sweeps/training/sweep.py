@@ -1,4 +1,4 @@
-"""From a command line to a sweep: names and values in, pieces of work and their folder out."""
+"""Reads a command line as a sweep: names and values in, pieces of work and their folder out."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def causes(state: SweepState, name: str) -> list[Cause | None]:
 
 
 def standings(state: SweepState) -> dict[str, str]:
-    return {name: run.standing for name, run in state.runs.items()}
+    return {name: run.status for name, run in state.runs.items()}
 
 
 def check(sweep: SampleSweep, state: SweepState, slurm: EmulatedSlurm) -> None:

@@ -48,7 +48,7 @@ def test_it_stands_where_it_stood(snapshot: bool, old: Old, sweep: SweepFolder) 
     assert replay.damage == []
     # The snapshot is believed: only what came after it is replayed.
     assert replay.num_events == (1 if snapshot else len(sweep.ledger_file.read_text().splitlines()))
-    assert {name: run.standing for name, run in replay.state.runs.items()} == old.expected["standings"]
+    assert {name: run.status for name, run in replay.state.runs.items()} == old.expected["standings"]
     assert {word: count for word, count in replay.state.counts.items() if count} == old.expected["counts"]
     sweep.snapshot_file.unlink(missing_ok=True)
     assert replay.state.counters == sweep.read_state(sweep.read_definition()).state.counters

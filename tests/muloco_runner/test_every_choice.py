@@ -57,7 +57,7 @@ def combinations() -> list[list[str]]:
     ]
 
 
-def words_of(combination: list[str], text_dir: Path) -> list[str]:
+def values_of(combination: list[str], text_dir: Path) -> list[str]:
     composed = any(word.startswith("method=") for word in combination)
     return [
         *([] if composed else DILOCO),
@@ -75,7 +75,7 @@ def class_named(name: str, config: object) -> bool:
 
 @pytest.fixture(scope="module")
 def runs(text_dir: Path) -> dict[str, RunConfig]:
-    return {" ".join(words): compose_app_config(words_of(words, text_dir)).run for words in combinations()}
+    return {" ".join(words): compose_app_config(values_of(words, text_dir)).run for words in combinations()}
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ works = works_of([app.run for app in apps], Path(sys.argv[2]), apps[0].execution
 assert "torch" not in sys.modules
 print(len({work.name for work in works}))
 """
-    words = json.dumps([words_of(words, text_dir) for words in combinations()])
+    words = json.dumps([values_of(words, text_dir) for words in combinations()])
     done = subprocess.run(
         [sys.executable, "-c", code, words, str(tmp_path)], capture_output=True, text=True, check=False
     )

@@ -82,7 +82,7 @@ def check(folder: SweepFolder, state: SweepState) -> None:
 def test_the_state_is_read_as_it_was_left(old_sweep: SweepFolder) -> None:
     replay = old_sweep.read_state(old_sweep.read_definition())
     assert replay.damage == []
-    standings = {name: run.standing for name, run in replay.state.runs.items()}
+    standings = {name: run.status for name, run in replay.state.runs.items()}
     assert standings == {
         "done": "done", "held": "held", "large": "submitted", "running": "running", "waiting": "waiting",
     }  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 from sweeps.clusters.slurm.slurm_settings import controller_of, options_of
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
-from sweeps.node.code_snapshot import import_lines, python_words
+from sweeps.node.code_snapshot import import_lines, python_command
 
 SIGNAL_SECONDS = 120
 """SIGUSR1 is sent this long before the time limit, or up to a minute earlier."""
@@ -56,7 +56,7 @@ def job_script(request: JobRequest, allocation: AllocationConfig, setup: Sequenc
         "qos": slurm.qos,
         **slurm.sbatch,
     }
-    command = [*python_words("sweeps.clusters.slurm.batch_job"), str(folder / "requests" / f"{request.tag}.json")]
+    command = [*python_command("sweeps.clusters.slurm.batch_job"), str(folder / "requests" / f"{request.tag}.json")]
     return batch_script(options, [*setup, *import_lines(request.code)], command)
 
 

@@ -16,7 +16,7 @@ from muloco_runner.training.mfu import peak_flops, peak_flops_by_name, peak_memo
         ("Some other device", None),
     ],
 )
-def test_a_devices_peak_is_found_by_the_words_of_its_name(name: str, expected: float | None) -> None:
+def test_a_devices_peak_is_found_by_the_values_of_its_name(name: str, expected: float | None) -> None:
     assert peak_flops_by_name(name, "bfloat16") == expected
 
 

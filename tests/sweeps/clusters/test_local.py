@@ -77,7 +77,7 @@ def starts(root: Path, name: str) -> int:
 
 
 def words(state: SweepState) -> dict[str, str]:
-    return {name: run.standing for name, run in state.runs.items()}
+    return {name: run.status for name, run in state.runs.items()}
 
 
 def test_every_piece_of_work_is_done_once(root: Path) -> None:
@@ -183,7 +183,7 @@ def test_never_more_at_once_than_the_quota(root: Path) -> None:
 
 def test_a_second_controller_is_told_so(root: Path) -> None:
     first = controller_of(root, {"a": {}})
-    with pytest.raises(LeaseHeld, match="at work on this sweep already"):
+    with pytest.raises(LeaseHeld, match="running on this sweep already"):
         controller_of(root, {"a": {}})
     first.lease.release()
     controller_of(root, {"a": {}})

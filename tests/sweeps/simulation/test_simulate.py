@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from state_words import counted_anew, counter_values, words_of
+from state_values import counted_anew, counter_values, values_of
 
 from muloco_runner.record import ExitCode
 from sweeps import controller as controller_module
@@ -50,7 +50,7 @@ class History:
 
     works: list[Work]
     config: ClusterConfig
-    weather: FaultModel
+    faults: FaultModel
     kills: float
     """Share of the ledger's lines before or after which the controller dies."""
     commands: dict[int, tuple[str, dict[str, Any]]]
@@ -87,10 +87,10 @@ def histories(draw: st.DrawFn) -> History:
         for n, nodes in enumerate(quotas)
     ]
     mishaps = {name: draw(st.sampled_from([0.0, getattr(ROUGH, name), 3 * getattr(ROUGH, name)])) for name in _MISHAPS}
-    weather = FaultModel(
+    faults = FaultModel(
         spread=0.3,
         seed=rng.randrange(2**32),
-        crowd=draw(st.sampled_from([0.0, 0.3])),
+        background_load=draw(st.sampled_from([0.0, 0.3])),
         node_limit=draw(st.sampled_from([None, 4, 8])),
         submit_limit=draw(st.sampled_from([None, 4])),
         **mishaps,
@@ -101,7 +101,7 @@ def histories(draw: st.DrawFn) -> History:
     kills = draw(st.sampled_from([0.0, 0.02, 0.1]))
     config = ClusterConfig("c", "slurm", allocations)
     snapshot_lines = draw(st.sampled_from([5, 40, 2000]))
-    return History(works, config, weather, kills, commands, cap if capped == "all" else None, snapshot_lines)
+    return History(works, config, faults, kills, commands, cap if capped == "all" else None, snapshot_lines)
 
 
 _MISHAPS = [name for name, value in vars(ROUGH).items() if value and name != "spread"]
@@ -153,10 +153,10 @@ class Watcher:
 
 def play_with_kills(history: History, root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[SweepState, set[str]]:
     """The state at the end, and the names of the runs that the cluster has seen to their end."""
-    cluster = SimulatedCluster(history.config, history.weather, 12, 1.8e9)
+    cluster = SimulatedCluster(history.config, history.faults, 12, 1.8e9)
     folder = SweepFolder(root, "s")
     watcher = Watcher(history, folder)
-    luck = random.Random(history.weather.seed)
+    luck = random.Random(history.faults.seed)
     whole = Ledger.append
 
     def append(self: Ledger, event: str, **values: Any) -> Any:
@@ -196,7 +196,7 @@ def assert_snapshot_says_what_the_ledger_says(controller: Controller) -> None:
         aside = snapshot.rename(snapshot.parent / "aside")
         replayed = controller.folder.read_state(controller.definition).state
         aside.rename(snapshot)
-        assert words_of(controller.state) == words_of(replayed)
+        assert values_of(controller.state) == values_of(replayed)
     assert counter_values(controller.state.counters) == counter_values(counted_anew(controller.state))
 
 
@@ -217,9 +217,9 @@ def test_whatever_happens_every_run_ends_once_and_limits_hold(
     has_cap = history.max_gpu_hours is not None or history.config.allocations[0].quota.gpu_hours is not None
     for name, run in state.runs.items():
         assert run.done or run.held or has_cap, name
-    weather = history.weather
-    mishaps = (weather.crashes, weather.broken, weather.hangs, weather.node_failures_per_day)
-    if not any(mishaps) and not weather.preemptions_per_day and not has_cap and len(history.commands) == 2:
+    faults = history.faults
+    mishaps = (faults.crashes, faults.broken, faults.hangs, faults.node_failures_per_day)
+    if not any(mishaps) and not faults.preemptions_per_day and not has_cap and len(history.commands) == 2:
         assert state.counts["done"] == len(state.runs)
 
 
@@ -274,13 +274,13 @@ SIXTEEN = ClusterConfig(
 )
 
 
-@pytest.mark.parametrize("weather", [FaultModel(), FAIR])
-def test_the_published_study_comes_within_five_percent_of_the_lower_bound(weather: FaultModel) -> None:
-    outcome = simulate(study(2200), SIXTEEN, weather)
+@pytest.mark.parametrize("faults", [FaultModel(), FAIR])
+def test_the_published_study_comes_within_five_percent_of_the_lower_bound(faults: FaultModel) -> None:
+    outcome = simulate(study(2200), SIXTEEN, faults)
     assert outcome.state.counts["done"] == 2200
     assert outcome.lower_bound_minutes is not None
     assert outcome.makespan_minutes < 1.05 * outcome.lower_bound_minutes
-    if weather == FaultModel():
+    if faults == FaultModel():
         assert outcome.makespan_minutes >= outcome.lower_bound_minutes
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from state_words import words_of
+from state_values import values_of
 
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.events import Event
@@ -114,7 +114,7 @@ def test_settings_of_the_cluster_keep_their_values(folder: SweepFolder) -> None:
 
 def test_the_state_and_what_the_next_attempts_are_given(folder: SweepFolder, entry: str) -> None:
     state = folder.read_state(folder.read_definition()).state
-    assert {name: run.standing for name, run in state.runs.items()} == {"r0": "submitted", "r1": "waiting"}
+    assert {name: run.status for name, run in state.runs.items()} == {"r0": "submitted", "r1": "waiting"}
     expected = {"memory_halvings": 1} if "train" in entry else {}
     assert state.runs["r0"].adjustments == expected
     (job,) = state.jobs.values()
@@ -132,7 +132,7 @@ def test_an_old_snapshot_says_what_the_ledger_says(folder: SweepFolder, entry: s
     make_old(folder.snapshot_file, old_group(entry), old_work("r0", entry))
     known = folder.read_state(definition)
     assert known.num_events == 0
-    assert words_of(known.state) == words_of(replay.state)
+    assert values_of(known.state) == values_of(replay.state)
 
 
 def make_old(snapshot: Path, group: list[Any], work: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from state_words import counted_anew, counter_values, words_of
+from state_values import counted_anew, counter_values, values_of
 
 from muloco_runner.config import ConfigError
 from sweeps import controller as controller_module
@@ -77,7 +77,7 @@ def replayed(folder: SweepFolder) -> dict[str, object]:
     aside = folder.path / "aside"
     folder.snapshot_file.rename(aside)
     try:
-        return words_of(folder.read_state(folder.read_definition()).state)
+        return values_of(folder.read_state(folder.read_definition()).state)
     finally:
         aside.rename(folder.snapshot_file)
 
@@ -86,7 +86,7 @@ def test_a_snapshot_and_the_lines_after_it_say_what_the_whole_ledger_says(midway
     replay = midway.read_state(midway.read_definition())
     whole = sum(1 for _ in midway.ledger_file.open())
     assert 0 < replay.num_events < whole
-    assert words_of(replay.state) == replayed(midway)
+    assert values_of(replay.state) == replayed(midway)
     assert counter_values(replay.state.counters) == counter_values(counted_anew(replay.state))
     assert replay.state.counts["held"] >= 1
 
@@ -104,16 +104,16 @@ def test_a_flipped_byte_anywhere_in_a_snapshot_is_noticed(midway: SweepFolder) -
         flipped = bytearray(whole)
         flipped[place] ^= 0x04
         midway.snapshot_file.write_bytes(bytes(flipped))
-        assert words_of(midway.read_state(midway.read_definition()).state) == expected
+        assert values_of(midway.read_state(midway.read_definition()).state) == expected
     for cut in (0, 1, len(whole) // 2, len(whole) - 1):
         midway.snapshot_file.write_bytes(whole[:cut])
-        assert words_of(midway.read_state(midway.read_definition()).state) == expected
+        assert values_of(midway.read_state(midway.read_definition()).state) == expected
 
 
 def test_a_snapshot_of_another_ledger_is_not_believed(midway: SweepFolder) -> None:
     lines = midway.ledger_file.read_bytes().splitlines(keepends=True)
     midway.ledger_file.write_bytes(b"".join(lines[:10]))
-    assert words_of(midway.read_state(midway.read_definition()).state) == replayed(midway)
+    assert values_of(midway.read_state(midway.read_definition()).state) == replayed(midway)
     assert midway.read_state(midway.read_definition()).num_events == 10
 
 
@@ -124,7 +124,7 @@ def test_a_snapshot_of_another_definition_is_not_believed(midway: SweepFolder) -
     midway.write_definition(fewer)
     replay = midway.read_state(midway.read_definition())
     assert len(replay.state.runs) == 59
-    assert words_of(replay.state) == replayed(midway)
+    assert values_of(replay.state) == replayed(midway)
 
 
 def test_damage_before_a_snapshot_is_still_told(midway: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,13 @@ from sweeps.engine.counters import Counters
 from sweeps.engine.sweep_state import SweepState
 
 
-def words_of(state: SweepState) -> dict[str, Any]:
+def values_of(state: SweepState) -> dict[str, Any]:
     """All that a state knows; sums of minutes to nine digits, since they depend on the order of their terms."""
     return {
         "runs": [run.to_line() for run in state.runs.values()],
         "jobs": state.jobs,
         "num_jobs": state.num_jobs,
-        "strikes": state.strikes,
+        "strikes": state.node_failures,
         "settings": (state.paused, state.own_limits, state.defer_until, state.commands),
         "counters": counter_values(state.counters),
         "queues": {shape: [run.work.name for run in queue] for shape, queue in state.waiting.items() if len(queue)},
