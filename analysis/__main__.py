@@ -189,8 +189,8 @@ def _add_table_arguments(group: argparse._ArgumentGroup) -> None:
         help="what counts as a repeat: runs with distinct seeds, or also runs that agree in everything (%(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--budget-tolerance", type=_positive, default=0.1, metavar="SHARE",
-        help="tokens per parameter this close count as one budget (%(default)s)",
+        "--budget-tolerance", type=_positive, metavar="SHARE",
+        help="tokens per parameter this close count as one budget (default: 0.1)",
     )  # fmt: skip
     _add_reading_arguments(group)
 
@@ -206,7 +206,7 @@ def _add_reading_arguments(parser: argparse._ActionsContainer) -> None:
     )  # fmt: skip
 
 
-_OF_TABLES = ("mapping", "identity", "setting", "bookkeeping", "decimal", "separator")
+_OF_TABLES = ("mapping", "identity", "setting", "bookkeeping", "budget_tolerance", "decimal", "separator")
 
 
 def _report(options: argparse.Namespace, arguments: list[str]) -> int:
@@ -285,7 +285,7 @@ def _check(options: argparse.Namespace) -> None:
     given = [name for name in _OF_TABLES if getattr(options, name)]
     given += ["repeats"] if options.repeats != "seeds" else []
     if options.table is None and given:
-        raise ConfigError(f"--{given[0]} has no effect without --table: drop it")
+        raise ConfigError(f"--{given[0].replace('_', '-')} has no effect without --table: drop it")
     if options.table is not None and options.corpus is not None:
         raise ConfigError("--corpus has no effect with --table: drop it")
     if options.runs is not None and not options.runs.is_dir():
@@ -298,6 +298,7 @@ def _read(options: argparse.Namespace) -> tuple[Study, Path]:
         from analysis.runs import load_study
 
         return load_study(options.runs, options.corpus), options.out or options.runs / "report"
+    from analysis.budgets import TOLERANCE
     from analysis.input.files import read_table
     from analysis.table import Declared, read_mapping, study_of_table
 
@@ -306,7 +307,7 @@ def _read(options: argparse.Namespace) -> tuple[Study, Path]:
         settings=tuple(options.setting),
         bookkeeping=tuple(options.bookkeeping),
         unlabelled_repeats=options.repeats == "unlabelled",
-        budget_tolerance=options.budget_tolerance,
+        budget_tolerance=options.budget_tolerance or TOLERANCE,
         decimal=options.decimal,
     )
     table = read_table(options.table, options.separator)

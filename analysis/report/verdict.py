@@ -24,6 +24,8 @@ def _findings(report: dict[str, Any]) -> list[str]:
 
 
 def _ranking(report: dict[str, Any]) -> list[str]:
+    if {"loss", "num_params"} & report["audit"]["unusable"].keys():
+        return []
     largest = report["ranking"]["num_params"]
     losses = {row["series"]: row["loss"] for row in report["best"] if row["num_params"] == largest}
     order = ", ".join(f"{name} {loss(losses[name])}" for name in report["ranking"]["series"])

@@ -1,5 +1,6 @@
 """Columns against each other: what is a caution, what stops a law, and what leaves one row out."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +113,13 @@ def test_no_law_is_fitted_from_an_unusable_column(tmp_path: Path, capsys: pytest
     arguments = ["--column", "flops={column: flops, unit: GFLOPs}", "--bootstrap", "0"]
     assert run(["fit", "loss-compute", str(path), *arguments]) == 0
     assert "20 of 20" in capsys.readouterr().out
+
+
+def test_a_column_that_is_no_loss_is_ranked_by_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    frame = table()
+    frame.assign(loss=np.exp(frame["loss"]) * 5).to_csv(path, index=False)
+    assert run(["--table", str(path), "--out", str(tmp_path), "--bootstrap", "0"]) == 0
+    verdict = json.loads((tmp_path / "report.json").read_text())["verdict"]
+    assert verdict["findings"] == []
+    assert any("log(COLUMN)" in caution for caution in verdict["cautions"])

@@ -10,7 +10,7 @@ from scipy.optimize import least_squares
 from scipy.special import logsumexp
 
 from analysis.laws.fit import NotIdentified
-from analysis.laws.power_law import fit_chinchilla, fit_loss_compute, fit_power_law
+from analysis.laws.power_law import fit_chinchilla, fit_critical_batch, fit_loss_compute, fit_power_law
 from analysis.laws.solver import Array
 
 FLOPS = np.geomspace(1e17, 1e21, 7)
@@ -152,6 +152,26 @@ def test_size_and_data_that_rise_together_are_refused() -> None:
     n = np.geomspace(1e7, 1e10, 8)
     with pytest.raises(NotIdentified, match="rise together"):
         fit_chinchilla(n, 20 * n, 1.7 + n**-0.3, bootstrap=0)
+
+
+def test_exponents_that_may_be_anything_are_refused_with_the_reason() -> None:
+    tokens, noise = [1e9, 1.6e9, 2.2e9], [0.4, -0.5, 0.3]
+    with pytest.raises(NotIdentified, match=r"wider than 2|beyond 2"):
+        fit_critical_batch(tokens, [1e6 * np.exp(z) for z in noise], bootstrap=20)
+    with pytest.raises(NotIdentified, match="beyond 2"):
+        fit_critical_batch(np.geomspace(1e9, 1e10, 4), np.geomspace(1e5, 1e9, 4), bootstrap=0)
+    with pytest.raises(NotIdentified, match=r"factor of 1\.1 alone"):
+        fit_loss_compute(np.geomspace(1e18, 1.1e18, 6), np.geomspace(3, 2.9, 6), bootstrap=0)
+    loose = fit_power_law([1.0, 2.0, 4.0], [1.0, 3.0, 3.5], bootstrap=20)
+    assert loose.parameters["alpha"].ci is not None
+
+
+def test_the_interval_of_a_level_that_spans_decades_is_left_out_with_a_warning() -> None:
+    x = np.geomspace(1e20, 1e21, 5)
+    fit = fit_critical_batch(x, 1e6 * (x / 1e20) ** 0.5 * np.exp([0.1, -0.1, 0.1, -0.1, 0.1]), bootstrap=20)
+    assert fit.parameters["A"].ci is None
+    assert any("spans more than 6 decades" in warning for warning in fit.warnings)
+    assert fit.parameters["alpha"].ci is not None
 
 
 @pytest.mark.parametrize(
