@@ -299,7 +299,7 @@ def _read(options: argparse.Namespace) -> tuple[Study, Path]:
 
         return load_study(options.runs, options.corpus), options.out or options.runs / "report"
     from analysis.budgets import TOLERANCE
-    from analysis.input.files import read_table
+    from analysis.input.table_files import read_table
     from analysis.table import Declared, read_mapping, study_of_table
 
     declared = Declared(

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from analysis.input.cells import MISSING, NOT_A_NUMBER, NOT_FINITE, OK, Decimal, Numbers
-from analysis.input.checks import Findings, check_runs
 from analysis.input.columns import FIT_COLUMNS, find_column, listed
-from analysis.input.files import Table, read_table
+from analysis.input.cross_checks import Findings, check_runs
 from analysis.input.mapping import Origin, Reader, find_origins, origin
+from analysis.input.table_files import Table, read_table
 from analysis.table import complain_of_states, is_true, row_names
 from muloco_runner.config import ConfigError
 

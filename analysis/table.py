@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from analysis.budgets import TOLERANCE, cluster_budgets
 from analysis.input.cells import NOT_A_NUMBER, NOT_FINITE, OK, Decimal
-from analysis.input.checks import check_runs
 from analysis.input.columns import COLUMNS, EITHER, METHOD, NEEDED, listed, nearest, plain
-from analysis.input.files import Table
+from analysis.input.cross_checks import check_runs
 from analysis.input.mapping import Reader, find_origins, read_mapping
+from analysis.input.table_files import Table
 from analysis.runs import POINT, Excluded, Study, hyper_parameters_of, series_labels
 from muloco_runner.config import ConfigError
 

@@ -68,23 +68,23 @@ class Trained:
         return next(s.step for s in steps if s.validation_loss is not None and s.validation_loss <= loss)
 
     def step_seconds(self) -> float:
-        """Of a step without the link."""
+        """Seconds of a step without the link."""
         return statistics.fmean(median_seconds(self.without))
 
     def seconds_to(self, step: int) -> float:
-        """On the link."""
+        """Seconds to that step on the link."""
         return sum(median_seconds(self.with_link)[:step])
 
     @property
     def bytes_per_step(self) -> float:
-        """Sent by one rank."""
+        """Bytes of a step that one rank sends."""
         last = self.with_link[0][-1]
         assert last.rank_bytes_sent is not None
         return last.rank_bytes_sent[0] / last.step
 
     @property
     def wait_share(self) -> float:
-        """Of the training time on the link."""
+        """Share of the training time on the link that ranks wait."""
         last = [steps[-1] for steps in self.with_link]
         return statistics.median(
             statistics.fmean(step.rank_wait_seconds or [0.0]) / (step.train_seconds or 1.0) for step in last
@@ -92,7 +92,7 @@ class Trained:
 
 
 def median_seconds(repeats: list[list[StepRecord]]) -> list[float]:
-    """Of each step, over the repeats."""
+    """Seconds of each step, the median over the repeats."""
     totals = [[0.0, *(step.train_seconds or 0.0 for step in steps)] for steps in repeats]
     return [
         statistics.median(seconds)

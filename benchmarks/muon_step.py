@@ -126,7 +126,7 @@ def that_fits(whole: Ladder, device: torch.device) -> tuple[Ladder, float]:
 
 
 def matrices(ladder: Ladder, device: torch.device) -> list[nn.Parameter]:
-    """Of a model's shapes, with gradients of rank much below their size, as a training run's are."""
+    """Gradients of a model's shapes, with gradients of rank much below their size, as a training run's are."""
     generator = torch.Generator(device).manual_seed(0)
     parameters = []
     for (rows, columns), count in ladder.shapes.items():

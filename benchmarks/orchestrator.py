@@ -51,7 +51,7 @@ main()
 
 @dataclass
 class Figures:
-    """Of one contender, one number a round."""
+    """One contender's figure, one number a round."""
 
     rpcs: list[float] = field(default_factory=list)
     commands: list[float] = field(default_factory=list)

@@ -32,7 +32,7 @@ from analysis.input.cells import (
 )
 from analysis.input.columns import COLUMNS, FIT_COLUMNS, find_column, listed, nearest
 from analysis.input.expression import Expression
-from analysis.input.files import Table
+from analysis.input.table_files import Table
 from muloco_runner.config import ConfigError
 
 

@@ -155,7 +155,7 @@ def _concerns(rows: pd.DataFrame, best: int, good: int) -> list[str]:
 DEFINITIONS = {
     "cbs_1pct": "largest tested batch within 1% of the best loss",
     "cbs_1pct_interpolated": "interpolated batch at 1% above the best loss",
-    "cbs_overhead20": "batch that costs as much loss as a fifth more tokens would mend",
+    "cbs_overhead20": "batch that costs as much loss as a fifth more tokens would make up for",
 }
 
 

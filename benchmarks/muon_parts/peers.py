@@ -155,7 +155,7 @@ def _import(name: str) -> Any:
 
 
 def peers(device: torch.device) -> dict[str, MakeStep]:
-    """By name, the usual loop first and ours last."""
+    """The peers by name, the usual loop first and ours last."""
     common: dict[str, MakeStep] = {
         "Keller Jordan's loop": usual_loop,
         "torch.optim.Muon": torchs_own,
@@ -187,7 +187,7 @@ def exact(gradient: Tensor) -> Tensor:
 
 @torch.no_grad()
 def relative_error(before: Sequence[Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> float:
-    """Of the first step's moves, over one matrix of each shape: distance to the polynomial in float64."""
+    """Error of the first step's moves, over one matrix of each shape: distance to the polynomial in float64."""
     wrong = total = 0.0
     for start, parameter, gradient in zip(before, parameters, gradients, strict=True):
         moved = (start.double() - parameter.double()) / (LR * lr_scale(parameter))

@@ -21,7 +21,7 @@ BACKENDS = {
     "local": "sweeps.clusters.local",
     "slurm": "sweeps.clusters.slurm.slurm_cluster",
 }
-"""By `kind` in a cluster's file or `hydra.launcher.cluster`: the module with the `BACKEND`, loaded at its first use."""
+"""`kind` in a cluster's file or `hydra.launcher.cluster`: the module with the `BACKEND`, loaded at its first use."""
 
 
 def backend_of(kind: object, where: str) -> Backend:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis.__main__ import run
-from analysis.input.files import read_table
+from analysis.input.table_files import read_table
 from analysis.optima import find_optima, main_budget
 from analysis.runs import Study
 from analysis.table import Declared, read_mapping, study_of_table

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from analysis.input.cells import MISSING, NOT_A_NUMBER, NOT_FINITE, OK, Kind, decide_decimal, parse_cell
 from analysis.input.expression import Expression
-from analysis.input.files import Table
 from analysis.input.mapping import Origin, Reader
+from analysis.input.table_files import Table
 from muloco_runner.config import ConfigError
 
 

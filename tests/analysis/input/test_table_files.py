@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.input.files import Table, read_table
+from analysis.input.table_files import Table, read_table
 from muloco_runner.config import ConfigError
 
 
