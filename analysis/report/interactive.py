@@ -18,8 +18,10 @@ _MARKERS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v
             "X": "x", "h": "hexagon"}  # fmt: skip
 _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 _DRAW = """\
+const buttons = [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "resetScale2d"]];
+const config = {responsive: true, displaylogo: false, modeBarButtons: buttons};
 for (const [i, figure] of JSON.parse(document.getElementById("figures").textContent).entries())
-  Plotly.newPlot(`figure-${i}`, figure.data, figure.layout, {responsive: true, displaylogo: false});"""
+  Plotly.newPlot(`figure-${i}`, figure.data, figure.layout, config);"""
 _PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
