@@ -44,6 +44,12 @@ class Optima:
         """Why no law may rest on these columns; None where it may."""
         return next((self.unusable[name] for name in columns if name in self.unusable), None)
 
+    def runs_behind(self, rows: pd.DataFrame) -> dict[str, int]:
+        """The runs of `rows` (of any of the three tables, each setting once), `of` all used runs of their series."""
+        chosen = rows.drop_duplicates(SETTING)
+        of_series = self.settings["series"].isin(chosen["series"].unique())
+        return {"runs": int(chosen["runs"].sum()), "of": int(self.settings.loc[of_series, "runs"].sum())}
+
 
 def find_optima(study: Study) -> Optima:
     """Means over seeds, then minima over hyper-parameters, then over batches."""

@@ -54,7 +54,7 @@ def fit_joint(points: pd.DataFrame, series: str, delta: float) -> JointLaw:
 
     Raises `NotIdentified` where the data do not determine the model.
     """
-    rows = _from_the_best_batch(points[points["series"] == series])
+    rows = from_the_best_batch(points[points["series"] == series])
     scales = rows.groupby(["num_params", "tokens_per_parameter"]).ngroups
     sizes = rows["num_params"].nunique()
     if sizes < MIN_SCALES:
@@ -144,7 +144,8 @@ def _require_sense(exponent: float, exponent_width: float, log_width: float, con
         )
 
 
-def _from_the_best_batch(rows: pd.DataFrame) -> pd.DataFrame:
+def from_the_best_batch(rows: pd.DataFrame) -> pd.DataFrame:
+    """The points of one series that the model is fitted to."""
     kept = []
     for _, curve in rows.groupby(["num_params", "tokens_per_parameter"], sort=True):
         best = curve["global_batch_tokens"].iloc[int(curve["loss"].to_numpy().argmin())]

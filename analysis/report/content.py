@@ -38,7 +38,7 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
     points = critical_batch_size.find_critical_batches(optima, budget)
     fits = critical_batch_size.fit_laws(points, optima, options.delta, options.bootstrap, options.seed)
     compute_ratios, time_ratios = fitted_parts.equal_loss(
-        at_budget, study.series, baseline, fits, budget, options, against
+        at_budget, study.series, baseline, points, fits, optima, options
     )
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -57,15 +57,15 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         "series": study.series,
         "scales": _scales(at_budget),
         "audit": _audit(study, optima, budget),
-        "best": _best_rows(at_budget, baseline, compute_ratios, time_ratios),
-        "ranking": _ranking(at_budget),
+        "best": _best_rows(at_budget, baseline, compute_ratios, time_ratios, optima),
+        "ranking": _ranking(at_budget, optima),
         "loss_vs_batch": _curves(optima, budget),
         "critical_batch": fitted_parts.critical_batch(points, fits, optima, options.delta),
         "iso_loss": compute_ratios,
         "time_ratio": time_ratios,
-        "size_and_data": fitted_parts.size_and_data(optima.best, study.series, options, against),
+        "size_and_data": fitted_parts.size_and_data(optima, study.series, options, against),
         "hyper_parameters": _hyper_parameters(optima, at_budget, budget),
-        "num_workers": fitted_parts.num_workers(at_budget, options.delta, options.bootstrap, options.seed, against),
+        "num_workers": fitted_parts.num_workers(at_budget, optima, options, against),
         "wall_clock": fitted_parts.wall_clock_hours(at_budget, points, study.series, optima, options),
         "sensitivity": fitted_parts.sensitivity(at_budget, study.series, baseline, points, fits, optima, options),
         "published": overlay() if options.published else None,
@@ -87,7 +87,7 @@ def _scales(best: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _best_rows(
-    best: pd.DataFrame, baseline: str, compute_ratios: dict[str, Any], time_ratios: dict[str, Any]
+    best: pd.DataFrame, baseline: str, compute_ratios: dict[str, Any], time_ratios: dict[str, Any], optima: Optima
 ) -> list[dict[str, Any]]:
     """The best of every series and size, compared with the baseline."""
     names = ["series", "num_params", "num_tokens", "flops", *LOSS, "selection_loss", "selection_seeds", "shared_seeds"]
@@ -96,6 +96,7 @@ def _best_rows(
     of_baseline = best[best["series"] == baseline].set_index("num_params")["seed_losses"]
     compute = {(r["series"], r["flops"]): r for r in compute_ratios.get("ratios") or []}
     time = {(r["series"], r["flops"]): r for r in time_ratios.get("ratios") or []}
+    runs = optima.settings.groupby("series", observed=True)["runs"].sum()
     out = []
     for row in best.to_dict("records"):
         key = (row["series"], row["flops"])
@@ -103,6 +104,7 @@ def _best_rows(
         out.append(
             {
                 **{name: row[name] for name in names},
+                "stands_on": {"runs": row["runs"], "of": runs[row["series"]]},
                 "seed_losses": [{"seed": seed, "loss": loss} for seed, loss in row["seed_losses"].items()],
                 "plateau_lr": list(row["plateau_lr"]),
                 "against_baseline": comparison(row["seed_losses"], reference),
@@ -113,11 +115,17 @@ def _best_rows(
     return out
 
 
-def _ranking(best: pd.DataFrame) -> dict[str, Any]:
+def _ranking(best: pd.DataFrame, optima: Optima) -> dict[str, Any]:
     """Series at the largest size from the lowest loss to the highest, and the second's loss over the first's."""
-    rows = best[best["num_params"] == best["num_params"].max()].sort_values("loss", kind="stable").to_dict("records")
+    largest = best[best["num_params"] == best["num_params"].max()]
+    rows = largest.sort_values("loss", kind="stable").to_dict("records")
     gap = comparison(rows[1]["seed_losses"], rows[0]["seed_losses"]) if len(rows) > 1 else None
-    return {"num_params": rows[0]["num_params"], "series": [row["series"] for row in rows], "gap": gap}
+    return {
+        "num_params": rows[0]["num_params"],
+        "series": [row["series"] for row in rows],
+        "gap": gap,
+        "stands_on": optima.runs_behind(largest),
+    }
 
 
 def _value_and_interval(ratio: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -13,8 +13,8 @@ from analysis.laws.fit import Fit, NotIdentified
 from analysis.laws.power_law import fit_power_product
 from analysis.optima import Optima
 from analysis.questions import critical_batch_size, iso_loss, wall_clock
-from analysis.questions.critical_batch_joint import fit_joint
-from analysis.questions.critical_batch_size import CriticalBatch, CriticalBatchLaw
+from analysis.questions.critical_batch_joint import fit_joint, from_the_best_batch
+from analysis.questions.critical_batch_size import CriticalBatch, CriticalBatchLaw, value_of
 from analysis.questions.isoflop import Budget, find_budgets, fit_size_and_data
 from analysis.questions.sensitivity import loss_variants
 from analysis.questions.time_ratio import compute_time_ratios
@@ -42,14 +42,15 @@ def critical_batch(
     against = optima.reason_against("global_batch_tokens", "num_tokens", "num_params", "loss")
     for series in dict.fromkeys(point.series for point in points):
         if against:
-            joint.append({"series": series, "law": None, "reason": against})
+            joint.append({"series": series, "law": None, "reason": against, "stands_on": None})
             continue
         try:
-            joint.append(
-                {"series": series, "law": dataclasses.asdict(fit_joint(optima.points, series, delta)), "reason": None}
-            )
+            law = dataclasses.asdict(fit_joint(optima.points, series, delta))
         except NotIdentified as error:
-            joint.append({"series": series, "law": None, "reason": str(error)})
+            joint.append({"series": series, "law": None, "reason": str(error), "stands_on": None})
+        else:
+            behind = optima.runs_behind(from_the_best_batch(optima.points[optima.points["series"] == series]))
+            joint.append({"series": series, "law": law, "reason": None, "stands_on": behind})
     return {
         "definitions": critical_batch_size.DEFINITIONS,
         "points": [dataclasses.asdict(point) for point in points],
@@ -59,6 +60,7 @@ def critical_batch(
                 "definition": law.definition,
                 "fit": law.fit.to_dict() if law.fit else None,
                 "reason": law.reason,
+                "stands_on": optima.runs_behind(_fitted_curves(law, points, optima)) if law.fit else None,
             }
             for law in laws
         ],
@@ -66,16 +68,27 @@ def critical_batch(
     }
 
 
+def _fitted_curves(law: CriticalBatchLaw, points: list[CriticalBatch], optima: Optima) -> pd.DataFrame:
+    """The losses against batch that a law's critical batches were read from."""
+    mine = [p for p in points if p.series == law.series and value_of(p, law.definition) is not None]
+    return optima.points[
+        (optima.points["series"] == law.series)
+        & optima.points["num_params"].isin([p.num_params for p in mine])
+        & optima.points["tokens_per_parameter"].isin([p.tokens_per_parameter for p in mine])
+    ]
+
+
 def equal_loss(
     best: pd.DataFrame,
     series: list[str],
     baseline: str,
+    points: list[CriticalBatch],
     laws: list[CriticalBatchLaw],
-    budget: float,
+    optima: Optima,
     options: Options,
-    against: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Compute ratios with the laws behind them, and time ratios; neither where a reason stands `against` laws."""
+    """Compute ratios with the laws behind them, and time ratios; neither where no law may rest on the columns."""
+    against = optima.reason_against("flops", "loss", "num_params", "num_tokens")
     if against:
         return {"reason": against}, {"reason": against}
     try:
@@ -87,6 +100,7 @@ def equal_loss(
     compute = {
         "reason": None,
         "baseline": baseline,
+        "stands_on": optima.runs_behind(rows),
         "fit": result.fit.to_dict(),
         "scales": int(rows["num_params"].nunique()),
         "trusted_scales": iso_loss.TRUSTED_SCALES,
@@ -108,11 +122,16 @@ def equal_loss(
         "holdout_reason": result.holdout_reason,
         "refused": result.refused,
     }
-    return compute, _time_ratios(result, rows, laws, baseline, budget)
+    return compute, _time_ratios(result, rows, points, laws, baseline, optima)
 
 
 def _time_ratios(
-    result: iso_loss.IsoLoss, rows: pd.DataFrame, laws: list[CriticalBatchLaw], baseline: str, budget: float
+    result: iso_loss.IsoLoss,
+    rows: pd.DataFrame,
+    points: list[CriticalBatch],
+    laws: list[CriticalBatchLaw],
+    baseline: str,
+    optima: Optima,
 ) -> dict[str, Any]:
     for definition in TIME_DEFINITIONS:
         fits: dict[str, Fit] = {law.series: law.fit for law in laws if law.definition == definition and law.fit}
@@ -120,27 +139,35 @@ def _time_ratios(
             break
     else:
         return {"reason": f"the critical batch of {baseline} has a law under no definition that another series shares"}
-    points = {
+    computes = {
         name: sorted(rows.loc[rows["series"] == name, "flops"].tolist()) for name in result.series if name != baseline
     }
+    (budget,) = rows["tokens_per_parameter"].unique()
     ratios = compute_time_ratios(
-        result.fit, fits, definition, baseline, points, iso_loss.ratio_grid(result.fit), budget
+        result.fit, fits, definition, baseline, computes, iso_loss.ratio_grid(result.fit), float(budget)
     )
+    curves = [
+        _fitted_curves(law, points, optima)
+        for law in laws
+        if law.definition == definition and law.fit and law.series in result.series
+    ]
     return {
         "reason": None,
         "definition": ratios.definition,
+        "stands_on": optima.runs_behind(pd.concat([rows[rows["series"].isin(fits)], *curves])),
         "ratios": [dataclasses.asdict(r) for r in ratios.ratios],
         "curves": {name: [dataclasses.asdict(r) for r in curve] for name, curve in ratios.curves.items()},
         "refused": ratios.refused,
     }
 
 
-def size_and_data(
-    best: pd.DataFrame, series: list[str], options: Options, against: str | None = None
-) -> dict[str, Any]:
+def size_and_data(optima: Optima, series: list[str], options: Options, against: str | None = None) -> dict[str, Any]:
     """L(N, D) of each series, or why not, and parabolas at equal compute."""
+    best = optima.best
     if against:
-        laws = [{"series": name, "fit": None, "reason": against, "allocation": None} for name in series]
+        laws = [
+            {"series": name, "fit": None, "reason": against, "allocation": None, "stands_on": None} for name in series
+        ]
         return {"laws": laws, "budgets": []}
     return {
         "laws": [
@@ -149,6 +176,7 @@ def size_and_data(
                 "fit": law.fit.to_dict() if law.fit else None,
                 "reason": law.reason,
                 "allocation": law.allocation,
+                "stands_on": optima.runs_behind(best[best["series"] == law.series]) if law.fit else None,
             }
             for law in fit_size_and_data(best, series, options.delta, options.bootstrap, options.seed)
         ],
@@ -163,9 +191,7 @@ def _budget(budget: Budget, best: pd.DataFrame) -> dict[str, Any]:
     return {**dataclasses.asdict(budget), "loss_se": [errors[point] for point in budget.points]}
 
 
-def num_workers(
-    best: pd.DataFrame, delta: float, bootstrap: int, seed: int, no_law: str | None = None
-) -> dict[str, Any]:
+def num_workers(best: pd.DataFrame, optima: Optima, options: Options, no_law: str | None = None) -> dict[str, Any]:
     """Loss against K over that of data parallel with the same inner optimizer, and the law L = A N^a K^b."""
     rows = []
     for row in best.to_dict("records"):
@@ -188,15 +214,24 @@ def num_workers(
         mine = [row for row in rows if row["algorithm"] == algorithm]
         inputs = {name: [float(row[name]) for row in mine] for name in ("num_params", "num_workers")}
         if no_law:
-            laws.append({"algorithm": algorithm, "fit": None, "reason": no_law})
+            laws.append({"algorithm": algorithm, "fit": None, "reason": no_law, "stands_on": None})
             continue
         try:
             fit = fit_power_product(
-                inputs, [row["loss"] for row in mine], name="loss", delta=delta, bootstrap=bootstrap, seed=seed
+                inputs,
+                [row["loss"] for row in mine],
+                name="loss",
+                delta=options.delta,
+                bootstrap=options.bootstrap,
+                seed=options.seed,
             )
-            laws.append({"algorithm": algorithm, "fit": fit.to_dict(), "reason": None})
         except NotIdentified as error:
-            laws.append({"algorithm": algorithm, "fit": None, "reason": str(error)})
+            laws.append({"algorithm": algorithm, "fit": None, "reason": str(error), "stands_on": None})
+        else:
+            keys = {(row["series"], row["num_params"]) for row in mine}
+            fitted = [key in keys for key in zip(best["series"], best["num_params"], strict=True)]
+            behind = optima.runs_behind(best[fitted])
+            laws.append({"algorithm": algorithm, "fit": fit.to_dict(), "reason": None, "stands_on": behind})
     return {"points": rows, "laws": laws}
 
 

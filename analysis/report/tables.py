@@ -81,6 +81,14 @@ def _paired_seeds(entry: Entry) -> int | None:
     return found["paired_seeds"] if found and found["paired_seeds"] > 1 else None
 
 
+def _stands_on() -> tuple[Field, Field]:
+    """Runs behind a result, of all used runs of its series."""
+    return (
+        (Column("runs behind it", "integer"), _inside("stands_on", "runs")),
+        (Column("runs of the series", "integer", joint=" of "), _inside("stands_on", "of")),
+    )
+
+
 def _or_dash(key: str, separator: str = ", ") -> Callable[[Entry], Any]:
     """A text, or several joined; a dash where there is none."""
 
@@ -120,6 +128,7 @@ def _verdict(report: dict[str, Any]) -> Table:
         *_estimate(Column("time ratio", "ratio"), "time_ratio"),
         (Column("best batch", "count", "tokens"), "global_batch_tokens"),
         (Column("best lr", "number"), "lr"),
+        *_stands_on(),
         (Column("on a grid's edge"), _edges_of_best),
     )
 
@@ -199,6 +208,7 @@ def _critical_batch_laws(report: dict[str, Any]) -> Table:
         (Column("definition"), "definition"),
         *_estimate(Column("alpha", "ratio"), "fit", "parameters", "alpha"),
         (Column("sizes", "integer"), _inside("fit", "num_points")),
+        *_stands_on(),
         _WHY_NOT,
     )
 
@@ -218,6 +228,7 @@ def _critical_batch_joint(report: dict[str, Any]) -> Table:
         *_estimate(Column("B_c", "count", "tokens"), "law", "critical_batch_size"),
         (Column("at D", "count", "tokens"), _inside("law", "at_tokens")),
         (Column("losses", "integer"), _inside("law", "num_points")),
+        *_stands_on(),
         (Column("note"), note),
     )
 
@@ -301,6 +312,7 @@ def _num_workers_laws(report: dict[str, Any]) -> Table:
         (Column("algorithm"), "algorithm"),
         *_estimate(Column("a", "ratio"), "fit", "parameters", "alpha[num_params]"),
         *_estimate(Column("b", "ratio"), "fit", "parameters", "alpha[num_workers]"),
+        *_stands_on(),
         _WHY_NOT,
     )
 
@@ -317,6 +329,7 @@ def _size_and_data(report: dict[str, Any]) -> Table:
         (Column("A", "number"), _inside("fit", "parameters", "A", "value")),
         (Column("B", "number"), _inside("fit", "parameters", "B", "value")),
         (Column("a", "ratio"), "allocation"),
+        *_stands_on(),
         _WHY_NOT,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.report import numbers
-from analysis.report.numbers import count, flops, loss, number, spread
+from analysis.report.numbers import count, flops, integer, loss, number, spread
 
 _SAME_COMPUTE = 0.01
 """Runs of one size may count flops in the last digits differently."""
@@ -29,7 +29,10 @@ def _ranking(report: dict[str, Any]) -> list[str]:
     largest = report["ranking"]["num_params"]
     losses = {row["series"]: row["loss"] for row in report["best"] if row["num_params"] == largest}
     order = ", ".join(f"{name} {loss(losses[name])}" for name in report["ranking"]["series"])
-    head = f"At the largest size, {count(largest)} parameters, losses from best to worst: {order} nats per token."
+    behind = _behind(report["ranking"])
+    head = (
+        f"At the largest size, {count(largest)} parameters, losses from best to worst: {order} nats per token{behind}."
+    )
     return [head + _noise_sentence(report)]
 
 
@@ -54,6 +57,7 @@ def _compute(report: dict[str, Any]) -> list[str]:
     """One sentence for each series with one worker, one for all series with several."""
     iso, baseline = report["iso_loss"], report["settings"]["baseline"]
     few = not iso.get("reason") and iso["scales"] < iso["trusted_scales"]
+    behind = _behind(iso)
     out = []
     several: dict[str, list[dict[str, Any]]] = {}
     for name, ratios in _by_series(iso.get("ratios") or []).items():
@@ -64,17 +68,17 @@ def _compute(report: dict[str, Any]) -> list[str]:
         sign = "more" if last["value"] >= 1 else "less"
         established = last["ci"] and (last["ci"][0] > 1 or last["ci"][1] < 1)
         if few:
-            end = f". {iso['scales']} sizes are too few to establish it."
+            end = f"{behind}. {iso['scales']} sizes are too few to establish it."
         elif established:
-            end = f": {sign} than {name}."
+            end = f": {sign} than {name}{behind}."
         else:
-            end = ". The interval holds 1, so which of the two needs less is not established."
+            end = f"{behind}. The interval holds 1, so which of the two needs less is not established."
         out.append(
             f"For the loss that {name} reaches with {flops(last['flops'])} flops, {baseline} needs "
             f"{_with_interval(last)} times the compute{end}"
         )
     if several:
-        out.append(f"With several workers, times the compute that {baseline} needs{_at_one_compute(several)}.")
+        out.append(f"With several workers, times the compute that {baseline} needs{_at_one_compute(several)}{behind}.")
     return out
 
 
@@ -98,7 +102,7 @@ def _time(report: dict[str, Any]) -> list[str]:
         return []
     return [
         f"Each at its critical batch ({part['definition']}), {baseline} trains so many times as long as a series"
-        f"{_at_one_compute(ratios)}."
+        f"{_at_one_compute(ratios)}{_behind(part)}."
     ]
 
 
@@ -109,7 +113,7 @@ def _critical_batches(report: dict[str, Any]) -> list[str]:
     if not laws:
         return []
     alphas = {law["series"]: law["fit"]["parameters"]["alpha"] for law in laws}
-    each = ", ".join(f"{name} {_with_interval(alpha)}" for name, alpha in alphas.items())
+    each = ", ".join(f"{law['series']} {_with_interval(alphas[law['series']])}{_behind(law)}" for law in laws)
     out = [f"The critical batch (1% rule, interpolated) grows as tokens to the power of: {each}."]
     baseline = report["settings"]["baseline"]
     base = alphas.get(baseline)
@@ -129,6 +133,12 @@ def _critical_batches(report: dict[str, Any]) -> list[str]:
             f"{', '.join(rest)}."
         )
     return out
+
+
+def _behind(part: dict[str, Any]) -> str:
+    """How many runs a statement stands on; nothing where there is none."""
+    runs = part.get("stands_on")
+    return f" (on {integer(runs['runs'])} of {integer(runs['of'])} runs)" if runs else ""
 
 
 def _has_several_workers(report: dict[str, Any], series: str) -> bool:

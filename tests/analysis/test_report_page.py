@@ -125,3 +125,26 @@ def test_the_learning_rates_of_a_figure_have_the_bars_of_their_standard_errors(r
     expected = {(p["lr"], p["loss"] - p["loss_se"], p["loss"] + p["loss_se"]) for p in errors if p["loss_se"]}
     assert expected
     assert {(s[0][0], s[0][1], s[1][1]) for s in bars} == expected
+
+
+def test_each_law_and_headline_says_on_how_many_runs_it_stands(report: dict[str, Any]) -> None:
+    runs = {entry["series"]: entry["runs"] - entry["diverged"] for entry in report["audit"]["by_series"]}
+    best = report["best"]
+    assert sum(runs.values()) == report["audit"]["used"]
+    for row in best:
+        assert row["seeds"] <= row["stands_on"]["runs"] <= row["stands_on"]["of"] == runs[row["series"]]
+    fitted = {point["series"] for point in report["iso_loss"]["points"]}
+    assert report["iso_loss"]["stands_on"] == {
+        "runs": sum(row["stands_on"]["runs"] for row in best if row["series"] in fitted),
+        "of": sum(runs[name] for name in fitted),
+    }
+    for law in (
+        *report["critical_batch"]["laws"],
+        *report["critical_batch"]["joint"],
+        *report["size_and_data"]["laws"],
+    ):
+        behind = law["stands_on"]
+        assert (behind is None) == (law["reason"] is not None)
+        assert behind is None or 3 <= behind["runs"] <= behind["of"] == runs[law["series"]]
+    for line in report["verdict"]["findings"]:
+        assert re.search(r"\(on [\d\u202f]+ of [\d\u202f]+ runs\)", line) or "established" in line, line
