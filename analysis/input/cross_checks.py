@@ -42,8 +42,8 @@ def check_runs(runs: pd.DataFrame, given: set[str]) -> Findings:
     """`runs` has our columns with NaN where a cell is missing; `given` names those that the table has."""
     found = Findings()
     tokens = runs["num_tokens"].fillna(runs["tokens_per_parameter"] * runs["num_params"])
-    if {"num_steps", "global_batch_tokens"} <= given and "num_tokens" in given:
-        _check_steps(runs, found)
+    if {"num_steps", "global_batch_tokens"} <= given:
+        _check_steps(runs, tokens, "num_tokens" in given, found)
     if "flops" in given:
         _check_flops(runs, tokens, found)
     if {"num_tokens", "tokens_per_parameter"} <= given:
@@ -55,10 +55,12 @@ def check_runs(runs: pd.DataFrame, given: set[str]) -> Findings:
     return found
 
 
-def _check_steps(runs: pd.DataFrame, found: Findings) -> None:
+def _check_steps(runs: pd.DataFrame, tokens: pd.Series[float], counted: bool, found: Findings) -> None:
+    """`counted`: the tokens have a column of their own; otherwise they are tokens_per_parameter x num_params."""
+    whole = "num_tokens" if counted else "tokens_per_parameter x num_params"
     ratio = _leave_out_rows(
-        runs, runs["num_steps"] * runs["global_batch_tokens"] / runs["num_tokens"], found,
-        "num_steps x global_batch_tokens is {ratio} of num_tokens here and {usual} elsewhere",
+        runs, runs["num_steps"] * runs["global_batch_tokens"] / tokens, found,
+        "num_steps x global_batch_tokens is {ratio} of " + whole + " here and {usual} elsewhere",
     )  # fmt: skip
     if ratio.empty:
         return
@@ -66,7 +68,7 @@ def _check_steps(runs: pd.DataFrame, found: Findings) -> None:
     if abs(usual - 1) <= _AGREES and ratio.between(1 - 5 * _AGREES, 1 + 5 * _AGREES).all():
         return
     span = f"from {_ratio(ratio.min())} to {_ratio(ratio.max())}"
-    said = f"num_steps x global_batch_tokens is {_ratio(usual)} of num_tokens ({span})"
+    said = f"num_steps x global_batch_tokens is {_ratio(usual)} of {whole} ({span})"
     length = 2 ** round(math.log2(1 / usual))
     if 64 <= length <= 2**20 and abs(usual * length - 1) < 0.05:
         found.unusable["global_batch_tokens"] = (
@@ -74,13 +76,14 @@ def _check_steps(runs: pd.DataFrame, found: Findings) -> None:
             f"global_batch_tokens: {{column: ..., factor: {length}}}"
         )
     elif (power := _power_of_thousand(usual)) is not None:
-        found.unusable["num_tokens"] = (
-            f"{said}: num_tokens seems to be in units of {power:g}; map num_tokens: {{column: ..., factor: {power:g}}}"
+        name = "num_tokens" if counted else "num_params"
+        found.unusable[name] = (
+            f"{said}: {name} seems to be in units of {power:g}; map {name}: {{column: ..., factor: {power:g}}}"
         )
     elif not 0.5 <= usual <= 2:
         found.unusable["global_batch_tokens"] = (
-            f"{said}, and nothing explains that: map num_steps, global_batch_tokens and num_tokens to columns that "
-            "agree"
+            f"{said}, and nothing explains that: map num_steps, global_batch_tokens and "
+            f"{whole.replace(' x ', ' and ')} to columns that agree"
         )
     else:
         found.cautions.append(f"{said}: one of the three does not say what was trained.")
@@ -176,9 +179,10 @@ def _check_drift(runs: pd.DataFrame, found: Findings) -> None:
 def _check_magnitudes(runs: pd.DataFrame, tokens: pd.Series[float], found: Findings) -> None:
     largest, most = float(runs["num_params"].max()), float(tokens.max())
     if largest < 2e3:
-        found.unusable["num_params"] = (
+        found.unusable.setdefault(
+            "num_params",
             f"the largest num_params is {largest:g}: it seems to be in millions or billions; map num_params: "
-            "{column: ..., factor: 1e6} or 1e9"
+            "{column: ..., factor: 1e6} or 1e9",
         )
     if most < 1e5:
         found.unusable.setdefault(

@@ -37,8 +37,9 @@ def comparison(losses: dict[int, float], reference: dict[int, float] | None) -> 
 def critical_batch(
     points: list[CriticalBatch], laws: list[CriticalBatchLaw], optima: Optima, delta: float
 ) -> dict[str, Any]:
-    """Points and laws under every definition, and the joint model of each series."""
+    """Points and laws under every definition, and the joint model of each series; no points from unusable columns."""
     joint: list[dict[str, Any]] = []
+    no_points = optima.reason_against("global_batch_tokens", "num_tokens", "loss")
     against = optima.reason_against("global_batch_tokens", "num_tokens", "num_params", "loss")
     for series in dict.fromkeys(point.series for point in points):
         if against:
@@ -53,7 +54,8 @@ def critical_batch(
             joint.append({"series": series, "law": law, "reason": None, "stands_on": behind})
     return {
         "definitions": critical_batch_size.DEFINITIONS,
-        "points": [dataclasses.asdict(point) for point in points],
+        "points": [] if no_points else [dataclasses.asdict(point) for point in points],
+        "reason": no_points or (None if points else "no size was trained with two batches"),
         "laws": [
             {
                 "series": law.series,

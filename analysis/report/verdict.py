@@ -194,10 +194,13 @@ def _cautions(report: dict[str, Any]) -> list[str]:
         out += [f"{name} has no law of loss against compute: {why}." for name, why in iso["refused"].items()]
         if iso["holdout_reason"]:
             out.append(f"The error of a prediction of a larger size is not identified: {iso['holdout_reason']}.")
-    missing = [law for law in report["critical_batch"]["laws"] if law["definition"] == "cbs_1pct" and not law["fit"]]
+    known = not report["critical_batch"]["reason"]
+    missing = [
+        law for law in report["critical_batch"]["laws"] if known and law["definition"] == "cbs_1pct" and not law["fit"]
+    ]
     out += [f"The growth of {law['series']}'s critical batch is not identified: {law['reason']}." for law in missing]
-    if not report["critical_batch"]["points"]:
-        out.append("Critical batch sizes are not identified: no size was trained with two batches.")
+    if report["critical_batch"]["reason"]:
+        out.append(f"Critical batch sizes are not identified: {report['critical_batch']['reason']}.")
     return out
 
 

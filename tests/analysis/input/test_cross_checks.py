@@ -115,6 +115,27 @@ def test_no_law_is_fitted_from_an_unusable_column(tmp_path: Path, capsys: pytest
     assert "20 of 20" in capsys.readouterr().out
 
 
+def test_steps_and_batch_are_held_against_tokens_per_parameter_too() -> None:
+    frame = table(num_steps=20 * SIZES / 2**16, tokens_per_parameter=20.0).drop(columns="num_tokens")
+    assert not read(frame).unusable
+    assert "sequences of 2048 tokens" in read(frame.assign(global_batch_tokens=32.0)).unusable["global_batch_tokens"]
+    assert "factor: 1e+06" in read(frame.assign(num_params=SIZES / 1e6)).unusable["num_params"]
+
+
+def test_batches_in_sequences_give_no_critical_batch(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    batch = 2.0 ** (14 + np.tile([0, 1, 2, 3, 4], 4))
+    loss = (1.7 + 200 * SIZES**-0.3) * (1 + batch / 2**20)
+    frame = table(num_steps=20 * SIZES / batch, global_batch_tokens=batch / 2048, loss=loss)
+    frame.to_csv(path, index=False)
+    assert run(["--table", str(path), "--out", str(tmp_path), "--bootstrap", "0"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["critical_batch"]["points"] == []
+    assert "sequences of 2048 tokens" in report["critical_batch"]["reason"]
+    assert "factor: 2048" in (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "tables" / "critical_batch.csv").exists()
+
+
 def test_a_column_that_is_no_loss_is_ranked_by_nobody(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     frame = table()
