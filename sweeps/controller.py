@@ -100,7 +100,7 @@ class Controller:
         """Refused submissions in a row, by allocation."""
 
     def run(self, on_tick: Callable[[Tick], None] = lambda tick: None) -> SweepState:
-        """Ticks until the sweep is over. Ctrl-C ends it in order: local work saves itself, a scheduler's jobs go on."""
+        """Ticks until the sweep is over. Ctrl-C ends it in order: local work checkpoints, a scheduler's jobs run on."""
         self._find_finished()
         try:
             # A sweep that is over begins anew where someone has asked for that.
@@ -172,7 +172,7 @@ class Controller:
             self._end(job, JobObservation(job.tag, job.job_id, JobState.ENDED, end=JobEnd.LOST), now)
         else:
             self._record("refused", tag=job.tag, why="it never reached the cluster")
-            # Without its request it is not taken in again, should it turn up after all: its runs go on elsewhere.
+            # Without its request it is not taken in again, should it show up later: its runs are submitted again.
             self.folder.drop_request(job.tag)
 
     def _may_still_report(self, job: TrackedJob, seen: JobObservation, now: float) -> bool:
@@ -218,7 +218,7 @@ class Controller:
     def _end(self, job: TrackedJob, seen: JobObservation, now: float) -> None:
         assert seen.end is not None
         if job.cancel_pending and seen.end is JobEnd.CANCELLED and job.started_at is None:
-            self._record("refused", tag=job.tag, why="taken back from the queue")
+            self._record("refused", tag=job.tag, why="cancelled while it was pending")
             self.folder.drop_request(job.tag)
             return
         endings: dict[str, Any] = {}
@@ -291,7 +291,7 @@ class Controller:
     # Acting
 
     def _submit(self, request: JobRequest) -> bool:
-        """Whether to go on submitting."""
+        """Return whether more may be submitted now."""
         self.folder.write_request(request)
         self._intend(request)
         try:

@@ -72,7 +72,7 @@ def _memory_table(runs: Sequence[PlannedRun]) -> Table:
     for run in runs:
         if run.fit is not None:
             algorithm, num_params = run.work.labels["algorithm"], run.work.labels["num_params"]
-            kind = (algorithm, size(num_params), str(run.work.need.gpus), run.fit.words)
+            kind = (algorithm, size(num_params), str(run.work.need.gpus), run.fit.description)
             kinds.setdefault(kind, []).append(run.fit)
     table = Table(box=None, pad_edge=False)
     for name in ("algorithm", "size", "GPUs", "each holds", "micro-batch", "GB", "of"):

@@ -1,1 +1,1 @@
-"""Decides what runs where and when, for any work on any cluster. Pure: no I/O, no scheduler's words, no torch."""
+"""Decides what runs where and when, for any work on any cluster. Pure: no I/O, no torch, nothing of one scheduler."""

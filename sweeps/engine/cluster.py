@@ -153,7 +153,7 @@ class Cluster(Protocol):
     """One cluster. Every method may be called again after a crash at any instruction."""
 
     outlives_controller: bool
-    """Whether its jobs are meant to go on when a person stops the controller."""
+    """Whether its jobs keep running when a person stops the controller."""
 
     def check(self) -> None:
         """Raises `ConfigError` where the cluster's file names what the cluster has not, or keeps from the user."""
@@ -174,13 +174,13 @@ class Cluster(Protocol):
         """What the attempt itself has left."""
 
     def write_error(self, attempt: Attempt) -> str:
-        """What has kept the attempt from leaving anything, in a few words; nothing where it was free to."""
+        """The error that keeps the attempt from writing into its folder; empty where it can."""
 
     def cancel(self, tags: Sequence[str]) -> None:
-        """Asks the jobs that are not ended to end; unknown tags are passed over. May go unheard: ask again."""
+        """Cancels the jobs that have not ended; unknown tags are ignored. May be lost: the caller repeats it."""
 
     def cancel_pending(self, tags: Sequence[str]) -> None:
-        """Takes back those of the jobs that still wait; one that has started goes on. May go unheard."""
+        """Cancels those of the jobs that are still pending; running ones continue. May be lost."""
 
     def limits(self) -> Limits:
         """Limits that the cluster itself sets, as they are now; empty where it sets none."""

@@ -54,7 +54,7 @@ class _Candidates:
         self.skip_to(math.inf)
 
     def skip_to(self, minutes: float) -> None:
-        """Goes on to the runs that are not longer than that."""
+        """Continues with the runs that are not longer than that."""
         self._seen: deque[RunState] = deque()
         self._rest: Iterator[RunState] = self._ready(minutes)
 

@@ -1,7 +1,7 @@
 """How long runs take, learnt from those that have finished: the first guess times what it was wrong by.
 
 A correction is the median over the most similar runs that have finished; `launch` corrects what it starts from, and a
-controller goes on to learn.
+controller keeps learning.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ _NO_PROGRESS = "no new checkpoint in two attempts: give it more wall time or che
 
 RULES: dict[Cause, Rule] = {
     Cause.FINISHED: Rule(0, done=True),
-    # A second attempt in a row that asks for more time without a new checkpoint would go on for ever.
+    # A second attempt in a row that asks for more time without a new checkpoint would be repeated for ever.
     Cause.WANTS_MORE_TIME: Rule(1, free_with_progress=True, advice=_NO_PROGRESS),
     Cause.TIMEOUT: Rule(1, free_with_progress=True, doubles_wall_time=True, advice=_NO_PROGRESS),
     # Not the run's fault, whatever it had done by then.
@@ -89,7 +89,7 @@ RULES: dict[Cause, Rule] = {
     Cause.CONFIG_CANNOT_RUN: Rule(0, advice="cannot run as configured: correct the config or the data path"),
     Cause.CANCELLED: Rule(0, advice="cancelled by hand: `retry` starts it again"),
     # Whoever did it wants the nodes for something else: to queue the run again would be to argue.
-    Cause.CANCELLED_OUTSIDE: Rule(0, advice="not by this sweep: `retry` goes on from its checkpoint"),
+    Cause.CANCELLED_OUTSIDE: Rule(0, advice="not by this sweep: `retry` continues from its checkpoint"),
 }
 
 _BY_CODE: dict[int | None, Cause] = {

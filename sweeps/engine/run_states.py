@@ -192,7 +192,7 @@ class Queue:
         return self.not_longer_than(float("inf"))
 
     def positions(self) -> Iterator[int]:
-        return (-place for _, place in self._keys)
+        return (-position for _, position in self._keys)
 
     def add(self, run: RunState) -> None:
         bisect.insort(self._keys, _key(run))

@@ -33,16 +33,16 @@ _GIT_SECONDS = 10.0
 
 
 def keep_source(root: Path, base: Path = HERE) -> Path:
-    """Copies the source under `base` to its place under `root`, unless it is there; returns that place."""
+    """Copies the source under `base` to a folder under `root`, unless it is there; returns that folder."""
     if (base / "source.json").exists():
         return base  # a copy already
     files = {path.relative_to(base).as_posix(): path.read_bytes() for path in _files(base)}
     git = git_state(base, _PARTS)
     patch = _changes(base, _PARTS) if git and git["changed_files"] else ""
-    place = root.resolve() / "code" / _digest(files, git, patch)
-    if not place.exists():
-        _write(place, files, {"version": _version(), "git": git}, patch)
-    return place
+    copy = root.resolve() / "code" / _digest(files, git, patch)
+    if not copy.exists():
+        _write(copy, files, {"version": _version(), "git": git}, patch)
+    return copy
 
 
 def _files(base: Path) -> Iterator[Path]:
@@ -59,29 +59,29 @@ def _digest(files: Mapping[str, bytes], git: Mapping[str, Any] | None, patch: st
     return digest.hexdigest()
 
 
-def _write(place: Path, files: Mapping[str, bytes], source: Mapping[str, Any], patch: str) -> None:
+def _write(copy: Path, files: Mapping[str, bytes], source: Mapping[str, Any], patch: str) -> None:
     """Writes under another name first, so that the copy is complete once it has its name."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=copy.parent, prefix=f".{copy.name}-"))
     try:
         for name, content in files.items():
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             (draft / name).write_bytes(content)
         if patch:
             (draft / "changes.patch").write_text(patch)
-        (draft / "source.json").write_text(json.dumps({"id": place.name, **source}, indent=1) + "\n")
+        (draft / "source.json").write_text(json.dumps({"id": copy.name, **source}, indent=1) + "\n")
         draft.chmod(0o755)
-        # Where another controller has been faster the place is not empty, and as good as ours.
+        # Where another controller was faster the folder is not empty, and holds the same files.
         with contextlib.suppress(FileExistsError, OSError):
-            os.rename(draft, place)
+            os.rename(draft, copy)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    if not (place / "source.json").exists():
-        raise OSError(f"{place}: the code could not be kept there")
+    if not (copy / "source.json").exists():
+        raise OSError(f"{copy}: the code could not be copied there")
 
 
 def describe_source(base: Path = HERE) -> dict[str, Any]:
-    """What the code under `base` is: from its copy's own word, or by looking."""
+    """Version and git state of the code under `base`: from `source.json` of a copy, or as they are now."""
     try:
         known: dict[str, Any] = json.loads((base / "source.json").read_text())
     except (OSError, ValueError):

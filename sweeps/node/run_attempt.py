@@ -51,7 +51,7 @@ def resolve_entry(entry: str) -> Callable[..., int]:
 
 def preload(work: Work) -> None:
     """What this work's module would rather do once than in every process. What goes wrong here will go wrong in the
-    attempt itself, where it is heard and harms no neighbour."""
+    attempt itself, where it is reported and affects no other."""
     with contextlib.suppress(Exception):
         module = importlib.import_module(work.entry.partition(":")[0])
         hook = getattr(module, "preload", None)

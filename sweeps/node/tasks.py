@@ -1,7 +1,7 @@
 """Attempts of several tasks: one process a rank, on one node or many, and one ending for them all.
 
 On one node the ranks are children of the process that supervises them; over several nodes `srun` starts one
-`python -m sweeps.node.tasks REQUEST` a rank. A task of one node reads its place from RANK, WORLD_SIZE, LOCAL_RANK and
+`python -m sweeps.node.tasks REQUEST` a rank. A task of one node reads its rank from RANK, WORLD_SIZE, LOCAL_RANK and
 MULOCO_RDZV_ID (unique to the attempt), one of `srun` from SLURM's variables.
 """
 
@@ -70,13 +70,13 @@ def _run_here(attempt: Attempt) -> list[int]:
     pids: dict[int, int] = {}
     with passing_on(pids) as received:
         for rank in range(count):
-            place = {
+            rank_environment = {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(count),
                 "MULOCO_RDZV_ID": rendezvous_id,
             }
-            pid = _fork(partial(run_task, attempt, rank), place)
+            pid = _fork(partial(run_task, attempt, rank), rank_environment)
             pids[pid] = rank
             catch_up(pid, received)
         return _wait_for_all(pids)
@@ -110,24 +110,24 @@ def exit_code_of(status: int) -> int:
 
 def _run_by_srun(attempt: Attempt, request_file: Path) -> list[int]:
     need = attempt.work.need
-    words = ["srun", f"--nodes={need.nodes}", f"--ntasks={need.tasks}", f"--ntasks-per-node={need.tasks_per_node}"]
+    command = ["srun", f"--nodes={need.nodes}", f"--ntasks={need.tasks}", f"--ntasks-per-node={need.tasks_per_node}"]
     cpus = max(1, need.cpus_per_node // need.tasks_per_node)
-    words += [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1", f"--wait={_GRACE_SECONDS:.0f}"]
+    command += [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1", f"--wait={_GRACE_SECONDS:.0f}"]
     if need.gpus_per_node:
         # Every rank sees its node's GPUs and takes the one of its local rank.
-        words += [f"--gres=gpu:{need.gpus_per_node}", "--gpu-bind=none"]
+        command += [f"--gres=gpu:{need.gpus_per_node}", "--gpu-bind=none"]
     folder = attempt.folder / "codes"
     folder.mkdir(exist_ok=True)
     with open(attempt.folder / "stderr.log", "ab") as log:
         process = subprocess.Popen(
-            [*words, *python_command("sweeps.node.tasks"), str(request_file)],
+            [*command, *python_command("sweeps.node.tasks"), str(request_file)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
         with passing_on({process.pid: 0}):
             process.wait()
-    said = [int(path.read_text() or ExitCode.CRASH) for path in folder.glob("*")]
+    codes = [int(path.read_text() or ExitCode.CRASH) for path in folder.glob("*")]
     # A rank that was killed has left no code.
-    return said if len(said) == need.tasks else [*said, int(ExitCode.CRASH)]
+    return codes if len(codes) == need.tasks else [*codes, int(ExitCode.CRASH)]
 
 
 def common_code(codes: Sequence[int]) -> int:
@@ -143,7 +143,7 @@ def common_code(codes: Sequence[int]) -> int:
 
 @contextlib.contextmanager
 def passing_on(pids: Mapping[int, object]) -> Iterator[list[tuple[int, float]]]:
-    """Within, signals that ask for a checkpoint go on to the processes that `pids` names by then.
+    """Within, signals that ask for a checkpoint are forwarded to the processes in `pids`.
 
     Yields those that have come, each with its time (Unix seconds).
     """

@@ -16,7 +16,7 @@ class FaultModel:
     preemptions_per_day: float = 0.0
     """Rate for each job."""
     crashes: float = 0.0
-    """Share of attempts that crash at some moment."""
+    """Share of attempts that crash at a random time."""
     broken: float = 0.0
     """Share of runs that crash in every attempt."""
     out_of_memory: float = 0.0

@@ -46,13 +46,13 @@ class SimulatedCluster:
     def submit(self, request: JobRequest) -> str:
         world, faults = self.world, self.world.faults
         assert request.tag not in world.jobs, f"{request.tag} is submitted twice"
-        luck = world.random.random()
-        if luck < faults.refusals:
+        draw = world.random.random()
+        if draw < faults.refusals:
             raise Refused(RefusalKind.DEFER, "Slurm temporarily unable to accept job")
         limit = faults.submit_limit
         if limit is not None and sum(job.request.allocation == request.allocation for job in world.live()) >= limit:
             raise Refused(RefusalKind.DEFER, "QOSMaxSubmitJobPerUserLimit")
-        is_lost = luck < faults.refusals + faults.lost_answers
+        is_lost = draw < faults.refusals + faults.lost_answers
         if not is_lost or world.random.random() < 0.5:
             world.accept(request)
         if is_lost:

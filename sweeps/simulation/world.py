@@ -25,7 +25,7 @@ _STARTUP_MINUTES = 0.5
 """Start-up time of each attempt."""
 _CHECKPOINT_MINUTES = 10.0
 _WARNING_MINUTES = 2.0
-"""Before the time limit an attempt is told to save itself."""
+"""Before the time limit an attempt is asked to checkpoint."""
 _REPAIR_MINUTES = 60.0
 """A failed node is down for so long."""
 _STEPS_PER_MINUTE = 100
@@ -165,7 +165,7 @@ class World:
         self._at(_REPAIR_MINUTES, "repair", allocation, node.name)
         for tag in list(node.jobs):
             self._end(self.jobs[tag], JobEnd.NODE_FAILURE)
-        # A world without jobs would otherwise go on for ever.
+        # A world without jobs would otherwise never end.
         if self.queue or any(other.jobs for other in nodes):
             self._plan_failure(allocation, len(nodes))
 
@@ -253,8 +253,8 @@ class World:
         return share > 0 and random.Random(f"{self.faults.seed} {what} {name}").random() < share
 
     def _true_minutes(self, work: Work) -> float:
-        luck = random.Random(f"{self.faults.seed} minutes {work.name}").gauss(0, self.faults.spread)
-        return work.need.expected_minutes * math.exp(luck)
+        log_ratio = random.Random(f"{self.faults.seed} minutes {work.name}").gauss(0, self.faults.spread)
+        return work.need.expected_minutes * math.exp(log_ratio)
 
     def _on_attempt_end(self, tag: str, name_and_code: str) -> None:
         name, _, code = name_and_code.rpartition(" ")

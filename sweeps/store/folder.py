@@ -127,7 +127,7 @@ class SweepFolder:
                     state.num_jobs = max(state.num_jobs, number_of(event["tag"]))
                     continue
             state.apply(event, request)
-        # A line that is lost may have told of a later job: no tag is given twice.
+        # A lost line may have recorded a later job: no tag is used twice.
         requested = (number_of(path.stem) for path in (self.path / "jobs").glob("*.json"))
         state.num_jobs = max(state.num_jobs, *requested, 0)
         return Replay(state, damage, reading.end, len(reading.events))

@@ -1,6 +1,6 @@
 """One writer of a sweep at a time, from any host: a lease in the sweep's folder, with a fencing token.
 
-    lease/000003      the newest holder: host, pid, when it last said it was alive
+    lease/000003      the newest holder: host, pid, when it last renewed it
 
 A lease is taken by creating the next number's file, which a file system grants to one process only. Its holder renews
 it; one that has not been renewed for `TTL_SECONDS`, or whose process is gone from this host, may be taken over. Ages

@@ -3,7 +3,7 @@
     ledger.jsonl     {"crc": ..., "token": 3, "time": ..., "event": "submitted", "tag": ..., ...}
 
 Replaying it gives the state of the sweep. A torn last line is what a killed writer left and is closed; a damaged line
-is reported and passed over, since run folders and the cluster still know what it said. Lines of a writer that had
+is reported and passed over, since run folders and the cluster still hold what it recorded. Lines of a writer that had
 already been replaced (a lower token after a higher one) do not count.
 """
 
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from sweeps.engine.events import Event
 from sweeps.store.lease import Lease
 
-_TOLD_AGAIN = ("submitted", "started")
+_REPEATED = ("submitted", "started")
 """Events that need not be on the disk at once: the next look at the cluster tells them again."""
 
 
@@ -48,8 +48,8 @@ class Position:
 
     def after(self, line: bytes, token: int) -> Position:
         """Behind one more line."""
-        place, number = self.offset + len(line), self.lines + 1
-        return Position(place, number, max(token, self.token), len(line), zlib.crc32(line))
+        offset, number = self.offset + len(line), self.lines + 1
+        return Position(offset, number, max(token, self.token), len(line), zlib.crc32(line))
 
     def is_in(self, path: Path) -> bool:
         """Whether the file still has the line that ended here."""
@@ -81,15 +81,17 @@ class Ledger:
         self._close_torn_line()
 
     def append(self, event: str, **values: Any) -> Event:
-        """Writes one event, to the disk where it could not be told again, and returns it. Raises `LeaseLost` if another
-        writer has taken over."""
+        """Writes one event and returns it; synced to disk unless the next observation would repeat it.
+
+        Raises `LeaseLost` if another writer has taken over.
+        """
         self.lease.renew()
         line = {"token": self.lease.token, "time": self.clock(), "event": event, **values}
         text = encode(line)
         with open(self.path, "ab") as file:
             file.write(text)
             file.flush()
-            if event not in _TOLD_AGAIN:
+            if event not in _REPEATED:
                 os.fsync(file.fileno())
             written_to = file.tell()
         if self.end is not None:
@@ -117,7 +119,7 @@ def read_events(path: Path, start: Position = START) -> Reading:
     """Events in order from `start` on, the lines that could not be read, and where the whole lines end."""
     events: list[Event] = []
     damage: list[Damage] = []
-    place, number, highest, last = start.offset, start.lines, start.token, b""
+    offset, number, highest, last = start.offset, start.lines, start.token, b""
     for raw in _lines(path, start.offset):
         event = _parse(raw)
         if isinstance(event, str):
@@ -126,10 +128,10 @@ def read_events(path: Path, start: Position = START) -> Reading:
             highest = event["token"]
             events.append(event)
         if raw.endswith(b"\n"):
-            place, number, last = place + len(raw), number + 1, raw
+            offset, number, last = offset + len(raw), number + 1, raw
     if not last:
         return Reading(events, damage, start)
-    return Reading(events, damage, Position(place, number, highest, len(last), zlib.crc32(last)))
+    return Reading(events, damage, Position(offset, number, highest, len(last), zlib.crc32(last)))
 
 
 def _lines(path: Path, start: int) -> Iterator[bytes]:

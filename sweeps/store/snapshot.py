@@ -1,9 +1,9 @@
-"""The state of a sweep as of one place in its ledger, so that a look need not replay what came before.
+"""The state of a sweep as of one position in its ledger, so that a reader need not replay what came before.
 
     snapshot.jsonl   a line with length and checksum of the rest; one with sums, jobs in flight and settings; one for
                      each run that has a history
 
-The ledger is what counts: a snapshot that is damaged, that belongs to another definition or whose place the ledger
+The ledger is what counts: a snapshot that is damaged, that belongs to another definition or whose position the ledger
 does not know is passed over, and everything replayed.
 """
 
@@ -65,7 +65,7 @@ def write_snapshot(path: Path, definition: Definition, state: SweepState, end: P
 def read_snapshot(
     path: Path, definition: Definition, ledger: Path, prefix: str
 ) -> tuple[SweepState, Position, list[Damage]] | None:
-    """The state, the place in the ledger up to which it is right, and the damage before it; None where there is no
+    """The state, the position in the ledger up to which it is right, and the damage before it; None where there is no
     snapshot that can be believed."""
     try:
         first, _, body = path.read_bytes().partition(b"\n")

@@ -76,16 +76,16 @@ class _Composer:
 
     def _parse(self, names: tuple[tuple[str, Any], ...], tree: DictConfig, key: str, value: Any) -> Any:
         """`value` as the schema's type."""
-        place = (names, key, type(value), str(value))
-        if place not in self.parsed:
+        key_and_value = (names, key, type(value), str(value))
+        if key_and_value not in self.parsed:
             # What else the tree holds makes no difference, unless the value refers to it.
             changed = copy.deepcopy(tree) if "${" in str(value) else tree
             try:
                 OmegaConf.update(changed, key, value)
             except OmegaConfBaseException as error:
                 raise ConfigError(one_line(error)) from error
-            self.parsed[place] = OmegaConf.select(changed, key)
-        return self.parsed[place]
+            self.parsed[key_and_value] = OmegaConf.select(changed, key)
+        return self.parsed[key_and_value]
 
 
 def _plain_run(tree: DictConfig) -> dict[str, Any]:

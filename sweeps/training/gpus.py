@@ -26,7 +26,7 @@ class Fit:
     estimate: MemoryEstimate
     gpu_bytes: int
     """Memory of one GPU."""
-    words: str
+    description: str
     """How a GPU holds the model."""
 
     @property

@@ -59,9 +59,9 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False) -> Sweep:
     for run in {(run.data.path, run.model.vocab_size): run for run in runs}.values():
         check_data(run)
     root = Path(app.root)
-    for place in (root, root / "runs", root / "sweeps"):
-        if place.exists() and not place.is_dir():
-            raise ConfigError(f"root={root}: {place} is a file, not a folder: choose another root")
+    for path in (root, root / "runs", root / "sweeps"):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"root={root}: {path} is a file, not a folder: choose another root")
     works = refine(works_of(runs, root, app.execution, cluster), measured_minutes)
     definition = Definition(name, cluster_name, cluster.to_dict(), works)
     return Sweep(name, root, runs, app.execution, definition, cluster)

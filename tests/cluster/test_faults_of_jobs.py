@@ -179,7 +179,7 @@ def test_a_qos_lowered_while_the_sweep_runs_is_kept(slurm: EmulatedSlurm, tmp_pa
     assert verdict.kind is VerdictKind.NEVER
     assert "QOS capped GrpTRES node=1" in verdict.why
     assert max(samples) <= 8
-    assert not state.runs["wide"].attempts, "taken back from the queue"
+    assert not state.runs["wide"].attempts, "cancelled while it was pending"
     check(sweep, state, slurm)
     slurm.limit(GrpTRES="node=2")
     state = sweep.run()

@@ -1,15 +1,21 @@
 """A cluster's file: what it may say, and one line for each mistake."""
 
 import re
-from typing import Any
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
 
 import pytest
 import yaml
 
 from muloco_runner.config import ConfigError
 from muloco_runner.paths import config_dir
-from sweeps.clusters import BACKENDS, backend_of, read_cluster
+from sweeps.clusters import BACKENDS, backend_of, make_cluster, read_cluster
+from sweeps.clusters.backend import Backend
 from sweeps.engine.cluster_config import ClusterConfig
+from sweeps.engine.work import Need
+from sweeps.hydra_apps.launcher_settings import cluster_of
 
 GOOD: dict[str, Any] = {"kind": "slurm", "allocations": [{"name": "a", "gpus_per_node": 8, "quota": {"nodes": 3}}]}
 
@@ -80,3 +86,18 @@ def test_old_names_of_settings_are_read_with_a_line_in_files_and_silently_in_def
     assert stored == read
     assert ClusterConfig.from_dict("c", stored.to_dict()) == stored
     assert not capsys.readouterr().err
+
+
+def test_a_kind_in_the_table_is_open_to_cluster_files_and_to_multirun(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("pbs_backend")
+    make = cast(Any, lambda config, folder: f"cluster {config.name}")
+    setattr(module, "BACKEND", Backend("PBS", make, lambda config: config, 5.0, ("queue",)))  # noqa: B010
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(BACKENDS, "pbs", module.__name__)
+    read = read_cluster("c", {"kind": "pbs", "allocations": [{"name": "a", "queue": "long"}]})
+    assert read.allocation("a").options == {"queue": "long"}
+    assert make_cluster(read, Path()) == "cluster c"
+    launcher = {"cluster": "pbs", "allocations": {"a": {"queue": "long"}}, "quota": {"nodes": 2}, "setup": []}
+    cluster = cluster_of({**launcher, "tick_seconds": None}, [Need(nodes=2, gpus_per_node=4)])
+    assert (cluster.kind, cluster.tick_seconds) == ("pbs", 5.0)
+    assert (cluster.allocation("a").options, cluster.allocation("a").gpus_per_node) == ({"queue": "long"}, 4)
