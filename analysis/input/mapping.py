@@ -54,7 +54,7 @@ class Origin:
 
     def __str__(self) -> str:
         if self.column is not None:
-            return self.column + (f" times {self.factor:g}" if self.factor != 1 else "")
+            return self.column + (f" x {self.factor:,g}" if self.factor != 1 else "")
         return self.expression.text if self.expression else f"the value {self.value}"
 
 

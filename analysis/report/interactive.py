@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from analysis.report import axis_labels
 from analysis.report.drawing import Styles
 from analysis.report.numbers import count
 from muloco_runner.config import ConfigError
@@ -99,8 +100,8 @@ def _plotly_figure(styles: Styles, title: str, x: str, y: str, log_y: bool, trac
         )
     layout = {
         "title": {"text": html.escape(title, quote=False)},
-        "xaxis": {"title": {"text": x}, "type": "log"},
-        "yaxis": {"title": {"text": y}, **({"type": "log"} if log_y else {})},
+        "xaxis": {"title": {"text": html.escape(x, quote=False)}, "type": "log"},
+        "yaxis": {"title": {"text": html.escape(y, quote=False)}, **({"type": "log"} if log_y else {})},
         "height": 520,
         "showlegend": True,
     }
@@ -110,13 +111,15 @@ def _plotly_figure(styles: Styles, title: str, x: str, y: str, log_y: bool, trac
 def _figures(report: dict[str, Any]) -> list[tuple[str, str, str, bool, list[Trace]]]:
     """Title, both axes, whether y is logarithmic, and traces of each figure."""
     out = []
+    loss = axis_labels.across(report, "loss", "loss", "nats per token")
     curves = report["loss_vs_batch"]
     for n in sorted({curve["num_params"] for curve in curves}):
         traces: list[Trace] = [
             (c["series"], [(p["global_batch_tokens"], p["loss"]) for p in c["points"]], True)
             for c in _in_order(report, [c for c in curves if c["num_params"] == n])
         ]
-        out.append((f"{count(n)} parameters", "global batch B (tokens)", "loss (nats per token)", False, traces))
+        across = axis_labels.across(report, "global batch B", "global_batch_tokens", "tokens")
+        out.append((f"{count(n)} parameters", across, loss, False, traces))
     points = report["critical_batch"]["points"]
     traces = [
         (
@@ -126,14 +129,17 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str, str, bool, list[Tra
         )
         for name in report["series"]
     ]
-    out.append(("Critical batch, 1% rule", "training tokens D", "critical batch (tokens)", True, traces))
+    across = axis_labels.across(report, "training tokens D", "num_tokens")
+    upright = axis_labels.across(report, "critical batch", "global_batch_tokens", "tokens")
+    out.append(("Critical batch, 1% rule", across, upright, True, traces))
     iso = report["iso_loss"]
     if not iso["reason"]:
         traces = [
             (name, [(p["flops"], p["reducible"]) for p in iso["points"] if p["series"] == name], True)
             for name in report["series"]
         ]
-        out.append(("Loss above the irreducible loss", "compute C (flops)", "L - E (nats per token)", True, traces))
+        upright = axis_labels.across(report, "L - E", "loss", "nats per token")
+        out.append(("Loss above the irreducible loss", axis_labels.compute(report), upright, True, traces))
     for key, title in (("iso_loss", "Compute"), ("time_ratio", "Training time")):
         if not report[key]["reason"]:
             traces = [
@@ -141,7 +147,8 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str, str, bool, list[Tra
                 for name, curve in report[key]["curves"].items()
             ]
             baseline = report["settings"]["baseline"]
-            out.append((f"{title} of {baseline} for the same loss", "compute C (flops)", "ratio", False, traces))
+            across = axis_labels.across(report, "compute C of the series", "flops", "flops")
+            out.append((f"{title} of {baseline} for the same loss", across, "ratio", False, traces))
     return out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from analysis.report.axis_labels import unit_of
 from analysis.report.page_table import Column, Table
 
 Entry = dict[str, Any]
@@ -89,6 +90,11 @@ def _stands_on() -> tuple[Field, Field]:
     )
 
 
+def _batch(report: Entry, name: str = "batch") -> Field:
+    """A batch in tokens, unless the table's column is in another unit."""
+    return (Column(name, "count", unit_of(report, "global_batch_tokens", "tokens")), "global_batch_tokens")
+
+
 def _or_dash(key: str, separator: str = ", ") -> Callable[[Entry], Any]:
     """A text, or several joined; a dash where there is none."""
 
@@ -101,7 +107,6 @@ def _or_dash(key: str, separator: str = ", ") -> Callable[[Entry], Any]:
 
 _SERIES: Field = (Column("series"), "series")
 _SIZE: Field = (Column("size", "count", "parameters"), "num_params")
-_BATCH: Field = (Column("batch", "count", "tokens"), "global_batch_tokens")
 _LOSS: Field = (Column("loss", "loss", "nats per token"), "loss")
 _LOSS_SE: Field = (Column("standard error of the loss", "standard_error", joint=" ± "), "loss_se")
 _SEEDS: Field = (Column("seeds", "integer"), "seeds")
@@ -126,7 +131,7 @@ def _verdict(report: dict[str, Any]) -> Table:
         *_against(Column("against baseline", "percent")),
         *_estimate(Column("compute ratio", "ratio"), "compute_ratio"),
         *_estimate(Column("time ratio", "ratio"), "time_ratio"),
-        (Column("best batch", "count", "tokens"), "global_batch_tokens"),
+        _batch(report, "best batch"),
         (Column("best lr", "number"), "lr"),
         *_stands_on(),
         (Column("on a grid's edge"), _edges_of_best),
@@ -172,7 +177,7 @@ def _loss_vs_batch(report: dict[str, Any]) -> Table:
         [{**curve, **point} for curve in report["loss_vs_batch"] for point in curve["points"]],
         _SIZE,
         _SERIES,
-        _BATCH,
+        _batch(report),
         _LOSS,
         _LOSS_SE,
         _SEEDS,
@@ -279,7 +284,7 @@ def _hyper_parameters(report: dict[str, Any]) -> Table:
         report["hyper_parameters"]["curves"],
         _SIZE,
         _SERIES,
-        _BATCH,
+        _batch(report),
         (Column("best lr", "number"), "best_lr"),
         (Column("within 1%", "number"), "plateau_lr"),
         (Column("learning rates tried", "integer"), "num_lrs"),
@@ -353,7 +358,7 @@ def _wall_clock(report: dict[str, Any]) -> Table:
         report["wall_clock"]["rows"],
         _SERIES,
         (Column("link", "number", "Gbit/s"), "bandwidth_gbits"),
-        _BATCH,
+        _batch(report),
         (Column("steps", "integer"), "num_steps"),
         (Column("exchanges", "integer"), "num_exchanges"),
         (Column("compression", "number"), "compression"),

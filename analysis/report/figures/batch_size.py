@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from analysis.report import axis_labels
 from analysis.report.drawing import (
     Drawing,
     Styles,
@@ -31,7 +32,12 @@ def plot_loss_vs_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
         if max(len(curve["points"]) for curve in curves) < 2:
             continue
         title = f"{count(n)} parameters"
-        figure, axes = panel(title, "global batch B (tokens)", "validation loss (nats per token)", len(curves))
+        figure, axes = panel(
+            title,
+            axis_labels.across(report, "global batch B", "global_batch_tokens", "tokens"),
+            axis_labels.upright(report, "validation loss", "loss", "nats per token"),
+            len(curves),
+        )
         tried: list[float] = []
         for name in report["series"]:
             for curve in curves:
@@ -81,7 +87,9 @@ def plot_critical_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]
 def _critical_batch(report: dict[str, Any], styles: Styles, definition: str, key: str, title: str) -> Drawing:
     points, published = report["critical_batch"]["points"], report["published"]
     names = [name for name in report["series"] if any(p["series"] == name for p in points)]
-    figure, axes = panel(title, "training tokens D", "critical batch (tokens)", len(names) + bool(published))
+    x_label = axis_labels.across(report, "training tokens D", "num_tokens")
+    y_label = axis_labels.upright(report, "critical batch", "global_batch_tokens", "tokens")
+    figure, axes = panel(title, x_label, y_label, len(names) + bool(published))
     values: list[float] = []
     tokens: list[float] = []
     for i, name in enumerate(names):

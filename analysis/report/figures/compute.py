@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from analysis.report import axis_labels
 from analysis.report.drawing import INK, Drawing, Styles, error_bars, legend, log_axis, panel, power_of_ten, series_slug
 from analysis.report.numbers import count, flops, hours
 
@@ -21,10 +22,10 @@ def plot_loss_compute(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     grid = np.geomspace(min(flops_seen), max(flops_seen), 50)
     parameters = iso["fit"]["parameters"]
     title = "Loss above the shared irreducible loss"
-    figure, axes = panel(title, "compute C = 6ND (flops)", "L - E (nats per token)", len(names))
-    residuals, lower = panel(
-        "Residuals of the laws", "compute C = 6ND (flops)", "fitted / observed loss - 1 (%)", len(names)
-    )
+    across = axis_labels.compute(report)
+    upright = axis_labels.upright(report, "L - E", "loss", "nats per token")
+    figure, axes = panel(title, across, upright, len(names))
+    residuals, lower = panel("Residuals of the laws", across, "fitted / observed loss - 1 (%)", len(names))
     values: list[float] = []
     for name in names:
         rows = [p for p in iso["points"] if p["series"] == name]
@@ -73,7 +74,10 @@ def plot_ratios(report: dict[str, Any], styles: Styles) -> list[Drawing]:
         title = f"{word} of {baseline} for the same loss"
         y = f"{word.lower()} of {baseline} / series"
         figure, axes = panel(
-            title, "compute C of the series (flops)", y, len(part["curves"]) + bool(report["published"])
+            title,
+            axis_labels.across(report, "compute C of the series", "flops", "flops"),
+            y,
+            len(part["curves"]) + bool(report["published"]),
         )
         for name in report["series"]:
             if name in part["curves"]:
@@ -132,7 +136,9 @@ def plot_isoflop(report: dict[str, Any], styles: Styles) -> list[Drawing]:
         mine = [b for b in budgets if b["series"] == name]
         if not mine:
             continue
-        figure, axes = panel(f"{name} at equal compute", "parameters N", "validation loss (nats per token)", len(mine))
+        across = axis_labels.across(report, "parameters N", "num_params")
+        upright = axis_labels.upright(report, "validation loss", "loss", "nats per token")
+        figure, axes = panel(f"{name} at equal compute", across, upright, len(mine))
         for i, b in enumerate(mine):
             sizes, losses = zip(*b["points"], strict=True)
             style = {**styles.nth(i), "label": f"{flops(b['flops'])} flops"}

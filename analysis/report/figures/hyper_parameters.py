@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.report import axis_labels
 from analysis.report.drawing import (
     Drawing,
     Styles,
@@ -28,9 +29,9 @@ def plot_learning_rates(report: dict[str, Any], styles: Styles) -> list[Drawing]
         if not rows:
             continue
         title = f"{count(n)} parameters, each series at its best batch"
-        figure, axes = panel(
-            title, "peak learning rate of the inner steps", "validation loss (nats per token)", len(rows)
-        )
+        across = axis_labels.across(report, "peak learning rate of the inner steps", "lr")
+        upright = axis_labels.upright(report, "validation loss", "loss", "nats per token")
+        figure, axes = panel(title, across, upright, len(rows))
         rates: list[float] = []
         for name in report["series"]:
             for h in rows:
@@ -57,7 +58,9 @@ def plot_maps(report: dict[str, Any], styles: Styles) -> list[Drawing]:
             continue
         title = f"{m['series']}, {count(m['num_params'])}: % above its best loss"
         height = 1.5 + 0.26 * len(rates)
-        figure, axes = panel(title, "global batch B (tokens)", "peak learning rate", 0, height=height)
+        across = axis_labels.across(report, "global batch B", "global_batch_tokens", "tokens")
+        upright = axis_labels.upright(report, "peak learning rate", "lr")
+        figure, axes = panel(title, across, upright, 0, height=height)
         above = np.full((len(rates), len(batches)), np.nan)
         for c in m["cells"]:
             above[rates.index(c["lr"]), batches.index(c["global_batch_tokens"])] = 100 * c["relative"]

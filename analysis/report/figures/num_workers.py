@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from analysis.report import axis_labels
 from analysis.report.drawing import INK, Drawing, Styles, error_bars, legend, panel, size_slug
 from analysis.report.numbers import count
 
@@ -15,13 +16,14 @@ def plot_num_workers(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     """Loss relative to data parallel against K, a figure a size; and how alike the workers' pseudogradients are."""
     out = []
     points, published = report["num_workers"]["points"], report["published"]
+    across = axis_labels.across(report, "workers K", "num_workers")
     for n in sorted({r["num_params"] for r in points}):
         rows = [r for r in points if r["num_params"] == n]
         if len({r["num_workers"] for r in rows}) < 2:
             continue
         title = f"{count(n)} parameters"
         by = sorted({r["algorithm"] for r in rows})
-        figure, axes = panel(title, "workers K", "loss over data parallel's - 1 (%)", len(by) + bool(published))
+        figure, axes = panel(title, across, "loss over data parallel's - 1 (%)", len(by) + bool(published))
         for algorithm in by:
             mine = sorted((r for r in rows if r["algorithm"] == algorithm), key=lambda r: r["num_workers"])
             style = {**styles.line(mine[0]["series"]), "label": f"{algorithm}, against {mine[0]['baseline']}"}
@@ -38,17 +40,17 @@ def plot_num_workers(report: dict[str, Any], styles: Styles) -> list[Drawing]:
         legend(figure, axes)
         alt = f"Loss relative to data parallel against the number of workers, models of {count(n)} parameters."
         out.append(Drawing(f"num_workers_{size_slug(n)}", "num_workers", title, alt, figure))
-    return out + _plot_cosines(points, styles)
+    return out + _plot_cosines(points, styles, across)
 
 
-def _plot_cosines(points: list[dict[str, Any]], styles: Styles) -> list[Drawing]:
+def _plot_cosines(points: list[dict[str, Any]], styles: Styles, across: str) -> list[Drawing]:
     known = [r for r in points if r["pseudogradient_cosine"] is not None]
     if not known:
         return []
     title = "Mean cosine between workers' pseudogradients"
     sizes = sorted({r["num_params"] for r in known})
     keys = [(a, n) for a in sorted({r["algorithm"] for r in known}) for n in sizes]
-    figure, axes = panel(title, "workers K", "cosine, last quarter of the run", len(keys))
+    figure, axes = panel(title, across, "cosine, last quarter of the run", len(keys))
     for algorithm, n in keys:
         mine = sorted(
             (r for r in known if r["algorithm"] == algorithm and r["num_params"] == n), key=lambda r: r["num_workers"]

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis.__main__ import run
+from analysis.report.figures import draw_all
 from analysis.runs import Study
 from analysis.table import study_of_table
 
@@ -134,6 +135,29 @@ def test_batches_in_sequences_give_no_critical_batch(tmp_path: Path) -> None:
     assert "sequences of 2048 tokens" in report["critical_batch"]["reason"]
     assert "factor: 2048" in (tmp_path / "report.md").read_text()
     assert not (tmp_path / "tables" / "critical_batch.csv").exists()
+    labels = {drawing.name: drawing.figure.axes[0].get_xlabel() for drawing in draw_all(report)}
+    assert labels["loss_vs_batch_10M"] == "global batch B (unit not clear; column global_batch_tokens)"
+    assert "| batch (unit not clear) |" in (tmp_path / "report.md").read_text()
+
+
+def test_axes_name_the_column_that_was_mapped(tmp_path: Path) -> None:
+    path, mapping = tmp_path / "t.csv", tmp_path / "m.yaml"
+    batch = 2.0 ** (14 + np.tile([0, 1, 2, 3, 4], 4))
+    frame = table(global_batch_tokens=batch / 2048, flops=120 * SIZES**2 / 1e9)
+    names = {"global_batch_tokens": "batch_size", "loss": "<b>loss", "flops": "gflops", "num_params": "N"}
+    frame.rename(columns=names).to_csv(path, index=False)
+    mapping.write_text(
+        "global_batch_tokens: {column: batch_size, factor: 2048}\nflops: {column: gflops, unit: GFLOPs}\n"
+        "loss: <b>loss\n"
+    )
+    assert run(["--table", str(path), "--mapping", str(mapping), "--out", str(tmp_path), "--bootstrap", "0"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    axes = {drawing.name: drawing.figure.axes[0] for drawing in draw_all(report)}
+    assert axes["loss_vs_batch_10M"].get_xlabel() == "global batch B (tokens; column batch_size x 2,048)"
+    assert axes["loss_vs_batch_10M"].get_ylabel() == "validation loss (nats per token)\n(column <b>loss)"
+    assert axes["loss_compute"].get_xlabel() == "compute C (flops; column gflops x 1e+09)"
+    assert "training tokens D (" not in str([one.get_xlabel() for one in axes.values()])
+    assert "column batch_size x 2,048" in (tmp_path / "report.html").read_text()
 
 
 def test_a_column_that_is_no_loss_is_ranked_by_nobody(tmp_path: Path) -> None:
