@@ -167,8 +167,10 @@ def _add_table_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--table",
         type=Path,
+        nargs="+",
+        action="extend",
         metavar="FILE",
-        help="one row a run: .csv .tsv .parquet .jsonl .ndjson .json, also with .gz",
+        help="one row a run: .csv .tsv .parquet .jsonl .ndjson .json, also with .gz; several files are one table",
     )
     group.add_argument(
         "--mapping", type=Path, metavar="FILE", help="YAML or JSON: our column names with the table's (loss: eval/loss)"
@@ -241,7 +243,7 @@ def _finished(options: argparse.Namespace) -> object:
     from muloco_runner.record import RunFolder
 
     if options.table is not None:
-        return options.table.stat().st_mtime_ns if options.table.exists() else None
+        return [path.stat().st_mtime_ns if path.exists() else None for path in options.table]
     return sum(folder.result_file.exists() for folder in RunFolder.all_under(options.runs))
 
 
@@ -299,7 +301,7 @@ def _read(options: argparse.Namespace) -> tuple[Study, Path]:
 
         return load_study(options.runs, options.corpus), options.out or options.runs / "report"
     from analysis.budgets import TOLERANCE
-    from analysis.input.table_files import read_table
+    from analysis.input.table_files import read_tables
     from analysis.table import Declared, read_mapping, study_of_table
 
     declared = Declared(
@@ -310,9 +312,9 @@ def _read(options: argparse.Namespace) -> tuple[Study, Path]:
         budget_tolerance=options.budget_tolerance or TOLERANCE,
         decimal=options.decimal,
     )
-    table = read_table(options.table, options.separator)
-    study = study_of_table(str(options.table), table, read_mapping(options.mapping), declared)
-    return study, options.out or options.table.parent / "report"
+    table = read_tables(options.table, options.separator)
+    study = study_of_table(table.source, table, read_mapping(options.mapping), declared)
+    return study, options.out or options.table[0].parent / "report"
 
 
 def _positive(text: str) -> float:

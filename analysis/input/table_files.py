@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,7 +28,7 @@ _JSON_ROWS = 50_000
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of one file, and what was decided while reading them."""
+    """The cells of one file, or of several that were split, and what was decided while reading them."""
 
     source: str
     frame: pd.DataFrame
@@ -37,11 +37,27 @@ class Table:
     """(row, reason) of rows whose cells cannot be told apart."""
     ambiguous: frozenset[str] = frozenset()
     """Headings that the file has more than once."""
-    text: _TextFile | None = field(default=None, repr=False)
+    text: _TextFile | _Parts | None = field(default=None, repr=False)
 
     def as_text(self) -> Table:
         """Return the same table with every cell as it is written, where numbers were read on the way in."""
         return self if self.text is None else replace(self, frame=self.text.read(as_text=True), text=None)
+
+
+def read_tables(paths: Sequence[Path], separator: str | None = None) -> Table:
+    """The rows of several files as one table, file after file. Mistakes raise `ConfigError`."""
+    tables = [read_table(path, separator) for path in paths]
+    if len(tables) == 1:
+        return tables[0]
+    parts = _Parts(tuple(tables))
+    return Table(
+        ", ".join(table.source for table in tables),
+        parts.read(as_text=False),
+        tuple(dict.fromkeys(note for table in tables for note in table.notes)),
+        tuple((f"{table.source} {row}", reason) for table in tables for row, reason in table.dropped),
+        frozenset().union(*(table.ambiguous for table in tables)),
+        parts,
+    )
 
 
 def read_table(path: Path, separator: str | None = None) -> Table:
@@ -64,6 +80,30 @@ def read_table(path: Path, separator: str | None = None) -> Table:
         if "EOF inside string" in str(error):
             raise ConfigError(f"{path}: a quotation mark is opened and never closed") from None
         raise ConfigError(f"{path}: not readable as {suffix} ({' '.join(str(error).split())[:300]})") from None
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Tables whose rows follow each other."""
+
+    tables: tuple[Table, ...]
+
+    def read(self, as_text: bool) -> pd.DataFrame:
+        """All rows; a column that is text in one file is read as text from all, as it would be from one file."""
+        frames = [table.frame for table in self.tables]
+        mixed = {
+            name
+            for name in dict.fromkeys(name for frame in frames for name in frame.columns)
+            if len({frame[name].dtype.kind in "iuf" for frame in frames if name in frame}) > 1
+        }
+        if as_text:
+            frames = [table.as_text().frame for table in self.tables]
+        elif mixed:
+            frames = [
+                table.frame.assign(**{name: table.as_text().frame[name] for name in mixed if name in table.frame})
+                for table in self.tables
+            ]
+        return pd.concat(frames, ignore_index=True)
 
 
 # Text

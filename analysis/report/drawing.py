@@ -165,6 +165,7 @@ def panel(
     rows = (num_entries + 1) // 2
     total = height + 0.19 * rows
     figure = Figure(figsize=(4.6, total))
+    left += 0.035 * y.count("\n")
     bottom = (0.52 + 0.19 * rows) / total
     axes = figure.add_axes((left, bottom, 0.97 - left, 1 - bottom - 0.3 / total))
     axes.set_title(title)

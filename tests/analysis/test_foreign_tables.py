@@ -1,6 +1,7 @@
 """Tables that others wrote: what tells their runs apart, and what must not be lost or averaged on the way in."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis.__main__ import run
-from analysis.input.table_files import read_table
+from analysis.__main__ import _read, _report_parser, run
+from analysis.input.table_files import read_table, read_tables
 from analysis.optima import find_optima, main_budget
 from analysis.runs import Study
 from analysis.table import Declared, read_mapping, study_of_table
@@ -274,12 +275,38 @@ def test_a_damaged_cell_changes_its_own_row_alone(data: st.DataObject) -> None:
     pd.testing.assert_frame_equal(outcome(found), outcome(without), check_exact=True)
 
 
-def test_files_that_are_split_give_what_the_whole_gives(tmp_path: Path) -> None:
-    table = planted_table()
-    whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_files_that_are_split_give_what_the_whole_gives(tmp_path: Path, data: st.DataObject) -> None:
+    table = planted_table().astype({"lr": object, "loss": object})
+    rows = st.integers(0, len(table) - 1)
+    table.loc[data.draw(rows), "lr"] = data.draw(st.sampled_from(["1e-3", "2.0e-3", "", "oops"]))
+    table.loc[data.draw(rows), "loss"] = data.draw(st.sampled_from(["inf", "oops", "3.10", "#"]))
+    table["model"] = data.draw(st.sampled_from([["2.0"] * 48, ["2.0"] * 40 + ["b"] * 8, ["x"] * 48]))
+    cuts = sorted(data.draw(st.lists(st.integers(1, len(table) - 1), min_size=1, max_size=3, unique=True)))
+    whole = tmp_path / "whole.csv"
     table.to_csv(whole, index=False)
-    pd.concat([table.iloc[30:], table.iloc[:30]]).to_csv(part, index=False)
-    assert outcome(study(part)).equals(outcome(study(whole)))
+    paths = []
+    for start, end in zip([0, *cuts], [*cuts, len(table)], strict=True):
+        paths.append(tmp_path / f"part{start}.csv")
+        table.iloc[start:end].to_csv(paths[-1], index=False)
+    declared = Declared(identity=("model",))
+    one = study_of_table("t", read_tables([whole]), {}, declared)
+    several = study_of_table("t", read_tables(paths), {}, declared)
+    pd.testing.assert_frame_equal(several.runs, one.runs, check_exact=True)
+    assert replace(several, runs=one.runs) == replace(one, runs=one.runs)
+
+
+def test_the_command_takes_a_table_in_several_files(tmp_path: Path) -> None:
+    table = planted_table()
+    paths = [tmp_path / name for name in ("first.csv", "second.tsv", "third.jsonl")]
+    table.iloc[:20].to_csv(paths[0], index=False)
+    table.iloc[20:30].to_csv(paths[1], index=False, sep="\t")
+    table.iloc[30:].to_json(paths[2], orient="records", lines=True, double_precision=15)
+    options = _report_parser().parse_args(["--table", str(paths[0]), str(paths[1]), "--table", str(paths[2])])
+    found, out = _read(options)
+    pd.testing.assert_frame_equal(outcome(found), outcome(study_of_table("t", table, {})), check_exact=True)
+    assert (len(found.runs), out) == (len(table), tmp_path / "report")
 
 
 # Exports of trackers and of spreadsheets
