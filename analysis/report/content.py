@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.beside import beside
 from analysis.laws.fit import CONFIDENCE
 from analysis.optima import PLATEAU, Optima, find_optima, main_budget
 from analysis.published.page import overlay
@@ -36,10 +37,19 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
     at_budget = at_budget.sort_values("series", key=lambda s: s.map(study.series.index), kind="stable")
     baseline = iso_loss.choose_baseline(study.series)
     points = critical_batch_size.find_critical_batches(optima, budget)
+    other_laws = beside(
+        lambda: (
+            fitted_parts.critical_batch_joint(points, optima, options.delta),
+            fitted_parts.size_and_data(optima, study.series, options, against),
+        )
+    )
     fits = critical_batch_size.fit_laws(points, optima, options.delta, options.bootstrap, options.seed)
     compute_ratios, time_ratios = fitted_parts.equal_loss(
         at_budget, study.series, baseline, points, fits, optima, options
     )
+    sensitivity = fitted_parts.sensitivity(at_budget, study.series, baseline, points, fits, optima, options)
+    num_workers = fitted_parts.num_workers(at_budget, optima, options, against)
+    joint, size_and_data = other_laws()
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "title": options.title,
@@ -60,14 +70,14 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         "best": _best_rows(at_budget, baseline, compute_ratios, time_ratios, optima),
         "ranking": _ranking(at_budget, optima),
         "loss_vs_batch": _curves(optima, budget),
-        "critical_batch": fitted_parts.critical_batch(points, fits, optima, options.delta),
+        "critical_batch": fitted_parts.critical_batch(points, fits, joint, optima),
         "iso_loss": compute_ratios,
         "time_ratio": time_ratios,
-        "size_and_data": fitted_parts.size_and_data(optima, study.series, options, against),
+        "size_and_data": size_and_data,
         "hyper_parameters": _hyper_parameters(optima, at_budget, budget),
-        "num_workers": fitted_parts.num_workers(at_budget, optima, options, against),
+        "num_workers": num_workers,
         "wall_clock": fitted_parts.wall_clock_hours(at_budget, points, study.series, optima, options),
-        "sensitivity": fitted_parts.sensitivity(at_budget, study.series, baseline, points, fits, optima, options),
+        "sensitivity": sensitivity,
         "published": overlay() if options.published else None,
         "provenance": _provenance(study, options),
     }

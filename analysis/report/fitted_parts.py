@@ -34,12 +34,9 @@ def comparison(losses: dict[int, float], reference: dict[int, float] | None) -> 
     return None if reference is None else dataclasses.asdict(compare_seeds(losses, reference))
 
 
-def critical_batch(
-    points: list[CriticalBatch], laws: list[CriticalBatchLaw], optima: Optima, delta: float
-) -> dict[str, Any]:
-    """Points and laws under every definition, and the joint model of each series; no points from unusable columns."""
+def critical_batch_joint(points: list[CriticalBatch], optima: Optima, delta: float) -> list[dict[str, Any]]:
+    """The joint model of each series that has `points`, or why not."""
     joint: list[dict[str, Any]] = []
-    no_points = optima.reason_against("global_batch_tokens", "num_tokens", "loss")
     against = optima.reason_against("global_batch_tokens", "num_tokens", "num_params", "loss")
     for series in dict.fromkeys(point.series for point in points):
         if against:
@@ -52,6 +49,14 @@ def critical_batch(
         else:
             behind = optima.runs_behind(from_the_best_batch(optima.points[optima.points["series"] == series]))
             joint.append({"series": series, "law": law, "reason": None, "stands_on": behind})
+    return joint
+
+
+def critical_batch(
+    points: list[CriticalBatch], laws: list[CriticalBatchLaw], joint: list[dict[str, Any]], optima: Optima
+) -> dict[str, Any]:
+    """Points and laws under every definition, and the joint models; no points from unusable columns."""
+    no_points = optima.reason_against("global_batch_tokens", "num_tokens", "loss")
     return {
         "definitions": critical_batch_size.DEFINITIONS,
         "points": [] if no_points else [dataclasses.asdict(point) for point in points],

@@ -9,6 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from analysis.beside import beside
+from analysis.report.drawing import Drawing
 from analysis.report.escape import markdown_markup
 from analysis.report.figures import draw_all
 from analysis.report.fonts import small_fonts
@@ -25,15 +27,12 @@ def write_report(report: dict[str, Any], out: Path) -> list[Path]:
     drawings = draw_all(report)
     figures: dict[str, list[dict[str, Any]]] = {}
     files: dict[Path, str | bytes] = {out / "report.json": text}
-    for drawing in drawings:
-        svg = drawing.svg()
+    for drawing, (svg, pdf) in zip(drawings, _written(drawings), strict=True):
         files[out / "figures" / f"{drawing.name}.svg"] = svg
+        files[out / "figures" / f"{drawing.name}.pdf"] = pdf
         figures.setdefault(drawing.section, []).append(
             {"name": drawing.name, "title": drawing.title, "alt": drawing.alt, "svg": Markup(drawing.inline(svg))}
         )
-    with small_fonts([drawing.figure for drawing in drawings]):
-        for drawing in drawings:
-            files[out / "figures" / f"{drawing.name}.pdf"] = drawing.pdf()
     for name, table in tables.items():
         files[out / "tables" / f"{name}.csv"] = table.to_csv()
         files[out / "tables" / f"{name}.tex"] = table.to_latex()
@@ -47,6 +46,21 @@ def write_report(report: dict[str, Any], out: Path) -> list[Path]:
         else:
             write_atomically(path, content)
     return list(files)
+
+
+def _written(drawings: list[Drawing]) -> list[tuple[str, bytes]]:
+    """SVG and PDF of each drawing, every second one from a second process."""
+
+    def written(some: list[Drawing]) -> list[tuple[str, bytes]]:
+        vectors = [drawing.svg() for drawing in some]
+        with small_fonts([drawing.figure for drawing in drawings]):
+            return list(zip(vectors, [drawing.pdf() for drawing in some], strict=True))
+
+    others = beside(lambda: written(drawings[1::2]))
+    out = [("", b"")] * len(drawings)
+    out[::2] = written(drawings[::2])
+    out[1::2] = others()
+    return out
 
 
 def _environments() -> dict[str, Environment]:

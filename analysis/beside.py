@@ -1,0 +1,38 @@
+"""Work in a second process: fits and drawings of a report that do not wait for each other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def beside(work: Callable[[], T]) -> Callable[[], T]:
+    """Start `work` in a copy of this process; call what comes back to wait for the result, which must be picklable.
+
+    Where there is no second core, or other threads run here (a copy would hold their locks for ever), and where the
+    copy ends without a result, the work is done here when its result is asked for: its errors are raised here.
+    """
+    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2 or threading.active_count() > 1:
+        return work
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(work()), daemon=True)
+    process.start()
+    sender.close()
+
+    def result() -> T:
+        try:
+            found: T = receiver.recv()
+        except EOFError:
+            return work()
+        finally:
+            process.join()
+            receiver.close()
+        return found
+
+    return result

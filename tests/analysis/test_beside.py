@@ -1,0 +1,26 @@
+"""Work in a second process gives what it gives here, errors among it."""
+
+import os
+
+import pytest
+
+from analysis.beside import beside
+
+
+def test_work_beside_gives_its_result_from_another_process() -> None:
+    found = [beside(lambda: (os.getpid(), list(range(100_000)))) for _ in range(2)]
+    results = [wait() for wait in found]
+    assert all(numbers == list(range(100_000)) for _, numbers in results)
+    if len(os.sched_getaffinity(0)) > 1:
+        assert os.getpid() not in {process for process, _ in results}
+
+
+def test_an_error_beside_is_raised_here(capfd: pytest.CaptureFixture[str]) -> None:
+    wait = beside(lambda: {}["nothing"])
+    with pytest.raises(KeyError):
+        wait()
+
+
+def test_work_without_a_result_is_done_here() -> None:
+    here = os.getpid()
+    assert beside(lambda: 1 if os.getpid() == here else os._exit(3))() == 1
