@@ -134,7 +134,7 @@ class Controller:
         if observation.complete:
             self._reconcile_orphaned_jobs()
         self._hold_identical_failures()
-        limits = all_limits(self.config, self.cluster.limits(), self.state)
+        limits = all_limits(self.config, self.cluster.limits(self.state.jobs.__contains__), self.state)
         plan = decide(self.state, self.config, limits, now, self.estimates.minutes_of)
         for tag in plan.cancel_pending:
             self._record("withdrawing", tag=tag)

@@ -272,7 +272,7 @@ class Snapshot:
         if not self.is_controlled or not self.state.counts["waiting"]:
             return {}
         try:
-            live = self._cluster.limits()
+            live = self._cluster.limits(self.folder.owns)
         except (OSError, Refused):
             return {}
         return decide(self.state, self.config, all_limits(self.config, live, self.state), self.now).verdicts

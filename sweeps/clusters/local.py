@@ -21,7 +21,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -147,7 +147,7 @@ class LocalCluster:
         """Return none: requests are in the sweep's own folder."""
         return {}
 
-    def limits(self) -> Limits:
+    def limits(self, is_own: Callable[[str], bool]) -> Limits:
         return Limits()
 
     def stop(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -144,7 +144,7 @@ class Limits:
 
     of: Mapping[str, Sequence[Limit]] = field(default_factory=dict)
     others: Mapping[str, Mapping[Resource, float]] = field(default_factory=dict)
-    """What the user's jobs outside this sweep hold: it counts against the user's own quota."""
+    """What the user's jobs outside this sweep hold, pending ones included: it counts against the user's own quota."""
     note: str = ""
     """Why the cluster's limits are not known, for people; empty where they are."""
 
@@ -182,8 +182,9 @@ class Cluster(Protocol):
     def cancel_pending(self, tags: Sequence[str]) -> None:
         """Cancels those of the jobs that are still pending; running ones continue. May be lost."""
 
-    def limits(self) -> Limits:
-        """Limits that the cluster itself sets, as they are now; empty where it sets none."""
+    def limits(self, is_own: Callable[[str], bool]) -> Limits:
+        """Limits that the cluster itself sets, as they are now; empty where it sets none. `is_own` says by its tag
+        whether a job is one of the sweep's, which the sweep counts itself: it is not counted a second time here."""
 
     def stop(self) -> None:
         """Nothing is left to do."""

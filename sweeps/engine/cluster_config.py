@@ -17,9 +17,14 @@ from muloco_runner.config import ConfigError
 
 @dataclass
 class QuotaConfig:
-    """The user's own limits on one allocation; None where there is none."""
+    """The user's own limits on one allocation; None where there is none.
+
+    They count all jobs of the user there, pending ones and those outside the sweep included.
+    """
 
     nodes: int | None = None
+    """A job counts every node that it asks for, whole. Two jobs that share a node count as two: where a pending job will
+    be placed nobody knows, so the quota is kept however that turns out. Count by `gpus` where nodes are shared."""
     gpus: int | None = None
     jobs: int | None = None
     """Running at once."""

@@ -103,7 +103,9 @@ def verdict(request: Amount, limits: Sequence[Limit], held: Amount) -> Verdict:
             continue
         used = held.of.get(limit.resource, 0.0) + limit.used_by_others
         if used + wanted > limit.most and waits is None:
-            waits = f"{limit.name}: {_number(used)} of {_number(limit.most)} {limit.resource.value} used"
+            theirs = limit.used_by_others
+            outside = f", {_number(theirs)} of them by jobs outside this sweep" if theirs else ""
+            waits = f"{limit.name}: {_number(used)} of {_number(limit.most)} {limit.resource.value} used{outside}"
     return Verdict(VerdictKind.RUN) if waits is None else Verdict(VerdictKind.WAIT, waits)
 
 

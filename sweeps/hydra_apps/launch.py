@@ -207,7 +207,7 @@ def _end(mark_succeeded: Callable[[], None], outcome: _Outcome) -> None:
 
 
 def _check_can_ever_run(controller: Controller, works: Sequence[Work]) -> None:
-    limits = all_limits(controller.config, controller.cluster.limits(), controller.state)
+    limits = all_limits(controller.config, controller.cluster.limits(controller.folder.owns), controller.state)
     for work in {work.need: work for work in works}.values():
         verdict = best_verdict(work, controller.config.allocations, limits)
         if verdict.kind is VerdictKind.NEVER:

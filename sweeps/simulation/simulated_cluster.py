@@ -7,7 +7,7 @@ finished already) raises `AssertionError`.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from sweeps.engine.cluster import (
     JobEnd,
@@ -88,7 +88,7 @@ class SimulatedCluster:
         live = {job.request.tag: job for job in self.world.live()}
         return {tag: job.job_id for tag, job in live.items() if tag not in tags and self._is_seen(job)}
 
-    def limits(self) -> Limits:
+    def limits(self, is_own: Callable[[str], bool]) -> Limits:
         return Limits({name: list(self._limits_of(nodes)) for name, nodes in self.world.nodes.items()}, {})
 
     def _limits_of(self, nodes: Sequence[Node]) -> Iterator[Limit]:

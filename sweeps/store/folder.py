@@ -87,6 +87,10 @@ class SweepFolder:
         """The sweep's name and a few digits of its path's hash, so that two sweeps of one name differ."""
         return f"{self.name}-{hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:6]}-"
 
+    def owns(self, tag: str) -> bool:
+        """Whether a job with that tag is this sweep's, whoever knows of it."""
+        return tag.startswith(self.tag_prefix)
+
     def write_definition(self, definition: Definition) -> None:
         write_atomically(self.definition_file, definition.text)
 

@@ -1,6 +1,6 @@
 """Parses the output of SLURM's commands: the one module that knows their formats.
 
-Pure functions of text. Only `squeue -o` and `sacct -P` are read, whose text has been stable for ten years where the
+Pure functions of text. Only `squeue -O` and `sacct -P` are read, whose text has been stable for years where the
 JSON changes with each version. States are matched by prefix, since commands truncate and decorate them
 ("CANCELLED by 1000", "COMPLETI"); an unknown state means "not finished", never success.
 """
@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 from sweeps.engine.cluster import RefusalKind
 
+_SQUEUE_FIELDS = ("JobArrayID", "UserName", "State", "NumNodes", "NumCPUs", "NumTasks", "tres-alloc", "tres-per-node",
+                  "tres-per-job", "tres-per-task", "Partition", "Account", "QOS", "TimeLimit", "StartTime", "EndTime",
+                  "NodeList", "Reason", "Comment")  # fmt: skip
 # Fields before the last two hold no "|"; a reason may be a sentence, a comment anything.
-SQUEUE_FORMAT = "%i|%u|%T|%D|%C|%b|%P|%a|%q|%l|%S|%e|%N|%r|%k"
+SQUEUE_FORMAT = ",".join(f"{name}:|" for name in _SQUEUE_FIELDS)
 SACCT_FIELDS = "JobID,State,ExitCode,NNodes,Start,End,NodeList,Comment"
 
 UNFINISHED = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUE", "RESIZING", "SIGNALING",
@@ -42,7 +45,8 @@ class QueuedJob:
     """As printed."""
     num_nodes: int
     num_cpus: int
-    gpus_per_node: int
+    num_gpus: int
+    """On all its nodes together; of a pending job what it asks for."""
     partition: str
     account: str
     qos: str
@@ -80,15 +84,16 @@ class AccountedJob:
 
 
 def parse_squeue(text: str) -> list[QueuedJob]:
-    """Lines of `squeue --noheader --format=SQUEUE_FORMAT`; lines of another shape raise `ValueError`."""
+    """Lines of `squeue --noheader --array --Format=SQUEUE_FORMAT`; lines of another shape raise `ValueError`."""
     jobs = []
     for line in text.splitlines():
-        fields = line.split("|", 14)
-        if len(fields) != 15:
+        fields = line.removesuffix("|").split("|", len(_SQUEUE_FIELDS) - 1)
+        if len(fields) != len(_SQUEUE_FIELDS):
             raise ValueError(f"squeue printed {line!r}, which is not {SQUEUE_FORMAT}")
-        job_id, user, state, nodes, cpus, gres, partition, account, qos, wall, start, end, names, reason, comment = (
-            fields
-        )
+        job_id, user, state, nodes, cpus, tasks, tres, per_node, per_job, per_task, *others = fields
+        partition, account, qos, wall, start, end, names, reason, comment = others
+        # Where the site does not track GPUs (AccountingStorageTRES), only the options say how many were asked for.
+        asked = (gpus_in(per_node) * _count(nodes), gpus_in(per_job), gpus_in(per_task) * _count(tasks))
         jobs.append(
             QueuedJob(
                 job_id=job_id,
@@ -96,7 +101,7 @@ def parse_squeue(text: str) -> list[QueuedJob]:
                 state=state,
                 num_nodes=_count(nodes),
                 num_cpus=_count(cpus),
-                gpus_per_node=gpus_in_gres(gres),
+                num_gpus=max(gpus_in(tres), *asked),
                 partition=partition,
                 account=account,
                 qos=qos,
@@ -136,14 +141,19 @@ def parse_sacct(text: str) -> list[AccountedJob]:
     return jobs
 
 
-def gpus_in_gres(gres: str) -> int:
-    """GPUs named by "gres:gpu:h100:8", "gpu:8(S:0-1)" or "N/A"."""
-    total = 0
-    for item in re.sub(r"\([^)]*\)", "", gres).split(","):
-        words = item.strip().split(":")
-        if "gpu" in words or "gres/gpu" in words:
-            total += int(words[-1]) if words[-1].isdigit() else 1
-    return total
+def gpus_in(text: str) -> int:
+    """GPUs named by "gres:gpu:h100:8", "gpu:8(S:0-1)", "gres/gpu=8", "cpu=4,gres/gpu=8,gres/gpu:h100=8" or "N/A"."""
+    untyped, typed = 0, 0
+    for item in re.sub(r"\([^)]*\)", "", text).split(","):
+        *names, last = re.split("[:=/]", item.strip())
+        number = int(last) if last.isdigit() else 1
+        kinds = [*names, *([] if last.isdigit() else [last])]
+        if kinds[-1:] == ["gpu"]:
+            untyped += number
+        elif "gpu" in kinds:
+            typed += number
+    # TRES name the sum of all types, and beside it the types that the site tracks.
+    return max(untyped, typed) if "=" in text else untyped + typed
 
 
 def parse_minutes(text: str) -> float | None:

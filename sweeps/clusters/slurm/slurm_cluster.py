@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from getpass import getuser
@@ -32,6 +32,7 @@ from sweeps.clusters.slurm.limits import (
     parse_assoc_mgr,
     parse_grants,
     parse_partitions,
+    partition_of,
     with_unused_limits,
 )
 from sweeps.clusters.slurm.parse import (
@@ -44,13 +45,13 @@ from sweeps.clusters.slurm.parse import (
     parse_squeue,
 )
 from sweeps.clusters.slurm.script import CONTROLLER_OF, job_script
-from sweeps.clusters.slurm.slurm_settings import OPTION_KEYS, check_settings, options_of
+from sweeps.clusters.slurm.slurm_settings import OPTION_KEYS, check_settings
+from sweeps.clusters.slurm.usage import is_in, resources_of, without_own
 from sweeps.engine.cluster import (
     JobEnd,
     JobObservation,
     JobRequest,
     JobState,
-    Limit,
     Limits,
     Observation,
     Resource,
@@ -84,7 +85,6 @@ class SlurmCluster:
         self.config, self.folder = config, folder.resolve()
         self._queue: list[QueuedJob] = []
         """The last answer of `squeue`."""
-        self._ours: frozenset[str] = frozenset()
         self._limits = Limits()
         self._accounting: Accounting | None = None
         """What `_limits` were computed from."""
@@ -116,10 +116,10 @@ class SlurmCluster:
         return submit_script(script)
 
     def observe(self, tags: Sequence[str]) -> Observation:
-        self._ours = frozenset(tags)
+        ours = frozenset(tags)
         if not self._read_queue():
             return Observation({}, complete=False, queue_read=False)
-        jobs = {job.comment: _queued(job) for job in self._queue if job.comment in self._ours}
+        jobs = {job.comment: _queued(job) for job in self._queue if job.comment in ours}
         missing = [tag for tag in tags if tag not in jobs]
         accounted = self._accounted(missing) if missing else {}
         # Without accounting a job that has left the queue may have ended in any way.
@@ -127,7 +127,8 @@ class SlurmCluster:
 
     def _read_queue(self) -> bool:
         """Read all jobs of this user; return False where the scheduler does not answer."""
-        text = answer_of("squeue", "--noheader", "--states=all", f"--user={getuser()}", f"--format={SQUEUE_FORMAT}")
+        which = ("--states=all", "--array", f"--user={getuser()}")
+        text = answer_of("squeue", "--noheader", *which, f"--Format={SQUEUE_FORMAT}")
         if text is not None:
             self._queue = parse_squeue(text)
         return text is not None
@@ -176,14 +177,14 @@ class SlurmCluster:
             if tag not in ids:
                 answer_of("scancel", *options, f"--user={getuser()}", f"--name={tag}")
 
-    def limits(self) -> Limits:
-        """Return SLURM's limits as last read, with what the user's other jobs use as of the last `squeue`."""
+    def limits(self, is_own: Callable[[str], bool]) -> Limits:
+        """Return SLURM's limits as last read, with what the user's other jobs hold as of the last `squeue`."""
         if time.monotonic() >= self._read_again_at:
-            self._read_limits()
+            self._read_limits(is_own)
             self._read_again_at = time.monotonic() + _TICKS_PER_LIMITS * self.config.tick_seconds
-        return replace(self._limits, others=self._others(self._unfinished()))
+        return replace(self._limits, others=self._others(is_own))
 
-    def _read_limits(self) -> None:
+    def _read_limits(self, is_own: Callable[[str], bool]) -> None:
         """Read the limits; leave them as they were where SLURM, or its database, does not answer."""
         if shutil.which("scontrol") is None:
             self._limits = Limits(note="SLURM's own limits are not known: there is no scontrol on this machine")
@@ -198,26 +199,26 @@ class SlurmCluster:
         self._accounting = accounting
         if not self._queue:
             self._read_queue()
-        held = self._unfinished()
-        self._limits = Limits(
-            {
-                allocation.name: [
-                    _of_others(limit, allocation, held, self._ours) for limit in limits_of(allocation, accounting)
-                ]
-                for allocation in self.config.allocations
-            }
-        )
+        own = [job for job in self._unfinished() if is_own(job.comment)]
+        limits = {}
+        for allocation in self.config.allocations:
+            ours = self._in(allocation, own)
+            limits[allocation.name] = [without_own(limit, ours) for limit in limits_of(allocation, accounting)]
+        self._limits = Limits(limits)
 
     def _unfinished(self) -> list[QueuedJob]:
         return [job for job in self._queue if not job.is_finished]
 
-    def _others(self, held: Sequence[QueuedJob]) -> dict[str, dict[Resource, float]]:
+    def _in(self, allocation: AllocationConfig, jobs: Sequence[QueuedJob]) -> list[QueuedJob]:
+        default = partition_of(allocation, self._accounting) if self._accounting is not None else None
+        return [job for job in jobs if is_in(job, allocation, default)]
+
+    def _others(self, is_own: Callable[[str], bool]) -> dict[str, dict[Resource, float]]:
         """Return what this user's jobs outside the sweep hold, by allocation, controllers (one core each) left out."""
-        others = [job for job in held if job.comment not in self._ours and not job.comment.startswith(CONTROLLER_OF)]
-        return {
-            allocation.name: _resources_of([job for job in others if _is_in(job, allocation)])
-            for allocation in self.config.allocations
-        }
+        others = [
+            job for job in self._unfinished() if not is_own(job.comment) and not job.comment.startswith(CONTROLLER_OF)
+        ]
+        return {one.name: resources_of(self._in(one, others)) for one in self.config.allocations}
 
     def stop(self) -> None:
         """Do nothing: jobs continue without a controller."""
@@ -246,31 +247,6 @@ def _read_accounting() -> Accounting | None:
     granted = [] if grants is None else parse_grants(grants)
     complete = qos if defined is None else with_unused_limits(qos, defined, uid, accounts)
     return Accounting(associations, complete, rows, granted, user, uid)
-
-
-def _is_in(job: QueuedJob, allocation: AllocationConfig) -> bool:
-    options = options_of(allocation)
-    named = ((options.partition, job.partition), (options.account, job.account), (options.qos, job.qos))
-    # A job that waits may name several partitions.
-    return all(wanted is None or wanted in given.split(",") for wanted, given in named)
-
-
-def _resources_of(jobs: Sequence[QueuedJob]) -> dict[Resource, float]:
-    started = [job for job in jobs if known_state(job.state) != "PENDING"]
-    return {
-        Resource.NODES: sum(job.num_nodes for job in started),
-        Resource.GPUS: sum(job.num_nodes * job.gpus_per_node for job in started),
-        Resource.CPUS: sum(job.num_cpus for job in started),
-        Resource.JOBS: len(started),
-        Resource.SUBMITTED: len(jobs),
-    }
-
-
-def _of_others(limit: Limit, allocation: AllocationConfig, held: Sequence[QueuedJob], ours: frozenset[str]) -> Limit:
-    """Return the limit without what this sweep's own jobs use, which the sweep counts itself."""
-    own = _resources_of([job for job in held if job.comment in ours and _is_in(job, allocation)])
-    used = max(0.0, limit.used_by_others - own.get(limit.resource, 0.0))
-    return replace(limit, used_by_others=used, enforced=True)
 
 
 def _queued(job: QueuedJob) -> JobObservation:

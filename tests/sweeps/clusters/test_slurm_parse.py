@@ -5,7 +5,7 @@ import pytest
 from sweeps.clusters.slurm.parse import (
     classify_refusal,
     expand_node_list,
-    gpus_in_gres,
+    gpus_in,
     known_state,
     parse_minutes,
     parse_sacct,
@@ -14,24 +14,42 @@ from sweeps.clusters.slurm.parse import (
 from sweeps.engine.cluster import RefusalKind
 
 RUNNING = (
-    "17|root|RUNNING|2|192|gres:gpu:h100:8|gpu|lab|normal|1-00:00:00|2026-03-01T10:00:00|2026-03-02T10:00:00"
-    "|node[01-02]|None|study-3fa2c1-000004\n"
+    "17|root|RUNNING|2|192|2|cpu=192,mem=192G,node=2,billing=192,gres/gpu=16|gres:gpu:h100:8|N/A|N/A|gpu|lab|normal"
+    "|1-00:00:00|2026-03-01T10:00:00|2026-03-02T10:00:00|node[01-02]|None|study-3fa2c1-000004|\n"
 )
 WAITING = (
-    "18_3|root|PENDING|3|288|gres:gpu:8|gpu,whole|lab|capped|30:00|N/A|N/A|"
-    "|ReqNodeNotAvail, UnavailableNodes:node[03-04]|study|with|bars\n"
+    "18_3|root|PENDING|3|288|3|cpu=288,mem=288G,node=3,billing=288|gres:gpu:8|N/A|N/A|gpu,whole|lab|capped"
+    "|30:00|N/A|N/A||ReqNodeNotAvail, UnavailableNodes:node[03-04]|study|with|bars|\n"
 )
 
 
 def test_a_line_of_squeue() -> None:
     running, waiting = parse_squeue(RUNNING + WAITING)
-    assert (running.job_id, running.num_nodes, running.num_cpus, running.gpus_per_node) == ("17", 2, 192, 8)
+    assert (running.job_id, running.num_nodes, running.num_cpus, running.num_gpus) == ("17", 2, 192, 16)
     assert running.wall_minutes == 1440
     assert running.nodes == ("node01", "node02")
     assert not running.is_finished
     assert (waiting.job_id, waiting.started_at, waiting.nodes) == ("18_3", None, ())
     assert waiting.reason == "ReqNodeNotAvail, UnavailableNodes:node[03-04]"
     assert waiting.comment == "study|with|bars"
+
+
+@pytest.mark.parametrize(
+    ("tres", "per_node", "per_job", "per_task", "gpus"),
+    [
+        ("cpu=2,node=2,gres/gpu=6", "N/A", "N/A", "N/A", 6),
+        # A site that does not track GPUs.
+        ("cpu=2,node=2", "gres:gpu:3", "N/A", "N/A", 6),
+        ("cpu=2,node=2", "N/A", "gres:gpu:h100:5", "N/A", 5),
+        ("cpu=2,node=2", "N/A", "N/A", "gres/gpu:2", 8),
+    ],
+)
+def test_gpus_asked_for_in_any_way_are_counted(
+    tres: str, per_node: str, per_job: str, per_task: str, gpus: int
+) -> None:
+    line = f"5|root|PENDING|2|2|4|{tres}|{per_node}|{per_job}|{per_task}|gpu|lab|normal|30:00|N/A|N/A||Priority|(null)|"
+    (job,) = parse_squeue(line)
+    assert (job.num_gpus, job.comment) == (gpus, "")
 
 
 def test_a_line_of_another_shape_is_an_error_and_not_an_empty_queue() -> None:
@@ -103,10 +121,22 @@ def test_node_lists(text: str, names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "gpus"),
-    [("gres:gpu:h100:8", 8), ("gres:gpu:4", 4), ("gpu:8(S:0-1)", 8), ("gres:gpu", 1), ("N/A", 0), ("gres:nvme:2", 0)],
+    [
+        ("gres:gpu:h100:8", 8),
+        ("gres:gpu:4", 4),
+        ("gpu:8(S:0-1)", 8),
+        ("gres:gpu", 1),
+        ("gres:gpu:a100:2,gres:gpu:h100:4", 6),
+        ("gres/gpu=8", 8),
+        ("gres/gpu:h100=8", 8),
+        ("cpu=4,mem=4G,node=1,billing=4,gres/gpu=6,gres/gpu:h100=6", 6),
+        ("N/A", 0),
+        ("gres:nvme:2", 0),
+        ("cpu=4,gres/nvme=2", 0),
+    ],
 )
 def test_gpus(text: str, gpus: int) -> None:
-    assert gpus_in_gres(text) == gpus
+    assert gpus_in(text) == gpus
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_every_sweep_file_has_a_plan_where_there_is_no_slurm(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     sweep = read_sweep([f"+sweep={path.stem}", "cluster=h100"])
-    found = preview(sweep, make_cluster(sweep.cluster, sweep.folder.cluster_dir).limits())
+    found = preview(sweep, make_cluster(sweep.cluster, sweep.folder.cluster_dir).limits(sweep.folder.owns))
     assert "scontrol" in found.note
     assert {run.verdict.kind for run in found.runs} == {VerdictKind.RUN}
     assert len(found.runs) > 1

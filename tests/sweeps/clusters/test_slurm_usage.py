@@ -1,0 +1,51 @@
+"""What jobs in the queue hold of an allocation and of its limits."""
+
+from dataclasses import replace
+
+import pytest
+
+from sweeps.clusters.slurm.parse import QueuedJob, parse_squeue
+from sweeps.clusters.slurm.usage import is_in, resources_of, without_own
+from sweeps.engine.cluster import Limit, Resource
+from sweeps.engine.cluster_config import AllocationConfig
+
+LINE = "5|me|RUNNING|2|16|2|cpu=16,node=2,gres/gpu=8|N/A|N/A|N/A|gpu|lab|normal|30:00|N/A|N/A|n[1-2]|None|(null)|"
+(RUNNING,) = parse_squeue(LINE)
+PENDING = replace(RUNNING, state="PENDING", nodes=())
+
+
+def allocation(**options: str) -> AllocationConfig:
+    return AllocationConfig("a", options=options)
+
+
+def test_pending_jobs_hold_what_they_ask_for() -> None:
+    held = resources_of([RUNNING, PENDING])
+    assert held == {
+        Resource.NODES: 4, Resource.GPUS: 16, Resource.CPUS: 32, Resource.JOBS: 2, Resource.SUBMITTED: 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "default", "expected"),
+    [
+        (RUNNING, {}, None, True),
+        (RUNNING, {}, "gpu", True),
+        (RUNNING, {}, "cpu", False),
+        (RUNNING, {"partition": "cpu,gpu"}, None, True),
+        (RUNNING, {"partition": "cpu,debug"}, None, False),
+        (replace(PENDING, partition="debug,gpu"), {"partition": "cpu,gpu"}, None, True),
+        (RUNNING, {"partition": "gpu", "account": "other"}, None, False),
+        (RUNNING, {"partition": "gpu", "qos": "normal"}, None, True),
+    ],
+)
+def test_a_job_counts_where_it_runs_or_may(
+    job: QueuedJob, options: dict[str, str], default: str | None, expected: bool
+) -> None:
+    assert is_in(job, allocation(**options), default) == expected
+
+
+def test_own_jobs_are_taken_off_a_limit_as_slurm_counts_them() -> None:
+    nodes = Limit("GrpTRES node", Resource.NODES, 8, used_by_others=3)
+    submitted = Limit("MaxSubmitJobs", Resource.SUBMITTED, 8, used_by_others=3)
+    assert without_own(nodes, [RUNNING, PENDING]).used_by_others == 1
+    assert without_own(submitted, [RUNNING, PENDING]).used_by_others == 1
