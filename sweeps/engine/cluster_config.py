@@ -23,8 +23,8 @@ class QuotaConfig:
     """
 
     nodes: int | None = None
-    """A job counts every node that it asks for, whole. Two jobs that share a node count as two: where a pending job will
-    be placed nobody knows, so the quota is kept however that turns out. Count by `gpus` where nodes are shared."""
+    """A job counts every node that it asks for, whole. Two jobs that share a node count as two: where a pending job
+    will be placed nobody knows, so the quota is kept however that turns out. Count by `gpus` where nodes are shared."""
     gpus: int | None = None
     jobs: int | None = None
     """Running at once."""
