@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from muloco_runner.config import ConfigError
+from muloco_runner.data.prepared.file_kinds import KINDS
 from muloco_runner.data.prepared.manifest import Manifest, damaged_files, read_manifest
 from muloco_runner.record import ExitCode
 
@@ -28,9 +29,10 @@ EXAMPLES = """\
   muloco-train data=prepared data.path=data/books                  trains on it
 """
 _PREPARE = """\
-Reads .jsonl (.json, .ndjson), .parquet and any other file as text, .gz and .zst too, and writes tokens with document
-boundaries, a held-out share for validation chosen by content, and a manifest. Memory stays bounded by the longest
-document. Interrupted or killed, the same command continues. Exit codes: 0 done, 2 a mistake in the command or in the
+Reads .jsonl (.json, .ndjson), .parquet, .arrow, .csv, .tsv and text, compressed as .gz or .zst too, each by what it is;
+other files are refused, links followed, hidden files left out. Writes tokens with document boundaries, a held-out share
+for validation chosen by content, and a manifest. Memory stays bounded by the longest document or row group.
+Interrupted or killed, the same command continues. Exit codes: 0 done, 2 a mistake in the command or in the
 input, reported in one line.
 """
 _SECONDS_BETWEEN_LINES = 5.0
@@ -69,12 +71,18 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer", default="bytes", metavar="FILE", help="a Hugging Face tokenizer.json; default: bytes"
     )
     prepare.add_argument(
+        "--special-tokens",
+        choices=("text", "token"),
+        default="text",
+        help="what a special token's name means that is spelled in a document; default: text like any other",
+    )
+    prepare.add_argument(
         "--end-of-document",
         metavar="TOKEN",
-        help="token appended to each document, or none; default: the usual one that the tokenizer has",
+        help="token appended to each document, or none; default: the usual one, if the tokenizer has one",
     )
-    prepare.add_argument("--column", default="text", help="key (jsonl) or column (parquet) that holds the text")
-    prepare.add_argument("--format", choices=("jsonl", "parquet", "text"), help="default: by each file's name")
+    prepare.add_argument("--column", default="text", help="key (jsonl) or column (tables) that holds the text")
+    prepare.add_argument("--format", choices=KINDS, help="default: what each file is")
     prepare.add_argument(
         "--documents",
         choices=("file", "paragraph"),
@@ -126,6 +134,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         bad_documents=arguments.bad_documents,
         by_file=arguments.documents == "file" or (arguments.documents is None and len(files) > 1),
         chunk_bytes=arguments.chunk_megabytes * 2**20,
+        special_tokens=arguments.special_tokens,
     )
     with _progress(sum(file.size for file in files)) as on_bytes:
         manifest = prepare(files, arguments.out, options, processes, on_bytes)
@@ -162,7 +171,9 @@ def _inspect(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"{folder}: not as they were written: {', '.join(damaged)}: prepare the data again")
         print("every file is as it was written")
     is_bytes = manifest.tokenizer.kind == "bytes"
-    tokenizer: Tokenizer = Bytes() if is_bytes else HuggingFace(folder / "tokenizer.json")
+    tokenizer: Tokenizer = (
+        Bytes() if is_bytes else HuggingFace(folder / "tokenizer.json", manifest.tokenizer.end_of_document or "none")
+    )
     split = PreparedSplit(folder, getattr(manifest, arguments.split), manifest.dtype)
     for number in range(min(arguments.samples, split.num_documents)):
         # Evenly over the split, so that every kind of input is likely to be seen.

@@ -1,7 +1,7 @@
 """A corpus: the tokens of many documents, split into training and validation by document, and its content hash.
 
-Two sources need neither download nor preparation: `python_source` (the interpreter's own standard library) and `text`
-(any files), both as bytes and in memory. `prepared` is what `muloco-data prepare` wrote, read from disk as needed.
+Two sources need no preparation and lie in memory, as bytes: `python_source` (the interpreter's own standard library)
+and `text` (files as `muloco-data prepare` reads them). `prepared` is what it wrote, read from disk as needed.
 Standard library and numpy only.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 
 from muloco_runner.config import ConfigError, DataConfig
 from muloco_runner.data.check import check_data_path
+from muloco_runner.data.prepared.documents import FileRange
+from muloco_runner.data.prepared.inputs import documents_of, find_files, plan_chunks
 from muloco_runner.data.prepared.manifest import read_manifest
 from muloco_runner.data.prepared.read import PreparedSplit
 
@@ -27,6 +30,8 @@ BYTE_VOCABULARY = 256
 # Test data is no prose, and vendored packages are no part of the language's own library.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _SHUFFLE_SALT = b"validation"
+_COLUMN = "text"
+"""Key or column of the text in files that hold rows."""
 
 
 class Split(Protocol):
@@ -139,14 +144,35 @@ def _python_source() -> Iterable[tuple[str, bytes]]:
     return _read(root, files)
 
 
-def _text_files(path: Path) -> Iterable[tuple[str, bytes]]:
+def _text_files(path: Path) -> list[tuple[str, bytes]]:
+    """Documents as `muloco-data prepare` reads them, by name; one file of text holds one a paragraph, so that it too
+    can be split."""
     check_data_path(DataConfig(source="text", path=str(path)))
-    if path.is_file():
-        # One file holds one document a paragraph, so that it too can be split.
-        paragraphs = path.read_bytes().split(b"\n\n")
-        return [(str(number), text + b"\n\n") for number, text in enumerate(paragraphs) if text.strip()]
-    files = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return _read(path, files)
+    files = sorted(find_files([path], None), key=lambda file: file.name)
+    by_file = len(files) > 1
+    found: list[tuple[str, bytes]] = []
+    for file in files:
+        documents = [
+            document for part in plan_chunks([file], sys.maxsize, by_file) for document in _documents(part, by_file)
+        ]
+        if file.kind == "text" and by_file:
+            found += [(file.name, content) for content in documents]
+        else:
+            prefix = f"{file.name}:" if by_file else ""
+            found += [(f"{prefix}{number}", content) for number, content in enumerate(documents)]
+    return [(name, content) for name, content in found if content]
+
+
+def _documents(ranges: list[FileRange], by_file: bool) -> Iterable[bytes]:
+    """Contents, empty ones too. What cannot be read raises `ConfigError`."""
+    for file_range in ranges:
+        for document in documents_of(file_range, _COLUMN, by_file):
+            if document.problem is not None:
+                raise ConfigError(
+                    f"{document.problem}: fix it, or leave such documents out with "
+                    "`muloco-data prepare --bad-documents skip` and train on data=prepared"
+                )
+            yield document.content
 
 
 def _read(root: Path, files: Iterable[Path]) -> list[tuple[str, bytes]]:

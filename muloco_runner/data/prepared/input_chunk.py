@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muloco_runner.config import ConfigError
-from muloco_runner.data.prepared.inputs import Document, FileRange, documents_of
+from muloco_runner.data.prepared.documents import FileRange
+from muloco_runner.data.prepared.inputs import documents_of
 from muloco_runner.data.prepared.tokenizer import open_tokenizer
 from muloco_runner.record import write_atomically
 
 _BATCH_BYTES = 2_000_000
 _SALT = b"validation"
+_MOST_NAMED = 10
+"""Documents of a chunk that are named when they are left out."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class PrepareOptions:
     by_file: bool = True
     """Whether a text file is one document, or one a paragraph."""
     chunk_bytes: int = 256 * 2**20
+    special_tokens: str = "text"
+    """What a special token's name is that is spelled in a document: text like any other, or the token."""
 
 
 def chunk_name(number: int) -> str:
@@ -54,10 +60,10 @@ def prepare_chunk(
     folder: Path, number: int, ranges: list[FileRange], options: PrepareOptions, advance: Callable[[int], None]
 ) -> dict[str, Any]:
     """Writes the chunk's files and returns its summary; `advance` is called with bytes read, and may raise to stop."""
-    tokenizer = open_tokenizer(options.tokenizer, options.end_of_document)
+    tokenizer = open_tokenizer(options.tokenizer, options.end_of_document, options.special_tokens)
     dtype = token_dtype(tokenizer.vocab_size)
     part = folder / "parts" / chunk_name(number)
-    summary: dict[str, Any] = {"num_skipped": 0, "num_empty": 0}
+    summary: dict[str, Any] = {"num_skipped": 0}
     order: list[bytes] = []
     with (
         TokenWriter(folder / f"train-{chunk_name(number)}", dtype) as train,
@@ -65,6 +71,8 @@ def prepare_chunk(
     ):
         for batch in _batches(ranges, options, summary, advance):
             for content, tokens in zip(batch, tokenizer.encode(batch), strict=True):
+                if not len(tokens):
+                    continue  # the tokenizer knows nothing of it, such as a lone space
                 # By content: copies of a document fall on the same side.
                 digest = hashlib.blake2b(content, digest_size=8, key=_SALT).digest()
                 held_out = int.from_bytes(digest, "big") < options.validation_fraction * 2**64
@@ -87,8 +95,9 @@ def _batches(
         for document in documents_of(file_range, options.column, options.by_file):
             consumed += document.consumed
             if document.problem is not None:
-                _refuse(document, options)
+                refuse(document.problem, options)
                 summary["num_skipped"] += 1
+                _say_left_out(document.problem, summary["num_skipped"])
             elif document.content:
                 batch.append(document.content)
                 size += len(document.content)
@@ -101,9 +110,18 @@ def _batches(
         yield batch
 
 
-def _refuse(document: Document, options: PrepareOptions) -> None:
+def refuse(problem: str, options: PrepareOptions) -> None:
+    """Raises `ConfigError` for input that cannot be read, unless such input is to be skipped."""
     if options.bad_documents == "fail":
-        raise ConfigError(f"{document.problem}: fix it, or leave such documents out with --bad-documents skip")
+        raise ConfigError(f"{problem}: fix it, or leave such documents out with --bad-documents skip")
+
+
+def _say_left_out(problem: str, number: int) -> None:
+    """One line of stderr for each of a chunk's first problems, whose number counts from 1."""
+    if number <= _MOST_NAMED:
+        print(f"left out: {problem}", file=sys.stderr, flush=True)
+    elif number == _MOST_NAMED + 1:
+        print("left out: more of the same chunk, only counted", file=sys.stderr, flush=True)
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -133,8 +151,6 @@ class TokenWriter:
                 self._partial(suffix).unlink()
 
     def add(self, tokens: NDArray[np.integer[Any]], num_bytes: int) -> None:
-        if not len(tokens):
-            return
         self._write("documents", np.array([self._num_tokens], dtype="<i8").tobytes())
         self._write("tokens", tokens.astype(self._dtype, copy=False).tobytes())
         self._num_tokens += len(tokens)

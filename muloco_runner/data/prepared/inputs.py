@@ -6,78 +6,85 @@ chunks laid end to end are the same however large a chunk is.
 
 from __future__ import annotations
 
-import gzip
-import importlib
-import io
 import json
+import os
 import sys
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO
 
 from muloco_runner.config import ConfigError
+from muloco_runner.data.prepared.documents import (
+    Document,
+    FileRange,
+    InputFile,
+    document_of,
+    document_of_text,
+    open_input,
+    said,
+    without_bom,
+)
+from muloco_runner.data.prepared.file_kinds import HEAD_BYTES, kind_of_content, kind_of_name, why_no_text
+from muloco_runner.data.prepared.tables import from_arrow, from_csv, from_parquet, row_groups
 
-KINDS = ("jsonl", "parquet", "text")
-_JSONL = (".jsonl", ".ndjson", ".json")
-_COMPRESSED = (".gz", ".zst")
-
-
-@dataclass(frozen=True)
-class InputFile:
-    name: str
-    """Path below the one that was given."""
-    path: str
-    size: int
-    """Bytes."""
-    kind: str
-
-
-@dataclass(frozen=True)
-class FileRange:
-    """A part of a file: bytes for text and jsonl (what starts in it belongs to it), row groups for parquet."""
-
-    file: InputFile
-    start: int
-    end: int
-    size: int
-    """Bytes, for progress; an estimate for row groups."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """One document, or why it is none."""
-
-    content: bytes
-    """UTF-8."""
-    consumed: int
-    """Bytes of the input read since the document before."""
-    problem: str | None = None
+_WHOLE = sys.maxsize
 
 
 def find_files(paths: list[Path], kind: str | None) -> list[InputFile]:
-    """Files at and below `paths`, hidden ones left out, in the order of the arguments and then of their names."""
+    """Files at and below `paths`, hidden ones and what lies in hidden folders left out, in the order of the arguments
+    and then of their names. Links are followed, to folders too.
+
+    `kind` is one of `KINDS`, or None for what each file is by its name or, without one, its content. A file that cannot
+    be read by it comes with its problem.
+    """
     found = []
     for path in paths:
         if not path.exists():
             raise ConfigError(f"{path}: no such file or folder")
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        if (path / "blobs").is_dir() and (path / "snapshots").is_dir():
+            raise ConfigError(f"{path} is a cache of Hugging Face's: name one of its snapshots/REVISION")
+        names = [Path(path.name)] if path.is_file() else sorted(_names_below(path, path, set()))
         base = path.parent if path.is_file() else path
-        for file in files:
-            name = file.relative_to(base).as_posix()
-            if not any(part.startswith(".") for part in Path(name).parts):
-                found.append(InputFile(name, str(file.resolve()), file.stat().st_size, kind or _kind_of(file)))
+        found += [_input_file(name.as_posix(), base / name, kind) for name in names if not name.name.startswith(".")]
     if not found:
         raise ConfigError(f"{', '.join(map(str, paths))}: no files there")
     return found
 
 
-def _kind_of(file: Path) -> str:
-    name = file.name.removesuffix(".gz").removesuffix(".zst")
-    if name.endswith(_JSONL):
-        return "jsonl"
-    return "parquet" if name.endswith(".parquet") else "text"
+def _names_below(folder: Path, base: Path, above: set[str]) -> Iterator[Path]:
+    """Names of files, relative to `base`; a folder that is linked below itself is entered once."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _names_below(folder / entry.name, base, above | {real})
+            elif entry.is_file() or entry.is_symlink():
+                yield (folder / entry.name).relative_to(base)
+
+
+def _input_file(name: str, path: Path, kind: str | None) -> InputFile:
+    """`path` is kept as a link's target, `name` as the link's own: in caches the target's name says nothing."""
+    real = os.path.realpath(path)
+    if not os.path.exists(real):
+        return InputFile(name, real, 0, kind or "text", f"{name}: a link to nothing ({real})")
+    file = InputFile(name, real, os.stat(real).st_size, kind or kind_of_name(name) or "text")
+    if file.kind != "text" or kind is not None:
+        return file
+    try:
+        with open_input(file) as opened:
+            head = opened.read(HEAD_BYTES)
+    except (EOFError, zlib.error, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        return file  # named as damaged when it is read
+    found = kind_of_content(name, head)
+    problem = None if found else f"{name}: {why_no_text(name, head)}"
+    return InputFile(name, real, file.size, found or "text", problem)
 
 
 def plan_chunks(files: list[InputFile], chunk_bytes: int, by_file: bool) -> list[list[FileRange]]:
@@ -95,48 +102,42 @@ def plan_chunks(files: list[InputFile], chunk_bytes: int, by_file: bool) -> list
 
 
 def _ranges(file: InputFile, chunk_bytes: int, by_file: bool) -> list[FileRange]:
+    whole = FileRange(file, 0, _WHOLE, file.size, file.problem)
+    if file.problem is not None or file.size == 0:
+        return [whole]
+    if file.kind in ("parquet", "arrow") and file.compression is not None:
+        return [FileRange(file, 0, _WHOLE, file.size, f"{file.name}: compressed again as a file: decompress it first")]
     if file.kind == "parquet":
-        return _row_groups(file)
-    if file.path.endswith(_COMPRESSED) or (file.kind == "text" and by_file):
-        return [FileRange(file, 0, sys.maxsize, file.size)]
-    starts = range(0, max(1, file.size), chunk_bytes)
+        return row_groups(file)
+    if file.kind in ("arrow", "csv", "tsv") or (file.kind == "text" and by_file) or file.compression is not None:
+        return [whole]
+    starts = range(0, file.size, chunk_bytes)
     return [FileRange(file, s, min(s + chunk_bytes, file.size), min(chunk_bytes, file.size - s)) for s in starts]
 
 
-def _row_groups(file: InputFile) -> list[FileRange]:
-    metadata = _open_parquet(file).metadata
-    count = metadata.num_row_groups
-    return [FileRange(file, group, group + 1, file.size // count) for group in range(count)]
-
-
 def documents_of(file_range: FileRange, column: str, by_file: bool) -> Iterator[Document]:
-    """Yields the documents that start in `file_range`, empty ones left out. Unreadable ones come with their problem;
-    what follows the damage in a compressed file counts as one."""
+    """Yields the documents that start in `file_range`, some of them empty. Unreadable ones come with their problem;
+    what follows the damage in a compressed file counts as one. An empty file holds no document."""
+    file = file_range.file
+    if file_range.problem is not None:
+        yield Document(b"", file_range.size, file_range.problem)
+        return
+    if file.size == 0:
+        return
     try:
-        yield from _documents_of(file_range, column, by_file)
+        if file.kind == "text":
+            yield from _from_text(file_range, by_file)
+        else:
+            yield from _READERS[file.kind](file_range, column)
     except (EOFError, zlib.error, OSError) as error:
         # Decompressors raise OSError for damage too, but without an errno: with one it is the disk that fails.
-        if getattr(error, "errno", None) is not None or not file_range.file.path.endswith(_COMPRESSED):
+        if getattr(error, "errno", None) is not None or file.compression is None:
             raise
-        yield Document(b"", 0, f"{file_range.file.name}: damaged, or not compressed as its name says ({error})")
-
-
-def _documents_of(file_range: FileRange, column: str, by_file: bool) -> Iterator[Document]:
-    if file_range.file.size == 0:
-        yield Document(b"", 0, f"{file_range.file.name}: the file is empty")
-    elif file_range.file.kind == "jsonl":
-        yield from _from_jsonl(file_range, column)
-    elif file_range.file.kind == "parquet":
-        yield from _from_parquet(file_range, column)
-    elif by_file:
-        with _open(file_range.file) as file:
-            yield _checked(file.read(), file_range.size, file_range.file.name)
-    else:
-        yield from _from_paragraphs(file_range)
+        yield Document(b"", 0, f"{file.name}: damaged, or not compressed as its name says ({said(error)})")
 
 
 def _from_jsonl(file_range: FileRange, column: str) -> Iterator[Document]:
-    with _open(file_range.file) as file:
+    with open_input(file_range.file) as file:
         for position, line in _lines_from(file, file_range.start):
             if position >= file_range.end:
                 return
@@ -146,32 +147,42 @@ def _from_jsonl(file_range: FileRange, column: str) -> Iterator[Document]:
 
 def _from_json(line: bytes, column: str, where: str) -> Document:
     try:
-        values = json.loads(line)
+        values = json.loads(line.decode())
     except UnicodeDecodeError as error:
         return Document(b"", len(line), f"{where}: not UTF-8 ({error.reason})")
     except (ValueError, RecursionError) as error:
-        return Document(b"", len(line), f"{where}: not JSON ({error})")
-    text = values.get(column) if isinstance(values, dict) else None
-    if isinstance(text, str):
-        return _encoded(text, len(line), where)
-    there = ", ".join(values) if isinstance(values, dict) else f"a {type(values).__name__}"
-    return Document(b"", len(line), f"{where}: no text under {column!r} (there is: {there}): give --column")
+        hint = _ARRAY if line.lstrip().startswith(b"[") else ""
+        return Document(b"", len(line), f"{where}: not JSON, one object a line ({said(error)}){hint}")
+    if isinstance(values, dict) and isinstance(text := values.get(column), str):
+        return document_of_text(text, len(line), where)
+    return Document(b"", len(line), f"{where}: {_why_no_text(values, column)}")
 
 
-def _from_parquet(file_range: FileRange, column: str) -> Iterator[Document]:
-    file = _open_parquet(file_range.file)
-    fields = {field.name: str(field.type) for field in file.schema_arrow}
-    if fields.get(column) not in ("string", "large_string", "string_view"):
-        there = ", ".join(f"{name} ({kind})" for name, kind in fields.items())
-        raise ConfigError(f"{file_range.file.name}: no column of text {column!r} (there is: {there}): give --column")
-    row = 0
-    for batch in file.iter_batches(1024, row_groups=range(file_range.start, file_range.end), columns=[column]):
-        for value in batch.column(0):
-            where = f"{file_range.file.name}, row {row} of group {file_range.start}"
-            row += 1
-            text = value.as_py()
-            yield Document(b"", 0, f"{where}: null") if text is None else _encoded(text, 0, where)
-    yield Document(b"", file_range.size)
+def _why_no_text(values: object, column: str) -> str:
+    if isinstance(values, list):
+        return f"a JSON array, not an object{_ARRAY}"
+    if not isinstance(values, dict):
+        return f"a JSON {type(values).__name__}, not an object with {column!r}"
+    if column not in values:
+        return f"no text under {column!r} (there is: {_some(values)}): give --column"
+    value = values[column]
+    return f"{column!r} is null" if value is None else f"{column!r} is no text but a JSON {type(value).__name__}"
+
+
+_ARRAY = "; of an array make one object a line, with jq -c '.[]'"
+
+
+def _some(values: dict[str, object]) -> str:
+    names = [name if len(name) <= 40 else f"{name[:40]}..." for name in list(values)[:20]]
+    return " ".join(", ".join(names).split()) or "nothing"
+
+
+def _from_text(file_range: FileRange, by_file: bool) -> Iterator[Document]:
+    if not by_file:
+        yield from _from_paragraphs(file_range)
+        return
+    with open_input(file_range.file) as file:
+        yield document_of(file.read(), file_range.size, file_range.file.name)
 
 
 def _from_paragraphs(file_range: FileRange) -> Iterator[Document]:
@@ -179,7 +190,7 @@ def _from_paragraphs(file_range: FileRange) -> Iterator[Document]:
     lines: list[bytes] = []
     began = 0
     ours = file_range.start == 0
-    with _open(file_range.file) as file:
+    with open_input(file_range.file) as file:
         for position, line in _lines_from(file, file_range.start):
             if line.strip():
                 if ours:
@@ -198,55 +209,24 @@ def _from_paragraphs(file_range: FileRange) -> Iterator[Document]:
 
 def _paragraph(lines: list[bytes], file_range: FileRange, began: int) -> Document:
     content = b"".join(lines)
-    return _checked(content.rstrip(b"\r\n") + b"\n\n", len(content), f"{file_range.file.name}, at byte {began}")
+    return document_of(content.rstrip(b"\r\n") + b"\n\n", len(content), f"{file_range.file.name}, at byte {began}")
 
 
 def _lines_from(file: IO[bytes], start: int) -> Iterator[tuple[int, bytes]]:
-    """Every line that starts at byte `start` or after it, with its offset."""
+    """Every line that starts at byte `start` or after it, with its offset; the first of a file without a BOM."""
     position = 0
     if start > 0:
         file.seek(start - 1)
         position = start - 1 + len(file.readline())
     for line in file:
-        yield position, line
+        yield position, line if position else without_bom(line)
         position += len(line)
 
 
-def _encoded(text: str, consumed: int, where: str) -> Document:
-    try:
-        return Document(text.encode(), consumed)
-    except UnicodeEncodeError as error:
-        return Document(b"", consumed, f"{where}: not Unicode text ({error.reason})")
-
-
-def _checked(content: bytes, consumed: int, where: str) -> Document:
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        return Document(b"", consumed, f"{where}: not UTF-8 ({error.reason} at byte {error.start} of the document)")
-    return Document(content, consumed)
-
-
-def _open(file: InputFile) -> IO[bytes]:
-    if file.path.endswith(".gz"):
-        return cast(IO[bytes], gzip.open(file.path))
-    if file.path.endswith(".zst"):
-        pyarrow = _require("pyarrow", file)
-        return io.BufferedReader(pyarrow.CompressedInputStream(file.path, "zstd"))
-    return open(file.path, "rb")
-
-
-def _open_parquet(file: InputFile) -> Any:
-    pyarrow = _require("pyarrow", file)
-    parquet = importlib.import_module("pyarrow.parquet")
-    try:
-        return parquet.ParquetFile(file.path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ConfigError(f"{file.name}: not a parquet file ({' '.join(str(error).split())})") from None
-
-
-def _require(package: str, file: InputFile) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise ConfigError(f"{file.name}: reading it needs {package}: pip install 'muloco-sweeps[data]'") from None
+_READERS: dict[str, Callable[[FileRange, str], Iterator[Document]]] = {
+    "jsonl": _from_jsonl,
+    "parquet": from_parquet,
+    "arrow": from_arrow,
+    "csv": from_csv,
+    "tsv": from_csv,
+}

@@ -24,15 +24,18 @@ from typing import Any
 import numpy as np
 
 from muloco_runner.config import ConfigError
+from muloco_runner.data.prepared.documents import FileRange, InputFile
 from muloco_runner.data.prepared.input_chunk import (
     PrepareOptions,
     TokenWriter,
     chunk_name,
     prepare_chunk,
+    refuse,
     summary_file,
     token_dtype,
 )
-from muloco_runner.data.prepared.inputs import FileRange, InputFile, plan_chunks
+from muloco_runner.data.prepared.input_hashes import changed_since, contents, hash_files, read_hashes, write_hashes
+from muloco_runner.data.prepared.inputs import plan_chunks
 from muloco_runner.data.prepared.manifest import FILE_NAME, Manifest, SplitManifest, TokenFiles, read_manifest
 from muloco_runner.data.prepared.tokenizer import open_tokenizer
 from muloco_runner.record import write_atomically
@@ -51,16 +54,16 @@ def prepare(
 
     A prepared folder is left as it is, an interrupted one is finished; other inputs or options raise `ConfigError`.
     """
-    tokenizer = open_tokenizer(options.tokenizer, options.end_of_document)
+    tokenizer = open_tokenizer(options.tokenizer, options.end_of_document, options.special_tokens)
     plan = _plan(files, options)
     if (folder / FILE_NAME).exists():
-        manifest = read_manifest(folder)
-        if {"inputs": manifest.inputs, "options": manifest.options} != plan:
-            there = {"inputs": manifest.inputs, "options": manifest.options}
-            raise ConfigError(f"{folder} was prepared from {_difference(there, plan)}: choose another --out")
-        return manifest
+        return _same_as_there(folder, files, plan)
     chunks = plan_chunks(files, options.chunk_bytes, options.by_file)
-    _begin(folder, plan)
+    for file_range in (file_range for chunk in chunks for file_range in chunk):
+        if file_range.problem is not None:
+            refuse(file_range.problem, options)
+    hashes = hash_files(files)
+    _begin(folder, {**plan, "contents": contents(hashes)})
     with _alone_in(folder):
         try:
             summaries = _prepare_chunks(folder, chunks, options, processes, on_bytes)
@@ -69,14 +72,48 @@ def prepare(
                 # Nothing was done yet: the corrected command may have other options.
                 shutil.rmtree(folder)
             raise
-        for split, name in (("train", "training"), ("validation", "validation")):
-            if not sum(summary[split]["num_documents"] for summary in summaries):
-                shutil.rmtree(folder)
-                raise ConfigError(f"no document is left for {name}: give more, or change --validation-fraction")
+        if (name := changed_since(hashes)) is not None:
+            shutil.rmtree(folder)
+            raise ConfigError(f"{name} was changed while it was read: the same command begins again")
+        _require_documents(folder, summaries)
+        write_hashes(folder, hashes)
         manifest = _finish(folder, summaries, options, plan, tokenizer.vocab_size)
         shutil.rmtree(folder / "parts")
         (folder / PLAN).unlink()
     return manifest
+
+
+def _same_as_there(folder: Path, files: list[InputFile], plan: dict[str, Any]) -> Manifest:
+    """The manifest of a prepared folder; other options, or inputs of other content, raise `ConfigError`."""
+    manifest = read_manifest(folder)
+    there: dict[str, Any] = {"inputs": manifest.inputs, "options": manifest.options}
+    hashes = read_hashes(folder)
+    if hashes is None:
+        # Prepared by a version that did not hash its inputs: names and sizes are all that is known of them.
+        same = there == plan
+    else:
+        now = hash_files(files, known=hashes)
+        there["contents"], plan = contents(hashes), {**plan, "contents": contents(now)}
+        same = _without_names(there) == _without_names(plan)
+    if not same:
+        raise ConfigError(f"{folder} was prepared from {_difference(there, plan)}: choose another --out")
+    return manifest
+
+
+def _without_names(plan: dict[str, Any]) -> dict[str, Any]:
+    return {**plan, "inputs": [[file["kind"], file["bytes"]] for file in plan["inputs"]]}
+
+
+def _require_documents(folder: Path, summaries: list[dict[str, Any]]) -> None:
+    """Takes the folder away and raises `ConfigError` where a split would be empty."""
+    counts = {split: sum(summary[split]["num_documents"] for summary in summaries) for split in ("train", "validation")}
+    if all(counts.values()):
+        return
+    shutil.rmtree(folder)
+    if not any(counts.values()):
+        raise ConfigError("no document is left: all that was given is empty or was left out")
+    name = "validation" if counts["train"] else "training"
+    raise ConfigError(f"no document is left for {name}: give more, or change --validation-fraction")
 
 
 @contextlib.contextmanager
@@ -96,8 +133,10 @@ def _plan(files: list[InputFile], options: PrepareOptions) -> dict[str, Any]:
     described = dataclasses.asdict(options)
     # The name under which folders prepared earlier hold it.
     described["shard_bytes"] = described.pop("chunk_bytes")
+    if options.special_tokens == "text":
+        del described["special_tokens"]  # came later; folders prepared earlier do not hold it
     if options.tokenizer != "bytes":
-        tokenizer = open_tokenizer(options.tokenizer, options.end_of_document).describe()
+        tokenizer = open_tokenizer(options.tokenizer, options.end_of_document, options.special_tokens).describe()
         described |= {"tokenizer": tokenizer.sha256, "end_of_document": tokenizer.end_of_document}
     return {"inputs": [{"name": f.name, "bytes": f.size, "kind": f.kind} for f in files], "options": described}
 
@@ -107,20 +146,26 @@ def _difference(there: dict[str, Any], wanted: dict[str, Any]) -> str:
     for name, value in there["options"].items():
         if value != wanted["options"].get(name):
             return f"{name}={value}, now it is {wanted['options'].get(name)}"
-    return f"{len(there['inputs'])} other input files"
+    if len(there["inputs"]) != len(wanted["inputs"]):
+        return f"{len(there['inputs'])} input files, now there are {len(wanted['inputs'])}"
+    pairs = zip(there["inputs"], wanted["inputs"], there.get("contents", ()), wanted.get("contents", ()), strict=False)
+    other = next(
+        (now["name"] for then, now, before, after in pairs if (before, then["kind"]) != (after, now["kind"])), ""
+    )
+    return f"other input files: {other} is another now" if other else "other input files"
 
 
 def _begin(folder: Path, plan: dict[str, Any]) -> None:
-    text = json.dumps(plan, indent=1)
     try:
         if (folder / PLAN).exists():
-            if (folder / PLAN).read_text() != text:
-                other = _difference(json.loads((folder / PLAN).read_text()), plan)
+            begun = json.loads((folder / PLAN).read_text())
+            if {"contents": plan["contents"], **begun} != plan:
+                other = _difference(begun, plan)
                 raise ConfigError(f"{folder} was started with {other}: remove it or choose another --out")
             return
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty and was not made by this command: choose another --out")
-        write_atomically(folder / PLAN, text)
+        write_atomically(folder / PLAN, json.dumps(plan, indent=1))
     except OSError as error:
         raise ConfigError(f"--out {folder}: {error.strerror}") from None
 
@@ -230,7 +275,7 @@ def _finish(
     manifest = Manifest(
         vocab_size=vocab_size,
         dtype=dtype.name,
-        tokenizer=open_tokenizer(options.tokenizer, options.end_of_document).describe(),
+        tokenizer=open_tokenizer(options.tokenizer, options.end_of_document, options.special_tokens).describe(),
         train=_split([part for part in train if part["num_documents"]]),
         validation=_split([validation]),
         options=plan["options"],
@@ -241,7 +286,7 @@ def _finish(
     if options.tokenizer != "bytes":
         source = Path(options.tokenizer)
         source = source / "tokenizer.json" if source.is_dir() else source
-        write_atomically(folder / "tokenizer.json", source.read_text())
+        write_atomically(folder / "tokenizer.json", source.read_bytes())
     write_atomically(folder / FILE_NAME, manifest.to_json())
     return manifest
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,10 +51,11 @@ class Bytes:
 class HuggingFace:
     """`tokenizer.json` of the tokenizers library. No start token, no truncation, no padding; an end to each document.
 
-    `end_of_document`: the token's text, "none", or None for the first of the usual ones that it has.
+    `end_of_document`: the token's text, "none", or None for the first of the usual ones; a tokenizer without any raises
+    `ConfigError`. `special_tokens`: what becomes of their names in a document, "text" or the "token".
     """
 
-    def __init__(self, file: Path, end_of_document: str | None = None) -> None:
+    def __init__(self, file: Path, end_of_document: str | None = None, special_tokens: str = "text") -> None:
         try:
             library = importlib.import_module("tokenizers")
         except ImportError:
@@ -68,7 +71,12 @@ class HuggingFace:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         if end_of_document is None:
-            end_of_document = next((token for token in _USUAL_ENDS if token in vocabulary), "none")
+            end_of_document = next((token for token in _USUAL_ENDS if token in vocabulary), None)
+        if end_of_document is None:
+            raise ConfigError(
+                f"tokenizer {file} has none of the usual ends of a document ({', '.join(_USUAL_ENDS)}): "
+                "give --end-of-document TOKEN, or --end-of-document none to go without"
+            )
         if end_of_document != "none" and end_of_document not in vocabulary:
             raise ConfigError(
                 f"--end-of-document {end_of_document}: not a token of {file}; usual ones are "
@@ -76,9 +84,13 @@ class HuggingFace:
             )
         self._end = None if end_of_document == "none" else end_of_document
         self._end_id = None if self._end is None else vocabulary[self._end]
+        self._broken: re.Pattern[str] | None = None
+        if special_tokens == "text":
+            self._tokenizer.encode_special_tokens = True
+            self._broken = _names_to_break(self._tokenizer, self._end)
 
     def encode(self, texts: list[bytes]) -> list[NDArray[np.integer[Any]]]:
-        pieces = [_pieces(text.decode()) for text in texts]
+        pieces = [[part for p in _pieces(text.decode()) for part in self._apart(p)] for text in texts]
         encoded = iter(self._tokenizer.encode_batch_fast([p for one in pieces for p in one], add_special_tokens=False))
         end = [] if self._end_id is None else [self._end_id]
         found: list[NDArray[np.integer[Any]]] = []
@@ -89,12 +101,31 @@ class HuggingFace:
             found.append(np.array(ids + end, dtype=np.uint32))
         return found
 
+    def _apart(self, text: str) -> list[str]:
+        """The text in parts, none of which holds a special token's whole name."""
+        if self._broken is None:
+            return [text]
+        cuts = [0, *(match.start() + 1 for match in self._broken.finditer(text)), len(text)]
+        return [text[start:end] for start, end in itertools.pairwise(cuts)]
+
     def decode(self, tokens: NDArray[np.integer[Any]]) -> str:
         text: str = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
         return text
 
     def describe(self) -> TokenizerManifest:
         return TokenizerManifest("huggingface", self._sha256, self._end, self._end_id)
+
+
+def _names_to_break(tokenizer: Any, end: str | None) -> re.Pattern[str] | None:
+    """Names of special tokens that the tokenizer takes for the token even in text: some stand in its own vocabulary, or
+    are added without being marked as special."""
+    added = tokenizer.get_added_tokens_decoder()
+    special = {token.content: number for number, token in added.items() if token.special}
+    if end is not None:
+        special[end] = tokenizer.token_to_id(end)
+    names = [name for name, number in special.items() if number in tokenizer.encode(name, add_special_tokens=False).ids]
+    longest_first = sorted((re.escape(name) for name in names if len(name) > 1), key=len, reverse=True)
+    return re.compile("|".join(longest_first)) if longest_first else None
 
 
 def _pieces(text: str) -> list[str]:
@@ -106,13 +137,15 @@ def _pieces(text: str) -> list[str]:
     return [*pieces, text]
 
 
-def open_tokenizer(name: str, end_of_document: str | None) -> Tokenizer:
+def open_tokenizer(name: str, end_of_document: str | None, special_tokens: str = "text") -> Tokenizer:
     """`bytes`, or the path of a tokenizer.json or of the folder that holds one."""
     if name == "bytes":
+        if special_tokens != "text":
+            raise ConfigError("--special-tokens has no effect on bytes: drop it, or give --tokenizer FILE")
         if end_of_document not in (None, "none"):
             raise ConfigError("--end-of-document has no effect on bytes: drop it, or give --tokenizer FILE")
         return Bytes()
     file = Path(name) / "tokenizer.json" if Path(name).is_dir() else Path(name)
     if not file.is_file():
         raise ConfigError(f"--tokenizer {name}: no such file; give a tokenizer.json, or `bytes`")
-    return HuggingFace(file, end_of_document)
+    return HuggingFace(file, end_of_document, special_tokens)
