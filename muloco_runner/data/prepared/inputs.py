@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from muloco_runner.config import ConfigError
+from muloco_runner.data.prepared.column_readers import from_arrow, from_csv, from_parquet, row_groups
 from muloco_runner.data.prepared.documents import (
     Document,
     FileRange,
@@ -26,7 +27,6 @@ from muloco_runner.data.prepared.documents import (
     without_bom,
 )
 from muloco_runner.data.prepared.file_kinds import HEAD_BYTES, kind_of_content, kind_of_name, why_no_text
-from muloco_runner.data.prepared.tables import from_arrow, from_csv, from_parquet, row_groups
 
 _WHOLE = sys.maxsize
 
