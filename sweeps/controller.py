@@ -261,6 +261,8 @@ class Controller:
 
     def _hold_identical_failures(self) -> None:
         """Holds the waiting runs of a group in which several failed in the same way: one bug is paid for once."""
+        if self.config.on_alike_failures == "go_on":
+            return
         for (detail, group), names in list(self.state.crashes.items()):
             if len(names) < IDENTICAL_FAILURES:
                 continue

@@ -117,9 +117,12 @@ def _extended(grid: Grid, condition: Condition) -> Grid:
 
 
 def values_of(text: Any, key: str) -> list[Any]:
-    """A list, a single value, or the notation of powers, as a list. Mistakes raise `ConfigError`."""
+    """A list, a single value, or the notation of powers, as a list; a list in the list is one value.
+
+    Mistakes raise `ConfigError`.
+    """
     if isinstance(text, list):
-        expanded = [value for item in text for value in values_of(item, key)]
+        expanded = [value for item in text for value in ([item] if isinstance(item, list) else values_of(item, key))]
         if not expanded:
             raise ConfigError(f"sweep: {key} has an empty list of values: give at least one, or drop the key")
         return expanded

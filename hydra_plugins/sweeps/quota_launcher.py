@@ -71,6 +71,8 @@ class QuotaLauncherConf:
     whole_nodes (a job gets its nodes alone, so small ones are packed together), max_wall_minutes (1440)."""
     setup: list[str] = field(default_factory=list)
     """Lines of shell that a SLURM job runs first, such as `module load cuda`."""
+    on_alike_failures: str = "go_on"
+    """Once three jobs have crashed with the same message: `hold` the others, or `go_on`."""
     tick_seconds: float | None = None
     """Interval at which the cluster is observed; null takes 0.1 on this machine, 30 under SLURM."""
     root: str = "multirun"

@@ -73,6 +73,8 @@ class ClusterConfig:
     """Speed of one GPU, or one core, with a model of a million parameters: the first estimate of a run's time."""
     gpus_per_run: int | str = "auto"
     """GPUs that a training run gets; auto: as many as the published study gave it, or the fewest more that it fits."""
+    on_alike_failures: str = "hold"
+    """Once three runs of a group have crashed with the same message: `hold` the others, or `go_on`."""
     setup: list[str] = field(default_factory=list)
     """Lines of shell that a job runs first, such as `module load cuda`."""
     controller: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +102,7 @@ class ClusterConfig:
         return next(allocation for allocation in self.allocations if allocation.name == name)
 
 
+ALIKE_FAILURES = ("hold", "go_on")
 RENAMED = {"hang_minutes": "heartbeat_timeout_minutes", "doubt_seconds": "submit_confirm_timeout_seconds"}
 """Names of settings before they had their present ones: frozen, so that old definitions and files are read."""
 _ALLOCATION_KEYS = tuple(f.name for f in dataclasses.fields(AllocationConfig) if f.name != "options")
@@ -132,6 +135,9 @@ def parse_cluster(name: str, values: Mapping[str, Any], option_keys: Collection[
     cluster: ClusterConfig = build(ClusterConfig, fields | {"name": name, "allocations": built}, where)
     if not isinstance(cluster.on_event, str | None):
         raise ConfigError(f"{where}: on_event={cluster.on_event!r}: give a command or an http(s) address")
+    if cluster.on_alike_failures not in ALIKE_FAILURES:
+        allowed = " or ".join(ALIKE_FAILURES)
+        raise ConfigError(f"{where}: on_alike_failures={cluster.on_alike_failures!r}: must be {allowed}")
     given = cluster.gpus_per_run
     if given != "auto" and not (_is_number(given) and float(given).is_integer() and float(given) >= 1):
         raise ConfigError(f"{where}: gpus_per_run={given!r}: must be a whole number, at least 1, or auto")

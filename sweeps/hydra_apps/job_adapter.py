@@ -1,4 +1,4 @@
-"""What the engine must know of the jobs of a Hydra application: nothing but how they say why they failed."""
+"""What the engine must know of the jobs of a Hydra application: what they say of themselves (`progress`)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ HYDRA_JOB = Adapter(reports="sweeps.hydra_apps.job_adapter")
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """What a failed attempt left (`sweeps.hydra_apps.program`); applications have no heartbeat."""
+    """What the newest attempt has reported. Nobody knows how often an application reports: silence means nothing."""
     try:
         status = RunFolder(folder).read_status()
     except RecordError:
         return None
-    return Progress(status.attempt, message=status.exit_cause or "") if status is not None else None
+    if status is None:
+        return None
+    return Progress(
+        status.attempt,
+        checkpoint_step=status.checkpoint_step,
+        message=status.exit_cause or "",
+        share=status.step / status.num_steps if status.num_steps else None,
+    )
 
 
 def measured_minutes(folder: Path) -> float | None:

@@ -24,6 +24,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from muloco_runner.config import ConfigError
+from muloco_runner.record import RunFolder
 from sweeps.background import how_to_watch, start
 from sweeps.clusters import backend_of, make_cluster
 from sweeps.controller import Controller
@@ -37,6 +38,7 @@ from sweeps.hydra_apps.launcher_settings import cluster_of, need_of
 from sweeps.hydra_apps.program import RESULT, Program, read_return, set_value, write_program
 from sweeps.hydra_apps.state_folder import find_state_folder, is_by_position
 from sweeps.node.attempt_files import is_finished
+from sweeps.node.reports import read_progress
 from sweeps.progress_lines import Lines
 from sweeps.store.definition import Definition
 from sweeps.store.lease import LeaseHeld
@@ -86,10 +88,12 @@ class Multirun:
         ]
         failed = [work for work, one in zip(works, returns, strict=True) if one.status is not JobStatus.COMPLETED]
         self._outcome.succeeded += not failed
+        for work in works:
+            status = RunFolder(work.folder).read_status()
+            if status is not None and status.warning:
+                log.warning(f"\t#{work.arguments['number']}: {status.warning}")
         for work in failed:
-            log.error(
-                f"\t#{work.arguments['number']} failed: {state.runs[work.name].held or 'never run'}; see {work.folder}"
-            )
+            log.error(f"\t#{work.arguments['number']} failed: {_why(state.runs[work.name])}")
         return returns
 
     def detach(self, job_overrides: Sequence[Sequence[str]]) -> None:
@@ -222,14 +226,24 @@ def _return_of(run: RunState, overrides: Sequence[str]) -> JobReturn:
         found = read_return(folder)
         assert found is not None, f"{folder} has lost its result"
         return found
-    last = folder / "attempts" / str(run.attempts[-1].number) if run.attempts else None
-    left = read_return(last) if last is not None else None
+    left = read_return(folder / "attempts" / str(run.attempts[-1].number)) if run.attempts else None
     if left is not None:
         return left
     failed = JobReturn(overrides=filter_overrides(overrides), status=JobStatus.FAILED)
-    where = f"; see {last}" if last is not None else ""
-    failed.return_value = JobFailed(f"{run.held or 'it never started'}{where}")
+    failed.return_value = JobFailed(_why(run))
     return failed
+
+
+def _why(run: RunState) -> str:
+    """Return the last attempt's own words, where it left some, and the file with its output."""
+    if not run.attempts:
+        return run.held or "it never started"
+    number = run.attempts[-1].number
+    progress = read_progress(run.work)
+    said = progress.message if progress is not None and progress.attempt == number else ""
+    logs = [Path(run.work.folder) / "attempts" / str(number) / name for name in ("stderr.log", "stdout.log")]
+    there = next((log for log in logs if log.exists()), Path(run.work.folder))
+    return f"{said or run.held or 'it has not ended'}; see {there}"
 
 
 def _name(overrides: Sequence[str], position: int | None, same: int) -> str:

@@ -53,6 +53,7 @@ def cluster_of(launcher: Mapping[str, Any], needs: Sequence[Need]) -> ClusterCon
         quota = {**shared["quota"], **own.get("quota", {})}
         allocations.append(backend.fill_allocation({**shared, **own, "name": name, "quota": quota}, needs))
     values: dict[str, Any] = {"kind": kind, "allocations": allocations, "setup": launcher["setup"]}
+    values["on_alike_failures"] = launcher["on_alike_failures"]
     values["tick_seconds"] = launcher["tick_seconds"] or backend.tick_seconds
     values["device"] = "auto" if any(need.gpus_per_node for need in needs) else "cpu"
     return read_cluster(_NAME, values)

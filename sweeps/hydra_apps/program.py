@@ -1,6 +1,7 @@
 """A Hydra application as its jobs load it: pickled once a multirun, called once a job.
 
-    program.pkl                          folder and import path of the driver, and the application itself by cloudpickle
+    application.pkl                      folder, import path, script and source of the driver, and the application
+                                         itself by cloudpickle
     runs/<job>/job_return.pkl            what a finished job returned
     runs/<job>/attempts/<n>/job_return.pkl   what an attempt returned that failed
 
@@ -10,17 +11,21 @@ Pickles are read only from the multirun's own folder, which its user alone write
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import io
+import operator
 import os
 import pickle
 import signal
 import sys
 import traceback
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import CodeType, SimpleNamespace
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any, ClassVar
 
 import cloudpickle
@@ -28,11 +33,16 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
+from omegaconf.basecontainer import BaseContainer
 
-from muloco_runner.record import ExitCode, RunFolder, RunStatus, write_atomically
+from muloco_runner.config import ConfigError
+from muloco_runner.record import ExitCode, write_atomically
+from sweeps.hydra_apps.main_script import MainScript, driver_script, lives_in_script, load, reference_to
+from sweeps.hydra_apps.progress import begin_reports, report_failure, report_warning
+from sweeps.hydra_apps.sources import SourceFinder, application_sources
+from sweeps.node.run_attempt import TASK_RANK
 
 RESULT = "job_return.pkl"
-_LONGEST_LINE = 300
 
 
 @dataclass
@@ -49,44 +59,89 @@ class Program:
 
 
 def write_program(path: Path, program: Program) -> None:
-    """Replaces the program, so that jobs that start later run the newest.
+    """Replaces the program, so that jobs that start later run the newest. Raises `ConfigError` where it has no pickle.
 
     It names no module of ours: a job that was submitted before an upgrade reads it with the modules of its time.
     """
-    fields = SimpleNamespace(**vars(program))
-    write_atomically(path, pickle.dumps((os.getcwd(), sys.path, _dumps(fields))))
+    script = driver_script() if lives_in_script(program.task_function) else None
+    dumps = partial(_dumps, in_script=script is not None)
+    try:
+        body = dumps(SimpleNamespace(**vars(program)))
+    except Exception as error:
+        raise ConfigError(
+            f"the application cannot be sent to its jobs ({type(error).__name__}: {error}): define the function under "
+            "hydra.main, and what it uses, at the top level of a module or of the script"
+        ) from error
+    content = {
+        "folder": os.getcwd(),
+        "search": sys.path,
+        "script": script.to_dict() if script is not None else None,
+        "sources": application_sources(script.file if script is not None else None),
+        "resolvers": _resolvers(dumps),
+        "body": body,
+    }
+    write_atomically(path, pickle.dumps(content))
+
+
+def _resolvers(dumps: Callable[[object], bytes]) -> dict[str, bytes]:
+    """Return the resolvers of interpolations that this process knows, one by one: jobs miss those of few scripts."""
+    found = {}
+    for name, resolver in BaseContainer._resolvers.items():
+        with contextlib.suppress(Exception):
+            found[name] = dumps(resolver)
+    return found
 
 
 def _read_program(path: Path) -> Program:
     """Load the program in the driver's folder and with its import path, since pickles name modules."""
-    folder, search, body = pickle.loads(path.read_bytes())
-    os.chdir(folder)
-    sys.path[:0] = [path for path in search if path not in sys.path]
-    return Program(**vars(pickle.loads(body)))
+    content = pickle.loads(path.read_bytes())
+    os.chdir(content["folder"])
+    sys.path[:0] = [path for path in content["search"] if path not in sys.path]
+    sys.meta_path.insert(0, SourceFinder(content["sources"]))
+    if content["script"] is not None:
+        load(MainScript(**content["script"]), content["sources"])
+    program = Program(**vars(pickle.loads(content["body"])))
+    for name, resolver in content["resolvers"].items():
+        if name not in BaseContainer._resolvers:
+            BaseContainer._resolvers[name] = pickle.loads(resolver)
+    return program
 
 
 def run(folder: str, attempt: int, program: str, overrides: Sequence[str], number: int, job: str) -> int:
-    """Run one job in its own process. An exception of the application is returned too, as a failed result."""
+    """Run one job in its own process. An exception of the application is returned too, as a failed result.
+
+    `sys.exit` ends a job as it ends a program: without a code, or with 0, it has succeeded.
+    """
     # SLURM's warning of the time limit would end an application that does not handle it.
     for warning in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(warning, signal.SIG_IGN)
-    run_folder = RunFolder(folder)
-    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-    if rank == 0:
-        # Left by an earlier attempt; it would seem to be this one's.
-        run_folder.status_file.unlink(missing_ok=True)
-    job_return = _run(_read_program(Path(program)), list(overrides), number, job)
+    if os.environ[TASK_RANK] != "0":
+        return _run_and_keep(None, _read_program(Path(program)), list(overrides), number, job)
+    begin_reports(folder, attempt)
+    target = Path(folder) / "attempts" / str(attempt)
+    return _run_and_keep(target, _read_program(Path(program)), list(overrides), number, job)
+
+
+def _run_and_keep(attempt: Path | None, program: Program, overrides: list[str], number: int, job: str) -> int:
+    """Return an exit code. The task that keeps the result is given the attempt's folder."""
+    try:
+        job_return = _run(program, overrides, number, job)
+    except SystemExit as leaving:
+        if isinstance(leaving.code, str):
+            print(leaving.code, file=sys.stderr)
+        if attempt is not None and leaving.code != ExitCode.WANTS_MORE_TIME:
+            report_failure(f"sys.exit({leaving.code!r})")
+        raise
     failed = job_return.status is not JobStatus.COMPLETED
     error = job_return._return_value
     if failed:
         traceback.print_exception(error)
-        error.add_note(f"The job's output: {run_folder.path}/attempts/{attempt}/stderr.log")
-    if rank == 0:
-        target = run_folder.path / "attempts" / str(attempt) / RESULT if failed else run_folder.path / RESULT
-        write_atomically(target, _pickled(job_return))
+        error.add_note(f"The job's output: {attempt}/stderr.log")
+    if attempt is not None:
+        target = attempt if failed else attempt.parents[1]
+        write_atomically(target / RESULT, _pickled(job_return))
         if failed:
-            cause = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_LINE]
-            run_folder.write_status(RunStatus(run_folder.path.name, "failed", attempt=attempt, exit_cause=cause))
+            report_failure(f"{type(error).__name__}: {error}")
     return int(ExitCode.CRASH if failed else ExitCode.FINISHED)
 
 
@@ -100,11 +155,26 @@ def _run(program: Program, overrides: list[str], number: int, job: str) -> JobRe
         set_value(config.hydra.sweep, "dir", program.sweep_dir)
     return run_job(
         hydra_context=program.hydra_context,
-        task_function=program.task_function,
+        task_function=_may_exit(program.task_function),
         config=config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
+
+
+def _may_exit(task: TaskFunction) -> TaskFunction:
+    """Return the same function, which has ended well where it calls `sys.exit()` or `sys.exit(0)`."""
+
+    @functools.wraps(task)
+    def ended(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except SystemExit as leaving:
+            if leaving.code in (None, int(ExitCode.FINISHED)):
+                return None
+            raise
+
+    return ended
 
 
 def set_value(node: DictConfig, key: str, value: Any) -> None:
@@ -114,20 +184,28 @@ def set_value(node: DictConfig, key: str, value: Any) -> None:
 
 
 def _pickled(job_return: JobReturn) -> bytes:
-    """Pickle for the driver; an exception that cannot be unpickled is replaced by its text."""
-    failed = job_return.status is not JobStatus.COMPLETED
-    with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
+    """Pickle for the driver. What no pickle takes is replaced: an exception by its text, a result by None."""
+    try:
         body = _dumps(job_return)
         pickle.loads(body)
-        return body
-    text = "".join(traceback.format_exception_only(job_return._return_value)).strip()
-    job_return.return_value = RuntimeError(text)
-    return _dumps(job_return)
+    except Exception as error:
+        value = job_return._return_value
+        if job_return.status is JobStatus.COMPLETED:
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            report_warning(f"its result, a {type(value).__qualname__}, cannot be sent back ({why}): None is given")
+            job_return.return_value = None
+        else:
+            job_return.return_value = RuntimeError("".join(traceback.format_exception_only(value)).strip())
+        return _dumps(job_return)
+    return body
 
 
-def _dumps(content: object) -> bytes:
+def _dumps(content: object, in_script: bool = True) -> bytes:
+    """`in_script` says whether whoever reads the pickle has the script as `__main__`."""
     file = io.BytesIO()
-    _Pickler(file).dump(content)
+    pickler = _Pickler(file)
+    pickler.in_script = in_script
+    pickler.dump(content)
     return file.getvalue()
 
 
@@ -137,8 +215,33 @@ def _reduce_code(code: CodeType) -> tuple[Any, ...]:
     return make, tuple(code.co_filename if item == "<dynamic-code>" else item for item in arguments)
 
 
+class _Named:
+    """A module as a pickle refers to it, the script too."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return importlib.import_module, (self.module,)
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Refers to what has a name in a module or in the script, decorated or not; takes the rest by value."""
+
     dispatch_table: ClassVar = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
+    in_script = True
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, FunctionType | type):
+            reference = reference_to(obj)
+            if reference is not None and self._is_ours_to_name(obj, *reference):
+                module, path = reference
+                return operator.attrgetter(path), (_Named(module),)
+        return super().reducer_override(obj)
+
+    def _is_ours_to_name(self, obj: Any, module: str, path: str) -> bool:
+        """Return whether cloudpickle would take it by value although whoever reads the pickle knows it by name."""
+        return self.in_script if module == "__main__" else path != obj.__qualname__
 
 
 def read_return(folder: Path) -> JobReturn | None:

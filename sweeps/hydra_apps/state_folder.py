@@ -50,7 +50,8 @@ class StateFolder:
 
     @property
     def program_file(self) -> Path:
-        return self.folder.path / "program.pkl"
+        """Jobs that an earlier version submitted read program.pkl."""
+        return self.folder.path / "application.pkl"
 
     def write(self) -> None:
         """Record where the jobs' folders are."""

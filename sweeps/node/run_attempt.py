@@ -18,6 +18,9 @@ from sweeps.engine.outcome import Ending
 from sweeps.engine.work import Attempt, Work
 from sweeps.node.attempt_files import write_ending
 
+TASK_RANK = "MULOCO_TASK_RANK"
+"""Environment variable with the rank among the attempt's own tasks; RANK may be that of whatever launched the sweep."""
+
 
 def run_attempt(attempt: Attempt) -> int:
     """Does the work of one task in this process, and leaves its `Ending` in the attempt's folder."""
@@ -31,6 +34,7 @@ def run_task(attempt: Attempt, rank: int = 0) -> int:
     """Does one rank's share of the work in this process, its output in the attempt's folder; returns its exit code."""
     folder = attempt.folder
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ[TASK_RANK] = str(rank)
     with _output_to(folder, f".rank{rank}" if rank else ""):
         try:
             work = attempt.work

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ _FIRST_GUESS = {"cpu": 2.0e10, "cuda": 2.0e14}
 """FLOP/s of one core or GPU at these models, for the first estimate of a run's time (the demo on an EPYC core; an H100
 at about 40% of its bf16 peak)."""
 _STARTUP_MINUTES = 1.0
+_OF_AN_OUTER_TORCHRUN = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+"""Where a sweep was launched from a process of torchrun, its runs are no ranks of that."""
 
 
 def works_of(runs: Sequence[RunConfig], root: Path, execution: ExecutionConfig, cluster: ClusterConfig) -> list[Work]:
@@ -85,6 +88,8 @@ def train(folder: str, attempt: int, execution: Mapping[str, Any], memory_halvin
     """The entry of a training run, in its own process."""
     from muloco_runner.job import run_job
 
+    for name in _OF_AN_OUTER_TORCHRUN:
+        os.environ.pop(name, None)
     settings = ExecutionConfig(**execution)
     settings.memory_halvings = memory_halvings
     return int(run_job(RunFolder(folder), settings, attempt))

@@ -71,7 +71,9 @@ ODD = {
     "several processes": ("import os; return int(os.environ['RANK'])", ["tasks_per_node=2"], "COMPLETED 0"),
     "a killed job": ("import os; os.kill(os.getpid(), 9)", [], "FAILED JobFailed"),
     "an exception that no pickle takes": ("raise Odd(1, 2)", [], "FAILED RuntimeError"),
-    "a result that no pickle takes": ("import threading; return threading.Lock()", [], "FAILED JobFailed"),
+    "a result that no pickle takes": ("import threading; return threading.Lock()", [], "COMPLETED None"),
+    "an exit that is none": ("sys.exit(0)", [], "COMPLETED None"),
+    "an exit with a message": ("sys.exit('no data')", [], "FAILED JobFailed"),
 }
 APPLICATION = """
 import sys

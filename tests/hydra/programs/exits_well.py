@@ -1,0 +1,14 @@
+import sys
+
+import hydra
+from told import tell
+
+
+@hydra.main(version_base=None, config_path=None)
+def main(config):
+    tell(config.x)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

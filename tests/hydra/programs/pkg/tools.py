@@ -1,0 +1,8 @@
+import threading
+
+LOCK = threading.Lock()
+
+
+def square(number: int) -> int:
+    with LOCK:
+        return number**2

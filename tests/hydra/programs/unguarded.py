@@ -1,0 +1,10 @@
+import hydra
+from told import tell
+
+
+@hydra.main(version_base=None, config_path=None)
+def main(config):
+    tell(config.x)
+
+
+main()

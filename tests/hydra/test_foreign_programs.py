@@ -1,0 +1,138 @@
+"""Small programs of other people: under `hydra/launcher=quota` they do what they do under Hydra's own launcher."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from emulated_slurm import EmulatedSlurm
+
+PROGRAMS = Path(__file__).parent / "programs"
+NAMES = sorted(path.stem for path in PROGRAMS.glob("*.py") if path.stem not in ("told", "lazily"))
+AS_MODULES = ["pkg.app", "pkg"]
+LOCAL = ["hydra/launcher=quota", "hydra.launcher.tick_seconds=0.05", "hydra.launcher.quota.jobs=2"]
+SLURM = [
+    "hydra/launcher=quota",
+    "hydra.launcher.cluster=slurm",
+    "hydra.launcher.tick_seconds=0.3",
+    "hydra.launcher.resources.wall_minutes=2",
+]
+
+
+def run(folder: Path, name: str, *launcher: str) -> tuple[dict[str, str], list[str], str]:
+    """Run two points; return their results, what started, and what was printed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = ["-m", name] if name in AS_MODULES else [str(PROGRAMS / f"{name}.py")]
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAMS)}
+    if name == "given_rank":
+        environment |= {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "SLURM_PROCID": "5"}
+    done = subprocess.run(
+        [sys.executable, *program, "--multirun", "hydra.sweep.dir=out", "++x=2,3", *launcher],
+        cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+    results = {path.parent.name: path.read_text() for path in (folder / "out").glob("*/result")}
+    starts = folder / "starts"
+    assert done.returncode == 0, done.stdout
+    return results, sorted(starts.read_text().splitlines() if starts.exists() else []), done.stdout
+
+
+def both(folder: Path, name: str, *launcher: str) -> str | None:
+    """Return how the two launchers differ."""
+    # Hydra's own launcher ends with the first job that calls sys.exit.
+    expected = {"0": "2", "1": "3"} if name == "exits_well" else run(folder / "own", name)[0]
+    results, starts, said = run(folder / "quota", name, *launcher)
+    if results == expected and starts == ["++x=2", "++x=3"] and len(expected) == 2:
+        return None
+    return f"{name}: {results}, not {expected}; started {starts}\n{said}"
+
+
+@pytest.mark.parametrize("name", ["fork_pool", "guarded_settings", "module_lock", "saves_and_goes_on", "pkg.app"])
+def test_a_program_gives_what_it_gives_under_hydras_launcher(name: str, tmp_path: Path) -> None:
+    assert both(tmp_path, name, *LOCAL) is None
+
+
+def test_a_result_without_a_pickle_is_a_warning(tmp_path: Path) -> None:
+    results, _, said = run(tmp_path, "unpicklable_result", *LOCAL)
+    assert results == {"0": "2", "1": "3"}
+    assert "#1: its result, a dict, cannot be sent back (TypeError: cannot pickle '_thread.lock' object)" in said
+
+
+EDITS_ITSELF = """
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+SAYS = "as launched"
+
+
+@hydra.main(version_base=None, config_path=None)
+def main(config):
+    import beside
+
+    (Path(HydraConfig.get().runtime.output_dir) / "result").write_text(SAYS + ", " + beside.SAYS)
+    for file in (Path(__file__), Path(__file__).with_name("beside.py")):
+        file.write_text(file.read_text().replace("as launched", "edited"))
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_jobs_run_the_source_that_was_launched(tmp_path: Path) -> None:
+    (tmp_path / "edits_itself.py").write_text(EDITS_ITSELF)
+    (tmp_path / "beside.py").write_text('SAYS = "as launched"')
+    words = ["--multirun", "hydra.sweep.dir=out", "+x=1,2", *LOCAL, "hydra.launcher.quota.jobs=1"]
+    subprocess.run([sys.executable, "edits_itself.py", *words], cwd=tmp_path, check=True, capture_output=True)
+    assert [path.read_text() for path in (tmp_path / "out").glob("*/result")] == ["as launched, as launched"] * 2
+    assert "edited" in (tmp_path / "edits_itself.py").read_text()
+
+
+SOME_DIVERGE = """
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+
+@hydra.main(version_base=None, config_path=None)
+def main(config):
+    if config.x < 3:
+        raise FloatingPointError("the loss is not finite")
+    (Path(HydraConfig.get().runtime.output_dir) / "result").write_text(str(config.x))
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_alike_failures_do_not_hold_the_other_jobs(tmp_path: Path) -> None:
+    (tmp_path / "some_diverge.py").write_text(SOME_DIVERGE)
+    words = ["--multirun", "hydra.sweep.dir=out", "+x=range(12)", *LOCAL]
+    done = subprocess.run(
+        [sys.executable, "some_diverge.py", *words],
+        cwd=tmp_path, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert len(list((tmp_path / "out").glob("*/result"))) == 9
+    assert done.returncode == 1
+    assert "#2 failed: FloatingPointError: the loss is not finite; see " in done.stdout
+
+
+@pytest.mark.slurm  # not for SLURM's sake: it takes a minute
+def test_every_program_on_this_machine(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda name: both(tmp_path / name, name, *LOCAL), [*NAMES, *AS_MODULES]))
+    assert [difference for difference in found if difference] == []
+
+
+@pytest.mark.slurm
+def test_every_program_on_slurm(slurm_session: EmulatedSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(slurm_session.configuration))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda name: both(tmp_path / name, name, *SLURM), [*NAMES, *AS_MODULES]))
+    assert [difference for difference in found if difference] == []
