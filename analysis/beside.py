@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -21,7 +22,13 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
         return work
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: sender.send(work()), daemon=True)
+
+    def send() -> None:
+        # An error is raised, and so shown, where the work is done again.
+        with suppress(Exception):
+            sender.send(work())
+
+    process = context.Process(target=send, daemon=True)
     process.start()
     sender.close()
 

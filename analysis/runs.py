@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.beside import beside
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.record import RecordError, RunFolder, RunResult
 
@@ -27,6 +28,9 @@ TUNED = ("lr", "outer_lr", "outer_momentum", "weight_decay")
 SCALE = ["num_params", "tokens_per_parameter"]
 POINT = ["series", *SCALE, "global_batch_tokens"]
 """What runs share that differ in hyper-parameters and seed alone."""
+
+_MANY_FOLDERS = 200
+"""From here on a second process reads half of them."""
 
 _ALGORITHM_ORDER = ("DDP-AdamW", "DDP-Muon", "DiLoCo", "MuLoCo")
 
@@ -89,18 +93,12 @@ def load_study(root: Path, corpus: str | None = None) -> Study:
         raise ConfigError(f"{root}: no such folder; give the folder that holds runs/<run_id>, such as results")
     if not folders:
         raise ConfigError(f"{root}: no run folders; give the folder that holds runs/<run_id>, such as results")
-    rows: list[dict[str, Any]] = []
-    excluded: list[Excluded] = []
-    for folder in folders:
-        try:
-            row = _read_run(folder)
-        except (RecordError, ConfigError, OSError) as error:
-            excluded.append(Excluded(folder.run_id, f"damaged: {_one_line(error)}"))
-            continue
-        if isinstance(row, str):
-            excluded.append(Excluded(folder.run_id, row))
-        else:
-            rows.append(row)
+    half = len(folders) // 2 if len(folders) >= _MANY_FOLDERS else 0
+    earlier = beside(lambda: [_read_folder(folder) for folder in folders[:half]]) if half else list
+    later = [_read_folder(folder) for folder in folders[half:]]
+    found = [*earlier(), *later]
+    rows = [row for row in found if not isinstance(row, Excluded)]
+    excluded = [row for row in found if isinstance(row, Excluded)]
     if not rows:
         raise ConfigError(f"{root}: none of {len(folders)} runs is finished; the first: {excluded[0].reason}")
     return build_study(str(root), rows, excluded, corpus)
@@ -157,6 +155,15 @@ def hyper_parameters_of(frame: pd.DataFrame) -> pd.Series[str]:
         tuned = "".join(f"{name}={row[name]:.6g} " for name in TUNED if not pd.isna(row[name]))
         texts[kind] = tuned + str(row["setting"])
     return pd.Series(texts[codes], index=frame.index, dtype=object)
+
+
+def _read_folder(folder: RunFolder) -> dict[str, Any] | Excluded:
+    """A row, or why the run takes no part."""
+    try:
+        row = _read_run(folder)
+    except (RecordError, ConfigError, OSError) as error:
+        return Excluded(folder.run_id, f"damaged: {_one_line(error)}")
+    return Excluded(folder.run_id, row) if isinstance(row, str) else row
 
 
 def _read_run(folder: RunFolder) -> dict[str, Any] | str:

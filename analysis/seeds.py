@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from analysis.confidence import t_quantile
 from analysis.runs import POINT, SCALE
 
 SETTING = [*POINT, "hyper_parameters"]
 """What runs share that differ in their seed alone."""
-_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def compare_seeds(losses: Mapping[int, float], reference: Mapping[int, float]) -
         se = float(np.hypot(errors[0], errors[1])) if len(errors) == 2 else None
     if se is None:
         return Comparison(float(np.expm1(mean)), None, len(shared), None)
-    reach = float(stats.t.ppf(0.5 + _CONFIDENCE / 2, freedom)) * se
+    reach = t_quantile(freedom) * se
     return Comparison(float(np.expm1(mean)), float(np.exp(mean) * se), len(shared), abs(mean) > reach)
 
 

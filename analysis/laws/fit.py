@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from analysis.confidence import CONFIDENCE
 from analysis.laws.solver import Array
 
 DEFAULT_DELTA = 1e-3
-CONFIDENCE = 0.95
 
 
 class NotIdentified(ValueError):

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
-from analysis.laws.fit import CONFIDENCE, Estimate, Fit, NotIdentified
+from analysis.confidence import t_quantile
+from analysis.laws.fit import Estimate, Fit, NotIdentified
 from analysis.laws.optimum import MANY_POINTS, Law
 from analysis.laws.solver import Array, LogSumExpModel, derivatives, solve
 
@@ -80,7 +81,7 @@ def estimates(
 def expanded_percentiles(draws: Array, num_points: int, num_parameters: int) -> tuple[float, float]:
     """95% percentile interval of `draws`, widened for few points as a t interval is (Hesterberg 2015, section 3.5)."""
     freedom = max(1, num_points - num_parameters)
-    tail = stats.norm.cdf(-np.sqrt(num_points / freedom) * stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))
+    tail = special.ndtr(-np.sqrt(num_points / freedom) * t_quantile(freedom))
     finite = draws[np.isfinite(draws)]
     if not len(finite):
         return (float("nan"), float("nan"))
@@ -143,7 +144,7 @@ def students_t(log_x: Array, log_y: Array, weight_n: Array | None = None) -> lis
     residual = log_y - design @ np.array([level, *slopes])
     freedom = len(log_y) - design.shape[1]
     variance = (w * residual**2).sum() / freedom
-    t = stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)
+    t = t_quantile(freedom)
     back = np.array([1.0, *-centre])
     log_a, log_a_se = level - centre @ np.array(slopes), np.sqrt(variance * (back @ covariance @ back))
     amplitude = np.exp(log_a)

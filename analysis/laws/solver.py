@@ -11,9 +11,11 @@ Axes: R resamples or starts, T terms, n points, p parameters. `log_y` is (n,), o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 
 Array = NDArray[np.float64]
 
@@ -23,6 +25,10 @@ _MAX_ITERATIONS = 200
 _POLISH_ITERATIONS = 5000
 _STAGE_ITERATIONS = 12
 _STAGE_FACTOR = 5.0
+_MANY_PARAMETERS = 12
+"""From here on eigenvalues of a Hessian take longer than to find out that it is positive definite, and to solve."""
+_LEAST_EIGENVALUE = 1e-8
+_LEAST_CURVATURE = 1e-14
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,16 @@ class LogSumExpModel:
     @property
     def num_points(self) -> int:
         return int(self.design_Tnp.shape[1])
+
+    @cached_property
+    def squares(self) -> tuple[Array, NDArray[np.int_]]:
+        """Products of any two of a term's coefficients, (T n, k), and where they stand in a flat (p, p) matrix, (k,).
+
+        Products that are zero at every point, as between parameters of different groups, are left out.
+        """
+        products = (self.design_Tnp[..., :, None] * self.design_Tnp[..., None, :]).reshape(-1, self.num_parameters**2)
+        places = np.flatnonzero(products.any(axis=0))
+        return products[:, places], places
 
     def terms(self, theta_Rp: Array) -> Array:
         """Exponents of each term, (R, T, n)."""
@@ -97,7 +113,6 @@ def derivatives(
     model: LogSumExpModel, theta_Rp: Array, log_y: Array, weight_Rn: Array, delta: float
 ) -> tuple[Array, Array, Array]:
     """Gradient (R, p), Hessian (R, p, p) and the diagonal of the Gauss-Newton matrix (R, p) of `objective`."""
-    num_terms, num_points, p = model.design_Tnp.shape
     log_f_Rn, share_RTn = model.shares(theta_Rp)
     residual_Rn = log_f_Rn - log_y
     psi_Rn = weight_Rn * np.clip(residual_Rn, -delta, delta)
@@ -106,10 +121,11 @@ def derivatives(
     g_Rnp = np.matmul(share_RTn.transpose(2, 0, 1), model.design_Tnp.transpose(1, 0, 2)).transpose(1, 0, 2)
     gradient_Rp = np.matmul(psi_Rn[:, None, :], g_Rnp)[:, 0]
     hessian_Rpp = np.matmul((g_Rnp * (inside_Rn - psi_Rn)[..., None]).transpose(0, 2, 1), g_Rnp)
-    squares = (model.design_Tnp[..., :, None] * model.design_Tnp[..., None, :]).reshape(num_terms * num_points, p * p)
+    squares, places = model.squares
     curved = (psi_Rn[:, None] * share_RTn).reshape(len(theta_Rp), -1) @ squares
+    hessian_Rpp.reshape(len(theta_Rp), -1)[:, places] += curved
     scale_Rp = np.matmul(weight_Rn[:, None, :], g_Rnp**2)[:, 0]
-    return gradient_Rp, hessian_Rpp + curved.reshape(-1, p, p), scale_Rp
+    return gradient_Rp, hessian_Rpp, scale_Rp
 
 
 def solve(model: LogSumExpModel, log_y: Array, weight_Rn: Array, start_Rp: Array, delta: float) -> Solution:
@@ -171,17 +187,13 @@ def _newton(
         # A parameter without influence (the log of a term that is zero) keeps its value: its unit has a floor.
         unit = np.sqrt(np.maximum(scale, 1e-24 * weights.sum(axis=1, keepdims=True)))
         gradient = gradient / unit
-        eigenvalue, eigenvector = np.linalg.eigh(hessian / (unit[:, :, None] * unit[:, None, :]))
-        along = np.einsum("rpq,rp->rq", eigenvector, gradient)
-        curvature = np.abs(eigenvalue) + damping_R[live][:, None] + 1e-14
-        step = -np.einsum("rpq,rq->rp", eigenvector, along / curvature) / unit
-        promised = 0.5 * (along**2 / curvature).sum(axis=1)
-        trial = theta_Rp[live] + step
+        scaled = hessian / (unit[:, :, None] * unit[:, None, :])
+        step, promised, undamped = _damped_steps(scaled, gradient, damping_R[live])
+        trial = theta_Rp[live] + step / unit
         trial_value = objective(model, trial, targets, weights, delta)
         value = value_R[live]
         better = trial_value < value
         gained = np.where(better, value - trial_value, 0.0)
-        undamped = 0.5 * (along**2 / (np.abs(eigenvalue) + 1e-14)).sum(axis=1)
         decrement_R[live] = undamped / np.maximum(value, 1e-300)
         moved = live[better]
         theta_Rp[moved] = trial[better]
@@ -198,3 +210,34 @@ def _newton(
         if not len(live):
             break
     return Solution(theta_Rp, value_R, decrement_R, converged_R)
+
+
+def _damped_steps(hessian_Rpp: Array, gradient_Rp: Array, damping_R: Array) -> tuple[Array, Array, Array]:
+    """Return -(|H| + damping)^-1 g (R, p), the fall of the quadratic model that it promises (R,), and that undamped.
+
+    |H| has the absolute eigenvalues of H, and is H where that is positive definite.
+    """
+    if gradient_Rp.shape[1] < _MANY_PARAMETERS:
+        return _steps_by_eigenvalues(hessian_Rpp, gradient_Rp, damping_R)
+    identity = np.eye(gradient_Rp.shape[1])
+    definite = np.array([lapack.dpotrf(matrix)[1] == 0 for matrix in hessian_Rpp - _LEAST_EIGENVALUE * identity])
+    step_Rp, promised_R, undamped_R = np.empty_like(gradient_Rp), np.empty_like(damping_R), np.empty_like(damping_R)
+    others = ~definite
+    step_Rp[others], promised_R[others], undamped_R[others] = _steps_by_eigenvalues(
+        hessian_Rpp[others], gradient_Rp[others], damping_R[others]
+    )
+    hessian, gradient = hessian_Rpp[definite] + _LEAST_CURVATURE * identity, gradient_Rp[definite]
+    damped = hessian + damping_R[definite][:, None, None] * identity
+    step_Rp[definite] = step = -np.linalg.solve(damped, gradient[..., None])[..., 0]
+    promised_R[definite] = -0.5 * (gradient * step).sum(axis=1)
+    undamped_R[definite] = 0.5 * (gradient * np.linalg.solve(hessian, gradient[..., None])[..., 0]).sum(axis=1)
+    return step_Rp, promised_R, undamped_R
+
+
+def _steps_by_eigenvalues(hessian_Rpp: Array, gradient_Rp: Array, damping_R: Array) -> tuple[Array, Array, Array]:
+    eigenvalue, eigenvector = np.linalg.eigh(hessian_Rpp)
+    along = np.einsum("rpq,rp->rq", eigenvector, gradient_Rp)
+    curvature = np.abs(eigenvalue) + damping_R[:, None] + _LEAST_CURVATURE
+    step_Rp = -np.einsum("rpq,rq->rp", eigenvector, along / curvature)
+    promised_R = 0.5 * (along**2 / curvature).sum(axis=1)
+    return step_Rp, promised_R, 0.5 * (along**2 / (np.abs(eigenvalue) + _LEAST_CURVATURE)).sum(axis=1)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from scipy.optimize import least_squares
 
-from analysis.laws.fit import CONFIDENCE, Estimate, NotIdentified
+from analysis.confidence import t_quantile
+from analysis.laws.fit import Estimate, NotIdentified
 from analysis.laws.fit_law import MAX_EXPONENT
 from analysis.laws.intervals import WIDEST_EXPONENT
 from analysis.laws.power_law import MAX_CORRELATION
@@ -110,7 +110,7 @@ def fit_joint(points: pd.DataFrame, series: str, delta: float) -> JointLaw:
     left = residual(theta)
     freedom = len(rows) - num_parameters
     covariance = np.linalg.inv(slope.T @ slope) * float((left**2).sum()) / freedom
-    t = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))
+    t = t_quantile(freedom)
     p_se, c_se = np.sqrt(covariance[5, 5]), np.sqrt(covariance[4, 4])
     c, p = theta[4], theta[5]
     _require_sense(p, t * p_se, t * c_se, bool(best.status > 0))
@@ -146,11 +146,10 @@ def _require_sense(exponent: float, exponent_width: float, log_width: float, con
 
 def from_the_best_batch(rows: pd.DataFrame) -> pd.DataFrame:
     """The points of one series that the model is fitted to."""
-    kept = []
-    for _, curve in rows.groupby(["num_params", "tokens_per_parameter"], sort=True):
-        best = curve["global_batch_tokens"].iloc[int(curve["loss"].to_numpy().argmin())]
-        kept.append(curve[curve["global_batch_tokens"] >= best])
-    return pd.concat(kept) if kept else rows
+    scales = ["num_params", "tokens_per_parameter"]
+    best = rows.loc[rows.groupby(scales)["loss"].idxmin()].set_index(scales)["global_batch_tokens"]
+    best_of_scale = best.reindex(pd.MultiIndex.from_frame(rows[scales])).to_numpy()
+    return rows[rows["global_batch_tokens"].to_numpy() >= best_of_scale].sort_values(scales, kind="stable")
 
 
 def _starts(log_l: Array, log_b: Array, tied: bool) -> list[Array]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.beside import beside
-from analysis.laws.fit import CONFIDENCE
+from analysis.confidence import CONFIDENCE
 from analysis.optima import PLATEAU, Optima, find_optima, main_budget
 from analysis.published.page import overlay
 from analysis.questions import critical_batch_size, iso_loss
@@ -41,15 +41,16 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         lambda: (
             fitted_parts.critical_batch_joint(points, optima, options.delta),
             fitted_parts.size_and_data(optima, study.series, options, against),
+            fitted_parts.loss_sensitivity(at_budget, study.series, baseline, options, against),
         )
     )
     fits = critical_batch_size.fit_laws(points, optima, options.delta, options.bootstrap, options.seed)
     compute_ratios, time_ratios = fitted_parts.equal_loss(
         at_budget, study.series, baseline, points, fits, optima, options
     )
-    sensitivity = fitted_parts.sensitivity(at_budget, study.series, baseline, points, fits, optima, options)
     num_workers = fitted_parts.num_workers(at_budget, optima, options, against)
-    joint, size_and_data = other_laws()
+    sensitivity = fitted_parts.critical_batch_sensitivity(points, fits, optima, options)
+    joint, size_and_data, loss_sensitivity = other_laws()
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "title": options.title,
@@ -77,7 +78,7 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         "hyper_parameters": _hyper_parameters(optima, at_budget, budget),
         "num_workers": num_workers,
         "wall_clock": fitted_parts.wall_clock_hours(at_budget, points, study.series, optima, options),
-        "sensitivity": sensitivity,
+        "sensitivity": {"loss": loss_sensitivity, **sensitivity},
         "published": overlay() if options.published else None,
         "provenance": _provenance(study, options),
     }

@@ -338,22 +338,24 @@ def _measured_hours(
     )
 
 
-def sensitivity(
-    best: pd.DataFrame,
-    series: list[str],
-    baseline: str,
-    points: list[CriticalBatch],
-    laws: list[CriticalBatchLaw],
-    optima: Optima,
-    options: Options,
+def loss_sensitivity(
+    best: pd.DataFrame, series: list[str], baseline: str, options: Options, against: str | None
+) -> list[dict[str, Any]]:
+    """Laws of loss against compute under other choices; none where no law may rest on the columns."""
+    if against:
+        return []
+    return [dataclasses.asdict(variant) for variant in loss_variants(best, series, baseline, options.delta)]
+
+
+def critical_batch_sensitivity(
+    points: list[CriticalBatch], laws: list[CriticalBatchLaw], optima: Optima, options: Options
 ) -> dict[str, Any]:
-    """The headline figures under other choices."""
+    """Exponents of the critical batch by another loss function."""
     if optima.reason_against("flops", "loss", "num_params", "num_tokens"):
-        return {"loss": [], "critical_batch": [], "other_delta": "inf"}
+        return {"critical_batch": [], "other_delta": "inf"}
     other = math.inf if math.isfinite(options.delta) else 1e-3
     refitted = critical_batch_size.fit_laws(points, optima, other, 0, options.seed)
     return {
-        "loss": [dataclasses.asdict(variant) for variant in loss_variants(best, series, baseline, options.delta)],
         "critical_batch": [
             {
                 "series": law.series,

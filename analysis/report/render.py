@@ -53,7 +53,7 @@ def _written(drawings: list[Drawing]) -> list[tuple[str, bytes]]:
 
     def written(some: list[Drawing]) -> list[tuple[str, bytes]]:
         vectors = [drawing.svg() for drawing in some]
-        with small_fonts([drawing.figure for drawing in drawings]):
+        with small_fonts([drawing.figure for drawing in some]):
             return list(zip(vectors, [drawing.pdf() for drawing in some], strict=True))
 
     others = beside(lambda: written(drawings[1::2]))

@@ -33,3 +33,9 @@ def test_an_error_beside_is_raised_here(capfd: pytest.CaptureFixture[str]) -> No
 def test_work_without_a_result_is_done_here() -> None:
     here = os.getpid()
     assert beside(lambda: 1 if os.getpid() == here else os._exit(3))() == 1
+
+
+def test_an_error_in_the_other_process_is_not_shown_twice() -> None:
+    failing = "from analysis.beside import beside\nwait = beside(lambda: {}['nothing'])\nwait()\n"
+    done = subprocess.run([sys.executable, "-c", failing], capture_output=True, text=True, check=False)
+    assert done.stderr.count("Traceback") == 1
