@@ -33,13 +33,11 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
     sender.close()
 
     def result() -> T:
-        try:
-            found: T = receiver.recv()
-        except EOFError:
-            return work()
-        finally:
-            process.join()
-            receiver.close()
-        return found
+        found: list[T] = []
+        with suppress(EOFError):
+            found.append(receiver.recv())
+        process.join()
+        receiver.close()
+        return found[0] if found else work()
 
     return result
