@@ -28,6 +28,7 @@ from typing import IO, Any
 from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 from sweeps.clusters.backend import Backend
+from sweeps.clusters.this_machine import usable_cores, usable_gpus
 from sweeps.engine.cluster import JobEnd, JobObservation, JobRequest, JobState, Limits, Observation
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.outcome import Outcome
@@ -47,7 +48,7 @@ class LocalCluster:
 
     outlives_controller = False
 
-    def __init__(self, folder: Path, num_slots: int, gpus: Sequence[int] = ()) -> None:
+    def __init__(self, folder: Path, num_slots: int, gpus: Sequence[str] = ()) -> None:
         self.folder, self.num_slots, self.gpus = folder, num_slots, gpus
 
     def check(self) -> None:
@@ -74,7 +75,7 @@ class LocalCluster:
         # A slot has no time limit of its own; submitit's must lie beyond any sweep.
         executor.update_parameters(timeout_min=60 * 24 * 365, gpus_per_node=0, tasks_per_node=1)
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
-        threads = max(1, (os.cpu_count() or 1) // self.num_slots)
+        threads = max(1, usable_cores() // self.num_slots)
         with _interrupts_blocked(), importing_from(code):
             executor.submit(serve_slot, str(self.folder), slot, gpu, threads, code)
 
@@ -180,14 +181,6 @@ def _starting(folder: Path, slot: int) -> Path:
     return folder / "slots" / f"{slot}.starting"
 
 
-def gpus_of_this_machine() -> list[int]:
-    """Return the numbers of the GPUs that this process may use, from the driver's device files."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [int(number) for number in visible.split(",") if number.strip().isdigit()]
-    return sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit())
-
-
 def fill_in(config: ClusterConfig) -> ClusterConfig:
     """Return the config with what this machine has in place of what the file leaves open."""
     if config.controller:
@@ -195,8 +188,8 @@ def fill_in(config: ClusterConfig) -> ClusterConfig:
     if len(config.allocations) != 1:
         raise ConfigError(f"cluster={config.name}: kind=local has one allocation, this machine: keep one")
     (allocation,) = config.allocations
-    gpus = gpus_of_this_machine() if config.device != "cpu" else []
-    slots = allocation.quota.jobs or len(gpus) or os.cpu_count() or 1
+    gpus = usable_gpus() if config.device != "cpu" else []
+    slots = allocation.quota.jobs or len(gpus) or usable_cores()
     if gpus and slots > len(gpus):
         raise ConfigError(
             f"cluster={config.name}: quota.jobs={slots}, but this machine has {len(gpus)} GPUs: ask for at most that"
@@ -208,7 +201,7 @@ def fill_in(config: ClusterConfig) -> ClusterConfig:
 
 def _make(config: ClusterConfig, folder: Path) -> LocalCluster:
     (allocation,) = config.allocations
-    gpus = gpus_of_this_machine() if allocation.gpus_per_node else ()
+    gpus = usable_gpus() if allocation.gpus_per_node else ()
     jobs = allocation.quota.jobs
     assert jobs is not None
     return LocalCluster(folder, jobs, gpus)
@@ -216,7 +209,7 @@ def _make(config: ClusterConfig, folder: Path) -> LocalCluster:
 
 def _fill_allocation(allocation: dict[str, Any], needs: Sequence[Need]) -> dict[str, Any]:
     """No more slots than there are jobs, each with the cores it asks for; `fill_in` counts the GPUs."""
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     if allocation["quota"]["jobs"] is None and not any(need.gpus_per_node for need in needs):
         cpus = min(cores, max(need.cpus_per_node for need in needs))
         quota = {**allocation["quota"], "jobs": max(1, min(cores // cpus, len(needs)))}
@@ -234,7 +227,7 @@ BACKEND = Backend(
 )
 
 
-def serve_slot(folder_name: str, slot: int, gpu: int | None, threads: int, code: str) -> None:
+def serve_slot(folder_name: str, slot: int, gpu: str | None, threads: int, code: str) -> None:
     """Run requests for `code`, oldest first, each attempt in a child; return when left alone, or when all that waits is
     for a slot of other code.
 
@@ -244,7 +237,7 @@ def serve_slot(folder_name: str, slot: int, gpu: int | None, threads: int, code:
     # SIGINT is blocked in this process since its start. A slot ignores it; its attempts must receive it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     with _slot_lock(folder / "slots" / f"{slot}.lock") as alone:

@@ -98,6 +98,8 @@ def test_a_kind_in_the_table_is_open_to_cluster_files_and_to_multirun(monkeypatc
     assert read.allocation("a").options == {"queue": "long"}
     assert make_cluster(read, Path()) == "cluster c"
     launcher = {"cluster": "pbs", "allocations": {"a": {"queue": "long"}}, "quota": {"nodes": 2}, "setup": []}
-    cluster = cluster_of({**launcher, "tick_seconds": None}, [Need(nodes=2, gpus_per_node=4)])
+    cluster = cluster_of(
+        {**launcher, "tick_seconds": None, "on_alike_failures": "hold"}, [Need(nodes=2, gpus_per_node=4)]
+    )
     assert (cluster.kind, cluster.tick_seconds) == ("pbs", 5.0)
     assert (cluster.allocation("a").options, cluster.allocation("a").gpus_per_node) == ({"queue": "long"}, 4)
