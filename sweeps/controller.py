@@ -38,6 +38,7 @@ from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Damage, Ledger
+from sweeps.store.submission import Submission
 
 COMMANDS = ("paused", "own_limits", "held", "released", "cancel")
 """What people may ask for; the first four are events of the ledger."""
@@ -47,6 +48,10 @@ _REPEAT_CANCEL_SECONDS = 60.0
 """A job that runs on is cancelled again after this, or after a tick where that is longer."""
 SNAPSHOT_LINES = 2000
 """Lines of the ledger that may have to be replayed after a snapshot, in some tenths of a second."""
+_SUBMISSION_PATIENCE_SECONDS = 10.0
+"""A tick waits so long for other sweeps to submit, or its own length where that is shorter; then it goes without."""
+_RENEW_SECONDS = 30.0
+"""Longest time between two renewals of the leases."""
 _OUTCOME_WAIT_SECONDS = 5.0
 """How long the files of an attempt may take to show up on a network file system after its job has ended."""
 
@@ -61,6 +66,8 @@ class Tick:
     """False while the scheduler, or its accounting, does not answer."""
     queue_read: bool
     """False while the scheduler does not answer: nothing is submitted then."""
+    waits_for: str = ""
+    """Who keeps the sweep from submitting now; empty where nobody does."""
 
 
 class Controller:
@@ -88,6 +95,7 @@ class Controller:
         self._snapshot_at = replay.end.lines - replay.num_events
         """Lines of the ledger that the newest snapshot stands for."""
         self.cluster = make_cluster(self.config, folder.cluster_dir)
+        self.submission = Submission(self.cluster.submission_scopes)
         self.code = ""
         """The copy of the source that jobs run, once there is one."""
         self.estimates = Estimates()
@@ -106,6 +114,7 @@ class Controller:
             # A sweep that is over begins anew where someone has asked for that.
             self._apply_commands()
             if not self.state.is_over:
+                self.submission.check()
                 self.code = str(keep_source(self.folder.root))
                 self.cluster.start()
             while True:
@@ -113,18 +122,44 @@ class Controller:
                 on_tick(tick)
                 if self.state.is_over or tick.plan.unschedulable:
                     return self.state
-                time.sleep(self.config.tick_seconds)
+                self._sleep(self.config.tick_seconds)
         except KeyboardInterrupt:
             self._stop_jobs()
             raise
         finally:
             self.cluster.stop()
+            self.submission.release()
             self.lease.release()
+
+    def _sleep(self, seconds: float) -> None:
+        """Longer than a lease lasts, too."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _RENEW_SECONDS))
+            self.lease.renew()
+            self.submission.renew()
 
     def tick(self) -> Tick:
         """One look at the cluster and what follows from it."""
         self._file_clock_ahead = self.lease.renew() - time.time()
         self._apply_commands()
+        tokens = self.submission.tokens()
+        observation, plan = self._look()
+        waits_for = ""
+        if plan.submit and observation.queue_read:
+            waits_for = self.submission.acquire(min(_SUBMISSION_PATIENCE_SECONDS, self.config.tick_seconds))
+            if not waits_for and not self.submission.is_unchanged(tokens):
+                # Others have submitted since the queue was read.
+                observation, plan = self._look()
+            self._submit_all(plan.submit if observation.queue_read and not waits_for else ())
+        if not any(job.job_id is None for job in self.state.jobs.values()):
+            # Else a job may exist that no other sweep could see yet.
+            self.submission.release()
+        self._keep_snapshot()
+        return Tick(self.state, plan, observation.complete, observation.queue_read, waits_for)
+
+    def _look(self) -> tuple[Observation, Plan]:
+        """Takes in what the cluster shows, cancels what is to end, and says what is to be submitted."""
         observation = self.cluster.observe(list(self.state.jobs))
         now = self.clock()
         for job in list(self.state.jobs.values()):
@@ -139,11 +174,7 @@ class Controller:
         for tag in plan.cancel_pending:
             self._record("withdrawing", tag=tag)
         self._send_cancellations(now)
-        for request in plan.submit if observation.queue_read else ():
-            if not self._submit(replace(request, code=self.code)):
-                break
-        self._keep_snapshot()
-        return Tick(self.state, plan, observation.complete, observation.queue_read)
+        return observation, plan
 
     # Observing
 
@@ -291,6 +322,12 @@ class Controller:
             self._snapshot_at = end.lines
 
     # Acting
+
+    def _submit_all(self, requests: Sequence[JobRequest]) -> None:
+        """Submits until the cluster accepts no more, or the right to submit is lost."""
+        for request in requests:
+            if not self.submission.renew() or not self._submit(replace(request, code=self.code)):
+                return
 
     def _submit(self, request: JobRequest) -> bool:
         """Return whether more may be submitted now."""

@@ -28,7 +28,8 @@ class Lines:
             for name in names.keys() - self.held:
                 self.held.add(name)
                 self.print_line(f"{name} held: {why}")
-        line = summary(tick.state) + ("" if tick.queue_read else f"; {NO_ANSWER}")
+        note = tick.waits_for if tick.queue_read else NO_ANSWER
+        line = summary(tick.state) + (f"; {note}" if note else "")
         over = tick.state.is_over
         if line != self.printed and (over or time.monotonic() - self.printed_at > _LOG_SECONDS):
             self.printed, self.printed_at = line, time.monotonic()

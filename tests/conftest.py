@@ -15,6 +15,9 @@ from emulated_slurm import EmulatedSlurm, why_unavailable
 
 # Set in many people's shells; here one line is asked of a mistake.
 os.environ.pop("HYDRA_FULL_ERROR", None)
+# What a user's sweeps have in common; two processes of tests have a cluster each.
+_STATE = tempfile.TemporaryDirectory(prefix="state-", ignore_cleanup_errors=True)
+os.environ["MULOCO_STATE"] = _STATE.name
 
 
 @pytest.fixture(autouse=True)

@@ -199,9 +199,8 @@ def _bar(sweep: Sweep, out: TextIO) -> Iterator[Callable[[Tick], None]]:
         task = bar.add_task(sweep.name, total=len(sweep.runs), detail="")
 
         def on_tick(tick: Tick) -> None:
-            bar.update(
-                task, completed=tick.state.counts["done"], detail=_details(tick.state) if tick.queue_read else NO_ANSWER
-            )
+            detail = (tick.waits_for or _details(tick.state)) if tick.queue_read else NO_ANSWER
+            bar.update(task, completed=tick.state.counts["done"], detail=detail)
 
         yield on_tick
 

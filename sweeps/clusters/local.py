@@ -151,6 +151,10 @@ class LocalCluster:
     def limits(self, is_own: Callable[[str], bool]) -> Limits:
         return Limits()
 
+    def submission_scopes(self) -> Sequence[str]:
+        """Return none: the slots are this sweep's own."""
+        return ()
+
     def stop(self) -> None:
         """Ask the slots to end once they are idle."""
         (self.folder / "slots" / "stop").touch()

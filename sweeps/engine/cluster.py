@@ -186,5 +186,9 @@ class Cluster(Protocol):
         """Limits that the cluster itself sets, as they are now; empty where it sets none. `is_own` says by its tag
         whether a job is one of the sweep's, which the sweep counts itself: it is not counted a second time here."""
 
+    def submission_scopes(self) -> Sequence[str]:
+        """Names of what the allocations draw on, alike for all sweeps of one user that draw on it too; none where a
+        sweep's jobs can take nothing from another's. Who submits into one holds its lease meanwhile."""
+
     def stop(self) -> None:
         """Nothing is left to do."""

@@ -43,6 +43,9 @@ class SimulatedCluster:
 
     def stop(self) -> None: ...
 
+    def submission_scopes(self) -> Sequence[str]:
+        return ()
+
     def submit(self, request: JobRequest) -> str:
         world, faults = self.world, self.world.faults
         assert request.tag not in world.jobs, f"{request.tag} is submitted twice"

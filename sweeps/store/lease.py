@@ -9,10 +9,12 @@ are differences of the file system's own times, so clocks of hosts may disagree.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -21,7 +23,7 @@ TTL_SECONDS = 90.0
 
 
 class LeaseHeld(RuntimeError):
-    """Another controller is running."""
+    """Another holder is alive."""
 
 
 class LeaseLost(RuntimeError):
@@ -29,29 +31,45 @@ class LeaseLost(RuntimeError):
 
 
 class Lease:
-    """Held from construction on. Raises `LeaseHeld` where another holder is alive."""
+    """Held from construction on. Raises `LeaseHeld` where another holder is alive.
+
+    This one is a sweep's; a kind of lease with other words for who holds it is a subclass.
+    """
+
+    taken_over = "another controller has taken this sweep over"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.token = _newest_token(folder)
         while True:
-            holder = read_holder(folder)
-            if holder is not None and holder.is_alive:
-                raise LeaseHeld(
-                    f"a controller is running on this sweep already (host {holder.host}, pid {holder.pid}): nothing "
-                    "needs to be launched"
-                )
-            self.token += 1
+            newest = newest_token(folder)
+            holder = _read(folder, newest)
+            if holder is not None and self.is_alive(holder):
+                raise LeaseHeld(self.held_by(holder))
+            self.token = newest + 1
             try:
                 # Made whole before it has its name: a reader never sees an empty lease.
-                _link_new(folder / f"{self.token:06d}", _holder_json())
-                break
+                _link_new(self.path, _holder_json())
             except FileExistsError:
                 continue
+            # A newer holder removes the names before its own, so this one may have been free again.
+            if newest_token(folder) == self.token:
+                break
+            self.path.unlink(missing_ok=True)
         for old in folder.glob("[0-9]*"):
             if int(old.name) < self.token:
                 old.unlink(missing_ok=True)
+
+    @staticmethod
+    def is_alive(holder: Holder) -> bool:
+        return holder.is_alive
+
+    @staticmethod
+    def held_by(holder: Holder) -> str:
+        return (
+            f"a controller is running on this sweep already (host {holder.host}, pid {holder.pid}): nothing needs to "
+            "be launched"
+        )
 
     @property
     def path(self) -> Path:
@@ -59,8 +77,8 @@ class Lease:
 
     def check(self) -> None:
         """Raises `LeaseLost` when a newer token exists."""
-        if _newest_token(self.folder) != self.token or not self.path.exists():
-            raise LeaseLost("another controller has taken this sweep over")
+        if newest_token(self.folder) != self.token or not self.path.exists():
+            raise LeaseLost(self.taken_over)
 
     def renew(self) -> float:
         """The file system's own time, Unix seconds."""
@@ -69,7 +87,7 @@ class Lease:
             os.utime(self.path)
             return self.path.stat().st_mtime
         except FileNotFoundError:
-            raise LeaseLost("another controller has taken this sweep over") from None
+            raise LeaseLost(self.taken_over) from None
 
     def release(self) -> None:
         """The token stays, so that the next holder's is higher."""
@@ -84,10 +102,15 @@ class Holder:
         self.host, self.pid, self.started_at, self.age = host, pid, started_at, age
 
     @property
+    def is_here(self) -> bool:
+        """Whether it is, or was, a process of this host."""
+        return self.pid != 0 and self.host == socket.gethostname()
+
+    @property
     def is_alive(self) -> bool:
         if self.pid == 0:
             return False
-        if self.host == socket.gethostname():
+        if self.is_here:
             try:
                 return abs(psutil.Process(self.pid).create_time() - self.started_at) < 1.0
             except psutil.NoSuchProcess:
@@ -97,7 +120,10 @@ class Holder:
 
 def read_holder(folder: Path) -> Holder | None:
     """The newest lease's holder, alive or not; None where there never was one."""
-    token = _newest_token(folder)
+    return _read(folder, newest_token(folder))
+
+
+def _read(folder: Path, token: int) -> Holder | None:
     path = folder / f"{token:06d}"
     try:
         values = json.loads(path.read_text())
@@ -112,7 +138,8 @@ def _holder_json() -> str:
     return json.dumps({"host": socket.gethostname(), "pid": process.pid, "started_at": process.create_time()})
 
 
-def _newest_token(folder: Path) -> int:
+def newest_token(folder: Path) -> int:
+    """The number of the newest lease; 0 where there never was one."""
     return max((int(path.name) for path in folder.glob("[0-9]*")), default=0)
 
 
@@ -121,13 +148,26 @@ def _link_new(path: Path, text: str) -> None:
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
-        os.link(temporary, path)
+        # Whoever may read the sweep's other files may also see who controls it.
+        os.chmod(temporary, 0o644)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            # A network file system may have done it at the first try and answered to the second.
+            if os.stat(temporary).st_nlink != 2:
+                raise
     finally:
         os.unlink(temporary)
 
 
 def _file_system_now(folder: Path) -> float:
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".now")
+    """The file system's time; this host's, for a reader who may not write there."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".now")
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return time.time()
+        raise
     try:
         return os.fstat(handle).st_mtime
     finally:

@@ -3,19 +3,75 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from emulated_slurm import EmulatedSlurm, wait_for
-from sweeping import GPU, SampleSweep
+from sweeping import GPU, SampleSweep, put_before, sampled_nodes
 
 from sweeps.clusters.slurm.slurm_cluster import SlurmCluster
 from sweeps.controller import Tick
 from sweeps.engine.cluster import Resource
 
 pytestmark = pytest.mark.slurm
+
+
+TWO_NODES = {**GPU, "quota": {"nodes": 2}}
+
+
+def call_this_host(name: str) -> None:
+    setattr(socket, "gethostname", lambda: name)  # noqa: B010
+
+
+def work_of(sweeps: list[SampleSweep]) -> set[str]:
+    return {run.status for sweep in sweeps for run in sweep.folder.read_state(sweep.definition).state.runs.values()}
+
+
+@pytest.mark.parametrize("hosts", [["login1", "login1"], ["login1", "login2", "login3"]], ids=["one host", "three"])
+def test_sweeps_started_at_once_share_one_quota(slurm: EmulatedSlurm, tmp_path: Path, hosts: list[str]) -> None:
+    plans = {f"w{n}": {"seconds": [2.5]} for n in range(3)}
+    sweeps = [SampleSweep(tmp_path / str(n), plans, TWO_NODES) for n in range(len(hosts))]
+    with sampled_nodes(slurm, every=0.3) as samples:
+        drivers = [sweep.start(partial(call_this_host, host)) for sweep, host in zip(sweeps, hosts, strict=True)]
+        for driver in drivers:
+            driver.join(90)
+    assert work_of(sweeps) == {"done"}
+    assert max(samples) == 2
+
+
+def die_in_sbatch() -> None:
+    """`kill -9` while sbatch is under way: it goes on without its parent, slowly."""
+    run = subprocess.run
+
+    def run_and_die(command: list[str], **options: object) -> object:
+        if command[0] == "sbatch":
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGKILL))
+        return run(command, **options)  # type: ignore[call-overload]
+
+    subprocess.run = run_and_die  # type: ignore[assignment]
+
+
+def test_a_killed_controllers_submission_is_waited_for(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    put_before("sbatch", 'sleep 3; "$REAL" "$@"', tmp_path / "bin")
+    one_node = {**GPU, "quota": {"nodes": 1}}
+    first, second = (SampleSweep(tmp_path / name, {"w": {"seconds": [4]}}, one_node) for name in ("first", "second"))
+    with sampled_nodes(slurm, every=0.3) as samples:
+        killed = first.start(die_in_sbatch)
+        killed.join(30)
+        assert killed.exitcode == -signal.SIGKILL
+        said: list[str] = []
+        second.run(lambda tick: said.append(tick.waits_for))
+        first.run()
+    assert any("has submitted its jobs" in words for words in said)
+    assert work_of([first, second]) == {"done"}
+    assert max(samples) == 1
 
 
 def test_status_counts_the_sweeps_own_jobs_once(slurm: EmulatedSlurm, tmp_path: Path) -> None:

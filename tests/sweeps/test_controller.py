@@ -102,6 +102,9 @@ class World:
 
     def stop(self) -> None: ...
 
+    def submission_scopes(self) -> Sequence[str]:
+        return ()
+
     def submit(self, request: JobRequest) -> str:
         self.step()
         answer = next(self.answers)

@@ -66,6 +66,8 @@ class Accounting:
     """Empty where there is no accounting database."""
     user: str
     uid: int
+    cluster: str = ""
+    """SLURM's name of itself."""
 
 
 def parse_assoc_mgr(text: str) -> tuple[list[Association], dict[str, Qos]]:

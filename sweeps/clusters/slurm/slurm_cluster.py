@@ -45,7 +45,7 @@ from sweeps.clusters.slurm.parse import (
     parse_squeue,
 )
 from sweeps.clusters.slurm.script import CONTROLLER_OF, job_script
-from sweeps.clusters.slurm.slurm_settings import OPTION_KEYS, check_settings
+from sweeps.clusters.slurm.slurm_settings import OPTION_KEYS, check_settings, options_of
 from sweeps.clusters.slurm.usage import is_in, resources_of, without_own
 from sweeps.engine.cluster import (
     JobEnd,
@@ -220,6 +220,17 @@ class SlurmCluster:
         ]
         return {one.name: resources_of(self._in(one, others)) for one in self.config.allocations}
 
+    def submission_scopes(self) -> Sequence[str]:
+        """Return the cluster's name with each partition that an allocation names: two allocations may share one,
+        whatever their account and QOS."""
+        known = self._accounting
+        partitions = [
+            (partition_of(allocation, known) if known is not None else options_of(allocation).partition) or "default"
+            for allocation in self.config.allocations
+        ]
+        cluster = known.cluster if known is not None else "slurm"
+        return sorted({f"{cluster}-{name}" for listed in partitions for name in listed.split(",")})
+
     def stop(self) -> None:
         """Do nothing: jobs continue without a controller."""
 
@@ -235,10 +246,11 @@ def _read_accounting() -> Accounting | None:
     if partitions is None or config is None:
         return None
     enforced = next((line for line in config.splitlines() if line.startswith("AccountingStorageEnforce")), "")
+    name = next((line for line in config.splitlines() if line.startswith("ClusterName")), "").partition("=")[2].strip()
     known = answer_of("scontrol", "show", "assoc_mgr", f"users={user}", "flags=assoc,qos")
     rows = parse_partitions(partitions)
     if known is None or not any(word in enforced for word in ("limits", "safe", "all")):
-        return Accounting([], {}, rows, [], user, uid)
+        return Accounting([], {}, rows, [], user, uid, name)
     associations, qos = parse_assoc_mgr(known)
     grants = answer_of("sacctmgr", "-nP", "show", "assoc", f"user={user}", f"format={ASSOCIATION_FIELDS}")
     defined = answer_of("sacctmgr", "-nP", "show", "qos", f"format={QOS_FIELDS}") if grants is not None else None
@@ -246,7 +258,7 @@ def _read_accounting() -> Accounting | None:
     # Without the database slurmctld still knows the limits of whoever has used them.
     granted = [] if grants is None else parse_grants(grants)
     complete = qos if defined is None else with_unused_limits(qos, defined, uid, accounts)
-    return Accounting(associations, complete, rows, granted, user, uid)
+    return Accounting(associations, complete, rows, granted, user, uid, name)
 
 
 def _queued(job: QueuedJob) -> JobObservation:

@@ -1,9 +1,11 @@
 """One writer at a time; a dead one is replaced; a replaced one cannot write."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,3 +80,22 @@ def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         assert sum(pool.map(attempt, range(32))) == 1
+
+
+def see_holder(folder: Path) -> None:
+    os.setgid(65534)
+    os.setuid(65534)
+    holder = read_holder(folder)
+    os._exit(0 if holder is not None and holder.is_alive else 1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_another_person_may_see_who_controls_a_sweep() -> None:
+    # pytest's own folders are closed to others.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        Lease(Path(folder))
+        reader = multiprocessing.get_context("fork").Process(target=see_holder, args=(Path(folder),))
+        reader.start()
+        reader.join()
+        assert reader.exitcode == 0

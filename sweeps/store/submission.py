@@ -1,0 +1,163 @@
+"""The right to submit jobs, which the sweeps of one user hand to each other, so that a quota they share is kept.
+
+    STATE/submission-<uid>/<cluster and partition>/000017      a lease (`sweeps.store.lease`)
+
+A sweep reads the queue, decides and submits while it holds the leases of all its allocations, so the next one sees its
+jobs. STATE is `$MULOCO_STATE`, or a folder under the home directory: all hosts that run controllers must share it.
+
+A look at the queue from before the leases were taken is as good as a new one where nobody else has held them since:
+their tokens tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from muloco_runner.config import ConfigError
+from sweeps.store.lease import Holder, Lease, LeaseHeld, LeaseLost, newest_token, read_holder
+
+STATE = "MULOCO_STATE"
+"""Environment variable with the folder for what a user's sweeps have in common."""
+_SUBMITTER = "MULOCO_SUBMITTER"
+"""Environment variable of submissions under way: they outlive a controller that is killed."""
+_POLL_SECONDS = 0.1
+
+
+def state_folder() -> Path:
+    return Path(os.environ.get(STATE) or Path.home() / ".local" / "state" / "muloco")
+
+
+class SubmissionLease(Lease):
+    """The right to submit into one allocation."""
+
+    taken_over = "another sweep has taken the right to submit over"
+
+    @staticmethod
+    def is_alive(holder: Holder) -> bool:
+        return holder.is_alive or _submits(holder)
+
+    @staticmethod
+    def held_by(holder: Holder) -> str:
+        return f"waits until another sweep of yours has submitted its jobs (host {holder.host}, pid {holder.pid})"
+
+
+def _name(pid: int, started_at: float) -> str:
+    return f"{pid}@{started_at:.2f}"
+
+
+def _submits(holder: Holder) -> bool:
+    """Whether a submission of a holder that was killed is still under way on this host: its job will exist."""
+    if not holder.is_here:
+        return False
+    name = _name(holder.pid, holder.started_at)
+    for process in psutil.process_iter(["name"]):
+        try:
+            if process.info["name"] == "sbatch" and process.environ().get(_SUBMITTER) == name:
+                return True
+        except psutil.Error:
+            continue
+    return False
+
+
+class Submission:
+    """The leases of the allocations that one sweep submits to."""
+
+    def __init__(self, scopes: Callable[[], Sequence[str]]) -> None:
+        """`scopes` names the allocations, alike in every sweep that shares them; without any no lease is needed."""
+        self._scopes = scopes
+        self._leases: dict[str, Lease] = {}
+
+    @property
+    def is_held(self) -> bool:
+        return bool(self._leases)
+
+    def check(self) -> None:
+        """Raise `ConfigError` where the leases' folder cannot be made or written."""
+        if self._scopes():
+            with _words_for_errors():
+                _own_folder().mkdir(parents=True, exist_ok=True)
+                if not os.access(_own_folder(), os.W_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(_own_folder()))
+
+    def _folders(self) -> dict[str, Path]:
+        # In one order everywhere, so that no two sweeps wait for each other.
+        return {scope: _own_folder() / scope.replace("/", "_") for scope in sorted(set(self._scopes()))}
+
+    def tokens(self) -> dict[str, int | None]:
+        """The newest token of each lease, as `is_unchanged` takes it; None where somebody is submitting."""
+        return {scope: _free_token(folder) for scope, folder in self._folders().items()}
+
+    def acquire(self, patience_seconds: float) -> str:
+        """Take all leases; return why not where that takes longer, or nothing.
+
+        A folder that cannot be written raises `ConfigError`.
+        """
+        if self.is_held:
+            return ""
+        deadline = time.monotonic() + patience_seconds
+        with _words_for_errors():
+            while (held_by := self._try()) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+        return held_by
+
+    def _try(self) -> str:
+        for scope, folder in self._folders().items():
+            try:
+                self._leases[scope] = SubmissionLease(folder)
+            except LeaseHeld as held:
+                self.release()
+                return str(held)
+        if self._leases:
+            process = psutil.Process()
+            os.environ[_SUBMITTER] = _name(process.pid, process.create_time())
+        return ""
+
+    def is_unchanged(self, tokens: Mapping[str, int | None]) -> bool:
+        """Whether nobody else has held the leases since `tokens` were read, until they were taken."""
+        before = {scope: tokens.get(scope) for scope in self._leases}
+        return all(token is not None and self._leases[scope].token == token + 1 for scope, token in before.items())
+
+    def renew(self) -> bool:
+        """Return whether the leases are still held; where one is not, all are given back."""
+        try:
+            for lease in self._leases.values():
+                lease.renew()
+        except LeaseLost:
+            self.release()
+            return False
+        return True
+
+    def release(self) -> None:
+        os.environ.pop(_SUBMITTER, None)
+        for lease in self._leases.values():
+            lease.release()
+        self._leases = {}
+
+
+def _own_folder() -> Path:
+    return state_folder() / f"submission-{os.getuid()}"
+
+
+@contextlib.contextmanager
+def _words_for_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or state_folder()}: {error.strerror}: there your sweeps agree on who submits next, so "
+            f"that they keep their quota together; set {STATE} to a folder that you may write and all login nodes share"
+        ) from None
+
+
+def _free_token(folder: Path) -> int | None:
+    newest = newest_token(folder)
+    holder = read_holder(folder)
+    is_free = newest == 0 or (holder is not None and holder.pid == 0)
+    return newest if is_free else None
