@@ -8,6 +8,7 @@ have one job name, by which users find and stop them: `scancel --name=NAME`.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -29,6 +30,7 @@ from sweeps.node.code_snapshot import import_lines, keep_source, python_command
 from sweeps.progress_lines import Lines, summary
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld
+from sweeps.store.submission import STATE, state_folder
 
 ON_EVENT = "MULOCO_ON_EVENT"
 """Environment variable with the target of notifications, since a web address may hold a secret."""
@@ -69,7 +71,9 @@ def _submit(folder: SweepFolder, cluster: ClusterConfig, after: str | None) -> s
     command = [*python_command("sweeps.cli.controller_job"), str(folder.root.resolve()), folder.name]
     delay_seconds = _TICKS_BETWEEN_CONTROLLERS * cluster.tick_seconds
     log = folder.controller_log.resolve()
-    setup = [*cluster.setup, *import_lines(str(keep_source(folder.root)))]
+    # Sites that start jobs without the caller's environment would have it look elsewhere for the user's other sweeps.
+    state = f"export {STATE}={shlex.quote(str(state_folder().absolute()))}"
+    setup = [*cluster.setup, state, *import_lines(str(keep_source(folder.root)))]
     script = _script(folder)
     write_atomically(script, controller_script(cluster, job_name(folder), log, after, setup, command, delay_seconds))
     return submit_script(script)
