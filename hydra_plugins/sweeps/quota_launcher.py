@@ -63,14 +63,42 @@ class QuotaLauncherConf:
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    sbatch: dict[str, Any] = field(default_factory=dict)
-    """Further options of sbatch, by their long names."""
-    allocations: dict[str, Any] = field(default_factory=dict)
-    """Several ways into the cluster, or one of which there is more to say, by name: quota, partition, account, qos and
-    sbatch, where they are not as above; gpus_per_node and cpus_per_node (what a node has; unsaid, what jobs ask for),
-    whole_nodes (a job gets its nodes alone, so small ones are packed together), max_wall_minutes (1440)."""
+    constraint: Any = None
+    """This and what follows are submitit's parameters by their names, for SLURM alone (`SlurmOptions`)."""
+    exclude: Any = None
+    nodelist: Any = None
+    gres: Any = None
+    """Generic resources per node; `gpu:h100` gets each job's number of GPUs."""
+    mem: Any = None
+    mem_gb: Any = None
+    """Memory per node, in GiB."""
+    mem_per_cpu: Any = None
+    mem_per_gpu: Any = None
+    exclusive: Any = None
+    comment: Any = None
+    wckey: Any = None
+    mail_type: Any = None
+    mail_user: Any = None
+    dependency: Any = None
+    signal_delay_s: Any = None
+    """A job is told this long before its time limit; null takes 120."""
     setup: list[str] = field(default_factory=list)
-    """Lines of shell that a SLURM job runs first, such as `module load cuda`."""
+    """Lines of shell that a SLURM job runs first, such as `module load cuda`; the first that fails ends it."""
+    teardown: Any = None
+    """Lines of shell that it runs last; they keep its exit code."""
+    python: Any = None
+    """Shell command that starts Python on the nodes, such as `apptainer exec image.sif python`."""
+    srun_args: Any = None
+    """Arguments of srun, which starts the work where there are any."""
+    use_srun: Any = None
+    additional_parameters: Any = None
+    """Further options of sbatch, by their long names."""
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    """The same setting by its earlier name."""
+    allocations: dict[str, Any] = field(default_factory=dict)
+    """Several ways into the cluster, or one of which there is more to say, by name: quota and SLURM's settings, where
+    they are not as above; gpus_per_node and cpus_per_node (what a node has; unsaid, what jobs ask for),
+    whole_nodes (a job gets its nodes alone, so small ones are packed together), max_wall_minutes (1440)."""
     on_alike_failures: str = "go_on"
     """Once three jobs have crashed with the same message: `hold` the others, or `go_on`."""
     tick_seconds: float | None = None

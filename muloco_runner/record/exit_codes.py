@@ -19,6 +19,8 @@ class ExitCode(IntEnum):
     OUT_OF_MEMORY = 70
     WANTS_MORE_TIME = 75
     """Checkpointed after a signal or at a deadline."""
+    SETUP_FAILED = 78
+    """The job's script failed in its `setup`, before the attempt began."""
 
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)

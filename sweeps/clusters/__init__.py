@@ -6,9 +6,10 @@ A new kind of cluster is a module or folder here with a `BACKEND` (`sweeps.clust
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,22 @@ def read_cluster(name: str, values: Any) -> ClusterConfig:
             print(f"cluster={name}: {before} is called {now} now; the old name still works", file=sys.stderr)
     current: dict[str, Any] = {RENAMED.get(str(key), str(key)): value for key, value in values.items()}
     backend = backend_of(current.get("kind"), f"cluster={name}: kind")
-    return backend.complete(parse_cluster(name, current, backend.option_keys))
+    return backend.complete(parse_cluster(name, _with_shared_options(name, current, backend), backend.option_keys))
+
+
+def _with_shared_options(name: str, values: Mapping[str, Any], backend: Backend) -> dict[str, Any]:
+    """Return the values with settings of the kind, where they stand for the whole cluster, in each allocation that has
+    none of its own."""
+    backend.refuse(f"cluster={name}", values)
+    own = {f.name for f in dataclasses.fields(ClusterConfig)}
+    shared = {key: value for key, value in values.items() if key in backend.option_keys and key not in own}
+    others = {key: value for key, value in values.items() if key not in shared}
+    allocations = values.get("allocations")
+    if not isinstance(allocations, Sequence) or not all(isinstance(entry, Mapping) for entry in allocations):
+        return others
+    for number, entry in enumerate(allocations):
+        backend.refuse(f"cluster={name}: allocations[{number}]", entry)
+    return {**others, "allocations": [{**shared, **entry} for entry in allocations]}
 
 
 def make_cluster(config: ClusterConfig, folder: Path) -> Cluster:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from muloco_runner.config import ConfigError
 from sweeps.engine.cluster import Cluster
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.work import Need
@@ -32,7 +33,15 @@ class Backend:
     """Default of a Hydra application's launcher."""
     option_keys: tuple[str, ...] = ()
     """Settings of an allocation that only this kind understands (`AllocationConfig.options`)."""
+    refused_keys: Mapping[str, str] = field(default_factory=dict)
+    """Settings that people know of it and that the engine decides: what to use instead."""
     num_nodes: int | None = None
     """Number of nodes, where every cluster of the kind has the same."""
     fill_allocation: Callable[[dict[str, Any], Sequence[Need]], dict[str, Any]] = nodes_as_needed
     """Completes an allocation of a Hydra application's launcher with what its nodes have, for jobs of these needs."""
+
+    def refuse(self, at: str, keys: Iterable[Any]) -> None:
+        """Raise `ConfigError` for the first of the settings that the engine decides."""
+        for key in keys:
+            if key in self.refused_keys:
+                raise ConfigError(f"{at}.{key}: {self.refused_keys[key]}")

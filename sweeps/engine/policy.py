@@ -27,6 +27,7 @@ class Cause(Enum):
     CANNOT_WRITE = "cannot write"
     CONFIG_CANNOT_RUN = "config cannot run"
     LAUNCH_FAILURE = "launch failure"
+    SETUP_FAILED = "setup failed"
     HANG = "hang"
     LOST = "lost"
     CANCELLED = "cancelled"
@@ -78,6 +79,13 @@ RULES: dict[Cause, Rule] = {
     Cause.NODE_FAILURE: Rule(5, 5.0, excludes_node=True, advice="lost its node over and over: ask the administrators"),
     Cause.LOST: Rule(5, 1.0, advice="vanished over and over: look at the scheduler's log"),
     Cause.LAUNCH_FAILURE: Rule(3, 30.0, excludes_node=True, advice="could not be started: see its attempts' folder"),
+    Cause.SETUP_FAILED: Rule(
+        1,
+        30.0,
+        excludes_node=True,
+        holds_group=True,
+        advice="a line of the cluster's `setup` fails: correct it, launch again, then `retry`",
+    ),
     Cause.OUT_OF_MEMORY: Rule(1, adjusts=True, advice="out of memory again: ask for more GPUs or nodes"),
     Cause.CRASH: Rule(
         1, 5.0, excludes_node=True, holds_group=True, advice="crashed again on another node: see its stderr.log"
@@ -99,6 +107,7 @@ _BY_CODE: dict[int | None, Cause] = {
     ExitCode.CONFIG_CANNOT_RUN: Cause.CONFIG_CANNOT_RUN,
     ExitCode.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
     ExitCode.WANTS_MORE_TIME: Cause.WANTS_MORE_TIME,
+    ExitCode.SETUP_FAILED: Cause.SETUP_FAILED,
     # Asked to stop while it was still starting up.
     **dict.fromkeys(STOPPED_CODES, Cause.WANTS_MORE_TIME),
 }

@@ -42,11 +42,13 @@ def cluster_of(launcher: Mapping[str, Any], needs: Sequence[Need]) -> ClusterCon
             f"set {_NAME}.cluster={others}"
         )
     known = (*_ALLOCATION_KEYS, *backend.option_keys)
-    shared = {key: launcher[key] for key in known if key in launcher}
+    # The lines of `setup` are the cluster's, whose own come first.
+    shared = {key: launcher[key] for key in known if launcher.get(key) is not None and key != "setup"}
     allocations = []
     for name, own in (launcher["allocations"] or {kind: {}}).items():
         if not isinstance(own, Mapping):
             raise ConfigError(f"{_NAME}.allocations.{name}={own!r}: give keys with their values")
+        backend.refuse(f"{_NAME}.allocations.{name}", own)
         for key in own:
             if key not in known:
                 raise ConfigError(f"{_NAME}.allocations.{name}.{key}: no such setting; known here: {', '.join(known)}")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 
-from muloco_runner.record import write_atomically
+from muloco_runner.record import ExitCode, write_atomically
 from sweeps.engine.outcome import Ending, Outcome
 from sweeps.engine.work import Attempt, Work
 from sweeps.node.reports import read_progress
 
 _PROBE_BYTES = 4096
+SETUP_FAILURE = "setup_failed.txt"
+"""Left by a job's script whose setup failed before the attempt: exit code, last line of output, command."""
 
 
 def is_finished(work: Work) -> bool:
@@ -36,6 +39,15 @@ def read_outcome(attempt: Attempt) -> Outcome:
     """Reads the files of the work's folder; what is not readable counts as not there."""
     progress = read_progress(attempt.work)
     finished, ending = is_finished(attempt.work), read_ending(attempt)
+    if ending is None and (failure := _setup_failure(attempt)) is not None:
+        ending, message = failure
+        return Outcome(
+            finished,
+            ending,
+            checkpoint_step=progress.checkpoint_step if progress else 0,
+            minutes_left=progress.minutes_left if progress else None,
+            message=message,
+        )
     if progress is None:
         return Outcome(finished, ending)
     return Outcome(
@@ -46,6 +58,20 @@ def read_outcome(attempt: Attempt) -> Outcome:
         message=progress.message if progress.attempt == attempt.number else "",
         heartbeat_at=progress.heartbeat_at,
     )
+
+
+def _setup_failure(attempt: Attempt) -> tuple[Ending, str] | None:
+    """How the setup before the attempt failed, and one line of words; None where it did not."""
+    path = attempt.folder / SETUP_FAILURE
+    try:
+        code, said, *command = path.read_text(errors="replace").splitlines()
+        at = path.stat().st_mtime
+    except (OSError, ValueError):
+        return None
+    # Without the script's name, which holds the job's number: the same failure has the same words.
+    said = re.sub(r"^\S*slurm_script: (line \d+: )?", "", said.strip())
+    words = f"`{' '.join(command).strip()}` ended with code {code}" + (f": {said}" if said else "")
+    return Ending(int(ExitCode.SETUP_FAILED), "", at, at), words
 
 
 def write_error_in_folder(attempt: Attempt) -> str:

@@ -134,6 +134,12 @@ def python_command(module: str) -> list[str]:
     return [*PYTHON, "-m", module]
 
 
+def python_text(command: str | None) -> str:
+    """The words of shell that start Python: `command`, or this very Python; it imports nothing from the folder where it
+    is started."""
+    return f"{command} -P" if command else shlex.join(PYTHON)
+
+
 def import_lines(code: str) -> list[str]:
     """Lines of shell after which Python imports from that copy; none where there is none."""
     return [f'export PYTHONPATH={shlex.quote(code)}"${{PYTHONPATH:+:$PYTHONPATH}}"'] if code else []

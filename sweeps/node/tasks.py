@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -33,32 +34,50 @@ _GRACE_SECONDS = 60.0
 """After one rank has failed the others have so long to say how they saw it."""
 
 
+@dataclass(frozen=True)
+class RankCommand:
+    """How `srun` starts the ranks of an attempt over several nodes."""
+
+    request_file: Path
+    """Holds the request whose first attempt this is."""
+    python: str = ""
+    """Shell command that starts Python; where empty, this one."""
+    srun_args: tuple[str, ...] = ()
+
+    def words(self) -> list[str]:
+        arguments = [*python_command("sweeps.node.tasks"), str(self.request_file)]
+        # Within a step, whose processors, GPUs and memory the ranks share with it.
+        shared = ["--overlap", "--mem=0"] if "SLURM_STEP_ID" in os.environ else []
+        shell = ["sh", "-c", f'exec {self.python} "$@"', "sh", *arguments[1:]] if self.python else arguments
+        return [*shared, *self.srun_args, *shell]
+
+
 def fork_attempt(
-    attempt: Attempt, environment: Mapping[str, str] | None = None, request_file: Path | None = None
+    attempt: Attempt, environment: Mapping[str, str] | None = None, ranks: RankCommand | None = None
 ) -> int:
     """Starts the attempt in a forked child, which dies with this process; returns its pid.
 
-    `request_file` holds the request whose first attempt this is, where its ranks are on several nodes.
+    `ranks` is how its ranks are started where they are on several nodes.
     """
     # Read here, once for all attempts that this process forks.
     installed_packages()
-    return _fork(partial(_begin, attempt, request_file), environment or {})
+    return _fork(partial(_begin, attempt, ranks), environment or {})
 
 
-def _begin(attempt: Attempt, request_file: Path | None) -> int:
+def _begin(attempt: Attempt, ranks: RankCommand | None) -> int:
     record_environment(attempt)
-    return supervise(attempt, request_file) if attempt.work.need.tasks > 1 else run_attempt(attempt)
+    return supervise(attempt, ranks) if attempt.work.need.tasks > 1 else run_attempt(attempt)
 
 
-def supervise(attempt: Attempt, request_file: Path | None = None) -> int:
+def supervise(attempt: Attempt, ranks: RankCommand | None = None) -> int:
     """Runs every rank of the attempt, waits for them, and leaves their common ending; returns its exit code."""
     started_at = time.time()
     attempt.folder.mkdir(parents=True, exist_ok=True)
     if attempt.work.need.nodes == 1:
         codes = _run_here(attempt)
     else:
-        assert request_file is not None, "srun is given the request as a file"
-        codes = _run_by_srun(attempt, request_file)
+        assert ranks is not None, "srun is given the request as a file"
+        codes = _run_by_srun(attempt, ranks)
     code = common_code(codes)
     write_ending(attempt, Ending(code, socket.gethostname(), started_at, time.time()))
     return code
@@ -108,7 +127,7 @@ def exit_code_of(status: int) -> int:
     return code if code >= 0 else KILLED_BY_SIGNAL - code
 
 
-def _run_by_srun(attempt: Attempt, request_file: Path) -> list[int]:
+def _run_by_srun(attempt: Attempt, ranks: RankCommand) -> list[int]:
     need = attempt.work.need
     command = ["srun", f"--nodes={need.nodes}", f"--ntasks={need.tasks}", f"--ntasks-per-node={need.tasks_per_node}"]
     cpus = max(1, need.cpus_per_node // need.tasks_per_node)
@@ -120,7 +139,7 @@ def _run_by_srun(attempt: Attempt, request_file: Path) -> list[int]:
     folder.mkdir(exist_ok=True)
     with open(attempt.folder / "stderr.log", "ab") as log:
         process = subprocess.Popen(
-            [*command, *python_command("sweeps.node.tasks"), str(request_file)],
+            [*command, *ranks.words()],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
         with passing_on({process.pid: 0}):

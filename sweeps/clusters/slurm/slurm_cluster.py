@@ -9,7 +9,6 @@ of an ended job counts only where the attempt left no exit record.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -20,8 +19,8 @@ from getpass import getuser
 from pathlib import Path
 
 from muloco_runner.config import ConfigError
-from muloco_runner.record import write_atomically
 from sweeps.clusters.backend import Backend
+from sweeps.clusters.slurm.batch_job import write_job
 from sweeps.clusters.slurm.commands import answer_of, submit_script
 from sweeps.clusters.slurm.limits import (
     ASSOCIATION_FIELDS,
@@ -44,8 +43,8 @@ from sweeps.clusters.slurm.parse import (
     parse_sacct,
     parse_squeue,
 )
-from sweeps.clusters.slurm.script import CONTROLLER_OF, job_script
-from sweeps.clusters.slurm.slurm_settings import OPTION_KEYS, check_settings, options_of
+from sweeps.clusters.slurm.script import CONTROLLER_OF, PAYLOADS
+from sweeps.clusters.slurm.slurm_settings import OPTION_KEYS, REFUSED_PARAMETERS, check_settings, options_of
 from sweeps.clusters.slurm.usage import is_in, resources_of, without_own
 from sweeps.engine.cluster import (
     JobEnd,
@@ -104,16 +103,13 @@ class SlurmCluster:
                 raise ConfigError(f"cluster={self.config.name}: allocation {allocation.name}: {mistake}")
 
     def start(self) -> None:
-        for name in ("requests", "scripts", "logs"):
+        for name in ("requests", "scripts", "logs", PAYLOADS):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def submit(self, request: JobRequest) -> str:
         self.start()
-        write_atomically(self.folder / "requests" / f"{request.tag}.json", json.dumps(request.to_dict()))
-        script = self.folder / "scripts" / f"{request.tag}.sh"
-        text = job_script(request, self.config.allocation(request.allocation), self.config.setup, self.folder)
-        write_atomically(script, text)
-        return submit_script(script)
+        allocation = self.config.allocation(request.allocation)
+        return submit_script(write_job(request, allocation, self.config.setup, self.folder))
 
     def observe(self, tags: Sequence[str]) -> Observation:
         ours = frozenset(tags)
@@ -301,4 +297,11 @@ def _unix(text: str | None) -> float | None:
         return None
 
 
-BACKEND = Backend(title="SLURM", make=SlurmCluster, complete=check_settings, tick_seconds=30.0, option_keys=OPTION_KEYS)
+BACKEND = Backend(
+    title="SLURM",
+    make=SlurmCluster,
+    complete=check_settings,
+    tick_seconds=30.0,
+    option_keys=OPTION_KEYS,
+    refused_keys=REFUSED_PARAMETERS,
+)

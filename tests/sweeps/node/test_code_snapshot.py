@@ -1,6 +1,7 @@
 """Attempts run the code that was there when a controller began, and say which it was."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -138,8 +139,10 @@ def test_a_job_of_slurm_imports_from_its_copy(tmp_path: Path) -> None:
     work = Work("w", str(tmp_path), "m:f")
     request = JobRequest("t-1", "a", (Attempt(work, 1),), 1, 0, 1, 1.0, code=str(copy))
     script = job_script(request, AllocationConfig("a"), [], tmp_path)
-    assert f"exec {sys.executable} -P -m sweeps.clusters.slurm.batch_job" in script
+    assert f"exec {sys.executable} -P -u -m sweeps.clusters.slurm.runner" in script
     # What comes before the job itself, as bash reads it, in a folder that has such a package too.
     asked = script.split("exec ")[0] + f"{sys.executable} -P -c 'import sweeps; print(sweeps.__file__)'"
-    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, cwd=HERE, check=True)
+    (tmp_path / "submitit").mkdir()
+    environment = {**os.environ, "SLURM_JOB_ID": "17"}
+    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, cwd=HERE, check=True, env=environment)
     assert done.stdout.strip() == str(copy / "sweeps" / "__init__.py")
