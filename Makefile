@@ -46,7 +46,7 @@ $(NEXT_VENV)/installed: pyproject.toml tests/hydra/next.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,data,wandb,interactive]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,data,wandb,interactive,excel]"
 	# Kernels are tested without a GPU too. A CPU build of torch does not bring triton; off Linux there is none.
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps triton || test "$$(uname)" != Linux
 	touch $@

@@ -170,7 +170,8 @@ def _add_table_arguments(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="one row a run: .csv .tsv .parquet .jsonl .ndjson .json, also with .gz; several files are one table",
+        help="one row a run: .csv .tsv .parquet .jsonl .ndjson .json, also .gz or in a .zip; .xlsx; several files are "
+        "one table",
     )
     group.add_argument(
         "--mapping", type=Path, metavar="FILE", help="YAML or JSON: our column names with the table's (loss: eval/loss)"
@@ -206,9 +207,12 @@ def _add_reading_arguments(parser: argparse._ActionsContainer) -> None:
         "--separator", choices=["comma", "semicolon", "tab", "pipe"],
         help="between the cells of a .csv or .tsv (default: what its lines show)",
     )  # fmt: skip
+    parser.add_argument(
+        "--part", metavar="NAME", help="of a file that holds several tables: a sheet, a member of a .zip, a list's name"
+    )
 
 
-_OF_TABLES = ("mapping", "identity", "setting", "bookkeeping", "budget_tolerance", "decimal", "separator")
+_OF_TABLES = ("mapping", "identity", "setting", "bookkeeping", "budget_tolerance", "decimal", "separator", "part")
 
 
 def _report(options: argparse.Namespace, arguments: list[str]) -> int:
@@ -312,7 +316,7 @@ def _read(options: argparse.Namespace) -> tuple[Study, Path]:
         budget_tolerance=options.budget_tolerance or TOLERANCE,
         decimal=options.decimal,
     )
-    table = read_tables(options.table, options.separator)
+    table = read_tables(options.table, options.separator, options.part)
     study = study_of_table(table.source, table, read_mapping(options.mapping), declared)
     return study, options.out or options.table[0].parent / "report"
 

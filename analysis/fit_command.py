@@ -232,7 +232,10 @@ def add_arguments(
 ) -> None:
     parser.add_argument("form", metavar="FORM", choices=sorted(FORMS), help=" | ".join(FORMS))
     parser.add_argument(
-        "table", metavar="TABLE", type=Path, help="a .csv, .tsv, .parquet, .jsonl or .json file, or one with .gz"
+        "table",
+        metavar="TABLE",
+        type=Path,
+        help="a .csv, .tsv, .parquet, .jsonl or .json file, also .gz or in a .zip, or an .xlsx",
     )
     parser.add_argument(
         "--column", action="append", default=[], metavar="NAME=COLUMN",
@@ -249,7 +252,7 @@ def add_arguments(
 def run_fit(options: argparse.Namespace) -> int:
     found = fit_table(
         options.form,
-        read_table(options.table, options.separator),
+        read_table(options.table, options.separator, options.part),
         mapping=_mapping(options.column),
         bootstrap=options.bootstrap,
         delta=options.delta,

@@ -185,12 +185,13 @@ def complain_of_states(reader: Reader, complain: Any) -> str | None:
     """Leave out runs that are not finished; the name of the column where it holds something else than states."""
     if "state" not in reader.origins:
         return None
-    states = reader.texts("state").str.lower()
-    known = set(states.unique()) - {""}
-    if not known & (FINISHED | UNFINISHED):
+    states = reader.texts("state")
+    known = {str(text): str(text).lower() for text in states.unique() if text}
+    if not {*known.values()} & (FINISHED | UNFINISHED):
         return "state"
-    for state in sorted(known - FINISHED):
-        complain((states == state).to_numpy(), f"unfinished: {state}")
+    for text, state in sorted(known.items()):
+        if state not in FINISHED:
+            complain((states == text).to_numpy(), f"unfinished: {state}")
     return None
 
 
@@ -279,12 +280,11 @@ def _labelled(runs: pd.DataFrame, cells: pd.DataFrame, others: _Others) -> tuple
     ]
     labels = np.empty(len(kinds), dtype=object)
     labels[:] = series_labels(records)
-    setting = pd.Series("", index=runs.index, dtype=object)
-    for name in others.settings:
-        setting += f"{name}=" + _cells(cells, name, runs.index).fillna("").astype(str) + " "
+    parts = [f"{name}=" + _cells(cells, name, runs.index).fillna("").astype(str) for name in others.settings]
     if runs["gathered_values"].nunique() > 1:
-        setting += "gathered_values=" + runs["gathered_values"].astype(str) + " "
-    runs = runs.assign(series=labels[codes], method="", setting=setting.str.strip())
+        parts.append("gathered_values=" + runs["gathered_values"].astype(str))
+    setting = pd.concat(parts, axis=1).agg(" ".join, axis=1) if len(parts) > 1 else parts[0] if parts else ""
+    runs = runs.assign(series=labels[codes], method="", setting=setting)
     runs["hyper_parameters"] = hyper_parameters_of(runs)
     notes = []
     for budget, own in runs.groupby("tokens_per_parameter")["own_budget"]:

@@ -23,7 +23,7 @@ Kind = Literal["count", "flops", "seconds", "bytes", "bits", "loss", "number"]
 OK, MISSING, NOT_A_NUMBER, NOT_FINITE = range(4)
 """State of a cell. `NOT_FINITE` is written out (NaN, inf); an empty cell is `MISSING`."""
 
-_MISSING = {"", "na", "n/a", "<na>", "null", "none", "nil", "missing", "-", "--", "–", "—", "?"}
+_MISSING = {"", "na", "n/a", "<na>", "#n/a", "null", "none", "nil", "missing", "-", "--", "–", "—", "?"}
 _NOT_FINITE = {
     "nan",
     "inf",

@@ -1,4 +1,4 @@
-"""Files of runs -> a table of cells: .csv .tsv .parquet .jsonl .ndjson .json, each also with .gz.
+"""Files of runs -> a table of cells: .csv .tsv .parquet .jsonl .ndjson .json, each also with .gz or in a .zip; .xlsx.
 
 Every line of the file is a row of the table or stands in `dropped` with the reason.
 """
@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import ast
 import csv
-import gzip
 import io
+import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import pandas as pd
 
+from analysis.input.columns import listed
+from analysis.input.table_source import TableSource, chosen, find_source, is_workbook
+from analysis.input.workbook import read_sheet
 from muloco_runner.config import ConfigError
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
-_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json")
+_BLOCK_BYTES = 1 << 24
 _JSON_ROWS = 50_000
 """Rows that are held as Python objects at once."""
 
@@ -44,9 +50,9 @@ class Table:
         return self if self.text is None else replace(self, frame=self.text.read(as_text=True), text=None)
 
 
-def read_tables(paths: Sequence[Path], separator: str | None = None) -> Table:
+def read_tables(paths: Sequence[Path], separator: str | None = None, part: str | None = None) -> Table:
     """The rows of several files as one table, file after file. Mistakes raise `ConfigError`."""
-    tables = [read_table(path, separator) for path in paths]
+    tables = [read_table(path, separator, part) for path in paths]
     if len(tables) == 1:
         return tables[0]
     parts = _Parts(tuple(tables))
@@ -60,26 +66,46 @@ def read_tables(paths: Sequence[Path], separator: str | None = None) -> Table:
     )
 
 
-def read_table(path: Path, separator: str | None = None) -> Table:
-    """The table in `path`; `separator` is a name of `SEPARATORS`. Mistakes raise `ConfigError`."""
-    name = path.name.lower().removesuffix(".gz")
-    suffix = next((one for one in _SUFFIXES if name.endswith(one)), None)
-    if suffix is None:
-        raise ConfigError(f"{path}: a table ends in {', '.join(_SUFFIXES)}, and may be compressed (.gz)")
+def read_table(path: Path, separator: str | None = None, part: str | None = None) -> Table:
+    """The table in `path`; `separator` is a name of `SEPARATORS`, `part` that of a sheet, a member of a .zip or a list.
+
+    Mistakes raise `ConfigError`.
+    """
+    kind = path.suffix.lower()
     try:
-        if suffix in (".csv", ".tsv"):
-            return _read_text(path, suffix, separator)
-        if suffix == ".parquet":
-            return Table(str(path), _nested_expanded(_read_parquet(path)))
-        return Table(str(path), _nested_expanded(_read_json(path, by_line=suffix != ".json")))
+        if is_workbook(path):
+            return _read_workbook(path, part)
+        source = find_source(path, part)
+        kind = str(source.suffix)
+        if kind in (".csv", ".tsv"):
+            return _read_text(source, separator)
+        if kind == ".parquet":
+            return Table(str(source), _nested_expanded(_read_parquet(source)))
+        return Table(str(source), _nested_expanded(_read_json(source, part)))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except ConfigError:
         raise
-    except (OSError, EOFError, ValueError, ImportError, csv.Error, RecursionError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        ImportError,
+        RuntimeError,
+        csv.Error,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         if "EOF inside string" in str(error):
             raise ConfigError(f"{path}: a quotation mark is opened and never closed") from None
-        raise ConfigError(f"{path}: not readable as {suffix} ({' '.join(str(error).split())[:300]})") from None
+        raise ConfigError(f"{path}: not readable as {kind} ({' '.join(str(error).split())[:300]})") from None
+
+
+def _read_workbook(path: Path, part: str | None) -> Table:
+    name, header, frame = read_sheet(path, part)
+    _refuse_second_table(path, header, enumerate(frame.itertuples(index=False), start=2))
+    frame.columns = pd.Index(_unique(tuple(header)))
+    return Table(str(path), frame, (f"sheet: {name}",), ambiguous=_repeated(header))
 
 
 @dataclass(frozen=True)
@@ -111,7 +137,7 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _TextFile:
-    path: Path
+    source: TableSource
     encoding: str
     separator: str
     header: tuple[str, ...]
@@ -121,7 +147,7 @@ class _TextFile:
     """Whether some lines have another number of cells than the header."""
 
     def read(self, as_text: bool) -> pd.DataFrame:
-        with _open_text(self.path, self.encoding) as file:
+        with self.source.open_text(self.encoding) as file:
             for _ in range(self.skipped_lines):
                 file.readline()
             source: Any = self._whole_rows(file) if self.damaged else file
@@ -143,30 +169,31 @@ class _TextFile:
         return out
 
 
-def _read_text(path: Path, suffix: str, separator: str | None) -> Table:
+def _read_text(path: TableSource, separator: str | None) -> Table:
     notes: list[str] = []
+    usual = "\t" if path.suffix == ".tsv" else ","
     encoding = _encoding(path, notes)
-    with _open_text(path, encoding) as file:
+    with path.open_text(encoding) as file:
         lines = [file.readline() for _ in range(200)]
     first = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")), None)
     if first is None:
-        raise ConfigError(f"{path}: not readable as {suffix} (it has no header)")
+        raise ConfigError(f"{path}: not readable as {path.suffix} (it has no header)")
     sample = [line for line in lines[first:] if line.strip()][:50]
-    delimiter = SEPARATORS[separator] if separator else _separator(sample, "\t" if suffix == ".tsv" else ",")
+    delimiter = SEPARATORS[separator] if separator else _separator(sample, usual)
     commented = next((line for line in reversed(lines[:first]) if line.strip()), "")
     header, used = _header(commented, sample[0], delimiter)
-    if delimiter != ("\t" if suffix == ".tsv" else ","):
+    if delimiter != usual:
         notes.append(f"separator: {next(n for n, s in SEPARATORS.items() if s == delimiter)}")
     skipped = first + used
-    dropped = _ragged_rows(path, encoding, delimiter, len(header), skipped)
+    dropped = _ragged_rows(path, encoding, delimiter, header, skipped)
     text = _TextFile(path, encoding, delimiter, header, skipped, bool(dropped))
     named = [(name, reason) for name, reason in dropped if reason]
-    twice = frozenset(name for name in header if name and header.count(name) > 1)
-    return Table(str(path), _nested_expanded(text.read(as_text=False)), tuple(notes), tuple(named), twice, text)
+    frame = _nested_expanded(text.read(as_text=False))
+    return Table(str(path), frame, tuple(notes), tuple(named), _repeated(header), text)
 
 
-def _encoding(path: Path, notes: list[str]) -> str:
-    with _open_bytes(path) as file:
+def _encoding(path: TableSource, notes: list[str]) -> str:
+    with path.open() as file:
         sample = file.read(65536)
         if sample.startswith((b"\xff\xfe", b"\xfe\xff")):
             return "utf-16"
@@ -177,21 +204,11 @@ def _encoding(path: Path, notes: list[str]) -> str:
                 # A character may lie across the end of a block: what follows it is read to its line's end.
                 sample += file.readline()
                 sample.decode("utf-8-sig")
-                sample = file.read(1 << 24)
+                sample = file.read(_BLOCK_BYTES)
         except UnicodeDecodeError:
             notes.append("encoding: not UTF-8, read as Windows-1252")
             return "cp1252"
     return "utf-8-sig"
-
-
-def _open_bytes(path: Path) -> Any:
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if compressed else path.open("rb")
-
-
-def _open_text(path: Path, encoding: str) -> TextIO:
-    return io.TextIOWrapper(_open_bytes(path), encoding=encoding, newline="")
 
 
 def _separator(sample: list[str], usual: str) -> str:
@@ -230,17 +247,35 @@ def _unique(header: tuple[str, ...]) -> list[str]:
     return out
 
 
-def _ragged_rows(path: Path, encoding: str, delimiter: str, width: int, skipped: int) -> list[tuple[str, str]]:
+def _repeated(header: Sequence[str]) -> frozenset[str]:
+    return frozenset(name for name in header if name and header.count(name) > 1)
+
+
+def _refuse_second_table(path: object, header: Sequence[str], rows: Iterable[tuple[int, Sequence[Any]]]) -> None:
+    """Raise `ConfigError` where other headings follow an empty row: the cells below them would be read as ours."""
+    empty = False
+    for number, row in rows:
+        cells = ["" if pd.isna(cell) else str(cell).strip() for cell in row]
+        filled = [cell for cell in cells if cell]
+        if empty and len(filled) > 1 and filled != [*header] and not any(re.match(r"[+-]?[.,]?\d", c) for c in filled):
+            raise ConfigError(
+                f"{path}: row {number} begins a second table ({listed(filled, 8)}): write one table a file"
+            )
+        empty = not filled
+
+
+def _ragged_rows(
+    path: TableSource, encoding: str, delimiter: str, header: tuple[str, ...], skipped: int
+) -> list[tuple[str, str]]:
     """(row, reason) of each row with another number of cells; without a reason where only empty cells are too many."""
-    with _open_text(path, encoding) as file:
-        if all(
-            ('"' not in line and line.count(delimiter) == width - 1) or not line.strip()
-            for number, line in enumerate(file)
-            if number >= skipped
-        ):
-            return []
+    width = len(header)
+    if encoding == "utf-8-sig" and _is_even(path, delimiter, width, skipped):
+        return []
+    with path.open_text(encoding) as file:
+        rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+        _refuse_second_table(path, header, itertools.islice(enumerate(rows, start=1), skipped, None))
     out = []
-    with _open_text(path, encoding) as file:
+    with path.open_text(encoding) as file:
         for _ in range(skipped):
             file.readline()
         position = 0
@@ -258,6 +293,24 @@ def _ragged_rows(path: Path, encoding: str, delimiter: str, width: int, skipped:
     return out
 
 
+def _is_even(path: TableSource, delimiter: str, width: int, skipped: int) -> bool:
+    """Whether each line of a UTF-8 file has as many cells as the header; False where quotation marks may hide some."""
+    with path.open() as file:
+        for _ in range(skipped):
+            file.readline()
+        while block := file.read(_BLOCK_BYTES):
+            block += file.readline()
+            if b'"' in block:
+                return False
+            characters = np.frombuffer(block if block.endswith(b"\n") else block + b"\n", dtype=np.uint8)
+            ends = np.flatnonzero(characters == ord("\n"))
+            before = np.searchsorted(np.flatnonzero(characters == ord(delimiter)), ends)
+            # A line without a cell may part two tables.
+            if (np.diff(before, prepend=0) != width - 1).any() or (np.diff(ends, prepend=-1) <= width + 1).any():
+                return False
+    return True
+
+
 def _fitted(row: list[str], width: int) -> list[str] | None:
     if len(row) < width or any(cell.strip() for cell in row[width:]):
         return None
@@ -267,14 +320,14 @@ def _fitted(row: list[str], width: int) -> list[str] | None:
 # Parquet and JSON
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def _read_parquet(path: TableSource) -> pd.DataFrame:
     """Read with nulls missing and NaN written out: one is a number that was never logged, the other a lost run."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
     from pyarrow import types
 
-    with _open_bytes(path) as file:
-        table = pq.read_table(io.BytesIO(file.read()) if isinstance(file, gzip.GzipFile) else path)
+    with path.open() as file:
+        table = pq.read_table(path.path if isinstance(file, io.BufferedReader) else io.BytesIO(file.read()))
     frame = table.to_pandas(ignore_metadata=False)
     if frame.index.name is not None or frame.index.nlevels > 1:
         frame = frame.reset_index()
@@ -286,10 +339,11 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return pd.DataFrame(frame.reset_index(drop=True))
 
 
-def _read_json(path: Path, by_line: bool) -> pd.DataFrame:
-    with _open_text(path, _encoding(path, [])) as file:
-        if not by_line:
-            return _flat(_records(json.load(file, parse_constant=str)))
+def _read_json(path: TableSource, part: str | None) -> pd.DataFrame:
+    with path.open_text(_encoding(path, [])) as file:
+        if path.suffix == ".json":
+            # A member of an archive was named by `part` already.
+            return _flat(_records(json.load(file, parse_constant=str), path.path, None if path.member else part))
         parts = [_flat(rows) for rows in _batches(file)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
@@ -309,19 +363,22 @@ def _batches(file: TextIO) -> Iterator[list[Any]]:
         yield rows
 
 
-def _records(content: Any) -> list[Any]:
+def _records(content: Any, path: Path, part: str | None) -> list[Any]:
     """Rows of the usual layouts: a list of rows, {name: [...]}, {columns, data}, {name: {row: cell}}, {runs: [...]}."""
-    if isinstance(content, list):
+    if isinstance(content, list) and part is None:
         return content
     if not isinstance(content, dict) or not content:
         raise ValueError("neither a list of rows nor columns by name")
     if isinstance(content.get("columns"), list) and isinstance(content.get("data"), list):
         return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
-    lists = [value for value in content.values() if isinstance(value, list)]
-    if len(lists) == 1 and all(isinstance(row, dict) for row in lists[0]):
-        return lists[0]
-    if len(lists) == len(content) and len({len(value) for value in lists}) == 1:
-        return [dict(zip(content, row, strict=True)) for row in zip(*lists, strict=True)]
+    lists = {str(name): value for name, value in content.items() if isinstance(value, list)}
+    tables = [name for name, value in lists.items() if value and all(isinstance(row, dict) for row in value)]
+    if tables and len(tables) == len(lists):
+        return lists[chosen(path, tables, part)]
+    if part is not None:
+        raise ConfigError(f"{path}: --part {part}: the file holds one table; drop --part")
+    if len(lists) == len(content) and len({len(value) for value in lists.values()}) == 1:
+        return [dict(zip(content, row, strict=True)) for row in zip(*lists.values(), strict=True)]
     if all(isinstance(value, dict) for value in content.values()):
         keys = list(dict.fromkeys(key for value in content.values() for key in value))
         # {name: {row: cell}} as pandas writes it has rows by number, {row: {name: cell}} has not.

@@ -50,6 +50,7 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
     )
     num_workers = fitted_parts.num_workers(at_budget, optima, options, against)
     sensitivity = fitted_parts.critical_batch_sensitivity(points, fits, optima, options)
+    provenance = _provenance(study, options)
     joint, size_and_data, loss_sensitivity = other_laws()
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -80,7 +81,7 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         "wall_clock": fitted_parts.wall_clock_hours(at_budget, points, study.series, optima, options),
         "sensitivity": {"loss": loss_sensitivity, **sensitivity},
         "published": overlay() if options.published else None,
-        "provenance": _provenance(study, options),
+        "provenance": provenance,
     }
     plain: dict[str, Any] = json_values(report)
     return {**plain, "verdict": verdict.statements(plain)}
@@ -279,7 +280,7 @@ def _provenance(study: Study, options: Options) -> dict[str, Any]:
 def _data_hash(study: Study) -> str:
     """SHA-256 over the runs that are used: who they are, where they stand, what they reached."""
     runs = study.runs[["run_id", "series", "num_params", "num_tokens", "global_batch_tokens", "seed", "loss"]]
-    return hashlib.sha256(runs.to_csv(index=False).encode()).hexdigest()
+    return hashlib.sha256(pd.util.hash_pandas_object(runs, index=False).to_numpy().tobytes()).hexdigest()
 
 
 def _commit() -> str | None:
