@@ -86,7 +86,7 @@ class AdamWConfig(InnerOptimizerConfig):
 
 
 MomentumForm = Literal["sum", "ema"]
-LrScale = Literal["spectral", "keller_jordan", "moonlight"]
+LrScale = Literal["spectral", "keller_jordan", "moonlight", "none"]
 Coefficients = Literal["muloco", "keller_jordan", "polar_express"]
 
 
@@ -101,7 +101,8 @@ class MuonConfig(InnerOptimizerConfig):
     """sum: M <- momentum*M + G (the study); ema: M <- momentum*M + (1-momentum)*G."""
     nesterov: bool = False
     lr_scale: str = "spectral"
-    """spectral: sqrt(fan_out/fan_in); keller_jordan: sqrt(max(1, out/in)); moonlight: 0.2*sqrt(max(out, in))."""
+    """spectral: sqrt(fan_out/fan_in); keller_jordan: sqrt(max(1, out/in)); moonlight: 0.2*sqrt(max(out, in));
+    none: 1."""
     coefficients: str = "muloco"
     """Newton-Schulz polynomial by name."""
     num_iterations: int = 5

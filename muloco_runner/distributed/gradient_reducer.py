@@ -67,14 +67,21 @@ class GradientReducer:
             self._send_next()
 
     def finish(self) -> dict[Tensor, Tensor]:
-        """Return the sum of each parameter that a gradient was added for: `NOT_OWNED` where another rank needs it."""
-        while self._num_sent < len(self._messages):
-            self._send_next()
+        """Return the sum of each parameter: `NOT_OWNED` where another rank needs it.
+
+        A parameter that no gradient was added for is a `RuntimeError`: the sums of other ranks would wait for it, or be
+        mixed up.
+        """
+        if missing := len(self._order) - len(self._added):
+            raise RuntimeError(
+                f"{missing} of {len(self._order)} parameters have no gradient here: ranks must add gradients of "
+                "the same parameters, zeros where a batch did not use one"
+            )
         sums: dict[Tensor, Tensor] = {}
         for stream in self._streams:
             sums.update(stream.finish())
-        added, self._added, self._num_sent = self._added, set(), 0
-        return {parameter: sums.get(parameter, NOT_OWNED) for parameter in self._order if parameter in added}
+        self._added, self._num_sent = set(), 0
+        return {parameter: sums.get(parameter, NOT_OWNED) for parameter in self._order}
 
     def _send_next(self) -> None:
         message = self._messages[self._num_sent]
@@ -92,7 +99,7 @@ class _Stream(Protocol):
     def add(self, parameter: Tensor, gradient: Tensor) -> None: ...
 
     def send(self, number: int) -> None:
-        """Send message `number` with the gradients that were added."""
+        """Send message `number`, all of whose gradients were added."""
 
     def finish(self) -> dict[Tensor, Tensor]:
         """Return the sums that this rank needs."""
@@ -123,14 +130,12 @@ class _ToOwners:
         index, values = self._index[parameter], gradient.flatten()
         for message, part in self._buffers.parts[index].items():
             if message not in self._unsent:
-                # Zeros for padding, and for matrices without a gradient.
+                # Zeros for padding.
                 self._unsent[message] = values.new_zeros(self._replicas.size, self._buffers.width)
             self._unsent[message][self._buffers.owners[index], part.in_buffer].copy_(values[part.in_matrix])
 
     def send(self, number: int) -> None:
-        unsent_PW = self._unsent.pop(number, None)
-        if unsent_PW is not None:  # else no rank has a gradient of these
-            self._transfers.append(self._scatter(self._own_buffer()[number], unsent_PW))
+        self._transfers.append(self._scatter(self._own_buffer()[number], self._unsent.pop(number)))
 
     def finish(self) -> dict[Tensor, Tensor]:
         for transfer in self._transfers:
@@ -161,12 +166,10 @@ class _ToAll:
         self._gradients[parameter] = gradient
 
     def send(self, number: int) -> None:
-        chosen = [parameter for parameter in self._messages[number] if parameter in self._gradients]
-        gradients = [self._gradients.pop(parameter) for parameter in chosen]
-        if not gradients:
-            return
+        parameters = self._messages[number]
+        gradients = [self._gradients.pop(parameter) for parameter in parameters]
         flat = torch.cat([g.flatten() for g in gradients]) if len(gradients) > 1 else gradients[0].contiguous()
-        self._pending.append((chosen, flat, self._replicas.all_reduce(flat, async_op=True)))
+        self._pending.append((parameters, flat, self._replicas.all_reduce(flat, async_op=True)))
 
     def finish(self) -> dict[Tensor, Tensor]:
         sums = {}

@@ -10,13 +10,14 @@ class OwnerAssignment:
         self.loads = [0.0] * num_ranks
         """Multiplications of one step that each rank has so far, up to a factor."""
 
-    def assign(self, num_matrices: int, rows: int, columns: int) -> list[int]:
-        """Return the owner of each of `num_matrices` matrices (rows, columns): always the rank with the least work.
+    def assign(self, num_matrices: int, rows: int, columns: int, blocks: int = 1) -> list[int]:
+        """Return the owner of each of `num_matrices` matrices of `blocks` blocks (rows, columns): always the rank with
+        the least work.
 
         Assign large matrices first: then no rank has more than 4/3 of the best possible (Graham 1969).
         """
         short, long = sorted((rows, columns))
-        cost = short * short * (3.0 * long + short)
+        cost = blocks * short * short * (3.0 * long + short)
         owners = []
         for _ in range(num_matrices):
             owner = min(range(len(self.loads)), key=self.loads.__getitem__)

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from muloco_runner.distributed.dtensor import state_dtype
-from muloco_runner.optimizers.buckets.base import Bucket
 from muloco_runner.optimizers.muon import Muon
 from muloco_runner.optimizers.validate import check_count, check_range
 
@@ -22,7 +21,8 @@ class MuLoCo1(Muon):
     more than Muon's: anchor and outer momentum. Defaults are those of muloco-1, the authors' package, but for what
     `Muon` says of its own.
 
-    params: parameters or parameter groups, as for `Muon`. Every setting may also be a key of a group.
+    params: parameters or parameter groups, as for `Muon`. Every setting may also be a key of a group. The first anchor
+        of a parameter that comes later is its value then.
     inner_lr: peak learning rate of the inner steps, which a scheduler scales; groups and schedulers may call it `lr`.
         Default 0.02. The study's optima with one worker are 0.016 to 0.063.
     outer_lr: learning rate of the outer steps, constant. Default 0.7: also the study's optimum with one worker.
@@ -50,14 +50,6 @@ class MuLoCo1(Muon):
         }
         super().__init__(params, inner_lr, **muon)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as `Muon` does. It may call its inner lr `inner_lr` or, as schedulers do, `lr`, but not both."""
-        if isinstance(param_group, dict) and "inner_lr" in param_group:
-            if "lr" in param_group:
-                raise ValueError("a parameter group with both lr and inner_lr: they are the same, give one")
-            param_group = {("lr" if key == "inner_lr" else key): value for key, value in param_group.items()}
-        super().add_param_group(param_group)
-
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         check_count("sync_interval", group["sync_interval"])
@@ -68,17 +60,18 @@ class MuLoCo1(Muon):
         return super()._state_names(algorithm) | {"anchor", "outer_momentum"}
 
     @torch.no_grad()
-    def _reset_state(self, parameter: Tensor) -> None:
-        super()._reset_state(parameter)
-        self.state[parameter]["anchor"].copy_(parameter)
+    def _reset_state(self, parameter: Tensor, name: str, value: Tensor) -> None:
+        if name == "anchor":
+            value.copy_(parameter)
+        else:
+            super()._reset_state(parameter, name, value)
 
-    def _create_state(self, group: dict[str, Any]) -> list[Bucket]:
-        buckets = super()._create_state(group)
-        for parameter in group["params"]:
-            state, dtype = self.state[parameter], state_dtype(parameter)
-            state.setdefault("anchor", parameter.detach().to(dtype, copy=True))
-            state.setdefault("outer_momentum", torch.zeros_like(parameter, dtype=dtype))
-        return buckets
+    def _more_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        dtype = state_dtype(parameter)
+        return {
+            "anchor": parameter.detach().to(dtype, copy=True),
+            "outer_momentum": torch.zeros_like(parameter, dtype=dtype, requires_grad=False),
+        }
 
     def _after_step(self) -> None:
         for group in self.param_groups:
@@ -88,7 +81,7 @@ class MuLoCo1(Muon):
                 self._outer_step(group)
 
     def _outer_step(self, group: dict[str, Any]) -> None:
-        lr, mu = group["outer_lr"], group["outer_momentum"]
+        lr, mu = float(group["outer_lr"]), float(group["outer_momentum"])
         for parameter in group["params"]:
             anchor, u = self.state[parameter]["anchor"], self.state[parameter]["outer_momentum"]
             delta = anchor - parameter

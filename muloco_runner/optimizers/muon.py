@@ -2,22 +2,25 @@
 
 Muon (Keller Jordan et al.): the momentum of each matrix is orthogonalised by a Newton-Schulz polynomial and scaled by
 its shape; weight decay is decoupled (`update_rule`). Matrices of one shape share a bucket and are orthogonalised
-together. All state is created at once, in float32, and saved per parameter. Ranks that train one model share the work:
-see `buckets.replicated` for replicas, `buckets.sharded` for parameters whose rows are sharded over the ranks.
+together. All state is created at once, in float32, and saved per parameter. Buckets follow `param_groups` and `state`,
+whatever is done to these between two steps. Ranks that train one model share the work: see `buckets.replicated` for
+replicas, `buckets.sharded` for parameters whose rows are sharded over the ranks.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from muloco_runner.config import ConfigError
 from muloco_runner.config.inner_optimizer import LrScale, MomentumForm
@@ -25,47 +28,89 @@ from muloco_runner.distributed.collectives import Collectives
 from muloco_runner.distributed.dtensor import copy_into, local
 from muloco_runner.distributed.pending import PendingTransfers
 from muloco_runner.distributed.traffic import Traffic
+from muloco_runner.optimizers.ancestors import (
+    Ancestor,
+    check_no_foreign_words,
+    defaults_of,
+    in_our_words,
+    is_foreign,
+    saved_settings,
+    saved_state,
+)
 from muloco_runner.optimizers.buckets.base import Bucket, GraphCapturable
-from muloco_runner.optimizers.buckets.bucketing import BucketContext, create_buckets
-from muloco_runner.optimizers.buckets.replicated import ReplicatedBucket, average_gradients, owners_of
+from muloco_runner.optimizers.buckets.bucketing import BucketContext, GroupBuckets
+from muloco_runner.optimizers.buckets.replicated import (
+    GradientAgreement,
+    ReplicatedBucket,
+    average_gradients,
+    owners_of,
+)
 from muloco_runner.optimizers.step_graph import StepGraph
-from muloco_runner.optimizers.validate import check_group, check_keys, check_saved_groups, check_saved_state
+from muloco_runner.optimizers.update_rule import step_settings
+from muloco_runner.optimizers.validate import (
+    check_disjoint,
+    check_group,
+    check_keys,
+    check_saved_groups,
+    check_saved_state,
+    check_split_names,
+    check_state,
+)
 
 
 class Muon(torch.optim.Optimizer):
     """Muon on matrices and AdamW on all other parameters.
 
-    Every setting but `process_group`, `traffic` and `cuda_graph` may also be a key of a parameter group, as may
-    `algorithm`: "muon" (the default; 2-D parameters only) or "adamw". State is 4 bytes a parameter of a Muon group (the
-    momentum) and 8 of an AdamW group (both moments). A setting out of its range, or a backend that cannot run, is a
-    `ValueError`. "The study" is arXiv 2505.23725 with its authors' training code; muloco-1 is their package.
+    Every setting but `process_group`, `average`, `traffic` and `cuda_graph` may also be a key of a parameter group, as
+    may `algorithm`: "muon" (the default; two dimensions or more) or "adamw". State is 4 bytes a parameter of a Muon
+    group (the momentum) and 8 of an AdamW group (both moments). A setting out of its range, or a backend that cannot
+    run, is a `ValueError`. "The study" is arXiv 2505.23725 with its authors' training code; muloco-1 is their package.
+    `Muon.like` has the defaults of other implementations.
+
+    As of any torch optimizer, `param_groups` and `state` are what a step uses: parameters, groups and settings may be
+    replaced, added and taken out, state assigned or cleared, and the model moved or cast, on all ranks alike. What
+    leaves `param_groups` keeps its state while it exists; what is new starts without momentum.
 
     params: parameters or parameter groups; `parameter_groups(model)` makes the two that the study has.
     lr: peak learning rate of both algorithms, which a scheduler scales; a matrix's is multiplied by its `lr_scale`.
         Default 0.02: muloco-1, nanochat and Keller Jordan. MuLoCo's optima in the study: 0.016 to 0.063.
-    momentum: factor on the momentum M from step to step, in [0, 1). Default 0.9: the study (the others: 0.95).
+    momentum: factor on the momentum M from step to step, in [0, 1). Default 0.9: the study (the others: 0.95). Of a
+        group that OneCycleLR or CyclicLR cycles, `betas[0]`, which these set.
     momentum_form: "sum", M <- momentum M + G, or "ema", M <- momentum M + (1 - momentum) G. Default "sum": the study
         and muloco-1 ("ema": Keller Jordan, nanochat and `torch.optim.Muon`).
     nesterov: whether to orthogonalise G + momentum M ("sum") or (1 - momentum) G + momentum M ("ema") in place of M.
-        Default False: the study (True: Keller Jordan and nanochat).
+        Default False: the study (True: Keller Jordan, nanochat and torch).
     lr_scale: factor on lr by shape: "spectral", sqrt(rows / columns); "keller_jordan", sqrt(max(1, rows / columns));
-        "moonlight" (arXiv 2502.16982), 0.2 sqrt(max(rows, columns)). Default "spectral": the study.
+        "moonlight" (arXiv 2502.16982), 0.2 sqrt(max(rows, columns)); "none", 1. Default "spectral": the study.
     coefficients: Newton-Schulz polynomial: "muloco", "keller_jordan" or "polar_express" (arXiv 2505.16932). Default
         "muloco": the study's, one triple a step.
     num_iterations: Newton-Schulz steps: 5 with "muloco", at most 5 with "polar_express". Default 5: the study.
+    epsilon: term added to the norm that a matrix is divided by. Default 0: scale invariant (the study and muloco-1:
+        1e-8; Keller Jordan and nanochat: 1e-7).
+    norm_floor: the least norm that a matrix is divided by. Default 0 (torch: 1e-7).
+    batched: whether a parameter of more than two dimensions is a batch of matrices, its last two, as experts are.
+        Default False: it is one matrix (first, all others), as of a convolution.
+    split: into how many equal blocks of rows a matrix is cut before it is orthogonalised, as fused query, key and value
+        projections must be; or numbers by a part of the parameters' names, `{"qkv": 3}`, where `params` are (name,
+        parameter) pairs; a part that no name has is a `ValueError`. Default 1: not cut.
     betas: AdamW's decay rates of both moments, each in [0, 1). Default (0.9, 0.99): the study (muloco-1: 0.9, 0.95).
     eps: AdamW's term in the denominator. Default 1e-8: the study and muloco-1.
     weight_decay: decoupled decay of both algorithms: W <- (1 - lr weight_decay) W a step, lr without `lr_scale`.
-        Default 0: Keller Jordan and nanochat (muloco-1: 0.01; the study: 1e-4 to 0.01 by model size).
+        Default 0: Keller Jordan and nanochat (muloco-1: 0.01; torch: 0.1; the study: 1e-4 to 0.01 by model size).
     backend: what computes: "reference" (torch), "cpu", "triton" (float16), "triton_bfloat16" (both need the package
         triton), or "auto", the fastest on each parameter's device. Default "auto".
     process_group: ranks that hold the same parameters and share the work: each keeps the momenta of its own matrices
         alone. All of them must call `step`, `state_dict` and `load_state_dict`. Gradients must be averaged already,
-        unless `average_gradients` does it. Default None: every rank does all the work. DTensors of `fully_shard` need
-        none: their ranks share the work in any case.
+        as DDP does, unless `average` or `average_gradients` does it: a step that finds them to differ is a
+        `ValueError`. Default None: every rank does all the work. DTensors of `fully_shard` need none: their ranks share
+        the work in any case.
+    average: whether a step averages gradients over `process_group` by itself, as nanochat's DistMuon does. Default
+        False.
     traffic: counts the bytes sent to other ranks. Default None: a count of its own.
     cuda_graph: whether to replay a step as one CUDA graph, which pays for small models; needs a Triton backend and no
         `process_group`. Default False.
+    others: other implementations' names: `mu` (momentum), `ns_steps` (num_iterations), `ns_coefficients`
+        (coefficients), `adjust_lr` and `adjust_lr_fn` (lr_scale), `inner_lr` (lr); in groups `use_muon` (algorithm).
     """
 
     _more_defaults: Mapping[str, Any] = MappingProxyType({})
@@ -82,13 +127,19 @@ class Muon(torch.optim.Optimizer):
         lr_scale: LrScale = "spectral",
         coefficients: str = "muloco",
         num_iterations: int = 5,
+        epsilon: float = 0.0,
+        norm_floor: float = 0.0,
+        batched: bool = False,
+        split: int | Mapping[str, int] = 1,
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         backend: str = "auto",
         process_group: dist.ProcessGroup | None = None,
+        average: bool = False,
         traffic: Traffic | None = None,
         cuda_graph: bool = False,
+        **others: Any,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -99,52 +150,160 @@ class Muon(torch.optim.Optimizer):
             "lr_scale": lr_scale,
             "coefficients": coefficients,
             "num_iterations": num_iterations,
+            "epsilon": epsilon,
+            "norm_floor": norm_floor,
+            "batched": batched,
+            "split": split,
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
             "backend": backend,
         }
-        self._buckets: list[list[Bucket]] = []
-        """[group] -> its buckets."""
+        self._groups: list[GroupBuckets] = []
         traffic = Traffic() if traffic is None else traffic
         replicas = None if process_group is None else Collectives(process_group, traffic)
+        if average and replicas is None:
+            raise ValueError("average=True: over which ranks? give process_group as well")
         self._context = BucketContext(replicas if replicas is not None and replicas.size > 1 else None, traffic)
         self._graph = StepGraph() if cuda_graph else None
-        self._given: dict[Tensor, Tensor] = {}
+        self._averages = average
+        self._begin()
+        super().__init__(params, {**_with_others(defaults, others), **self._more_defaults})
+        check_split_names(self.param_groups)
+
+    @classmethod
+    def like(cls, ancestor: Ancestor, params: ParamsT, **settings: Any) -> Self:
+        """Return an optimizer with another implementation's defaults but for `settings`, which may have its names.
+
+        ancestor: "muloco-1"; "nanochat" (with a `process_group` its DistMuon, which averages gradients itself);
+            "keller_jordan"; "torch", `torch.optim.Muon`, whose `eps` is our `norm_floor`; "paper", the study. These
+            orthogonalise in bfloat16, which `backend="reference"` does in the parameters' dtype. What none of them has,
+            AdamW's part for example, is as by default.
+        """
+        given = in_our_words(settings)
+        if ancestor == "torch" and "eps" in given:
+            given["norm_floor"] = given.pop("eps")
+        if ancestor == "nanochat" and given.get("process_group") is not None:
+            given.setdefault("average", True)
+        merged = {**defaults_of(ancestor), **given}
+        return cls(params, merged.pop("lr"), **merged)
+
+    def _begin(self) -> None:
+        """Set what a copy does not take over."""
+        self._given: dict[Tensor, Tensor] | None = None
+        """Gradients of the next step, where they are not those of the parameters."""
         self._clip: Tensor | None = None
-        super().__init__(params, {**defaults, **self._more_defaults})
+        self._agreement = None if self._context.replicas is None else GradientAgreement(self._context.replicas)
+        self._departed = WeakTensorKeyDictionary()
+        """State of parameters that have left `param_groups`."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, check it and create its state. A key that is no setting is a `ValueError`."""
         if isinstance(param_group, dict):  # else torch refuses it
+            ours = in_our_words(param_group)
+            param_group = param_group if ours.keys() == param_group.keys() else ours
             check_keys(param_group, self.defaults)
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
         try:
-            self._check(group)
-            buckets = self._create_state(group)
-            if self._graph is not None and not all(isinstance(bucket, GraphCapturable) for bucket in buckets):
-                raise ConfigError("cuda_graph=True needs backend=triton on a GPU, and no process_group")
+            self._follow_groups()
         except Exception:
             self.param_groups.pop()
-            for parameter in group["params"]:
-                self.state.pop(parameter, None)
             raise
-        self._buckets.append(buckets)
 
     def _check(self, group: dict[str, Any]) -> None:
         check_group(group)
 
-    def _create_state(self, group: dict[str, Any]) -> list[Bucket]:
-        """Return the buckets of a group; their state is zeros, or what `self.state` has of it already."""
-        buckets = create_buckets(group, self._context)
-        for bucket in buckets:
-            for index, parameter in enumerate(bucket.parameters):
-                for name, value in bucket.state(index).items():
-                    if name in self.state[parameter]:
-                        copy_into(value, self.state[parameter][name])
-                    self.state[parameter][name] = value
+    def _follow_groups(self) -> None:
+        """Build buckets for every group that is not as it was when it got its buckets; others stay as they are."""
+        if len(self.param_groups) == len(self._groups) and all(
+            buckets.are_of(group) for group, buckets in zip(self.param_groups, self._groups, strict=True)
+        ):
+            return
+        groups: list[GroupBuckets | None] = [
+            next((buckets for buckets in self._groups if buckets.are_of(group)), None) for group in self.param_groups
+        ]
+        for group, buckets in zip(self.param_groups, groups, strict=True):
+            if buckets is None:
+                self._complete(group)
+        check_disjoint(self.param_groups)
+        discarded = [buckets for buckets in self._groups if buckets not in groups]
+        left = self._state_of(discarded)
+        followed = [
+            self._build(group, left) if buckets is None else buckets
+            for group, buckets in zip(self.param_groups, groups, strict=True)
+        ]
+        self._groups = followed
+        self.state = defaultdict(dict, {p: dict(held) for group in followed for p, held in group.state.items() if held})
+        stays = {parameter for group in followed for parameter in group.parameters}
+        for parameter in stays:
+            self._departed.pop(parameter, None)
+        for parameter in left.keys() - stays:
+            self._departed[parameter] = {name: value.clone() for name, value in left[parameter].items()}
+        if self._graph is not None:
+            self._graph.release()
+
+    def _complete(self, group: dict[str, Any]) -> None:
+        """Check a group, which may have been put into `param_groups` as it is, and give it what it lacks."""
+        check_keys(group, self.defaults)
+        given = group["params"]
+        group["params"] = [given] if isinstance(given, Tensor) else list(given)
+        for name, default in self.defaults.items():
+            group.setdefault(name, default)
+        self._check(group)
+
+    def _state_of(self, groups: list[GroupBuckets]) -> dict[Tensor, dict[str, Tensor]]:
+        """Return the state of all parameters of these groups; with replicas on every rank."""
+        found: dict[Tensor, dict[str, Tensor]] = {}
+        for group in groups:
+            kept = {p: held for p, held in group.state.items() if self.state.get(p) or not held}
+            self._follow_state(kept)
+            for parameter in group.state.keys() - kept.keys():  # cleared: also for ranks that ask for it
+                for value in group.state[parameter].values():
+                    local(value).zero_()
+            found.update(kept)
+            found.update(_gathered(group, group.state))
+        return found
+
+    def _build(self, group: dict[str, Any], left: Mapping[Tensor, dict[str, Tensor]]) -> GroupBuckets:
+        """Return a group's buckets. Their state is what `left` or `state` have of it, else as at the start."""
+        buckets = GroupBuckets(group, self._context)
+        if self._graph is not None and not all(isinstance(bucket, GraphCapturable) for bucket in buckets.buckets):
+            raise ConfigError("cuda_graph=True needs backend=triton on a GPU, and no process_group")
+        for parameter, held in buckets.state.items():
+            held.update(self._more_state(parameter))
+            known = left.get(parameter) or self._departed.get(parameter) or self.state.get(parameter, {})
+            for name, value in held.items():
+                if name in known:
+                    _copy_state(name, value, known[name], parameter)
         return buckets
+
+    def _more_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Return the state that a subclass keeps of a parameter, as at the start."""
+        return {}
+
+    def _follow_state(self, states: Mapping[Tensor, dict[str, Tensor]]) -> None:
+        """Take over into the tensors of `states` what has been assigned to, or cleared from, `state`."""
+        for parameter, held in states.items():
+            given = self.state.get(parameter, {})
+            if all(given.get(name) is value for name, value in held.items()):
+                continue
+            for name, value in held.items():
+                if name not in given:
+                    self._reset_state(parameter, name, value)
+                elif given[name] is not value:
+                    _copy_state(name, value, given[name], parameter)
+            self.state[parameter] = dict(held)
+
+    def _follow(self) -> None:
+        """Follow what has been done to `param_groups` and `state` since the last step."""
+        self._follow_groups()
+        for group, buckets in zip(self.param_groups, self._groups, strict=True):
+            self._follow_state(buckets.state)
+            check_no_foreign_words(group)
+
+    @property
+    def _buckets(self) -> Iterator[Bucket]:
+        return chain.from_iterable(group.buckets for group in self._groups)
 
     def __getstate__(self) -> dict[str, Any]:
         if self._context.replicas is not None:
@@ -153,21 +312,19 @@ class Muon(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "_buckets" not in self.__dict__:  # a copy, or unpickled
-            self._context, self._graph, self._given, self._clip = BucketContext(), None, {}, None
-            self.state = defaultdict(dict, {p: dict(values) for p, values in self.state.items()})
-            self._buckets = [self._create_state(group) for group in self.param_groups]
+        if "_groups" not in self.__dict__:  # a copy, or unpickled
+            self._context, self._graph, self._averages, self._groups = BucketContext(), None, False, []
+            self._begin()
+            self._follow_groups()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, as torch's optimizers do. With a `process_group` every rank must call it, and gets all."""
+        self._follow()
         own_state = self.state
-        replicated = [bucket for bucket in chain.from_iterable(self._buckets) if isinstance(bucket, ReplicatedBucket)]
-        if replicated:
-            self.state = own_state.copy()
-            for bucket in replicated:
-                for parameter, momentum in zip(bucket.parameters, bucket.gather_momenta(), strict=True):
-                    self.state[parameter] = {**self.state.get(parameter, {}), "momentum": momentum}
         try:
+            self.state = own_state.copy()
+            for group in self._groups:
+                self.state.update(_gathered(group, own_state))
             return super().state_dict()
         finally:
             self.state = own_state
@@ -175,14 +332,17 @@ class Muon(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copy a saved state into the tensors there are: torch would make new ones, in the parameters' dtype.
 
-        The state of a parameter of which nothing was saved is reset. A state that does not fit is a `ValueError`, and
-        changes nothing. The backend stays this optimizer's own.
+        The state of a parameter of which nothing was saved is reset. States of torch's Muon, nanochat's and Keller
+        Jordan's are taken over with their settings. A state that does not fit is a `ValueError`, and changes nothing.
+        The backend stays this optimizer's own.
         """
-        own_state, saved_state = self.state, {}
+        self._follow()
+        own_state, saved_tensors = self.state, {}
 
         def before(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
             """Check what is loaded, after all other hooks, and keep its tensors from torch."""
             check_saved_groups(given["param_groups"], self.param_groups)
+            given = self._translated(given)
             pairs = list(zip(given["param_groups"], self.param_groups, strict=True))
             groups = [{**own, **saved, "backend": own["backend"]} for saved, own in pairs]
             for group, (saved, own) in zip(groups, pairs, strict=True):
@@ -190,18 +350,18 @@ class Muon(torch.optim.Optimizer):
                 for number, parameter in zip(saved["params"], own["params"], strict=True):
                     if values := given["state"].get(number):
                         check_saved_state(number, values, self._state_names(own["algorithm"]), parameter)
-                        saved_state[parameter] = values
+                        saved_tensors[parameter] = values
             return {"state": {}, "param_groups": groups}
 
         def after(_: torch.optim.Optimizer) -> None:
             """Copy the tensors, before all other hooks."""
             self.state = own_state
             for parameter, values in own_state.items():
-                if parameter in saved_state:
-                    for name, value in values.items():  # other ranks may own more
-                        copy_into(value, saved_state[parameter][name])
-                else:
-                    self._reset_state(parameter)
+                for name, value in values.items():  # other ranks may own more
+                    if parameter in saved_tensors:
+                        _copy_state(name, value, saved_tensors[parameter][name], parameter)
+                    else:
+                        self._reset_state(parameter, name, value)
 
         hooks = (
             self.register_load_state_dict_pre_hook(before),
@@ -213,34 +373,55 @@ class Muon(torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
+    def _translated(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return a saved state in our words, where it is another implementation's."""
+        if not is_foreign(given):
+            return given
+        groups = [
+            saved_settings(saved, own) for saved, own in zip(given["param_groups"], self.param_groups, strict=True)
+        ]
+        check_saved_groups(groups, self.param_groups)
+        for group in groups:
+            check_keys(group, self.defaults)
+        return {"param_groups": groups, "state": {number: saved_state(v) for number, v in given["state"].items()}}
+
     def _state_names(self, algorithm: str) -> set[str]:
         """Return the names of a parameter's state, on all ranks together."""
         return {"momentum"} if algorithm == "muon" else {"step", "exp_avg", "exp_avg_sq"}
 
     @torch.no_grad()
-    def _reset_state(self, parameter: Tensor) -> None:
-        for value in self.state[parameter].values():
-            local(value).zero_()
+    def _reset_state(self, parameter: Tensor, name: str, value: Tensor) -> None:
+        """Set one tensor of a parameter's state to what it is at the start."""
+        local(value).zero_()
 
     @torch._disable_dynamo  # as of torch's other methods: traced, some of a step's changes got lost
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient; return what `closure`, called first, returns.
 
-        A sparse gradient is a `ValueError`.
+        A sparse gradient, or one that differs between the ranks of `process_group`, is a `ValueError`.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._follow()
+        if self._averages and self._given is None:
+            self.average_gradients()
         work = [
-            (group, bucket)
-            for group, buckets in zip(self.param_groups, self._buckets, strict=True)
-            for bucket in buckets
+            (settings, bucket)
+            for group, buckets in zip(self.param_groups, self._groups, strict=True)
+            for settings in [step_settings(group)]
+            for bucket in buckets.buckets
         ]
-        for group, bucket in work:
-            bucket.prepare(group, [self._gradient(p) for p in bucket.parameters], self._clip)
-        if self._graph is None:
+        gradients = [[self._gradient(p) for p in bucket.parameters] for _, bucket in work]
+        if self._given is None and self._agreement is not None:
+            parameters = [parameter for bucket in self._buckets for parameter in bucket.parameters]
+            self._agreement.check(parameters, list(chain.from_iterable(gradients)))
+        for (settings, bucket), of_bucket in zip(work, gradients, strict=True):
+            bucket.prepare(settings, of_bucket, self._clip)
+        del gradients
+        if self._graph is None or not work:
             _step_all(work)
         else:
             # A graph is captured on a stream of the current device.
@@ -249,14 +430,14 @@ class Muon(torch.optim.Optimizer):
                     lambda: _step_all(work),
                     [bucket.static_arguments(group) for group, bucket in work if isinstance(bucket, GraphCapturable)],
                 )
-        self._given, self._clip = {}, None
+        self._given, self._clip = None, None
         for _, bucket in work:
             bucket.gradients = []  # their memory is the next backward pass's
         self._after_step()
         return loss
 
     def _gradient(self, parameter: Tensor) -> Tensor | None:
-        gradient = self._given.get(parameter, parameter.grad)
+        gradient = parameter.grad if self._given is None else self._given.get(parameter, parameter.grad)
         if gradient is not None and gradient.layout != torch.strided:
             raise ValueError(f"a gradient of {gradient.layout}: must be dense, as of nn.Embedding(sparse=False)")
         return gradient
@@ -268,21 +449,55 @@ class Muon(torch.optim.Optimizer):
     def average_gradients(self, max_norm: float | None = None) -> Tensor:
         """Average every gradient over `process_group` for the next step; return the norm of all of them (0-D).
 
-        A matrix's mean is computed on its owner alone, which halves what is sent. Where the norm is above `max_norm`
-        the next step scales the gradients down to it, as `clip_grad_norm_` would. `grad` itself is not changed.
+        A gradient that only some ranks have counts as zeros on the others. A matrix's mean is computed on its owner
+        alone, which halves what is sent. Where the norm is above `max_norm` the next step scales the gradients down to
+        it, as `clip_grad_norm_` would. `grad` itself is not changed.
         """
-        self._given, norm = average_gradients(list(chain.from_iterable(self._buckets)), self._context.replicas)
+        self._follow()
+        self._given, norm = average_gradients(list(self._buckets), self._context.replicas)
         self._clip = None if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
     @property
     def owners(self) -> dict[Tensor, int]:
         """The owner of each matrix on which `process_group` shares the work: the rank that alone needs its gradient."""
-        return owners_of(chain.from_iterable(self._buckets))
+        self._follow_groups()
+        return owners_of(self._buckets)
 
     def use_gradients(self, gradients: Mapping[Tensor, Tensor]) -> None:
         """Use these gradients in the next step instead of `grad`: `NOT_OWNED` for a matrix that another rank owns."""
         self._given = dict(gradients)
+
+
+def _with_others(defaults: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults with settings that were given under other implementations' names."""
+    ours = in_our_words(others)
+    for name, value in ours.items():
+        if name in others or name not in defaults:
+            raise TypeError(f"{name}={value!r}: no such setting; known are {', '.join(defaults)}")
+        if defaults[name] != _DEFAULTS[name].default and name != "lr":
+            raise ValueError(f"{name}={defaults[name]!r} is given under another name as well: give one")
+    return {**defaults, **ours}
+
+
+_DEFAULTS = inspect.signature(Muon.__init__).parameters
+
+
+def _copy_state(name: str, own: Tensor, given: Any, parameter: Tensor) -> None:
+    """Copy what was given for a parameter's state into its own memory."""
+    check_state(name, given, parameter, f"the {name} in the state of a parameter")
+    with torch.no_grad():
+        copy_into(own, given if isinstance(given, Tensor) else torch.as_tensor(given))
+
+
+def _gathered(group: GroupBuckets, own: Mapping[Tensor, dict[str, Tensor]]) -> dict[Tensor, dict[str, Tensor]]:
+    """Return the state of the matrices of a group on which replicas share the work; every rank must call it."""
+    gathered = {}
+    for bucket in group.buckets:
+        if isinstance(bucket, ReplicatedBucket):
+            for parameter, momentum in zip(bucket.parameters, bucket.gather_momenta(), strict=True):
+                gathered[parameter] = {**own.get(parameter, {}), "momentum": momentum}
+    return gathered
 
 
 def _step_all(work: list[tuple[dict[str, Any], Bucket]]) -> None:

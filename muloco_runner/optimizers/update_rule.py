@@ -7,6 +7,7 @@ W <- (1 - lr weight_decay) W - lr shape_scale NS(M, or what Nesterov looks ahead
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, assert_never
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from muloco_runner.config.inner_optimizer import LrScale, MomentumForm
 from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial, named_polynomial
+
+NUMBERS = ("lr", "momentum", "eps", "epsilon", "norm_floor", "weight_decay")
+"""Settings that are one number each; a tensor of one element is one."""
 
 
 def shape_scale(convention: LrScale, rows: int, columns: int) -> float:
@@ -25,13 +29,28 @@ def shape_scale(convention: LrScale, rows: int, columns: int) -> float:
             return max(1.0, rows / columns) ** 0.5
         case "moonlight":  # arXiv 2502.16982
             return 0.2 * max(rows, columns) ** 0.5
+        case "none":
+            return 1.0
         case _:
             assert_never(convention)
 
 
+def step_settings(group: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a group for one step, numbers as floats whatever they were given as.
+
+    `OneCycleLR` and `CyclicLR` set `betas` where an optimizer has them: of a Muon group its first is the momentum.
+    """
+    if "base_momentum" in group and group["algorithm"] == "muon":
+        group["momentum"] = group["betas"][0]
+    beta1, beta2 = group["betas"]
+    numbers = {name: float(group[name]) for name in NUMBERS}
+    return {**group, **numbers, "betas": (float(beta1), float(beta2))}
+
+
 def polynomial_of(group: dict[str, Any]) -> Polynomial:
-    """Return the Newton-Schulz polynomial that a parameter group names."""
-    return named_polynomial(group["coefficients"], group["num_iterations"])
+    """Return the Newton-Schulz polynomial that a parameter group names, with its normalisation."""
+    named = named_polynomial(group["coefficients"], group["num_iterations"])
+    return replace(named, epsilon=group["epsilon"], norm_floor=max(named.norm_floor, group["norm_floor"]))
 
 
 def gradient_weight(form: MomentumForm, momentum: float) -> float:

@@ -10,8 +10,9 @@ from typing import Any, get_args
 from torch import Tensor
 
 from muloco_runner.config.inner_optimizer import Coefficients, LrScale, MomentumForm
+from muloco_runner.optimizers.buckets.matrix_view import matrix_view, splits_of
 from muloco_runner.optimizers.orthogonalize import choose_backend
-from muloco_runner.optimizers.update_rule import polynomial_of
+from muloco_runner.optimizers.update_rule import NUMBERS, polynomial_of
 
 _CHOICES = {
     "algorithm": ("muon", "adamw"),
@@ -28,14 +29,15 @@ _SCHEDULERS_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_mome
 
 def check_range(name: str, value: Any, end: float = math.inf) -> None:
     """Check that a hyper-parameter is a number, not negative, and below `end`."""
-    if not isinstance(value, Real | Tensor) or not 0 <= float(value) < end:
+    is_number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+    if not is_number or not 0 <= float(value) < end:
         raise ValueError(
             f"{name}={value!r}: must be at least 0 and {'finite' if end == math.inf else f'below {end:g}'}"
         )
 
 
 def check_count(name: str, value: Any) -> None:
-    """Check that a number of steps is whole and positive."""
+    """Check that a number of something is whole and positive."""
     if not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}={value!r}: must be a whole number, at least 1")
 
@@ -54,9 +56,8 @@ def check_group(group: dict[str, Any]) -> None:
     for name, allowed in _CHOICES.items():
         if group[name] not in allowed:
             raise ValueError(f"{name}={group[name]!r}: must be one of {', '.join(allowed)}")
-    for name in ("lr", "weight_decay", "eps"):
-        check_range(name, group[name])
-    check_range("momentum", group["momentum"], 1)
+    for name in NUMBERS:
+        check_range(name, group[name], 1 if name == "momentum" else math.inf)
     try:
         beta1, beta2 = group["betas"]
     except (TypeError, ValueError):
@@ -65,16 +66,41 @@ def check_group(group: dict[str, Any]) -> None:
     check_range("betas", beta2, 1)
     check_count("num_iterations", group["num_iterations"])
     polynomial_of(group)
-    if group["nesterov"] not in (True, False):
-        raise ValueError(f"nesterov={group['nesterov']!r}: must be True or False")
+    for name in ("nesterov", "batched"):
+        if group[name] not in (True, False):
+            raise ValueError(f"{name}={group[name]!r}: must be True or False")
+    split = group["split"]
+    for number in split.values() if isinstance(split, dict) else (split,):
+        check_count("split", number)
+    if group["algorithm"] == "muon":
+        for parameter, number in zip(group["params"], splits_of(group), strict=True):
+            matrix_view(parameter.shape, number, group["batched"])
     for parameter in group["params"]:
         choose_backend(group["backend"], parameter.device)
         if not parameter.is_floating_point():
             raise ValueError(f"a parameter of {parameter.dtype}: must be of a real floating-point dtype")
-        if group["algorithm"] == "muon" and parameter.ndim != 2:
-            raise ValueError(
-                f'a parameter of shape {tuple(parameter.shape)} is no matrix: give it a group with algorithm="adamw"'
-            )
+
+
+def check_disjoint(groups: list[dict[str, Any]]) -> None:
+    """Check that no parameter is in two groups, or twice in one: a step would update it twice."""
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if len(set(map(id, parameters))) < len(parameters):
+        raise ValueError("a parameter is in more than one group, or twice in one: give each once")
+
+
+def check_split_names(groups: list[dict[str, Any]]) -> None:
+    """Check that every part of a name that `split` mentions is that of some parameter."""
+    parts = {
+        part
+        for group in groups
+        if group["algorithm"] == "muon"
+        for name in group.get("param_names", ())
+        for part in name.split(".")
+    }
+    for group in groups:
+        for part in group["split"] if isinstance(group["split"], dict) else ():
+            if part not in parts:
+                raise ValueError(f"split={group['split']}: no parameter of a Muon group has {part!r} in its name")
 
 
 def check_saved_groups(saved: list[dict[str, Any]], groups: list[dict[str, Any]]) -> None:
@@ -88,14 +114,21 @@ def check_saved_groups(saved: list[dict[str, Any]], groups: list[dict[str, Any]]
 
 
 def check_saved_state(number: int, saved: dict[str, Any], names: set[str], parameter: Tensor) -> None:
-    """Check that the saved state of a parameter has these names and its shape; a step count has none."""
+    """Check that the saved state of a parameter has these names and its shape; a step count is one number."""
     if saved.keys() != names:
         raise ValueError(
             f"the saved state of parameter {number} is {', '.join(sorted(saved))}; here it must be "
             f"{', '.join(sorted(names))}: it was saved by another optimizer"
         )
     for name, value in saved.items():
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        expected = () if name == "step" else tuple(parameter.shape)
-        if shape != expected:
-            raise ValueError(f"the saved {name} of parameter {number} is of shape {shape}; here it must be {expected}")
+        check_state(name, value, parameter, f"the saved {name} of parameter {number}")
+
+
+def check_state(name: str, value: Any, parameter: Tensor, what: str) -> None:
+    """Check that a parameter's state has its shape; a step count is a number, or a tensor of one element."""
+    if name == "step" and (isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)):
+        return
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    expected = () if name == "step" else tuple(parameter.shape)
+    if shape != expected:
+        raise ValueError(f"{what} is of shape {shape}; here it must be {expected}")

@@ -3,7 +3,8 @@
 The momentum of a `MatrixBucket` is one tensor, allocated once; each matrix's is a view of it. `fused` does the same in
 Triton kernels; `replicated` and `sharded` share the work over ranks.
 
-Axes: B matrices of the bucket, R rows (fan-out), C columns (fan-in).
+Axes: B matrices of the bucket, R rows (fan-out), C columns (fan-in). Where parameters are fused matrices or batches,
+B counts parameters, and R C stands for their shape.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from muloco_runner.distributed.dtensor import local, state_dtype
 from muloco_runner.distributed.pending import PendingTransfers
+from muloco_runner.optimizers.buckets.matrix_view import MatrixView
 from muloco_runner.optimizers.orthogonalize import (
     TRITON_DTYPES,
     choose_backend,
@@ -59,10 +61,14 @@ class GraphCapturable(Bucket, Protocol):
 class MatrixBucket:
     """Parameters of one group, shape, dtype and device, and their Muon step."""
 
-    def __init__(self, parameters: list[Tensor], backend: str, owned: Sequence[int] | None = None) -> None:
-        """`owned` are the indices of the matrices whose momentum this rank keeps: all of them by default."""
+    def __init__(
+        self, parameters: list[Tensor], view: MatrixView, backend: str, owned: Sequence[int] | None = None
+    ) -> None:
+        """`view` is each parameter as matrices; `owned` are the indices of the parameters whose momentum this rank
+        keeps: all of them by default."""
         self.parameters = parameters
-        self.rows, self.columns = parameters[0].shape
+        self.shape = parameters[0].shape
+        self.blocks, self.rows, self.columns = view.blocks, view.rows, view.columns
         self.device = parameters[0].device
         self.dtype = state_dtype(parameters[0])
         self.backend = choose_backend(backend, self.device)
@@ -77,7 +83,7 @@ class MatrixBucket:
         """Gradients of this step that are in the momentum already, in the state's dtype; Nesterov needs them again."""
 
     def momentum(self, index: int) -> Tensor:
-        """Return the momentum of an owned matrix, a view (R, C)."""
+        """Return the momentum of an owned parameter, a view in its shape."""
         return self.momentum_BRC[self.position[index]]
 
     def state(self, index: int) -> dict[str, Tensor]:
@@ -87,8 +93,8 @@ class MatrixBucket:
         self.gradients, self.clip = list(gradients), clip
 
     def step(self, group: dict[str, Any], pending: PendingTransfers) -> None:
-        chosen = [index for index in self.position if self.gradients[index] is not None]
-        at_once = matrices_at_once(self.backend, self.rows, self.columns)
+        chosen = [index for index in self.position if self.gradients[index] is not None and self.shape.numel()]
+        at_once = self.parameters_at_once
 
         def update(indices: Sequence[int]) -> None:
             for start in range(0, len(indices), at_once):
@@ -101,13 +107,23 @@ class MatrixBucket:
             update(chosen)
         self.gradients = []
 
+    @property
+    def parameters_at_once(self) -> int:
+        """How many parameters are worked on together."""
+        return max(1, matrices_at_once(self.backend, self.rows, self.columns) // self.blocks)
+
     def orthogonal_updates(self, group: dict[str, Any], indices: Sequence[int]) -> Tensor:
         """Accumulate the gradients of these owned matrices and return their orthogonalised updates (B, R, C)."""
         self._accumulate(group, indices)
-        orthogonal_BRC = orthogonalize(self._raw_updates(group, indices), polynomial_of(group), self.backend)
+        orthogonal_BRC = self._orthogonalized(group, self._raw_updates(group, indices))
         for index in indices:
             self._accumulated.pop(index, None)
         return orthogonal_BRC
+
+    def _orthogonalized(self, group: dict[str, Any], full_BRC: Tensor) -> Tensor:
+        """Return the orthogonalised updates of full parameters, in their shape."""
+        matrices = full_BRC.reshape(-1, self.rows, self.columns)
+        return orthogonalize(matrices, polynomial_of(group), self.backend).reshape(full_BRC.shape)
 
     def _accumulate(self, group: dict[str, Any], indices: Iterable[int]) -> list[int]:
         """Add the gradients of these matrices to their momentum; return the indices of those that have one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from muloco_runner.distributed.traffic import Traffic
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.buckets.adamw import AdamWBucket
 from muloco_runner.optimizers.buckets.base import Bucket, MatrixBucket
+from muloco_runner.optimizers.buckets.matrix_view import MatrixView, matrix_view, splits_of
 from muloco_runner.optimizers.buckets.replicated import ReplicatedBucket
 from muloco_runner.optimizers.buckets.sharded import ShardedBucket
 from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend, result_dtype
@@ -37,23 +39,69 @@ class BucketContext:
         return self.assignments.setdefault(num_ranks, OwnerAssignment(num_ranks))
 
 
-def create_buckets(group: dict[str, Any], context: BucketContext) -> list[Bucket]:
+_LAYOUT_SETTINGS = ("algorithm", "backend", "split", "batched")
+"""Settings of a group that decide which buckets it has."""
+
+
+class GroupBuckets:
+    """The buckets of one group, and what they were built of."""
+
+    def __init__(self, group: dict[str, Any], context: BucketContext) -> None:
+        self.parameters: list[Tensor] = list(group["params"])
+        self.buckets = _create_buckets(group, context)
+        self.state: dict[Tensor, dict[str, Tensor]] = {parameter: {} for parameter in self.parameters}
+        """What this rank keeps for each parameter, by name: memory of the buckets and of what the optimizer adds."""
+        for bucket in self.buckets:
+            for index, parameter in enumerate(bucket.parameters):
+                self.state[parameter] = bucket.state(index)
+        self._settings = [group[name] for name in _LAYOUT_SETTINGS]
+        self._kinds = [(p.dtype, p.device, p.shape) for p in self.parameters]
+
+    def are_of(self, group: dict[str, Any]) -> bool:
+        """Whether a group is still as it was: the same parameters, where they lay and in their dtype and shape."""
+        parameters = group["params"]
+        return (
+            len(parameters) == len(self.parameters)
+            and all(map(is_, parameters, self.parameters))
+            and all(
+                p.dtype is dtype and p.device == device and p.shape == shape
+                for p, (dtype, device, shape) in zip(parameters, self._kinds, strict=True)
+            )
+            and [group.get(name) for name in _LAYOUT_SETTINGS] == self._settings
+        )
+
+
+def _create_buckets(group: dict[str, Any], context: BucketContext) -> list[Bucket]:
     """Return the buckets of a group, matrices with the most arithmetic first, as an even assignment wants."""
-    is_muon = group["algorithm"] == "muon"
-    by_kind: dict[tuple[Any, ...], list[Tensor]] = {}
-    for parameter in group["params"]:
-        by_kind.setdefault((is_muon and parameter.shape, parameter.dtype, parameter.device), []).append(parameter)
-    if not is_muon:
+    if group["algorithm"] != "muon":
+        by_kind: dict[tuple[Any, ...], list[Tensor]] = {}
+        for parameter in group["params"]:
+            by_kind.setdefault((parameter.dtype, parameter.device), []).append(parameter)
         return [_adamw_bucket(parameters, group["backend"]) for parameters in by_kind.values()]
-    by_cost = sorted(by_kind.values(), key=lambda same: -min(same[0].shape) * same[0].numel())
-    unshared = [same for same in by_cost if context.replicas is None or is_distributed(same[0])]
+    by_cost = sorted(_by_view(group), key=lambda same: -min(same[0].rows, same[0].columns) * same[1][0].numel())
+    unshared = [same for same in by_cost if context.replicas is None or _is_unshared(same[1][0])]
     _reserve_workspace(unshared, group["backend"], context.arena)
-    buckets = [_matrix_bucket(parameters, group["backend"], context) for parameters in unshared]
+    buckets = [_matrix_bucket(parameters, view, group["backend"], context) for view, parameters in unshared]
     if context.replicas is not None:
-        replicated = [same for same in by_cost if not is_distributed(same[0])]
+        replicated = [same for same in by_cost if not _is_unshared(same[1][0])]
         assignment = context.assignment(context.replicas.size)
         buckets += _replicated_buckets(replicated, group["backend"], context.replicas, assignment)
     return buckets
+
+
+def _by_view(group: dict[str, Any]) -> list[tuple[MatrixView, list[Tensor]]]:
+    """Return the parameters of a Muon group that one bucket may hold, and what matrices each is."""
+    by_kind: dict[tuple[Any, ...], tuple[MatrixView, list[Tensor]]] = {}
+    for parameter, split in zip(group["params"], splits_of(group), strict=True):
+        view = matrix_view(parameter.shape, split, group["batched"])
+        kind = (parameter.shape, parameter.dtype, parameter.device, view)
+        by_kind.setdefault(kind, (view, []))[1].append(parameter)
+    return list(by_kind.values())
+
+
+def _is_unshared(parameter: Tensor) -> bool:
+    """Whether replicas share no work on it: its rows are sharded, or it has no elements."""
+    return is_distributed(parameter) or not parameter.numel()
 
 
 def _adamw_bucket(parameters: list[Tensor], backend: str) -> Bucket:
@@ -64,36 +112,48 @@ def _adamw_bucket(parameters: list[Tensor], backend: str) -> Bucket:
     return AdamWBucket(parameters)
 
 
-def _matrix_bucket(parameters: list[Tensor], backend: str, context: BucketContext) -> Bucket:
-    if is_distributed(parameters[0]):
+def _matrix_bucket(parameters: list[Tensor], view: MatrixView, backend: str, context: BucketContext) -> Bucket:
+    if is_distributed(parameters[0]) and parameters[0].numel():
         shards = Collectives(sharding_group(parameters[0]), context.traffic)
-        return ShardedBucket(parameters, backend, shards, context.assignment(shards.size))
-    if _is_fused(parameters, backend):
+        return ShardedBucket(parameters, view, backend, shards, context.assignment(shards.size))
+    if _is_fused_matrix(parameters, view, backend):
         from muloco_runner.optimizers.buckets.fused import FusedMatrixBucket
 
         return FusedMatrixBucket(parameters, backend, context.arena)
-    return MatrixBucket(parameters, backend)
+    return MatrixBucket(parameters, view, backend)
 
 
 def _replicated_buckets(
-    by_shape: list[list[Tensor]], backend: str, replicas: Collectives, assignment: OwnerAssignment
+    by_view: list[tuple[MatrixView, list[Tensor]]],
+    backend: str,
+    replicas: Collectives,
+    assignment: OwnerAssignment,
 ) -> list[Bucket]:
     """Return a bucket for each dtype of results: these go to other ranks together, whatever their shapes."""
-    by_result: dict[tuple[torch.dtype, torch.device], list[list[Tensor]]] = {}
-    for same in by_shape:
-        (rows, columns), device = same[0].shape, same[0].device
-        dtype = result_dtype(choose_backend(backend, device), rows, columns, state_dtype(same[0]))
-        by_result.setdefault((dtype, device), []).append(same)
+    by_result: dict[tuple[torch.dtype, torch.device], list[tuple[MatrixView, list[Tensor]]]] = {}
+    for view, same in by_view:
+        device = same[0].device
+        dtype = result_dtype(choose_backend(backend, device), view.rows, view.columns, state_dtype(same[0]))
+        by_result.setdefault((dtype, device), []).append((view, same))
     return [ReplicatedBucket(same, backend, replicas, assignment, dtype) for (dtype, _), same in by_result.items()]
 
 
-def _reserve_workspace(by_shape: list[list[Tensor]], backend: str, arena: Arena) -> None:
+def _reserve_workspace(by_view: list[tuple[MatrixView, list[Tensor]]], backend: str, arena: Arena) -> None:
     """Allocate what the largest fused bucket needs, so that all of them share one memory."""
-    fused = [parameters for parameters in by_shape if _is_fused(parameters, backend)]
+    fused = [parameters for view, parameters in by_view if _is_fused_matrix(parameters, view, backend)]
     if fused:
         from muloco_runner.optimizers.buckets.fused import needed_workspace
 
         arena.allocate(max(needed_workspace(parameters, backend) for parameters in fused), fused[0][0].device)
+
+
+def _is_fused_matrix(parameters: list[Tensor], view: MatrixView, backend: str) -> bool:
+    """Whether one fused kernel takes whole parameters as its matrices."""
+    return (
+        parameters[0].shape == (view.rows, view.columns)
+        and bool(parameters[0].numel())
+        and _is_fused(parameters, backend)
+    )
 
 
 def _is_fused(parameters: list[Tensor], backend: str) -> bool:

@@ -17,6 +17,7 @@ from muloco_runner.distributed.pending import PendingTransfers
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.buckets.adamw import AdamWBucket
 from muloco_runner.optimizers.buckets.base import MatrixBucket
+from muloco_runner.optimizers.buckets.matrix_view import MatrixView
 from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend, matrices_at_once
 from muloco_runner.optimizers.orthogonalize.triton import elementwise
 from muloco_runner.optimizers.orthogonalize.triton.device_tables import Addresses
@@ -39,7 +40,7 @@ class FusedMatrixBucket(MatrixBucket):
     """Full matrices on one GPU, and their Muon step in Triton kernels."""
 
     def __init__(self, parameters: list[Tensor], backend: str, arena: Arena) -> None:
-        super().__init__(parameters, backend)
+        super().__init__(parameters, MatrixView(1, *parameters[0].shape), backend)
         count = len(parameters)
         self.at_once = min(count, matrices_at_once(self.backend, self.rows, self.columns))
         half = TRITON_DTYPES[self.backend]
@@ -67,7 +68,7 @@ class FusedMatrixBucket(MatrixBucket):
             source.nesterov = group["nesterov"]
 
     def static_arguments(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        names = ("nesterov", "coefficients", "num_iterations", "lr_scale")
+        names = ("nesterov", "coefficients", "num_iterations", "lr_scale", "epsilon", "norm_floor")
         tables = [*self.weights, *(source.gradients for source in self.sources)]
         return (*(group[name] for name in names), *(table.aligned for table in tables))
 
@@ -77,7 +78,7 @@ class FusedMatrixBucket(MatrixBucket):
         with torch.cuda.device_of(self.parameters[0]):
             for part, weights, source in zip(self.parts, self.weights, self.sources, strict=True):
                 self.workspace.batch = len(part)
-                self.workspace.normalise(source, polynomial.norm_margin)
+                self.workspace.normalise(source, polynomial)
                 p = self.workspace.run(polynomial.steps)
                 self.workspace.finish_into(weights, self.parameters[0].dtype, source, p, scale)
 

@@ -9,6 +9,7 @@ Axes: P ranks, W values of an owner buffer in one message.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from muloco_runner.distributed.owner_buffers import OwnerBuffers
 from muloco_runner.distributed.ownership import OwnerAssignment
 from muloco_runner.distributed.pending import PendingTransfer, PendingTransfers
 from muloco_runner.optimizers.buckets.base import Bucket, MatrixBucket
-from muloco_runner.optimizers.orthogonalize import matrices_at_once
+from muloco_runner.optimizers.buckets.matrix_view import MatrixView
 
 
 class ReplicatedBucket:
@@ -30,25 +31,26 @@ class ReplicatedBucket:
 
     def __init__(
         self,
-        by_shape: Sequence[list[Tensor]],
+        by_view: Sequence[tuple[MatrixView, list[Tensor]]],
         backend: str,
         replicas: Collectives,
         assignment: OwnerAssignment,
         result_dtype: torch.dtype,
     ) -> None:
-        """`by_shape` are lists of parameters of one shape each; `assignment` names the owner of each."""
+        """`by_view` are lists of parameters of one shape each, and their matrices; `assignment` names the owner of
+        each."""
         self.replicas, self.result_dtype = replicas, result_dtype
-        self.parameters = [parameter for same in by_shape for parameter in same]
+        self.parameters = [parameter for _, same in by_view for parameter in same]
         self.gradients: list[Tensor | None] = []
         self.owners: list[int] = []
         self._buckets: list[MatrixBucket] = []
         """One for each shape."""
         self._members: list[tuple[MatrixBucket, int]] = []
         """For each matrix the bucket of its shape, and its index there."""
-        for same in by_shape:
-            owners = assignment.assign(len(same), *same[0].shape)
+        for view, same in by_view:
+            owners = assignment.assign(len(same), view.rows, view.columns, view.blocks)
             owned = [index for index, owner in enumerate(owners) if owner == replicas.rank]
-            bucket = MatrixBucket(same, backend, owned)
+            bucket = MatrixBucket(same, view, backend, owned)
             self.owners += owners
             self._buckets.append(bucket)
             self._members += [(bucket, index) for index in range(len(same))]
@@ -65,7 +67,7 @@ class ReplicatedBucket:
         momenta = []
         for owner, (bucket, number) in zip(self.owners, self._members, strict=True):
             is_own = owner == self.replicas.rank
-            momentum = bucket.momentum(number) if is_own else bucket.momentum_BRC.new_empty(bucket.rows, bucket.columns)
+            momentum = bucket.momentum(number) if is_own else bucket.momentum_BRC.new_empty(bucket.shape)
             self.replicas.broadcast(momentum, owner)
             momenta.append(momentum)
         return momenta
@@ -85,7 +87,7 @@ class ReplicatedBucket:
         received: dict[int, list[Tensor]] = {}
         filled = sent = 0
         for bucket in self._buckets:
-            owned, at_once = list(bucket.position), matrices_at_once(bucket.backend, bucket.rows, bucket.columns)
+            owned, at_once = list(bucket.position), bucket.parameters_at_once
             for start in range(0, len(owned), at_once):
                 orthogonal_BRC = bucket.orthogonal_updates(group, owned[start : start + at_once])
                 own[filled : filled + orthogonal_BRC.numel()].view_as(orthogonal_BRC).copy_(orthogonal_BRC)
@@ -122,7 +124,7 @@ class ReplicatedBucket:
                 _, members, orthogonal = complete.setdefault(id(bucket), (bucket, [], []))
                 members.append(member)
                 flat = torch.cat(values) if len(values) > 1 else values[0]
-                orthogonal.append(flat.view(bucket.rows, bucket.columns))
+                orthogonal.append(flat.view(bucket.shape))
         for bucket, members, orthogonal in complete.values():
             bucket.apply_update(group, members, orthogonal)
 
@@ -133,17 +135,65 @@ def owners_of(buckets: Iterable[Bucket]) -> dict[Tensor, int]:
     return {p: owner for bucket in replicated for p, owner in zip(bucket.parameters, bucket.owners, strict=True)}
 
 
+class GradientAgreement:
+    """Checks that replicas step with the same gradients: in the first step by their norms, then by which exist."""
+
+    def __init__(self, replicas: Collectives) -> None:
+        self._replicas = replicas
+        self._have_agreed = False
+
+    def check(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """Refuse gradients, one for each parameter, that are not those of the other ranks. Every rank must call it."""
+        norms = [-1.0 if gradient is None else 0.0 for gradient in gradients]
+        if not self._have_agreed:
+            for index, gradient in enumerate(gradients):
+                if gradient is not None and not is_distributed(gradient):
+                    norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float32))
+                    norms[index] = norm if math.isfinite(norm) else 0.0
+        own = torch.tensor(norms, device=parameters[0].device)
+        of_ranks = own.new_empty(self._replicas.size * len(own))
+        self._replicas.all_gather(of_ranks, own)
+        for of_parameter in zip(*of_ranks.cpu().view(self._replicas.size, -1).tolist(), strict=True):
+            least, most = min(of_parameter), max(of_parameter)
+            if least < 0 <= most:
+                raise ValueError(f"only some ranks of process_group have a gradient of a parameter: {_AVERAGE_THEM}")
+            if most - least > _MOST_DIFFERENCE * abs(most):
+                raise ValueError(
+                    f"gradients differ between the ranks of process_group, norms {least:g} to {most:g}: {_AVERAGE_THEM}"
+                )
+        self._have_agreed = self._have_agreed or max(norms) > 0
+
+
+_MOST_DIFFERENCE = 1e-4
+"""Of the norms of equal gradients, relative: rounding of sums in other orders."""
+_AVERAGE_THEM = "average them before each step, by DDP, average_gradients() or average=True"
+
+
+def _existing_on_any(parameters: Sequence[Tensor], replicas: Collectives) -> list[Tensor]:
+    """Return the parameters of which any rank has a gradient: those that a batch did not use have none on some."""
+    counts = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
+    counts = counts.to(parameters[0].device)
+    replicas.all_reduce(counts)
+    return [parameter for parameter, count in zip(parameters, counts.tolist(), strict=True) if count]
+
+
 def average_gradients(buckets: Sequence[Bucket], replicas: Collectives | None) -> tuple[dict[Tensor, Tensor], Tensor]:
     """Return each parameter's gradient averaged over the ranks (`NOT_OWNED` where another rank needs it), and the norm
     of all of them (0-D). Gradients of sharded parameters are a `ValueError`: `fully_shard` averages those."""
     parameters = [parameter for bucket in buckets for parameter in bucket.parameters]
-    gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
-    if any(is_distributed(parameter) for parameter in gradients):
+    if not parameters:
+        return {}, torch.zeros(())
+    if any(is_distributed(parameter) for parameter in parameters):
         raise ValueError("gradients of sharded parameters are averaged by fully_shard: call step() alone")
+    gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
     owners = owners_of(buckets)
     if replicas is not None:
-        reducer = GradientReducer(parameters, owners, replicas)
-        for parameter, gradient in gradients.items():
+        existing = _existing_on_any(parameters, replicas)
+        reducer = GradientReducer(existing, owners, replicas)
+        for parameter in existing:
+            gradient = gradients.get(parameter)
+            if gradient is None:
+                gradient = torch.zeros_like(parameter, requires_grad=False)
             reducer.add(parameter, gradient if parameter in owners else gradient.clone())
         gradients = reducer.finish()
         for gradient in gradients.values():

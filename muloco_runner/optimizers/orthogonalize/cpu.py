@@ -72,7 +72,9 @@ def orthogonalize_cpu(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:
 def _normalise(x_RC: Tensor, polynomial: Polynomial) -> Tensor:
     """As `normalise`, which on a CPU takes most of its time to sum in float64: only where float32 does not bear it."""
     norm = float(torch.linalg.vector_norm(x_RC))
-    return x_RC / (norm * polynomial.norm_margin) if 1e-15 < norm < 1e15 else normalise(x_RC, polynomial)
+    if not 1e-15 < norm < 1e15:
+        return normalise(x_RC, polynomial)
+    return x_RC / max(norm * polynomial.norm_margin + polynomial.epsilon, polynomial.norm_floor)
 
 
 def _folded(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:

@@ -14,6 +14,10 @@ from muloco_runner.config.inner_optimizer import Coefficients as CoefficientsNam
 
 Coefficients = tuple[float, float, float]
 
+SMALLEST_NORM = 2.0**-126
+"""The smallest normal float32. Below it nothing is left to orthogonalise: such a matrix, all zeros included, gives
+zeros."""
+
 # Keller Jordan, "Muon" (kellerjordan.github.io/posts/muon): one triple for every step.
 _KELLER_JORDAN: tuple[Coefficients, ...] = ((3.4445, -4.7750, 2.0315),)
 
@@ -43,6 +47,10 @@ class Polynomial:
     steps: tuple[Coefficients, ...]
     norm_margin: float = 1.0
     """Factor on the Frobenius norm that the input is divided by."""
+    epsilon: float = 0.0
+    """Term added to that."""
+    norm_floor: float = SMALLEST_NORM
+    """The least that the input is divided by."""
 
 
 @cache

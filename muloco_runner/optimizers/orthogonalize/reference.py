@@ -10,17 +10,17 @@ from torch import Tensor
 
 from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial
 
-# Below the smallest normal float32 nothing is left to orthogonalise: such a matrix, all zeros included, gives zeros.
-SMALLEST_NORM = torch.finfo(torch.float32).tiny
-
 
 def normalise(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:
-    """X over its Frobenius norm (and the margin), in X's dtype, whatever the scale of X.
+    """X over its Frobenius norm (with margin, epsilon and floor), in X's dtype, whatever the scale of X.
 
-    Squares are summed in float64: in float32 they overflow above 1e19 and vanish below 1e-22.
+    Squares are summed in float64: in float32 they overflow above 1e19 and vanish below 1e-22. A norm that X's dtype
+    does not hold is divided by in two parts; else the second is 1.
     """
     norm_B11 = torch.linalg.vector_norm(x_BMN, dim=(-2, -1), keepdim=True, dtype=torch.float64)
-    return x_BMN / (norm_B11 * polynomial.norm_margin).clamp_(min=SMALLEST_NORM).to(x_BMN.dtype)
+    divisor_B11 = (norm_B11 * polynomial.norm_margin + polynomial.epsilon).clamp_(min=polynomial.norm_floor)
+    first_B11 = divisor_B11.clamp(max=torch.finfo(x_BMN.dtype).max / 2)
+    return (x_BMN / first_B11.to(x_BMN.dtype)).div_((divisor_B11 / first_B11).to(x_BMN.dtype))
 
 
 def orthogonalize_reference(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:

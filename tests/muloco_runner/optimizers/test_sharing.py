@@ -113,8 +113,8 @@ def test_a_rank_without_a_matrix_takes_part(outcomes: list[dict[str, Any]]) -> N
 
 def test_what_ranks_send_is_told(outcomes: list[dict[str, Any]], ranks: ModuleType) -> None:
     # The largest matrix is one rank's, all others are the other's, and both send as much: gradients before the step,
-    # results after it. All else, and the norm of each of nine gradients, is summed over both.
-    largest, rest, norms = 35 * 33, 7 + 11 * 4, 9
+    # results after it. All else, the norm of each of nine gradients and whether it exists, is summed over both.
+    largest, rest, norms = 35 * 33, 7 + 11 * 4, 2 * 9
     assert largest > sum(rows * columns for rows, columns in ranks.SHAPES) - largest
     padding = -largest % 8
     sent = 4 * 4 * (2 * (largest + padding) + rest + norms)

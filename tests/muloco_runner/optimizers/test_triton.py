@@ -215,7 +215,8 @@ def test_elementwise_kernels_compile_without_spills() -> None:
         elementwise.normalise: {
             "gradients": "*i64", "momentum": "*fp32", "squares": "*fp64", "out": "*fp16", "numel": "i32",
             "strip": "i32", "columns": "i32", "row_stride": "i32", "matrix_stride": "i32", "margin": "fp32",
-            "smallest_norm": "fp32", "GRADIENT": tl.float32, "NESTEROV": True, "DTYPE": tl.float16, "STRIPS": 256,
+            "epsilon": "fp32", "norm_floor": "fp32", "GRADIENT": tl.float32, "NESTEROV": True, "DTYPE": tl.float16,
+            "STRIPS": 256,
         },
         elementwise.update_parameters: {
             "orthogonal": "*i64", "parameters": "*i64", "kept": "fp32", "scale": "fp32", "numel": "i32",

@@ -72,7 +72,7 @@ def test_numbers_of_numpy_and_tensors_are_numbers() -> None:
 
 
 @pytest.mark.parametrize("kind", [Muon, MuLoCo1])
-@pytest.mark.parametrize("key", ["algoritm", "use_muon", "maximize", "beta"])
+@pytest.mark.parametrize("key", ["algoritm", "use_adamw", "maximize", "beta"])
 def test_a_key_of_a_group_that_nothing_reads_is_refused(key: str, kind: type[Muon]) -> None:
     """It would leave the parameters to another algorithm than was meant."""
     with pytest.raises(ValueError, match=f"'{key}' in a parameter group: no such setting; known are params, lr, algor"):

@@ -27,6 +27,6 @@ def orthogonalize_triton(x_BRC: Tensor, polynomial: Polynomial, dtype: torch.dty
         for part_BRC, result_BRC in zip(x_BRC.split(at_once), out_BRC.split(at_once), strict=True):
             workspace.batch = len(part_BRC)
             addresses.point_to(part_BRC.unbind())
-            workspace.normalise(Source(addresses, x_BRC.dtype), polynomial.norm_margin)
+            workspace.normalise(Source(addresses, x_BRC.dtype), polynomial)
             result_BRC.copy_(workspace.finish(workspace.run(polynomial.steps)))
     return out_BRC

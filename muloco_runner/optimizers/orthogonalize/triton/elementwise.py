@@ -76,18 +76,22 @@ def accumulate_momentum(
 
 @triton.jit
 def normalise(
-    gradients, momentum, squares, out, hyper, numel, strip, columns, row_stride, matrix_stride, margin, smallest_norm,
+    gradients, momentum, squares, out, hyper, numel, strip, columns, row_stride, matrix_stride,
+    margin, epsilon, norm_floor,
     GRADIENT: tl.constexpr, NESTEROV: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
     STRIPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out = update / (its Frobenius norm times `margin`), in DTYPE. Grid (STRIPS, batch), as the stage before."""
+    """out = update / (its Frobenius norm times `margin`, plus `epsilon`; at least `norm_floor`), in DTYPE.
+
+    Grid (STRIPS, batch), as the stage before.
+    """
     index, batch = tl.program_id(0), tl.program_id(1)
     if tl.load(gradients + batch) == 0:
         return
     gradient = pointer_to(gradients, batch, GRADIENT, ALIGNED)
-    norm = tl.sqrt(tl.sum(tl.load(squares + batch * STRIPS + tl.arange(0, STRIPS)), axis=0)) * margin
+    norm = tl.sqrt(tl.sum(tl.load(squares + batch * STRIPS + tl.arange(0, STRIPS)), axis=0)) * margin + epsilon
     # A comparison that a norm that is not a number fails: it stays.
-    inverse = 1.0 / tl.where(norm < smallest_norm, smallest_norm, norm)
+    inverse = 1.0 / tl.where(norm < norm_floor, norm_floor, norm)
     if momentum is not None:
         momentum += batch.to(tl.int64) * numel
         mu = tl.load(hyper + MOMENTUM).to(tl.float32)

@@ -20,6 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.orthogonalize.gram_form import Addend, GramForm
+from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial
 from muloco_runner.optimizers.orthogonalize.triton import elementwise, products, tiles
 from muloco_runner.optimizers.orthogonalize.triton.device_tables import Addresses
 from muloco_runner.optimizers.orthogonalize.triton.hyper import HyperParameters
@@ -31,7 +32,6 @@ STRETCHES = {torch.float16: (3, 2), torch.bfloat16: (2, 2), torch.float32: (1, 1
 bears no stretch of three on rank-deficient input."""
 SMALLEST_HALF_SIDE = 32
 """A matrix with a shorter side is orthogonalised in float32: its products fill no tile of half precision."""
-SMALLEST_NORM = torch.finfo(torch.float32).tiny
 MOST_STRIPS = 256
 STRIP_BLOCK = 2048
 GROUP = 8
@@ -108,8 +108,8 @@ class Workspace(GramForm):
 
     # The prologue
 
-    def normalise(self, source: Source, margin: float) -> None:
-        """Momentum from the gradients, and X from the momentum, divided by its norm times `margin`."""
+    def normalise(self, source: Source, polynomial: Polynomial) -> None:
+        """Momentum from the gradients, and X from the momentum, divided by its norm as the polynomial says."""
         numel = self.rows * self.columns
         block = min(STRIP_BLOCK, triton.next_power_of_2(numel))
         strip = -(-numel // (self.strips * block)) * block
@@ -123,7 +123,8 @@ class Workspace(GramForm):
         elementwise.accumulate_momentum[grid](**shared)
         elementwise.normalise[grid](
             out=self.x, columns=self.columns, row_stride=self.x.stride(1), matrix_stride=self.x.stride(0),
-            margin=margin, smallest_norm=SMALLEST_NORM, DTYPE=TRITON_TYPES[self.dtype], STRIPS=self.strips, **shared,
+            margin=polynomial.norm_margin, epsilon=polynomial.epsilon, norm_floor=polynomial.norm_floor,
+            DTYPE=TRITON_TYPES[self.dtype], STRIPS=self.strips, **shared,
         )  # fmt: skip
 
     # The products
