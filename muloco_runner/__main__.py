@@ -187,7 +187,7 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
     emulated_link(app.execution, device.type)
     Topology(run.num_workers, process.rank, process.num_ranks).check(run)
     folder = RunFolder.of(app.root, run.run_id)
-    check_same_data(folder, check_can_run(run))
+    check_same_data(folder, check_can_run(run, folder))
     folder.write_config(run.to_dict())
     is_main = process.rank == 0
     with show_progress(run, enabled=is_main) as on_record:

@@ -6,9 +6,10 @@ Needs hydra-core and omegaconf, not torch: the trainer's entry, the sweeps and a
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
@@ -24,15 +25,21 @@ from muloco_runner.config import (
     ExecutionConfig,
     InnerOptimizerConfig,
     MethodConfig,
+    ModelConfig,
     RunConfig,
     ScheduleConfig,
 )
+from muloco_runner.config.keys import no_such_setting
 from muloco_runner.config.names import OLD_CHOICES, OLD_VALUES, warn_renamed
 from muloco_runner.config.run import VARIANTS
+from muloco_runner.data.identity import named_by_content
 from muloco_runner.paths import config_dir
 
 AROUND_RUNS = ("root", "cluster", "execution")
 """What the command line may say of a sweep beside its runs."""
+
+
+_HYDRAS_ADVICE = re.compile(r"Could not override '([^']+)'\.\s+To append to your config use \+")
 
 
 @dataclass
@@ -51,9 +58,11 @@ class AppConfig(RunConfig):
     sweep: Any = None
     """Read by the sweeps."""
 
-    @property
+    @cached_property
     def run(self) -> RunConfig:
-        return RunConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(RunConfig)})
+        """The run, named by the content of its data where there is any."""
+        run = RunConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(RunConfig)})
+        return named_by_content([run], self.root)[0]
 
 
 @cache
@@ -106,11 +115,37 @@ def to_app_config(tree: DictConfig) -> AppConfig:
             if (value := OmegaConf.select(tree, path)) in names:
                 warn_renamed(f"{path}={value}", f"{path}={names[value]}")
                 OmegaConf.update(tree, path, names[value])
+        _refuse_unknown(tree)
         app = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
     assert isinstance(app, AppConfig)
     return app
+
+
+def compose_model(name: str) -> ModelConfig:
+    """The model of that name alone, whatever runs it could be trained in."""
+    model = OmegaConf.to_object(compose_tree([f"model={name}"]).model)
+    assert isinstance(model, ModelConfig)
+    return model
+
+
+def _refuse_unknown(tree: DictConfig, above: str = "") -> None:
+    """A key that was added with + and is no setting would have no effect: it raises `ConfigError`."""
+    schema = OmegaConf.get_type(tree)
+    if not dataclasses.is_dataclass(schema):
+        return  # the cluster and the sweep, which the sweeps read
+    known = {f.name for f in dataclasses.fields(schema)}
+    for key in map(str, tree):
+        if key not in known:
+            raise ConfigError(no_such_setting(f"{above}{key}", AppConfig, _groups()))
+        if not OmegaConf.is_missing(tree, key) and isinstance(tree[key], DictConfig):
+            _refuse_unknown(tree[key], f"{above}{key}.")
+
+
+def _groups() -> list[str]:
+    """Choices that are no settings themselves, such as algorithm."""
+    return [path.name for path in config_dir().iterdir() if path.is_dir()]
 
 
 def compose_app_config(overrides: Sequence[str]) -> AppConfig:
@@ -121,6 +156,9 @@ def compose_app_config(overrides: Sequence[str]) -> AppConfig:
 def one_line(error: BaseException) -> str:
     """Hydra's and OmegaConf's messages, the cause included, without their line breaks and search paths."""
     said = _joined(str(error))
+    if unknown := _HYDRAS_ADVICE.match(said):
+        # Following it would add a key that nothing reads.
+        return no_such_setting(unknown[1], AppConfig, _groups())
     cause = "" if error.__cause__ is None else _joined(str(error.__cause__))
     # A message that was made of its cause's says it once.
     return said if cause in said else f"{said} {cause}"

@@ -118,7 +118,7 @@ def _attempt(
             run, execution.wandb_project if process.rank == 0 else None, folder.attempt_dir(attempt)
         ) as send_to_wandb,
     ):
-        corpus = check_can_run(run)
+        corpus = check_can_run(run, folder)
 
         def report(record: StepRecord) -> None:
             on_record(record)
@@ -136,12 +136,18 @@ def _attempt(
         return ExitCode.FINISHED
 
 
-def check_can_run(run: RunConfig) -> Corpus:
-    """The run's corpus; a run that this corpus cannot feed raises `ConfigError`."""
+def check_can_run(run: RunConfig, folder: RunFolder | None = None) -> Corpus:
+    """The run's corpus; a run that this corpus cannot feed raises `ConfigError`. `folder`: where it may have begun."""
     from muloco_runner.data.check import check_vocabulary
     from muloco_runner.data.corpus import load_corpus
 
-    corpus = load_corpus(run.data)
+    header = folder.read_header() if folder else None
+    corpus = load_corpus(run.data, header.corpus_hash if header else None)
+    if run.data.content_hash not in (None, corpus.content_hash):
+        raise ConfigError(
+            f"data.path={run.data.path!r} holds data {corpus.content_hash} now, this run is on "
+            f"{run.data.content_hash}: put the first data back, or start the run on the other data as a new one"
+        )
     check_vocabulary(run, corpus.vocab_size)
     length = run.model.sequence_length
     for name, split in (("training", corpus.train), ("validation", corpus.validation)):
@@ -177,7 +183,7 @@ def preload_for(folder: RunFolder) -> None:
 
     try:
         run = RunConfig.from_dict(folder.read_config())
-        check_can_run(run)
+        check_can_run(run, folder)
         baselines(run.data)
     except (ConfigError, RecordError):
         return  # the run itself will report it

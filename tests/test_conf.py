@@ -51,9 +51,15 @@ def test_published_sizes_carry_the_published_weight_decay(size: str, algorithm: 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["modle=42k"], "modle"),
+        (["modle=42k"], "modle: no such setting; did you mean model?"),
+        (["lr=0.1"], "lr: no such setting; did you mean inner_optimizer.lr?"),
+        (["+lr=0.1"], "lr: no such setting; did you mean inner_optimizer.lr?"),
+        (["++method.streaming.fragments=3", "algorithm=muloco"], "did you mean method.streaming.num_fragments?"),
+        (["+inner_optimizer.momentum=0.9"], "another choice of inner_optimizer has it"),
+        (["+execution.quickness=0.9"], "execution.quickness: no such setting; known there: device"),
+        (["+wrong=0.9"], "wrong: no such setting; known there: model"),
         (["model=43k"], "43k"),
-        (["inner_optimizer.learning_rate=1"], "learning_rate"),
+        (["inner_optimizer.learning_rate=1"], "did you mean inner_optimizer.lr?"),
         (["method.num_workers=4"], "num_workers"),
         (["algorithm=ddp_adamw", "inner_optimizer.momentum=0.9"], "momentum"),
         (["model.width=50"], "multiple of model.head_width"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
+from muloco_runner.config.plain import UNNAMED_AT_DEFAULT
 
 DataSource = Literal["python_source", "text", "prepared"]
 
@@ -23,6 +24,9 @@ class DataConfig:
     """Share of the documents held out, chosen by the hash of their names. Fixed by the manifest for `prepared`."""
     validation_tokens: int = 65_536
     """Tokens of held-out text in the fixed evaluation set."""
+    content_hash: str | None = field(default=None, metadata=UNNAMED_AT_DEFAULT)
+    """Content hash of the corpus, 16 hex digits, filled in when a run is composed: it names the run in place of `path`,
+    and other data is refused. Null for runs of earlier versions, named by the path, and for `python_source`."""
 
     def __post_init__(self) -> None:
         require_choice("data.source", self.source, get_args(DataSource))

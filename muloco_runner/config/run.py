@@ -128,10 +128,15 @@ class RunConfig:
 
     @property
     def run_id(self) -> str:
-        """First 12 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces), names as first given."""
+        """First 12 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces), names as first given.
+
+        Data that is known by its content is named by that and not by where it lies.
+        """
         import hashlib  # Two milliseconds of every `--help`, which names no run.
 
         values = names_in_hash(self.to_dict())
+        if self.data.content_hash is not None:
+            del values["data"]["path"]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

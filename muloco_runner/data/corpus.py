@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import sys
 import sysconfig
 from collections.abc import Iterable
@@ -22,8 +23,9 @@ from numpy.typing import NDArray
 from muloco_runner.config import ConfigError, DataConfig
 from muloco_runner.data.check import check_data_path
 from muloco_runner.data.prepared.documents import FileRange
-from muloco_runner.data.prepared.inputs import documents_of, find_files, plan_chunks
-from muloco_runner.data.prepared.manifest import read_manifest
+from muloco_runner.data.prepared.input_hashes import stamp_of
+from muloco_runner.data.prepared.inputs import documents_of, find_files, named_files, plan_chunks
+from muloco_runner.data.prepared.manifest import FILE_NAME, read_manifest
 from muloco_runner.data.prepared.read import PreparedSplit
 
 BYTE_VOCABULARY = 256
@@ -32,6 +34,9 @@ _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_tes
 _SHUFFLE_SALT = b"validation"
 _COLUMN = "text"
 """Key or column of the text in files that hold rows."""
+
+
+Stamp = tuple[tuple[str | int, ...], ...]
 
 
 class Split(Protocol):
@@ -88,10 +93,16 @@ class Corpus:
 
 
 @functools.cache
-def _load(source: str, path: str | None, validation_fraction: float) -> Corpus:
+def _load(
+    source: str, path: str | None, validation_fraction: float, stamp: Stamp = (), as_before: bool = False
+) -> Corpus:
+    """`stamp` says which state of the files is meant, since they may change while a process lives."""
     if source == "prepared":
         return _prepared(Path(str(path)))
-    documents = _python_source() if source == "python_source" else _text_files(Path(str(path)))
+    if source == "text":
+        documents = (_text_files_before if as_before else _text_files)(Path(str(path)))
+    else:
+        documents = _python_source()
     train: list[bytes] = []
     held_out: list[tuple[bytes, bytes]] = []
     for name, content in documents:
@@ -116,9 +127,31 @@ def _load(source: str, path: str | None, validation_fraction: float) -> Corpus:
     return Corpus(splits[0], splits[1], BYTE_VOCABULARY, content_hash.hexdigest()[:16])
 
 
-def load_corpus(data: DataConfig) -> Corpus:
-    """Reads the corpus, once in a process. Mistakes in the path raise `ConfigError`."""
-    return _load(data.source, data.path, data.validation_fraction)
+def load_corpus(data: DataConfig, started_on: str | None = None) -> Corpus:
+    """Reads the corpus, once in a process. Mistakes in the path raise `ConfigError`.
+
+    `started_on`: the content hash of the data that a run was started on. Where that was text as earlier versions read
+    it, it is read so again.
+    """
+    corpus = _load(data.source, data.path, data.validation_fraction, stamp_of_data(data))
+    if data.source == "text" and data.content_hash is None and started_on not in (None, corpus.content_hash):
+        before = load_corpus_as_before(data)
+        return before if before.content_hash == started_on else corpus
+    return corpus
+
+
+def load_corpus_as_before(data: DataConfig) -> Corpus:
+    """Text as it was read before runs were named by their data's content: every file that is not hidden, as it is."""
+    return _load(data.source, data.path, data.validation_fraction, stamp_of_data(data), as_before=True)
+
+
+def stamp_of_data(data: DataConfig) -> Stamp:
+    """Names, sizes, times and inodes of the files of text, or of a manifest; empty where there are none."""
+    if data.path is None or not os.path.exists(data.path):
+        return ()
+    path = Path(data.path)
+    files = named_files([path]) if data.source == "text" else [(FILE_NAME, str(path / FILE_NAME))]
+    return tuple(sorted((name, *stamp_of(file)) for name, file in files if os.path.exists(file)))
 
 
 def _prepared(folder: Path) -> Corpus:
@@ -175,6 +208,13 @@ def _documents(ranges: list[FileRange], by_file: bool) -> Iterable[bytes]:
             yield document.content
 
 
+def _text_files_before(path: Path) -> Iterable[tuple[str, bytes]]:
+    if path.is_file():
+        paragraphs = path.read_bytes().split(b"\n\n")
+        return [(str(number), text + b"\n\n") for number, text in enumerate(paragraphs) if text.strip()]
+    return _read(path, (file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")))
+
+
 def _read(root: Path, files: Iterable[Path]) -> list[tuple[str, bytes]]:
     named = sorted((file.relative_to(root).as_posix(), file) for file in files)
     contents = ((name, file.read_bytes()) for name, file in named)
@@ -187,8 +227,10 @@ _MOST_COUNTED_TOKENS = 2**26
 
 
 @functools.cache
-def _baselines(source: str, path: str | None, validation_fraction: float, validation_tokens: int) -> dict[str, float]:
-    corpus = _load(source, path, validation_fraction)
+def _baselines(
+    source: str, path: str | None, validation_fraction: float, validation_tokens: int, stamp: Stamp
+) -> dict[str, float]:
+    corpus = load_corpus(DataConfig(source, path, validation_fraction))
     size = corpus.vocab_size
     if size > _LARGEST_COUNTED_VOCABULARY:
         return {}
@@ -206,4 +248,4 @@ def baselines(data: DataConfig) -> dict[str, float]:
     """Validation loss, nats per token, of the unigram and the bigram model counted on the training text (add-one):
     what a model that learnt nothing but frequencies would reach. Empty for a vocabulary too large to count pairs of.
     """
-    return _baselines(data.source, data.path, data.validation_fraction, data.validation_tokens)
+    return _baselines(data.source, data.path, data.validation_fraction, data.validation_tokens, stamp_of_data(data))

@@ -256,12 +256,13 @@ class RunFolder:
     # Writing
 
     def write_config(self, values: dict[str, Any]) -> None:
-        """Makes the folder and says which run it is for. Written again only with the same values.
+        """Makes the folder and says which run it is for. Written again only with the same values, or where data that is
+        known by its content lies elsewhere now.
 
         A folder that cannot be written raises `ConfigError`.
         """
         try:
-            if not self.config_file.exists():
+            if not self.config_file.exists() or _data_has_moved(self.read_config(), values):
                 write_atomically(self.config_file, json.dumps(values, indent=1, allow_nan=False) + "\n")
         except OSError as error:
             raise ConfigError(f"{self.path}: {error.strerror}: choose another root") from None
@@ -292,6 +293,12 @@ class RunFolder:
                 if file.read(1) != b"\n":
                     text = "\n" + text
             file.write(text.encode())
+
+
+def _data_has_moved(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    there, here = before.get("data") or {}, now.get("data") or {}
+    content = here.get("content_hash")
+    return content is not None and there != here and there.get("content_hash") == content
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

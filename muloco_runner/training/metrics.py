@@ -79,10 +79,14 @@ class Metrics:
         return self._divergence(loss)
 
     def result(self, validation_loss: float | None, divergence: str | None) -> RunResult:
-        """The run's result; a validation loss that is not finite is a divergence too."""
+        """The run's result; a validation loss that is not finite, or far above the first loss, is a divergence too."""
         run, state, session = self.run, self.state, self.session
-        if validation_loss is not None and not math.isfinite(validation_loss):
-            divergence, validation_loss = f"the final validation loss was {validation_loss}", None
+        bound = _DIVERGED_FACTOR * self._mean_over_workers(state.losses[:, 0])
+        if validation_loss is not None and not validation_loss <= bound:
+            divergence = f"the final validation loss was {validation_loss:.6g}"
+            if math.isfinite(validation_loss):
+                divergence += f", above {_DIVERGED_FACTOR} times the first training loss"
+            validation_loss = None
         tail = state.losses[:, max(0, state.step - max(1, round(_TAIL_FRACTION * run.num_steps))) : state.step]
         return RunResult(
             run_id=run.run_id,

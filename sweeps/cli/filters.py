@@ -68,9 +68,9 @@ def _equal(actual: Any, wanted: str) -> bool:
 
 @cache
 def _params_of(model: str) -> int:
-    from muloco_runner.compose import compose_app_config
+    from muloco_runner.compose import compose_model
 
     names = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))
     if model not in names:
         raise ConfigError(f"model={model}: no such model; there are {', '.join(names)}")
-    return compose_app_config([f"model={model}", "global_batch_tokens=1048576"]).num_params
+    return compose_model(model).num_params

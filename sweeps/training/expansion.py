@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from muloco_runner.compose import compose_tree, one_line
 from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.config.keys import no_such_setting
 from muloco_runner.config.names import key_now, names_now, warn_renamed
 from muloco_runner.paths import config_dir
 from sweeps.grid import Point, check_not_empty, check_size, read_grids
@@ -100,8 +101,8 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     for name in path:
         if not isinstance(values.get(name), dict):
-            raise ConfigError(f"{key}: no such setting of a run")
+            raise ConfigError(no_such_setting(key, RunConfig))
         values = values[name]
     if last not in values:
-        raise ConfigError(f"{key}: no such setting of a run; known there: {', '.join(values)}")
+        raise ConfigError(no_such_setting(key, RunConfig))
     values[last] = value

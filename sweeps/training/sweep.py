@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from muloco_runner.compose import AROUND_RUNS, compose_tree, one_line, to_app_config
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.data.check import check_data
+from muloco_runner.data.identity import named_by_content
 from muloco_runner.paths import config_dir
 from sweeps.clusters import read_cluster
 from sweeps.engine.cluster_config import ClusterConfig
@@ -55,10 +56,12 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False) -> Sweep:
     sweep = OmegaConf.to_container(tree.sweep, resolve=True) if name else {"grids": [{}]}
     assert isinstance(sweep, dict)
     runs = expand({str(key): value for key, value in sweep.items()}, narrowing, allow_large=allow_large)
-    name = name or _name_of(runs)
     for run in {(run.data.path, run.model.vocab_size): run for run in runs}.values():
         check_data(run)
     root = Path(app.root)
+    # Several paths may lead to one text.
+    runs = list({run.run_id: run for run in named_by_content(runs, root)}.values())
+    name = name or _name_of(runs)
     for path in (root, root / "runs", root / "sweeps"):
         if path.exists() and not path.is_dir():
             raise ConfigError(f"root={root}: {path} is a file, not a folder: choose another root")

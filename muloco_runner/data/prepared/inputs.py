@@ -38,6 +38,11 @@ def find_files(paths: list[Path], kind: str | None) -> list[InputFile]:
     `kind` is one of `KINDS`, or None for what each file is by its name or, without one, its content. A file that cannot
     be read by it comes with its problem.
     """
+    return [_input_file(name, path, kind) for name, path in named_files(paths)]
+
+
+def named_files(paths: list[Path]) -> list[tuple[str, str]]:
+    """Name and link's target of each file that `find_files` finds; only folders are read."""
     found = []
     for path in paths:
         if not path.exists():
@@ -46,7 +51,7 @@ def find_files(paths: list[Path], kind: str | None) -> list[InputFile]:
             raise ConfigError(f"{path} is a cache of Hugging Face's: name one of its snapshots/REVISION")
         names = [Path(path.name)] if path.is_file() else sorted(_names_below(path, path, set()))
         base = path.parent if path.is_file() else path
-        found += [_input_file(name.as_posix(), base / name, kind) for name in names if not name.name.startswith(".")]
+        found += [(name.as_posix(), os.path.realpath(base / name)) for name in names if not name.name.startswith(".")]
     if not found:
         raise ConfigError(f"{', '.join(map(str, paths))}: no files there")
     return found
@@ -67,9 +72,8 @@ def _names_below(folder: Path, base: Path, above: set[str]) -> Iterator[Path]:
                 yield (folder / entry.name).relative_to(base)
 
 
-def _input_file(name: str, path: Path, kind: str | None) -> InputFile:
-    """`path` is kept as a link's target, `name` as the link's own: in caches the target's name says nothing."""
-    real = os.path.realpath(path)
+def _input_file(name: str, real: str, kind: str | None) -> InputFile:
+    """`real` is a link's target, `name` the link's own: in caches the target's name says nothing."""
     if not os.path.exists(real):
         return InputFile(name, real, 0, kind or "text", f"{name}: a link to nothing ({real})")
     file = InputFile(name, real, os.stat(real).st_size, kind or kind_of_name(name) or "text")

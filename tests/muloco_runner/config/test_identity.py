@@ -1,13 +1,15 @@
 """A run keeps its name: whatever settings are called, and whoever wrote its files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from muloco_runner.compose import compose_app_config
+from muloco_runner.compose import compose_app_config, compose_model
 from muloco_runner.config import ConfigError, RunConfig, names
 from muloco_runner.config.names import warn_renamed
+from muloco_runner.paths import config_dir
 from muloco_runner.record import RunFolder
 from sweeps.cli.filters import select
 from sweeps.engine.work import Work
@@ -63,6 +65,16 @@ def test_a_filter_finds_runs_by_old_and_new_values(tmp_path: Path) -> None:
         assert select(works, [f"data.source={value}"]) == works
     with pytest.raises(ConfigError, match="no run"):
         select(works, ["data.source=text"])
+
+
+def test_a_filter_by_model_composes_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose sequences fit no usual batch is a model to filter by."""
+    shutil.copytree(config_dir(), tmp_path / "conf")
+    (tmp_path / "conf" / "model" / "odd.yaml").write_text("defaults: [base_model]\nsequence_length: 1000\n")
+    for module in ("muloco_runner.compose", "sweeps.cli.filters"):
+        monkeypatch.setattr(f"{module}.config_dir", lambda: tmp_path / "conf")
+    odd = Work("0" * 12, "", "m:f", labels={"num_params": compose_model("odd").num_params})
+    assert select([odd], ["model=odd"]) == [odd]
 
 
 def test_a_renamed_setting_keeps_its_name_in_the_hash_and_is_read_under_the_old_one(

@@ -14,7 +14,7 @@ from muloco_runner.__main__ import main as train_command
 from muloco_runner.config import ConfigError, DataConfig, ExecutionConfig, RunConfig
 from muloco_runner.data.batches import TrainingData
 from muloco_runner.data.check import check_data
-from muloco_runner.data.corpus import _load, load_corpus
+from muloco_runner.data.corpus import load_corpus
 from muloco_runner.data.prepared.manifest import read_manifest
 from muloco_runner.job import check_can_run, run_job
 from muloco_runner.record import ExitCode, RunFolder
@@ -53,22 +53,29 @@ def test_a_run_trains_on_prepared_data_and_refuses_others_and_small_vocabularies
         check_data(tiny_run(data=DataConfig("prepared", str(tmp_path / "bpe"))))
 
 
-def test_other_data_than_a_run_was_begun_on_is_one_line(
+def train(monkeypatch: pytest.MonkeyPatch, *words: object) -> object:
+    monkeypatch.setattr(sys, "argv", ["muloco-train", *map(str, words)])
+    with pytest.raises(SystemExit) as ending:
+        train_command()
+    return ending.value.code
+
+
+def test_a_run_never_goes_on_on_other_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Other data is another run; in the folder of the first one it is refused."""
     out = prepared(write_jsonl(tmp_path / "input.jsonl", texts(300)), tmp_path / "out")
     words = ["model=29k", "model.sequence_length=32", "global_batch_tokens=256", "tokens_per_parameter=0.1"]
     words += ["data=prepared", f"data.path={out}", "data.validation_tokens=256", f"root={tmp_path / 'root'}"]
-    monkeypatch.setattr(sys, "argv", ["muloco-train", *words])
-    endings = []
-    for seed in (0, 1):
-        with pytest.raises(SystemExit) as ending:
-            train_command()
-        endings.append(ending.value.code)
-        shutil.rmtree(out)
-        prepared(write_jsonl(tmp_path / "input.jsonl", texts(300, seed=seed + 1)), out)
-        _load.cache_clear()
-    assert endings == [0, 2]
+    assert train(monkeypatch, *words) == 0
+    (first,) = RunFolder.all_under(tmp_path / "root")
+    shutil.rmtree(out)
+    prepared(write_jsonl(tmp_path / "input.jsonl", texts(300, seed=1)), out)
+    assert train(monkeypatch, *words) == 0
+    assert len(RunFolder.all_under(tmp_path / "root")) == 2
+    first.result_file.unlink()
+    capsys.readouterr()
+    assert run_job(first, ExecutionConfig(device="cpu"), 2) is ExitCode.CONFIG_CANNOT_RUN
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1, message
-    assert "was started on data" in message
+    assert "put the first data back" in message

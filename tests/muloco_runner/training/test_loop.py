@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from muloco_runner.config import ExecutionConfig, MuonConfig, OuterSgdConfig, RunConfig
+from muloco_runner.config import AdamWConfig, ExecutionConfig, MuonConfig, OuterSgdConfig, RunConfig
 from muloco_runner.data.batches import validation_batch
 from muloco_runner.data.corpus import load_corpus
 from muloco_runner.distributed.communicator import Communicator
@@ -127,6 +127,21 @@ def test_a_diverged_run_is_a_result(tiny_run: MakeRun, new_folder: MakeFolder, e
     assert "training loss" in result.divergence
     assert result.validation_loss is None
     assert result.num_steps < run.num_steps
+
+
+def test_a_run_that_ends_far_above_its_first_loss_diverged(
+    tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
+) -> None:
+    """Finite, and too short for fifty steps in a row."""
+    run = tiny_run(inner_optimizer=AdamWConfig(lr=100.0), num_steps=12)
+    folder = new_folder(run)
+    assert run_job(folder, execution) is ExitCode.FINISHED
+    result = folder.read_result()
+    assert result is not None
+    assert math.isfinite(float(result.train_loss or math.nan))
+    assert result.diverged
+    assert result.validation_loss is None
+    assert "above 1.5 times the first training loss" in str(result.divergence)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -1,0 +1,95 @@
+"""A run is named by the content of its data, not by where that lies: what it is, without reading a corpus twice.
+
+Prepared data says it in its manifest. Text is read once; its hash is kept under the names, sizes, times and inodes of
+its files, in the user's cache folder. Torch-free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+
+from muloco_runner.config import ConfigError, DataConfig, RunConfig
+from muloco_runner.data.prepared.manifest import read_manifest
+from muloco_runner.record import RecordError, RunFolder, write_atomically
+
+_READING = 1
+"""Version of the rules by which text is read: under others the same files are another content."""
+
+
+def named_by_content(runs: Iterable[RunConfig], root: str | os.PathLike[str]) -> list[RunConfig]:
+    """The runs with `data.content_hash` filled in where it is known.
+
+    A run that `root` holds under the name of earlier versions, by its path and on the same data, keeps that name. Data
+    that is not there stays without a hash; `check_data` refuses it.
+    """
+    content_of = _remembering(content_hash)
+    return [_named(run, RunFolder.of(root, run.run_id), content_of) for run in runs]
+
+
+def _named(run: RunConfig, before: RunFolder, content_of: Callable[[DataConfig], str | None]) -> RunConfig:
+    if run.data.path is None or run.data.content_hash is not None:
+        return run
+    found = content_of(run.data)
+    if found is None or (before.config_file.exists() and _goes_on(before, run.data, found)):
+        return run
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, content_hash=found))
+
+
+def _goes_on(folder: RunFolder, data: DataConfig, content: str) -> bool:
+    """Whether the run of `folder` has not begun, or began on the `content` of `data`, also as it was read before."""
+    try:
+        header = folder.read_header()
+    except RecordError:
+        return True  # the run itself will report it
+    if header is None or header.corpus_hash == content:
+        return True
+    from muloco_runner.data.corpus import load_corpus_as_before
+
+    return data.source == "text" and load_corpus_as_before(data).content_hash == header.corpus_hash
+
+
+def content_hash(data: DataConfig) -> str | None:
+    """The hash of the corpus that `data` names; None where it cannot be told, since there is no such data."""
+    if data.path is None or not os.path.exists(data.path):
+        return None
+    if data.source == "prepared":
+        try:
+            return read_manifest(Path(data.path)).content_hash
+        except ConfigError:
+            return None
+    return _hash_of_text(data)
+
+
+def _hash_of_text(data: DataConfig) -> str:
+    from muloco_runner.data.corpus import load_corpus, stamp_of_data
+
+    key = json.dumps([_READING, float(data.validation_fraction), stamp_of_data(data)])
+    file = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(file.read_text())["content_hash"])
+    found = load_corpus(data).content_hash
+    # A cache that cannot be written costs time alone.
+    with contextlib.suppress(OSError):
+        write_atomically(file, json.dumps({"content_hash": found, "path": str(data.path)}) + "\n")
+    return found
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "muloco-sweeps" / "text"
+
+
+def _remembering(content_of: Callable[[DataConfig], str | None]) -> Callable[[DataConfig], str | None]:
+    """`content_of`, asked once for each data: a sweep has thousands of runs on one."""
+
+    @cache
+    def by_values(source: str, path: str | None, validation_fraction: float) -> str | None:
+        return content_of(DataConfig(source, path, validation_fraction))
+
+    return lambda data: by_values(data.source, data.path, data.validation_fraction)
