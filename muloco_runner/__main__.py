@@ -172,11 +172,10 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
     from muloco_runner.distributed.rendezvous import process_rank
     from muloco_runner.distributed.topology import Topology
     from muloco_runner.distributed.traffic import emulated_link
-    from muloco_runner.job import check_can_run, check_same_data, run_job
+    from muloco_runner.job import check_can_run, check_same_data, run_with_progress
     from muloco_runner.model.attention import choose_attention
     from muloco_runner.optimizers.orthogonalize import choose_backend
     from muloco_runner.training.devices import check_device, choose_device
-    from muloco_runner.training.progress import show_progress
 
     app = to_app_config(tree)
     run, process = app.run, process_rank()
@@ -190,8 +189,7 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
     check_same_data(folder, check_can_run(run, folder))
     folder.write_config(run.to_dict())
     is_main = process.rank == 0
-    with show_progress(run, enabled=is_main) as on_record:
-        code = run_job(folder, app.execution, next_attempt(folder), on_record)
+    code = run_with_progress(folder, app.execution, next_attempt(folder))
     result = folder.read_result()
     if is_main:
         print(last_line(folder, result), flush=True)

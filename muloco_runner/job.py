@@ -86,6 +86,19 @@ def run_job(
         return code
 
 
+def run_with_progress(folder: RunFolder, execution: ExecutionConfig, attempt: int) -> ExitCode:
+    """`run_job` that shows its progress on standard output, on rank 0: a bar on a terminal, lines in a log."""
+    from muloco_runner.distributed.rendezvous import process_rank
+    from muloco_runner.training.progress import show_progress
+
+    try:
+        run = RunConfig.from_dict(folder.read_config())
+    except (ConfigError, RecordError):
+        return run_job(folder, execution, attempt)  # says what is wrong
+    with show_progress(run, enabled=process_rank().rank == 0) as on_record:
+        return run_job(folder, execution, attempt, on_record)
+
+
 def _attempt(
     run: RunConfig,
     folder: RunFolder,

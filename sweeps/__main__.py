@@ -43,7 +43,7 @@ _ON_SWEEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "watch": ("status, redrawn until the sweep is over", ()),
     "pause": ("submit nothing more; running jobs continue", ("--json",)),
     "resume": ("submit again", ("--json",)),
-    "quota": ("change the sweep's own limits while it runs", ("--json",)),
+    "quota": ("show the limits and what is used of them, or change the sweep's own while it runs", ("--json",)),
     "cancel": ("end runs and hold them", ("--all", "--json")),
     "hold": ("keep waiting runs from starting", ("--all", "--json")),
     "retry": ("try held runs again, with new budgets", ("--all", "--json")),
@@ -56,7 +56,7 @@ _ON_RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def main() -> None:
     """The console script. Never returns: exits with one of `ExitCode`."""
-    arguments = _parser().parse_args()
+    arguments = parse(sys.argv[1:])
     from sweeps.store.lease import LeaseLost
 
     try:
@@ -67,8 +67,8 @@ def main() -> None:
     except ConfigError as error:
         print(f"muloco-sweep: {error}", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'stopped; the same command continues'}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output, such as `head`, has closed it.
@@ -79,6 +79,17 @@ def main() -> None:
         print(f"muloco-sweep: {error}; fix it, then run the same command to continue", file=sys.stderr)
         sys.exit(ExitCode.CRASH)
     sys.exit(code)
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line whose options may stand before, between or after its other words."""
+    parser = _parser()
+    arguments, others = parser.parse_known_args(words)
+    unknown = [word for word in others if word.startswith("-")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; see muloco-sweep {arguments.name} --help")
+    getattr(arguments, "root_and_filters" if hasattr(arguments, "root_and_filters") else "overrides").extend(others)
+    return arguments
 
 
 def _run(arguments: argparse.Namespace) -> ExitCode:
@@ -117,6 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--controller", default="here", choices=("here", "slurm"), help="slurm: as a small job that queues its own "
         "successor, and so survives time limits, preemption, node failures and the end of this login",
+    )  # fmt: skip
+    launching.add_argument(
+        "--take-over", action="store_true", help="replace a controller of another host that is known to be dead, "
+        "without waiting for its lease to end",
     )  # fmt: skip
     launching.add_argument("--max-gpu-hours", type=float, metavar="H", help="submit nothing that could exceed this")
     launching.add_argument(
@@ -159,7 +174,7 @@ def multirun(overrides: Sequence[str], detached: bool, allow_large: bool) -> Exi
     flags = [*(["--detach"] if detached else []), *(["--allow-large"] if allow_large else [])]
     if not overrides:
         raise ConfigError("--multirun: name a sweep (+sweep=NAME), or give a key several values, such as seed=0,1")
-    return _run(_parser().parse_args(["launch", *flags, "--", *overrides]))
+    return _run(parse(["launch", *flags, *overrides]))
 
 
 def make_controller(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
@@ -186,12 +201,26 @@ def make_controller(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
     return controller
 
 
-def launch(arguments: argparse.Namespace) -> ExitCode:
-    from sweeps.cli.display import progress, show_end
-    from sweeps.cli.notify import notifier_of
+def read_launch(arguments: argparse.Namespace) -> Sweep:
+    """Return the sweep that a launch names, taken over from a dead controller where that is asked."""
+    from sweeps.store.lease import LeaseHeld, take_over
     from sweeps.training.sweep import read_sweep
 
     sweep = read_sweep(arguments.overrides, arguments.allow_large)
+    if arguments.take_over:
+        try:
+            take_over(sweep.folder.lease_dir)
+        except LeaseHeld as error:
+            raise ConfigError(str(error)) from None
+    return sweep
+
+
+def launch(arguments: argparse.Namespace) -> ExitCode:
+    from sweeps.cli.display import progress, show_end
+    from sweeps.cli.notify import notifier_of
+    from sweeps.progress_lines import after_interrupt
+
+    sweep = read_launch(arguments)
     notify = notifier_of(sweep.name, event_target(arguments, sweep))
     controller = make_controller(sweep, arguments.max_gpu_hours)
     # SIGTERM stops the sweep in order, like Ctrl-C.
@@ -206,22 +235,26 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
             if notify is not None:
                 notify(tick)
 
-        state = controller.run(on_tick)
+        try:
+            state = controller.run(on_tick)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                after_interrupt(controller.state, controller.cluster.outlives_controller, sweep.folder)
+            ) from None
     if arguments.json:
         from sweeps.cli.commands import Snapshot
 
         print(json.dumps(Snapshot(sweep.folder, verdicts).to_dict()))
     else:
-        show_end(state, verdicts)
+        show_end(sweep, state, verdicts)
     return ExitCode.FINISHED if state.counts["done"] == len(state.runs) else ExitCode.CRASH
 
 
 def launch_as_job(arguments: argparse.Namespace) -> ExitCode:
     from sweeps.cli import controller_job
     from sweeps.cli.notify import notifier_of
-    from sweeps.training.sweep import read_sweep
 
-    sweep = read_sweep(arguments.overrides, arguments.allow_large)
+    sweep = read_launch(arguments)
     if sweep.cluster.kind != "slurm":
         raise ConfigError(
             f"--controller slurm: cluster {sweep.cluster.name} is not a SLURM cluster: choose another, or use --detach"
@@ -256,20 +289,18 @@ def check_cap(sweep: Sweep, max_gpu_hours: float | None) -> None:
 
 def check_alone(sweep: Sweep) -> None:
     """Raise `ConfigError` where a controller is running, before anything is written; the lease decides a race."""
-    from sweeps.store.lease import read_holder
+    from sweeps.store.lease import Lease, read_holder
 
     holder = read_holder(sweep.folder.lease_dir)
     if holder is not None and holder.is_alive:
-        where = f"host {holder.host}, pid {holder.pid}"
-        raise ConfigError(f"a controller is running on this sweep already ({where}): nothing needs to be launched")
+        raise ConfigError(Lease.held_by(holder))
 
 
 def detach(arguments: argparse.Namespace) -> ExitCode:
     """Run the same launch in a session of its own, without a terminal; wait until it holds the lease."""
     from sweeps.background import how_to_watch, start_process
-    from sweeps.training.sweep import read_sweep
 
-    sweep = read_sweep(arguments.overrides, arguments.allow_large)
+    sweep = read_launch(arguments)
     check_cap(sweep, arguments.max_gpu_hours)
     check_alone(sweep)
     command = [sys.executable, "-m", "sweeps", "launch", *arguments.overrides]

@@ -67,7 +67,9 @@ def main(root: str, name: str) -> None:
     folder = SweepFolder(Path(root), name)
     # SIGTERM stops the sweep in order, like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    Controller(folder, folder.read_definition(), make_cluster).run(Lines(lambda line: print(line, flush=True)))
+    Controller(folder, folder.read_definition(), make_cluster).run(
+        Lines(lambda line: print(line, flush=True), folder.cluster_dir)
+    )
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from sweeps.controller import Tick
-from sweeps.engine.run_states import STATUSES
+from sweeps.engine.run_states import STATUSES, RunState
 from sweeps.engine.sweep_state import SweepState
-from sweeps.formatting import duration
+from sweeps.formatting import duration, plural
+from sweeps.node.last_words import last_words
+from sweeps.store.folder import SweepFolder
 
 NO_ANSWER = "the scheduler does not answer: asking again"
 _LOG_SECONDS = 10.0
@@ -16,10 +20,10 @@ _LOG_SECONDS = 10.0
 
 
 class Lines:
-    """Called after each tick: prints the counts when they have changed, not too often, and every run that is held."""
+    """Called after each tick: prints counts that have changed, not too often, and why runs wait or are held."""
 
-    def __init__(self, print_line: Callable[[str], None]) -> None:
-        self.print_line, self.started_at = print_line, time.monotonic()
+    def __init__(self, print_line: Callable[[str], None], cluster_dir: Path) -> None:
+        self.print_line, self.cluster_dir, self.started_at = print_line, cluster_dir, time.monotonic()
         self.printed_at, self.printed = 0.0, ""
         self.held: set[str] = set()
 
@@ -34,6 +38,31 @@ class Lines:
         if line != self.printed and (over or time.monotonic() - self.printed_at > _LOG_SECONDS):
             self.printed, self.printed_at = line, time.monotonic()
             self.print_line(f"{duration(time.monotonic() - self.started_at):>10}  {line}")
+
+
+def _waiting_for(tick: Tick) -> str:
+    """Return what the first of the waiting runs wait for, where it is known."""
+    for shape, verdict in tick.plan.verdicts.items():
+        if verdict.why and tick.state.waiting.get(shape):
+            return f"; waiting for {verdict.why}"
+    return ""
+
+
+def held_line(run: RunState, why: str, cluster_dir: Path) -> str:
+    """Return one line on a held run: the rule that held it, and its last attempt's own words."""
+    words = last_words(run, cluster_dir)
+    return f"{run.work.name} held: {why}" + (f": {words}" if words else f"; its folder is {run.work.folder}")
+
+
+def after_interrupt(state: SweepState, jobs_go_on: bool, folder: SweepFolder) -> str:
+    """Return what a person who has pressed Ctrl-C must know of what goes on without them."""
+    jobs = len(state.jobs)
+    if not jobs_go_on or not jobs:
+        return "stopped; the same command continues"
+    return (
+        f"stopped; {plural(jobs, 'job')} of the scheduler's go on without it. The same command continues; "
+        f"`muloco-sweep cancel {shlex.quote(str(folder.root))} --sweep {shlex.quote(folder.name)} --all` ends them"
+    )
 
 
 def summary(state: SweepState) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode
@@ -23,10 +24,10 @@ from sweeps.cli.status import Status, status_of
 from sweeps.cli.status_table import status_lines, status_table
 from sweeps.clusters import make_cluster
 from sweeps.controller import Controller
-from sweeps.engine.cluster import Cluster, Refused
+from sweeps.engine.cluster import Cluster, Limits, Refused
 from sweeps.engine.decide import decide
 from sweeps.engine.outcome import Progress
-from sweeps.engine.quota import Verdict, all_limits
+from sweeps.engine.quota import PER_JOB, Verdict, all_limits, held_by_sweep
 from sweeps.engine.run_states import RunState
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.works import Shape
@@ -135,11 +136,29 @@ def quota(arguments: Arguments) -> ExitCode:
         if not value >= 0:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be zero or more")
     if not limits:
-        raise ConfigError(
-            f"quota: name a limit, such as --nodes 12; there are --{', --'.join(names)}".replace("_", "-")
-        )
+        return _show_quota(arguments)
     text = ", ".join(f"{name}={value:g}" for name, value in limits.items())
     return _send(arguments, lambda snapshot, filters: ("own_limits", {"limits": limits}), f"limits set: {text}")
+
+
+def _show_quota(arguments: Arguments) -> ExitCode:
+    """Print every limit on the sweep, whoever set it, and what is used of it now."""
+    for folder, _ in find_sweeps(arguments):
+        limits = Snapshot(folder).limits()
+        if arguments.json:
+            print(json.dumps({"sweep": folder.name, "limits": limits}))
+        else:
+            table = Table("allocation", "limit", "of", box=None, pad_edge=False)
+            for title in ("used here", "used outside", "most"):
+                table.add_column(title, justify="right")
+            for one in limits:
+                numbers = [f"{one[key]:,.6g}" for key in ("used", "used_by_others", "most")]
+                table.add_row(one["allocation"], one["limit"], one["resource"], *numbers)
+            console = Console(highlight=False)
+            console.print(table)
+            example = f"Change one with, for example, muloco-sweep quota {sweep_arguments(folder)} --nodes 12"
+            console.print(example, soft_wrap=True)
+    return ExitCode.FINISHED
 
 
 def cancel(arguments: Arguments) -> ExitCode:
@@ -276,6 +295,26 @@ class Snapshot:
         except (OSError, Refused):
             return {}
         return decide(self.state, self.config, all_limits(self.config, live, self.state), self.now).verdicts
+
+    def limits(self) -> list[dict[str, Any]]:
+        """Return all limits as they are now, with what this sweep and others use of them."""
+        try:
+            live = self._cluster.limits(self.folder.owns)
+        except (OSError, Refused):
+            live = Limits()
+        used = held_by_sweep(self.config, self.state)
+        return [
+            {
+                "allocation": name,
+                "limit": limit.name,
+                "resource": limit.resource.value,
+                "most": limit.most,
+                "used": used[name].of.get(limit.resource, 0.0) if limit.resource not in PER_JOB else 0.0,
+                "used_by_others": limit.used_by_others,
+            }
+            for name, limits in all_limits(self.config, live, self.state).items()
+            for limit in limits
+        ]
 
     @cached_property
     def pending(self) -> Mapping[str, str]:

@@ -140,7 +140,7 @@ def _control(folder: SweepFolder, own_job: str) -> SweepState:
     succession = _Succession(folder, cluster, own_job)
     print(f"job {own_job} controls sweep {folder.name}", flush=True)
     controller = _when_free(folder, cluster, succession)
-    lines = Lines(lambda line: print(line, flush=True))
+    lines = Lines(lambda line: print(line, flush=True), folder.cluster_dir)
     notify = notifier_of(folder.name, os.environ.get(ON_EVENT))
 
     def on_tick(tick: Tick) -> None:

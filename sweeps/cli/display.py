@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,7 +17,8 @@ from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.works import Shape
 from sweeps.formatting import duration, plural, size
 from sweeps.node.reports import read_progress
-from sweeps.progress_lines import NO_ANSWER, Lines, summary
+from sweeps.progress_lines import NO_ANSWER, Lines, held_line, summary
+from sweeps.training.best import best_results
 
 if TYPE_CHECKING:
     from sweeps.controller import Tick
@@ -181,7 +183,7 @@ def progress(sweep: Sweep, out: TextIO) -> Iterator[Callable[[Tick], None]]:
         with _bar(sweep, out) as on_tick:
             yield on_tick
     else:
-        yield Lines(print_line)
+        yield Lines(print_line, sweep.folder.cluster_dir)
 
 
 @contextlib.contextmanager
@@ -218,12 +220,19 @@ def _details(state: SweepState) -> str:
     return " | ".join([*parts[:4], *([f"{held} held"] if held else [])])
 
 
-def show_end(state: SweepState, verdicts: Mapping[Shape, Verdict]) -> None:
-    """Print how a launch ended: counts, runs that no limit lets start, and every held run with its reason."""
+def show_end(sweep: Sweep, state: SweepState, verdicts: Mapping[Shape, Verdict]) -> None:
+    """Print how a launch ended: counts, runs that no limit lets start, every held run with its reason, then the best
+    results and how to have the report."""
     print(summary(state))
     for shape, verdict in verdicts.items():
         if state.waiting.get(shape):
             print(f"{len(state.waiting[shape])} waiting: {verdict}")
     for why, names in state.counters.held.items():
         for name in names:
-            print(f"{name} held: {why}  {state.runs[name].work.folder}")
+            print(held_line(state.runs[name], why, sweep.folder.cluster_dir))
+    best = best_results(sweep.runs, sweep.root)
+    for line in best:
+        print(line)
+    if best:
+        root = shlex.quote(str(sweep.root))
+        print(f"report: muloco-report {root} --out {shlex.quote(str(sweep.root / 'report'))}")

@@ -13,6 +13,7 @@ from rich.text import Text
 from sweeps.cli.status import RunningRun, Status
 from sweeps.engine.counters import Finished
 from sweeps.engine.run_states import STATUSES
+from sweeps.engine.work import Work
 from sweeps.engine.works import Group as RowGroup
 from sweeps.engine.works import group_of
 from sweeps.formatting import about, duration, plural, size
@@ -28,6 +29,7 @@ def status_table(status: Status, max_running: int, command: str) -> RenderableTy
     `command` ends the commands that are proposed: root and sweep.
     """
     return Group(
+        _title(status),
         _counts(status),
         *([_running(status, max_running)] if status.running and max_running > 0 else []),
         Text(),
@@ -35,17 +37,20 @@ def status_table(status: Status, max_running: int, command: str) -> RenderableTy
     )
 
 
-def _counts(status: Status) -> Table:
-    counters = status.counters
+def _title(status: Status) -> Text:
     controller = f"controller {status.controller}" if status.controller else "no controller is running"
-    title = Text.assemble(
+    return Text.assemble(
         (status.name, "bold"),
-        f" on {status.cluster_name}: {plural(sum(counters.counts.values()), 'run')}"
+        f" on {status.cluster_name}: {plural(sum(status.counters.counts.values()), 'run')}"
         + ("" if status.is_over else f"; {controller}"),
     )
+
+
+def _counts(status: Status) -> Table:
+    counters = status.counters
     labels = status.group_labels if any(any(group) for group in counters.groups) else ()
     words = [word for word in STATUSES if counters.counts[word] or word == "done"]
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for label in labels:
         table.add_column(_TITLES.get(label, label), justify="right" if label in _TITLES else "left", no_wrap=True)
     for word in words:
@@ -101,7 +106,7 @@ def _running(status: Status, most: int) -> Table:
 def _row(one: RunningRun) -> tuple[str, ...]:
     run, attempt, progress = one.run, one.run.attempts[-1], one.progress
     return (
-        " ".join([run.work.name, *_names(run.work.adapter.group_labels, group_of(run.work))]),
+        " ".join([run.work.name, *(_names(run.work.adapter.group_labels, group_of(run.work)) or _overrides(run.work))]),
         _nodes(attempt.nodes),
         str(attempt.number),
         about(60 * one.minutes),
@@ -109,6 +114,11 @@ def _row(one: RunningRun) -> tuple[str, ...]:
         f"{100 * progress.share:.0f}%" if progress is not None and progress.share is not None else "",
         f"{progress.figures['loss']:.3f}" if progress is not None and "loss" in progress.figures else "",
     )
+
+
+def _overrides(work: Work) -> list[str]:
+    """Return what tells a piece of work apart whose kind has no labels of its own: what was set for it."""
+    return [f"{key}={value}" for key, value in work.labels.items()]
 
 
 def _nodes(names: Sequence[str]) -> str:

@@ -69,7 +69,7 @@ def asked(nodes: int, gpus_per_node: int, cpus_per_node: int, wall_minutes: floa
     )
 
 
-_PER_JOB = (Resource.WALL_MINUTES, Resource.NODES_PER_JOB, Resource.GPUS_PER_JOB, Resource.NODES_THERE)
+PER_JOB = (Resource.WALL_MINUTES, Resource.NODES_PER_JOB, Resource.GPUS_PER_JOB, Resource.NODES_THERE)
 
 
 def own_limits(allocation: AllocationConfig, while_running: Mapping[str, float]) -> list[Limit]:
@@ -99,7 +99,7 @@ def verdict(request: Amount, limits: Sequence[Limit], held: Amount) -> Verdict:
             return Verdict(
                 VerdictKind.NEVER, f"{limit.name}={_number(limit.most)} {limit.resource.value}, asks {_number(wanted)}"
             )
-        if limit.resource in _PER_JOB or wanted == 0:
+        if limit.resource in PER_JOB or wanted == 0:
             continue
         used = held.of.get(limit.resource, 0.0) + limit.used_by_others
         if used + wanted > limit.most and waits is None:

@@ -38,8 +38,8 @@ from sweeps.hydra_apps.launcher_settings import cluster_of, need_of
 from sweeps.hydra_apps.program import RESULT, Program, read_return, set_value, write_program
 from sweeps.hydra_apps.state_folder import find_state_folder, is_by_position
 from sweeps.node.attempt_files import is_finished
-from sweeps.node.reports import read_progress
-from sweeps.progress_lines import Lines
+from sweeps.node.last_words import last_words
+from sweeps.progress_lines import Lines, after_interrupt
 from sweeps.store.definition import Definition
 from sweeps.store.lease import LeaseHeld
 
@@ -82,9 +82,11 @@ class Multirun:
         with hydra_errors():
             controller, works = self._prepare(job_overrides, initial_job_idx)
             self._outcome.started += 1
-            state = controller.run(Lines(log.info))
+            state = self._run(controller)
+        cluster_dir = self.state_folder.folder.cluster_dir
         returns = [
-            _return_of(state.runs[work.name], overrides) for work, overrides in zip(works, job_overrides, strict=True)
+            _return_of(state.runs[work.name], overrides, cluster_dir)
+            for work, overrides in zip(works, job_overrides, strict=True)
         ]
         failed = [work for work, one in zip(works, returns, strict=True) if one.status is not JobStatus.COMPLETED]
         self._outcome.succeeded += not failed
@@ -93,8 +95,17 @@ class Multirun:
             if status is not None and status.warning:
                 log.warning(f"\t#{work.arguments['number']}: {status.warning}")
         for work in failed:
-            log.error(f"\t#{work.arguments['number']} failed: {_why(state.runs[work.name])}")
+            log.error(f"\t#{work.arguments['number']} failed: {_why(state.runs[work.name], cluster_dir)}")
         return returns
+
+    def _run(self, controller: Controller) -> SweepState:
+        try:
+            return controller.run(Lines(log.info, self.state_folder.folder.cluster_dir))
+        except KeyboardInterrupt:
+            log.info(
+                after_interrupt(controller.state, controller.cluster.outlives_controller, self.state_folder.folder)
+            )
+            raise
 
     def detach(self, job_overrides: Sequence[Sequence[str]]) -> None:
         """Start a controller in the background; the same command, later, collects what the jobs returned."""
@@ -219,7 +230,7 @@ def _check_can_ever_run(controller: Controller, works: Sequence[Work]) -> None:
             raise ConfigError(f"job #{work.arguments['number']} ({overrides}) can never run: {verdict.why}")
 
 
-def _return_of(run: RunState, overrides: Sequence[str]) -> JobReturn:
+def _return_of(run: RunState, overrides: Sequence[str], cluster_dir: Path) -> JobReturn:
     """Return what the job returned, or a failure that says why it returned nothing."""
     folder = Path(run.work.folder)
     if run.done:
@@ -230,20 +241,12 @@ def _return_of(run: RunState, overrides: Sequence[str]) -> JobReturn:
     if left is not None:
         return left
     failed = JobReturn(overrides=filter_overrides(overrides), status=JobStatus.FAILED)
-    failed.return_value = JobFailed(_why(run))
+    failed.return_value = JobFailed(_why(run, cluster_dir))
     return failed
 
 
-def _why(run: RunState) -> str:
-    """Return the last attempt's own words, where it left some, and the file with its output."""
-    if not run.attempts:
-        return run.held or "it never started"
-    number = run.attempts[-1].number
-    progress = read_progress(run.work)
-    said = progress.message if progress is not None and progress.attempt == number else ""
-    logs = [Path(run.work.folder) / "attempts" / str(number) / name for name in ("stderr.log", "stdout.log")]
-    there = next((log for log in logs if log.exists()), Path(run.work.folder))
-    return f"{said or run.held or 'it has not ended'}; see {there}"
+def _why(run: RunState, cluster_dir: Path) -> str:
+    return last_words(run, cluster_dir) or run.held or "it never started"
 
 
 def _name(overrides: Sequence[str], position: int | None, same: int) -> str:

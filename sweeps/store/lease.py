@@ -19,7 +19,10 @@ from pathlib import Path
 
 import psutil
 
+from muloco_runner.record import write_atomically
+
 TTL_SECONDS = 90.0
+_NOBODY = json.dumps({"host": "", "pid": 0, "started_at": 0.0})
 
 
 class LeaseHeld(RuntimeError):
@@ -66,10 +69,7 @@ class Lease:
 
     @staticmethod
     def held_by(holder: Holder) -> str:
-        return (
-            f"a controller is running on this sweep already (host {holder.host}, pid {holder.pid}): nothing needs to "
-            "be launched"
-        )
+        return f"a controller is running on this sweep already ({holder.to_text()}): nothing needs to be launched"
 
     @property
     def path(self) -> Path:
@@ -92,7 +92,7 @@ class Lease:
     def release(self) -> None:
         """The token stays, so that the next holder's is higher."""
         if self.path.exists():
-            self.path.write_text(json.dumps({"host": "", "pid": 0, "started_at": 0.0}))
+            self.path.write_text(_NOBODY)
 
 
 class Holder:
@@ -116,6 +116,31 @@ class Holder:
             except psutil.NoSuchProcess:
                 return False
         return self.age < TTL_SECONDS
+
+    def to_text(self) -> str:
+        """Where it is; of one elsewhere, whose process nobody sees from here, when it counts as dead."""
+        where = f"host {self.host}, pid {self.pid}"
+        if self.is_here:
+            return where
+        left = max(0.0, TTL_SECONDS - self.age)
+        return (
+            f"{where}, last heard of {self.age:.0f} s ago; if it is dead, it is replaced in {left:.0f} s, or now with "
+            "--take-over"
+        )
+
+
+def take_over(folder: Path) -> None:
+    """Declare the newest holder dead, as a person knows who has seen its host go down: the next one need not wait.
+
+    One that lives after all writes nothing more, since its token is not the newest then. A process of this host that
+    lives raises `LeaseHeld`.
+    """
+    holder = read_holder(folder)
+    if holder is None:
+        return
+    if holder.is_here and holder.is_alive:
+        raise LeaseHeld(f"the controller ({holder.to_text()}) lives: end it first, with kill {holder.pid}")
+    write_atomically(folder / f"{newest_token(folder):06d}", _NOBODY)
 
 
 def read_holder(folder: Path) -> Holder | None:

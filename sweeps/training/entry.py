@@ -86,13 +86,13 @@ def prepare(runs: Sequence[RunConfig], root: Path) -> None:
 
 def train(folder: str, attempt: int, execution: Mapping[str, Any], memory_halvings: int = 0) -> int:
     """The entry of a training run, in its own process."""
-    from muloco_runner.job import run_job
+    from muloco_runner.job import run_with_progress
 
     for name in _OF_AN_OUTER_TORCHRUN:
         os.environ.pop(name, None)
     settings = ExecutionConfig(**execution)
     settings.memory_halvings = memory_halvings
-    return int(run_job(RunFolder(folder), settings, attempt))
+    return int(run_with_progress(RunFolder(folder), settings, attempt))
 
 
 def preload(folder: str) -> None:

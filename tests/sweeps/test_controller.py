@@ -275,7 +275,7 @@ def test_a_scheduler_that_does_not_answer_is_told_and_nothing_is_sent_to_it(worl
     said: list[str] = []
     world.reachable = False
     controller = begin(world)
-    Lines(said.append)(controller.tick())
+    Lines(said.append, controller.folder.cluster_dir)(controller.tick())
     assert said[-1].endswith("5 waiting; the scheduler does not answer: asking again")
     assert not world.jobs
     world.reachable = True

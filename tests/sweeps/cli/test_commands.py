@@ -72,6 +72,22 @@ def test_filters_find_runs_by_label_number_model_and_name(sweep: SweepFolder) ->
     assert "no such" in say("status", root, "algoritm=muloco", code=2)
 
 
+def test_options_may_stand_anywhere(sweep: SweepFolder) -> None:
+    for words in (("--json", sweep.root, "run=1"), (sweep.root, "--json", "run=1"), (sweep.root, "run=1", "--json")):
+        (run,) = json.loads(say("status", *words))["runs"]
+        assert run["run"] == "1ab"
+    command = [sys.executable, "-m", "sweeps", "status", "--jsn"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "--jsn" in done.stderr) == (2, True)
+
+
+def test_quota_without_an_option_shows_limits_and_use(sweep: SweepFolder) -> None:
+    lines = [line.split() for line in say("quota", sweep.root).splitlines()]
+    assert ["here", "quota.jobs", "jobs", "0", "0", "1"] in lines
+    (told,) = [one for one in json.loads(say("quota", sweep.root, "--json"))["limits"] if one["limit"] == "quota.jobs"]
+    assert (told["most"], told["used"], told["used_by_others"]) == (1, 0, 0)
+
+
 def test_hold_and_retry_without_a_controller_take_effect_at_once(sweep: SweepFolder) -> None:
     root = sweep.root
     assert "--all" in say("hold", root, code=2)
@@ -110,7 +126,7 @@ def test_mistakes_are_one_line(sweep: SweepFolder, tmp_path: Path) -> None:
     assert "root=" in say("status", tmp_path / "nowhere", code=2)
     assert "starts with it" in say("explain", "7", sweep.root, code=2)
     assert "no attempt yet" in say("logs", "0ab", sweep.root, code=2)
-    assert "--nodes" in say("quota", sweep.root, code=2)
+    assert "zero or more" in say("quota", sweep.root, "--nodes", "-1", code=2)
     assert "zero or more" in say("quota", sweep.root, "--nodes", "-1", code=2)
     assert "one root" in say("status", "a", "b", code=2)
     assert "no effect" in say("launch", "+sweep=demo", f"root={tmp_path}/new", "--max-gpu-hours", "3", code=2)

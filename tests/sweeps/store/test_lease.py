@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.store.lease import TTL_SECONDS, Lease, LeaseHeld, LeaseLost, read_holder
+from sweeps.store.lease import TTL_SECONDS, Lease, LeaseHeld, LeaseLost, read_holder, take_over
 
 
 def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
@@ -48,6 +48,20 @@ def test_a_holder_elsewhere_is_believed_until_it_stops_renewing(tmp_path: Path) 
         Lease(tmp_path)
     pretend_other_host(lease, 2 * TTL_SECONDS)
     assert Lease(tmp_path).token == 2
+
+
+def test_a_person_may_declare_a_holder_elsewhere_dead(tmp_path: Path) -> None:
+    lease = Lease(tmp_path)
+    with pytest.raises(LeaseHeld, match=f"kill {os.getpid()}"):
+        take_over(tmp_path)
+    pretend_other_host(lease, 30)
+    with pytest.raises(LeaseHeld, match="last heard of 30 s ago; if it is dead, it is replaced in 60 s, or now with"):
+        Lease(tmp_path)
+    take_over(tmp_path)
+    new = Lease(tmp_path)
+    with pytest.raises(LeaseLost):
+        lease.renew()
+    new.renew()
 
 
 def test_a_holder_that_was_replaced_learns_it_before_it_writes(tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""Why an attempt failed, in its own words, and the file with its output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sweeps.engine.run_states import RunState
+from sweeps.node.reports import read_progress
+
+_TAIL_BYTES = 8192
+_LONGEST_LINE = 300
+
+
+def last_words(run: RunState, cluster_dir: Path) -> str:
+    """Return "what it said; see FILE" of the newest attempt, or what there is of it; empty where there is nothing.
+
+    What it said is what it reported, else the last line of its errors. Where it never came to write into its own
+    folder the file is its job's log, in `cluster_dir`.
+    """
+    if not run.attempts:
+        return ""
+    attempt = run.attempts[-1]
+    progress = read_progress(run.work)
+    said = progress.message if progress is not None and progress.attempt == attempt.number else ""
+    own = Path(run.work.folder) / "attempts" / str(attempt.number)
+    files = [own / "stderr.log", cluster_dir / "logs" / f"{attempt.tag}.log", own / "stdout.log"]
+    log = next((path for path in files if _size(path)), None)
+    if log is None:
+        return said
+    return f"{said or _last_line(log)}; see {log}"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _last_line(path: Path) -> str:
+    return next(iter(_lines_from_the_end(path)), "")[:_LONGEST_LINE]
+
+
+def _lines_from_the_end(path: Path) -> Iterator[str]:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, _size(path) - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return
+    for line in reversed(text.splitlines()):
+        # Notes that Python prints below an exception's own line are indented or name the log itself.
+        if line.strip() and not line.startswith((" ", "The job's output:")):
+            yield line.strip()
