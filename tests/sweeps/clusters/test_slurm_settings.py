@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import os
+import pickletools
 import re
 import shlex
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 from hydra_plugins.sweeps.quota_launcher import QuotaLauncherConf
 from muloco_runner.config import ConfigError
 from sweeps.clusters import read_cluster
+from sweeps.clusters.slurm.batch_job import write_job
 from sweeps.clusters.slurm.sbatch_options import REFUSED, REFUSED_OF_CONTROLLER
 from sweeps.clusters.slurm.script import controller_script, job_script
 from sweeps.clusters.slurm.slurm_settings import OPTION_KEYS, REFUSED_PARAMETERS, SlurmOptions, options_of
@@ -231,3 +233,24 @@ def test_the_pin_is_of_tested_versions() -> None:
     (pin,) = re.findall(r'"submitit>=([\d.]+),<=([\d.]+)"', text)
     lowest, highest = (tuple(map(int, version.split("."))) for version in pin)
     assert lowest <= tuple(map(int, metadata.version("submitit").split("."))) <= highest
+
+
+def test_a_plan_needs_no_slurm(tmp_path: Path) -> None:
+    words = ["plan", "+sweep=demo", "cluster=h100", f"root={tmp_path}", "+cluster.mem_gb=64", "cluster.setup=[x]"]
+    command = [sys.executable, "-m", "sweeps", *words]
+    done = subprocess.run(command, env={**os.environ, "PATH": "/nowhere"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_payload_is_names_and_plain_values(tmp_path: Path) -> None:
+    for name in ("requests", "scripts", "submitit"):
+        (tmp_path / name).mkdir()
+    request = JobRequest("t-1", "a", (Attempt(Work("w", "/w", "m:f"), 1),), 1, 8, 4, 1.0)
+    write_job(request, read(srun_args=["-v"]).allocation("a"), [], tmp_path)
+    operations = list(pickletools.genops((tmp_path / "submitit" / "t-1_submitted.pkl").read_bytes()))
+    texts = [argument for operation, argument, _ in operations if operation.name == "SHORT_BINUNICODE"]
+    assert texts[:2] == ["submitit.core.utils", "DelayedSubmission"]
+    names = [texts[at + 1] for at, text in enumerate(texts) if text.startswith(("sweeps.", "submitit."))]
+    assert names == ["DelayedSubmission", "run_request"]
+    assert str(tmp_path / "requests" / "t-1.json") in texts
