@@ -114,7 +114,8 @@ STAGES: dict[str, Callable[[Job], bool]] = {
     "work": lambda job: (job.run / "started").exists(),
     "end": lambda job: (job.folder / "ends").exists(),
 }
-"""When a signal is sent. An import hook holds the runner where submitit has installed its handlers and before ours."""
+"""When a signal is sent. A hook holds the runner where submitit's handlers are installed: before ours,
+and after them."""
 HOLD = """
 import os, pathlib, signal, sys, time
 folder = pathlib.Path(os.environ["HOLD_IN"])
@@ -126,11 +127,11 @@ def held(what):
         time.sleep(0.05)
 
 def trace(frame, event, argument):
-    name = frame.f_code.co_name
-    if event == "call" and os.getpid() == MAIN and frame.f_code.co_filename.endswith("batch_job.py"):
-        if name == "run_request" and os.environ["HOLD_AT"] == "start of the runner":
-            held("waits")
-    if event == "call" and name == "exit_code_of" and os.getpid() == MAIN and os.environ["HOLD_AT"] == "end":
+    if os.getpid() != MAIN or frame.f_code.co_filename.rpartition("/")[2] != "batch_job.py":
+        return
+    if event == "call" and frame.f_code.co_name == "run_request" and os.environ["HOLD_AT"] == "start of the runner":
+        held("waits")
+    if event == "c_call" and argument is sys.exit and os.environ["HOLD_AT"] == "end":
         held("ends")
 
 MAIN = os.getpid()
@@ -152,7 +153,7 @@ def test_no_signal_requeues_a_job_or_is_swallowed(
     for number, name in enumerate(SIGNALS):
         root = tmp_path / str(number)
         setup = [f"export PATH={tmp_path}:$PATH HOLD_IN={root / 'cluster'} HOLD_AT='{stage}'"]
-        setup += [f"export PYTHONPATH={tmp_path / 'hooks'}:{Path(__file__).parent}"]
+        setup += [f"export PYTHONPATH={tmp_path / 'hooks'}:{Path(__file__).parent}:$PYTHONPATH"]
         setup += [f"touch '{root}/cluster/in setup'", "sleep 3"] if stage == "setup" else []
         job = Job(root, setup, arguments={"seconds": [1.0 if stage == "end" else 30.0]}, **given)
         job.submit()
