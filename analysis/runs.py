@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.beside import beside
+from analysis.budgets import cluster_budgets
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.record import RecordError, RunFolder, RunResult
 
@@ -124,6 +125,10 @@ def build_study(source: str, rows: list[dict[str, Any]], excluded: list[Excluded
             if version not in versions.setdefault(name, []):
                 versions[name].append(version)
     frame = pd.DataFrame(kept).drop(columns=["comparison", "versions", "baselines", "bytes_per_token"])
+    # Published budgets differ a little from size to size, since they are numbers of steps.
+    own = frame["tokens_per_parameter"].to_numpy(float)
+    budgets = cluster_budgets(own, frame["num_params"].to_numpy(float))
+    frame["tokens_per_parameter"] = np.where(np.isclose(budgets, own, rtol=1e-9), own, budgets)
     return Study(
         source=source,
         runs=label_runs(frame),

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from planted import Law, write_sweep
+from planted import Law, run_config, write_run, write_sweep
 
 from analysis.__main__ import run
 from analysis.runs import load_study
@@ -29,6 +29,16 @@ def test_a_table_gives_the_report_that_the_folders_give(tmp_path: Path) -> None:
         assert reports[0][key] == reports[1][key]
     losses = [{(row["series"], row["num_params"]): row["loss"] for row in report["best"]} for report in reports]
     assert losses[0] == losses[1]
+
+
+def test_budgets_that_differ_a_little_by_size_are_one(tmp_path: Path) -> None:
+    """As published ones do, since they are numbers of steps."""
+    for model, budget in (("29k", 20.05), ("42k", 20.526), ("82k", 20.0334)):
+        write_run(tmp_path, run_config(model=model, budget=budget), 2.0)
+    write_run(tmp_path, run_config(model="82k", budget=14.0), 2.1)
+    budgets = load_study(tmp_path).runs.groupby("num_params")["tokens_per_parameter"].max()
+    assert budgets.nunique() == 1
+    assert 20 < budgets.iloc[0] < 20.6
 
 
 def test_every_row_is_accounted_for() -> None:
