@@ -20,6 +20,7 @@ import json
 import os
 import shlex
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ class LocalCluster:
         import submitit
 
         python = shlex.join(PYTHON)
-        executor = submitit.LocalExecutor(folder=self.folder / "submitit" / str(slot), python=python)
+        executor = submitit.LocalExecutor(_without_patterns(self.folder / "submitit" / str(slot)), python=python)
         # A slot has no time limit of its own; submitit's must lie beyond any sweep.
         executor.update_parameters(timeout_min=60 * 24 * 365, gpus_per_node=0, tasks_per_node=1)
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
@@ -178,6 +179,16 @@ class LocalCluster:
         for path in (self.folder / "taken").glob(f"*/{tag}.json"):
             return int(path.parent.name)
         return None
+
+
+def _without_patterns(folder: Path) -> Path:
+    """Return a path to the folder in which submitit replaces nothing: it takes %j and the like for its own."""
+    if "%" not in str(folder):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    link = Path(tempfile.mkdtemp(prefix="slot-")) / "submitit"
+    link.symlink_to(folder.absolute())
+    return link
 
 
 def _starting(folder: Path, slot: int) -> Path:

@@ -91,6 +91,14 @@ def test_submitits_runner_runs_a_job_of_an_odd_path(slurm: EmulatedSlurm, tmp_pa
         assert os.readlink(link) == "job-000001_submitted.pkl"
 
 
+def test_a_sweep_may_be_in_a_folder_of_any_name(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    needs = {"wide": Need(2, 8, 8, 5.0, 0.1), "one": ONE_NODE}
+    sweep = SampleSweep(tmp_path / "100%job's \\ %a", {"wide": {}, "one": {}}, options(), needs=needs)
+    state = sweep.run()
+    assert set(standings(state).values()) == {"done"}
+    check(sweep, state, slurm)
+
+
 def test_an_exit_code_is_the_jobs_under_every_way_to_start(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     ways: dict[str, dict[str, Any]] = {
         "plain": {},

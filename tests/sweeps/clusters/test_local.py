@@ -89,6 +89,12 @@ def test_every_piece_of_work_is_done_once(root: Path) -> None:
     assert all(starts(root, name) == 1 for name in plans)
 
 
+def test_a_folder_may_have_any_name(root: Path) -> None:
+    odd = root / "100%job's \\ %a"
+    assert words(run_sweep(odd, {"w": {}})) == {"w": "done"}
+    assert [path.name for path in root.iterdir()] == [odd.name]
+
+
 def test_each_ending_has_its_consequence(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plans = {
         "mended": {"codes": [1, 0]},
