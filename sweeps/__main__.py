@@ -182,8 +182,10 @@ def make_controller(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
     from sweeps.clusters import make_cluster
     from sweeps.controller import Controller
     from sweeps.engine.capacity import MAX_GPU_HOURS
+    from sweeps.engine.quota import all_limits
     from sweeps.store.lease import LeaseHeld
     from sweeps.training.entry import prepare
+    from sweeps.training.preview import cuts_of
 
     check_cap(sweep, max_gpu_hours)
     check_alone(sweep)
@@ -198,6 +200,9 @@ def make_controller(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
         controller.set_limits({MAX_GPU_HOURS: max_gpu_hours})
     for damage in controller.damage:
         print(f"ledger line {damage.line}: {damage.why}; ignored", file=sys.stderr)
+    limits = all_limits(sweep.cluster, controller.cluster.limits(sweep.folder.owns), controller.state)
+    for line in cuts_of(sweep.definition.works, sweep.cluster, limits):
+        print(line, file=sys.stderr)
     return controller
 
 

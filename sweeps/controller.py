@@ -102,6 +102,7 @@ class Controller:
         # By tag, when this controller first saw it so: other clocks than its own are not asked.
         self._ended_since: dict[str, float] = {}
         self._missing_since: dict[str, float] = {}
+        self._hopeless_since: dict[str, float] = {}
         self._running_since: dict[str, float] = {}
         self._cancel_sent_at: dict[str, float] = {}
         self._refusals: Counter[str] = Counter()
@@ -193,6 +194,16 @@ class Controller:
                 self._end(job, seen, now)
         elif seen.state is JobState.RUNNING and job.cancelling is None and self._hangs(job, now):
             self._record("cancelling", tag=job.tag, cause=Cause.HANG.value)
+        elif seen.state is JobState.PENDING and not job.cancel_pending and self._is_hopeless(seen, now):
+            why = f"can never run: the scheduler gives {seen.reason} as its reason to wait; correct that, then `retry`"
+            self._record("withdrawing", tag=job.tag, hold=why)
+
+    def _is_hopeless(self, seen: JobObservation, now: float) -> bool:
+        """The scheduler has said for a while that it will never start: it may say so while it is being configured."""
+        if not seen.never_starts:
+            self._hopeless_since.pop(seen.tag, None)
+            return False
+        return now - self._hopeless_since.setdefault(seen.tag, now) >= self.config.submit_confirm_timeout_seconds
 
     def _missing(self, job: TrackedJob, now: float) -> None:
         """The cluster answered, and knows no such job."""
@@ -249,7 +260,8 @@ class Controller:
     def _end(self, job: TrackedJob, seen: JobObservation, now: float) -> None:
         assert seen.end is not None
         if job.cancel_pending and seen.end is JobEnd.CANCELLED and job.started_at is None:
-            self._record("refused", tag=job.tag, why="cancelled while it was pending")
+            held = {"hold": job.hold} if job.hold else {}
+            self._record("refused", tag=job.tag, why="cancelled while it was pending", **held)
             self.folder.drop_request(job.tag)
             return
         endings: dict[str, Any] = {}
@@ -275,7 +287,13 @@ class Controller:
                 failed_nodes.update(seen.nodes)
         gpu_hours = _gpu_hours(job.request, [(ending["started_at"], ending["at"]) for ending in endings.values()])
         self._record("ended", tag=job.tag, endings=endings, gpu_hours=gpu_hours, struck_nodes=sorted(failed_nodes))
-        for seen_at in (self._ended_since, self._missing_since, self._running_since, self._cancel_sent_at):
+        for seen_at in (
+            self._ended_since,
+            self._missing_since,
+            self._hopeless_since,
+            self._running_since,
+            self._cancel_sent_at,
+        ):
             seen_at.pop(job.tag, None)
         self.folder.drop_request(job.tag)
 

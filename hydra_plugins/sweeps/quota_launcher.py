@@ -49,8 +49,8 @@ class ResourcesConf:
     cpus_per_node: int = 1
     tasks_per_node: int = 1
     """Processes that run the application together; the first one's return value is the job's."""
-    wall_minutes: float = 60.0
-    """Time limit of a job; doubled after a job has reached it."""
+    wall_minutes: Any = 60.0
+    """Time limit of a job, in minutes or as SLURM writes it ("1-00:00:00"); doubled after a job has reached it."""
 
 
 @dataclass

@@ -91,10 +91,12 @@ def sweep_arguments(folder: SweepFolder) -> str:
 def explain_run(arguments: Arguments) -> ExitCode:
     folder, run, snapshot = find_run(arguments)
     reason = snapshot.reason(run)
+    longest = max(allocation.max_wall_minutes for allocation in snapshot.config.allocations)
+    lines = explain(run, reason, time.time(), longest)
     if arguments.json:
-        print(json.dumps({"sweep": folder.name, **row(run, reason), "history": explain(run, reason, time.time())}))
+        print(json.dumps({"sweep": folder.name, **row(run, reason), "history": lines}))
     else:
-        print("\n".join(explain(run, reason, time.time())))
+        print("\n".join(lines))
     return ExitCode.FINISHED
 
 

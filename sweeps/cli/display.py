@@ -59,8 +59,8 @@ def show_plan(preview: Preview) -> None:
         f"{preview.node_hours:,.1f} node-hours, about {duration(60 * preview.makespan_minutes)} under the quota "
         f"of cluster {preview.sweep.cluster.name}"
     )
-    if preview.note:
-        console.print(preview.note)
+    for line in [*preview.cuts, *([preview.note] if preview.note else [])]:
+        console.print(line)
 
 
 def _spread(seconds: Sequence[float]) -> str:
@@ -101,6 +101,7 @@ def plan_as_dict(preview: Preview) -> dict[str, Any]:
         "node_hours": preview.node_hours,
         "makespan_minutes": preview.makespan_minutes,
         "note": preview.note,
+        "cuts": list(preview.cuts),
         "runs": [
             {
                 "run": run.work.name,
@@ -111,6 +112,7 @@ def plan_as_dict(preview: Preview) -> dict[str, Any]:
                 "gpus": run.work.need.gpus,
                 "memory": _memory_as_dict(run.fit),
                 "expected_minutes": run.work.need.expected_minutes,
+                "jobs": run.num_jobs,
                 "labels": run.work.labels,
             }
             for run in preview.runs

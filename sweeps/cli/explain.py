@@ -88,8 +88,9 @@ def row(run: RunState, reason: str) -> dict[str, Any]:
     }
 
 
-def explain(run: RunState, reason: str, now: float) -> list[str]:
-    """Return the whole history of a run and what happens next, one sentence a line."""
+def explain(run: RunState, reason: str, now: float, longest_minutes: float) -> list[str]:
+    """Return the whole history of a run and what happens next, one sentence a line. `longest_minutes` are the most that
+    a job may ask for."""
     labels = ", ".join(f"{key}={value}" for key, value in run.work.labels.items())
     need = run.work.need
     gpus = f"{need.gpus_per_node} GPUs a node" if need.gpus_per_node else f"{need.cpus_per_node} CPUs"
@@ -100,7 +101,7 @@ def explain(run: RunState, reason: str, now: float) -> list[str]:
     lines += [_sentence(attempt, now) for attempt in run.attempts]
     if not run.attempts:
         lines.append("It has not been tried by this sweep.")
-    return [*lines, _next(run, reason)]
+    return [*lines, _next(run, reason, longest_minutes)]
 
 
 def _sentence(attempt: AttemptState, now: float) -> str:
@@ -120,14 +121,14 @@ def _sentence(attempt: AttemptState, now: float) -> str:
     return f"{head}{start}{where} and ended{took}, {attempt.cause.value}{detail}.{saved}"
 
 
-def _next(run: RunState, reason: str) -> str:
+def _next(run: RunState, reason: str, longest_minutes: float) -> str:
     if run.done:
         return "It is done."
     if run.held is not None:
         return f"It is held ({run.held}). `muloco-sweep retry` tries it again."
     if run.in_flight:
         return f"Next: the end of attempt {run.attempts[-1].number}. {_if_it_fails(run)}"
-    wall = duration(60 * wall_minutes(run, float("inf"), minutes_left(run)))
+    wall = duration(60 * wall_minutes(run, longest_minutes, minutes_left(run)))
     because = f"; it waits: {reason}" if reason else ""
     return f"Next: attempt {next_attempt_number(run)}, asking for {wall}{because}."
 

@@ -8,9 +8,18 @@ from dataclasses import dataclass, replace
 
 from sweeps.engine.cluster import JobRequest, Limit, Resource
 from sweeps.engine.cluster_config import AllocationConfig
-from sweeps.engine.quota import Amount, Verdict, VerdictKind, asked, shape_verdict, verdict
+from sweeps.engine.quota import (
+    Amount,
+    Verdict,
+    VerdictKind,
+    asked,
+    job_shape,
+    longest_minutes,
+    shape_verdict,
+    verdict,
+)
 from sweeps.engine.run_states import RunState
-from sweeps.engine.wall_time import wall_minutes
+from sweeps.engine.wall_time import num_jobs, wall_minutes
 from sweeps.engine.works import Shape, shape_of
 
 MAX_GPU_HOURS = "max_gpu_hours"
@@ -52,13 +61,6 @@ class Capacity:
     spare_nodes: float = math.inf
     """Nodes that it leaves free then."""
 
-    def job_shape(self, shape: Shape) -> Shape:
-        """The shape of a job for a run of that shape: whole nodes, where they are allocated whole."""
-        nodes, gpus, cpus = shape
-        if self.allocation.whole_nodes:
-            return nodes, self.allocation.gpus_per_node, self.allocation.cpus_per_node
-        return nodes, gpus, cpus
-
     def slots(self, shape: Shape) -> int:
         """Runs of that shape in one job."""
         nodes, gpus, _ = shape
@@ -73,8 +75,9 @@ class Capacity:
             return 0
         return int(self.allocation.gpus_per_node - sum(run.work.need.gpus for run in pack)) // gpus
 
-    def verdict_on(self, shape: Shape, minutes: float, now: float) -> Verdict:
-        """Return whether one more job of that shape and length may start beside those that are held."""
+    def verdict_on(self, shape: Shape, minutes: float, now: float, wall_minutes: float = 0.0) -> Verdict:
+        """Return whether one more job of that shape and length may start beside those that are held, with at least
+        `wall_minutes` of wall time."""
         if now < self.closed_until:
             seconds = math.ceil(self.closed_until - now)
             return Verdict(
@@ -82,7 +85,7 @@ class Capacity:
             )
         answer = shape_verdict(shape, self.allocation)
         if answer.kind is VerdictKind.RUN:
-            amount = self._amount(shape, minutes)
+            amount = self._amount(shape, minutes, wall_minutes)
             answer = verdict(amount, self.limits, self.held)
             if answer.kind is VerdictKind.RUN:
                 answer = verdict(amount, [self.budget.limit], Amount({Resource.GPU_HOURS: self.budget.held}))
@@ -97,29 +100,26 @@ class Capacity:
         minutes = self._affordable_minutes(shape)
         return minutes if shape[0] <= self.spare_nodes else min(minutes, (self.reserved_at - now) / 60)
 
-    def would_ever_take(self, shape: Shape, minutes: float) -> bool:
+    def would_ever_take(self, shape: Shape, minutes: float, wall_minutes: float = 0.0) -> bool:
         """Whether the limits would allow it with nobody else on the cluster."""
         alone = [replace(limit, used_by_others=0.0) for limit in self.limits]
-        amount = self._amount(shape, minutes)
+        amount = self._amount(shape, minutes, wall_minutes)
         taken = verdict(amount, alone, self.held).kind is VerdictKind.RUN
         taken = taken and self.budget.held + amount.of[Resource.GPU_HOURS] <= self.budget.most
         return taken and shape_verdict(shape, self.allocation).kind is VerdictKind.RUN
 
-    @property
-    def longest_wall_minutes(self) -> float:
-        walls = [limit.most for limit in self.limits if limit.resource is Resource.WALL_MINUTES]
-        return min([self.allocation.max_wall_minutes, *walls])
+    def longest_wall_minutes(self, shape: Shape) -> float:
+        return longest_minutes(shape, self.allocation, self.limits).most
 
     def wall_minutes(self, pack: Sequence[RunState], expected: Sequence[float]) -> float:
         """Wall time for the longest of the runs, within what limits and budget allow."""
-        longest = self.longest_wall_minutes
+        longest = self.longest_wall_minutes(shape_of(pack[0].work))
         wanted = max(wall_minutes(run, longest, minutes) for run, minutes in zip(pack, expected, strict=True))
         return min(wanted, self._affordable_minutes(shape_of(pack[0].work)))
 
-    def minutes_to_end(self, minutes: float) -> float:
+    def minutes_to_end(self, shape: Shape, minutes: float) -> float:
         """Minutes until a run of that length would end here: each job that it is split into waits in the queue."""
-        pieces = max(1, math.ceil(minutes / max(1.0, self.longest_wall_minutes)))
-        return pieces * self.queue_minutes + minutes
+        return num_jobs(minutes, self.longest_wall_minutes(shape)) * self.queue_minutes + minutes
 
     def most_excluded(self, nodes: int) -> int:
         """Most nodes that a job of `nodes` nodes may exclude."""
@@ -136,12 +136,12 @@ class Capacity:
         if ends_at > self.reserved_at:
             self.spare_nodes -= request.nodes
 
-    def _amount(self, shape: Shape, minutes: float) -> Amount:
-        nodes, gpus, cpus = self.job_shape(shape)
-        return asked(nodes, gpus, cpus, 0.0, nodes * gpus * minutes / 60)
+    def _amount(self, shape: Shape, minutes: float, wall_minutes: float) -> Amount:
+        nodes, gpus, cpus = job_shape(shape, self.allocation)
+        return asked(nodes, gpus, cpus, wall_minutes, nodes * gpus * max(minutes, wall_minutes) / 60)
 
     def _affordable_minutes(self, shape: Shape) -> float:
-        nodes, gpus, _ = self.job_shape(shape)
+        nodes, gpus, _ = job_shape(shape, self.allocation)
         held = self.held.of.get(Resource.GPU_HOURS, 0.0)
         hours = [
             limit.most - limit.used_by_others - held for limit in self.limits if limit.resource is Resource.GPU_HOURS

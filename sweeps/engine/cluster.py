@@ -66,6 +66,8 @@ class JobObservation:
     nodes: tuple[str, ...] = ()
     reason: str = ""
     """Why it waits, as the scheduler reports it."""
+    never_starts: bool = False
+    """Whether that reason means that it will wait for ever."""
     end: JobEnd | None = None
     exit_code: int | None = None
     started_at: float | None = None
@@ -120,6 +122,8 @@ class Resource(Enum):
     SUBMITTED = "submitted jobs"
     GPU_HOURS = "GPU-hours"
     WALL_MINUTES = "minutes of one job"
+    CPUS_PER_NODE = "CPUs of one node"
+    GPUS_PER_NODE = "GPUs of one node"
     NODES_PER_JOB = "nodes of one job"
     GPUS_PER_JOB = "GPUs of one job"
     NODES_THERE = "nodes there are"
@@ -136,6 +140,9 @@ class Limit:
     used_by_others: float = 0.0
     enforced: bool = False
     """Whether the cluster itself keeps it: a job too many waits there and does no harm."""
+    place: str = ""
+    """Where a job runs in one of several places, such as partitions, the one that this limit is of; empty for a limit
+    that holds in all of them."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from muloco_runner.config import ConfigError
+from sweeps.engine.minutes import read_minutes
 
 
 @dataclass
@@ -47,7 +48,8 @@ class AllocationConfig:
     whole_nodes: bool = False
     """True where a job gets its nodes alone: small runs are then packed together."""
     max_wall_minutes: float = 24 * 60
-    """Longest time to ask for."""
+    """Longest time to ask for; in a file also as SLURM writes times, in quotes: "1-00:00:00". Unquoted, YAML itself
+    reads 1:00:00 as 3600."""
     quota: QuotaConfig = field(default_factory=QuotaConfig)
     options: dict[str, Any] = field(default_factory=dict)
     """Settings that only the cluster's kind knows; in the file they stand beside the others."""
@@ -161,9 +163,19 @@ def _read_allocation(at: str, entry: Any, option_keys: Collection[str]) -> Alloc
             raise ConfigError(f"{at}.{key}: no such setting; known here: {known}")
     if "name" not in entry:
         raise ConfigError(f"{at}: name must be given")
-    allocation = _allocation({**entry, "quota": vars(quota)})
+    longest = entry.get("max_wall_minutes", 24 * 60)
+    minutes = checked_minutes(f"{at}.max_wall_minutes", longest)
+    allocation = _allocation({**entry, "quota": vars(quota), "max_wall_minutes": minutes})
     check_numbers(at, allocation, gpus_per_node=0, gpu_gigabytes=1, cpus_per_node=1, max_wall_minutes=1)
     return allocation
+
+
+def checked_minutes(at: str, value: object) -> float:
+    """Return the minutes of a setting. Anything that is no time raises `ConfigError`."""
+    minutes = read_minutes(value)
+    if minutes is None:
+        raise ConfigError(f'{at}={value}: give minutes, or a time as SLURM writes it, in quotes, such as "1-00:00:00"')
+    return minutes
 
 
 def check_numbers(at: str, config: object, **least: float) -> None:

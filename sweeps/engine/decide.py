@@ -13,15 +13,15 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sweeps.engine.capacity import MAX_GPU_HOURS, Budget, Capacity, amount_of
 from sweeps.engine.cluster import JobRequest, Limit, Resource
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.quota import NOTHING, Verdict, VerdictKind, held_by_sweep, verdict
+from sweeps.engine.quota import NOTHING, Verdict, VerdictKind, best_of, by_place, held_by_sweep, job_shape, verdict
 from sweeps.engine.run_states import Queue, RunState
 from sweeps.engine.sweep_state import SweepState
-from sweeps.engine.wall_time import job_minutes, minutes_left
+from sweeps.engine.wall_time import indivisible_minutes, job_minutes, minutes_left
 from sweeps.engine.work import Attempt, Work, expected_minutes
 from sweeps.engine.works import Shape, shape_of
 
@@ -141,12 +141,19 @@ class _Filling:
         candidates = self._candidates[shape]
         while head := candidates.first(1):
             minutes = head[0].work.need.expected_minutes
-            answers = {one.allocation.name: one.verdict_on(shape, minutes, self.now) for one in self.capacities}
+            wall = indivisible_minutes(head[0].work)
+            answers = {one.allocation.name: one.verdict_on(shape, minutes, self.now, wall) for one in self.capacities}
             free = [one for one in self.capacities if answers[one.allocation.name].kind is VerdictKind.RUN]
             if free:
-                self._add_job(shape, minutes, min(free, key=lambda one: (one.minutes_to_end(minutes), one.num_queued)))
+                self._add_job(
+                    shape, minutes, min(free, key=lambda one: (one.minutes_to_end(shape, minutes), one.num_queued))
+                )
                 continue
             self.verdicts.setdefault(shape, _combined(answers))
+            if wall > max(one.longest_wall_minutes(shape) for one in self.capacities):
+                # It waits for nothing; of its shape there may be runs that ask for less.
+                candidates.skip_to(math.nextafter(minutes, 0.0))
+                continue
             _reserve(shape, self.capacities, self.state, self.now)
             longest = max(one.longest(shape, self.now) for one in self.capacities)
             if longest <= 0.0:
@@ -155,10 +162,13 @@ class _Filling:
 
     def _add_job(self, shape: Shape, minutes: float, capacity: Capacity) -> None:
         """One job of as many runs as fit into it: of that shape first, then narrower ones that end no later."""
-        pack = self._candidates[shape].first(capacity.slots(shape))
+        longest = capacity.longest_wall_minutes(shape)
+        first = self._candidates[shape].first(capacity.slots(shape))
+        pack = [run for run in first if indivisible_minutes(run.work) <= longest]
         self._candidates[shape].remove(pack)
         for narrower in self.shapes[self.shapes.index(shape) + 1 :]:
             more = self._candidates[narrower].not_longer_than(minutes, capacity.slots_left(pack, narrower))
+            more = [run for run in more if indivisible_minutes(run.work) <= longest]
             self._candidates[narrower].remove(more)
             pack += more
         tag = f"{self.state.prefix}{self.state.num_jobs + len(self.submit) + 1:06d}"
@@ -205,10 +215,12 @@ def _width_first(shape: Shape) -> int:
 
 def _combined(answers: Mapping[str, Verdict]) -> Verdict:
     """NEVER only where every allocation says so."""
-    waits = [answer for answer in answers.values() if answer.kind is VerdictKind.WAIT]
-    if waits:
-        return waits[0]
-    return Verdict(VerdictKind.NEVER, "; ".join(f"{name}: {answer.why}" for name, answer in answers.items()))
+    return best_of(
+        [
+            replace(answer, why=f"{name}: {answer.why}") if answer.kind is VerdictKind.NEVER else answer
+            for name, answer in answers.items()
+        ]
+    )
 
 
 def _is_unschedulable(state: SweepState, capacities: Sequence[Capacity]) -> bool:
@@ -216,7 +228,7 @@ def _is_unschedulable(state: SweepState, capacities: Sequence[Capacity]) -> bool
         return False
     shortest = {shape: queue.shortest() for shape, queue in state.waiting.items() if len(queue)}
     return bool(shortest) and not any(
-        capacity.would_ever_take(shape, run.work.need.expected_minutes)
+        capacity.would_ever_take(shape, run.work.need.expected_minutes, indivisible_minutes(run.work))
         for shape, run in shortest.items()
         for capacity in capacities
     )
@@ -239,7 +251,14 @@ def _reserve(shape: Shape, capacities: Sequence[Capacity], state: SweepState, no
 def _earliest_start(nodes: int, capacity: Capacity, state: SweepState, now: float) -> tuple[float, float] | None:
     """When that many nodes will be free under the tightest node limit, and how many more then; None where it is not
     for nodes that it waits."""
-    limits = [limit for limit in capacity.limits if limit.resource is Resource.NODES]
+    found = [_earliest_start_in(place, nodes, capacity, state, now) for place in by_place(capacity.limits)]
+    return min((start for start in found if start is not None), key=lambda start: start[0], default=None)
+
+
+def _earliest_start_in(
+    place: Sequence[Limit], nodes: int, capacity: Capacity, state: SweepState, now: float
+) -> tuple[float, float] | None:
+    limits = [limit for limit in place if limit.resource is Resource.NODES]
     if not limits or nodes > min(limit.most for limit in limits):
         return None
     free = min(limit.most - limit.used_by_others for limit in limits) - capacity.held.of.get(Resource.NODES, 0.0)
@@ -261,7 +280,7 @@ def _earliest_start(nodes: int, capacity: Capacity, state: SweepState, now: floa
 def _request(
     tag: str, pack: Sequence[RunState], capacity: Capacity, excluded: Sequence[str], minutes_of: Callable[[Work], float]
 ) -> JobRequest:
-    nodes, gpus, cpus = capacity.job_shape(shape_of(pack[0].work))
+    nodes, gpus, cpus = job_shape(shape_of(pack[0].work), capacity.allocation)
     expected = [minutes_left(run, minutes_of) for run in pack]
     return JobRequest(
         tag=tag,

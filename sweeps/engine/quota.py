@@ -14,8 +14,9 @@ from enum import Enum
 from sweeps.engine.cluster import Limit, Limits, Resource
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
 from sweeps.engine.sweep_state import SweepState
+from sweeps.engine.wall_time import indivisible_minutes
 from sweeps.engine.work import Work
-from sweeps.engine.works import shape_of
+from sweeps.engine.works import Shape, shape_of
 
 
 class VerdictKind(Enum):
@@ -62,6 +63,8 @@ def asked(nodes: int, gpus_per_node: int, cpus_per_node: int, wall_minutes: floa
             Resource.SUBMITTED: 1,
             Resource.GPU_HOURS: gpu_hours,
             Resource.WALL_MINUTES: wall_minutes,
+            Resource.CPUS_PER_NODE: cpus_per_node,
+            Resource.GPUS_PER_NODE: gpus_per_node,
             Resource.NODES_PER_JOB: nodes,
             Resource.GPUS_PER_JOB: nodes * gpus_per_node,
             Resource.NODES_THERE: nodes,
@@ -69,7 +72,15 @@ def asked(nodes: int, gpus_per_node: int, cpus_per_node: int, wall_minutes: floa
     )
 
 
-PER_JOB = (Resource.WALL_MINUTES, Resource.NODES_PER_JOB, Resource.GPUS_PER_JOB, Resource.NODES_THERE)
+PER_JOB = (
+    Resource.WALL_MINUTES,
+    Resource.CPUS_PER_NODE,
+    Resource.GPUS_PER_NODE,
+    Resource.NODES_PER_JOB,
+    Resource.GPUS_PER_JOB,
+    Resource.NODES_THERE,
+)
+_REMEDIES = {Resource.WALL_MINUTES: ": lower wall_minutes, or name a partition or QOS that allows more"}
 
 
 def own_limits(allocation: AllocationConfig, while_running: Mapping[str, float]) -> list[Limit]:
@@ -90,15 +101,34 @@ def own_limits(allocation: AllocationConfig, while_running: Mapping[str, float])
     return [*limits, Limit("max_wall_minutes", Resource.WALL_MINUTES, allocation.max_wall_minutes)]
 
 
+def by_place(limits: Sequence[Limit]) -> list[list[Limit]]:
+    """The limits that hold together, for each place that a job may run in (`Limit.place`)."""
+    places = dict.fromkeys(limit.place for limit in limits if limit.place) or {"": None}
+    return [[limit for limit in limits if limit.place in ("", place)] for place in places]
+
+
+def best_of(verdicts: Sequence[Verdict]) -> Verdict:
+    """The best of the verdicts on several ways to run a job: NEVER, with every reason, only where all say so."""
+    for kind in (VerdictKind.RUN, VerdictKind.WAIT):
+        found = next((one for one in verdicts if one.kind is kind), None)
+        if found is not None:
+            return found
+    return Verdict(VerdictKind.NEVER, "; ".join(dict.fromkeys(one.why for one in verdicts)))
+
+
 def verdict(request: Amount, limits: Sequence[Limit], held: Amount) -> Verdict:
     """Whether one more job may start beside those that hold `held`."""
+    return best_of([_verdict_in(request, there, held) for there in by_place(limits)])
+
+
+def _verdict_in(request: Amount, limits: Sequence[Limit], held: Amount) -> Verdict:
+    """The verdict in one place."""
     waits = None
     for limit in limits:
         wanted = request.of.get(limit.resource, 0.0)
         if wanted > limit.most:
-            return Verdict(
-                VerdictKind.NEVER, f"{limit.name}={_number(limit.most)} {limit.resource.value}, asks {_number(wanted)}"
-            )
+            asks = f"{limit.name}={_number(limit.most)} {limit.resource.value}, asks {_number(wanted)}"
+            return Verdict(VerdictKind.NEVER, asks + _REMEDIES.get(limit.resource, ""))
         if limit.resource in PER_JOB or wanted == 0:
             continue
         used = held.of.get(limit.resource, 0.0) + limit.used_by_others
@@ -109,7 +139,15 @@ def verdict(request: Amount, limits: Sequence[Limit], held: Amount) -> Verdict:
     return Verdict(VerdictKind.RUN) if waits is None else Verdict(VerdictKind.WAIT, waits)
 
 
-def shape_verdict(shape: tuple[int, int, int], allocation: AllocationConfig) -> Verdict:
+def job_shape(shape: Shape, allocation: AllocationConfig) -> Shape:
+    """The shape of a job for work of that shape: whole nodes, where they are allocated whole."""
+    nodes, gpus, cpus = shape
+    return (
+        (nodes, allocation.gpus_per_node, allocation.cpus_per_node) if allocation.whole_nodes else (nodes, gpus, cpus)
+    )
+
+
+def shape_verdict(shape: Shape, allocation: AllocationConfig) -> Verdict:
     """Whether the allocation's nodes are of the right make at all for (nodes, GPUs a node, CPUs a node)."""
     _, gpus, cpus = shape
     if gpus > allocation.gpus_per_node:
@@ -131,10 +169,22 @@ def best_verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Ma
             answers.append(shape)
             continue
         hours = need.gpus * need.expected_minutes / 60
-        request = asked(need.nodes, need.gpus_per_node, need.cpus_per_node, 0, hours)
+        request = asked(*job_shape(shape_of(work), allocation), indivisible_minutes(work), hours)
         answers.append(verdict(request, limits[allocation.name], NOTHING))
-    order = [VerdictKind.RUN, VerdictKind.WAIT, VerdictKind.NEVER]
-    return min(answers, key=lambda answer: order.index(answer.kind))
+    return best_of(answers)
+
+
+def longest_minutes(shape: Shape, allocation: AllocationConfig, limits: Sequence[Limit]) -> Limit:
+    """The limit on the time of a job of that shape, in the place that allows most of those that could take it."""
+    own = Limit("max_wall_minutes", Resource.WALL_MINUTES, allocation.max_wall_minutes)
+    request = asked(*job_shape(shape, allocation), 0, 0)
+    there = by_place(limits)
+    fitting = [place for place in there if _verdict_in(request, place, NOTHING).kind is not VerdictKind.NEVER]
+    tightest = [
+        min([own, *(limit for limit in place if limit.resource is Resource.WALL_MINUTES)], key=lambda one: one.most)
+        for place in fitting or there
+    ]
+    return max(tightest, key=lambda one: one.most)
 
 
 def all_limits(cluster: ClusterConfig, live: Limits, state: SweepState) -> dict[str, list[Limit]]:

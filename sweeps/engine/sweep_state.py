@@ -33,6 +33,8 @@ class TrackedJob:
     """Why it is being cancelled; None where it is not."""
     cancel_pending: bool = False
     """Whether it is to be cancelled unless it starts first."""
+    hold: str = ""
+    """Why its runs are held once it is cancelled; empty where they wait again."""
 
 
 def number_of(tag: str) -> int:
@@ -165,6 +167,7 @@ class SweepState:
     def _withdrawing(self, event: Event) -> None:
         if event["tag"] in self.jobs:
             self.jobs[event["tag"]].cancel_pending = True
+            self.jobs[event["tag"]].hold = event.get("hold", "")
 
     def _cancelling(self, event: Event) -> None:
         if event["tag"] in self.jobs:

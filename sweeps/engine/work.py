@@ -20,7 +20,7 @@ class Need:
     """0 for work on CPUs."""
     cpus_per_node: int = 1
     wall_minutes: float = 60.0
-    """Time asked for."""
+    """Time asked for; 0 where nobody says, and it follows from the time expected."""
     expected_minutes: float = 60.0
     """Time it is expected to take, all attempts together."""
     tasks_per_node: int = 1
@@ -49,6 +49,8 @@ class Adapter:
     all runs of the sweep are."""
     similarity_keys: tuple[tuple[str, ...], ...] = ((),)
     """Labels that make the times of two runs comparable, the most similar runs first."""
+    resumes: bool = False
+    """Whether an attempt goes on from what an earlier one has saved, so that the work may be cut into several jobs."""
     adjustments: Mapping[str, str] = field(default_factory=dict)
     """Parameter of the entry that counts the attempts that ended with a cause, by cause (`Rule.adjusts`)."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from muloco_runner.config import ConfigError
 from sweeps.clusters import BACKENDS, backend_of, read_cluster
-from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
+from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, checked_minutes
 from sweeps.engine.work import Need
 from sweeps.formatting import plural
 
@@ -25,9 +25,10 @@ def need_of(resources: Mapping[str, Any]) -> Need:
     for name, least in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_node", 1), ("tasks_per_node", 1)):
         if resources[name] < least:
             raise ConfigError(f"{_NAME}.resources.{name}={resources[name]}: must be at least {least}")
-    if not resources["wall_minutes"] > 0:
+    minutes = checked_minutes(f"{_NAME}.resources.wall_minutes", resources["wall_minutes"])
+    if not minutes > 0:
         raise ConfigError(f"{_NAME}.resources.wall_minutes={resources['wall_minutes']}: must be above zero")
-    return Need(**resources, expected_minutes=_SHARE_EXPECTED * resources["wall_minutes"])
+    return Need(**{**resources, "wall_minutes": minutes}, expected_minutes=_SHARE_EXPECTED * minutes)
 
 
 def cluster_of(launcher: Mapping[str, Any], needs: Sequence[Need]) -> ClusterConfig:

@@ -23,6 +23,7 @@ _OF_TRAINING = {
         ["num_params"],
         [],
     ],
+    "resumes": True,
     "adjustments": {"out of memory": "memory_halvings"},
 }
 _OF_HYDRA_JOBS = {

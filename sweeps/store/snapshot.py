@@ -126,6 +126,7 @@ def _job_to_dict(job: TrackedJob) -> dict[str, Any]:
         "started_at": job.started_at,
         "cancelling": job.cancelling.value if job.cancelling is not None else None,
         "withdrawing": job.cancel_pending,
+        "hold": job.hold,
     }
 
 
@@ -139,4 +140,5 @@ def _job_from_dict(values: dict[str, Any]) -> TrackedJob:
         values["started_at"],
         Cause(cancelling) if cancelling is not None else None,
         values["withdrawing"],
+        values.get("hold", ""),
     )

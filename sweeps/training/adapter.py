@@ -13,6 +13,7 @@ TRAINING = Adapter(
     reports="sweeps.training.adapter",
     group_labels=("algorithm", "num_params"),
     failure_label="algorithm",
+    resumes=True,
     similarity_keys=(
         ("num_params", "algorithm", "num_workers", "global_batch_tokens"),
         ("num_params", "algorithm"),

@@ -11,10 +11,12 @@ from sweeps.engine.cluster import Limit, Limits, Resource
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.decide import decide
 from sweeps.engine.policy import Cause
-from sweeps.engine.quota import Verdict, VerdictKind, all_limits, best_verdict
+from sweeps.engine.quota import Verdict, VerdictKind, all_limits, best_verdict, longest_minutes
 from sweeps.engine.sweep_state import SweepState
-from sweeps.engine.wall_time import job_minutes
+from sweeps.engine.wall_time import job_minutes, num_jobs
 from sweeps.engine.work import Work
+from sweeps.engine.works import Shape, Works, shape_of
+from sweeps.formatting import duration, plural
 from sweeps.node.attempt_files import is_finished
 from sweeps.training.gpus import Fit, Gpus
 from sweeps.training.sweep import Sweep
@@ -27,6 +29,8 @@ class PlannedRun:
     finished: bool
     fit: Fit | None = None
     """How a training run lies in the memory of its GPUs, where it has any."""
+    num_jobs: int = 1
+    """Jobs that it is cut into, one after the other, by the limit on the time of one."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Preview:
     """Makespan under the quota if every run takes its expected time and nobody else holds what the quota counts."""
     note: str = ""
     """Why the cluster's own limits are not in it, where they are not."""
+    cuts: Sequence[str] = ()
+    """What limits on the time of a job do to longer runs, one sentence each."""
 
 
 def preview(sweep: Sweep, live: Limits) -> Preview:
@@ -47,12 +53,14 @@ def preview(sweep: Sweep, live: Limits) -> Preview:
     state = SweepState.of(sweep.definition.works)
     limits = all_limits(sweep.cluster, live, state)
     runs, gpus = {run.run_id: run for run in sweep.runs}, Gpus(sweep.cluster, sweep.execution)
+    longest = _Longest(sweep.cluster, limits)
     planned = [
         PlannedRun(
             work,
             best_verdict(work, sweep.cluster.allocations, limits),
             is_finished(work),
             gpus.fit(runs[work.name], work.need.gpus) if work.need.gpus and work.name in runs else None,
+            num_jobs(work.need.expected_minutes, longest.of(shape_of(work)).most),
         )
         for work in sweep.definition.works
     ]
@@ -60,7 +68,39 @@ def preview(sweep: Sweep, live: Limits) -> Preview:
     gpu_hours = sum(work.need.gpus * work.need.expected_minutes for work in to_run) / 60
     alone = {name: [_without_others(limit) for limit in found] for name, found in limits.items()}
     makespan, node_minutes = replay(to_run, sweep.cluster, alone)
-    return Preview(sweep, planned, gpu_hours, node_minutes / 60, makespan, live.note)
+    return Preview(
+        sweep, planned, gpu_hours, node_minutes / 60, makespan, live.note, cuts_of(to_run, sweep.cluster, limits)
+    )
+
+
+def cuts_of(works: Sequence[Work], cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]]) -> list[str]:
+    """One sentence for each limit on the time of a job that cuts some of the works. `limits` are by allocation."""
+    columns, longest = Works.of(works), _Longest(cluster, limits)
+    found: dict[Limit, list[int]] = {}
+    for position in range(len(columns)):
+        limit = longest.of(columns.shape(position))
+        number = num_jobs(columns.minutes(position), limit.most)
+        if number > 1:
+            found.setdefault(limit, []).append(number)
+    return [
+        f"{plural(len(numbers), 'run')} of more than {duration(60 * limit.most)} ({limit.name}): cut into up to "
+        f"{max(numbers)} jobs each, which go on from the last checkpoint"
+        for limit, numbers in found.items()
+    ]
+
+
+class _Longest:
+    """The limit on the time of a job for work of one shape, where jobs may be longest."""
+
+    def __init__(self, cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]]) -> None:
+        self._cluster, self._limits = cluster, limits
+        self._known: dict[Shape, Limit] = {}
+
+    def of(self, shape: Shape) -> Limit:
+        if shape not in self._known:
+            found = [longest_minutes(shape, one, self._limits[one.name]) for one in self._cluster.allocations]
+            self._known[shape] = max(found, key=lambda limit: limit.most)
+        return self._known[shape]
 
 
 def _without_others(limit: Limit) -> Limit:

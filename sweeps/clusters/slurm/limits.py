@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from sweeps.clusters.slurm.parse import parse_minutes
-from sweeps.clusters.slurm.slurm_settings import options_of
+from sweeps.clusters.slurm.parse import gpus_in
+from sweeps.clusters.slurm.slurm_settings import SlurmOptions, options_of
 from sweeps.engine.cluster import Limit, Resource
 from sweeps.engine.cluster_config import AllocationConfig
+from sweeps.engine.minutes import parse_minutes
 
 Fields = Mapping[str, str]
 
 QOS_FIELDS = "Name,MaxTRESPU,MaxJobsPU,MaxSubmitPU,MaxTRESPA,MaxJobsPA,MaxSubmitPA"
 ASSOCIATION_FIELDS = "Account,Partition,QOS,DefaultQOS"
+NODE_FORMAT = "%R|%D|%c|%m|%G"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,17 @@ class Grant:
 
 
 @dataclass(frozen=True)
+class NodeKind:
+    """Nodes of one partition that are alike."""
+
+    partition: str
+    count: int
+    cpus: int
+    megabytes: int
+    gpus: int
+
+
+@dataclass(frozen=True)
 class Accounting:
     """All that SLURM reports of limits at one time."""
 
@@ -68,6 +81,8 @@ class Accounting:
     uid: int
     cluster: str = ""
     """SLURM's name of itself."""
+    nodes: Sequence[NodeKind] = ()
+    """Empty where `sinfo` does not answer."""
 
 
 def parse_assoc_mgr(text: str) -> tuple[list[Association], dict[str, Qos]]:
@@ -115,6 +130,16 @@ def parse_partitions(text: str) -> dict[str, Fields]:
     return {row["PartitionName"]: row for row in rows}
 
 
+def parse_nodes(text: str) -> list[NodeKind]:
+    """`sinfo --noheader --exact --format=NODE_FORMAT`; lines of another shape are skipped."""
+    rows = [line.split("|") for line in text.splitlines()]
+    return [
+        NodeKind(row[0], int(row[1]), int(row[2]), int(row[3]), gpus_in(row[4]))
+        for row in rows
+        if len(row) == 5 and all(word.isdigit() for word in row[1:4])
+    ]
+
+
 def parse_grants(text: str) -> list[Grant]:
     """`sacctmgr -nP show assoc user=U format=ASSOCIATION_FIELDS`."""
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3]
@@ -141,8 +166,19 @@ def with_unused_limits(qos: Mapping[str, Qos], text: str, uid: int, accounts: Se
 
 
 def limits_of(allocation: AllocationConfig, accounting: Accounting) -> list[Limit]:
-    """Every limit of SLURM's on a job of this allocation; `used_by_others` is what all use, this sweep too."""
-    partition = accounting.partitions.get(partition_of(allocation, accounting) or "", {})
+    """Every limit of SLURM's on a job of this allocation; `used_by_others` is what all use, this sweep too.
+
+    Of an allocation that names several partitions each limit says of which it is.
+    """
+    names = partitions_of(allocation, accounting)
+    if len(names) == 1:
+        return _limits_in(names[0], allocation, accounting)
+    return [replace(limit, place=name) for name in names for limit in _limits_in(name, allocation, accounting)]
+
+
+def _limits_in(name: str, allocation: AllocationConfig, accounting: Accounting) -> list[Limit]:
+    """Those on a job that runs in one partition."""
+    partition = accounting.partitions.get(name, {})
     account = account_of(allocation, accounting)
     chain = list(_upward(account, partition.get("PartitionName", ""), accounting))
     names = [partition.get("QoS", "N/A"), qos_of(allocation, accounting)]
@@ -157,7 +193,9 @@ def limits_of(allocation: AllocationConfig, accounting: Accounting) -> list[Limi
     for limit in _single_limits(levels, chain, account, accounting.uid):
         of_account = re.search(r"PA\b", limit.name) is not None
         single.setdefault((limit.resource, of_account), limit)
-    return [*limits, *single.values(), *_partition_limits(partition)]
+    kinds = [kind for kind in accounting.nodes if kind.partition == name]
+    at_nodes = _node_limits(name, partition, kinds, options_of(allocation))
+    return [*limits, *single.values(), *_partition_limits(partition), *at_nodes]
 
 
 def partition_of(allocation: AllocationConfig, accounting: Accounting) -> str | None:
@@ -166,6 +204,11 @@ def partition_of(allocation: AllocationConfig, accounting: Accounting) -> str | 
     if named is not None:
         return named
     return next((name for name, row in accounting.partitions.items() if row.get("Default") == "YES"), None)
+
+
+def partitions_of(allocation: AllocationConfig, accounting: Accounting) -> list[str]:
+    """Those that a job may run in, in the order they are named."""
+    return (partition_of(allocation, accounting) or "").split(",")
 
 
 def account_of(allocation: AllocationConfig, accounting: Accounting) -> str:
@@ -185,11 +228,21 @@ def qos_of(allocation: AllocationConfig, accounting: Accounting) -> str:
 
 
 def mistake_in(allocation: AllocationConfig, accounting: Accounting) -> str | None:
-    """What is wrong with the allocation's partition, account or QOS for this user, and what there is instead."""
-    partition = partition_of(allocation, accounting)
-    if partition is None or partition not in accounting.partitions:
-        known = ", ".join(accounting.partitions)
-        return f"partition={partition}: this cluster has no such partition; there are {known}"
+    """What is wrong with the allocation's partitions, account or QOS for this user, and what there is instead.
+
+    Of several partitions one must be right, and all must exist.
+    """
+    partitions = partitions_of(allocation, accounting)
+    for partition in partitions:
+        if partition not in accounting.partitions:
+            known = ", ".join(accounting.partitions)
+            return f"partition={partition or None}: this cluster has no such partition; there are {known}"
+    mistakes = [_mistake_in(partition, allocation, accounting) for partition in partitions]
+    found = [mistake for mistake in mistakes if mistake is not None]
+    return "; ".join(found) if len(found) == len(partitions) else None
+
+
+def _mistake_in(partition: str, allocation: AllocationConfig, accounting: Accounting) -> str | None:
     row = accounting.partitions[partition]
     grants = [grant for grant in accounting.grants if grant.partition in ("", partition)]
     if accounting.grants and not grants:
@@ -217,7 +270,8 @@ def _mistake_in_qos(allocation: AllocationConfig, accounting: Accounting, accoun
         return f"qos={qos or 'none'}: partition {partition} is open to QOS {', '.join(allowed)} only; set qos"
     if qos in _allowed(row.get("DenyQos", "ALL")):
         return f"qos={qos}: partition {partition} is closed to it; set another qos"
-    gpus = _partition_gpus(row)
+    kinds = [kind.gpus for kind in accounting.nodes if kind.partition == partition]
+    gpus = max(kinds) if kinds else _partition_gpus(row)
     if gpus is not None and allocation.gpus_per_node > gpus:
         return f"gpus_per_node={allocation.gpus_per_node}: nodes of partition {partition} have {gpus:g}; lower it"
     return None
@@ -293,6 +347,45 @@ def _partition_limits(row: Fields) -> Iterator[Limit]:
     for key, resource in (("MaxNodes", Resource.NODES_PER_JOB), ("TotalNodes", Resource.NODES_THERE)):
         if row.get(key, "").isdigit():
             yield Limit(f"{owner} {key}", resource, float(row[key]))
+
+
+def _node_limits(partition: str, row: Fields, kinds: Sequence[NodeKind], options: SlurmOptions) -> Iterator[Limit]:
+    """What the largest node of a partition has, and what the memory asked for leaves of it."""
+    if not kinds:
+        return
+    owner = f"partition {partition}: nodes"
+    most_cpus = [max(kind.cpus for kind in kinds), _whole(row.get("MaxCPUsPerNode", ""))]
+    yield Limit(owner, Resource.CPUS_PER_NODE, min(number for number in most_cpus if number is not None))
+    yield Limit(owner, Resource.GPUS_PER_NODE, max(kind.gpus for kind in kinds))
+    most_memory = [max(kind.megabytes for kind in kinds), _whole(row.get("MaxMemPerNode", ""))]
+    megabytes = min(number for number in most_memory if number is not None)
+    for name, resource in _MEMORY.items():
+        asked = getattr(options, name)
+        each = _megabytes(f"{asked * 1024:.0f}" if name == "mem_gb" and asked else asked)
+        if each and resource is Resource.NODES_THERE:
+            there = sum(kind.count for kind in kinds if min(kind.megabytes, megabytes) >= each)
+            yield Limit(f"{owner} with {name}={asked}", resource, there)
+        elif each:
+            yield Limit(f"{owner} of {megabytes} MB with {name}={asked}", resource, megabytes // each)
+
+
+_MEMORY = {
+    "mem": Resource.NODES_THERE,
+    "mem_gb": Resource.NODES_THERE,
+    "mem_per_cpu": Resource.CPUS_PER_NODE,
+    "mem_per_gpu": Resource.GPUS_PER_NODE,
+}
+"""Settings of memory, with what the memory of a node limits by them."""
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
+
+
+def _megabytes(value: object) -> float | None:
+    """As sbatch reads a size of memory: megabytes, or with K, M, G, T; None for 0 (all of a node) and anything else."""
+    match = re.fullmatch(r"(\d+)([KMGT]?)B?", str(value).strip().upper())
+    return float(match[1]) * 1024 ** ("KMGT".index(match[2] or "M") - 1) or None if match else None
 
 
 def _counted(owner: str, fields: Fields, key: str, resource: Resource, used_in: str | None = None) -> Iterator[Limit]:

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from sweeps.engine.cluster import RefusalKind
+from sweeps.engine.minutes import parse_minutes
 
 _SQUEUE_FIELDS = ("JobArrayID", "UserName", "State", "NumNodes", "NumCPUs", "NumTasks", "tres-alloc", "tres-per-node",
                   "tres-per-job", "tres-per-task", "Partition", "Account", "QOS", "TimeLimit", "StartTime", "EndTime",
@@ -154,22 +155,6 @@ def gpus_in(text: str) -> int:
             typed += number
     # TRES name the sum of all types, and beside it the types that the site tracks.
     return max(untyped, typed) if "=" in text else untyped + typed
-
-
-def parse_minutes(text: str) -> float | None:
-    """Minutes of "2-03:04:05", "10:00", "30:00" or plain minutes; None where there is no limit."""
-    text = text.strip()
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
-        return None
-    days, _, clock = text.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    if days:
-        hours, minutes, seconds = (*parts, 0, 0)[:3]
-    elif len(parts) == 1:
-        hours, minutes, seconds = 0, parts[0], 0
-    else:
-        hours, minutes, seconds = (0, *parts)[-3:]
-    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
 
 
 def expand_node_list(text: str) -> tuple[str, ...]:

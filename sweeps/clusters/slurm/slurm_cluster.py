@@ -24,12 +24,14 @@ from sweeps.clusters.slurm.batch_job import write_job
 from sweeps.clusters.slurm.commands import answer_of, submit_script
 from sweeps.clusters.slurm.limits import (
     ASSOCIATION_FIELDS,
+    NODE_FORMAT,
     QOS_FIELDS,
     Accounting,
     limits_of,
     mistake_in,
     parse_assoc_mgr,
     parse_grants,
+    parse_nodes,
     parse_partitions,
     partition_of,
     with_unused_limits,
@@ -43,9 +45,10 @@ from sweeps.clusters.slurm.parse import (
     parse_sacct,
     parse_squeue,
 )
+from sweeps.clusters.slurm.reasons import never_starts
 from sweeps.clusters.slurm.script import CONTROLLER_OF, PAYLOADS
 from sweeps.clusters.slurm.slurm_settings import OPTION_KEYS, REFUSED_PARAMETERS, check_settings, options_of
-from sweeps.clusters.slurm.usage import is_in, resources_of, without_own
+from sweeps.clusters.slurm.usage import jobs_in, resources_of, without_own
 from sweeps.engine.cluster import (
     JobEnd,
     JobObservation,
@@ -207,7 +210,7 @@ class SlurmCluster:
 
     def _in(self, allocation: AllocationConfig, jobs: Sequence[QueuedJob]) -> list[QueuedJob]:
         default = partition_of(allocation, self._accounting) if self._accounting is not None else None
-        return [job for job in jobs if is_in(job, allocation, default)]
+        return jobs_in(allocation, jobs, default)
 
     def _others(self, is_own: Callable[[str], bool]) -> dict[str, dict[Resource, float]]:
         """Return what this user's jobs outside the sweep hold, by allocation, controllers (one core each) left out."""
@@ -242,11 +245,12 @@ def _read_accounting() -> Accounting | None:
     if partitions is None or config is None:
         return None
     enforced = next((line for line in config.splitlines() if line.startswith("AccountingStorageEnforce")), "")
+    kinds = parse_nodes(answer_of("sinfo", "--noheader", "--exact", f"--format={NODE_FORMAT}") or "")
     name = next((line for line in config.splitlines() if line.startswith("ClusterName")), "").partition("=")[2].strip()
     known = answer_of("scontrol", "show", "assoc_mgr", f"users={user}", "flags=assoc,qos")
     rows = parse_partitions(partitions)
     if known is None or not any(word in enforced for word in ("limits", "safe", "all")):
-        return Accounting([], {}, rows, [], user, uid, name)
+        return Accounting([], {}, rows, [], user, uid, name, kinds)
     associations, qos = parse_assoc_mgr(known)
     grants = answer_of("sacctmgr", "-nP", "show", "assoc", f"user={user}", f"format={ASSOCIATION_FIELDS}")
     defined = answer_of("sacctmgr", "-nP", "show", "qos", f"format={QOS_FIELDS}") if grants is not None else None
@@ -254,7 +258,7 @@ def _read_accounting() -> Accounting | None:
     # Without the database slurmctld still knows the limits of whoever has used them.
     granted = [] if grants is None else parse_grants(grants)
     complete = qos if defined is None else with_unused_limits(qos, defined, uid, accounts)
-    return Accounting(associations, complete, rows, granted, user, uid, name)
+    return Accounting(associations, complete, rows, granted, user, uid, name, kinds)
 
 
 def _queued(job: QueuedJob) -> JobObservation:
@@ -268,6 +272,7 @@ def _queued(job: QueuedJob) -> JobObservation:
         state=state,
         nodes=job.nodes,
         reason=job.reason,
+        never_starts=state is JobState.PENDING and never_starts(job.reason, job.partition),
         end=_ENDS.get(known_state(job.state) or "", JobEnd.EXITED) if ended else None,
         started_at=started,
         ended_at=_unix(job.ended_at) if ended else None,

@@ -21,7 +21,7 @@ from sweeps.clusters.slurm.sbatch_options import (
     sbatch_values,
     text_value,
 )
-from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, build, check_numbers
+from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, build, check_numbers, checked_minutes
 
 
 @dataclass
@@ -210,6 +210,7 @@ def controller_of(cluster: ClusterConfig) -> ControllerConfig:
     """Return the settings of the controller's job, options in sbatch's form. Mistakes raise `ConfigError`."""
     where = f"cluster={cluster.name}: controller"
     controller: ControllerConfig = build(ControllerConfig, cluster.controller, where)
+    controller.wall_minutes = checked_minutes(f"{where}.wall_minutes", controller.wall_minutes)
     check_numbers(where, controller, wall_minutes=1, memory_gigabytes=0.1)
     own = {name: getattr(controller, name) for name in ("partition", "account", "qos")}
     try:

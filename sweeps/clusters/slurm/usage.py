@@ -15,16 +15,19 @@ from sweeps.engine.cluster import Limit, Resource
 from sweeps.engine.cluster_config import AllocationConfig
 
 
-def is_in(job: QueuedJob, allocation: AllocationConfig, default_partition: str | None = None) -> bool:
-    """Return whether the job counts against the allocation: a running job where it runs, a pending one in each
-    partition that it may run in. A setting that the allocation leaves open matches every job."""
+def jobs_in(
+    allocation: AllocationConfig, jobs: Sequence[QueuedJob], default_partition: str | None = None
+) -> list[QueuedJob]:
+    """Return the jobs that count against the allocation: a running job where it runs, a pending one in each partition
+    that it may run in. A setting that the allocation leaves open matches every job."""
     options = options_of(allocation)
-    named = (
-        (options.partition or default_partition, job.partition),
-        (options.account, job.account),
-        (options.qos, job.qos),
-    )
-    return all(wanted is None or set(wanted.split(",")) & set(given.split(",")) for wanted, given in named)
+    partition = options.partition or default_partition
+
+    def counts(job: QueuedJob) -> bool:
+        named = ((partition, job.partition), (options.account, job.account), (options.qos, job.qos))
+        return all(wanted is None or set(wanted.split(",")) & set(given.split(",")) for wanted, given in named)
+
+    return [job for job in jobs if counts(job)]
 
 
 def resources_of(jobs: Sequence[QueuedJob]) -> dict[Resource, float]:

@@ -13,9 +13,10 @@ from muloco_runner.config import ConfigError
 from muloco_runner.paths import config_dir
 from sweeps.clusters import BACKENDS, backend_of, make_cluster, read_cluster
 from sweeps.clusters.backend import Backend
+from sweeps.clusters.slurm.slurm_settings import controller_of
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.work import Need
-from sweeps.hydra_apps.launcher_settings import cluster_of
+from sweeps.hydra_apps.launcher_settings import cluster_of, need_of
 
 GOOD: dict[str, Any] = {"kind": "slurm", "allocations": [{"name": "a", "gpus_per_node": 8, "quota": {"nodes": 3}}]}
 
@@ -48,6 +49,8 @@ def test_a_good_one_is_read() -> None:
         (changed(quota=3), "quota"),
         (changed(gpus_per_node=-1), "gpus_per_node"),
         (changed(max_wall_minutes=0), "max_wall_minutes"),
+        (changed(max_wall_minutes="a day"), "max_wall_minutes=a day: give minutes, or a time as SLURM writes it"),
+        ({**GOOD, "controller": {"wall_minutes": "1-"}}, "controller.wall_minutes=1-: give minutes"),
         ({**GOOD, "allocations": [{"gpus_per_node": 8}]}, "name must be given"),
         ({**GOOD, "allocations": GOOD["allocations"] * 2}, "the same name"),
         ({**GOOD, "tick_seconds": "fast"}, "tick_seconds"),
@@ -62,6 +65,18 @@ def test_a_mistake_is_one_line(values: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)) as caught:
         read_cluster("c", values)
     assert "\n" not in str(caught.value)
+
+
+def test_times_may_be_written_as_slurm_writes_them() -> None:
+    cluster = read_cluster("c", {**changed(max_wall_minutes="1-00:00:00"), "controller": {"wall_minutes": "7-0"}})
+    assert cluster.allocation("a").max_wall_minutes == 1440
+    assert controller_of(cluster).wall_minutes == 7 * 1440
+    assert (
+        need_of(
+            {"nodes": 1, "gpus_per_node": 0, "cpus_per_node": 1, "wall_minutes": "01:30:00", "tasks_per_node": 1}
+        ).wall_minutes
+        == 90
+    )
 
 
 @pytest.mark.parametrize("path", sorted((config_dir() / "cluster").glob("*.yaml")), ids=lambda path: path.stem)

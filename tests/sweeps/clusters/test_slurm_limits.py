@@ -11,6 +11,7 @@ from sweeps.clusters.slurm.limits import (
     mistake_in,
     parse_assoc_mgr,
     parse_grants,
+    parse_nodes,
     parse_partitions,
     with_unused_limits,
 )
@@ -128,10 +129,49 @@ def test_limits_of_the_partition_and_of_its_qos(accounting: Accounting) -> None:
     assert ("QOS capped GrpTRES node", Resource.NODES) in found(accounting, partition="theirs")
 
 
+def test_of_several_partitions_each_limit_says_of_which_it_is(accounting: Accounting) -> None:
+    limits = limits_of(allocation(partition="gpu,closed", qos="high"), accounting)
+    times = {(limit.name, limit.place): limit.most for limit in limits if limit.name.endswith("MaxTime")}
+    assert times == {("partition gpu MaxTime", "gpu"): 7 * 1440, ("partition closed MaxTime", "closed"): 60}
+    assert {limit.place for limit in limits if limit.name == "account lab GrpTRES node"} == {"gpu", "closed"}
+
+
+def on(accounting: Accounting, **options: object) -> dict[str, float]:
+    nodes = parse_nodes("gpu|6|96|1000000|gpu:h100:8(S:0-1)\ngpu|2|128|2000000|(null)\ndebug|1|4|1000|(null)\n")
+    limits = limits_of(allocation(**options), dataclasses.replace(accounting, nodes=nodes))
+    return {
+        f"{one.name} {one.resource.value}": one.most for one in limits if one.name.startswith("partition gpu: nodes")
+    }
+
+
+def test_nodes_bound_what_a_job_may_ask_of_one(accounting: Accounting) -> None:
+    assert on(accounting) == {
+        "partition gpu: nodes CPUs of one node": 128,
+        "partition gpu: nodes GPUs of one node": 8,
+    }
+    assert on(accounting, mem="1500G")["partition gpu: nodes with mem=1500G nodes there are"] == 2
+    assert on(accounting, mem_gb=1500)["partition gpu: nodes with mem_gb=1500 nodes there are"] == 2
+    assert on(accounting, mem="3T")["partition gpu: nodes with mem=3T nodes there are"] == 0
+    by_cpu = on(accounting, mem_per_cpu="100G")
+    assert by_cpu["partition gpu: nodes of 2000000 MB with mem_per_cpu=100G CPUs of one node"] == 19
+    # 0 is all of a node.
+    assert on(accounting, mem=0) == on(accounting)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({}, None),
+        ({"partition": "gpu,closed"}, None),
+        (
+            {"partition": "gpu,gpuu"},
+            "partition=gpuu: this cluster has no such partition; there are gpu, closed, theirs",
+        ),
+        (
+            {"partition": "closed,theirs"},
+            "qos=normal: partition closed is open to QOS high only; set qos; account=lab: partition theirs is open to "
+            "elsewhere only; name another partition",
+        ),
         ({"qos": "capped", "account": "lab", "partition": "gpu"}, None),
         ({"partition": "gpuu"}, "partition=gpuu: this cluster has no such partition; there are gpu, closed, theirs"),
         ({"account": "elsewhere"}, "account=elsewhere: not one of user root's accounts; they are lab"),

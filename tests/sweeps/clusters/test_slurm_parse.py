@@ -7,11 +7,11 @@ from sweeps.clusters.slurm.parse import (
     expand_node_list,
     gpus_in,
     known_state,
-    parse_minutes,
     parse_sacct,
     parse_squeue,
 )
 from sweeps.engine.cluster import RefusalKind
+from sweeps.engine.minutes import parse_minutes
 
 RUNNING = (
     "17|root|RUNNING|2|192|2|cpu=192,mem=192G,node=2,billing=192,gres/gpu=16|gres:gpu:h100:8|N/A|N/A|gpu|lab|normal"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sweeps.clusters.slurm.parse import QueuedJob, parse_squeue
-from sweeps.clusters.slurm.usage import is_in, resources_of, without_own
+from sweeps.clusters.slurm.usage import jobs_in, resources_of, without_own
 from sweeps.engine.cluster import Limit, Resource
 from sweeps.engine.cluster_config import AllocationConfig
 
@@ -41,7 +41,7 @@ def test_pending_jobs_hold_what_they_ask_for() -> None:
 def test_a_job_counts_where_it_runs_or_may(
     job: QueuedJob, options: dict[str, str], default: str | None, expected: bool
 ) -> None:
-    assert is_in(job, allocation(**options), default) == expected
+    assert bool(jobs_in(allocation(**options), [job], default)) == expected
 
 
 def test_own_jobs_are_taken_off_a_limit_as_slurm_counts_them() -> None:

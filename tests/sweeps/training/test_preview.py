@@ -52,6 +52,20 @@ def test_a_run_of_several_jobs_takes_their_time_together(tmp_path: Path) -> None
     assert numbers(preview(sweep, Limits())) == pytest.approx([400, 50, 3000])
 
 
+def test_a_plan_says_which_limit_cuts_runs_and_into_how_many_jobs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = sweep_of(tmp_path, 1, Need(1, 8, 1, 0, 3000), Need(1, 8, 1, 0, 200), Need(1, 8, 1, 0, 100))
+    limit = Limit("partition gpu MaxTime", Resource.WALL_MINUTES, 180)
+    found = preview(sweep, Limits({"a": [limit]}))
+    assert [run.num_jobs for run in found.runs] == [17, 2, 1]
+    assert found.cuts == [
+        "2 runs of more than 3 h (partition gpu MaxTime): cut into up to 17 jobs each, which go on from the last "
+        "checkpoint"
+    ]
+    assert preview(sweep, Limits()).cuts[0].startswith("1 run of more than 1 d (max_wall_minutes)")
+
+
 @pytest.mark.parametrize("path", sorted((config_dir() / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_sweep_file_has_a_plan_where_there_is_no_slurm(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
