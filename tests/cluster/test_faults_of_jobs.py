@@ -59,7 +59,7 @@ def test_a_job_that_runs_into_its_time_limit_gets_more_time(slurm: EmulatedSlurm
     assert causes(state, "slow") == [Cause.TIMEOUT, Cause.FINISHED]
     check(sweep, state, slurm)
     second = state.runs["slow"].attempts[-1].tag
-    assert slurm.run("sacct", "-nPX", f"--name={second}", "-o", "TimelimitRaw").strip() == "20"
+    assert slurm.run("sacct", "-nPX", f"--name={second}", "-o", "TimelimitRaw").strip() == "10"
 
 
 def test_preempted_runs_go_on_when_there_is_room_again(slurm: EmulatedSlurm, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_runs_packed_on_a_node_have_their_own_gpus_and_one_that_fails_harms_no_o
 def test_quotas_of_two_allocations_are_kept_and_may_change_meanwhile(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     names = [f"w{n}" for n in range(10)]
     low = {**GPU, "name": "low", "qos": "low", "quota": {"nodes": 1}}
-    short = {**GPU, "name": "short", "quota": {"nodes": 1, "gpu_hours": 8 * 10 / 60}}
+    short = {**GPU, "name": "short", "quota": {"nodes": 1, "gpu_hours": 8 * 5 / 60}}
     sweep = SampleSweep(tmp_path, {name: {"seconds": [2]} for name in names}, low, short)
     most: dict[str, int] = {}
 
@@ -242,7 +242,7 @@ def test_quotas_of_two_allocations_are_kept_and_may_change_meanwhile(slurm: Emul
     raised = [(enough, lambda: sweep.folder.send("own_limits", limits={"nodes": 3})), (enough, int), (enough, int)]
     state = sweep.run(Script(*raised))
     assert set(standings(state).values()) == {"done"}
-    # A job of ten minutes asks for all the GPU-hours of `short`: one at a time, whatever its nodes.
+    # A job of five minutes asks for all the GPU-hours of `short`: one at a time, whatever its nodes.
     assert most == {"low": 3, "short": 1}
     check(sweep, state, slurm)
 
