@@ -106,6 +106,8 @@ class SlurmCluster:
                 raise ConfigError(f"cluster={self.config.name}: allocation {allocation.name}: {mistake}")
 
     def start(self) -> None:
+        # A definition of earlier code may hold what is refused today.
+        check_settings(self.config)
         for name in ("requests", "scripts", "logs", PAYLOADS):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 

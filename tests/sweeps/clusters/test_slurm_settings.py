@@ -24,6 +24,7 @@ from sweeps.clusters import read_cluster
 from sweeps.clusters.slurm.batch_job import write_job
 from sweeps.clusters.slurm.sbatch_options import REFUSED, REFUSED_OF_CONTROLLER
 from sweeps.clusters.slurm.script import controller_script, job_script
+from sweeps.clusters.slurm.slurm_cluster import SlurmCluster
 from sweeps.clusters.slurm.slurm_settings import OPTION_KEYS, REFUSED_PARAMETERS, SlurmOptions, options_of
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
@@ -207,6 +208,9 @@ def test_gpus_of_a_type_are_as_many_as_a_job_asks_for() -> None:
 def test_a_definition_of_before_means_the_same() -> None:
     allocation = AllocationConfig("a", options={"partition": None, "account": None, "qos": None, "sbatch": {"mem": 1}})
     assert options_of(allocation) == SlurmOptions(mem="1")
+    refused = ClusterConfig.from_dict("c", {"kind": "slurm", "allocations": [{"name": "a", "sbatch": {"time": 9}}]})
+    with pytest.raises(ConfigError, match=r"cluster=c: a\.sbatch\.time: use max_wall_minutes"):
+        SlurmCluster(refused, Path("/nowhere")).start()
 
 
 def test_setups_words_are_left_in_each_attempts_folder(tmp_path: Path) -> None:
