@@ -109,6 +109,7 @@ def _attempt(
 ) -> ExitCode:
     from muloco_runner.distributed.rendezvous import joined_ranks, process_rank
     from muloco_runner.distributed.traffic import emulated_link
+    from muloco_runner.optimizers import describe_groups
     from muloco_runner.training.devices import choose_device, choose_placement_on
     from muloco_runner.training.loop import Trainer
     from muloco_runner.training.session import Session
@@ -140,6 +141,8 @@ def _attempt(
         session = Session(folder, execution, communicator, device, attempt, should_stop, report, versions())
         _open_record(run, folder, corpus, communicator, attempt)
         trainer = Trainer(run, corpus, session)
+        if process.rank == 0 and run.inner_optimizer.orthogonalizes:
+            print(describe_groups(trainer.state.workers[0].model), flush=True)
         trainer.metrics.write_status("starting")
         result = trainer.train()
         if result is None:

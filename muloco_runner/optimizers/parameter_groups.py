@@ -2,34 +2,131 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-# Names under which language models keep the projection to the vocabulary.
-_HEAD_NAMES = frozenset({"head", "lm_head", "output", "unembed", "unembedding", "embed_out", "classifier", "score"})
+# Names under which models keep a projection to their outputs.
+_HEAD_NAMES = frozenset(
+    {
+        "head", "lm_head", "output", "unembed", "unembedding", "embed_out", "classifier", "score", "to_logits",
+        "logits", "generator", "proj_out", "vocab_proj", "cls", "output_projection",
+    }
+)  # fmt: skip
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, verbose: bool = False, split: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
     """Return up to two groups for `Muon` or `MuLoCo1`: hidden matrices ("muon") and everything else ("adamw").
 
-    A hidden matrix is the weight of an `nn.Linear` that is not the head. The head is named like one, shares an
-    embedding's weight, or is the model's last linear layer and as wide as a vocabulary. Embeddings, gains, biases and
-    convolutions go to AdamW. Muon takes the weight of a layer as one matrix: give query, key and value layers of their
-    own.
+    A hidden matrix is the weight of an `nn.Linear` that is no head. A head is named like one ("lm_head", "heads.0" or
+    any name that ends in "head"), shares an embedding's weight, or has as many outputs as an embedding has rows, or is
+    the last linear layer, where no layer takes as many inputs. Embeddings, gains, biases and convolutions go to AdamW.
+    Muon takes the weight of a layer as one matrix: give query, key and value layers of their own, or name fused ones in
+    `split`. One that no hidden matrix has in its name is a `ValueError`.
+
+    verbose: whether to print `describe_groups`. Default False.
+    split: numbers of equal blocks of rows by a part of the parameters' names, as `{"qkv": 3}`. Default None: none.
     """
+    reasons = _reasons(model)
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    hidden = [(name, parameter) for name, parameter in trained if name not in reasons]
+    by_split: dict[int, list[Tensor]] = {}
+    for name, parameter in hidden:
+        number = next((n for part, n in (split or {}).items() if part in name.split(".")), 1)
+        by_split.setdefault(number, []).append(parameter)
+    for part in split or {}:
+        if not any(part in name.split(".") for name, _ in hidden):
+            raise ValueError(f"split={split}: no hidden matrix has {part!r} in its name")
+    groups: list[dict[str, Any]] = [
+        {"params": parameters, "algorithm": "muon", **({} if number == 1 else {"split": number})}
+        for number, parameters in by_split.items()
+    ]
+    groups.append({"params": [p for name, p in trained if name in reasons], "algorithm": "adamw"})
+    if verbose:
+        print(describe_groups(model))
+    return [group for group in groups if group["params"]]
+
+
+def describe_groups(model: nn.Module) -> str:
+    """Return a table of what `parameter_groups` puts where and why: a line for each kind of parameter, whose numbers in
+    names are written `*`."""
+    reasons = _reasons(model)
+    kinds: dict[tuple[str, str, str, str], list[int]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            reason = reasons.get(name)
+            algorithm, why = ("Muon", "hidden matrix") if reason is None else ("AdamW", reason)
+            shape = " x ".join(map(str, parameter.shape))
+            kinds.setdefault((algorithm, re.sub(r"\d+", "*", name), shape, why), []).append(parameter.numel())
+    rows = [
+        (algorithm, name, f"{len(sizes)} of {shape}", f"{sum(sizes):,}", why)
+        for (algorithm, name, shape, why), sizes in sorted(kinds.items(), key=lambda kind: kind[0][0], reverse=True)
+    ]
+    rows = [("optimizer", "parameter", "shape", "values", "why"), *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _reasons(model: nn.Module) -> dict[str, str]:
+    """Return why a parameter is no hidden matrix, by name; hidden matrices are not among them."""
     modules = dict(model.named_modules())
     linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
     embeddings = [module for module in modules.values() if isinstance(module, nn.Embedding)]
-    heads = {id(embedding.weight) for embedding in embeddings}
-    heads |= {id(linear.weight) for name, linear in linears.items() if name.rpartition(".")[2] in _HEAD_NAMES}
-    for linear in list(linears.values())[-1:]:
-        if linear.out_features in {embedding.num_embeddings for embedding in embeddings}:
-            heads.add(id(linear.weight))
-    hidden = {id(linear.weight) for linear in linears.values()} - heads
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if id(p) in hidden], "algorithm": "muon"},
-        {"params": [p for p in trained if id(p) not in hidden], "algorithm": "adamw"},
-    ]
-    return [group for group in groups if group["params"]]
+    embedded = {id(embedding.weight) for embedding in embeddings}
+    # One weight may be that of several layers: a head by any of them.
+    heads: dict[int, str] = {}
+    for name, linear in linears.items():
+        if (reason := _head_reason(name, linear, linears, embeddings, modules)) is not None:
+            heads.setdefault(id(linear.weight), reason)
+    weights = {id(linear.weight) for linear in linears.values()}
+    return {
+        name: reason
+        for name, parameter in model.named_parameters()
+        if (reason := _reason(parameter, embedded, heads, weights)) is not None
+    }
+
+
+def _reason(parameter: Tensor, embedded: set[int], heads: Mapping[int, str], weights: set[int]) -> str | None:
+    if id(parameter) in embedded:
+        return "embedding"
+    if id(parameter) in heads:
+        return heads[id(parameter)]
+    if id(parameter) in weights:
+        return None
+    return "vector" if parameter.ndim < 2 else "no weight of a linear layer"
+
+
+def _head_reason(
+    name: str,
+    linear: nn.Linear,
+    linears: Mapping[str, nn.Linear],
+    embeddings: list[nn.Embedding],
+    modules: Mapping[str, nn.Module],
+) -> str | None:
+    own_name = next((part for part in reversed(name.split(".")) if not part.isdigit()), "")
+    if own_name in _HEAD_NAMES or own_name.endswith("head") or (own_name == "heads" and name[-1].isdigit()):
+        return f"head: named {own_name}"
+    is_last = linear is list(linears.values())[-1]
+    taken = {other.in_features for other in linears.values() if other is not linear}
+    taken |= {width for module in modules.values() for width in _widths(module)}
+    if linear.out_features in {embedding.num_embeddings for embedding in embeddings}:
+        if is_last or linear.out_features not in taken:
+            return "head: as wide as a vocabulary"
+    elif is_last and (taken or embeddings) and linear.out_features not in taken:
+        return "head: last, and no layer takes its outputs"
+    return None
+
+
+def _widths(module: nn.Module) -> list[int]:
+    """Return how many features a layer that is no linear one takes."""
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return list(module.normalized_shape[-1:])
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        return [module.num_features]
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return [module.in_channels]
+    return []
