@@ -17,6 +17,7 @@ from typing import Any
 from sweeps.engine.cluster import (
     Cluster,
     JobEnd,
+    JobIdentity,
     JobObservation,
     JobRequest,
     JobState,
@@ -28,7 +29,7 @@ from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.decide import Plan, decide
 from sweeps.engine.durations import Estimates
 from sweeps.engine.outcome import Outcome
-from sweeps.engine.policy import IDENTICAL_FAILURES, RULES, Cause, cause_of
+from sweeps.engine.policy import IDENTICAL_FAILURES, RULES, Cause, cause_beside_cancelled, cause_of
 from sweeps.engine.quota import all_limits
 from sweeps.engine.sweep_state import SweepState, TrackedJob, failure_group
 from sweeps.node.attempt_files import is_finished
@@ -96,6 +97,8 @@ class Controller:
         """Lines of the ledger that the newest snapshot stands for."""
         self.cluster = make_cluster(self.config, folder.cluster_dir)
         self.submission = Submission(self.cluster.submission_scopes)
+        self.observation = Observation({}, complete=False, queue_read=False)
+        """The last look at the cluster."""
         self.code = ""
         """The copy of the source that jobs run, once there is one."""
         self.estimates = Estimates()
@@ -145,29 +148,26 @@ class Controller:
         self._file_clock_ahead = self.lease.renew() - time.time()
         self._apply_commands()
         tokens = self.submission.tokens()
-        observation, plan = self._look()
+        plan = self._look()
         waits_for = ""
-        if plan.submit and observation.queue_read:
+        if plan.submit and self.observation.queue_read:
             waits_for = self.submission.acquire(min(_SUBMISSION_PATIENCE_SECONDS, self.config.tick_seconds))
             if not waits_for and not self.submission.is_unchanged(tokens):
                 # Others have submitted since the queue was read.
-                observation, plan = self._look()
-            self._submit_all(plan.submit if observation.queue_read and not waits_for else ())
+                plan = self._look()
+            self._submit_all(plan.submit if self.observation.queue_read and not waits_for else ())
         if not any(job.job_id is None for job in self.state.jobs.values()):
             # Else a job may exist that no other sweep could see yet.
             self.submission.release()
         self._keep_snapshot()
-        return Tick(self.state, plan, observation.complete, observation.queue_read, waits_for)
+        return Tick(self.state, plan, self.observation.complete, self.observation.queue_read, waits_for)
 
-    def _look(self) -> tuple[Observation, Plan]:
+    def _look(self) -> Plan:
         """Takes in what the cluster shows, cancels what is to end, and says what is to be submitted."""
-        observation = self.cluster.observe(list(self.state.jobs))
-        now = self.clock()
-        for job in list(self.state.jobs.values()):
-            self._absorb(job, observation, now)
+        now = self._observe()
         # A scheduler that is slow to answer must not make this controller look dead.
         self.lease.renew()
-        if observation.complete:
+        if self.observation.complete:
             self._reconcile_orphaned_jobs()
         self._hold_identical_failures()
         limits = all_limits(self.config, self.cluster.limits(self.state.jobs.__contains__), self.state)
@@ -175,24 +175,35 @@ class Controller:
         for tag in plan.cancel_pending:
             self._record("withdrawing", tag=tag)
         self._send_cancellations(now)
-        return observation, plan
+        return plan
 
     # Observing
 
-    def _absorb(self, job: TrackedJob, observation: Observation, now: float) -> None:
-        seen = observation.jobs.get(job.tag)
-        if seen is None:
-            if observation.complete:
-                self._missing(job, now)
-            return
-        if job.job_id is None:
-            self._record("submitted", tag=job.tag, job_id=seen.job_id)
+    def _observe(self) -> float:
+        """Look at all jobs in flight and take in what is new; return the time of the look, in Unix seconds."""
+        jobs = list(self.state.jobs.values())
+        self.observation = self.cluster.observe([job.identity for job in jobs])
+        now = self.clock()
+        missing = []
+        for job in jobs:
+            seen = self.observation.jobs.get(job.tag)
+            if seen is not None:
+                self._missing_since.pop(job.tag, None)
+                self._absorb(job, seen, now)
+            elif self.observation.complete:
+                missing.append(job)
+        self._give_up_absent_jobs([job for job in missing if self._is_overdue(job, now)], now)
+        return now
+
+    def _absorb(self, job: TrackedJob, seen: JobObservation, now: float) -> None:
+        if job.job_id is None or (job.submitted_at is None and seen.submitted_at is not None):
+            self._record_identity(seen)
         if seen.state is not JobState.PENDING and job.started_at is None and seen.started_at is not None:
             self._record("started", tag=job.tag, at=seen.started_at, nodes=list(seen.nodes))
         if seen.state is JobState.ENDED:
             if not self._may_still_report(job, seen, now):
                 self._end(job, seen, now)
-        elif seen.state is JobState.RUNNING and job.cancelling is None and self._hangs(job, now):
+        elif seen.state is JobState.RUNNING and not job.cancelling and self._hangs(job, now):
             self._record("cancelling", tag=job.tag, cause=Cause.HANG.value)
         elif seen.state is JobState.PENDING and not job.cancel_pending and self._is_hopeless(seen, now):
             why = f"can never run: the scheduler gives {seen.reason} as its reason to wait; correct that, then `retry`"
@@ -205,17 +216,34 @@ class Controller:
             return False
         return now - self._hopeless_since.setdefault(seen.tag, now) >= self.config.submit_confirm_timeout_seconds
 
-    def _missing(self, job: TrackedJob, now: float) -> None:
-        """The cluster answered, and knows no such job."""
+    def _is_overdue(self, job: TrackedJob, now: float) -> bool:
+        """Whether a job that a complete observation misses has been missing for long, and shows no sign of life."""
         since = self._missing_since.setdefault(job.tag, now)
-        if self.cluster.outlives_controller and now - since <= self.config.submit_confirm_timeout_seconds:
-            return
-        if job.job_id is not None:
-            self._end(job, JobObservation(job.tag, job.job_id, JobState.ENDED, end=JobEnd.LOST), now)
-        else:
-            self._record("refused", tag=job.tag, why="it never reached the cluster")
-            # Without its request it is not taken in again, should it show up later: its runs are submitted again.
-            self.folder.drop_request(job.tag)
+        if not self.cluster.outlives_controller:
+            return True
+        timeout = self.config.submit_confirm_timeout_seconds
+        if now - since <= timeout:
+            return False
+        left = [self.cluster.outcome(attempt) for attempt in job.request.attempts]
+        at_work = [found.heartbeat_at for found in left if not found.finished and found.ending is None]
+        return not any(at is not None and now - at <= timeout for at in at_work)
+
+    def _give_up_absent_jobs(self, overdue: Sequence[TrackedJob], now: float) -> None:
+        """End the jobs that the cluster, asked for exactly them, does not know either."""
+        absent = self.cluster.absent([job.identity for job in overdue]) if overdue else ()
+        for job in overdue:
+            if job.tag not in absent:
+                continue
+            if job.job_id is not None or self._has_reported(job):
+                self._end(job, JobObservation(job.tag, job.job_id or "", JobState.ENDED, end=JobEnd.LOST), now)
+            else:
+                self._record("refused", tag=job.tag, why="it never reached the cluster")
+                # Without its request it is not taken in again, should it show up later: its runs are submitted again.
+                self.folder.drop_request(job.tag)
+
+    def _has_reported(self, job: TrackedJob) -> bool:
+        """Whether an attempt of the job has left its exit record: it ran, whoever else knows of it."""
+        return any(self.cluster.outcome(attempt).ending is not None for attempt in job.request.attempts)
 
     def _may_still_report(self, job: TrackedJob, seen: JobObservation, now: float) -> bool:
         """The scheduler says that it ended well, and its own files may not have arrived yet."""
@@ -231,31 +259,31 @@ class Controller:
         """Jobs of this sweep that the ledger does not have as alive: its line was damaged, or they came so late that
         they had been given up. One whose runs wait is taken in again, any other must end."""
         unwanted = []
-        for tag, job_id in self.cluster.orphaned_jobs(self.state.prefix, self.state.jobs).items():
-            request = self.folder.read_request(tag)
+        for job in self.cluster.orphaned_jobs(self.state.prefix):
+            request = self.folder.read_request(job.tag)
             runs = [self.state.runs.get(attempt.work.name) for attempt in request.attempts] if request else [None]
             if request is not None and all(run is not None and run.is_waiting for run in runs):
                 self._intend(request)
-                self._record("submitted", tag=tag, job_id=job_id)
+                self._record_identity(job)
             else:
-                unwanted.append(tag)
+                unwanted.append(job)
         if unwanted:
             self.cluster.cancel(unwanted)
 
     def _send_cancellations(self, now: float) -> None:
         """Cancels the jobs that are to end, again and again: a request may have been lost."""
         for ask, concerned in (
-            (self.cluster.cancel, [job for job in self.state.jobs.values() if job.cancelling is not None]),
+            (self.cluster.cancel, [job for job in self.state.jobs.values() if job.cancelling]),
             (
                 self.cluster.cancel_pending,
                 [j for j in self.state.jobs.values() if j.cancel_pending and j.started_at is None],
             ),
         ):
             again = max(_REPEAT_CANCEL_SECONDS, self.config.tick_seconds)
-            tags = [job.tag for job in concerned if now - self._cancel_sent_at.get(job.tag, -math.inf) >= again]
-            if tags:
-                ask(tags)
-                self._cancel_sent_at |= dict.fromkeys(tags, now)
+            due = [job for job in concerned if now - self._cancel_sent_at.get(job.tag, -math.inf) >= again]
+            if due:
+                ask([job.identity for job in due])
+                self._cancel_sent_at |= dict.fromkeys([job.tag for job in due], now)
 
     def _end(self, job: TrackedJob, seen: JobObservation, now: float) -> None:
         assert seen.end is not None
@@ -268,7 +296,7 @@ class Controller:
         failed_nodes: set[str] = set()
         for attempt in job.request.attempts:
             left = self.cluster.outcome(attempt)
-            cause, detail = _cause(left, job, seen)
+            cause, detail = _cause(left, job, attempt.work.name, seen)
             write_error = self.cluster.write_error(attempt) if cause is Cause.CRASH and not left.message else ""
             if write_error:
                 cause, detail = Cause.CANNOT_WRITE, write_error
@@ -383,12 +411,10 @@ class Controller:
             return
         for tag in list(self.state.jobs):
             self._record("cancelling", tag=tag, cause=Cause.STOPPED.value)
-        self.cluster.cancel(list(self.state.jobs))
+        self.cluster.cancel([job.identity for job in self.state.jobs.values()])
         deadline = time.monotonic() + 30
         while self.state.jobs and time.monotonic() < deadline:
-            observation = self.cluster.observe(list(self.state.jobs))
-            for job in list(self.state.jobs.values()):
-                self._absorb(job, observation, self.clock())
+            self._observe()
             time.sleep(0.1)
 
     def apply_pending_commands(self) -> None:
@@ -416,15 +442,21 @@ class Controller:
 
     def _cancel(self, command: Mapping[str, Any]) -> None:
         names = set(command["runs"])
-        tags = [tag for tag, job in self.state.jobs.items() if any(a.work.name in names for a in job.request.attempts)]
-        for tag in tags:
-            self._record("cancelling", tag=tag, cause=Cause.CANCELLED.value)
+        for job in list(self.state.jobs.values()):
+            named = [attempt.work.name for attempt in job.request.attempts if attempt.work.name in names]
+            if named:
+                self._record("cancelling", tag=job.tag, cause=Cause.CANCELLED.value, runs=named)
         self._send_cancellations(self.clock())
         waiting = [name for name in names if name in self.state.runs and self.state.runs[name].is_waiting]
         self._record("held", runs=waiting, why="cancelled by hand", command=command["command"])
 
     def _file_clock(self) -> float:
         return time.time() + self._file_clock_ahead
+
+    def _record_identity(self, seen: JobIdentity | JobObservation) -> None:
+        values = {"uid": seen.uid, "submitted_at": seen.submitted_at}
+        known = {name: value for name, value in values.items() if value is not None}
+        self._record("submitted", tag=seen.tag, job_id=seen.job_id, **known)
 
     def _record(self, event: str, request: JobRequest | None = None, /, **values: Any) -> None:
         self.state.apply(self.ledger.append(event, **values), request)
@@ -446,14 +478,14 @@ def _gpu_hours(request: JobRequest, spans: Sequence[tuple[float | None, float]])
     return request.nodes * request.gpus_per_node * seconds / 3600
 
 
-def _cause(left: Outcome, job: TrackedJob, seen: JobObservation) -> tuple[Cause, str]:
-    """The cause and one line on how an attempt of an ended job ended."""
+def _cause(left: Outcome, job: TrackedJob, run: str, seen: JobObservation) -> tuple[Cause, str]:
+    """The cause and one line on how the attempt of a run ended, whose job has ended."""
     assert seen.end is not None
     if left.finished:
         return Cause.FINISHED, ""
-    if job.cancelling is not None:
-        return job.cancelling, ""
-    cause = cause_of(left.ending, seen.end, seen.exit_code)
+    if run in job.cancelling:
+        return job.cancelling[run], ""
+    cause = (cause_beside_cancelled if job.cancelling else cause_of)(left.ending, seen.end, seen.exit_code)
     if cause is Cause.FINISHED:
         # Its exit code says so, but there is no result: another attempt will tell.
         return Cause.CRASH, "exit code 0 without a result"

@@ -41,6 +41,7 @@ Arguments = argparse.Namespace
 _WATCH_SECONDS = 2.0
 _MAX_RUNNING_SHOWN = 20
 """Running runs that `status` lists."""
+_MAX_NAMES_SHOWN = 8
 
 
 def status(arguments: Arguments) -> ExitCode:
@@ -124,11 +125,13 @@ def _print_from(path: Path, offset: int) -> int:
 
 
 def pause(arguments: Arguments) -> ExitCode:
-    return _send(arguments, lambda snapshot, filters: ("paused", {"paused": True}), "paused: running jobs continue")
+    return _send_for_sweep(
+        arguments, "paused", {"paused": True}, "paused: running jobs continue", "`hold` puts single runs aside"
+    )
 
 
 def resume(arguments: Arguments) -> ExitCode:
-    return _send(arguments, lambda snapshot, filters: ("paused", {"paused": False}), "resumed")
+    return _send_for_sweep(arguments, "paused", {"paused": False}, "resumed", "`retry` releases single runs")
 
 
 def quota(arguments: Arguments) -> ExitCode:
@@ -140,7 +143,9 @@ def quota(arguments: Arguments) -> ExitCode:
     if not limits:
         return _show_quota(arguments)
     text = ", ".join(f"{name}={value:g}" for name, value in limits.items())
-    return _send(arguments, lambda snapshot, filters: ("own_limits", {"limits": limits}), f"limits set: {text}")
+    return _send_for_sweep(
+        arguments, "own_limits", {"limits": limits}, f"limits set: {text}", "`hold` puts single runs aside"
+    )
 
 
 def _show_quota(arguments: Arguments) -> ExitCode:
@@ -164,7 +169,20 @@ def _show_quota(arguments: Arguments) -> ExitCode:
 
 
 def cancel(arguments: Arguments) -> ExitCode:
-    return _send_for_runs(arguments, "cancel", "cancelled", lambda run: not run.done and run.held is None)
+    """End runs and hold them. Others that share a job with them end too and are submitted again."""
+
+    def concerns(run: RunState) -> bool:
+        return not run.done and run.held is None
+
+    return _send_for_runs(arguments, "cancel", "cancelled", concerns, in_their_jobs)
+
+
+def in_their_jobs(runs: Sequence[RunState], state: SweepState) -> list[str]:
+    """Return the names of the other runs that are in flight in the jobs of `runs`."""
+    named = {run.work.name for run in runs}
+    jobs = [state.jobs[run.attempts[-1].tag] for run in runs if run.in_flight and run.attempts[-1].tag in state.jobs]
+    together = [attempt.work.name for job in jobs for attempt in job.request.attempts]
+    return [name for name in dict.fromkeys(together) if name not in named and state.runs[name].in_flight]
 
 
 def hold(arguments: Arguments) -> ExitCode:
@@ -175,16 +193,38 @@ def retry(arguments: Arguments) -> ExitCode:
     return _send_for_runs(arguments, "released", "released", lambda run: run.held is not None)
 
 
+def _send_for_sweep(arguments: Arguments, event: str, values: Mapping[str, Any], done: str, for_runs: str) -> ExitCode:
+    """Send a command that is about a whole sweep. `for_runs` says what acts on some of its runs."""
+
+    def command(snapshot: Snapshot, filters: Sequence[str]) -> tuple[str, dict[str, Any]]:
+        if filters:
+            raise ConfigError(
+                f"{arguments.name} {' '.join(filters)}: {arguments.name} is about the whole sweep and takes no "
+                f"filters: leave them out; {for_runs}"
+            )
+        return event, dict(values)
+
+    return _send(arguments, command, done)
+
+
 def _send_for_runs(
-    arguments: Arguments, event: str, done: str, concerns: Callable[[RunState], bool], **values: Any
+    arguments: Arguments,
+    event: str,
+    done: str,
+    concerns: Callable[[RunState], bool],
+    also_ends: Callable[[Sequence[RunState], SweepState], list[str]] | None = None,
+    **values: Any,
 ) -> ExitCode:
+    """Send a command about the chosen runs that it concerns. `also_ends` names the runs that it stops besides them."""
+
     def command(snapshot: Snapshot, filters: Sequence[str]) -> tuple[str, dict[str, Any]] | None:
         if not filters and not arguments.all:
             raise ConfigError(
                 f"{arguments.name}: name runs by filters such as algorithm=muloco or run=3fa, or say --all"
             )
-        names = [run.work.name for run in snapshot.selected(filters) if concerns(run)]
-        return (event, {"runs": names, **values}) if names else None
+        runs = [run for run in snapshot.selected(filters) if concerns(run)]
+        others = {} if also_ends is None else {"also_ends": also_ends(runs, snapshot.state)}
+        return (event, {"runs": [run.work.name for run in runs], **values, **others}) if runs else None
 
     return _send(arguments, command, done)
 
@@ -229,11 +269,22 @@ class CommandResult:
         if self.values is None:
             return f"{self.sweep}: no run is affected"
         number = f"{plural(len(self.values['runs']), 'run')} " if "runs" in self.values else ""
+        others = self.values.get("also_ends", [])
+        if others:
+            done += (
+                f", and with their jobs {plural(len(others), 'other run')} stopped ({_names(others)}): these save a "
+                "checkpoint and are submitted again, which does not count against them"
+            )
         if self.at_next_tick:
             how = " at the controller's next tick"
         else:
             how = "" if self.command == "quota" else "; no controller is running: launch the sweep to continue"
         return f"{self.sweep}: {number}{done}{how}"
+
+
+def _names(names: Sequence[str]) -> str:
+    more = [] if len(names) <= _MAX_NAMES_SHOWN else [f"{len(names) - _MAX_NAMES_SHOWN} more"]
+    return ", ".join([*names[:_MAX_NAMES_SHOWN], *more])
 
 
 class Snapshot:
@@ -321,12 +372,12 @@ class Snapshot:
     @cached_property
     def pending(self) -> Mapping[str, str]:
         """The scheduler's reason for each pending job, by tag; empty where it does not answer."""
-        tags = [job.tag for job in self.state.jobs.values() if job.started_at is None]
+        jobs = [job.identity for job in self.state.jobs.values() if job.started_at is None]
         # Observing local slots starts them, which only the controller may do.
-        if not tags or not self._cluster.outlives_controller:
+        if not jobs or not self._cluster.outlives_controller:
             return {}
         try:
-            return {tag: seen.reason for tag, seen in self._cluster.observe(tags).jobs.items()}
+            return {tag: seen.reason for tag, seen in self._cluster.observe(jobs).jobs.items()}
         except OSError:
             return {}
 
@@ -373,6 +424,9 @@ def only_one(found: list[tuple[SweepFolder, list[str]]]) -> list[tuple[SweepFold
 
 def find_run(arguments: Arguments) -> tuple[SweepFolder, RunState, Snapshot]:
     """Return the run whose id starts as given. None, or several, raise `ConfigError`."""
+    filters = [argument for argument in arguments.root_and_filters if "=" in argument]
+    if filters:
+        raise ConfigError(f"{' '.join(filters)}: {arguments.name} is about one run, {arguments.run!r}: drop filters")
     runs = list(_runs_named(arguments))
     if len(runs) != 1:
         what = f"{len(runs)} runs start with it: give more digits" if runs else "no run of the sweep starts with it"

@@ -12,7 +12,6 @@ import shlex
 import signal
 import sys
 import time
-from getpass import getuser
 from pathlib import Path
 from types import FrameType
 
@@ -62,9 +61,9 @@ def job_name(folder: SweepFolder) -> str:
 
 def queued(folder: SweepFolder, states: str = "PENDING,CONFIGURING,RUNNING") -> list[str] | None:
     """Return job numbers of the sweep's controllers in these states, oldest first; None where SLURM does not answer."""
-    which = [f"--user={getuser()}", f"--name={job_name(folder)}", f"--states={states}"]
+    which = [f"--user={os.getuid()}", f"--name={job_name(folder)}", f"--states={states}"]
     text = answer_of("squeue", "--noheader", *which, "--format=%i")
-    return None if text is None else sorted(text.split(), key=int)
+    return None if text is None else sorted(filter(str.isdigit, text.split()), key=int)
 
 
 def _submit(folder: SweepFolder, cluster: ClusterConfig, after: str | None) -> str:

@@ -22,7 +22,7 @@ import shlex
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +30,7 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 from sweeps.clusters.backend import Backend
 from sweeps.clusters.this_machine import usable_cores, usable_gpus
-from sweeps.engine.cluster import JobEnd, JobObservation, JobRequest, JobState, Limits, Observation
+from sweeps.engine.cluster import JobEnd, JobIdentity, JobObservation, JobRequest, JobState, Limits, Observation
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.outcome import Outcome
 from sweeps.engine.work import Attempt, Need
@@ -86,14 +86,18 @@ class LocalCluster:
         self._keep_slots()
         return request.tag
 
-    def observe(self, tags: Sequence[str]) -> Observation:
+    def observe(self, jobs: Sequence[JobIdentity]) -> Observation:
         self._keep_slots()
-        jobs: dict[str, JobObservation] = {}
-        for tag in tags:
-            seen = self._observe(tag)
+        found: dict[str, JobObservation] = {}
+        for job in jobs:
+            seen = self._observe(job.tag)
             if seen is not None:
-                jobs[tag] = seen
-        return Observation(jobs)
+                found[job.tag] = seen
+        return Observation(found)
+
+    def absent(self, jobs: Sequence[JobIdentity]) -> Collection[str]:
+        """Return all: the observation that misses them has looked for the files of each."""
+        return {job.tag for job in jobs}
 
     def _observe(self, tag: str) -> JobObservation | None:
         """Look for a job's file in the order of its states, so that one that moves meanwhile is found."""
@@ -131,13 +135,13 @@ class LocalCluster:
     def write_error(self, attempt: Attempt) -> str:
         return write_error_in_folder(attempt)
 
-    def cancel(self, tags: Sequence[str]) -> None:
-        for tag in tags:
-            (self.folder / "cancel" / tag).touch()
-        self.cancel_pending(tags)
+    def cancel(self, jobs: Sequence[JobIdentity]) -> None:
+        for job in jobs:
+            (self.folder / "cancel" / job.tag).touch()
+        self.cancel_pending(jobs)
 
-    def cancel_pending(self, tags: Sequence[str]) -> None:
-        for tag in tags:
+    def cancel_pending(self, jobs: Sequence[JobIdentity]) -> None:
+        for tag in (job.tag for job in jobs):
             with contextlib.suppress(FileNotFoundError):
                 # Not yet taken: whoever renames it first has it.
                 taken = self.folder / "requests" / f"{tag}.cancelled"
@@ -145,9 +149,9 @@ class LocalCluster:
                 _write_end(self.folder, tag, JobEnd.CANCELLED, None)
                 taken.unlink()
 
-    def orphaned_jobs(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
+    def orphaned_jobs(self, prefix: str) -> Sequence[JobIdentity]:
         """Return none: requests are in the sweep's own folder."""
-        return {}
+        return []
 
     def limits(self, is_own: Callable[[str], bool]) -> Limits:
         return Limits()

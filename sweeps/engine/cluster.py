@@ -59,6 +59,21 @@ class JobEnd(Enum):
 
 
 @dataclass(frozen=True)
+class JobIdentity:
+    """How a cluster tells one job from all others."""
+
+    tag: str
+    intended_at: float = 0.0
+    """Unix seconds by the file system's clock, just before it was submitted."""
+    job_id: str | None = None
+    """None until the cluster's answer is recorded: until then the job is known by its tag alone."""
+    uid: int | None = None
+    """The user whose job it is; None until a look at the cluster has shown it, or where the cluster has no users."""
+    submitted_at: float | None = None
+    """Unix seconds by the scheduler's clock, since a number may be given again; None until a look has shown it."""
+
+
+@dataclass(frozen=True)
 class JobObservation:
     tag: str
     job_id: str
@@ -74,6 +89,9 @@ class JobObservation:
     """Unix seconds, by the scheduler's clock."""
     ended_at: float | None = None
     """Unix seconds, by the same clock."""
+    uid: int | None = None
+    submitted_at: float | None = None
+    """As in `JobIdentity`; None where the cluster has no such thing."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,7 @@ class Observation:
     """What one look at the cluster has shown.
 
     `complete` is False when the scheduler did not answer: then a tag that is missing means nothing. Where it is True, a
-    submitted job that is missing is lost.
+    job that is missing may have ended or not have arrived: `Cluster.absent` asks for it.
     """
 
     jobs: Mapping[str, JobObservation]
@@ -171,11 +189,17 @@ class Cluster(Protocol):
     def submit(self, request: JobRequest) -> str:
         """The job's id. Raises `Refused`."""
 
-    def observe(self, tags: Sequence[str]) -> Observation:
-        """All jobs among `tags` that the cluster knows of, ended ones included."""
+    def observe(self, jobs: Sequence[JobIdentity]) -> Observation:
+        """All of these jobs that the cluster knows of, ended ones included."""
 
-    def orphaned_jobs(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
-        """Job ids, by tag, of unfinished jobs whose tags begin so and are not among `tags`, as of the last look."""
+    def absent(self, jobs: Sequence[JobIdentity]) -> Collection[str]:
+        """Tags of those of the jobs that the cluster, asked for exactly them, does not know: they neither wait nor run.
+
+        `jobs` are missing from a complete observation. One that the cluster does not answer about is not among them.
+        """
+
+    def orphaned_jobs(self, prefix: str) -> Sequence[JobIdentity]:
+        """Unfinished jobs whose tags begin so and that the last `observe` was not asked for, as of that look."""
 
     def outcome(self, attempt: Attempt) -> Outcome:
         """What the attempt itself has left."""
@@ -183,10 +207,10 @@ class Cluster(Protocol):
     def write_error(self, attempt: Attempt) -> str:
         """The error that keeps the attempt from writing into its folder; empty where it can."""
 
-    def cancel(self, tags: Sequence[str]) -> None:
-        """Cancels the jobs that have not ended; unknown tags are ignored. May be lost: the caller repeats it."""
+    def cancel(self, jobs: Sequence[JobIdentity]) -> None:
+        """Cancels the jobs that have not ended; unknown ones are ignored. May be lost: the caller repeats it."""
 
-    def cancel_pending(self, tags: Sequence[str]) -> None:
+    def cancel_pending(self, jobs: Sequence[JobIdentity]) -> None:
         """Cancels those of the jobs that are still pending; running ones continue. May be lost."""
 
     def limits(self, is_own: Callable[[str], bool]) -> Limits:

@@ -196,7 +196,7 @@ def _jobs_to_cancel(capacity: Capacity, state: SweepState) -> Iterator[str]:
         if request.allocation != capacity.allocation.name or job.started_at is not None:
             continue
         amount = amount_of(request)
-        if job.cancel_pending or job.cancelling is not None:
+        if job.cancel_pending or job.cancelling:
             held = held - amount
         elif verdict(amount, capacity.limits, NOTHING).kind is VerdictKind.NEVER or any(
             limit.resource in (Resource.NODES, Resource.GPUS, Resource.CPUS, Resource.JOBS)

@@ -32,6 +32,7 @@ class Cause(Enum):
     LOST = "lost"
     CANCELLED = "cancelled"
     CANCELLED_OUTSIDE = "cancelled outside"
+    CANCELLED_WITH_JOB = "its job was cancelled for another run"
     STOPPED = "stopped with its controller"
 
 
@@ -98,6 +99,8 @@ RULES: dict[Cause, Rule] = {
     Cause.CANCELLED: Rule(0, advice="cancelled by hand: `retry` starts it again"),
     # Whoever did it wants the nodes for something else: to queue the run again would be to argue.
     Cause.CANCELLED_OUTSIDE: Rule(0, advice="not by this sweep: `retry` continues from its checkpoint"),
+    # Nobody wanted it to end: it shared the job of a run that was cancelled.
+    Cause.CANCELLED_WITH_JOB: Rule(None, free_with_progress=True),
 }
 
 _BY_CODE: dict[int | None, Cause] = {
@@ -154,6 +157,18 @@ def cause_of(ending: Ending | None, end: JobEnd, exit_code: int | None) -> Cause
     if end is JobEnd.EXITED and exit_code not in (None, ExitCode.FINISHED):
         return _by_code(exit_code)
     return _BY_END[end]
+
+
+def cause_beside_cancelled(ending: Ending | None, end: JobEnd, exit_code: int | None) -> Cause:
+    """The cause of the end of an attempt whose job the sweep has cancelled for the sake of another run.
+
+    What befell the attempt by itself, or the job before the scheduler obeyed, stays its cause. The arguments are
+    those of `cause_of`.
+    """
+    cause = cause_of(ending, end, exit_code)
+    was_asked = ending is not None and cause in (Cause.WANTS_MORE_TIME, Cause.PREEMPTED, Cause.CANCELLED_OUTSIDE)
+    was_killed = ending is None and end in (JobEnd.CANCELLED, JobEnd.EXITED, JobEnd.LOST)
+    return Cause.CANCELLED_WITH_JOB if was_asked or was_killed else cause
 
 
 def _by_code(code: int | None) -> Cause:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from sweeps.engine.cluster import JobRequest
+from sweeps.engine.cluster import JobIdentity, JobRequest
 from sweeps.engine.counters import Counters
 from sweeps.engine.events import Event
 from sweeps.engine.policy import RULES, Cause, PastAttempt, after
@@ -29,12 +29,20 @@ class TrackedJob:
     job_id: str | None = None
     """None between the intent and the cluster's answer."""
     started_at: float | None = None
-    cancelling: Cause | None = None
-    """Why it is being cancelled; None where it is not."""
+    cancelling: dict[str, Cause] = field(default_factory=dict)
+    """Why it is being cancelled, by the name of the run that this is about; empty where it is not. Its other runs end
+    with it through no doing of theirs."""
     cancel_pending: bool = False
     """Whether it is to be cancelled unless it starts first."""
     hold: str = ""
     """Why its runs are held once it is cancelled; empty where they wait again."""
+    uid: int | None = None
+    submitted_at: float | None = None
+    """As in `JobIdentity`."""
+
+    @property
+    def identity(self) -> JobIdentity:
+        return JobIdentity(self.tag, self.intended_at, self.job_id, self.uid, self.submitted_at)
 
 
 def number_of(tag: str) -> int:
@@ -138,7 +146,10 @@ class SweepState:
 
     def _submitted(self, event: Event) -> None:
         if event["tag"] in self.jobs:
-            self.jobs[event["tag"]].job_id = event["job_id"]
+            job = self.jobs[event["tag"]]
+            job.job_id = event["job_id"]
+            # Not known before the first look at the job, and not recorded by earlier versions.
+            job.uid, job.submitted_at = event.get("uid"), event.get("submitted_at")
 
     def _attempts_of(self, tag: str) -> Iterable[tuple[RunState, AttemptState]]:
         for attempt in self.jobs[tag].request.attempts if tag in self.jobs else ():
@@ -171,7 +182,9 @@ class SweepState:
 
     def _cancelling(self, event: Event) -> None:
         if event["tag"] in self.jobs:
-            self.jobs[event["tag"]].cancelling = Cause(event["cause"])
+            job = self.jobs[event["tag"]]
+            everyone = [attempt.work.name for attempt in job.request.attempts]
+            job.cancelling |= dict.fromkeys(event.get("runs", everyone), Cause(event["cause"]))
 
     def _ended(self, event: Event) -> None:
         """The whole job has ended; `endings` says how each of its attempts did."""

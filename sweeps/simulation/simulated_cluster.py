@@ -7,10 +7,11 @@ finished already) raises `AssertionError`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from sweeps.engine.cluster import (
     JobEnd,
+    JobIdentity,
     JobObservation,
     JobRequest,
     JobState,
@@ -36,6 +37,8 @@ class SimulatedCluster:
     def __init__(self, config: ClusterConfig, faults: FaultModel, num_nodes: int, now: float) -> None:
         self.config = config
         self.world = World(config, faults, num_nodes, now)
+        self._asked: frozenset[str] = frozenset()
+        """Tags of the jobs that the last observation was about."""
 
     def check(self) -> None: ...
 
@@ -62,11 +65,15 @@ class SimulatedCluster:
             raise Refused(RefusalKind.MAY_EXIST, "Socket timed out on send/recv operation")
         return world.jobs[request.tag].job_id
 
-    def observe(self, tags: Sequence[str]) -> Observation:
+    def observe(self, jobs: Sequence[JobIdentity]) -> Observation:
+        self._asked = frozenset(job.tag for job in jobs)
         if self.world.random.random() < self.world.faults.outages:
             return Observation({}, complete=False, queue_read=False)
-        jobs = {tag: self.world.jobs[tag] for tag in tags if tag in self.world.jobs}
-        return Observation({tag: _observed(job) for tag, job in jobs.items() if self._is_seen(job)})
+        known = {tag: self.world.jobs[tag] for tag in self._asked if tag in self.world.jobs}
+        return Observation({tag: _observed(job) for tag, job in known.items() if self._is_seen(job)})
+
+    def absent(self, jobs: Sequence[JobIdentity]) -> Collection[str]:
+        return {job.tag for job in jobs if job.tag not in self.world.jobs}
 
     def _is_seen(self, job: Job) -> bool:
         return self.world.now - job.accepted_at >= self.world.faults.late_seconds
@@ -77,19 +84,19 @@ class SimulatedCluster:
     def write_error(self, attempt: Attempt) -> str:
         return ""
 
-    def cancel(self, tags: Sequence[str]) -> None:
-        for tag in tags:
-            if tag in self.world.jobs:
-                self.world.cancel(tag)
+    def cancel(self, jobs: Sequence[JobIdentity]) -> None:
+        for job in jobs:
+            if job.tag in self.world.jobs:
+                self.world.cancel(job.tag)
 
-    def cancel_pending(self, tags: Sequence[str]) -> None:
-        for tag in tags:
-            if tag in self.world.jobs:
-                self.world.cancel_pending(tag)
+    def cancel_pending(self, jobs: Sequence[JobIdentity]) -> None:
+        for job in jobs:
+            if job.tag in self.world.jobs:
+                self.world.cancel_pending(job.tag)
 
-    def orphaned_jobs(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
-        live = {job.request.tag: job for job in self.world.live()}
-        return {tag: job.job_id for tag, job in live.items() if tag not in tags and self._is_seen(job)}
+    def orphaned_jobs(self, prefix: str) -> Sequence[JobIdentity]:
+        unknown = [job for job in self.world.live() if job.request.tag not in self._asked and self._is_seen(job)]
+        return [JobIdentity(job.request.tag, job.accepted_at, job.job_id) for job in unknown]
 
     def limits(self, is_own: Callable[[str], bool]) -> Limits:
         return Limits({name: list(self._limits_of(nodes)) for name, nodes in self.world.nodes.items()}, {})

@@ -6,7 +6,7 @@ Before a piece of work named its adapter, the engine treated all work as trainin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _MOVED_ENTRIES = {
@@ -72,6 +72,11 @@ def counters_now(values: Mapping[str, Any], group_labels: tuple[str, ...]) -> di
         **values,
         **{name: [[_group_now(group, group_labels), *rest] for group, *rest in values[name]] for name in lists},
     }
+
+
+def cancelling_now(value: Mapping[str, str] | str | None, runs: Sequence[str]) -> Mapping[str, str]:
+    """Why a snapshot's job is being cancelled, by run; once there was one reason for all its runs, or None."""
+    return value if isinstance(value, Mapping) else dict.fromkeys(runs, value) if value is not None else {}
 
 
 def _group_now(group: list[Any], group_labels: list[str] | tuple[str, ...]) -> list[Any]:

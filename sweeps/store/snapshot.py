@@ -24,7 +24,7 @@ from sweeps.engine.sweep_state import NodeFailures, SweepState, TrackedJob
 from sweeps.engine.works import Works
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import Damage, Position
-from sweeps.store.old_formats import counters_now, request_now
+from sweeps.store.old_formats import cancelling_now, counters_now, request_now
 
 LAYOUT = 2
 """The file's format: one that is neither this nor `_OLD_LAYOUT` is passed over."""
@@ -124,21 +124,26 @@ def _job_to_dict(job: TrackedJob) -> dict[str, Any]:
         "intended_at": job.intended_at,
         "job_id": job.job_id,
         "started_at": job.started_at,
-        "cancelling": job.cancelling.value if job.cancelling is not None else None,
+        "cancelling": {name: cause.value for name, cause in job.cancelling.items()},
         "withdrawing": job.cancel_pending,
         "hold": job.hold,
+        "uid": job.uid,
+        "submitted_at": job.submitted_at,
     }
 
 
 def _job_from_dict(values: dict[str, Any]) -> TrackedJob:
-    cancelling = values["cancelling"]
+    request = JobRequest.from_dict(request_now(values["request"]))
+    cancelling = cancelling_now(values["cancelling"], [attempt.work.name for attempt in request.attempts])
     return TrackedJob(
         values["tag"],
-        JobRequest.from_dict(request_now(values["request"])),
+        request,
         values["intended_at"],
         values["job_id"],
         values["started_at"],
-        Cause(cancelling) if cancelling is not None else None,
+        {name: Cause(cause) for name, cause in cancelling.items()},
         values["withdrawing"],
         values.get("hold", ""),
+        values.get("uid"),
+        values.get("submitted_at"),
     )

@@ -82,6 +82,8 @@ class EmulatedSlurm:
         self.configuration = state / "etc" / "slurm.conf"
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._limits: dict[str, str] = {}
+        self._original: str | None = None
+        """The configuration, where a test has changed it."""
         self._ports = PortBlock(3 + num_nodes)
         self._controller_port, self._daemon_port, self._database_port, *node_ports = self._ports.numbers
         self._node_ports = dict(zip(self.nodes, node_ports, strict=True))
@@ -151,12 +153,29 @@ class EmulatedSlurm:
         self.run("sacctmgr", "-iQ", "modify", "qos", "capped", "set", *words)
         self._limits |= {key: f"{value.rpartition('=')[0]}=-1".lstrip("=") for key, value in limits.items()}
 
+    def configure(self, **settings: str | None) -> None:
+        """Sets lines of slurm.conf, or removes those that are None, until the next test; slurmctld starts anew."""
+        if self._original is None:
+            self._original = self.configuration.read_text()
+        lines = self._original.splitlines()
+        kept = [line for line in lines if line.partition("=")[0] not in settings]
+        kept += [f"{name}={value}" for name, value in settings.items() if value is not None]
+        self._restart_with("\n".join(kept) + "\n")
+
+    def _restart_with(self, configuration: str) -> None:
+        self.stop_controller()
+        self.configuration.write_text(configuration)
+        self.start_controller()
+
     def cancel_everything(self) -> None:
         """All daemons there, no job left in the queue, all nodes idle, no limit set: where every test starts."""
         if self._daemons["slurmdbd"].poll() is not None:
             self.start_database_daemon()
         if self._daemons["slurmctld"].poll() is not None:
             self.start_controller()
+        if self._original is not None:
+            self._restart_with(self._original)
+            self._original = None
         if self._limits:
             unlimited, self._limits = self._limits, {}
             self.limit(**unlimited)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import sys
@@ -10,55 +9,26 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 from emulated_slurm import EmulatedSlurm, wait_for
-from sweeping import GPU, SampleSweep, causes, check, put_before, sampled_nodes, standings
+from sweeping import (
+    GPU,
+    SampleSweep,
+    causes,
+    check,
+    die_around_sbatch,
+    die_at_line,
+    put_before,
+    sampled_nodes,
+    standings,
+)
 
-import sweeps
-from sweeps.clusters.slurm.slurm_cluster import SlurmCluster
 from sweeps.controller import Tick
 from sweeps.engine.policy import Cause
 
 pytestmark = pytest.mark.slurm
 KILLS = 30
-PACKAGE = str(Path(sweeps.__file__).parent)
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def die_at_line(number: int) -> None:
-    """`kill -9` before the line of that number, counted over all lines of the package that this process runs."""
-    left = [number]
-
-    def on_line(frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "line":
-            left[0] -= 1
-            if left[0] <= 0:
-                die()
-        return on_line
-
-    sys.settrace(lambda frame, event, argument: on_line if frame.f_code.co_filename.startswith(PACKAGE) else None)
-
-
-def die_around_sbatch(after: bool) -> None:
-    """`kill -9` once `sbatch` has accepted a job and nobody has written so down; or while it is asking."""
-    submit = SlurmCluster.submit
-
-    def submit_and_die(self: SlurmCluster, request: Any) -> str:
-        if not after:
-            # sbatch goes on without its parent.
-            signal.setitimer(signal.ITIMER_REAL, 0.02)
-            signal.signal(signal.SIGALRM, lambda number, frame: die())
-        job_id = submit(self, request)
-        die()
-        return job_id
-
-    SlurmCluster.submit = submit_and_die  # type: ignore[method-assign]
 
 
 def test_a_driver_killed_thirty_times_loses_nothing_and_runs_nothing_twice(

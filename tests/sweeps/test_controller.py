@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from muloco_runner.record import RunFolder, RunStatus
 from sweeps.controller import Controller, Tick
 from sweeps.engine.cluster import (
     JobEnd,
+    JobIdentity,
     JobObservation,
     JobRequest,
     JobState,
@@ -58,6 +59,9 @@ class World:
         self.starts: Counter[str] = Counter()
         self.answers: Iterator[str] = itertools.repeat("yes")
         self.reachable = True
+        self.asked: set[str] = set()
+        self.knows_by_number = True
+        """Whether it answers when it is asked for exactly the jobs that it does not list."""
         self.crashes: dict[str, str] = {}
         """What a run says, by name, each time it crashes."""
         self.stuck: set[str] = set()
@@ -126,12 +130,13 @@ class World:
         self.step()
         return "1"
 
-    def observe(self, tags: Sequence[str]) -> Observation:
+    def observe(self, jobs: Sequence[JobIdentity]) -> Observation:
         self.step()
+        self.asked = {job.tag for job in jobs}
         if not self.reachable:
             return Observation({}, complete=False, queue_read=False)
         seen = {}
-        for tag in set(tags) & set(self.jobs):
+        for tag in self.asked & set(self.jobs):
             _, at = self.jobs[tag]
             end = self.ended.get(tag)
             state = JobState.RUNNING if end is None else JobState.ENDED
@@ -145,17 +150,21 @@ class World:
     def write_error(self, attempt: Attempt) -> str:
         return ""
 
-    def cancel(self, tags: Sequence[str]) -> None:
+    def absent(self, jobs: Sequence[JobIdentity]) -> Collection[str]:
         self.step()
-        for tag in tags:
-            if tag in self.jobs:
-                self.ended.setdefault(tag, JobEnd.CANCELLED)
+        return {job.tag for job in jobs if job.tag not in self.jobs and self.knows_by_number}
 
-    def cancel_pending(self, tags: Sequence[str]) -> None:
+    def cancel(self, jobs: Sequence[JobIdentity]) -> None:
+        self.step()
+        for job in jobs:
+            if job.tag in self.jobs:
+                self.ended.setdefault(job.tag, JobEnd.CANCELLED)
+
+    def cancel_pending(self, jobs: Sequence[JobIdentity]) -> None:
         """Jobs start as soon as they are accepted."""
 
-    def orphaned_jobs(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
-        return {job.tag: "1" for job in self.live() if job.tag not in tags and self.reachable}
+    def orphaned_jobs(self, prefix: str) -> Sequence[JobIdentity]:
+        return [JobIdentity(job.tag, 0.0, "1") for job in self.live() if job.tag not in self.asked and self.reachable]
 
     def limits(self, is_own: Callable[[str], bool]) -> Limits:
         return Limits()
@@ -361,8 +370,8 @@ def test_a_job_that_shows_up_after_it_was_given_up_does_not_run_beside_its_succe
 
 
 def test_an_end_that_was_not_heard_is_asked_for_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Sequence[str]] = []
-    monkeypatch.setattr(World, "cancel", lambda self, tags: asked.append(tags))
+    asked: list[list[str]] = []
+    monkeypatch.setattr(World, "cancel", lambda self, jobs: asked.append([job.tag for job in jobs]))
     controller = begin(world)
     controller.tick()
     SweepFolder(world.root, "s").send("cancel", runs=["r3"])

@@ -1,4 +1,4 @@
-"""Runs SLURM's commands and returns what they print."""
+"""Runs SLURM's commands and returns what they print, whatever the user's environment says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweeps.clusters.slurm.parse import classify_refusal
+from sweeps.clusters.slurm.parse import classify_refusal, says_unknown_job, submitted_number
+from sweeps.clusters.slurm.variables import unsteered
 from sweeps.engine.cluster import RefusalKind, Refused
 
 _ANSWER_SECONDS = 60.0
@@ -21,25 +22,26 @@ def submit_script(script: Path) -> str:
         raise Refused(RefusalKind.MAY_EXIST, "sbatch did not answer")
     if done.returncode:
         raise Refused(classify_refusal(done.stderr), " ".join(done.stderr.split()))
-    return done.stdout.strip().partition(";")[0]
+    number = submitted_number(done.stdout)
+    if number is None:
+        raise Refused(RefusalKind.MAY_EXIST, f"sbatch printed no job number: {' '.join(done.stdout.split())}")
+    return number
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
     """Run one of SLURM's commands; return None at a timeout, after which its effect is unknown."""
-    # Inside of a job, the job's own SLURM variables must not reach the jobs that it submits.
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"
-    }
     try:
         return subprocess.run(
             command,
             # Some of these commands ask questions on a terminal.
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            # Names and comments of jobs may hold any bytes.
+            errors="replace",
             timeout=_ANSWER_SECONDS,
             check=False,
-            env=environment,
+            env=unsteered(os.environ),
         )
     except subprocess.TimeoutExpired:
         return None
@@ -48,4 +50,20 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
 def answer_of(*command: str) -> str | None:
     """Return what one of SLURM's commands prints; None where it fails or does not answer."""
     done = _run(command)
+    return None if done is None or done.returncode else done.stdout
+
+
+def accounting_of(*command: str) -> str | None:
+    """The same for `sacct`; nothing, an answer, where the cluster keeps no accounting at all."""
+    done = _run(command)
+    if done is not None and done.returncode and "accounting storage is disabled" in done.stderr.lower():
+        return ""
+    return None if done is None or done.returncode else done.stdout
+
+
+def listing_of(*command: str) -> str | None:
+    """The same for `squeue --jobs`; nothing, an answer, where it knows of none of the jobs."""
+    done = _run(command)
+    if done is not None and done.returncode and says_unknown_job(done.stderr):
+        return ""
     return None if done is None or done.returncode else done.stdout

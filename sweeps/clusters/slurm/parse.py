@@ -7,18 +7,24 @@ JSON changes with each version. States are matched by prefix, since commands tru
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
 
 from sweeps.engine.cluster import RefusalKind
 from sweeps.engine.minutes import parse_minutes
 
-_SQUEUE_FIELDS = ("JobArrayID", "UserName", "State", "NumNodes", "NumCPUs", "NumTasks", "tres-alloc", "tres-per-node",
-                  "tres-per-job", "tres-per-task", "Partition", "Account", "QOS", "TimeLimit", "StartTime", "EndTime",
-                  "NodeList", "Reason", "Comment")  # fmt: skip
-# Fields before the last two hold no "|"; a reason may be a sentence, a comment anything.
+_SQUEUE_FIELDS = ("JobArrayID", "UserID", "State", "NumNodes", "NumCPUs", "NumTasks", "tres-alloc", "tres-per-node",
+                  "tres-per-job", "tres-per-task", "Partition", "Account", "QOS", "TimeLimit", "SubmitTime",
+                  "StartTime", "EndTime", "NodeList", "Reason", "Name", "Comment")  # fmt: skip
+# What users choose stands last, since it may hold anything: "|", a newline, bytes that are no text.
 SQUEUE_FORMAT = ",".join(f"{name}:|" for name in _SQUEUE_FIELDS)
-SACCT_FIELDS = "JobID,State,ExitCode,NNodes,Start,End,NodeList,Comment"
+SACCT_FIELDS = "JobID,UID,State,ExitCode,NNodes,Submit,Start,End,NodeList,JobName,Comment"
+_ROW = re.compile(r"\d+[\d_+.\[\]%,-]*\|\d+\|")
+"""How a row of either begins: a job's number, and its user's. Anything else is the rest of the row before it."""
 
 UNFINISHED = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUE", "RESIZING", "SIGNALING",
               "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "RESV_DEL_HOLD")  # fmt: skip
@@ -37,11 +43,11 @@ def known_state(word: str) -> str | None:
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """One line of `squeue --states=all --array`: a job that slurmctld still remembers, finished ones included."""
+    """One row of `squeue --states=all`: a job that slurmctld still remembers, finished ones included."""
 
     job_id: str
     """With the task's index where it is of an array: 17 or 17_3."""
-    user: str
+    uid: int
     state: str
     """As printed."""
     num_nodes: int
@@ -52,11 +58,14 @@ class QueuedJob:
     account: str
     qos: str
     wall_minutes: float | None
-    started_at: str | None
-    """Local time as printed; for a pending job the scheduler's guess."""
-    ended_at: str | None
+    submitted_at: float | None
+    started_at: float | None
+    """Unix seconds, as all times here; for a pending job the scheduler's guess."""
+    ended_at: float | None
     nodes: tuple[str, ...]
     reason: str
+    name: str
+    """As far as its first "|" or newline."""
     comment: str
 
     @property
@@ -66,80 +75,125 @@ class QueuedJob:
 
 @dataclass(frozen=True)
 class AccountedJob:
-    """One line of `sacct`; the accounting database is a second or two late."""
+    """One row of `sacct`; the accounting database is a second or two late."""
 
     job_id: str
+    uid: int
     state: str
     exit_code: int
     signal: int
     num_nodes: int
-    started_at: str | None
-    ended_at: str | None
-    """Local time as printed."""
+    submitted_at: float | None
+    started_at: float | None
+    ended_at: float | None
     nodes: tuple[str, ...]
+    name: str
     comment: str
+    """Empty where the site's accounting stores none."""
 
     @property
     def is_finished(self) -> bool:
         return known_state(self.state) in FINISHED
 
 
+Job = TypeVar("Job", QueuedJob, AccountedJob)
+
+
 def parse_squeue(text: str) -> list[QueuedJob]:
-    """Lines of `squeue --noheader --array --Format=SQUEUE_FORMAT`; lines of another shape raise `ValueError`."""
-    jobs = []
-    for line in text.splitlines():
-        fields = line.removesuffix("|").split("|", len(_SQUEUE_FIELDS) - 1)
-        if len(fields) != len(_SQUEUE_FIELDS):
-            raise ValueError(f"squeue printed {line!r}, which is not {SQUEUE_FORMAT}")
-        job_id, user, state, nodes, cpus, tasks, tres, per_node, per_job, per_task, *others = fields
-        partition, account, qos, wall, start, end, names, reason, comment = others
-        # Where the site does not track GPUs (AccountingStorageTRES), only the options say how many were asked for.
-        asked = (gpus_in(per_node) * _count(nodes), gpus_in(per_job), gpus_in(per_task) * _count(tasks))
-        jobs.append(
-            QueuedJob(
-                job_id=job_id,
-                user=user,
-                state=state,
-                num_nodes=_count(nodes),
-                num_cpus=_count(cpus),
-                num_gpus=max(gpus_in(tres), *asked),
-                partition=partition,
-                account=account,
-                qos=qos,
-                wall_minutes=parse_minutes(wall),
-                started_at=_text(start),
-                ended_at=_text(end),
-                nodes=expand_node_list(names),
-                reason=reason,
-                comment=_text(comment) or "",
-            )
-        )
-    return jobs
+    """Rows of `squeue --noheader --array --Format=SQUEUE_FORMAT`. Text without any row raises `ValueError`."""
+    return _rows(text, len(_SQUEUE_FIELDS), "squeue", _queued_job)
 
 
 def parse_sacct(text: str) -> list[AccountedJob]:
-    """Lines of `sacct -nPXD -o SACCT_FIELDS`; with -D a requeued job has several, the last one counts."""
+    """Rows of `sacct -nPXD -o SACCT_FIELDS`; with -D a requeued job has several, the last one counts. Text without any
+    row raises `ValueError`."""
+    return _rows(text, 11, "sacct", _accounted_job)
+
+
+def _rows(text: str, num_fields: int, command: str, job_of: Callable[..., Job]) -> list[Job]:
+    lines = [line for line in text.split("\n") if line.strip()]
     jobs = []
-    for line in text.splitlines():
-        fields = line.split("|", 7)
-        if len(fields) != 8:
-            raise ValueError(f"sacct printed {line!r}, which is not {SACCT_FIELDS}")
-        job_id, state, exit_code, nodes, start, end, names, comment = fields
-        code, _, signal = exit_code.partition(":")
-        jobs.append(
-            AccountedJob(
-                job_id=job_id,
-                state=state,
-                exit_code=int(code or 0),
-                signal=int(signal or 0),
-                num_nodes=_count(nodes),
-                started_at=_text(start),
-                ended_at=_text(end),
-                nodes=expand_node_list(names),
-                comment=comment,
-            )
-        )
+    for line in lines:
+        fields = line.split("|", num_fields - 1)
+        if len(fields) == num_fields - 1:
+            # A newline in the name: the comment is on another line.
+            fields.append("")
+        # The rest of somebody's name or comment is passed over.
+        if _ROW.match(line) and len(fields) == num_fields:
+            with contextlib.suppress(ValueError):
+                jobs.append(job_of(*fields))
+    if lines and not jobs:
+        raise ValueError(f"{command} printed {lines[0]!r}, which is not what it was asked for")
     return jobs
+
+
+def _queued_job(
+    job_id: str, uid: str, state: str, nodes: str, cpus: str, tasks: str, tres: str, per_node: str, per_job: str,
+    per_task: str, partition: str, account: str, qos: str, wall: str, submit: str, start: str, end: str, names: str,
+    reason: str, name: str, comment: str,
+) -> QueuedJob:  # fmt: skip
+    # Where the site does not track GPUs (AccountingStorageTRES), only the options say how many were asked for.
+    asked = (gpus_in(per_node) * _count(nodes), gpus_in(per_job), gpus_in(per_task) * _count(tasks))
+    return QueuedJob(
+        job_id=job_id,
+        uid=int(uid),
+        state=state,
+        num_nodes=_count(nodes),
+        num_cpus=_count(cpus),
+        num_gpus=max(gpus_in(tres), *asked),
+        partition=partition,
+        account=account,
+        qos=qos,
+        wall_minutes=parse_minutes(wall),
+        submitted_at=parse_time(submit),
+        started_at=parse_time(start),
+        ended_at=parse_time(end),
+        nodes=expand_node_list(names),
+        reason=reason,
+        name=name,
+        comment=_text(comment.removesuffix("|")) or "",
+    )
+
+
+def _accounted_job(
+    job_id: str, uid: str, state: str, exit_code: str, nodes: str, submit: str, start: str, end: str, names: str,
+    name: str, comment: str,
+) -> AccountedJob:  # fmt: skip
+    code, _, signal = exit_code.partition(":")
+    return AccountedJob(
+        job_id=job_id,
+        uid=int(uid),
+        state=state,
+        exit_code=int(code or 0),
+        signal=int(signal or 0),
+        num_nodes=_count(nodes),
+        submitted_at=parse_time(submit),
+        started_at=parse_time(start),
+        ended_at=parse_time(end),
+        nodes=expand_node_list(names),
+        name=name,
+        comment=comment,
+    )
+
+
+def parse_time(text: str) -> float | None:
+    """Unix seconds of "2026-03-01T10:00:00", local time; None for "N/A", "Unknown" and the like."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
+
+
+def submitted_number(text: str) -> str | None:
+    """The job's number in what `sbatch --parsable` prints ("17" or "17;cluster"), whatever a site's own wrapper says
+    before or after it; None where there is none, or more than one."""
+    numbers = {match[1] for match in re.finditer(r"^(\d+)(?:;\S+)?[ \t\r]*$", text, re.MULTILINE)}
+    return numbers.pop() if len(numbers) == 1 else None
+
+
+def says_unknown_job(stderr: str) -> bool:
+    """Whether `squeue --jobs` failed because the one job it was asked for has left the queue."""
+    return "invalid job id" in stderr.lower()
 
 
 def gpus_in(text: str) -> int:

@@ -3,25 +3,26 @@
 Limits change seldom, so they are read every few ticks, and the user's other jobs with each `squeue`. A command that
 does not answer leaves what was known.
 
-A job carries its tag as comment and name, so that it is found even where the answer of `sbatch` was lost. SLURM's state
-of an ended job counts only where the attempt left no exit record.
+A job carries its tag as its name, so that it is found even where the answer of `sbatch` was lost (`.job_rows`). SLURM's
+state of an ended job counts only where the attempt left no exit record.
 """
 
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
-from getpass import getuser
 from pathlib import Path
 
 from muloco_runner.config import ConfigError
 from sweeps.clusters.backend import Backend
 from sweeps.clusters.slurm.batch_job import write_job
-from sweeps.clusters.slurm.commands import answer_of, submit_script
+from sweeps.clusters.slurm.commands import accounting_of, answer_of, listing_of, submit_script
+from sweeps.clusters.slurm.job_rows import rows_of
 from sweeps.clusters.slurm.limits import (
     ASSOCIATION_FIELDS,
     NODE_FORMAT,
@@ -49,8 +50,10 @@ from sweeps.clusters.slurm.reasons import never_starts
 from sweeps.clusters.slurm.script import CONTROLLER_OF, PAYLOADS
 from sweeps.clusters.slurm.slurm_settings import OPTION_KEYS, REFUSED_PARAMETERS, check_settings, options_of
 from sweeps.clusters.slurm.usage import jobs_in, resources_of, without_own
+from sweeps.clusters.slurm.variables import overruled_variables
 from sweeps.engine.cluster import (
     JobEnd,
+    JobIdentity,
     JobObservation,
     JobRequest,
     JobState,
@@ -63,8 +66,11 @@ from sweeps.engine.outcome import Outcome
 from sweeps.engine.work import Attempt
 from sweeps.node.attempt_files import read_outcome, write_error_in_folder
 
-_NAMES_PER_SACCT = 500
-"""More names than this do not fit a command line well: all of the user's jobs are read then."""
+_JOBS_PER_COMMAND = 500
+"""More numbers or names than this do not fit a command line well: all of the user's jobs are read then."""
+_SQUEUE = ("squeue", "--noheader", "--states=all", "--array", f"--Format={SQUEUE_FORMAT}")
+_CLOCK_SECONDS = 3600.0
+"""Clocks of hosts differ by less."""
 _TICKS_PER_LIMITS = 10
 """Ticks between two readings of SLURM's own limits, which SLURM enforces meanwhile."""
 _ENDS = {
@@ -87,6 +93,10 @@ class SlurmCluster:
         self.config, self.folder = config, folder.resolve()
         self._queue: list[QueuedJob] = []
         """The last answer of `squeue`."""
+        self._users: frozenset[int] = frozenset({os.getuid()})
+        """This process's user, and whoever else has submitted jobs of the sweep."""
+        self._own: frozenset[str] = frozenset()
+        """Numbers of the jobs that the last `observe` was asked for and found in the queue."""
         self._limits = Limits()
         self._accounting: Accounting | None = None
         """What `_limits` were computed from."""
@@ -98,6 +108,9 @@ class SlurmCluster:
                 f"cluster={self.config.name}: kind=slurm, but there is no sbatch on this machine: "
                 "launch on a login node, or choose cluster=local"
             )
+        for allocation in self.config.allocations:
+            for line in overruled_variables(os.environ, allocation):
+                print(f"cluster={self.config.name}: {line}", file=sys.stderr)
         accounting = _read_accounting()
         for allocation in self.config.allocations if accounting is not None else ():
             assert accounting is not None
@@ -116,44 +129,60 @@ class SlurmCluster:
         allocation = self.config.allocation(request.allocation)
         return submit_script(write_job(request, allocation, self.config.setup, self.folder))
 
-    def observe(self, tags: Sequence[str]) -> Observation:
-        ours = frozenset(tags)
+    def observe(self, jobs: Sequence[JobIdentity]) -> Observation:
+        self._users |= {job.uid for job in jobs if job.uid is not None}
         if not self._read_queue():
             return Observation({}, complete=False, queue_read=False)
-        jobs = {job.comment: _queued(job) for job in self._queue if job.comment in ours}
-        missing = [tag for tag in tags if tag not in jobs]
+        queued = rows_of(jobs, self._queue)
+        self._own = frozenset(row.job_id for row in queued.values())
+        found = {tag: _queued(tag, row) for tag, row in queued.items()}
+        missing = [job for job in jobs if job.tag not in found]
         accounted = self._accounted(missing) if missing else {}
-        # Without accounting a job that has left the queue may have ended in any way.
-        return Observation({**jobs, **(accounted or {})}, complete=accounted is not None)
+        # Where accounting does not answer, a job that has left the queue may have ended in any way.
+        return Observation({**found, **(accounted or {})}, complete=accounted is not None)
 
     def _read_queue(self) -> bool:
-        """Read all jobs of this user; return False where the scheduler does not answer."""
-        which = ("--states=all", "--array", f"--user={getuser()}")
-        text = answer_of("squeue", "--noheader", *which, f"--Format={SQUEUE_FORMAT}")
-        if text is not None:
-            self._queue = parse_squeue(text)
-        return text is not None
+        """Read all jobs of the sweep's users; return False where the scheduler does not answer."""
+        rows = _queue_rows(answer_of(*_SQUEUE, self._of_users()))
+        if rows is not None:
+            self._queue = rows
+        return rows is not None
 
-    def _accounted(self, tags: Sequence[str]) -> Mapping[str, JobObservation] | None:
+    def _of_users(self) -> str:
+        return f"--user={','.join(map(str, sorted(self._users)))}"
+
+    def _accounted(self, jobs: Sequence[JobIdentity]) -> Mapping[str, JobObservation] | None:
         """Return ended jobs by tag; None where accounting does not answer."""
         # The default window begins at midnight.
-        since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 30 * 24 * 3600))
-        names = [f"--name={','.join(tags)}"] if len(tags) <= _NAMES_PER_SACCT else []
-        command = ["sacct", "-nPXD", f"--user={getuser()}", f"--starttime={since}", f"--format={SACCT_FIELDS}"]
-        text = answer_of(*command, *names)
+        begin = time.localtime(min(job.intended_at for job in jobs) - _CLOCK_SECONDS)
+        since = time.strftime("%Y-%m-%dT%H:%M:%S", begin)
+        command = ["sacct", "-nPXD", self._of_users(), f"--starttime={since}", f"--format={SACCT_FIELDS}"]
+        text = accounting_of(*command, *_which(jobs))
         if text is None:
             return None
-        wanted = frozenset(tags)
+        try:
+            rows = parse_sacct(text)
+        except ValueError:
+            return None
         # A job that is in neither was lost with the scheduler's state, or will be in accounting soon.
-        ended = [job for job in parse_sacct(text) if job.comment in wanted and job.is_finished]
-        return {job.comment: _from_accounting(job) for job in ended}
+        ended = {tag: row for tag, row in rows_of(jobs, rows).items() if row.is_finished}
+        return {tag: _from_accounting(tag, row) for tag, row in ended.items()}
 
-    def orphaned_jobs(self, prefix: str, tags: Collection[str]) -> Mapping[str, str]:
-        return {
-            job.comment: job.job_id
-            for job in self._queue
-            if job.comment.startswith(prefix) and job.comment not in tags and not job.is_finished
-        }
+    def absent(self, jobs: Sequence[JobIdentity]) -> Collection[str]:
+        """Ask for exactly the recorded numbers, whoever's they are; a job without one has been looked for by name."""
+        numbers = [job.job_id for job in jobs if job.job_id is not None and job.job_id.isdigit()]
+        which = [f"--jobs={','.join(numbers)}"] if len(numbers) <= _JOBS_PER_COMMAND else []
+        rows = _queue_rows(listing_of(*_SQUEUE, *which)) if numbers else []
+        if rows is None:
+            return ()
+        return {job.tag for job in jobs} - rows_of(jobs, rows).keys()
+
+    def orphaned_jobs(self, prefix: str) -> Sequence[JobIdentity]:
+        return [
+            JobIdentity(row.name, row.submitted_at or 0.0, row.job_id, row.uid, row.submitted_at)
+            for row in self._queue
+            if row.name.startswith(prefix) and not row.is_finished and row.job_id not in self._own
+        ]
 
     def outcome(self, attempt: Attempt) -> Outcome:
         return read_outcome(attempt)
@@ -161,22 +190,23 @@ class SlurmCluster:
     def write_error(self, attempt: Attempt) -> str:
         return write_error_in_folder(attempt)
 
-    def cancel(self, tags: Sequence[str]) -> None:
+    def cancel(self, jobs: Sequence[JobIdentity]) -> None:
         """Cancel the jobs: SIGTERM first, so that attempts save a checkpoint within SLURM's KillWait."""
-        self._scancel(tags)
+        self._scancel(jobs)
 
-    def cancel_pending(self, tags: Sequence[str]) -> None:
-        self._scancel(tags, "--state=PENDING")
+    def cancel_pending(self, jobs: Sequence[JobIdentity]) -> None:
+        self._scancel(jobs, "--state=PENDING")
 
-    def _scancel(self, tags: Sequence[str], *options: str) -> None:
-        """Run one `scancel` for all jobs that the last `squeue` listed, and one by name for each of the others."""
-        ids = {job.comment: job.job_id for job in self._queue if not job.is_finished}
-        known = [ids[tag] for tag in tags if tag in ids]
-        if known:
-            answer_of("scancel", *options, *known)
-        for tag in tags:
-            if tag not in ids:
-                answer_of("scancel", *options, f"--user={getuser()}", f"--name={tag}")
+    def _scancel(self, jobs: Sequence[JobIdentity], *options: str) -> None:
+        """Run one `scancel` for all jobs that the last `squeue` listed, and one by name for each of the others: their
+        numbers may be other jobs' by now."""
+        known = rows_of(jobs, self._queue)
+        numbers = [row.job_id for row in known.values() if not row.is_finished]
+        if numbers:
+            answer_of("scancel", *options, *numbers)
+        for job in jobs:
+            if job.tag not in known:
+                answer_of("scancel", *options, f"--user={os.getuid()}", f"--name={job.tag}")
 
     def limits(self, is_own: Callable[[str], bool]) -> Limits:
         """Return SLURM's limits as last read, with what the user's other jobs hold as of the last `squeue`."""
@@ -200,12 +230,15 @@ class SlurmCluster:
         self._accounting = accounting
         if not self._queue:
             self._read_queue()
-        own = [job for job in self._unfinished() if is_own(job.comment)]
+        own = [job for job in self._unfinished() if self._is_of_sweep(job, is_own)]
         limits = {}
         for allocation in self.config.allocations:
             ours = self._in(allocation, own)
             limits[allocation.name] = [without_own(limit, ours) for limit in limits_of(allocation, accounting)]
         self._limits = Limits(limits)
+
+    def _is_of_sweep(self, job: QueuedJob, is_own: Callable[[str], bool]) -> bool:
+        return job.job_id in self._own or is_own(job.name)
 
     def _unfinished(self) -> list[QueuedJob]:
         return [job for job in self._queue if not job.is_finished]
@@ -217,7 +250,9 @@ class SlurmCluster:
     def _others(self, is_own: Callable[[str], bool]) -> dict[str, dict[Resource, float]]:
         """Return what this user's jobs outside the sweep hold, by allocation, controllers (one core each) left out."""
         others = [
-            job for job in self._unfinished() if not is_own(job.comment) and not job.comment.startswith(CONTROLLER_OF)
+            job
+            for job in self._unfinished()
+            if job.uid == os.getuid() and not self._is_of_sweep(job, is_own) and not job.name.startswith(CONTROLLER_OF)
         ]
         return {one.name: resources_of(self._in(one, others)) for one in self.config.allocations}
 
@@ -241,7 +276,8 @@ def _read_accounting() -> Accounting | None:
 
     Without a database, or where limits are not enforced, only partitions have limits.
     """
-    user, uid = getuser(), os.getuid()
+    uid = os.getuid()
+    user = _user_name(uid)
     partitions = answer_of("scontrol", "show", "partition", "-o")
     config = answer_of("scontrol", "show", "config") if partitions is not None else None
     if partitions is None or config is None:
@@ -263,13 +299,39 @@ def _read_accounting() -> Accounting | None:
     return Accounting(associations, complete, rows, granted, user, uid, name, kinds)
 
 
-def _queued(job: QueuedJob) -> JobObservation:
+def _queue_rows(text: str | None) -> list[QueuedJob] | None:
+    """Return the rows of an answer of `squeue`; None where it is none."""
+    try:
+        return None if text is None else parse_squeue(text)
+    except ValueError:
+        return None
+
+
+def _which(jobs: Sequence[JobIdentity]) -> list[str]:
+    """Return options of sacct that name the jobs: their numbers, or their names where none has a number yet."""
+    numbers = [job.job_id for job in jobs if job.submitted_at is not None and job.job_id is not None]
+    if len(jobs) <= _JOBS_PER_COMMAND and not numbers:
+        return [f"--name={','.join(job.tag for job in jobs)}"]
+    if len(jobs) <= _JOBS_PER_COMMAND and len(numbers) == len(jobs):
+        return [f"--jobs={','.join(numbers)}"]
+    return []
+
+
+def _user_name(uid: int) -> str:
+    """Return the user's name by the system's own list, whatever $USER says."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _queued(tag: str, job: QueuedJob) -> JobObservation:
     ended = job.is_finished
     # Of a job that is pending, or was cancelled while pending, the start is a guess or the end; it has no nodes.
-    started = _unix(job.started_at) if job.nodes and known_state(job.state) not in ("PENDING", None) else None
+    started = job.started_at if job.nodes and known_state(job.state) not in ("PENDING", None) else None
     state = JobState.ENDED if ended else JobState.PENDING if known_state(job.state) == "PENDING" else JobState.RUNNING
     return JobObservation(
-        tag=job.comment,
+        tag=tag,
         job_id=job.job_id,
         state=state,
         nodes=job.nodes,
@@ -277,31 +339,28 @@ def _queued(job: QueuedJob) -> JobObservation:
         never_starts=state is JobState.PENDING and never_starts(job.reason, job.partition),
         end=_ENDS.get(known_state(job.state) or "", JobEnd.EXITED) if ended else None,
         started_at=started,
-        ended_at=_unix(job.ended_at) if ended else None,
+        ended_at=job.ended_at if ended else None,
+        uid=job.uid,
+        submitted_at=job.submitted_at,
     )
 
 
-def _from_accounting(job: AccountedJob) -> JobObservation:
+def _from_accounting(tag: str, job: AccountedJob) -> JobObservation:
     state = known_state(job.state) or ""
     # A signal is not an exit code, and the 0 of a job that was ended from outside means nothing.
     code = job.exit_code if state in ("COMPLETED", "FAILED") and not job.signal else None
     return JobObservation(
-        job.comment,
+        tag,
         job.job_id,
         JobState.ENDED,
         job.nodes,
         end=_ENDS.get(state, JobEnd.EXITED),
         exit_code=code,
-        started_at=_unix(job.started_at) if job.nodes else None,
-        ended_at=_unix(job.ended_at),
+        started_at=job.started_at if job.nodes else None,
+        ended_at=job.ended_at,
+        uid=job.uid,
+        submitted_at=job.submitted_at,
     )
-
-
-def _unix(text: str | None) -> float | None:
-    try:
-        return datetime.fromisoformat(text).timestamp() if text else None
-    except ValueError:
-        return None
 
 
 BACKEND = Backend(

@@ -13,10 +13,14 @@ import psutil
 import pytest
 
 from sweeps.cli.commands import Snapshot
+from sweeps.engine.cluster import JobRequest
+from sweeps.engine.policy import Cause
 from sweeps.engine.quota import Verdict, VerdictKind
-from sweeps.engine.work import Need, Work
+from sweeps.engine.work import Attempt, Need, Work
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
+from sweeps.store.lease import Lease
+from sweeps.store.ledger import Ledger
 from sweeps.training.adapter import TRAINING
 
 HERE = Path(__file__).parents[1]
@@ -129,6 +133,12 @@ def test_mistakes_are_one_line(sweep: SweepFolder, tmp_path: Path) -> None:
     assert "zero or more" in say("quota", sweep.root, "--nodes", "-1", code=2)
     assert "zero or more" in say("quota", sweep.root, "--nodes", "-1", code=2)
     assert "one root" in say("status", "a", "b", code=2)
+    for command in (["pause"], ["resume"], ["quota", "--nodes", "3"]):
+        said = say(*command, sweep.root, "run=0", code=2)
+        assert f"{command[0]} is about the whole sweep" in said
+        assert "single runs" in said
+    assert "about one run" in say("explain", "0ab", sweep.root, "run=1", code=2)
+    assert not sweep.ledger_file.exists()
     assert "no effect" in say("launch", "+sweep=demo", f"root={tmp_path}/new", "--max-gpu-hours", "3", code=2)
     assert not (tmp_path / "new").exists()
 
@@ -169,6 +179,25 @@ def test_a_running_controller_is_told(sweep: SweepFolder) -> None:
     say("cancel", root, "--all")
     assert process.wait(timeout=30) == 0
     assert set(standings(root).values()) == {"held"}
+
+
+def test_cancelling_one_of_a_pack_says_whom_it_stops(sweep: SweepFolder) -> None:
+    root = sweep.root
+    attempts = tuple(Attempt(work, 1) for work in sweep.read_definition().works)
+    request = JobRequest(f"{sweep.tag_prefix}000001", "here", attempts, 1, 0, 1, 5.0)
+    sweep.write_request(request)
+    (sweep.cluster_dir / "cancel").mkdir(parents=True)
+    lease = Lease(sweep.lease_dir)
+    lease.renew()
+    runs = {attempt.work.name: 1 for attempt in attempts}
+    ledger = Ledger(sweep.ledger_file, lease)
+    ledger.append("intended", tag=request.tag, allocation="here", runs=runs)
+    lease.release()
+    words = ["cancel", root, "run=1"]
+    assert json.loads(say(*words, "--json"))["also_ends"] == ["0ab", "2ab"]
+    assert "1 run cancelled, and with their jobs 2 other runs stopped (0ab, 2ab): these save" in say(*words)
+    (job,) = sweep.read_state(sweep.read_definition()).state.jobs.values()
+    assert job.cancelling == {"1ab": Cause.CANCELLED}
 
 
 def test_a_command_in_the_inbox_that_nobody_knows_does_no_harm(sweep: SweepFolder) -> None:

@@ -1,5 +1,7 @@
 """What SLURM's commands print, read: lines as Slurm 22.05 wrote them."""
 
+from datetime import datetime
+
 import pytest
 
 from sweeps.clusters.slurm.parse import (
@@ -9,17 +11,19 @@ from sweeps.clusters.slurm.parse import (
     known_state,
     parse_sacct,
     parse_squeue,
+    submitted_number,
 )
 from sweeps.engine.cluster import RefusalKind
 from sweeps.engine.minutes import parse_minutes
 
 RUNNING = (
-    "17|root|RUNNING|2|192|2|cpu=192,mem=192G,node=2,billing=192,gres/gpu=16|gres:gpu:h100:8|N/A|N/A|gpu|lab|normal"
-    "|1-00:00:00|2026-03-01T10:00:00|2026-03-02T10:00:00|node[01-02]|None|study-3fa2c1-000004|\n"
+    "17|0|RUNNING|2|192|2|cpu=192,mem=192G,node=2,billing=192,gres/gpu=16|gres:gpu:h100:8|N/A|N/A|gpu|lab|normal"
+    "|1-00:00:00|2026-03-01T09:59:00|2026-03-01T10:00:00|2026-03-02T10:00:00|node[01-02]|None|study-3fa2c1-000004"
+    "|grant 17|\n"
 )
 WAITING = (
-    "18_3|root|PENDING|3|288|3|cpu=288,mem=288G,node=3,billing=288|gres:gpu:8|N/A|N/A|gpu,whole|lab|capped"
-    "|30:00|N/A|N/A||ReqNodeNotAvail, UnavailableNodes:node[03-04]|study|with|bars|\n"
+    "18_3|0|PENDING|3|288|3|cpu=288,mem=288G,node=3,billing=288|gres:gpu:8|N/A|N/A|gpu,whole|lab|capped"
+    "|30:00|2026-03-01T09:00:00|N/A|N/A||ReqNodeNotAvail, UnavailableNodes:node[03-04]|study|with|bars|\n"
 )
 
 
@@ -31,7 +35,9 @@ def test_a_line_of_squeue() -> None:
     assert not running.is_finished
     assert (waiting.job_id, waiting.started_at, waiting.nodes) == ("18_3", None, ())
     assert waiting.reason == "ReqNodeNotAvail, UnavailableNodes:node[03-04]"
-    assert waiting.comment == "study|with|bars"
+    assert (running.name, running.comment, running.uid) == ("study-3fa2c1-000004", "grant 17", 0)
+    assert (waiting.name, waiting.comment) == ("study", "with|bars")
+    assert running.submitted_at == datetime(2026, 3, 1, 9, 59).timestamp()
 
 
 @pytest.mark.parametrize(
@@ -47,23 +53,60 @@ def test_a_line_of_squeue() -> None:
 def test_gpus_asked_for_in_any_way_are_counted(
     tres: str, per_node: str, per_job: str, per_task: str, gpus: int
 ) -> None:
-    line = f"5|root|PENDING|2|2|4|{tres}|{per_node}|{per_job}|{per_task}|gpu|lab|normal|30:00|N/A|N/A||Priority|(null)|"
+    asked = f"{tres}|{per_node}|{per_job}|{per_task}"
+    line = f"5|0|PENDING|2|2|4|{asked}|gpu|lab|normal|30:00|N/A|N/A|N/A||Priority|name|(null)|"
     (job,) = parse_squeue(line)
     assert (job.num_gpus, job.comment) == (gpus, "")
 
 
-def test_a_line_of_another_shape_is_an_error_and_not_an_empty_queue() -> None:
+@pytest.mark.parametrize("odd", ["\n", "\x0b", "\u2028", "\n\n12", "|", "\ufffd", "\n\x00\x1b[2J", "\n" * 30])
+def test_names_and_comments_of_others_may_hold_anything(odd: str) -> None:
+    name = WAITING.replace("study", f"st{odd}udy")
+    comment = WAITING.replace("bars", f"ba{odd}rs")
+    jobs = parse_squeue(name + comment + RUNNING + WAITING.replace("PENDING", "ON_MARS"))
+    assert [job.job_id for job in jobs] == ["18_3", "18_3", "17", "18_3"]
+    assert jobs[2] == parse_squeue(RUNNING)[0]
+    assert [job.num_nodes for job in jobs] == [3, 3, 2, 3]
+    assert not jobs[3].is_finished
+
+
+def test_text_without_a_row_is_an_error_and_not_an_empty_queue() -> None:
     with pytest.raises(ValueError, match="squeue printed 'slurm_load_jobs error'"):
         parse_squeue("slurm_load_jobs error")
     with pytest.raises(ValueError, match="sacct printed"):
         parse_sacct("SLURM accounting storage is disabled")
+    assert parse_squeue("\n") == []
+
+
+def test_rows_whose_numbers_are_none_are_passed_over() -> None:
+    good = "8|0|FAILED|65:0|1|x|x|x|node01|s-000002|"
+    assert [job.name for job in parse_sacct(f"7|0|FAILED|x:y|1|x|x|x|node01|s|\n{good}\n9|root|FAILED\n")] == [
+        "s-000002"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("17\n", "17"),
+        ("17;cluster\n", "17"),
+        ("*** Maintenance on 3 May ***\n17\n", "17"),
+        ("17\nYou have used 80 of 100 hours\n", "17"),
+        ("Welcome to node 12\n 5 jobs before you\n17;gpu\r\n", "17"),
+        ("Submitted batch job\n", None),
+        ("", None),
+        ("16\n17\n", None),
+    ],
+)
+def test_a_banner_of_sbatch_is_no_job_number(text: str, number: str | None) -> None:
+    assert submitted_number(text) == number
 
 
 def test_lines_of_sacct() -> None:
     text = (
-        "7|CANCELLED by 1000|0:0|1|2026-03-01T10:00:00|2026-03-01T10:01:00|node01|s-000001\n"
-        "8|FAILED|65:0|1|x|x|node01|s-000002\n9|RUNNING|0:0|1|x|Unknown|node01|s-000003\n"
-        "10|FAILED|0:53|1|x|x|None assigned|s-000004\n"
+        "7|0|CANCELLED by 1000|0:0|1|2026-03-01T09:00:00|2026-03-01T10:00:00|2026-03-01T10:01:00|node01|s-000001|\n"
+        "8|0|FAILED|65:0|1|x|x|x|node01|s-000002|\n9|0|RUNNING|0:0|1|x|x|Unknown|node01|s-000003|\n"
+        "10|0|FAILED|0:53|1|x|x|x|None assigned|s-000004|\n"
     )
     cancelled, failed, running, unwritable = parse_sacct(text)
     assert cancelled.is_finished

@@ -9,7 +9,7 @@ from sweeps.clusters.slurm.usage import jobs_in, resources_of, without_own
 from sweeps.engine.cluster import Limit, Resource
 from sweeps.engine.cluster_config import AllocationConfig
 
-LINE = "5|me|RUNNING|2|16|2|cpu=16,node=2,gres/gpu=8|N/A|N/A|N/A|gpu|lab|normal|30:00|N/A|N/A|n[1-2]|None|(null)|"
+LINE = "5|0|RUNNING|2|16|2|cpu=16,node=2,gres/gpu=8|N/A|N/A|N/A|gpu|lab|normal|30:00|N/A|N/A|N/A|n[1-2]|None|w|(null)|"
 (RUNNING,) = parse_squeue(LINE)
 PENDING = replace(RUNNING, state="PENDING", nodes=())
 

@@ -10,7 +10,7 @@ from muloco_runner.record import ExitCode
 from sweeps.engine import policy
 from sweeps.engine.cluster import JobEnd
 from sweeps.engine.outcome import Ending
-from sweeps.engine.policy import RULES, Cause, PastAttempt, after, cause_of
+from sweeps.engine.policy import RULES, Cause, PastAttempt, after, cause_beside_cancelled, cause_of
 
 
 def ending(code: int) -> Ending:
@@ -60,7 +60,8 @@ def history(*causes: Cause, advanced: bool = False) -> list[PastAttempt]:
     return [PastAttempt(cause, advanced) for cause in causes]
 
 
-FAILURES = [cause for cause in Cause if cause not in (Cause.FINISHED, Cause.STOPPED)]
+NOT_COUNTED = (Cause.STOPPED, Cause.CANCELLED_WITH_JOB)
+FAILURES = [cause for cause in Cause if cause not in (Cause.FINISHED, *NOT_COUNTED)]
 
 
 @pytest.mark.parametrize("cause", FAILURES)
@@ -82,8 +83,27 @@ def test_who_advances_may_go_on_for_ever(cause: Cause) -> None:
     assert after(history(*[cause] * 200, advanced=True)).hold is None
 
 
-def test_being_stopped_with_the_controller_never_counts_against_a_run() -> None:
-    assert after(history(*[Cause.STOPPED] * 200)).hold is None
+@pytest.mark.parametrize("cause", NOT_COUNTED)
+def test_being_stopped_with_others_never_counts_against_a_run(cause: Cause) -> None:
+    assert after(history(*[cause] * 200)).hold is None
+
+
+@pytest.mark.parametrize(
+    ("left", "end", "cause"),
+    [
+        (None, JobEnd.CANCELLED, Cause.CANCELLED_WITH_JOB),
+        (None, JobEnd.LOST, Cause.CANCELLED_WITH_JOB),
+        (None, JobEnd.NODE_FAILURE, Cause.NODE_FAILURE),
+        (ending(ExitCode.WANTS_MORE_TIME), JobEnd.CANCELLED, Cause.CANCELLED_WITH_JOB),
+        (ending(ExitCode.WANTS_MORE_TIME), JobEnd.EXITED, Cause.CANCELLED_WITH_JOB),
+        (ending(ExitCode.OUT_OF_MEMORY), JobEnd.CANCELLED, Cause.OUT_OF_MEMORY),
+        (ending(ExitCode.FINISHED), JobEnd.CANCELLED, Cause.FINISHED),
+    ],
+)
+def test_beside_a_cancelled_run_what_befell_another_stays_its_cause(
+    left: Ending | None, end: JobEnd, cause: Cause
+) -> None:
+    assert cause_beside_cancelled(left, end, 0) is cause
 
 
 def test_two_attempts_without_progress_hold_even_after_progress() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from sweeps.clusters.local import LocalCluster
 from sweeps.clusters.slurm.script import job_script
-from sweeps.engine.cluster import JobRequest, JobState
+from sweeps.engine.cluster import JobIdentity, JobRequest, JobState
 from sweeps.engine.cluster_config import AllocationConfig
 from sweeps.engine.work import Attempt, Need, Work
 from sweeps.node.code_snapshot import HERE, describe_source, git_state, keep_source
@@ -127,7 +127,7 @@ def test_queued_work_runs_the_code_of_its_time(tmp_path: Path) -> None:
 
 def wait_for_end(cluster: LocalCluster, tag: str) -> None:
     deadline = time.monotonic() + 60
-    while cluster.observe([tag]).jobs[tag].state is not JobState.ENDED:
+    while cluster.observe([JobIdentity(tag)]).jobs[tag].state is not JobState.ENDED:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
