@@ -17,7 +17,7 @@ from analysis.input.columns import FIT_COLUMNS, find_column, listed
 from analysis.input.cross_checks import Findings, check_runs
 from analysis.input.mapping import Origin, Reader, find_origins, origin
 from analysis.input.table_files import Table, read_table
-from analysis.table import complain_of_states, is_true, row_names
+from analysis.table import complain_of_states, row_names, yes_or_no
 from muloco_runner.config import ConfigError
 
 if TYPE_CHECKING:
@@ -154,10 +154,7 @@ def _reader(
 
 
 def _find(headings: list[str], name: str, table: Table) -> str | None:
-    try:
-        return find_column(headings, name, table.ambiguous)
-    except ConfigError as error:
-        raise ConfigError(f"{error}: say --column {name}=ITS_NAME") from None
+    return find_column(headings, name, table.ambiguous, f"say --column {name}=ITS_NAME")
 
 
 class _Rows:
@@ -172,7 +169,9 @@ class _Rows:
         self._runs = pd.DataFrame({"run_id": row_names(reader), "diverged": False}, index=reader.frame.index)
         complain_of_states(reader, self._complain)
         if "diverged" in reader.origins:
-            self._complain(is_true(reader.texts("diverged")), "diverged")
+            diverged, unclear = yes_or_no(reader.texts("diverged"))
+            self._complain(diverged, "diverged")
+            self._complain(unclear, "diverged is neither yes nor no")
         needed = [part for name in wanted for part in derived.get(name, (name,))]
         for name, column in FIT_COLUMNS.items():
             if column.kind is None:

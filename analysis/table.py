@@ -32,10 +32,12 @@ UNFINISHED = frozenset({
 })  # fmt: skip
 _NEVER_A_SETTING = frozenset({
     "id", "name", "run", "run_id", "run_name", "run_uuid", "uuid", "created", "created_at", "updated", "updated_at",
-    "runtime", "start_time", "end_time", "user", "user_id", "hostname", "host", "timestamp", "step", "wandb",
+    "runtime", "start_time", "end_time", "user", "user_id", "hostname", "host", "timestamp", "wandb",
     "artifact_uri", "experiment_id", "index", "duration", "date", "time", "url",
 })  # fmt: skip
 """Columns that trackers write beside every run."""
+_PROGRESS = frozenset({"step", "global_step", "epoch", "iteration", "iter"})
+"""Columns that trackers write beside every loss of a run: where they vary, a table holds curves, not runs."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def study_of_table(
         raise ConfigError(f"{source}: none of {len(runs) + len(table.dropped)} rows can be used{reason}")
     frame, notes = _labelled(_completed(kept, declared.budget_tolerance), reader.frame, others)
     withheld, cautions = _repeats(frame, reader.frame, others.undeclared, declared)
+    withheld = withheld or (None if declared.unlabelled_repeats else _curves(frame, reader))
+    cautions += _cautions_of_names(frame, unknown_state, reader)
     if declared.unlabelled_repeats:
         _number_repeats(frame)
     return Study(
@@ -146,7 +150,10 @@ def _checked(reader: Reader) -> tuple[pd.DataFrame, NDArray[Any], str | None]:
     unknown_state = complain_of_states(reader, complain)
     runs["algorithm"] = reader.texts("algorithm")
     complain((runs["algorithm"] == "").to_numpy(), "damaged: no algorithm")
-    diverged = is_true(reader.texts("diverged")) if "diverged" in reader.origins else np.zeros(len(frame), dtype=bool)
+    diverged = np.zeros(len(frame), dtype=bool)
+    if "diverged" in reader.origins:
+        diverged, unclear = yes_or_no(reader.texts("diverged"))
+        complain(unclear, name="diverged", end="is neither yes nor no")
     for name, column in COLUMNS.items():
         if column.kind is None:
             continue
@@ -195,8 +202,13 @@ def complain_of_states(reader: Reader, complain: Any) -> str | None:
     return None
 
 
-def is_true(texts: pd.Series[str]) -> NDArray[np.bool_]:
-    return texts.str.lower().isin(["true", "1", "1.0", "yes", "y", "diverged"]).to_numpy()
+def yes_or_no(texts: pd.Series[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which cells say yes, and which say neither yes nor no; an empty one says no."""
+    words = {str(text): str(text).lower() for text in texts.unique()}
+    yes = [text for text, word in words.items() if word in ("true", "t", "1", "1.0", "yes", "y", "diverged")]
+    no = [text for text, word in words.items() if word in ("", "false", "f", "0", "0.0", "no", "n", "nan", "none")]
+    said = texts.isin(yes).to_numpy()
+    return said, ~said & ~texts.isin(no).to_numpy()
 
 
 # Columns that are not ours
@@ -236,7 +248,7 @@ def _no_such(name: str, frame: pd.DataFrame, unused: list[str]) -> str:
 
 
 def _is_bookkeeping(name: str) -> bool:
-    return name.startswith(("Unnamed:", "_")) or plain(name) in _NEVER_A_SETTING
+    return plain(name) not in _PROGRESS and (name.startswith(("Unnamed:", "_")) or plain(name) in _NEVER_A_SETTING)
 
 
 def _cells(frame: pd.DataFrame, name: str, rows: pd.Index[Any]) -> pd.Series[Any]:
@@ -342,6 +354,41 @@ def _repeats(
             "averaged, and say nothing of the noise between seeds unless --repeats unlabelled."
         )
     return None, cautions
+
+
+def _curves(runs: pd.DataFrame, reader: Reader) -> str | None:
+    """Why nothing may be ranked where several losses of one setting and seed have the name of one run."""
+    if "run_id" not in reader.origins:
+        return None
+    finished = runs[~runs["diverged"]].assign(own_id=reader.texts("run_id"))
+    repeated = finished[(finished["own_id"] != "") & finished.duplicated([*_SETTING, "seed", "own_id"], keep=False)]
+    if repeated.empty:
+        return None
+    return (
+        f"{len(repeated)} rows are several losses of {repeated['own_id'].nunique()} run(s), such as "
+        f"{repeated['own_id'].iloc[0]!r}: keep the last row of each run, map `seed` or `run_id`, or say "
+        "--repeats unlabelled."
+    )
+
+
+def _cautions_of_names(runs: pd.DataFrame, unknown_state: str | None, reader: Reader) -> list[str]:
+    """Algorithms that differ in spelling alone, and a column of states of which none is known."""
+    cautions = []
+    spellings: dict[str, set[str]] = {}
+    for name in runs["algorithm"].unique():
+        spellings.setdefault(plain(str(name)).replace("_", ""), set()).add(str(name))
+    for names in spellings.values():
+        if len(names) > 1:
+            cautions.append(
+                f"Algorithms {' and '.join(sorted(names))} differ in spelling alone, and are series of their own."
+            )
+    if unknown_state is not None:
+        words = sorted({str(text) for text in reader.texts("state").unique() if text})
+        cautions.append(
+            f"The column {reader.origins['state']} has no state that is known ({listed(words, 6) or 'all empty'}): all "
+            "rows count as finished."
+        )
+    return cautions
 
 
 def _varies(cells: pd.Series[Any], groups: pd.Series[int]) -> bool:

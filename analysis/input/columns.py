@@ -80,10 +80,10 @@ FIT_COLUMNS: dict[str, Column] = {
 _PREFIXES = re.compile(r"^((config|summary|params?|metrics?|tags|data|summary_metrics|info)[./_])+", re.IGNORECASE)
 
 
-def find_column(headings: Sequence[str], name: str, ambiguous: frozenset[str] = frozenset()) -> str | None:
+def find_column(headings: Sequence[str], name: str, ambiguous: frozenset[str], remedy: str) -> str | None:
     """The heading that holds `name`: that name itself, else the only one of its usual names.
 
-    Raises `ConfigError` where several headings could, or where the file has the heading more than once.
+    Raises `ConfigError` where several headings could, with the `remedy`, or where the file has one more than once.
     """
     if name in headings:
         matches = [name]
@@ -92,7 +92,7 @@ def find_column(headings: Sequence[str], name: str, ambiguous: frozenset[str] = 
         matches = [one for one in headings if plain(one) in usual]
         matches = matches or [one for one in headings if plain(_PREFIXES.sub("", one)) in usual]
     if len(matches) > 1:
-        raise ConfigError(f"columns {' and '.join(matches)} could all be {name}")
+        raise ConfigError(f"columns {' and '.join(matches)} could all be {name}: {remedy}")
     if matches and matches[0] in ambiguous:
         raise ConfigError(f"the file has the column {matches[0]!r} more than once: rename one of them")
     return matches[0] if matches else None

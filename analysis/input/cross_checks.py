@@ -17,12 +17,18 @@ from analysis.input.cells import UNITS
 _AGREES = 0.02
 _ROW_FACTOR = 4.0
 """A row further from its size's median than this contradicts the others."""
+_BUDGET_FACTOR = 1e4
 _MOST_LOSS = 12.5
 """Nats per token of guessing among a quarter of a million tokens: no model is worse."""
+_HIGH_LOSS = 5.5
 _LEAST_LOSS = 1.2
 """Nats per token; below, losses of text are mostly bits per byte or shares."""
 _FLOPS_RANGE = (0.5, 4.0)
 """flops over 6 N D that recomputation, embeddings and attention explain at any size."""
+_TOKENS_RANGE = (0.5, 2.0)
+"""num_tokens over tokens_per_parameter x num_params that may be rounding, or another count of tokens, at all sizes."""
+_MOST_EMBEDDINGS = 2.0
+"""N with embeddings over N without at the largest size: there embeddings are as large as all the rest."""
 _FLOPS_MOST = 10.0
 """The same where the ratio falls as models grow, as attention's share does."""
 
@@ -41,6 +47,7 @@ class Findings:
 def check_runs(runs: pd.DataFrame, given: set[str]) -> Findings:
     """`runs` has our columns with NaN where a cell is missing; `given` names those that the table has."""
     found = Findings()
+    runs = _without_odd_budgets(runs, found)
     tokens = runs["num_tokens"].fillna(runs["tokens_per_parameter"] * runs["num_params"])
     if {"num_steps", "global_batch_tokens"} <= given:
         _check_steps(runs, tokens, "num_tokens" in given, found)
@@ -53,6 +60,21 @@ def check_runs(runs: pd.DataFrame, given: set[str]) -> Findings:
     _check_magnitudes(runs, tokens, found)
     _check_losses(runs, found)
     return found
+
+
+def _without_odd_budgets(runs: pd.DataFrame, found: Findings) -> pd.DataFrame:
+    """Leave out rows whose tokens per parameter no study mixes with those of the others: a cell in another unit."""
+    per_parameter = runs["num_tokens"].fillna(runs["tokens_per_parameter"] * runs["num_params"]) / runs["num_params"]
+    usual = float(per_parameter.median())
+    odd = per_parameter[(np.log(per_parameter / usual)).abs() > math.log(_BUDGET_FACTOR)]
+    if odd.empty or len(odd) >= 0.25 * len(runs):
+        return runs
+    reasons = {
+        row: f"damaged: tokens per parameter are {_ratio(value)} here and {_ratio(usual)} elsewhere"
+        for row, value in odd.items()
+    }
+    found.rows = pd.Series(reasons, dtype=object)
+    return pd.DataFrame(runs.drop(index=odd.index))
 
 
 def _check_steps(runs: pd.DataFrame, tokens: pd.Series[float], counted: bool, found: Findings) -> None:
@@ -140,39 +162,60 @@ def _compare_series(runs: pd.DataFrame, ratio: pd.Series[float], found: Findings
 
 
 def _check_tokens_per_parameter(runs: pd.DataFrame, found: Findings) -> None:
+    """A constant ratio is another count of tokens; one that nears 1 as models grow is of embeddings."""
     ratio = (runs["num_tokens"] / (runs["tokens_per_parameter"] * runs["num_params"])).dropna()
     if ratio.empty:
         return
     by_size = ratio.groupby(runs["num_params"]).median().sort_index()
     small, large = float(by_size.iloc[0]), float(by_size.iloc[-1])
     usual = float(ratio.median())
-    if not 0.2 <= usual <= 5:
-        found.unusable["num_tokens"] = (
-            f"num_tokens are {_ratio(usual)} times tokens_per_parameter x num_params: map columns that agree"
-        )
-    elif max(small, large) / min(small, large) > 1.03:
+    off = np.log(by_size.to_numpy())
+    if max(small, large) / min(small, large) <= 1.03 and by_size.max() / by_size.min() <= 1.2:
+        if not _TOKENS_RANGE[0] <= usual <= _TOKENS_RANGE[1]:
+            found.unusable["num_tokens"] = (
+                f"num_tokens are {_ratio(usual)} times tokens_per_parameter x num_params: map columns that agree"
+            )
+        elif abs(usual - 1) > _AGREES:
+            found.cautions.append(f"num_tokens are {_ratio(usual)} times tokens_per_parameter x num_params.")
+        return
+    said = (
+        f"num_tokens over tokens_per_parameter x num_params drifts from {_ratio(small)} at the smallest size to "
+        f"{_ratio(large)} at the largest"
+    )
+    one_sided = bool((off > -_AGREES).all() or (off < _AGREES).all())
+    if one_sided and bool((np.diff(np.abs(off)) < _AGREES).all()) and abs(off[-1]) <= math.log(_MOST_EMBEDDINGS):
         found.cautions.append(
-            f"num_tokens over tokens_per_parameter x num_params drifts from {_ratio(small)} at the smallest size to "
-            f"{_ratio(large)} at the largest: num_params and tokens_per_parameter seem to count embeddings differently."
+            f"{said}: num_params and tokens_per_parameter seem to count embeddings differently, so laws of size are "
+            "those of num_params as the column counts it; map num_params to the other count, or to a sum of columns."
         )
-    elif abs(usual - 1) > _AGREES:
-        found.cautions.append(f"num_tokens are {_ratio(usual)} times tokens_per_parameter x num_params.")
+        return
+    found.unusable["num_params"] = (
+        f"{said}, and embeddings, whose share falls as models grow, do not explain that: map num_params, num_tokens "
+        "and tokens_per_parameter to columns that agree, or leave tokens_per_parameter out"
+    )
 
 
 def _check_drift(runs: pd.DataFrame, found: Findings) -> None:
-    """One budget a size that drifts steadily with size: N with or without embeddings."""
+    """One budget a size that drifts ever less as models grow: N without embeddings, or with those that D leaves out.
+
+    A law of tokens against size, such as the same tokens for all, is a straight line in logs and was meant.
+    """
     own = (runs["num_tokens"] / runs["num_params"]).groupby(runs["num_params"])
     middle = own.median().sort_index()
     if len(middle) < 3 or not (own.max() / own.min() < 1.03).all():
         return
-    step = np.sign(np.diff(np.log(middle.to_numpy())))
+    slopes = np.diff(np.log(middle.to_numpy())) / np.diff(np.log(middle.index.to_numpy(dtype=float)))
     first, last = float(middle.iloc[0]), float(middle.iloc[-1])
-    # A law of size against tokens changes the budget by the same factor each time; embeddings change it ever less.
-    slowing = abs(math.log(middle.iloc[1] / first)) > 1.5 * abs(math.log(last / middle.iloc[-2]))
-    if abs(step.sum()) == len(step) and slowing and 1.05 < max(first, last) / min(first, last) < 5:
+    if (
+        abs(np.sign(slopes).sum()) == len(slopes)
+        and abs(slopes[0]) > 1.5 * abs(slopes[-1])
+        and (abs(math.log(first / last)) > math.log(1.05))
+    ):
         found.cautions.append(
-            f"Tokens per parameter drift from {first:.3g} at the smallest size to {last:.3g} at the largest: "
-            "num_params may leave embeddings out, or count them. Only sizes of one budget are compared."
+            f"Tokens per parameter drift from {first:.3g} at the smallest size to {last:.3g} at the largest, "
+            f"{_ratio(first / last)} times, as if num_params left embeddings out or counted them: only sizes of one "
+            "budget are compared. Map num_params to the other count, or to a sum of columns; --budget-tolerance makes "
+            "budgets one."
         )
 
 
@@ -201,7 +244,7 @@ def _check_magnitudes(runs: pd.DataFrame, tokens: pd.Series[float], found: Findi
             found.unusable["global_batch_tokens"] = (
                 f"a batch holds {_ratio(1 / steps)} times the tokens of a run: map global_batch_tokens in tokens"
             )
-        elif steps > 2e6:
+        elif steps > 5e5:
             found.cautions.append(
                 f"num_tokens over global_batch_tokens is {steps:.3g} steps: a batch in sequences looks like that."
             )
@@ -218,6 +261,11 @@ def _check_losses(runs: pd.DataFrame, found: Findings) -> None:
             "a perplexity or a sum; map loss: log(COLUMN) for a perplexity"
         )
         return
+    if lowest > _HIGH_LOSS:
+        found.cautions.append(
+            f"The lowest loss is {lowest:.3g}: models that were trained are rarely above {_HIGH_LOSS} nats per token, "
+            "perplexities are; map loss: log(COLUMN) for a perplexity."
+        )
     if usual < _LEAST_LOSS:
         found.cautions.append(
             f"The median loss is {usual:.3g}: nats per token of text are rarely below {_LEAST_LOSS}; bits per byte and "

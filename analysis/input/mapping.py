@@ -244,21 +244,23 @@ def find_origins(
     """
     out = {name: origin(name, given, table) for name, given in mapping.items()}
     taken = {heading for one in out.values() for heading in one.columns}
+    whole = {one.column for one in out.values() if one.column is not None}
     headings = [str(one) for one in table.frame.columns]
     for name in wanted:
         if name in out:
             continue
-        # A heading that is mapped elsewhere is free for its own name alone.
+        # A heading that is mapped elsewhere, or stands in arithmetic, is free for its own name alone.
         free = [one for one in headings if one not in taken or one == name]
         try:
-            found = find_column(free, name, table.ambiguous)
+            found = find_column(free, name, table.ambiguous, "say which in a --mapping file")
         except ConfigError as error:
             if name in needed:
-                raise ConfigError(f"{table.source}: {error}; say which in a --mapping file") from None
+                raise ConfigError(f"{table.source}: {error}") from None
             continue
-        if found is not None and not (found == name and name in taken):
+        if found is not None and found not in whole:
             out[name] = Origin(column=found)
             taken.add(found)
+            whole.add(found)
     return out
 
 

@@ -30,6 +30,8 @@ class Variant:
     """Compute of the baseline over the series' at `flops`; None where it does not exist."""
     flops: float
     reason: str | None
+    sizes: tuple[int, ...] = ()
+    """Sizes of the series (num_params) that the fit stands on."""
 
 
 def loss_variants(best: pd.DataFrame, series: list[str], baseline: str, delta: float) -> list[Variant]:
@@ -42,7 +44,7 @@ def loss_variants(best: pd.DataFrame, series: list[str], baseline: str, delta: f
         except NotIdentified as error:
             out += [Variant(name, s, None, None, None, flops, str(error)) for s in series]
             continue
-        out += [_variant(name, s, fit, baseline, flops) for s in series if f"A[{s}]" in fit.parameters]
+        out += [_variant(name, s, fit, rows, baseline, flops) for s in series if f"A[{s}]" in fit.parameters]
     return out
 
 
@@ -72,7 +74,7 @@ def _fit(rows: pd.DataFrame, delta: float, shared: bool) -> Fit:
     )
 
 
-def _variant(name: str, series: str, fit: Fit, baseline: str, flops: float) -> Variant:
+def _variant(name: str, series: str, fit: Fit, rows: pd.DataFrame, baseline: str, flops: float) -> Variant:
     values = {key: np.array([e.value]) for key, e in fit.parameters.items()}
     floor = fit.value("E") if "E" in fit.parameters else fit.value(f"E[{series}]")
     ratio, reason = None, None
@@ -80,4 +82,5 @@ def _variant(name: str, series: str, fit: Fit, baseline: str, flops: float) -> V
         found = float(ratio_at(values, baseline, series, flops)[0])
         ratio = found if np.isfinite(found) else None
         reason = None if ratio is not None else f"{baseline} never reaches this loss by its own law"
-    return Variant(name, series, floor, fit.value(f"alpha[{series}]"), ratio, flops, reason)
+    sizes = tuple(int(n) for n in rows.loc[rows["series"] == series, "num_params"])
+    return Variant(name, series, floor, fit.value(f"alpha[{series}]"), ratio, flops, reason, sizes)

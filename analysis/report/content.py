@@ -41,7 +41,7 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         lambda: (
             fitted_parts.critical_batch_joint(points, optima, options.delta),
             fitted_parts.size_and_data(optima, study.series, options, against),
-            fitted_parts.loss_sensitivity(at_budget, study.series, baseline, options, against),
+            fitted_parts.loss_sensitivity(at_budget, study.series, baseline, optima, options),
         )
     )
     fits = critical_batch_size.fit_laws(points, optima, options.delta, options.bootstrap, options.seed)

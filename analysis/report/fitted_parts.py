@@ -187,15 +187,19 @@ def size_and_data(optima: Optima, series: list[str], options: Options, against: 
             }
             for law in fit_size_and_data(best, series, options.delta, options.bootstrap, options.seed)
         ],
-        "budgets": [_budget(budget, best) for budget in find_budgets(best, series)],
+        "budgets": [_budget(budget, optima) for budget in find_budgets(best, series)],
     }
 
 
-def _budget(budget: Budget, best: pd.DataFrame) -> dict[str, Any]:
-    """A budget with the standard errors of its losses."""
-    rows = best[best["series"] == budget.series]
-    errors = dict(zip(zip(rows["num_params"], rows["loss"], strict=True), rows["loss_se"], strict=True))
-    return {**dataclasses.asdict(budget), "loss_se": [errors[point] for point in budget.points]}
+def _budget(budget: Budget, optima: Optima) -> dict[str, Any]:
+    """A budget with the standard errors of its losses, and the runs behind them."""
+    rows = optima.best[optima.best["series"] == budget.series].set_index(["num_params", "loss"], drop=False)
+    rows = rows.loc[[*budget.points]]
+    return {
+        **dataclasses.asdict(budget),
+        "loss_se": rows["loss_se"].tolist(),
+        "stands_on": optima.runs_behind(rows.reset_index(drop=True)),
+    }
 
 
 def num_workers(best: pd.DataFrame, optima: Optima, options: Options, no_law: str | None = None) -> dict[str, Any]:
@@ -339,12 +343,20 @@ def _measured_hours(
 
 
 def loss_sensitivity(
-    best: pd.DataFrame, series: list[str], baseline: str, options: Options, against: str | None
+    best: pd.DataFrame, series: list[str], baseline: str, optima: Optima, options: Options
 ) -> list[dict[str, Any]]:
     """Laws of loss against compute under other choices; none where no law may rest on the columns."""
-    if against:
+    if optima.reason_against("flops", "loss", "num_params", "num_tokens"):
         return []
-    return [dataclasses.asdict(variant) for variant in loss_variants(best, series, baseline, options.delta)]
+    runs = best.set_index(["series", "num_params"])["runs"]
+    of = optima.settings.groupby("series", observed=True)["runs"].sum()
+    out = []
+    for variant in loss_variants(best, series, baseline, options.delta):
+        entry = dataclasses.asdict(variant)
+        behind = [runs[variant.series, size] for size in entry.pop("sizes")]
+        entry["stands_on"] = {"runs": sum(behind), "of": of[variant.series]} if behind else None
+        out.append(entry)
+    return out
 
 
 def critical_batch_sensitivity(
@@ -363,6 +375,7 @@ def critical_batch_sensitivity(
                 "exponent": law.fit.value("alpha"),
                 "ci": law.fit.parameters["alpha"].ci,
                 "other_exponent": again.fit.value("alpha"),
+                "stands_on": optima.runs_behind(_fitted_curves(law, points, optima)),
             }
             for law, again in zip(laws, refitted, strict=True)
             if law.fit and again.fit

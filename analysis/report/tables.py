@@ -348,6 +348,7 @@ def _isoflop(report: dict[str, Any]) -> Table:
         _COMPUTE,
         (Column("sizes", "integer"), lambda budget: len(budget["points"])),
         (Column("best size", "count", "parameters"), "best_num_params"),
+        *_stands_on(),
     )
 
 
@@ -378,6 +379,7 @@ def _sensitivity_loss(report: dict[str, Any]) -> Table:
         (Column("irreducible loss", "loss"), "irreducible_loss"),
         (Column("exponent", "ratio"), "exponent"),
         (Column("compute ratio", "ratio"), "ratio"),
+        *_stands_on(),
         _WHY_NOT,
     )
 
@@ -394,4 +396,5 @@ def _sensitivity_critical_batch(report: dict[str, Any]) -> Table:
         (Column("exponent", "ratio"), "exponent"),
         (Column("95% interval", "ratio"), "ci"),
         (Column(f"by {other}", "ratio"), "other_exponent"),
+        *_stands_on(),
     )

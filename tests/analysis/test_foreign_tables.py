@@ -105,6 +105,19 @@ def test_unlabelled_repeats_are_never_paired() -> None:
     assert not first & second
 
 
+@pytest.mark.parametrize("column", ["step", "_step", "train/epoch"])
+def test_losses_of_one_run_at_several_steps_are_never_averaged(column: str) -> None:
+    table = runs(loss=[3.2, 3.0, 2.8], **{column: [1, 2, 3]})
+    if "/" in column:
+        table["run_id"] = "first"
+        found = study_of_table("t", table.drop(columns=column), {})
+        assert "3 rows are several losses of 1 run(s), such as 'first'" in (found.withheld or "")
+        assert study_of_table("t", table.drop(columns=column), {}, Declared(unlabelled_repeats=True)).withheld is None
+        return
+    assert f"differ in {column}" in (study_of_table("t", table, {}).withheld or "")
+    assert study_of_table("t", table, {}, Declared(bookkeeping=(column,))).withheld is None
+
+
 def test_a_declared_column_must_be_there_and_not_be_read_already() -> None:
     table = runs(loss=[3.0], compressor=["none"])
     with pytest.raises(ConfigError, match="did you mean compressor"):
@@ -163,6 +176,33 @@ def test_runs_that_are_not_finished_and_lost_losses_are_counted() -> None:
     assert best(found) == {"MuLoCo K=8": 3.0}
     assert found.runs["diverged"].sum() == 2
     assert {one.reason for one in found.excluded} == {"unfinished: running", "damaged: no loss"}
+
+
+def test_diverged_that_is_neither_yes_nor_no_is_named() -> None:
+    words = ["no", "True", "blew up", None]
+    found = study_of_table("t", runs(loss=[3.0, 2.9, 2.8, 2.7], diverged=words, lr=[1, 2, 3, 4]), {})
+    assert found.runs.sort_values("lr")["diverged"].tolist() == [False, True, False]
+    assert [one.reason for one in found.excluded] == ["damaged: diverged=blew up is neither yes nor no"]
+
+
+def test_states_that_nobody_knows_are_said_to_be_unknown() -> None:
+    found = study_of_table("t", runs(loss=[3.0, 2.9], status=[1, 3], lr=[1, 2]), {})
+    assert "status has no state that is known (1, 3)" in " ".join(found.cautions)
+
+
+def test_algorithms_that_differ_in_spelling_alone_are_named() -> None:
+    found = study_of_table("t", runs(loss=[3.0, 2.9, 2.8], algorithm=["AdamW", "adamw", "Muon"]), {})
+    assert "Algorithms AdamW and adamw differ in spelling alone" in " ".join(found.cautions)
+
+
+def test_a_column_in_arithmetic_still_stands_for_itself() -> None:
+    table = pd.DataFrame({"num_params": [1e8, 1e9], "n": [1, 2], "batch_tokens": 2**19, "loss": [3.0, 2.8]})
+    mapping = {"algorithm": {"value": "Muon"}, "num_tokens": "20 * num_params", "global_batch_tokens": "n * 262144"}
+    found = study_of_table("t", table, mapping).runs
+    assert found["num_tokens"].tolist() == [2 * 10**9, 2 * 10**10]
+    assert sorted(found["global_batch_tokens"]) == [262144, 524288]
+    with pytest.raises(ConfigError, match="no column num_params"):
+        study_of_table("t", table.drop(columns="num_params"), {**mapping, "num_tokens": {"value": 2e9}})
 
 
 def test_a_batch_size_is_no_critical_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

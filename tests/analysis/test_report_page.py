@@ -148,3 +148,25 @@ def test_each_law_and_headline_says_on_how_many_runs_it_stands(report: dict[str,
         assert behind is None or 3 <= behind["runs"] <= behind["of"] == runs[law["series"]]
     for line in report["verdict"]["findings"]:
         assert re.search(r"\(on [\d\u202f]+ of [\d\u202f]+ runs\)", line) or "established" in line, line
+
+
+def test_other_choices_and_parabolas_say_on_how_many_runs_they_stand(planted: tuple[Path, Path]) -> None:
+    report = json.loads((planted[1] / "report.json").read_text())
+    runs = {row["series"]: row["runs"] for row in report["audit"]["by_series"]}
+    behind = {(row["series"], row["num_params"]): row["stands_on"]["runs"] for row in report["best"]}
+    largest = max(size for _, size in behind)
+    for choice in report["sensitivity"]["loss"]:
+        used = [n for (name, size), n in behind.items() if name == choice["series"]
+                and not (choice["name"] == "without the largest size" and size == largest)]  # fmt: skip
+        if choice["name"].startswith(("as reported", "without the largest")):
+            expected = None if choice["reason"] and choice["exponent"] is None else sum(used)
+            assert (choice["stands_on"] or {}).get("runs") == expected
+        assert choice["stands_on"] is None or choice["stands_on"]["of"] == runs[choice["series"]]
+    laws = {(law["series"], law["definition"]): law["stands_on"] for law in report["critical_batch"]["laws"]}
+    for row in report["sensitivity"]["critical_batch"]:
+        assert row["stands_on"] == laws[row["series"], row["definition"]]
+    for budget in report["size_and_data"]["budgets"]:
+        assert (
+            len(budget["points"]) <= budget["stands_on"]["runs"] <= budget["stands_on"]["of"] == runs[budget["series"]]
+        )
+    assert report["sensitivity"]["loss"]

@@ -81,12 +81,44 @@ def test_one_row_in_another_unit_is_left_out_by_name() -> None:
     assert "1e-09 times 6 N D" in left.reason
 
 
+def test_a_size_in_another_unit_than_the_others_is_left_out_by_name() -> None:
+    sizes = SIZES.copy()
+    sizes[3] /= 1e6
+    (left,) = read(table(num_params=sizes)).excluded
+    assert (left.run_id, left.reason) == (
+        "row 4",
+        "damaged: tokens per parameter are 2e+07 here and 20 elsewhere",
+    )
+
+
 def test_sizes_without_embeddings_drift() -> None:
     tokens = 20 * (SIZES + 3e6)
     both = read(table(num_tokens=tokens, tokens_per_parameter=20))
     assert "count embeddings differently" in " ".join(both.cautions)
     alone = read(table(num_tokens=tokens))
-    assert "drift from 26 " in " ".join(alone.cautions)
+    assert "drift from 26 at the smallest size to 20.1 at the largest, 1.3 times" in " ".join(alone.cautions)
+    assert not both.unusable
+    assert not alone.unusable
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_tokens_that_follow_a_law_of_size_are_no_drift(power: float) -> None:
+    uneven = np.repeat([1e7, 8e7, 1e8, 1.1e8], 5)
+    assert read(table(num_params=uneven, num_tokens=2e9 * (uneven / 1e8) ** power)).cautions == []
+
+
+@pytest.mark.parametrize(
+    ("ratio", "column"),
+    [
+        (SIZES / 1e7, "num_params"),
+        (1 + np.where(SIZES == 1e9, 3.0, 0.0), "num_params"),
+        (np.where(SIZES == 1e7, 0.7, 1.3), "num_params"),
+        (3.0, "num_tokens"),
+    ],
+)
+def test_a_drift_that_embeddings_do_not_explain_stops_laws(ratio: np.ndarray, column: str) -> None:
+    found = read(table(num_tokens=20 * SIZES * ratio, tokens_per_parameter=20))
+    assert "map" in found.unusable[column]
 
 
 @pytest.mark.parametrize(("scale", "column"), [(1e-6, "num_params"), (1e-9, "num_tokens")])
@@ -100,6 +132,7 @@ def test_losses_that_are_no_nats() -> None:
     loss = table()["loss"]
     perplexity = read(table(loss=np.exp(loss) * 5))
     assert "log(COLUMN)" in perplexity.unusable["loss"]
+    assert "above 5.5 nats" in " ".join(read(table(loss=np.exp(loss) * 0.8)).cautions)
     assert "bits per byte" in " ".join(read(table(loss=loss / 4)).cautions)
     low = loss.copy()
     low[3] /= 10
