@@ -25,6 +25,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
+from muloco_runner.data.epochs import describe_epochs
 from muloco_runner.record import (
     ExitCode,
     RecordError,
@@ -138,6 +139,8 @@ def _attempt(
             on_record(record)
             send_to_wandb(record)
 
+        if process.rank == 0:
+            print(describe_epochs(run, corpus.train.num_tokens), flush=True)
         session = Session(folder, execution, communicator, device, attempt, should_stop, report, versions())
         _open_record(run, folder, corpus, communicator, attempt)
         trainer = Trainer(run, corpus, session)

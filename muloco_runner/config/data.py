@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from muloco_runner.config.checks import require, require_choice, require_positive
 from muloco_runner.config.plain import UNNAMED_AT_DEFAULT
 
-DataSource = Literal["python_source", "text", "prepared"]
+DataSource = Literal["python_source", "python_packages", "text", "prepared"]
 
 
 @dataclass
@@ -16,10 +16,10 @@ class DataConfig:
     """Where tokens come from; the content itself is pinned by the corpus hash in each record."""
 
     source: str = "python_source"
-    """python_source: the interpreter's own standard library, as bytes; text: files under `path`, as bytes;
-    prepared: a folder written by `muloco-data prepare`."""
+    """python_source: the interpreter's own standard library, as bytes; python_packages: the source of pinned packages,
+    as bytes; text: files under `path`, as bytes; prepared: a folder written by `muloco-data prepare`."""
     path: str | None = None
-    """A file or folder for `text`, a prepared folder for `prepared`; unused, and so refused, for `python_source`."""
+    """A file or folder for `text`, a prepared folder for `prepared`; unused, and so refused, for the others."""
     validation_fraction: float = 0.05
     """Share of the documents held out, chosen by the hash of their names. Fixed by the manifest for `prepared`."""
     validation_tokens: int = 65_536
@@ -35,10 +35,10 @@ class DataConfig:
             0 < self.validation_fraction < 1,
             f"data.validation_fraction={self.validation_fraction}: must lie between 0 and 1",
         )
-        if self.source == "python_source":
+        if self.source in ("python_source", "python_packages"):
             require(
                 self.path is None,
-                f"data.path={self.path!r} has no effect with data.source=python_source: "
+                f"data.path={self.path!r} has no effect with data.source={self.source}: "
                 "drop it, or use data=text data.path=FOLDER",
             )
         else:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from muloco_runner.config import ConfigError, DataConfig, RunConfig
 from muloco_runner.data.prepared.manifest import read_manifest
+from muloco_runner.data.python_packages import source_files
 
 
 def check_data(run: RunConfig) -> None:
@@ -29,3 +30,5 @@ def check_data_path(data: DataConfig) -> None:
         raise ConfigError(f"data.path={data.path!r}: no such file or folder on this machine: correct data.path")
     if data.source == "prepared":
         read_manifest(Path(str(data.path)))
+    if data.source == "python_packages":
+        source_files()

@@ -1,7 +1,8 @@
 """A corpus: the tokens of many documents, split into training and validation by document, and its content hash.
 
-Two sources need no preparation and lie in memory, as bytes: `python_source` (the interpreter's own standard library)
-and `text` (files as `muloco-data prepare` reads them). `prepared` is what it wrote, read from disk as needed.
+Three sources need no preparation and lie in memory, as bytes: `python_source` (the interpreter's own standard library),
+`python_packages` (pinned packages) and `text` (files as `muloco-data prepare` reads them). `prepared` is what
+`muloco-data prepare` wrote, read from disk as needed.
 Standard library and numpy only.
 """
 
@@ -27,6 +28,7 @@ from muloco_runner.data.prepared.input_hashes import stamp_of
 from muloco_runner.data.prepared.inputs import documents_of, find_files, named_files, plan_chunks
 from muloco_runner.data.prepared.manifest import FILE_NAME, read_manifest
 from muloco_runner.data.prepared.read import PreparedSplit
+from muloco_runner.data.python_packages import read_documents, source_files
 
 BYTE_VOCABULARY = 256
 # Test data is no prose, and vendored packages are no part of the language's own library.
@@ -99,10 +101,14 @@ def _load(
     """`stamp` says which state of the files is meant, since they may change while a process lives."""
     if source == "prepared":
         return _prepared(Path(str(path)))
-    if source == "text":
-        documents = (_text_files_before if as_before else _text_files)(Path(str(path)))
-    else:
-        documents = _python_source()
+    documents: Iterable[tuple[str, bytes]]
+    match source:
+        case "text":
+            documents = (_text_files_before if as_before else _text_files)(Path(str(path)))
+        case "python_packages":
+            documents = read_documents()
+        case _:
+            documents = _read(*_python_source())
     train: list[bytes] = []
     held_out: list[tuple[bytes, bytes]] = []
     for name, content in documents:
@@ -115,7 +121,7 @@ def _load(
     validation = [content for _, content in sorted(held_out)]
     for name, split in (("training", train), ("validation", validation)):
         if not split:
-            where = path or "the standard library"
+            where = path or source
             raise ConfigError(
                 f"data: {where} leaves no document for {name}: give more files or change data.validation_fraction"
             )
@@ -146,12 +152,25 @@ def load_corpus_as_before(data: DataConfig) -> Corpus:
 
 
 def stamp_of_data(data: DataConfig) -> Stamp:
-    """Names, sizes, times and inodes of the files of text, or of a manifest; empty where there are none."""
-    if data.path is None or not os.path.exists(data.path):
-        return ()
-    path = Path(data.path)
-    files = named_files([path]) if data.source == "text" else [(FILE_NAME, str(path / FILE_NAME))]
-    return tuple(sorted((name, *stamp_of(file)) for name, file in files if os.path.exists(file)))
+    """Names, sizes, times and inodes of the files that are read; empty where there are none."""
+    files: Iterable[tuple[str, str | Path]]
+    match data.source:
+        case "python_source":
+            return _stamp_of_python_source()
+        case "python_packages":
+            files = source_files()
+        case "text" if os.path.exists(str(data.path)):
+            files = named_files([Path(str(data.path))])
+        case _:
+            files = [(FILE_NAME, Path(str(data.path)) / FILE_NAME)]
+    return tuple(sorted((name, *stamp_of(str(file))) for name, file in files if os.path.exists(file)))
+
+
+@functools.cache
+def _stamp_of_python_source() -> Stamp:
+    """Looked at once in a process: the interpreter that runs has its library in use."""
+    root, paths = _python_source()
+    return tuple(sorted((path.relative_to(root).as_posix(), *stamp_of(str(path))) for path in paths))
 
 
 def _prepared(folder: Path) -> Corpus:
@@ -171,10 +190,11 @@ def _lay_out(contents: list[bytes]) -> LoadedSplit:
     return LoadedSplit(np.frombuffer(b"".join(contents), dtype=np.uint8), starts)
 
 
-def _python_source() -> Iterable[tuple[str, bytes]]:
+@functools.cache
+def _python_source() -> tuple[Path, list[Path]]:
     root = Path(sysconfig.get_path("stdlib"))
-    files = (path for path in root.rglob("*.py") if not _SKIPPED_FOLDERS & set(path.relative_to(root).parts[:-1]))
-    return _read(root, files)
+    files = [path for path in root.rglob("*.py") if not _SKIPPED_FOLDERS & set(path.relative_to(root).parts[:-1])]
+    return root, files
 
 
 def _text_files(path: Path) -> list[tuple[str, bytes]]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -29,12 +30,12 @@ def named_by_content(runs: Iterable[RunConfig], root: str | os.PathLike[str]) ->
     A run that `root` holds under the name of earlier versions, by its path and on the same data, keeps that name. Data
     that is not there stays without a hash; `check_data` refuses it.
     """
-    content_of = _remembering(content_hash)
+    content_of = _remembering(lambda data: contents.content_hash if (contents := contents_of(data)) else None)
     return [_named(run, RunFolder.of(root, run.run_id), content_of) for run in runs]
 
 
 def _named(run: RunConfig, before: RunFolder, content_of: Callable[[DataConfig], str | None]) -> RunConfig:
-    if run.data.path is None or run.data.content_hash is not None:
+    if run.data.source == "python_source" or run.data.content_hash is not None:
         return run
     found = content_of(run.data)
     if found is None or (before.config_file.exists() and _goes_on(before, run.data, found)):
@@ -55,29 +56,47 @@ def _goes_on(folder: RunFolder, data: DataConfig, content: str) -> bool:
     return data.source == "text" and load_corpus_as_before(data).content_hash == header.corpus_hash
 
 
-def content_hash(data: DataConfig) -> str | None:
-    """The hash of the corpus that `data` names; None where it cannot be told, since there is no such data."""
-    if data.path is None or not os.path.exists(data.path):
-        return None
-    if data.source == "prepared":
-        try:
-            return read_manifest(Path(data.path)).content_hash
-        except ConfigError:
-            return None
-    return _hash_of_text(data)
+@dataclass(frozen=True)
+class Contents:
+    """What data holds, as far as a plan needs to know."""
+
+    content_hash: str
+    train_tokens: int
 
 
-def _hash_of_text(data: DataConfig) -> str:
+def contents_of(data: DataConfig) -> Contents | None:
+    """The contents of the corpus that `data` names; None where they cannot be told, since there is no such data."""
+    match data.source:
+        case "prepared":
+            try:
+                manifest = read_manifest(Path(str(data.path)))
+            except ConfigError:
+                return None
+            return Contents(manifest.content_hash, manifest.train.num_tokens)
+        case "text":
+            return _contents_in_memory(data) if os.path.exists(str(data.path)) else None
+        case "python_packages":
+            try:
+                return _contents_in_memory(data)
+            except ConfigError:
+                return None
+        case _:
+            return _contents_in_memory(data)
+
+
+def _contents_in_memory(data: DataConfig) -> Contents:
     from muloco_runner.data.corpus import load_corpus, stamp_of_data
 
-    key = json.dumps([_READING, float(data.validation_fraction), stamp_of_data(data)])
+    key = json.dumps([_READING, data.source, float(data.validation_fraction), stamp_of_data(data)])
     file = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(file.read_text())["content_hash"])
-    found = load_corpus(data).content_hash
+        known = json.loads(file.read_text())
+        return Contents(str(known["content_hash"]), int(known["train_tokens"]))
+    corpus = load_corpus(data)
+    found = Contents(corpus.content_hash, corpus.train.num_tokens)
     # A cache that cannot be written costs time alone.
     with contextlib.suppress(OSError):
-        write_atomically(file, json.dumps({"content_hash": found, "path": str(data.path)}) + "\n")
+        write_atomically(file, json.dumps({**dataclasses.asdict(found), "path": str(data.path)}) + "\n")
     return found
 
 

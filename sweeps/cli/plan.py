@@ -7,6 +7,7 @@ import dataclasses
 import json
 
 from muloco_runner.config import ConfigError
+from muloco_runner.data.epochs import epochs_of_sweep
 from muloco_runner.record import ExitCode
 from sweeps.cli.display import outcome_as_dict, plan_as_dict, show_outcome, show_plan, waiting
 from sweeps.clusters import make_cluster
@@ -25,10 +26,12 @@ def plan(arguments: argparse.Namespace) -> ExitCode:
     if not live.note:
         cluster.check()
     found = preview(sweep, live)
+    epochs = epochs_of_sweep(sweep.runs)
     if arguments.json:
-        print(json.dumps(plan_as_dict(found)))
+        print(json.dumps({**plan_as_dict(found), "data": epochs}))
     else:
         show_plan(found)
+        print(*epochs, sep="\n")
     return ExitCode.FINISHED
 
 

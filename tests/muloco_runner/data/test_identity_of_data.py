@@ -11,7 +11,7 @@ from prepared_text import prepared, texts, write_jsonl
 
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import DataConfig, ExecutionConfig, RunConfig
-from muloco_runner.data import corpus, identity
+from muloco_runner.data import corpus
 from muloco_runner.data.identity import named_by_content
 from muloco_runner.job import check_can_run, run_job
 from muloco_runner.record import ExitCode, RecordHeader, RunFolder
@@ -88,9 +88,10 @@ def test_a_run_of_an_earlier_version_goes_on_under_its_name(
         make_data(kind, tmp_path / "data")
     source = "prepared" if kind == "prepared" else "text"
     data = DataConfig(source, path, validation_tokens=256)
-    content = corpus.load_corpus_as_before(data).content_hash if source == "text" else identity.content_hash(data)
+    load = corpus.load_corpus_as_before if source == "text" else corpus.load_corpus
+    content = load(data).content_hash
     run = tiny_run(data=data)
-    folder = begin(run, str(content))
+    folder = begin(run, content)
     assert named_by_content([run], "root") == [run]
     assert check_can_run(run, folder).content_hash == content
     # Elsewhere, and on data that has changed meanwhile, it is another run.

@@ -1,0 +1,42 @@
+"""How often runs see their text: the number of epochs that a budget takes, and the size from which on text repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from muloco_runner.config import DataConfig, RunConfig
+from muloco_runner.data.identity import contents_of
+
+
+def describe_epochs(run: RunConfig, train_tokens: int) -> str:
+    """One line on a run and the training tokens of its text."""
+    return _line([run], run.data.path or run.data.source, train_tokens)
+
+
+def epochs_of_sweep(runs: Sequence[RunConfig]) -> list[str]:
+    """One line for each text that the runs are trained on; none for a text that is not there."""
+    by_data: dict[tuple[str, str | None, float], list[RunConfig]] = {}
+    for run in runs:
+        by_data.setdefault((run.data.source, run.data.path, run.data.validation_fraction), []).append(run)
+    lines = []
+    for values, own in by_data.items():
+        contents = contents_of(DataConfig(*values))
+        if contents is not None:
+            lines.append(_line(own, values[1] or values[0], contents.train_tokens))
+    return lines
+
+
+def _line(runs: Sequence[RunConfig], name: str, train_tokens: int) -> str:
+    epochs = sorted(run.num_tokens / train_tokens for run in runs)
+    taken = " to ".join(dict.fromkeys(_number(one) for one in (epochs[0], epochs[-1])))
+    budgets = sorted({run.tokens_per_parameter for run in runs})
+    sizes = [
+        f"{train_tokens / budget:,.0f} parameters at {budget:g} tokens each"
+        for budget in budgets[:: len(budgets) - 1 or 1]
+    ]
+    count = "" if len(runs) == 1 else f" ({sum(one > 1 for one in epochs):,} of {len(runs):,} runs repeat it)"
+    return f"data {name}: {train_tokens:,} training tokens, {taken} epochs{count}; repeats above {', '.join(sizes)}"
+
+
+def _number(epochs: float) -> str:
+    return f"{epochs:.2f}" if epochs >= 0.1 else f"{epochs:.2g}"
