@@ -272,7 +272,9 @@ def test_pyxis_starts_every_step_in_the_container(slurm: EmulatedSlurm, tmp_path
     needs = {"wide": Need(2, 8, 8, 5.0, 0.1), "one": ONE_NODE}
     container = ["--container-image=nvcr.io#nvidia/pytorch:25.01-py3", f"--container-mounts={tmp_path}"]
     setup = [f"export PATH={shlex.quote(str(tmp_path))}:$PATH"]
-    sweep = SampleSweep(tmp_path, {"wide": {}, "one": {}}, options(srun_args=container), needs=needs, setup=setup)
+    sweep = SampleSweep(
+        tmp_path, {"wide": {}, "one": {}}, options(srun_args=container, comment="grant 17"), needs=needs, setup=setup
+    )
     state = sweep.run()
     assert set(standings(state).values()) == {"done"}
     assert sorted((tmp_path / "said").read_text().splitlines()) == sorted(container * 3)
