@@ -25,6 +25,8 @@ class Need:
     """Time it is expected to take, all attempts together."""
     tasks_per_node: int = 1
     """Processes that do the work together, each with its rank (`sweeps.node.tasks`)."""
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Settings of the cluster's kind for this work, in place of all of its allocation's; empty takes those."""
 
     @property
     def gpus(self) -> int:

@@ -34,7 +34,7 @@ from sweeps.engine.run_states import RunState
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Need, Work
 from sweeps.hydra_apps.job_adapter import HYDRA_JOB
-from sweeps.hydra_apps.launcher_settings import cluster_of, need_of
+from sweeps.hydra_apps.launcher_settings import cluster_of, launcher_of_all, needs_of, without_effect
 from sweeps.hydra_apps.program import RESULT, Program, read_return, set_value, write_program
 from sweeps.hydra_apps.state_folder import find_state_folder, is_by_position
 from sweeps.node.attempt_files import is_finished
@@ -66,7 +66,6 @@ class Multirun:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         with hydra_errors():
             self.state_folder = find_state_folder(config)
-            self.launcher = _plain(config.hydra.launcher)
         self.uses_earlier_dir = self.state_folder.exists and self.state_folder.sweep_dir != str(
             Path(config.hydra.sweep.dir).absolute()
         )
@@ -116,13 +115,17 @@ class Multirun:
 
     def _prepare(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> tuple[Controller, list[Work]]:
         """Check all that can be checked before anything is submitted; return the controller and the jobs."""
-        works = self._works(job_overrides, initial_job_idx)
-        cluster = cluster_of(self.launcher, [work.need for work in works])
+        launchers = self._launchers(job_overrides)
+        needs = needs_of(launchers)
+        works = self._works(job_overrides, initial_job_idx, needs)
+        cluster = cluster_of(launcher_of_all(launchers), needs)
         folder = self.state_folder.folder
         definition = Definition(folder.name, cluster.name, cluster.to_dict(), [*self._finished(works), *works])
         controller = Controller(folder, definition, make_cluster)
         try:
             controller.cluster.check()
+            for own in _distinct(launchers) if len(launchers) > 1 else ():
+                make_cluster(cluster_of(own, needs), folder.cluster_dir).check()
             _check_can_ever_run(controller, works)
             Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
             self.state_folder.write()
@@ -135,12 +138,13 @@ class Multirun:
         except BaseException:
             controller.lease.release()
             raise
+        for setting in without_effect(launchers[0]):
+            log.warning(f"{setting} has no effect on {backend_of(cluster.kind, 'kind').title}")
         self._announce(cluster, works, controller.state)
         return controller, works
 
-    def _works(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Work]:
+    def _works(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, needs: Sequence[Need]) -> list[Work]:
         by_position = is_by_position(self.config)
-        needs = self._needs(job_overrides)
         works: dict[str, Work] = {}
         for number, overrides in enumerate(job_overrides, start=initial_job_idx):
             position = number if by_position and not any(_sets(o, "hydra.sweep.subdir") for o in overrides) else None
@@ -166,16 +170,18 @@ class Multirun:
             )
         return list(works.values())
 
-    def _needs(self, job_overrides: Sequence[Sequence[str]]) -> list[Need]:
-        """Composed for each job only where its config can make a difference: composing takes tens of milliseconds."""
-        unresolved = OmegaConf.to_container(self.config.hydra.launcher.resources, resolve=False)
-        assert isinstance(unresolved, dict)
-        interpolates = any(isinstance(value, str) for value in unresolved.values())
-        if not interpolates and not any(_sets(o, "hydra.launcher") for overrides in job_overrides for o in overrides):
-            return [need_of(self.launcher["resources"])] * len(job_overrides)
+    def _launchers(self, job_overrides: Sequence[Sequence[str]]) -> list[Mapping[str, Any]]:
+        """Return each job's own `hydra.launcher`.
+
+        Composed for each job only where its config can make a difference: composing takes tens of milliseconds.
+        """
+        unresolved = OmegaConf.to_yaml(self.config.hydra.launcher, resolve=False)
+        if "${" not in unresolved and not any(
+            _sets(o, "hydra.launcher") for overrides in job_overrides for o in overrides
+        ):
+            return [_plain(self.config.hydra.launcher)] * len(job_overrides)
         load = self.hydra_context.config_loader.load_sweep_config
-        configs = [load(self.config, list(overrides)) for overrides in job_overrides]
-        return [need_of(_plain(config.hydra.launcher.resources)) for config in configs]
+        return [_plain(load(self.config, list(overrides)).hydra.launcher) for overrides in job_overrides]
 
     def _finished(self, works: Sequence[Work]) -> list[Work]:
         """Return finished jobs of earlier batches or commands, so that `muloco-sweep status` shows them too."""
@@ -228,6 +234,15 @@ def _check_can_ever_run(controller: Controller, works: Sequence[Work]) -> None:
         if verdict.kind is VerdictKind.NEVER:
             overrides = " ".join(filter_overrides(work.arguments["overrides"]))
             raise ConfigError(f"job #{work.arguments['number']} ({overrides}) can never run: {verdict.why}")
+
+
+def _distinct(launchers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return one launcher of each kind that differs from the first in more than what jobs ask for."""
+    found = [launchers[0]]
+    for one in launchers:
+        if all({**one, "resources": None} != {**other, "resources": None} for other in found):
+            found.append(one)
+    return found[1:]
 
 
 def _return_of(run: RunState, overrides: Sequence[str], cluster_dir: Path) -> JobReturn:

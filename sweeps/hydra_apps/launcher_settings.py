@@ -20,7 +20,57 @@ _SHARE_EXPECTED = 0.5
 """A job is expected to take this share of the time it asks for, since nothing else is known."""
 
 
-def need_of(resources: Mapping[str, Any]) -> Need:
+def needs_of(launchers: Sequence[Mapping[str, Any]]) -> list[Need]:
+    """Return what each job asks for, from its own `hydra.launcher`. Mistakes raise `ConfigError`.
+
+    What a job asks for, and how the cluster is to treat it, may differ between jobs; where jobs go, and under which
+    quota, may not.
+    """
+    first = launchers[0]
+    option_keys = backend_of(first["cluster"], f"{_NAME}.cluster").option_keys
+    for number, one in enumerate(launchers):
+        for key in one:
+            if key not in ("resources", *option_keys) and one[key] != first[key]:
+                raise ConfigError(
+                    f"{_NAME}.{key}: {one[key]!r} for job #{number}, {first[key]!r} for job #0: it holds for the whole "
+                    "multirun: give one value"
+                )
+    differing = _differing(launchers, option_keys)
+    if differing and first["allocations"]:
+        raise ConfigError(
+            f"{_NAME}.{differing[0]}: differs between jobs, which several allocations do not allow: leave out "
+            f"{_NAME}.allocations, or this"
+        )
+    return [need_of(one["resources"], _options_of(one, option_keys) if differing else {}) for one in launchers]
+
+
+def launcher_of_all(launchers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the settings that make the cluster of all the jobs: what the first one's are, in any job's partition."""
+    option_keys = backend_of(launchers[0]["cluster"], f"{_NAME}.cluster").option_keys
+    differing = _differing(launchers, option_keys)
+    shared = {**launchers[0], **{key: [] if key == "setup" else None for key in differing}}
+    if "partition" in differing:
+        shared["partition"] = list(dict.fromkeys(one["partition"] for one in launchers if one["partition"]))
+    return shared
+
+
+def without_effect(launcher: Mapping[str, Any]) -> list[str]:
+    """Return the settings that are given and that this kind of cluster does not know."""
+    known = backend_of(launcher["cluster"], f"{_NAME}.cluster").option_keys
+    others = {key for kind in BACKENDS for key in backend_of(kind, f"{_NAME}.cluster").option_keys}
+    return [f"{_NAME}.{key}" for key in launcher if key in others and key not in known and launcher[key]]
+
+
+def _differing(launchers: Sequence[Mapping[str, Any]], option_keys: Sequence[str]) -> list[str]:
+    first = launchers[0]
+    return [key for key in option_keys if any(one.get(key) != first.get(key) for one in launchers)]
+
+
+def _options_of(launcher: Mapping[str, Any], option_keys: Sequence[str]) -> dict[str, Any]:
+    return {key: launcher[key] for key in option_keys if launcher.get(key) not in (None, [], {})}
+
+
+def need_of(resources: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Need:
     """Return what one job asks for, from its `hydra.launcher.resources`. Mistakes raise `ConfigError`."""
     for name, least in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_node", 1), ("tasks_per_node", 1)):
         if resources[name] < least:
@@ -28,7 +78,8 @@ def need_of(resources: Mapping[str, Any]) -> Need:
     minutes = checked_minutes(f"{_NAME}.resources.wall_minutes", resources["wall_minutes"])
     if not minutes > 0:
         raise ConfigError(f"{_NAME}.resources.wall_minutes={resources['wall_minutes']}: must be above zero")
-    return Need(**{**resources, "wall_minutes": minutes}, expected_minutes=_SHARE_EXPECTED * minutes)
+    asked = {**resources, "wall_minutes": minutes}
+    return Need(**asked, expected_minutes=_SHARE_EXPECTED * minutes, options=options or {})
 
 
 def cluster_of(launcher: Mapping[str, Any], needs: Sequence[Need]) -> ClusterConfig:

@@ -14,6 +14,7 @@ class Config:
     number: int = 0
     seconds: float = 0.0
     fails: bool = False
+    part: str = "gpu"
 
 
 ConfigStore.instance().store(name="config", node=Config)

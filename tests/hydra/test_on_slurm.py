@@ -113,3 +113,31 @@ def test_a_foreign_application_under_a_quota_is_killed_and_goes_on(
     assert squares(tmp_path) == {number**2 for number in range(20)}
     assert starts(tmp_path) == sorted(map(str, range(20)))
     assert most == 2
+
+
+def test_each_job_has_its_own_settings(slurm: EmulatedSlurm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(slurm.configuration))
+    before = newest_job(slurm)
+    per_job = [
+        "hydra.launcher.partition=${part}",
+        "hydra.launcher.mem=${number}G",
+        "part=gpu,debug",
+        "hydra.launcher.account=lab",
+        # Hydra's own command line takes no grid over its configuration; a sweep file does.
+        "hydra.sweeper.sweep={grids:[{product:{hydra.launcher.qos:[normal,high]}}]}",
+        "number=2,3",
+    ]
+    run(tmp_path, *QUOTA, "hydra/sweeper=grid", "hydra.launcher.quota.jobs=4", *per_job)
+
+    def told() -> list[list[str]]:
+        rows = slurm.run("sacct", "-nPX", "-o", "JobIDRaw,Partition,QOS,ReqMem,State").splitlines()
+        return sorted(row.split("|")[1:] for row in rows if int(row.split("|")[0]) > before)
+
+    expected = [
+        [part, qos, f"{number}G", "COMPLETED"]
+        for part in ("debug", "gpu")
+        for qos in ("high", "normal")
+        for number in (2, 3)
+    ]
+    wait_for(lambda: all(row[-1] == "COMPLETED" for row in told()), 20, "accounting of the jobs")
+    assert told() == expected

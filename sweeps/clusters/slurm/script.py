@@ -8,6 +8,7 @@ them; under srun they go to its steps.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -80,7 +81,8 @@ def _output_to(log: Path) -> tuple[dict[str, str], list[str]]:
 
 def job_script(request: JobRequest, allocation: AllocationConfig, setup: Sequence[str], folder: Path) -> str:
     """Return the script of the job that runs a request, whose payload is in `folder`/submitit."""
-    options = options_of(allocation)
+    own = request.attempts[0].work.need.options
+    options = options_of(dataclasses.replace(allocation, options=dict(own)) if own else allocation)
     uses_srun = options.use_srun if options.use_srun is not None else bool(options.srun_args)
     log = folder / "logs" / f"{request.tag}.log"
     payloads = folder / PAYLOADS
