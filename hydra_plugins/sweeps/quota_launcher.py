@@ -51,6 +51,10 @@ class ResourcesConf:
     """Processes that run the application together; the first one's return value is the job's."""
     wall_minutes: Any = 60.0
     """Time limit of a job, in minutes or as SLURM writes it ("1-00:00:00"); doubled after a job has reached it."""
+    memory_gigabytes: float | None = None
+    """Main memory of each node, in GiB; null takes SLURM's default. On this machine nothing limits it."""
+    max_memory_gigabytes: float | None = None
+    """A job that ran out of memory is tried again with twice as much, up to this; null for no more."""
 
 
 @dataclass

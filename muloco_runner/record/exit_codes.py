@@ -17,6 +17,9 @@ class ExitCode(IntEnum):
     CONFIG_CANNOT_RUN = 65
     """The config is valid but cannot run here: bad data path, bad shape, a checkpoint of other data."""
     OUT_OF_MEMORY = 70
+    """Of a GPU's memory."""
+    OUT_OF_HOST_MEMORY = 71
+    """The kernel killed it for the main memory that it, or its job, used: said by what watches it."""
     WANTS_MORE_TIME = 75
     """Checkpointed after a signal or at a deadline."""
     SETUP_FAILED = 78

@@ -24,6 +24,10 @@ class JobRequest:
     cpus_per_node: int
     wall_minutes: float
     excluded_nodes: tuple[str, ...] = ()
+    memory_gigabytes: float | None = None
+    """Main memory of each node, in GiB; None takes the cluster's default, or what the allocation's options say."""
+    memory_can_grow: bool = False
+    """Whether another attempt may be given more."""
     code: str = ""
     """The folder that its processes import from (`sweeps.node.code_snapshot`); where empty, the environment's own."""
 

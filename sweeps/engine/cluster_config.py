@@ -50,6 +50,10 @@ class AllocationConfig:
     max_wall_minutes: float = 24 * 60
     """Longest time to ask for; in a file also as SLURM writes times, in quotes: "1-00:00:00". Unquoted, YAML itself
     reads 1:00:00 as 3600."""
+    memory_gigabytes: float | None = None
+    """Main memory of each node that a job asks for, in GiB; None takes the cluster's default."""
+    max_memory_gigabytes: float | None = None
+    """After an attempt that ran out of main memory the next asks for twice as much, up to this; None for no more."""
     quota: QuotaConfig = field(default_factory=QuotaConfig)
     options: dict[str, Any] = field(default_factory=dict)
     """Settings that only the cluster's kind knows; in the file they stand beside the others."""
@@ -166,6 +170,8 @@ def _read_allocation(at: str, entry: Any, option_keys: Collection[str]) -> Alloc
     longest = entry.get("max_wall_minutes", 24 * 60)
     minutes = checked_minutes(f"{at}.max_wall_minutes", longest)
     allocation = _allocation({**entry, "quota": vars(quota), "max_wall_minutes": minutes})
+    least, most = allocation.memory_gigabytes, allocation.max_memory_gigabytes
+    check_memory(at, least, most)
     check_numbers(at, allocation, gpus_per_node=0, gpu_gigabytes=1, cpus_per_node=1, max_wall_minutes=1)
     return allocation
 
@@ -176,6 +182,17 @@ def checked_minutes(at: str, value: object) -> float:
     if minutes is None:
         raise ConfigError(f'{at}={value}: give minutes, or a time as SLURM writes it, in quotes, such as "1-00:00:00"')
     return minutes
+
+
+def check_memory(at: str, gigabytes: Any, most: Any) -> None:
+    """Raise `ConfigError` for an impossible pair of memory_gigabytes and max_memory_gigabytes."""
+    for name, value in (("memory_gigabytes", gigabytes), ("max_memory_gigabytes", most)):
+        if value is not None and not (_is_number(value) and value > 0):
+            raise ConfigError(f"{at}.{name}={value}: must be a number of GiB above zero, or left out")
+    if most is not None and gigabytes is None:
+        raise ConfigError(f"{at}.max_memory_gigabytes={most}: has no effect without memory_gigabytes: give that too")
+    if most is not None and most < gigabytes:
+        raise ConfigError(f"{at}.max_memory_gigabytes={most}: less than memory_gigabytes={gigabytes}: raise it")
 
 
 def check_numbers(at: str, config: object, **least: float) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from sweeps.engine.capacity import MAX_GPU_HOURS, Budget, Capacity, amount_of
 from sweeps.engine.cluster import JobRequest, Limit, Resource
 from sweeps.engine.cluster_config import ClusterConfig
+from sweeps.engine.job_memory import job_memory
 from sweeps.engine.quota import NOTHING, Verdict, VerdictKind, best_of, by_place, held_by_sweep, job_shape, verdict
 from sweeps.engine.run_states import Queue, RunState
 from sweeps.engine.sweep_state import SweepState
@@ -282,6 +283,7 @@ def _request(
 ) -> JobRequest:
     nodes, gpus, cpus = job_shape(shape_of(pack[0].work), capacity.allocation)
     expected = [minutes_left(run, minutes_of) for run in pack]
+    memory, can_grow = job_memory(pack, capacity.allocation)
     return JobRequest(
         tag=tag,
         allocation=capacity.allocation.name,
@@ -293,6 +295,8 @@ def _request(
         gpus_per_node=gpus,
         cpus_per_node=cpus,
         wall_minutes=capacity.wall_minutes(pack, expected),
+        memory_gigabytes=memory,
+        memory_can_grow=can_grow,
         excluded_nodes=tuple(excluded[: capacity.most_excluded(nodes)]),
     )
 

@@ -23,6 +23,7 @@ class Cause(Enum):
     PREEMPTED = "preempted"
     NODE_FAILURE = "node failure"
     OUT_OF_MEMORY = "out of memory"
+    OUT_OF_HOST_MEMORY = "out of main memory"
     CRASH = "crash"
     CANNOT_WRITE = "cannot write"
     CONFIG_CANNOT_RUN = "config cannot run"
@@ -50,6 +51,10 @@ class Rule:
     """The next attempts go to other nodes."""
     doubles_wall_time: bool = False
     """The next attempts ask for twice the time."""
+    doubles_memory: bool = False
+    """The next attempts ask for twice the main memory, as far as that is allowed."""
+    only_if_changed: bool = False
+    """There is a next attempt only where it runs with something other than the last: it would end the same."""
     adjusts: bool = False
     """The next attempts run with what the work's adapter adjusts after this cause."""
     holds_group: bool = False
@@ -88,6 +93,12 @@ RULES: dict[Cause, Rule] = {
         advice="a line of the cluster's `setup` fails: correct it, launch again, then `retry`",
     ),
     Cause.OUT_OF_MEMORY: Rule(1, adjusts=True, advice="out of memory again: ask for more GPUs or nodes"),
+    Cause.OUT_OF_HOST_MEMORY: Rule(
+        4,
+        doubles_memory=True,
+        only_if_changed=True,
+        advice="set memory_gigabytes, and max_memory_gigabytes for what it may be given after that",
+    ),
     Cause.CRASH: Rule(
         1, 5.0, excludes_node=True, holds_group=True, advice="crashed again on another node: see its stderr.log"
     ),
@@ -109,6 +120,7 @@ _BY_CODE: dict[int | None, Cause] = {
     ExitCode.USAGE: Cause.CONFIG_CANNOT_RUN,
     ExitCode.CONFIG_CANNOT_RUN: Cause.CONFIG_CANNOT_RUN,
     ExitCode.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
+    ExitCode.OUT_OF_HOST_MEMORY: Cause.OUT_OF_HOST_MEMORY,
     ExitCode.WANTS_MORE_TIME: Cause.WANTS_MORE_TIME,
     ExitCode.SETUP_FAILED: Cause.SETUP_FAILED,
     # Asked to stop while it was still starting up.
@@ -120,7 +132,7 @@ _BY_END = {
     JobEnd.TIMEOUT: Cause.TIMEOUT,
     JobEnd.PREEMPTED: Cause.PREEMPTED,
     JobEnd.NODE_FAILURE: Cause.NODE_FAILURE,
-    JobEnd.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
+    JobEnd.OUT_OF_MEMORY: Cause.OUT_OF_HOST_MEMORY,
     JobEnd.LAUNCH_FAILURE: Cause.LAUNCH_FAILURE,
     JobEnd.CANCELLED: Cause.CANCELLED_OUTSIDE,
     JobEnd.LOST: Cause.LOST,
@@ -182,6 +194,8 @@ class PastAttempt:
     cause: Cause
     advanced: bool
     """Whether it left a newer checkpoint than it started from."""
+    can_change: bool = True
+    """Whether another attempt can be given more of what this one lacked (`Rule.only_if_changed`)."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +216,7 @@ def after(attempts: Sequence[PastAttempt]) -> NextStep:
     same = _since_progress(attempts).count(cause)
     in_all = sum(attempt.cause is cause for attempt in attempts)
     too_many = rule.retries is not None and same > rule.retries
+    too_many = too_many or (rule.only_if_changed and not attempts[-1].can_change)
     if too_many or (in_all >= _MOST_FAILURES and not rule.free_with_progress):
         return NextStep(hold=f"{cause.value}: {rule.advice}")
     doublings = min(32, max(0, same - 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sweeps.engine.cluster import JobIdentity, JobRequest
 from sweeps.engine.counters import Counters
@@ -201,7 +201,9 @@ class SweepState:
             attempt.ended_at = ending["at"]
             if attempt.started_at is None:
                 attempt.started_at = ending["started_at"]
-            step = after(past_attempts(run))
+            attempts = past_attempts(run)
+            attempts[-1] = replace(attempts[-1], can_change=self.jobs[event["tag"]].request.memory_can_grow)
+            step = after(attempts)
             run.done = step.done
             run.held = step.hold
             run.not_before = event["time"] + step.wait_seconds
@@ -280,7 +282,7 @@ def failure_group(work: Work) -> object:
     return work.labels.get(work.adapter.failure_label)
 
 
-def past_attempts(run: RunState) -> Sequence[PastAttempt]:
+def past_attempts(run: RunState) -> list[PastAttempt]:
     """Those that count, oldest first."""
     return [
         PastAttempt(attempt.cause, attempt.advanced)

@@ -25,6 +25,10 @@ class Need:
     """Time it is expected to take, all attempts together."""
     tasks_per_node: int = 1
     """Processes that do the work together, each with its rank (`sweeps.node.tasks`)."""
+    memory_gigabytes: float | None = None
+    """Main memory of each node, in GiB; None takes the allocation's."""
+    max_memory_gigabytes: float | None = None
+    """What is asked for at most, after attempts that ran out of it; None takes the allocation's."""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Settings of the cluster's kind for this work, in place of all of its allocation's; empty takes those."""
 

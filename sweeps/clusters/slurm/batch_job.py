@@ -19,15 +19,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from muloco_runner.record import STOPPED_CODES, write_atomically
+from muloco_runner.record import KILLED_BY_SIGNAL, STOPPED_CODES, ExitCode, write_atomically
 from sweeps.clusters.slurm.runner import BLOCKED
 from sweeps.clusters.slurm.script import PAYLOADS, job_script, payload_name
-from sweeps.clusters.slurm.slurm_settings import options_of
+from sweeps.clusters.slurm.slurm_settings import options_of_job
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.cluster_config import AllocationConfig
 from sweeps.engine.outcome import Ending
 from sweeps.engine.work import Attempt
 from sweeps.node.attempt_files import read_ending, write_ending
+from sweeps.node.memory_kills import memory_kills
 from sweeps.node.run_attempt import preload
 from sweeps.node.tasks import RankCommand, catch_up, exit_code_of, fork_attempt, passing_on
 
@@ -39,7 +40,7 @@ def write_job(request: JobRequest, allocation: AllocationConfig, setup: Sequence
     """Write the request, its payload and its script, all before the job is submitted; return the script."""
     from submitit.core.utils import DelayedSubmission
 
-    options = options_of(allocation)
+    options = options_of_job(request, allocation)
     request_file, script = folder / "requests" / f"{request.tag}.json", folder / "scripts" / f"{request.tag}.sh"
     write_atomically(request_file, json.dumps(request.to_dict()))
     payload = DelayedSubmission(
@@ -79,6 +80,7 @@ def _run(
 ) -> int:
     given = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
     started_at = time.time()
+    killed_before = memory_kills()
     worst = 0
     for attempt in request.attempts:
         need = attempt.work.need
@@ -92,6 +94,10 @@ def _run(
     for pid, attempt in children.items():
         _, status = os.waitpid(pid, 0)
         code = exit_code_of(status)
+        if code == KILLED_BY_SIGNAL + signal.SIGKILL and memory_kills() > killed_before:
+            code = ExitCode.OUT_OF_HOST_MEMORY
+            with contextlib.suppress(OSError):
+                _end_for(attempt, code, started_at)
         worst = max(worst, code)
         # A full disk under one run must not end the others.
         with contextlib.suppress(OSError):
@@ -107,7 +113,14 @@ def _add_to_ending(attempt: Attempt, code: int, started_at: float, early: bool) 
     itself."""
     ending = read_ending(attempt)
     if ending is None and code in STOPPED_CODES:
-        attempt.folder.mkdir(parents=True, exist_ok=True)
-        ending = Ending(code, socket.gethostname(), started_at, time.time())
+        ending = _end_for(attempt, code, started_at)
     if ending is not None:
         write_ending(attempt, replace(ending, stopped_early=early))
+
+
+def _end_for(attempt: Attempt, code: int, started_at: float) -> Ending:
+    """Write the ending of an attempt that could not do so itself."""
+    attempt.folder.mkdir(parents=True, exist_ok=True)
+    ending = Ending(code, socket.gethostname(), started_at, time.time())
+    write_ending(attempt, ending)
+    return ending

@@ -8,7 +8,6 @@ them; under srun they go to its steps.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from muloco_runner.record import STOPPED_CODES, ExitCode
-from sweeps.clusters.slurm.slurm_settings import SlurmOptions, controller_of, gres_of, options_of
+from sweeps.clusters.slurm.slurm_settings import SlurmOptions, controller_of, gres_of, options_of, options_of_job
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
 from sweeps.node.attempt_files import SETUP_FAILURE
@@ -81,8 +80,7 @@ def _output_to(log: Path) -> tuple[dict[str, str], list[str]]:
 
 def job_script(request: JobRequest, allocation: AllocationConfig, setup: Sequence[str], folder: Path) -> str:
     """Return the script of the job that runs a request, whose payload is in `folder`/submitit."""
-    own = request.attempts[0].work.need.options
-    options = options_of(dataclasses.replace(allocation, options=dict(own)) if own else allocation)
+    options = options_of_job(request, allocation)
     uses_srun = options.use_srun if options.use_srun is not None else bool(options.srun_args)
     log = folder / "logs" / f"{request.tag}.log"
     payloads = folder / PAYLOADS
@@ -126,8 +124,6 @@ _OUTER_STEP = ("--output=all", "--nodes=1", "--ntasks=1")
 
 def _parameters(request: JobRequest, options: SlurmOptions) -> dict[str, Any]:
     """Return submitit's parameters."""
-    from submitit.slurm.slurm import _convert_mem
-
     same = ("partition", "account", "qos", "constraint", "nodelist", "mem_per_cpu", "mem_per_gpu", "exclusive", "wckey",
             "mail_type", "mail_user", "dependency")  # fmt: skip
     excluded = [*(options.exclude or "").split(","), *request.excluded_nodes]
@@ -140,9 +136,18 @@ def _parameters(request: JobRequest, options: SlurmOptions) -> dict[str, Any]:
         "cpus_per_task": request.cpus_per_node,
         "time": max(1, math.ceil(request.wall_minutes)),
         "gres": gres_of(options, request.gpus_per_node),
-        "mem": options.mem if options.mem_gb is None else _convert_mem(options.mem_gb),
+        "mem": _memory(request, options),
         "exclude": ",".join(dict.fromkeys(name for name in excluded if name)) or None,
     }
+
+
+def _memory(request: JobRequest, options: SlurmOptions) -> str | None:
+    """Return the memory of each node in sbatch's notation."""
+    from submitit.slurm.slurm import _convert_mem
+
+    if request.memory_gigabytes is not None:
+        return f"{math.ceil(1024 * request.memory_gigabytes)}M"
+    return options.mem if options.mem_gb is None else str(_convert_mem(options.mem_gb))
 
 
 def _replaces_shell(options: SlurmOptions, uses_srun: bool) -> bool:

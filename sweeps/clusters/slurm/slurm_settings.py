@@ -21,6 +21,7 @@ from sweeps.clusters.slurm.sbatch_options import (
     sbatch_values,
     text_value,
 )
+from sweeps.engine.cluster import JobRequest
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, build, check_numbers, checked_minutes
 
 
@@ -103,10 +104,20 @@ def options_of(allocation: AllocationConfig) -> SlurmOptions:
         setattr(options, name, _checked(name, value))
     if sum(getattr(options, name) is not None for name in _MEMORY) > 1:
         raise ConfigError(f"{', '.join(_MEMORY)}: sbatch takes one of them")
+    if allocation.memory_gigabytes is not None and any(getattr(options, name) is not None for name in _MEMORY):
+        raise ConfigError(
+            f"memory_gigabytes={allocation.memory_gigabytes:g}: {', '.join(_MEMORY)} say it too: keep one"
+        )
     if options.srun_args and options.use_srun is False:
         raise ConfigError("use_srun=False: srun_args are given, which need srun: remove one of the two")
     _check_gpus(options.gres, allocation.gpus_per_node)
     return options
+
+
+def options_of_job(request: JobRequest, allocation: AllocationConfig) -> SlurmOptions:
+    """Return the settings of a job: its work's own, where that has some, else the allocation's."""
+    own = request.attempts[0].work.need.options
+    return options_of(dataclasses.replace(allocation, options=dict(own)) if own else allocation)
 
 
 def _further_options(values: dict[str, Any]) -> dict[str, Any]:
