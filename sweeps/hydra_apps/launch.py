@@ -28,6 +28,7 @@ from muloco_runner.record import RunFolder
 from sweeps.background import how_to_watch, start
 from sweeps.clusters import backend_of, make_cluster
 from sweeps.controller import Controller
+from sweeps.engine.cluster import Cluster
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.quota import VerdictKind, all_limits, best_verdict
 from sweeps.engine.run_states import RunState
@@ -123,10 +124,12 @@ class Multirun:
         definition = Definition(folder.name, cluster.name, cluster.to_dict(), [*self._finished(works), *works])
         controller = Controller(folder, definition, make_cluster)
         try:
-            controller.cluster.check()
-            for own in _distinct(launchers) if len(launchers) > 1 else ():
-                make_cluster(cluster_of(own, needs), folder.cluster_dir).check()
-            _check_can_ever_run(controller, works)
+            groups = list(_by_settings(launchers, works))
+            for launcher, alike in groups:
+                config = cluster if len(groups) == 1 else cluster_of(launcher, needs)
+                own = controller.cluster if len(groups) == 1 else make_cluster(config, folder.cluster_dir)
+                own.check()
+                _check_can_ever_run(controller, own, config, alike)
             Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
             self.state_folder.write()
             write_program(self.state_folder.program_file, self._program())
@@ -227,22 +230,27 @@ def _end(mark_succeeded: Callable[[], None], outcome: _Outcome) -> None:
         mark_succeeded()
 
 
-def _check_can_ever_run(controller: Controller, works: Sequence[Work]) -> None:
-    limits = all_limits(controller.config, controller.cluster.limits(controller.folder.owns), controller.state)
+def _check_can_ever_run(controller: Controller, cluster: Cluster, config: ClusterConfig, works: Sequence[Work]) -> None:
+    limits = all_limits(config, cluster.limits(controller.folder.owns), controller.state)
     for work in {work.need: work for work in works}.values():
-        verdict = best_verdict(work, controller.config.allocations, limits)
+        verdict = best_verdict(work, config.allocations, limits)
         if verdict.kind is VerdictKind.NEVER:
             overrides = " ".join(filter_overrides(work.arguments["overrides"]))
             raise ConfigError(f"job #{work.arguments['number']} ({overrides}) can never run: {verdict.why}")
 
 
-def _distinct(launchers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return one launcher of each kind that differs from the first in more than what jobs ask for."""
-    found = [launchers[0]]
-    for one in launchers:
-        if all({**one, "resources": None} != {**other, "resources": None} for other in found):
-            found.append(one)
-    return found[1:]
+def _by_settings(
+    launchers: Sequence[Mapping[str, Any]], works: Sequence[Work]
+) -> Iterator[tuple[Mapping[str, Any], list[Work]]]:
+    """Yield each launcher that differs in more than what jobs ask for, with its jobs."""
+    found: list[tuple[Mapping[str, Any], list[Work]]] = []
+    for one, work in zip(launchers, works, strict=True):
+        alike = [own for launcher, own in found if {**one, "resources": None} == {**launcher, "resources": None}]
+        if alike:
+            alike[0].append(work)
+        else:
+            found.append((one, [work]))
+    yield from found
 
 
 def _return_of(run: RunState, overrides: Sequence[str], cluster_dir: Path) -> JobReturn:

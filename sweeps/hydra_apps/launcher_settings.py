@@ -8,11 +8,7 @@ from typing import Any
 
 from muloco_runner.config import ConfigError
 from sweeps.clusters import BACKENDS, backend_of, read_cluster
-<<<<<<< HEAD
-from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, checked_minutes
-=======
-from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, check_memory
->>>>>>> 57c181d (Main memory is a resource of jobs, and grows after attempts that ran out of it, up to what the user allows)
+from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, check_memory, checked_minutes
 from sweeps.engine.work import Need
 from sweeps.formatting import plural
 
@@ -82,13 +78,9 @@ def need_of(resources: Mapping[str, Any], options: Mapping[str, Any] | None = No
     minutes = checked_minutes(f"{_NAME}.resources.wall_minutes", resources["wall_minutes"])
     if not minutes > 0:
         raise ConfigError(f"{_NAME}.resources.wall_minutes={resources['wall_minutes']}: must be above zero")
-<<<<<<< HEAD
+    check_memory(f"{_NAME}.resources", resources.get("memory_gigabytes"), resources.get("max_memory_gigabytes"))
     asked = {**resources, "wall_minutes": minutes}
     return Need(**asked, expected_minutes=_SHARE_EXPECTED * minutes, options=options or {})
-=======
-    check_memory(f"{_NAME}.resources", resources["memory_gigabytes"], resources["max_memory_gigabytes"])
-    return Need(**resources, expected_minutes=_SHARE_EXPECTED * resources["wall_minutes"], options=options or {})
->>>>>>> 57c181d (Main memory is a resource of jobs, and grows after attempts that ran out of it, up to what the user allows)
 
 
 def cluster_of(launcher: Mapping[str, Any], needs: Sequence[Need]) -> ClusterConfig:

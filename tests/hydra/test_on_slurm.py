@@ -127,7 +127,11 @@ def test_each_job_has_its_own_settings(slurm: EmulatedSlurm, monkeypatch: pytest
         "hydra.sweeper.sweep={grids:[{product:{hydra.launcher.qos:[normal,high]}}]}",
         "number=2,3",
     ]
-    run(tmp_path, *QUOTA, "hydra/sweeper=grid", "hydra.launcher.quota.jobs=4", *per_job)
+    words = [*QUOTA, "hydra/sweeper=grid", "hydra.launcher.quota.jobs=4", *per_job]
+    said = fail(tmp_path, *words)
+    assert "(part=debug number=2) can never run: partition debug MaxTime=30 minutes" in said
+    assert newest_job(slurm) == before
+    run(tmp_path, *words, "hydra.launcher.resources.wall_minutes=20")
 
     def told() -> list[list[str]]:
         rows = slurm.run("sacct", "-nPX", "-o", "JobIDRaw,Partition,QOS,ReqMem,State").splitlines()
