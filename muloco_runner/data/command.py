@@ -17,12 +17,14 @@ from muloco_runner.data.prepared.manifest import Manifest, damaged_files, read_m
 from muloco_runner.record import ExitCode
 
 if TYPE_CHECKING:
+    from muloco_runner.data.prepared.documents import InputFile
     from muloco_runner.data.prepared.tokenizer import Tokenizer
 
 EXAMPLES = """\
   muloco-data prepare books/ --out data/books                      every file below books/, one document each, as bytes
   muloco-data prepare web.jsonl.gz --tokenizer llama3/tokenizer.json --out data/web
   muloco-data prepare dump.parquet --column content --out data/dump
+  muloco-data prepare hf://datasets/NAME --split train --columns title,text --out data/named
   muloco-data inspect data/web                                     what is there, and the beginning of some documents
   muloco-data inspect data/web --verify                            reads everything again and compares hashes
 
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare = commands.add_parser(
         "prepare", help="text to memory-mapped tokens", description=_PREPARE, formatter_class=raw
     )
-    prepare.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files, or folders of them")
+    prepare.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders of them, or hf://datasets/NAME")
     prepare.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="new folder for the result")
     prepare.add_argument(
         "--tokenizer", default="bytes", metavar="FILE", help="a Hugging Face tokenizer.json; default: bytes"
@@ -82,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
         help="token appended to each document, or none; default: the usual one, if the tokenizer has one",
     )
     prepare.add_argument("--column", default="text", help="key (jsonl) or column (tables) that holds the text")
+    named = prepare.add_argument_group("of hf://datasets/NAME, through the datasets library")
+    named.add_argument("--config", metavar="NAME", help="the configuration, where there are several")
+    named.add_argument("--split", help="default: train")
+    named.add_argument("--columns", metavar="A,B", help="columns whose texts make a document; default: --column")
+    named.add_argument("--revision", help="branch, tag or commit; the manifest holds the commit")
+    named.add_argument("--mirror", type=Path, metavar="FOLDER", help="holds data sets by name: read there, no network")
     prepare.add_argument("--format", choices=KINDS, help="default: what each file is")
     prepare.add_argument(
         "--documents",
@@ -115,7 +123,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _prepare(arguments: argparse.Namespace) -> None:
     from muloco_runner.data.prepared.input_chunk import PrepareOptions
-    from muloco_runner.data.prepared.inputs import find_files
     from muloco_runner.data.prepared.prepare import prepare
 
     if not 0 < arguments.validation_fraction < 1:
@@ -125,7 +132,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
     for name, value in (("--processes", processes), ("--chunk-megabytes", arguments.chunk_megabytes)):
         if value < 1:
             raise ConfigError(f"{name} {value}: must be at least 1")
-    files = find_files(arguments.inputs, arguments.format)
+    files = _find_inputs(arguments)
     options = PrepareOptions(
         tokenizer=arguments.tokenizer,
         end_of_document=arguments.end_of_document,
@@ -141,6 +148,33 @@ def _prepare(arguments: argparse.Namespace) -> None:
     for line in _summary(manifest):
         print(line)
     print(f"{arguments.out}  {manifest.content_hash}  train on it with: data=prepared data.path={arguments.out}")
+
+
+def _find_inputs(arguments: argparse.Namespace) -> list[InputFile]:
+    """Files and data sets in the order of the command line."""
+    from muloco_runner.data.prepared.inputs import find_files
+    from muloco_runner.data.prepared.named_datasets import PREFIX, NamedDataset, find_dataset
+
+    given = {name: getattr(arguments, name) for name in ("config", "split", "columns", "revision", "mirror")}
+    useless = [name for name, value in given.items() if value is not None]
+    if useless and not any(text.startswith(PREFIX) for text in arguments.inputs):
+        raise ConfigError(f"--{useless[0]} has no effect without an input {PREFIX}NAME: drop it")
+    if arguments.mirror is not None and arguments.revision is not None:
+        raise ConfigError("--revision has no effect with --mirror, which holds one state: drop it")
+    found = []
+    for text in arguments.inputs:
+        name = text.removeprefix(PREFIX)
+        if name == text:
+            found += find_files([Path(text)], arguments.format)
+            continue
+        folder = None if arguments.mirror is None else arguments.mirror / name
+        if folder is not None and not folder.is_dir():
+            raise ConfigError(f"--mirror {arguments.mirror}: no folder {name} there")
+        columns = tuple((arguments.columns or arguments.column).split(","))
+        split = arguments.split or "train"
+        mirror = None if folder is None else str(folder.resolve())
+        found.append(find_dataset(NamedDataset(name, split, columns, arguments.config, arguments.revision, mirror)))
+    return found
 
 
 def _summary(manifest: Manifest) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import io
+import os
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -25,9 +26,13 @@ class InputFile:
     """One of `KINDS`."""
     problem: str | None = None
     """Why it cannot be read at all, as far as its name and first bytes tell."""
+    digest: str | None = None
+    """What says that its content is the same, where that is known without reading it."""
 
     @property
     def compression(self) -> Compression | None:
+        if not os.path.isfile(self.path):
+            return None
         with open(self.path, "rb") as file:
             return compression_of(self.name, file.read(4))
 

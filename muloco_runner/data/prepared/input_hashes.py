@@ -35,8 +35,8 @@ def hash_files(files: Iterable[InputFile], known: Iterable[Mapping[str, Any]] = 
     before = {(entry["path"], *entry["stamp"]): entry["sha256"] for entry in known}
 
     def hashed(file: InputFile) -> dict[str, Any]:
-        if not os.path.exists(file.path):
-            return {"name": file.name, "path": file.path, "stamp": [], "sha256": None}
+        if file.digest is not None or not os.path.exists(file.path):
+            return {"name": file.name, "path": file.path, "stamp": [], "sha256": file.digest}
         stamp = stamp_of(file.path)
         sha256 = before.get((file.path, *stamp)) or _sha256(file.path)
         return {"name": file.name, "path": file.path, "stamp": stamp, "sha256": sha256}

@@ -27,6 +27,7 @@ from muloco_runner.data.prepared.documents import (
     without_bom,
 )
 from muloco_runner.data.prepared.file_kinds import HEAD_BYTES, kind_of_content, kind_of_name, why_no_text
+from muloco_runner.data.prepared.named_datasets import KIND, dataset_ranges, from_dataset
 
 _WHOLE = sys.maxsize
 
@@ -50,6 +51,9 @@ def named_files(paths: list[Path]) -> list[tuple[str, str]]:
         if (path / "blobs").is_dir() and (path / "snapshots").is_dir():
             raise ConfigError(f"{path} is a cache of Hugging Face's: name one of its snapshots/REVISION")
         names = [Path(path.name)] if path.is_file() else sorted(_names_below(path, path, set()))
+        if (path / "state.json").exists() and (path / "dataset_info.json").exists():
+            # Written by the datasets library: what else is there describes the tables.
+            names = [name for name in names if name.suffix == ".arrow"]
         base = path.parent if path.is_file() else path
         found += [(name.as_posix(), os.path.realpath(base / name)) for name in names if not name.name.startswith(".")]
     if not found:
@@ -109,6 +113,8 @@ def _ranges(file: InputFile, chunk_bytes: int, by_file: bool) -> list[FileRange]
     whole = FileRange(file, 0, _WHOLE, file.size, file.problem)
     if file.problem is not None or file.size == 0:
         return [whole]
+    if file.kind == KIND:
+        return dataset_ranges(file)
     if file.kind in ("parquet", "arrow") and file.compression is not None:
         return [FileRange(file, 0, _WHOLE, file.size, f"{file.name}: compressed again as a file: decompress it first")]
     if file.kind == "parquet":
@@ -233,4 +239,5 @@ _READERS: dict[str, Callable[[FileRange, str], Iterator[Document]]] = {
     "arrow": from_arrow,
     "csv": from_csv,
     "tsv": from_csv,
+    KIND: from_dataset,
 }

@@ -37,6 +37,7 @@ from muloco_runner.data.prepared.input_chunk import (
 from muloco_runner.data.prepared.input_hashes import changed_since, contents, hash_files, read_hashes, write_hashes
 from muloco_runner.data.prepared.inputs import plan_chunks
 from muloco_runner.data.prepared.manifest import FILE_NAME, Manifest, SplitManifest, TokenFiles, read_manifest
+from muloco_runner.data.prepared.named_datasets import KIND, described
 from muloco_runner.data.prepared.tokenizer import open_tokenizer
 from muloco_runner.record import write_atomically
 
@@ -130,15 +131,20 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _plan(files: list[InputFile], options: PrepareOptions) -> dict[str, Any]:
-    described = dataclasses.asdict(options)
+    settings = dataclasses.asdict(options)
     # The name under which folders prepared earlier hold it.
-    described["shard_bytes"] = described.pop("chunk_bytes")
+    settings["shard_bytes"] = settings.pop("chunk_bytes")
     if options.special_tokens == "text":
-        del described["special_tokens"]  # came later; folders prepared earlier do not hold it
+        del settings["special_tokens"]  # came later; folders prepared earlier do not hold it
     if options.tokenizer != "bytes":
         tokenizer = open_tokenizer(options.tokenizer, options.end_of_document, options.special_tokens).describe()
-        described |= {"tokenizer": tokenizer.sha256, "end_of_document": tokenizer.end_of_document}
-    return {"inputs": [{"name": f.name, "bytes": f.size, "kind": f.kind} for f in files], "options": described}
+        settings |= {"tokenizer": tokenizer.sha256, "end_of_document": tokenizer.end_of_document}
+    return {"inputs": [_described(file) for file in files], "options": settings}
+
+
+def _described(file: InputFile) -> dict[str, Any]:
+    more = described(file) if file.kind == KIND else {}
+    return {"name": file.name, "bytes": file.size, "kind": file.kind, **more}
 
 
 def _difference(there: dict[str, Any], wanted: dict[str, Any]) -> str:
