@@ -8,6 +8,7 @@ withholds the ranking: it may be a setting.
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -376,7 +377,7 @@ def _cautions_of_names(runs: pd.DataFrame, unknown_state: str | None, reader: Re
     cautions = []
     spellings: dict[str, set[str]] = {}
     for name in runs["algorithm"].unique():
-        spellings.setdefault(plain(str(name)).replace("_", ""), set()).add(str(name))
+        spellings.setdefault(re.sub(r"[\s_-]+", "", str(name).casefold()), set()).add(str(name))
     for names in spellings.values():
         if len(names) > 1:
             cautions.append(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +31,16 @@ MAX_CORRELATION = 0.99
 
 MIN_SPAN = 1.3
 """Factor between the smallest and largest value of an input, below which noise makes any exponent."""
+
+
+class FitOptions(TypedDict, total=False):
+    """Options of every fit: weights of points, Huber's delta, and the bootstrap's resamples, seed and units."""
+
+    weights: ArrayLike | None
+    delta: float
+    bootstrap: int
+    seed: int
+    resample_by: Sequence[Any] | None
 
 
 def fit_power_law(
@@ -120,28 +130,10 @@ def _fit_product(
     return without_absurd_intervals(widened)
 
 
-def fit_critical_batch(
-    num_tokens: ArrayLike,
-    critical_batch_size: ArrayLike,
-    *,
-    weights: ArrayLike | None = None,
-    delta: float = DEFAULT_DELTA,
-    bootstrap: int = 1000,
-    seed: int = 0,
-    resample_by: Sequence[Any] | None = None,
-) -> Fit:
+def fit_critical_batch(num_tokens: ArrayLike, critical_batch_size: ArrayLike, **options: Unpack[FitOptions]) -> Fit:
     """B = A D^alpha, over scales."""
-    return fit_power_law(
-        num_tokens,
-        critical_batch_size,
-        weights=weights,
-        delta=delta,
-        bootstrap=bootstrap,
-        seed=seed,
-        form="critical-batch",
-        names=("num_tokens", "critical_batch_size"),
-        resample_by=resample_by,
-    )
+    names = ("num_tokens", "critical_batch_size")
+    return fit_power_law(num_tokens, critical_batch_size, form="critical-batch", names=names, **options)
 
 
 def fit_loss_compute(

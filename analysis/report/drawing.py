@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,13 +74,13 @@ class Drawing:
 
     def svg(self) -> str:
         out = io.StringIO()
-        with mpl.rc_context({**RC, "svg.hashsalt": self.name}):
+        with mpl.rc_context({**RC, "svg.hashsalt": self.name}), _without_glyph_warnings():
             self.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Title": self.title})
         return out.getvalue()
 
     def pdf(self) -> bytes:
         out = io.BytesIO()
-        with mpl.rc_context(RC):
+        with mpl.rc_context(RC), _without_glyph_warnings():
             self.figure.savefig(out, format="pdf", metadata={"CreationDate": None, "Title": self.title})
         return out.getvalue()
 
@@ -101,25 +103,34 @@ class Drawing:
         return tag.replace(INK, "currentColor")
 
 
+@contextmanager
+def _without_glyph_warnings() -> Iterator[None]:
+    """An SVG leaves letters to the fonts of whoever looks at it; a PDF shows those that its font lacks as boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        yield
+
+
 class Styles:
     """Colour, marker, line and filling of each series, the same in every figure of a report."""
 
     def __init__(self, series: list[str]) -> None:
         self._styles: dict[str, dict[str, Any]] = {}
         members: dict[str, int] = {}
-        others = 0
+        others: dict[str, int] = {}
         for name in series:
             algorithm = name.split(" ")[0]
-            if algorithm not in _STYLES and algorithm not in members:
-                others += 1
-            base = _STYLES.get(algorithm) or _OTHERS[(others - 1) % len(_OTHERS)]
             position = members.get(algorithm, 0)
             members[algorithm] = position + 1
+            if algorithm in _STYLES:
+                base, turn = _STYLES[algorithm], 0
+            else:
+                base, turn = _other_style(others.setdefault(algorithm, len(others)))
             self._styles[name] = {
                 "color": base[0],
                 "marker": base[1],
                 "linestyle": base[2],
-                "fillstyle": _FILLS[position % len(_FILLS)],
+                "fillstyle": _FILLS[(position + turn) % len(_FILLS)],
                 "label": legend_label(name),
                 "linewidth": max(0.7, 1.5 - 0.3 * position),
                 "alpha": 1.0 if position == 0 else 0.7,
@@ -151,6 +162,14 @@ class Styles:
 
     def curve(self, name: str) -> dict[str, Any]:
         return {**self._styles[name], "marker": "none", "label": None}
+
+
+def _other_style(i: int) -> tuple[tuple[str, str, str], int]:
+    """Colour, marker and line of the i-th algorithm that has none of its own, and how often all of them came before."""
+    kinds = len(_OTHERS)
+    color, _, _ = _OTHERS[i % kinds]
+    _, marker, line = _OTHERS[(i + i // kinds) % kinds]
+    return (color, marker, line), i // kinds**2
 
 
 def legend_label(name: str) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 from analysis.report import numbers
 from analysis.report.numbers import count, flops, integer, loss, number, spread
 
+_MANY_SERIES = 6
+"""Series from which on they share a sentence."""
 _SAME_COMPUTE = 0.01
 """Runs of one size may count flops in the last digits differently."""
 
@@ -54,17 +56,20 @@ def _noise_sentence(report: dict[str, Any]) -> str:
 
 
 def _compute(report: dict[str, Any]) -> list[str]:
-    """One sentence for each series with one worker, one for all series with several."""
+    """One sentence for each series with one worker, or for all where they are many; one for all with several."""
     iso, baseline = report["iso_loss"], report["settings"]["baseline"]
     few = not iso.get("reason") and iso["scales"] < iso["trusted_scales"]
     behind = _behind(iso)
     out = []
-    several: dict[str, list[dict[str, Any]]] = {}
-    for name, ratios in _by_series(iso.get("ratios") or []).items():
+    by_series = _by_series(iso.get("ratios") or [])
+    several = {name: ratios for name, ratios in by_series.items() if _has_several_workers(report, name)}
+    alone = {name: ratios for name, ratios in by_series.items() if name not in several}
+    if len(alone) > _MANY_SERIES:
+        end = f" {iso['scales']} sizes are too few to establish any." if few else _not_established(alone)
+        out.append(f"Times the compute that {baseline} needs{_at_one_compute(alone)}{behind}.{end}")
+        alone = {}
+    for name, ratios in alone.items():
         last = ratios[-1]
-        if _has_several_workers(report, name):
-            several[name] = ratios
-            continue
         sign = "more" if last["value"] >= 1 else "less"
         established = last["ci"] and (last["ci"][0] > 1 or last["ci"][1] < 1)
         if few:
@@ -80,6 +85,11 @@ def _compute(report: dict[str, Any]) -> list[str]:
     if several:
         out.append(f"With several workers, times the compute that {baseline} needs{_at_one_compute(several)}{behind}.")
     return out
+
+
+def _not_established(ratios: dict[str, list[dict[str, Any]]]) -> str:
+    unsure = [name for name, (*_, last) in ratios.items() if not last["ci"] or last["ci"][0] <= 1 <= last["ci"][1]]
+    return f" Not established, as the interval holds 1: {', '.join(unsure)}." if unsure else ""
 
 
 def _at_one_compute(ratios: dict[str, list[dict[str, Any]]]) -> str:
@@ -194,13 +204,21 @@ def _cautions(report: dict[str, Any]) -> list[str]:
         out += [f"{name} has no law of loss against compute: {why}." for name, why in iso["refused"].items()]
         if iso["holdout_reason"]:
             out.append(f"The error of a prediction of a larger size is not identified: {iso['holdout_reason']}.")
-    known = not report["critical_batch"]["reason"]
-    missing = [
-        law for law in report["critical_batch"]["laws"] if known and law["definition"] == "cbs_1pct" and not law["fit"]
-    ]
-    out += [f"The growth of {law['series']}'s critical batch is not identified: {law['reason']}." for law in missing]
-    if report["critical_batch"]["reason"]:
-        out.append(f"Critical batch sizes are not identified: {report['critical_batch']['reason']}.")
+    return [*out, *_critical_batches_not_identified(report)]
+
+
+def _critical_batches_not_identified(report: dict[str, Any]) -> list[str]:
+    """One sentence for all series that lack a law for the same reason."""
+    part, out = report["critical_batch"], []
+    if part["reason"]:
+        return [f"Critical batch sizes are not identified: {part['reason']}."]
+    missing = [law for law in part["laws"] if law["definition"] == "cbs_1pct" and not law["fit"]]
+    by_reason: dict[str, list[str]] = {}
+    for law in missing:
+        by_reason.setdefault(law["reason"], []).append(law["series"])
+    for reason, names in by_reason.items():
+        whose = f"{names[0]}'s critical batch" if len(names) == 1 else f"the critical batches of {', '.join(names)}"
+        out.append(f"The growth of {whose} is not identified: {reason}.")
     return out
 
 

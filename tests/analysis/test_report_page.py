@@ -12,8 +12,10 @@ import jsonschema
 import pytest
 
 import analysis.report
+from analysis.report.drawing import Styles
 from analysis.report.figures import draw_all
 from analysis.report.numbers import FORMATS
+from analysis.report.verdict import statements
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d.\u202f]*(?:e-?\d+)?[kMBT%]?")
 OF_THE_TEXT = {"6", "2025"}
@@ -170,3 +172,24 @@ def test_other_choices_and_parabolas_say_on_how_many_runs_they_stand(planted: tu
             len(budget["points"]) <= budget["stands_on"]["runs"] <= budget["stands_on"]["of"] == runs[budget["series"]]
         )
     assert report["sensitivity"]["loss"]
+
+
+def test_sixteen_times_six_algorithms_look_different() -> None:
+    styles = Styles([f"variant-{i}" for i in range(96)])
+    looks = [styles.line(f"variant-{i}") for i in range(96)]
+    keys = ("color", "marker", "linestyle", "fillstyle")
+    assert len({tuple(look[key] for key in keys) for look in looks}) == 96
+
+
+def test_many_series_share_their_sentences(planted: tuple[Path, Path]) -> None:
+    report = json.loads((planted[1] / "report.json").read_text())
+    names = [f"variant-{i}" for i in range(12)]
+    (ratio, *_) = report["iso_loss"]["ratios"]
+    report["iso_loss"] |= {"ratios": [{**ratio, "series": name} for name in names], "scales": 5}
+    laws = [{"series": name, "definition": "cbs_1pct", "fit": None, "reason": "too few"} for name in names]
+    report["critical_batch"]["laws"] = laws
+    said = statements(report)
+    assert len([line for line in said["findings"] if "variant-11" in line and "variant-0 " in line]) == 1
+    assert [line for line in said["cautions"] if "variant-3" in line] == [
+        f"The growth of the critical batches of {', '.join(names)} is not identified: too few."
+    ]

@@ -22,6 +22,9 @@ from analysis.report.drawing import (
 )
 from analysis.report.numbers import count
 
+_ARROW = 0.07
+"""Length of an arrow over the width of the panel, inside its margin."""
+
 
 def plot_loss_vs_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     """Loss against batch at each size; a bar marks where the critical batch lies, an arrow that it lies beyond."""
@@ -38,38 +41,41 @@ def plot_loss_vs_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
             axis_labels.upright(report, "validation loss", "loss", "nats per token"),
             len(curves),
         )
-        tried: list[float] = []
+        tried = [p["global_batch_tokens"] for curve in curves for p in curve["points"]]
         for name in report["series"]:
             for curve in curves:
                 if curve["series"] != name:
                     continue
                 batch = [p["global_batch_tokens"] for p in curve["points"]]
                 loss = [p["loss"] for p in curve["points"]]
-                tried += batch
                 axes.plot(batch, loss, **styles.line(name))
                 error_bars(axes, batch, loss, [p["loss_se"] for p in curve["points"]], styles.line(name)["color"])
                 mark = marks.get((name, n))
                 if mark:
                     threshold = report["settings"]["cbs_threshold"]
-                    _mark_critical(axes, mark, styles.line(name)["color"], threshold)
+                    reach = (max(tried) / min(tried)) ** _ARROW
+                    _mark_critical(axes, mark, styles.line(name)["color"], threshold, reach)
         batch_axis(axes, tried)
         axes.yaxis.set_major_locator(MaxNLocator(6))
         cut_above(axes, [p["loss"] for curve in curves for p in curve["points"]])
+        low, high = axes.get_ylim()
+        for annotation in axes.texts:  # arrows; those of curves that left the panel would stand outside it
+            annotation.set_visible(low <= annotation.xy[1] <= high)
         legend(figure, axes)
         alt = f"Validation loss against global batch in tokens, models of {count(n)} parameters, one curve a series."
         out.append(Drawing(f"loss_vs_batch_{size_slug(n)}", "loss_vs_batch", title, alt, figure))
     return out
 
 
-def _mark_critical(axes: Any, mark: dict[str, Any], color: str, threshold: float) -> None:
-    """A bar at the critical batch; arrows to where it lies beyond the batches tried."""
+def _mark_critical(axes: Any, mark: dict[str, Any], color: str, threshold: float, reach: float) -> None:
+    """A bar at the critical batch; arrows, `reach` times a batch long, to where it lies beyond the batches tried."""
     censored, level = mark["censored"] or "", threshold * mark["best_loss"]
     if not censored:
         axes.plot([mark["interpolated"]], [level], marker="|", markersize=13, markeredgewidth=1.8, color=color)
     if "right" in censored:
-        arrow(axes, (mark["largest_good_batch"], level), (mark["largest_good_batch"] * 1.45, level), color)
+        arrow(axes, (mark["largest_good_batch"], level), (mark["largest_good_batch"] * reach, level), color)
     if "left" in censored:
-        arrow(axes, (mark["best_batch"], level), (mark["best_batch"] / 1.45, level), color)
+        arrow(axes, (mark["best_batch"], level), (mark["best_batch"] / reach, level), color)
 
 
 def plot_critical_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
