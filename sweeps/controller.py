@@ -242,8 +242,9 @@ class Controller:
                 self.folder.drop_request(job.tag)
 
     def _has_reported(self, job: TrackedJob) -> bool:
-        """Whether an attempt of the job has left its exit record: it ran, whoever else knows of it."""
-        return any(self.cluster.outcome(attempt).ending is not None for attempt in job.request.attempts)
+        """Whether an attempt of the job has left a result or its exit record: it ran, whoever else knows of it."""
+        left = [self.cluster.outcome(attempt) for attempt in job.request.attempts]
+        return any(found.finished or found.ending is not None for found in left)
 
     def _may_still_report(self, job: TrackedJob, seen: JobObservation, now: float) -> bool:
         """The scheduler says that it ended well, and its own files may not have arrived yet."""
@@ -313,7 +314,11 @@ class Controller:
                 self.estimates.learn(attempt.work, measured_minutes(attempt.work))
             if RULES[cause].excludes_node:
                 failed_nodes.update(seen.nodes)
-        gpu_hours = _gpu_hours(job.request, [(ending["started_at"], ending["at"]) for ending in endings.values()])
+        spans = [(ending["started_at"], ending["at"]) for ending in endings.values()]
+        if seen.end is JobEnd.LOST and all(started_at is None for started_at, _ in spans):
+            # Nobody saw it start: it may have held its nodes all the time that it could.
+            spans = [(max(job.intended_at, now - 60 * job.request.wall_minutes), now)]
+        gpu_hours = _gpu_hours(job.request, spans)
         self._record("ended", tag=job.tag, endings=endings, gpu_hours=gpu_hours, struck_nodes=sorted(failed_nodes))
         for seen_at in (
             self._ended_since,

@@ -31,6 +31,9 @@ class FaultModel:
     """Share of observations that get no answer."""
     late_seconds: float = 0.0
     """Delay between the acceptance of a job and its first observation."""
+    unlisted: float = 0.0
+    """Share of jobs that listings leave out from their start on; asked for by number, the cluster knows them while they
+    wait or run."""
     background_load: float = 0.0
     """Mean share of the nodes that other users' jobs hold."""
     node_limit: int | None = None

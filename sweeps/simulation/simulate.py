@@ -106,6 +106,8 @@ def _quiet_seconds(tick: Tick, cluster: SimulatedCluster, next_retry_at: float) 
     timeout = cluster.config.submit_confirm_timeout_seconds
     if not tick.complete or any(_is_young(job, now, timeout) for job in state.jobs.values()):
         return 0.0
+    if any(map(cluster.has_ended_unlisted, state.jobs)):
+        return 0.0
     changes = [cluster.world.next_event_at, next_retry_at, now + 60 * cluster.config.heartbeat_timeout_minutes]
     changes += [until for until in state.defer_until.values() if until > now]
     return max(0.0, min(changes) - now)

@@ -69,14 +69,25 @@ class SimulatedCluster:
         self._asked = frozenset(job.tag for job in jobs)
         if self.world.random.random() < self.world.faults.outages:
             return Observation({}, complete=False, queue_read=False)
-        known = {tag: self.world.jobs[tag] for tag in self._asked if tag in self.world.jobs}
-        return Observation({tag: _observed(job) for tag, job in known.items() if self._is_seen(job)})
+        known = {job.tag: self.world.jobs[job.tag] for job in jobs if job.tag in self.world.jobs}
+        numbered = {job.tag for job in jobs if job.job_id is not None}
+        listed = {tag: job for tag, job in known.items() if not (tag in numbered and self._is_unlisted(job))}
+        return Observation({tag: _observed(job) for tag, job in listed.items() if self._is_seen(job)})
 
     def absent(self, jobs: Sequence[JobIdentity]) -> Collection[str]:
-        return {job.tag for job in jobs if job.tag not in self.world.jobs}
+        living = {job.request.tag for job in self.world.live()}
+        return {job.tag for job in jobs if job.tag not in living}
 
     def _is_seen(self, job: Job) -> bool:
         return self.world.now - job.accepted_at >= self.world.faults.late_seconds
+
+    def _is_unlisted(self, job: Job) -> bool:
+        return job.started_at is not None and self.world.has(job.request.tag, "unlisted", self.world.faults.unlisted)
+
+    def has_ended_unlisted(self, tag: str) -> bool:
+        """Whether nothing but the passage of time will tell a controller that the job has ended."""
+        job = self.world.jobs.get(tag)
+        return job is not None and job.ended_at is not None and self._is_unlisted(job)
 
     def outcome(self, attempt: Attempt) -> Outcome:
         return self.world.outcome(attempt)

@@ -82,6 +82,8 @@ class World:
         """Up to the last checkpoint, by the work's name."""
         self._endings: dict[tuple[str, int], tuple[Ending, str]] = {}
         self._silent_since: dict[str, float] = {}
+        self._beats_until: dict[str, float] = {}
+        """Infinite while an attempt of the work runs."""
         self._busy: set[str] = set()
         """Names of work in jobs that are accepted and not ended."""
         for name, nodes in self.nodes.items():
@@ -144,7 +146,8 @@ class World:
         name = attempt.work.name
         ending, message = self._endings.get((name, attempt.number), (None, ""))
         step = int(self._minutes_done.get(name, 0.0) * _STEPS_PER_MINUTE)
-        heartbeat_at = min(self.now, self._silent_since.get(name, self.now))
+        last = self._beats_until.get(name)
+        heartbeat_at = None if last is None else min(self.now, last, self._silent_since.get(name, self.now))
         return Outcome(name in self._finished, ending, step, message=message, heartbeat_at=heartbeat_at)
 
     # What happens by itself
@@ -233,11 +236,12 @@ class World:
         """Decides how the attempt would end if it were left alone."""
         name = attempt.work.name
         assert name not in self._finished, f"{name} is finished and runs again"
+        self._beats_until[name] = math.inf
         left = _STARTUP_MINUTES + self._true_minutes(attempt.work) - self._minutes_done.get(name, 0.0)
-        is_oom_prone = self._is(name, "hungry", self.faults.out_of_memory)
+        is_oom_prone = self.has(name, "hungry", self.faults.out_of_memory)
         if is_oom_prone and not attempt.adjustments:
             self._at(_STARTUP_MINUTES, "attempt_end", job.request.tag, f"{name} 70")
-        elif self._is(name, "broken", self.faults.broken):
+        elif self.has(name, "broken", self.faults.broken):
             self._at(_STARTUP_MINUTES, "attempt_end", job.request.tag, f"{name} 1")
         elif self.random.random() < self.faults.hangs:
             job.stuck.add(name)
@@ -247,9 +251,9 @@ class World:
         else:
             self._at(left, "attempt_end", job.request.tag, f"{name} 0")
 
-    def _is(self, name: str, what: str, share: float) -> bool:
-        """Whether the run has a property, in every attempt the same. `what` salts the random draw: another name would
-        draw other runs."""
+    def has(self, name: str, what: str, share: float) -> bool:
+        """Whether a run, in every attempt the same, or a job has a property. `what` salts the random draw: another name
+        would draw others."""
         return share > 0 and random.Random(f"{self.faults.seed} {what} {name}").random() < share
 
     def _true_minutes(self, work: Work) -> float:
@@ -312,6 +316,8 @@ class World:
             self.node_seconds += len(job.nodes) * (self.now - job.started_at)
         for attempt in job.request.attempts:
             self._busy.discard(attempt.work.name)
+            if job.started_at is not None:
+                self._beats_until[attempt.work.name] = self.now
             if attempt.work.name in job.running:
                 self._save(job, attempt, asked_to=False)
         job.running.clear()

@@ -93,6 +93,7 @@ def histories(draw: st.DrawFn) -> History:
         background_load=draw(st.sampled_from([0.0, 0.3])),
         node_limit=draw(st.sampled_from([None, 4, 8])),
         submit_limit=draw(st.sampled_from([None, 4])),
+        unlisted=draw(st.sampled_from([0.0, 0.0, 0.3])),
         **mishaps,
     )
     commands = {rng.randint(1, 200): _command(rng, works) for _ in range(draw(st.integers(0, 4)))}
@@ -291,6 +292,13 @@ def test_a_rough_cluster_costs_retries_and_loses_no_run() -> None:
     assert done > 280
     for cause in (Cause.NODE_FAILURE, Cause.PREEMPTED, Cause.CRASH, Cause.OUT_OF_MEMORY):
         assert outcome.attempts[cause.value], cause
+
+
+def test_a_job_that_no_listing_shows_is_not_lost_while_it_lives() -> None:
+    works = [piece(f"r{n}", Need(1, 8, 96, 0.0, 60.0)) for n in range(20)]
+    outcome = simulate(works, SIXTEEN, FaultModel(unlisted=0.8))
+    assert outcome.state.counts["done"] == 20
+    assert outcome.attempts == {Cause.FINISHED.value: 20}
 
 
 def test_the_lower_bound_is_the_work_or_the_longest_run() -> None:
