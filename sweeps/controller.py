@@ -448,7 +448,9 @@ class Controller:
     def _cancel(self, command: Mapping[str, Any]) -> None:
         names = set(command["runs"])
         for job in list(self.state.jobs.values()):
-            named = [attempt.work.name for attempt in job.request.attempts if attempt.work.name in names]
+            # One that has its result is over, whatever else its job is at.
+            works = [attempt.work for attempt in job.request.attempts if not is_finished(attempt.work)]
+            named = [work.name for work in works if work.name in names]
             if named:
                 self._record("cancelling", tag=job.tag, cause=Cause.CANCELLED.value, runs=named)
         self._send_cancellations(self.clock())

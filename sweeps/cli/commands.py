@@ -32,6 +32,7 @@ from sweeps.engine.run_states import RunState
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.works import Shape
 from sweeps.formatting import plural
+from sweeps.node.attempt_files import is_finished
 from sweeps.node.reports import read_progress
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
@@ -172,7 +173,7 @@ def cancel(arguments: Arguments) -> ExitCode:
     """End runs and hold them. Others that share a job with them end too and are submitted again."""
 
     def concerns(run: RunState) -> bool:
-        return not run.done and run.held is None
+        return not run.done and run.held is None and not (run.in_flight and is_finished(run.work))
 
     return _send_for_runs(arguments, "cancel", "cancelled", concerns, in_their_jobs)
 
@@ -182,7 +183,8 @@ def in_their_jobs(runs: Sequence[RunState], state: SweepState) -> list[str]:
     named = {run.work.name for run in runs}
     jobs = [state.jobs[run.attempts[-1].tag] for run in runs if run.in_flight and run.attempts[-1].tag in state.jobs]
     together = [attempt.work.name for job in jobs for attempt in job.request.attempts]
-    return [name for name in dict.fromkeys(together) if name not in named and state.runs[name].in_flight]
+    others = [state.runs[name] for name in dict.fromkeys(together) if name not in named]
+    return [run.work.name for run in others if run.in_flight and not is_finished(run.work)]
 
 
 def hold(arguments: Arguments) -> ExitCode:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -303,6 +304,90 @@ def test_jobs_that_vanish_run_again(world: World) -> None:
     state = play(world, vanish)
     assert all_done(state)
     assert max(world.starts.values()) == 2
+
+
+def forget(world: World) -> None:
+    world.jobs.clear()
+    world.ended.clear()
+
+
+def test_a_job_is_lost_only_where_its_very_number_is_unknown(world: World) -> None:
+    controller = begin(world)
+    controller.tick()
+    in_flight = set(controller.state.jobs)
+    forget(world)
+    world.knows_by_number = False
+    for _ in range(40):
+        world.advance(30.0)
+        controller.tick()
+    assert set(controller.state.jobs) == in_flight
+    world.knows_by_number = True
+    state = play(world)
+    assert all_done(state)
+    assert Cause.LOST in {attempt.cause for run in state.runs.values() for attempt in run.attempts}
+
+
+def test_a_job_that_nobody_lists_is_not_lost_while_its_heart_beats(world: World) -> None:
+    controller = begin(world)
+    controller.tick()
+    (job, *_) = controller.state.jobs.values()
+    folder = RunFolder(job.request.attempts[0].work.folder)
+    folder.path.mkdir(parents=True)
+    forget(world)
+    for _ in range(12):
+        folder.write_status(RunStatus("r", "running"))
+        os.utime(folder.status_file, (world.now, world.now))
+        world.advance(30.0)
+        controller.tick()
+    assert job.tag in controller.state.jobs
+    for _ in range(6):
+        world.advance(30.0)
+        controller.tick()
+    assert job.tag not in controller.state.jobs
+
+
+@pytest.mark.parametrize("answer", ["yes", "accepted but unheard"])
+def test_what_a_forgotten_job_has_left_on_disk_is_believed(world: World, answer: str) -> None:
+    world.answers = itertools.chain([answer], itertools.repeat("yes"))
+    controller = begin(world)
+    controller.tick()
+    (job, *_) = controller.state.jobs.values()
+    world.advance(120.0)
+    assert is_finished(job.request.attempts[0].work)
+    forget(world)
+    state = play(world)
+    assert all_done(state)
+    assert set(world.starts.values()) == {1}
+    assert {attempt.cause for run in state.runs.values() for attempt in run.attempts} == {Cause.FINISHED}
+
+
+def test_who_shares_the_job_of_a_cancelled_run_starts_again_uncounted(world: World) -> None:
+    controller = begin(world)
+    for _ in range(20):
+        controller.tick()
+        packs = [job for job in controller.state.jobs.values() if len(job.request.attempts) > 1]
+        if packs:
+            break
+        world.advance(30.0)
+    (pack,) = packs
+    named, other = (attempt.work.name for attempt in pack.request.attempts)
+    SweepFolder(world.root, "s").send("cancel", runs=[named])
+    state = play(world)
+    assert [attempt.cause for attempt in state.runs[named].attempts] == [Cause.CANCELLED]
+    assert [attempt.cause for attempt in state.runs[other].attempts] == [Cause.CANCELLED_WITH_JOB, Cause.FINISHED]
+    assert (state.counts["held"], state.counts["done"]) == (1, 4)
+
+
+def test_a_run_that_has_its_result_is_not_cancelled_with_its_job(world: World) -> None:
+    controller = begin(world)
+    controller.tick()
+    (job, *_) = controller.state.jobs.values()
+    (attempt, *_) = job.request.attempts
+    RunFolder(attempt.work.folder).path.mkdir(parents=True)
+    RunFolder(attempt.work.folder).result_file.write_text("{}")
+    SweepFolder(world.root, "s").send("cancel", runs=[attempt.work.name])
+    assert all_done(play(world))
+    assert not [tag for tag, end in world.ended.items() if end is JobEnd.CANCELLED]
 
 
 def test_one_bug_in_several_runs_holds_the_rest_and_retry_lets_them_go(world: World) -> None:

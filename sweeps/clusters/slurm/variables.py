@@ -18,6 +18,8 @@ _KEPT = ("SLURM_CONF", "SLURM_JWT")
 """Where the cluster is, and who asks."""
 _ABOUT_THE_COMMAND = ("debug", "verbose", "quiet", "ignore-pbs", "wait", "colors")
 """Options that change nothing about a job."""
+_SET_WITHIN_JOBS = ("mem-bind", "cpu-bind")
+"""Beginnings of options that SLURM itself says of an enclosing job."""
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 """Options of which sbatch takes one."""
 _OPTIONS = {
@@ -47,6 +49,8 @@ def overruled_variables(environment: Mapping[str, str], allocation: AllocationCo
         word = variable.removeprefix("SBATCH_").lower().replace("_", "-")
         option = _OPTIONS.get(word, word)
         if option in _ABOUT_THE_COMMAND or str(planned.get(option)) == value:
+            continue
+        if "SLURM_JOB_ID" in environment and option.startswith(_SET_WITHIN_JOBS):
             continue
         if option in REFUSED:
             yield f"{variable}={value} is not followed: {REFUSED[option]}"

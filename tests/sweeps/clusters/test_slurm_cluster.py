@@ -263,6 +263,7 @@ def test_variables_of_sbatch_are_followed_refused_or_named() -> None:
     allocation = AllocationConfig("a", options={"partition": "gpu", "mem_gb": 4, "sbatch": {"switches": 1}})
     silent = {"SBATCH_PARTITION": "gpu", "SBATCH_REQ_SWITCH": "1", "SBATCH_DEBUG": "1", "SQUEUE_QOS": "low"}
     assert not list(overruled_variables(silent, allocation))
+    assert not list(overruled_variables({"SBATCH_MEM_BIND_TYPE": "none", "SLURM_JOB_ID": "7"}, allocation))
     named = {"SBATCH_PARTITION": "debug", "SBATCH_TIMELIMIT": "5", "SBATCH_MEM_PER_CPU": "8G", "SBATCH_REQ_SWITCH": "2"}
     memory, partition, switches, time_limit = overruled_variables(named, allocation)
     assert memory == "SBATCH_MEM_PER_CPU=8G is not followed: allocation a says mem-gb=4"

@@ -17,6 +17,7 @@ from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
+from sweeps.store.old_formats import cancelling_now
 from sweeps.training.adapter import TRAINING
 
 CLUSTER = {
@@ -152,3 +153,9 @@ def make_old(snapshot: Path, group: list[Any], work: dict[str, Any]) -> None:
 def test_work_of_today_is_read_as_it_was_written() -> None:
     work = Work("r", "/nowhere/r", "m:f", labels={"algorithm": "MuLoCo"}, adapter=TRAINING)
     assert Work.from_dict(json.loads(json.dumps(work.to_dict()))) == work
+
+
+def test_a_job_that_was_being_cancelled_says_why_for_each_run() -> None:
+    assert cancelling_now("hang", ["a", "b"]) == {"a": "hang", "b": "hang"}
+    assert cancelling_now(None, ["a"]) == {}
+    assert cancelling_now({"b": "cancelled"}, ["a", "b"]) == {"b": "cancelled"}
