@@ -2,9 +2,9 @@
 
 The plain loop is what one writes first: DistributedDataParallel, torch.optim.AdamW, clip_grad_norm_, the whole logits,
 `loss.item()` each step. Both read the same batches. Given are medians over rounds, tokens/s, model FLOPs utilisation
-(6N a token; of the data sheet's peak, or where that is not known of what a matrix product reaches here), and the peak
-of torch's allocator. The second table is what an outer step of MuLoCo costs beside H inner steps; on a GPU a third one
-tells which kernels the trainer's step spends its time in.
+in two views, 6N a token and the flops that devices compute (of the data sheet's peak, or where that is not known of
+what a matrix product reaches here), and the peak of torch's allocator. The second table is what an outer step of MuLoCo
+costs beside H inner steps; on a GPU a third one tells which kernels the trainer's step spends its time in.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from muloco_runner.distributed.topology import Topology
 from muloco_runner.model.transformer import build_model
 from muloco_runner.record import RunFolder
 from muloco_runner.training.loop import Trainer
-from muloco_runner.training.mfu import peak_flops
+from muloco_runner.training.mfu import peak_flops, utilisations_at
 from muloco_runner.training.precision import DTYPES
 from muloco_runner.training.session import Session
 
@@ -144,7 +144,7 @@ def compare(run: RunConfig, rounds: int, device: torch.device) -> list[list[str]
                 f"{run.num_params / 1e6:.2f}M {run.precision}",
                 name,
                 f"{speed:,.0f}",
-                f"{6 * run.num_params * speed / peak:.0%}",
+                *(f"{share:.0%}" for share in utilisations_at(run, speed, peak).values()),
                 spread,
                 f"{memory[name] / 1e6:,.0f}",
                 f"{memory[name] / plain_memory:.2f}",
@@ -216,7 +216,9 @@ def main() -> None:
     dist.init_process_group(backend, init_method=f"file://{tempfile.mkdtemp()}/meeting", rank=0, world_size=1)
     console = Console(width=120)
     try:
-        table = Table("model", "loop", "tokens/s", "MFU", "speed, ratio", "peak MB", "memory, ratio")
+        table = Table(
+            "model", "loop", "tokens/s", "MFU, 6N", "MFU, hardware", "speed, ratio", "peak MB", "memory, ratio"
+        )
         for model in arguments.models:
             for precision in arguments.precisions:
                 run = run_of(model, arguments.batch_tokens, precision=precision)

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from muloco_runner.config.checks import require, require_choice, require_positive
 from muloco_runner.config.variants import Implemented, table
 
-WeightDecayRule = Literal["constant", "worker_batch"]
+WeightDecayRule = Literal["constant", "worker_batch", "independent"]
 
 
 @dataclass
@@ -27,7 +27,8 @@ class InnerOptimizerConfig(Implemented):
     """Decoupled decay before `weight_decay_rule` scales it."""
     weight_decay_rule: str = "worker_batch"
     """worker_batch: decay * (B/K) / weight_decay_reference_tokens, which keeps lr*decay*steps constant at K=1;
-    constant: as given."""
+    constant: as given, coupled to lr, so that a step at peak shrinks weights by lr*decay (also spelled coupled);
+    independent: decay / lr, so that it shrinks them by the decay as given, whatever lr is (arXiv 2309.14322)."""
     weight_decay_reference_tokens: int = 512 * 2048
     """Worker batch, in tokens, at which the rule leaves the decay as given (512 sequences of 2048 in the study)."""
 
@@ -41,6 +42,8 @@ class InnerOptimizerConfig(Implemented):
             math.isfinite(self.weight_decay) and self.weight_decay >= 0,
             f"inner_optimizer.weight_decay={self.weight_decay}: must be zero or positive",
         )
+        if self.weight_decay_rule == "coupled":
+            self.weight_decay_rule = "constant"
         require_choice("inner_optimizer.weight_decay_rule", self.weight_decay_rule, get_args(WeightDecayRule))
         require_positive("inner_optimizer", weight_decay_reference_tokens=self.weight_decay_reference_tokens)
 

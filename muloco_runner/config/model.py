@@ -64,6 +64,17 @@ class ModelConfig:
         return self.num_layers * (4 * self.width**2 + 3 * self.width * self.ffn_width)
 
     @property
+    def hardware_flops_per_token(self) -> int:
+        """Flops that devices compute for a token of training: 6 (N - V D) + 7 L T D.
+
+        The embedding is looked up, not multiplied: at small sizes 6 N is far more. Attention takes two products forward
+        and five backward, scores computed again, each 2 T D a layer and half of it under the causal mask. Where
+        sequences hold several documents it takes less; activations that are recomputed are not counted.
+        """
+        embedding = self.vocab_size * self.width
+        return 6 * (self.num_params - embedding) + 7 * self.num_layers * self.sequence_length * self.width
+
+    @property
     def num_params(self) -> int:
         """Exact parameter count N, embedding and head included."""
         gains = self.num_layers * (4 * self.width + 2 * self.head_width) + self.width

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, assert_never, cast, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
 from muloco_runner.config.compression import COMPRESSIONS, CompressionConfig
 from muloco_runner.config.data import DataConfig
-from muloco_runner.config.inner_optimizer import INNER_OPTIMIZERS, AdamWConfig, InnerOptimizerConfig
+from muloco_runner.config.inner_optimizer import INNER_OPTIMIZERS, AdamWConfig, InnerOptimizerConfig, WeightDecayRule
 from muloco_runner.config.method import METHODS, DataParallelConfig, MethodConfig
 from muloco_runner.config.model import ModelConfig
 from muloco_runner.config.names import names_in_hash, names_now
@@ -115,16 +115,34 @@ class RunConfig:
         return 6.0 * self.num_params * self.num_tokens
 
     @property
+    def hardware_flops(self) -> float:
+        """What devices compute: see `ModelConfig.hardware_flops_per_token`."""
+        return float(self.model.hardware_flops_per_token * self.num_tokens)
+
+    @property
     def warmup_steps(self) -> int:
         return min(self.schedule.warmup_steps, int(self.schedule.max_warmup_fraction * self.num_steps))
 
     @property
     def weight_decay(self) -> float:
         """Decoupled weight decay after `weight_decay_rule`."""
-        base = self.inner_optimizer.weight_decay
-        if self.inner_optimizer.weight_decay_rule == "constant":
-            return base
-        return base * self.worker_batch_tokens / self.inner_optimizer.weight_decay_reference_tokens
+        inner = self.inner_optimizer
+        match cast(WeightDecayRule, inner.weight_decay_rule):
+            case "constant":
+                return inner.weight_decay
+            case "worker_batch":
+                return inner.weight_decay * self.worker_batch_tokens / inner.weight_decay_reference_tokens
+            case "independent":
+                return inner.weight_decay / inner.lr
+            case unknown:
+                assert_never(unknown)
+
+    @property
+    def weight_decay_timescale(self) -> float | None:
+        """tau = B/(lr wd D) at the peak lr: the share of the run over which weights are averages of updates; None
+        without decay (arXiv 2405.13698)."""
+        decay = self.inner_optimizer.lr * self.weight_decay * self.num_tokens
+        return self.global_batch_tokens / decay if decay else None
 
     @property
     def run_id(self) -> str:

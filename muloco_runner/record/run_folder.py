@@ -93,6 +93,13 @@ class StepRecord:
     began. On GPUs that of their hosts, which queue work ahead and seldom wait."""
     mfu: float | None = None
     """Model FLOPs utilisation: 6N flops a token over the peak of all devices; absent where that is not known."""
+    hardware_mfu: float | None = None
+    """The same of the flops that devices compute: 6 (N - V D) and attention, `ModelConfig.hardware_flops_per_token`."""
+    update_rms: dict[str, float] | None = None
+    """Root mean square of this inner step's update, by kind of module; every `log_interval_steps`. Means over workers,
+    each from a sample of values."""
+    update_ratio: dict[str, float] | None = None
+    """The same over the root mean square of the weights before the step."""
     memory_bytes: int | None = None
     """Peak memory of this attempt on the main rank: of the device, or of the process where there is none."""
     attempt: int = 1
@@ -154,6 +161,10 @@ class RunResult:
     device: str = ""
     divergence: str | None = None
     """Why the run was called diverged."""
+    hardware_flops: float | None = None
+    """Flops that devices computed for them: 6 (N - V D) and attention; absent from older results."""
+    weight_decay_timescale: float | None = None
+    """tau = B/(lr wd D): the share of the run over which weights are averages of updates; absent without decay."""
     versions: dict[str, str] = field(default_factory=dict)
     finished_at: float = 0.0
     """Unix seconds."""

@@ -22,6 +22,7 @@ from muloco_runner.training.metrics import Metrics
 from muloco_runner.training.replicas import build_replicas, build_workers
 from muloco_runner.training.session import Session
 from muloco_runner.training.state import TrainingState
+from muloco_runner.training.update_sizes import UpdateSizes
 
 
 class Trainer:
@@ -40,6 +41,7 @@ class Trainer:
         self.method = build_method(run, workers, communicator, execution.muon_backend)
         self.clock = TrainingClock(device, communicator.traffic)
         self.state = TrainingState(run, workers, self.method, self.clock, device)
+        self.update_sizes = [UpdateSizes(worker) for worker in workers]
         store = CheckpointStore(session.folder.checkpoint_dir, communicator, pinned=device.type == "cuda")
         self.metrics = Metrics(run, corpus.content_hash, session, self.state, store)
         self.checkpointing = Checkpointing(session, self.state, store, self.metrics)
@@ -63,7 +65,7 @@ class Trainer:
                 with self.clock.paused():  # just before the method may bring them together
                     state.local_validation_loss = self.evaluation.of_local_models(state.workers)
             state.last_outer_step = self.method.after_inner_step(state.step) or state.last_outer_step
-            if evaluates or state.step % execution.log_interval_steps == 0 or state.step == 1:
+            if evaluates or self._logs(state.step):
                 with self.clock.paused():
                     validation_loss = self._evaluate() if evaluates else None
                     divergence = self.metrics.log(validation_loss)
@@ -80,11 +82,21 @@ class Trainer:
 
     def step_workers(self) -> None:
         """Takes the next inner step of every worker of this rank."""
-        state = self.state
+        state, sums = self.state, []
+        is_measured = self._logs(state.step + 1)
         for row, worker in enumerate(state.workers):
+            if is_measured:
+                self.update_sizes[row].begin()
             loss, state.gradient_norms[row] = self.inner_step.step(worker, state.step)
             state.losses[row, state.step] = loss
+            if is_measured:
+                sums.append(self.update_sizes[row].end())
+        state.update_sums = torch.stack(sums) if sums else None
         state.step += 1
+
+    def _logs(self, step: int) -> bool:
+        """Whether the first step, or one of the interval; a step that is evaluated is logged as well."""
+        return step % self.session.execution.log_interval_steps == 0 or step == 1
 
     def _evaluate(self) -> float:
         return self.evaluation.of_synchronised_model(self.state.workers[0], self.method.synchronised_parameters())

@@ -15,9 +15,10 @@ from muloco_runner.config import RunConfig
 from muloco_runner.record import RunResult, RunStatus, StepRecord
 from muloco_runner.training.checkpoints.store import CheckpointStore
 from muloco_runner.training.learning_rate import scheduled_lr
-from muloco_runner.training.mfu import model_flops_utilisation, peak_memory_bytes
+from muloco_runner.training.mfu import peak_memory_bytes, utilisations
 from muloco_runner.training.session import Session
 from muloco_runner.training.state import TrainingState
+from muloco_runner.training.update_sizes import KINDS, sizes_of
 
 _HEARTBEAT_SECONDS = 2.0
 _TAIL_FRACTION = 0.05
@@ -51,14 +52,14 @@ class Metrics:
     def log(self, validation_loss: float | None) -> str | None:
         """Writes one line; returns why the run has diverged, if it has."""
         state, session = self.state, self.session
-        loss = self._mean_over_workers(state.losses[:, state.step - 1])
+        loss = float(self._mean_over_workers(state.losses[:, state.step - 1]))
         speed, outer = self._tokens_per_second(), state.last_outer_step
         record = StepRecord(
             step=state.step,
             tokens=self.num_tokens,
             loss=loss,
             scheduled_lr=scheduled_lr(self.run, state.step - 1),
-            gradient_norm=self._mean_over_workers(state.gradient_norms),
+            gradient_norm=float(self._mean_over_workers(state.gradient_norms)),
             tokens_per_second=speed,
             train_seconds=state.clock.seconds,
             validation_loss=validation_loss,
@@ -66,9 +67,10 @@ class Metrics:
             pseudogradient_norm=outer.pseudogradient_norm if outer else None,
             pseudogradient_cosine=outer.pseudogradient_cosine if outer else None,
             bytes_sent=state.method.bytes_sent,
-            mfu=model_flops_utilisation(self.run, speed, session.device, self.topology.num_ranks),
             memory_bytes=peak_memory_bytes(session.device),
             attempt=session.attempt,
+            **utilisations(self.run, speed, session.device, self.topology.num_ranks),
+            **self._update_sizes(),
             **self._traffic(),
         )
         if self.topology.is_main:
@@ -94,11 +96,13 @@ class Metrics:
             diverged=divergence is not None,
             validation_loss=validation_loss,
             local_validation_loss=None if validation_loss is None else state.local_validation_loss,
-            train_loss=self._mean_over_workers(tail.double().mean(dim=1)),
+            train_loss=float(self._mean_over_workers(tail.double().mean(dim=1))),
             num_params=run.num_params,
             num_steps=state.step,
             num_tokens=self.num_tokens,
             flops=6.0 * run.num_params * self.num_tokens,
+            hardware_flops=float(run.model.hardware_flops_per_token * self.num_tokens),
+            weight_decay_timescale=run.weight_decay_timescale,
             train_seconds=state.clock.seconds,
             wall_seconds=time.time() - state.started_at,
             bytes_sent=state.method.bytes_sent,
@@ -148,6 +152,18 @@ class Metrics:
         elapsed = self.state.clock.seconds - seconds
         return (self.state.step - step) * self.run.global_batch_tokens / elapsed if elapsed > 0 else None
 
+    def _update_sizes(self) -> dict[str, Any]:
+        """Of the last step, if it was measured: a quantity that is not finite is left out."""
+        sums = self.state.update_sums
+        if sums is None:
+            return {}
+        sizes = [sizes_of(of_worker) for of_worker in self.communicator.sum_over_shards(sums)]
+        rms, ratio = self._mean_over_workers(torch.stack(sizes).flatten(1)).view(2, -1).tolist()
+        return {
+            name: {kind: value for kind, value in zip(KINDS, values, strict=True) if math.isfinite(value)}
+            for name, values in (("update_rms", rms), ("update_ratio", ratio))
+        }
+
     def _traffic(self) -> dict[str, Any]:
         """Bytes that each rank has sent and received, and seconds that it has waited for them."""
         topology, own = self.topology, self.communicator.traffic.read()
@@ -168,21 +184,21 @@ class Metrics:
             return f"the training loss was {loss} at step {step}"
         if step > _DIVERGED_STEPS:
             recent = self.state.losses[:, step - _DIVERGED_STEPS : step].amin(dim=1)
-            first = self._mean_over_workers(self.state.losses[:, 0])
-            if self._mean_over_workers(recent) > _DIVERGED_FACTOR * first:
+            first = float(self._mean_over_workers(self.state.losses[:, 0]))
+            if float(self._mean_over_workers(recent)) > _DIVERGED_FACTOR * first:
                 return (
                     f"the training loss stayed above {_DIVERGED_FACTOR} times its first value "
                     f"for {_DIVERGED_STEPS} steps, at step {step}"
                 )
         return None
 
-    def _mean_over_workers(self, local: Tensor) -> float:
-        """Mean over all workers of one value for each worker of this rank.
+    def _mean_over_workers(self, local: Tensor) -> Tensor:
+        """Mean over all workers of one value, or row of values, for each worker of this rank; on the CPU.
 
         Each worker's first replica fills in its element of one vector, so that the sum does not depend on which rank
         trains which worker.
         """
-        values = torch.zeros(self.topology.num_workers, dtype=torch.float64)
+        values = torch.zeros(self.topology.num_workers, *local.shape[1:], dtype=torch.float64)
         if self.topology.replica == 0:
             values[list(self.topology.local_workers)] = local.detach().double().cpu()
-        return float(self.communicator.sum_over_ranks(values).mean())
+        return self.communicator.sum_over_ranks(values).mean(dim=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import sys
+from typing import Any
 
 import torch
 
@@ -52,14 +53,21 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     return peak_flops_by_name(torch.cuda.get_device_name(device), precision, allow_tf32)
 
 
-def model_flops_utilisation(
+def utilisations(
     run: RunConfig, tokens_per_second: float | None, device: torch.device, num_devices: int
-) -> float | None:
-    """6N flops a token over the peak of all devices; None where speed or peak are not known."""
+) -> dict[str, Any]:
+    """Model FLOPs utilisation in two views, over the peak of all devices: `mfu` counts 6N flops a token, `hardware_mfu`
+    those that devices compute. Empty where speed or peak are not known."""
     peak = peak_flops(device, run.precision)
     if peak is None or tokens_per_second is None:
-        return None
-    return 6 * run.num_params * tokens_per_second / (peak * num_devices)
+        return {}
+    return utilisations_at(run, tokens_per_second, peak * num_devices)
+
+
+def utilisations_at(run: RunConfig, tokens_per_second: float, peak: float) -> dict[str, float]:
+    """As `utilisations`, of a peak in FLOP/s."""
+    per_token = {"mfu": 6 * run.num_params, "hardware_mfu": run.model.hardware_flops_per_token}
+    return {name: flops * tokens_per_second / peak for name, flops in per_token.items()}
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -47,6 +47,8 @@ class TrainingState:
         # In no checkpoint: they describe the last steps alone.
         self.gradient_norms = torch.zeros(len(workers), device=device)
         self.last_outer_step: OuterStep | None = None
+        self.update_sums: Tensor | None = None
+        """Sums of `UpdateSizes` of each worker of this rank at the last step (rows), where it was measured."""
 
     def snapshot(self) -> Checkpoint:
         """The state to save. Called on all ranks; tensors may be the live ones."""

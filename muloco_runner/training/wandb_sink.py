@@ -86,11 +86,13 @@ def _has_key() -> bool:
 
 
 def _values(record: StepRecord) -> dict[str, Any]:
-    """The quantities that are set; one for each rank becomes NAME/RANK."""
+    """The quantities that are set; one for each rank or kind of module becomes NAME/RANK or NAME/KIND."""
     values: dict[str, Any] = {}
     for name, value in dataclasses.asdict(record).items():
         if isinstance(value, list):
             values |= {f"{name}/{rank}": one for rank, one in enumerate(value)}
+        elif isinstance(value, dict):
+            values |= {f"{name}/{kind}": one for kind, one in value.items()}
         elif value is not None and name != "step":
             values[name] = value
     return values
