@@ -61,6 +61,7 @@ def find_optima(study: Study) -> Optima:
         num_tokens=("num_tokens", "first"),
         num_steps=("num_steps", "first"),
         flops=("flops", "first"),
+        hardware_flops=("hardware_flops", "first"),
         train_seconds=("train_seconds", "mean"),
         bytes_sent=("bytes_sent", "mean"),
         pseudogradient_cosine=("pseudogradient_cosine", "mean"),

@@ -194,6 +194,7 @@ def _read_run(folder: RunFolder) -> dict[str, Any] | str:
         "num_steps": result.num_steps,
         "num_tokens": result.num_tokens,
         "flops": result.flops,
+        "hardware_flops": float(config.model.hardware_flops_per_token * result.num_tokens),
         "loss": math.nan if result.validation_loss is None else result.validation_loss,
         "diverged": result.diverged,
         "train_seconds": result.train_seconds,

@@ -52,6 +52,7 @@ COLUMNS: dict[str, Column] = {
     "seed": Column("number", 0, "random_seed"),
     "num_steps": Column("count", others="steps train_steps total_steps", positive=True),
     "flops": Column("flops", others=_C, positive=True),
+    "hardware_flops": Column("flops", math.nan),
     "train_seconds": Column("seconds", math.nan),
     "wait_seconds": Column("seconds", math.nan),
     "wall_seconds": Column("seconds", math.nan),

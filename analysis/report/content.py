@@ -93,6 +93,7 @@ def _scales(best: pd.DataFrame) -> list[dict[str, Any]]:
             "num_params": n,
             "num_tokens": group["num_tokens"].median(),
             "flops": group["flops"].median(),
+            "hardware_flops": group["hardware_flops"].median(),
         }
         for n, group in best.groupby("num_params", sort=True)
     ]

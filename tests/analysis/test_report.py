@@ -45,6 +45,20 @@ def test_the_planted_law_comes_out(planted: tuple[Path, Path]) -> None:
     assert rows["MuLoCo K=1", smallest]["loss"] < rows["MuLoCo K=4", smallest]["loss"]
 
 
+def test_flops_that_devices_compute_stand_beside_6nd(planted: tuple[Path, Path]) -> None:
+    root, out = planted
+    report = json.loads((out / "report.json").read_text())
+    study = load_study(root)
+    for scale in report["scales"]:
+        runs = study.runs[study.runs["num_params"] == scale["num_params"]]
+        per_token = (runs["hardware_flops"] / runs["num_tokens"]).iloc[0]
+        assert scale["hardware_flops"] / scale["num_tokens"] == pytest.approx(per_token)
+    share = report["scales"][0]["hardware_flops"] / report["scales"][0]["flops"]
+    for page in ("report.html", "report.md"):
+        text = (out / page).read_text()
+        assert f"devices compute {round(100 * share)}" in text.replace("\u202f", "")
+
+
 def test_every_figure_names_its_axes(planted: tuple[Path, Path]) -> None:
     _, out = planted
     drawings = draw_all(json.loads((out / "report.json").read_text()))

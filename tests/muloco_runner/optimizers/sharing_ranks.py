@@ -154,11 +154,77 @@ def sharded(backend: str) -> dict[str, Any]:
     return {"values": whole, "saved": saved}
 
 
+SHAPES_OF_SEVERAL = {"qkv": (9, 5), "experts": (3, 4, 6), "filters": (5, 2, 3, 3)}
+
+
+def several() -> nn.Module:
+    """Fused projections, a batch of experts, and filters of a convolution."""
+    generator = torch.Generator().manual_seed(1)
+    model = nn.Module()
+    for name, shape in SHAPES_OF_SEVERAL.items():
+        model.register_parameter(name, nn.Parameter(torch.randn(shape, generator=generator)))
+    return model
+
+
+def muon_of_several(model: nn.Module, **changes: Any) -> Muon:
+    named = dict(model.named_parameters())
+    groups = [
+        {"params": [named["qkv"]], "split": 3},
+        {"params": [named["experts"]], "batched": True},
+        {"params": [named["filters"]]},
+    ]
+    return Muon(groups, 0.05, nesterov=True, backend="reference", **changes)
+
+
+def train_several(model: nn.Module, optimizer: Muon) -> None:
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    for step in range(3):
+        for index, parameter in enumerate(model.parameters()):
+            whole = gradient(step + 10, index, parameter.shape)
+            assert whole is not None
+            is_sharded = isinstance(parameter, DTensor)
+            parameter.grad = (
+                distribute_tensor(whole, parameter.device_mesh, parameter.placements) if is_sharded else whole
+            )
+        optimizer.step()
+
+
+def several_sharded() -> list[Tensor]:
+    from torch.distributed.fsdp import fully_shard
+
+    model = fully_shard(several())
+    train_several(model, muon_of_several(model))
+    return [parameter.full_tensor().detach() for parameter in model.parameters()]  # type: ignore[attr-defined]
+
+
+def several_replicated() -> list[Tensor]:
+    model = several()
+    train_several(model, muon_of_several(model, process_group=dist.group.WORLD))
+    return values(model)
+
+
+def repointed() -> list[Tensor]:
+    """An optimizer that was built before its model was sharded, and is then given the rows, as accelerate does."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = several()
+    optimizer = muon_of_several(model)
+    for group in optimizer.param_groups:
+        group["params"] = [torch.empty_like(parameter) for parameter in group["params"]]
+    fully_shard(model)
+    for group, parameter in zip(optimizer.param_groups, model.parameters(), strict=True):
+        group["params"] = [parameter]
+    train_several(model, optimizer)
+    return [parameter.full_tensor().detach() for parameter in model.parameters()]  # type: ignore[attr-defined]
+
+
 def main(folder: Path, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     allow_bfloat16()
     backends = ["reference", "cpu"]
     outcomes: dict[str, Any] = {"local_gradients": local_gradients(), "one_matrix": fewer_matrices_than_ranks()}
+    outcomes |= {run.__name__: run() for run in (several_sharded, several_replicated, repointed)}
     if os.environ.get("TRITON_INTERPRET") == "1":
         # Kernels run in the interpreter, which the comparing process has not.
         backends.append("triton")

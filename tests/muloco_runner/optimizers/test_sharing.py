@@ -105,6 +105,18 @@ def test_local_gradients_are_averaged_and_clipped_as_a_whole(outcomes: list[dict
         torch.testing.assert_close(norm, expected)
 
 
+@pytest.mark.parametrize("how", ["several_sharded", "several_replicated", "repointed"])
+def test_fused_matrices_batches_and_filters_are_shared(
+    how: str, outcomes: list[dict[str, Any]], ranks: ModuleType
+) -> None:
+    """Also by an optimizer whose parameters were replaced by rows of them."""
+    model = ranks.several()
+    ranks.train_several(model, ranks.muon_of_several(model))
+    for outcome in outcomes:
+        for shared, whole in zip(outcome[how], model.parameters(), strict=True):
+            torch.testing.assert_close(shared, whole.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_rank_without_a_matrix_takes_part(outcomes: list[dict[str, Any]]) -> None:
     mine, other = (outcome["one_matrix"] for outcome in outcomes)
     assert torch.equal(mine, other)
