@@ -121,8 +121,11 @@ class QuotaLauncher(Launcher):
         self.multirun: Multirun | None = None
 
     def setup(self, *, hydra_context: "HydraContext", task_function: "TaskFunction", config: "DictConfig") -> None:
-        from sweeps.hydra_apps.launch import Multirun
+        from sweeps.hydra_apps.launch import Multirun, hydra_errors
+        from sweeps.hydra_apps.launcher_settings import check_names
 
+        with hydra_errors():
+            check_names(config.hydra.launcher, QuotaLauncherConf)
         self.multirun = Multirun(hydra_context, task_function, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> "Sequence[JobReturn]":

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from muloco_runner.config import ConfigError
+from muloco_runner.config.keys import known_keys, no_such_setting
 from sweeps.clusters import BACKENDS, backend_of, read_cluster
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, check_memory, checked_minutes
 from sweeps.engine.work import Need
@@ -18,6 +19,17 @@ _ALLOCATION_KEYS = tuple(
 )
 _SHARE_EXPECTED = 0.5
 """A job is expected to take this share of the time it asks for, since nothing else is known."""
+
+
+def check_names(launcher: Mapping[str, Any], schema: type) -> None:
+    """Refuse keys that `schema`, the launcher's dataclass, has not: `+` adds any. Raises `ConfigError`."""
+    known = known_keys(schema)
+    given = [key for key in launcher if key not in known]
+    given += [f"resources.{key}" for key in launcher["resources"] if f"resources.{key}" not in known]
+    for kind in BACKENDS:
+        backend_of(kind, f"{_NAME}.cluster").refuse(_NAME, given)
+    if given:
+        raise ConfigError(f"{_NAME}.{no_such_setting(given[0], schema)}")
 
 
 def needs_of(launchers: Sequence[Mapping[str, Any]]) -> list[Need]:

@@ -110,6 +110,15 @@ def test_what_is_odd_is_told_honestly(name: str, tmp_path: Path) -> None:
 
 MISTAKES = {
     "an unknown field": ("hydra/launcher=quota hydra.launcher.quoata.nodes=2", "quoata"),
+    "an unknown field, added": ("hydra/launcher=quota +hydra.launcher.quoata=2", "did you mean quota?"),
+    "an unknown resource, added": (
+        "hydra/launcher=quota +hydra.launcher.resources.mem=2",
+        "resources.mem: no such setting",
+    ),
+    "a parameter of submitit": (
+        "hydra/launcher=quota +hydra.launcher.timeout_min=5",
+        "timeout_min: use max_wall_minutes",
+    ),
     "an unknown cluster": ("hydra/launcher=quota hydra.launcher.cluster=lsf", "one of local, slurm"),
     "an unknown key of an allocation": (
         "hydra/launcher=quota +hydra.launcher.allocations.night.partion=x",
