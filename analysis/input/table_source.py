@@ -51,7 +51,10 @@ def is_workbook(path: Path) -> bool:
     with path.open("rb") as file:
         if file.read(8) == _OLD_WORKBOOK:
             raise ConfigError(f"{path}: a workbook of the older format (.xls): save it as .xlsx or .csv")
-    return zipfile.is_zipfile(path) and "xl/workbook.xml" in zipfile.ZipFile(path).namelist()
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return "xl/workbook.xml" in archive.namelist()
 
 
 def find_source(path: Path, part: str | None) -> TableSource:
