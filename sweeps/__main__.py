@@ -141,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--json", action="store_true", help="at the end what `status --json` says; progress goes to standard error"
     )
+    commands.choices["plan"].add_argument(
+        "--max-gpu-hours", type=float, metavar="H", help="which runs would be done under this cap"
+    )
     for name in ("plan", "simulate"):
         commands.choices[name].add_argument("--json", action="store_true", help="for programs")
     simulating = commands.choices["simulate"]

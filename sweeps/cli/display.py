@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -15,10 +16,12 @@ from rich.table import Table
 from sweeps.engine.quota import Verdict
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.works import Shape
-from sweeps.formatting import duration, plural, size
+from sweeps.formatting import duration, plural
 from sweeps.node.reports import read_progress
 from sweeps.progress_lines import NO_ANSWER, Lines, held_line, summary
 from sweeps.training.best import best_results
+from sweeps.training.entry import speed_of
+from sweeps.training.model_names import model_name
 
 if TYPE_CHECKING:
     from sweeps.controller import Tick
@@ -29,38 +32,80 @@ if TYPE_CHECKING:
 
 
 def show_plan(preview: Preview) -> None:
-    """Print one line for runs of one kind, then the sums."""
+    """Print one line for runs of one kind, sums by size, then the whole and what it rests on."""
     console = Console(highlight=False)
-    kinds: dict[tuple[str, ...], list[PlannedRun]] = {}
+    kinds: dict[tuple[Any, ...], list[PlannedRun]] = {}
     for run in preview.runs:
         algorithm, num_params = run.work.labels["algorithm"], run.work.labels["num_params"]
         need = run.work.need
         gpus = str(need.gpus) if need.gpus else "CPU"
-        kind = (algorithm, size(num_params), str(need.nodes), gpus, str(run.verdict))
-        kinds.setdefault(kind, []).append(run)
+        kinds.setdefault((num_params, algorithm, str(need.nodes), gpus, str(run.verdict)), []).append(run)
+    sizes = [kind[0] for kind in kinds]
     table = Table(box=None, pad_edge=False)
     for name in ("algorithm", "size", "runs", "finished", "nodes", "GPUs", "each", "GPU-hours", "verdict"):
         table.add_column(name, justify="left" if name in ("algorithm", "verdict") else "right")
-    for (algorithm, params, nodes, gpus, verdict), runs in kinds.items():
-        done = sum(run.finished for run in runs)
-        hours = sum(run.work.need.gpus * run.work.need.expected_minutes / 60 for run in runs if not run.finished)
-        each = _spread([60 * run.work.need.expected_minutes for run in runs])
-        table.add_row(
-            algorithm, params, f"{len(runs):,}", f"{done:,}" if done else "", nodes, gpus, each,
-            f"{hours:,.1f}" if hours else "", verdict,
-        )  # fmt: skip
+    for num_params in dict.fromkeys(sizes):
+        of_size = {kind[1:]: runs for kind, runs in kinds.items() if kind[0] == num_params}
+        for (algorithm, nodes, gpus, verdict), runs in of_size.items():
+            table.add_row(algorithm, *_sums(num_params, runs, nodes, gpus), verdict)
+        if len(of_size) > 1 and len(set(sizes)) > 1:
+            together = [run for runs in of_size.values() for run in runs]
+            table.add_row("together", *_sums(num_params, together, "", ""), "", style="bold")
     console.print(table)
     if any(run.fit for run in preview.runs):
         console.print()
         console.print(_memory_table(preview.runs), end="\n\n")
+    for line in _totals(preview):
+        console.print(line, soft_wrap=True)
+
+
+def _sums(num_params: int, runs: Sequence[PlannedRun], nodes: str, gpus: str) -> tuple[str, ...]:
+    done = sum(run.finished for run in runs)
+    hours = sum(_gpu_hours(run) for run in runs if not run.finished)
+    each = _spread([60 * run.work.need.expected_minutes for run in runs])
+    counts = (f"{len(runs):,}", f"{done:,}" if done else "")
+    return (model_name(num_params), *counts, nodes, gpus, each, f"{hours:,.1f}" if hours else "")
+
+
+def _gpu_hours(run: PlannedRun) -> float:
+    return run.work.need.gpus * run.work.need.expected_minutes / 60
+
+
+def _totals(preview: Preview) -> Iterator[str]:
     done = sum(run.finished for run in preview.runs)
-    console.print(
-        f"{plural(len(preview.runs), 'run')}, {done:,} finished; left: {preview.gpu_hours:,.1f} GPU-hours, "
-        f"{preview.node_hours:,.1f} node-hours, about {duration(60 * preview.makespan_minutes)} under the quota "
-        f"of cluster {preview.sweep.cluster.name}"
-    )
-    for line in [*preview.cuts, *([preview.note] if preview.note else [])]:
-        console.print(line)
+    cluster = preview.sweep.cluster
+    own = {
+        one.name: {key: most for key, most in vars(one.quota).items() if most is not None}
+        for one in cluster.allocations
+    }
+    quotas = [
+        f"{name}: " + ", ".join(f"{key}={most:g}" for key, most in given.items())
+        for name, given in own.items()
+        if given
+    ]
+    quota = f" ({'; '.join(quotas)})" if quotas else ""
+    if preview.affordable is None:
+        gpu_hours = f"{preview.gpu_hours:,.1f} GPU-hours, " if preview.gpu_hours else ""
+        yield (
+            f"{plural(len(preview.runs), 'run')}, {done:,} finished; left: {gpu_hours}"
+            f"{preview.node_hours:,.1f} node-hours, about {duration(60 * preview.makespan_minutes)} under the quota "
+            f"of cluster {cluster.name}{quota}"
+        )
+    else:
+        fitting = [run for run in preview.runs if run.work.name in preview.affordable]
+        hours = sum(_gpu_hours(run) for run in fitting)
+        sizes = Counter(model_name(run.work.labels["num_params"]) for run in fitting)
+        yield (
+            f"{len(fitting):,} of the {plural(len(preview.runs) - done, 'unfinished run')} fit into the cap, with "
+            f"{hours:,.1f} of {preview.gpu_hours:,.1f} GPU-hours, in about {duration(60 * preview.makespan_minutes)} "
+            f"under the quota of cluster {cluster.name}{quota}"
+            + "".join(f"; {count:,} of {name}" for name, count in sizes.items())
+        )
+    yield from preview.cuts
+    measured = " for what finished runs do not tell yet" if done else ""
+    yield f"Times are a first guess{measured}, {speed_of(cluster)}; launched, they follow what runs take."
+    if preview.note:
+        yield preview.note
 
 
 def _spread(seconds: Sequence[float]) -> str:
@@ -74,7 +119,7 @@ def _memory_table(runs: Sequence[PlannedRun]) -> Table:
     for run in runs:
         if run.fit is not None:
             algorithm, num_params = run.work.labels["algorithm"], run.work.labels["num_params"]
-            kind = (algorithm, size(num_params), str(run.work.need.gpus), run.fit.description)
+            kind = (algorithm, model_name(num_params), str(run.work.need.gpus), run.fit.description)
             kinds.setdefault(kind, []).append(run.fit)
     table = Table(box=None, pad_edge=False)
     for name in ("algorithm", "size", "GPUs", "each holds", "micro-batch", "GB", "of"):
@@ -101,11 +146,13 @@ def plan_as_dict(preview: Preview) -> dict[str, Any]:
         "node_hours": preview.node_hours,
         "makespan_minutes": preview.makespan_minutes,
         "note": preview.note,
+        "speed": speed_of(preview.sweep.cluster),
         "cuts": list(preview.cuts),
         "runs": [
             {
                 "run": run.work.name,
                 "finished": run.finished,
+                "within_cap": None if preview.affordable is None else run.work.name in preview.affordable,
                 "verdict": run.verdict.kind.value,
                 "why": run.verdict.why,
                 "nodes": run.work.need.nodes,

@@ -37,7 +37,7 @@ def _matches(work: Work, key: str, value: str) -> bool:
     if key == "run":
         return work.name.startswith(value)
     if key == "model":
-        return bool(work.labels.get("num_params") == _params_of(value))
+        return bool(work.labels.get("num_params") == params_of(value))
     if key in work.labels:
         return _equal(work.labels[key], value)
     return _equal(_setting(work, key), OLD_VALUES.get(key, {}).get(value, value))
@@ -67,7 +67,7 @@ def _equal(actual: Any, wanted: str) -> bool:
 
 
 @cache
-def _params_of(model: str) -> int:
+def params_of(model: str) -> int:
     from muloco_runner.compose import compose_model
 
     names = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))

@@ -25,7 +25,9 @@ def plan(arguments: argparse.Namespace) -> ExitCode:
     live = cluster.limits(sweep.folder.owns)
     if not live.note:
         cluster.check()
-    found = preview(sweep, live)
+    if arguments.max_gpu_hours is not None and not arguments.max_gpu_hours >= 0:
+        raise ConfigError(f"--max-gpu-hours {arguments.max_gpu_hours}: must be zero or more")
+    found = preview(sweep, live, arguments.max_gpu_hours)
     epochs = epochs_of_sweep(sweep.runs)
     if arguments.json:
         print(json.dumps({**plan_as_dict(found), "data": epochs}))

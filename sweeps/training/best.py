@@ -7,7 +7,7 @@ from pathlib import Path
 
 from muloco_runner.config import RunConfig
 from muloco_runner.record import RecordError, RunFolder
-from sweeps.formatting import size
+from sweeps.training.model_names import model_name
 
 _MOST_LINES = 12
 
@@ -22,7 +22,7 @@ def best_results(runs: Sequence[RunConfig], root: Path) -> list[str]:
             best[key] = (loss, run)
     order = sorted(best.items(), key=lambda item: (item[0][0], item[1][0]))
     lines = [
-        f"best {algorithm} at {size(params)}: validation loss {loss:.4f}, B={run.global_batch_tokens:,}, "
+        f"best {algorithm} at {model_name(params)}: validation loss {loss:.4f}, B={run.global_batch_tokens:,}, "
         f"lr={run.inner_optimizer.lr:.3g}, run {run.run_id}"
         for (params, algorithm), (loss, run) in order
     ]

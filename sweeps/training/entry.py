@@ -78,6 +78,15 @@ def expected_minutes(run: RunConfig, cluster: ClusterConfig, processors: int, de
     return _STARTUP_MINUTES * (device == "cuda") + run.flops / speed / processors / 60
 
 
+def speed_of(cluster: ClusterConfig) -> str:
+    """Return in words what first estimates of time are made of."""
+    if cluster.tokens_per_second is not None:
+        return f"at {cluster.tokens_per_second:,.0f} tokens/s of a model of a million parameters (tokens_per_second)"
+    device = "cuda" if any(allocation.gpus_per_node for allocation in cluster.allocations) else "cpu"
+    speed, what = _FIRST_GUESS[device], {"cuda": "GPU", "cpu": "core"}[device]
+    return f"at {speed / 1e12:g} TFLOP/s a {what}, of 6ND (tokens_per_second in the cluster's file takes its place)"
+
+
 def prepare(runs: Sequence[RunConfig], root: Path) -> None:
     """Makes the runs' folders. One that cannot be written raises `ConfigError`."""
     for run in runs:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from sweeps.engine.capacity import MAX_GPU_HOURS
 from sweeps.engine.cluster import Limit, Limits, Resource
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.decide import decide
@@ -46,10 +47,12 @@ class Preview:
     """Why the cluster's own limits are not in it, where they are not."""
     cuts: Sequence[str] = ()
     """What limits on the time of a job do to longer runs, one sentence each."""
+    affordable: frozenset[str] | None = None
+    """Names of the unfinished runs that would be done under a cap on GPU-hours; None without one."""
 
 
-def preview(sweep: Sweep, live: Limits) -> Preview:
-    """The preview of the whole sweep, finished runs counted as done."""
+def preview(sweep: Sweep, live: Limits, max_gpu_hours: float | None = None) -> Preview:
+    """The preview of the whole sweep, finished runs counted as done, under a cap on GPU-hours if one is given."""
     state = SweepState.of(sweep.definition.works)
     limits = all_limits(sweep.cluster, live, state)
     runs, gpus = {run.run_id: run for run in sweep.runs}, Gpus(sweep.cluster, sweep.execution)
@@ -67,9 +70,16 @@ def preview(sweep: Sweep, live: Limits) -> Preview:
     to_run = [run.work for run in planned if not run.finished and run.verdict.kind is not VerdictKind.NEVER]
     gpu_hours = sum(work.need.gpus * work.need.expected_minutes for work in to_run) / 60
     alone = {name: [_without_others(limit) for limit in found] for name, found in limits.items()}
-    makespan, node_minutes = replay(to_run, sweep.cluster, alone)
+    makespan, node_minutes, done = replay(to_run, sweep.cluster, alone, max_gpu_hours)
     return Preview(
-        sweep, planned, gpu_hours, node_minutes / 60, makespan, live.note, cuts_of(to_run, sweep.cluster, limits)
+        sweep,
+        planned,
+        gpu_hours,
+        node_minutes / 60,
+        makespan,
+        live.note,
+        cuts_of(to_run, sweep.cluster, limits),
+        None if max_gpu_hours is None else done,
     )
 
 
@@ -108,15 +118,23 @@ def _without_others(limit: Limit) -> Limit:
     return limit if limit.resource is Resource.GPU_HOURS else replace(limit, used_by_others=0.0)
 
 
-def replay(works: Sequence[Work], cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]]) -> tuple[float, float]:
-    """Minutes until the last run ends, and node-minutes used, if every run takes the time expected of it: the
-    controller's own decisions, played through. A run of several jobs counts as one of their length."""
+def replay(
+    works: Sequence[Work],
+    cluster: ClusterConfig,
+    limits: Mapping[str, Sequence[Limit]],
+    max_gpu_hours: float | None = None,
+) -> tuple[float, float, frozenset[str]]:
+    """Minutes until the last run ends, node-minutes used, and the runs that are done then, if every run takes the time
+    expected of it: the controller's own decisions, played through. A run of several jobs counts as one of their length.
+    """
     cluster = replace(cluster, allocations=[replace(a, max_wall_minutes=math.inf) for a in cluster.allocations])
     limits = {
         name: [limit for limit in found if limit.resource is not Resource.WALL_MINUTES]
         for name, found in limits.items()
     }
     state = SweepState.of(works)
+    if max_gpu_hours is not None:
+        state.own_limits[MAX_GPU_HOURS] = max_gpu_hours
     now, node_minutes = 0.0, 0.0
     ends: list[tuple[float, str]] = []
     while True:
@@ -127,7 +145,7 @@ def replay(works: Sequence[Work], cluster: ClusterConfig, limits: Mapping[str, S
             node_minutes += request.nodes * minutes
             heapq.heappush(ends, (now + 60 * minutes, request.tag))
         if not ends:
-            return now / 60, node_minutes
+            return now / 60, node_minutes, frozenset(work.name for work in works if state.runs[work.name].done)
         now, tag = heapq.heappop(ends)
         request = state.jobs[tag].request
         hours = request.nodes * request.gpus_per_node * job_minutes(request) / 60

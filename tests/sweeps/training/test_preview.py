@@ -7,12 +7,14 @@ import pytest
 from muloco_runner.config import ExecutionConfig
 from muloco_runner.paths import config_dir
 from sweeps.cli.display import plan_as_dict, show_plan
+from sweeps.cli.filters import params_of as num_params
 from sweeps.clusters import make_cluster
 from sweeps.engine.cluster import Limit, Limits, Resource
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.engine.quota import VerdictKind
 from sweeps.engine.work import Need, Work
 from sweeps.store.definition import Definition
+from sweeps.training.model_names import model_name
 from sweeps.training.preview import Preview, preview
 from sweeps.training.sweep import Sweep, read_sweep
 
@@ -96,3 +98,32 @@ def test_the_clusters_own_limits_count_and_so_do_other_peoples_jobs(tmp_path: Pa
 def test_runs_of_a_sweep_keep_their_last_state_only_where_asked(asked: list[str], keeps: bool, tmp_path: Path) -> None:
     sweep = read_sweep(["+sweep=demo", "model=29k", f"root={tmp_path}", *asked])
     assert {work.arguments["execution"]["final_checkpoint"] for work in sweep.definition.works} == {keeps}
+
+
+def test_a_cap_on_gpu_hours_says_which_runs_fit(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, 4, Need(1, 8, 1, 0, 600), Need(1, 8, 1, 0, 60), Need(1, 4, 1, 0, 60))
+    assert preview(sweep, Limits()).affordable is None
+    # A job has its node alone, so the last one costs 8 too.
+    assert preview(sweep, Limits(), max_gpu_hours=13).affordable == {"r1"}
+    assert preview(sweep, Limits(), max_gpu_hours=16).affordable == {"r1", "r2"}
+    assert preview(sweep, Limits(), max_gpu_hours=0).affordable == set()
+
+
+def test_a_plan_is_read_as_an_offer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["model=3.1b,150m", "algorithm=ddp_muon,muloco", "global_batch_tokens=1048576", "cluster=h100"]
+    sweep = read_sweep([*words, f"root={tmp_path}"])
+    found = preview(sweep, Limits(), max_gpu_hours=100)
+    show_plan(found)
+    said = capsys.readouterr().out
+    # As typed, with a sum for each size, the quota by name, and what the times rest on.
+    assert " 3.1b " in said
+    assert said.count("together") == 2
+    assert "2 of the 4 unfinished runs fit into the cap" in said
+    assert "(h100: nodes=16)" in said
+    assert "a first guess, at 200 TFLOP/s a GPU" in said
+    assert plan_as_dict(found)["runs"][0]["within_cap"] in (True, False)
+
+
+def test_every_model_file_has_its_name_back() -> None:
+    names = [path.stem for path in (config_dir() / "model").glob("*.yaml") if path.stem != "ladder"]
+    assert {name: model_name(num_params(name)) for name in names} == {name: name for name in names}
