@@ -140,7 +140,7 @@ def _attempt(
             send_to_wandb(record)
 
         if process.rank == 0:
-            print(describe_epochs(run, corpus.train.num_tokens), flush=True)
+            print(describe_epochs(run), flush=True)
         session = Session(folder, execution, communicator, device, attempt, should_stop, report, versions())
         _open_record(run, folder, corpus, communicator, attempt)
         trainer = Trainer(run, corpus, session)
@@ -159,6 +159,7 @@ def check_can_run(run: RunConfig, folder: RunFolder | None = None) -> Corpus:
     """The run's corpus; a run that this corpus cannot feed raises `ConfigError`. `folder`: where it may have begun."""
     from muloco_runner.data.check import check_vocabulary
     from muloco_runner.data.corpus import load_corpus
+    from muloco_runner.data.mixed_split import token_counts
 
     header = folder.read_header() if folder else None
     corpus = load_corpus(run.data, header.corpus_hash if header else None)
@@ -170,9 +171,10 @@ def check_can_run(run: RunConfig, folder: RunFolder | None = None) -> Corpus:
     check_vocabulary(run, corpus.vocab_size)
     length = run.model.sequence_length
     for name, split in (("training", corpus.train), ("validation", corpus.validation)):
-        if split.num_tokens <= length:
+        smallest = min(token_counts(split))
+        if smallest <= length:
             raise ConfigError(
-                f"data: {split.num_tokens} {name} tokens hold no sequence of model.sequence_length={length}: "
+                f"data: {smallest} {name} tokens hold no sequence of model.sequence_length={length}: "
                 "give more text, change data.validation_fraction or lower the length"
             )
     if run.data.validation_tokens < length:

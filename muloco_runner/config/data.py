@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
 from muloco_runner.config.plain import UNNAMED_AT_DEFAULT
@@ -27,6 +28,9 @@ class DataConfig:
     content_hash: str | None = field(default=None, metadata=UNNAMED_AT_DEFAULT)
     """Content hash of the corpus, 16 hex digits, filled in when a run is composed: it names the run in place of `path`,
     and other data is refused. Null for runs of earlier versions, named by the path, and for `python_source`."""
+    mixture: Any = field(default=None, metadata=UNNAMED_AT_DEFAULT)
+    """{FOLDER: WEIGHT, ...}: several prepared folders in place of `path`. A weight is the folder's share of the
+    sequences, once all are scaled to a sum of 1. (OmegaConf takes no mapping in place of None but under Any.)"""
 
     def __post_init__(self) -> None:
         require_choice("data.source", self.source, get_args(DataSource))
@@ -35,13 +39,14 @@ class DataConfig:
             0 < self.validation_fraction < 1,
             f"data.validation_fraction={self.validation_fraction}: must lie between 0 and 1",
         )
+        self._check_mixture()
         if self.source in ("python_source", "python_packages"):
             require(
                 self.path is None,
                 f"data.path={self.path!r} has no effect with data.source={self.source}: "
                 "drop it, or use data=text data.path=FOLDER",
             )
-        else:
+        elif self.mixture is None:
             require(bool(self.path), f"data.source={self.source} needs data.path: name the folder that holds the text")
         default = DataConfig.__dataclass_fields__["validation_fraction"].default
         require(
@@ -49,3 +54,27 @@ class DataConfig:
             f"data.validation_fraction={self.validation_fraction} has no effect with data.source=prepared: "
             "drop it, or give it to `muloco-data prepare`",
         )
+
+    def _check_mixture(self) -> None:
+        if self.mixture is None:
+            return
+        require(
+            isinstance(self.mixture, Mapping) and len(self.mixture) > 0,
+            f"data.mixture={self.mixture}: must be prepared folders and their weights, as {{FOLDER: WEIGHT, ...}}",
+        )
+        require(
+            self.source == "prepared" and self.path is None,
+            "data.mixture takes prepared folders in place of data.path: use data=prepared, and drop data.path",
+        )
+        for folder, weight in self.mixture.items():
+            is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            require(is_number, f"data.mixture: {folder}: {weight!r} is no weight: use a positive number")
+            require_positive("data.mixture", **{str(folder): weight})
+        self.mixture = {str(folder): float(weight) for folder, weight in self.mixture.items()}
+
+    @property
+    def folders(self) -> list[str]:
+        """The prepared folders that are read."""
+        if self.source != "prepared":
+            return []
+        return [str(self.path)] if self.mixture is None else list(self.mixture)

@@ -154,7 +154,8 @@ class RunConfig:
 
         values = names_in_hash(self.to_dict())
         if self.data.content_hash is not None:
-            del values["data"]["path"]
+            # A mixture's weights are part of that content.
+            values["data"] = {key: value for key, value in values["data"].items() if key not in ("path", "mixture")}
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from muloco_runner.config import RunConfig
 from muloco_runner.data.corpus import Corpus, Split
+from muloco_runner.data.mixed_split import part_of_positions, token_counts
 
 _ROUNDS = 4
 
@@ -47,8 +48,12 @@ class TrainingData:
     def __init__(self, corpus: Corpus, run: RunConfig, device: torch.device) -> None:
         self.split, self.run, self.device = corpus.train, run, device
         self.length = run.model.sequence_length
-        self.num_sequences = (self.split.num_tokens - 1) // self.length
-        assert self.num_sequences >= 1
+        counts = np.array(token_counts(self.split), dtype=np.int64)
+        self._sizes = (counts - 1) // self.length
+        """Sequences of each part of a mixture, or of the only one."""
+        self._first_token = np.cumsum(counts) - counts
+        self.num_sequences = int(self._sizes.sum())
+        assert self._sizes.min() >= 1
         self._ahead: dict[tuple[int, int], NDArray[np.int64]] = {}
         """First tokens of the sequences of a (step, worker): known one step early, so that they can be fetched."""
 
@@ -66,27 +71,40 @@ class TrainingData:
         size = self.run.worker_batch_sequences
         share = size // replicas
         first = step * self.run.global_batch_sequences + worker * size + replica * share
-        return self.sequence_numbers(first, share) * self.length
+        parts, positions = part_of_positions(self.split, np.arange(first, first + share, dtype=np.int64))
+        starts = np.empty_like(positions)
+        for part in np.unique(parts).tolist():
+            own = parts == part
+            numbers = self._shuffled(positions[own], int(self._sizes[part]))
+            starts[own] = self._first_token[part] + numbers * self.length
+        return starts
 
     def sequence_numbers(self, first: int, count: int) -> NDArray[np.int64]:
-        """Numbers of the sequences at positions first .. first+count of the endless shuffled stream."""
-        positions = np.arange(first, first + count, dtype=np.int64)
-        epochs = positions // self.num_sequences
+        """Numbers of the sequences at positions first .. first+count of the endless shuffled stream of one split."""
+        return self._shuffled(np.arange(first, first + count, dtype=np.int64), self.num_sequences)
+
+    def _shuffled(self, positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+        epochs = positions // size
         numbers = np.empty_like(positions)
         for epoch in np.unique(epochs):
             in_epoch = epochs == epoch
             key = (self.run.seed << 32) + int(epoch)
-            numbers[in_epoch] = permute(positions[in_epoch] % self.num_sequences, self.num_sequences, key)
+            numbers[in_epoch] = permute(positions[in_epoch] % size, size, key)
         return numbers
 
 
 def validation_batch(corpus: Corpus, run: RunConfig, device: torch.device) -> Batch:
-    """The fixed evaluation set: the first `data.validation_tokens` held-out tokens, in sequences."""
+    """The fixed evaluation set: the first `data.validation_tokens` held-out tokens, in sequences; of a mixture in its
+    shares, as far as the first of its parts reaches."""
     length, split = run.model.sequence_length, corpus.validation
     wanted = min(run.data.validation_tokens, split.num_tokens - 1)
-    count = wanted // length
+    counts = np.array(token_counts(split), dtype=np.int64)
+    parts, positions = part_of_positions(split, np.arange(wanted // length, dtype=np.int64))
+    ends = np.flatnonzero(positions >= (counts[parts] - 1) // length)
+    count = int(ends[0]) if len(ends) else len(positions)
     assert count >= 1
-    return _gather(split, np.arange(count, dtype=np.int64) * length, length, device)
+    starts = (np.cumsum(counts) - counts)[parts[:count]] + positions[:count] * length
+    return _gather(split, starts, length, device)
 
 
 def permute(indices: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:

@@ -18,7 +18,6 @@ from muloco_runner.record import ExitCode
 
 if TYPE_CHECKING:
     from muloco_runner.data.prepared.documents import InputFile
-    from muloco_runner.data.prepared.tokenizer import Tokenizer
 
 EXAMPLES = """\
   muloco-data prepare books/ --out data/books                      every file below books/, one document each, as bytes
@@ -70,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders of them, or hf://datasets/NAME")
     prepare.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="new folder for the result")
     prepare.add_argument(
-        "--tokenizer", default="bytes", metavar="FILE", help="a Hugging Face tokenizer.json; default: bytes"
+        "--tokenizer",
+        default="bytes",
+        metavar="FILE",
+        help="a Hugging Face tokenizer.json, or Llama 3's tokenizer.model; default: bytes",
     )
     prepare.add_argument(
         "--special-tokens",
@@ -192,7 +194,7 @@ def _summary(manifest: Manifest) -> Iterator[str]:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     from muloco_runner.data.prepared.read import PreparedSplit
-    from muloco_runner.data.prepared.tokenizer import Bytes, HuggingFace
+    from muloco_runner.data.prepared.tokenizer import tokenizer_in
 
     folder = arguments.folder
     manifest = read_manifest(folder)
@@ -204,10 +206,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         if damaged:
             raise ConfigError(f"{folder}: not as they were written: {', '.join(damaged)}: prepare the data again")
         print("every file is as it was written")
-    is_bytes = manifest.tokenizer.kind == "bytes"
-    tokenizer: Tokenizer = (
-        Bytes() if is_bytes else HuggingFace(folder / "tokenizer.json", manifest.tokenizer.end_of_document or "none")
-    )
+    tokenizer = tokenizer_in(folder, manifest.tokenizer)
     split = PreparedSplit(folder, getattr(manifest, arguments.split), manifest.dtype)
     for number in range(min(arguments.samples, split.num_documents)):
         # Evenly over the split, so that every kind of input is likely to be seen.

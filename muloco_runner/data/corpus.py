@@ -13,7 +13,7 @@ import hashlib
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 
 from muloco_runner.config import ConfigError, DataConfig
 from muloco_runner.data.check import check_data_path
+from muloco_runner.data.mixed_split import MixedSplit
+from muloco_runner.data.mixture import Part, content_hash, read_parts
 from muloco_runner.data.prepared.documents import FileRange
 from muloco_runner.data.prepared.input_hashes import stamp_of
 from muloco_runner.data.prepared.inputs import documents_of, find_files, named_files, plan_chunks
-from muloco_runner.data.prepared.manifest import FILE_NAME, read_manifest
+from muloco_runner.data.prepared.manifest import FILE_NAME
 from muloco_runner.data.prepared.read import PreparedSplit
 from muloco_runner.data.python_packages import read_documents, source_files
 
@@ -99,8 +101,6 @@ def _load(
     source: str, path: str | None, validation_fraction: float, stamp: Stamp = (), as_before: bool = False
 ) -> Corpus:
     """`stamp` says which state of the files is meant, since they may change while a process lives."""
-    if source == "prepared":
-        return _prepared(Path(str(path)))
     documents: Iterable[tuple[str, bytes]]
     match source:
         case "text":
@@ -139,6 +139,8 @@ def load_corpus(data: DataConfig, started_on: str | None = None) -> Corpus:
     `started_on`: the content hash of the data that a run was started on. Where that was text as earlier versions read
     it, it is read so again.
     """
+    if data.source == "prepared":
+        return _prepared(read_parts(data))
     corpus = _load(data.source, data.path, data.validation_fraction, stamp_of_data(data))
     if data.source == "text" and data.content_hash is None and started_on not in (None, corpus.content_hash):
         before = load_corpus_as_before(data)
@@ -162,7 +164,7 @@ def stamp_of_data(data: DataConfig) -> Stamp:
         case "text" if os.path.exists(str(data.path)):
             files = named_files([Path(str(data.path))])
         case _:
-            files = [(FILE_NAME, Path(str(data.path)) / FILE_NAME)]
+            files = [(folder, Path(folder) / FILE_NAME) for folder in data.folders]
     return tuple(sorted((name, *stamp_of(str(file))) for name, file in files if os.path.exists(file)))
 
 
@@ -173,14 +175,20 @@ def _stamp_of_python_source() -> Stamp:
     return tuple(sorted((path.relative_to(root).as_posix(), *stamp_of(str(path))) for path in paths))
 
 
-def _prepared(folder: Path) -> Corpus:
-    manifest = read_manifest(folder)
+def _prepared(parts: Sequence[Part]) -> Corpus:
+    manifests = [part.manifest for part in parts]
+    train, validation = (
+        [PreparedSplit(part.folder, getattr(part.manifest, split), part.manifest.dtype) for part in parts]
+        for split in ("train", "validation")
+    )
+    shares = [part.share for part in parts]
+    bytes_per_token = [manifest.validation.num_bytes / manifest.validation.num_tokens for manifest in manifests]
     return Corpus(
-        PreparedSplit(folder, manifest.train, manifest.dtype),
-        PreparedSplit(folder, manifest.validation, manifest.dtype),
-        manifest.vocab_size,
-        manifest.content_hash,
-        manifest.validation.num_bytes / manifest.validation.num_tokens,
+        MixedSplit(train, shares) if len(parts) > 1 else train[0],
+        MixedSplit(validation, shares) if len(parts) > 1 else validation[0],
+        max(manifest.vocab_size for manifest in manifests),
+        content_hash(parts),
+        sum(share * each for share, each in zip(shares, bytes_per_token, strict=True)),
     )
 
 
@@ -266,6 +274,9 @@ def _baselines(
 
 def baselines(data: DataConfig) -> dict[str, float]:
     """Validation loss, nats per token, of the unigram and the bigram model counted on the training text (add-one):
-    what a model that learnt nothing but frequencies would reach. Empty for a vocabulary too large to count pairs of.
+    what a model that learnt nothing but frequencies would reach. Empty for a vocabulary too large to count pairs of,
+    and for a mixture, whose frequencies depend on its shares.
     """
+    if data.mixture is not None:
+        return {}
     return _baselines(data.source, data.path, data.validation_fraction, data.validation_tokens, stamp_of_data(data))

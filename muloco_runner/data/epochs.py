@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from muloco_runner.config import DataConfig, RunConfig
+from muloco_runner.config import RunConfig
 from muloco_runner.data.identity import contents_of
 
 
-def describe_epochs(run: RunConfig, train_tokens: int) -> str:
-    """One line on a run and the training tokens of its text."""
-    return _line([run], run.data.path or run.data.source, train_tokens)
+def describe_epochs(run: RunConfig) -> str:
+    """One line on a run and its text; empty for a text that is not there."""
+    return "".join(epochs_of_sweep([run]))
 
 
 def epochs_of_sweep(runs: Sequence[RunConfig]) -> list[str]:
     """One line for each text that the runs are trained on; none for a text that is not there."""
-    by_data: dict[tuple[str, str | None, float], list[RunConfig]] = {}
+    by_data: dict[str, list[RunConfig]] = {}
     for run in runs:
-        by_data.setdefault((run.data.source, run.data.path, run.data.validation_fraction), []).append(run)
+        by_data.setdefault(repr(run.data), []).append(run)
     lines = []
-    for values, own in by_data.items():
-        contents = contents_of(DataConfig(*values))
+    for own in by_data.values():
+        data = own[0].data
+        contents = contents_of(data)
         if contents is not None:
-            lines.append(_line(own, values[1] or values[0], contents.train_tokens))
+            name = "mixture of " + ", ".join(data.mixture) if data.mixture else data.path or data.source
+            lines.append(_line(own, name, contents.train_tokens))
     return lines
 
 

@@ -13,11 +13,10 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from muloco_runner.config import ConfigError, DataConfig, RunConfig
-from muloco_runner.data.prepared.manifest import read_manifest
+from muloco_runner.data.mixture import content_hash, read_parts, tokens_before_repeating
 from muloco_runner.record import RecordError, RunFolder, write_atomically
 
 _READING = 1
@@ -62,6 +61,7 @@ class Contents:
 
     content_hash: str
     train_tokens: int
+    """Until text repeats."""
 
 
 def contents_of(data: DataConfig) -> Contents | None:
@@ -69,10 +69,10 @@ def contents_of(data: DataConfig) -> Contents | None:
     match data.source:
         case "prepared":
             try:
-                manifest = read_manifest(Path(str(data.path)))
+                parts = read_parts(data)
             except ConfigError:
                 return None
-            return Contents(manifest.content_hash, manifest.train.num_tokens)
+            return Contents(content_hash(parts), tokens_before_repeating(parts))
         case "text":
             return _contents_in_memory(data) if os.path.exists(str(data.path)) else None
         case "python_packages":
@@ -106,9 +106,12 @@ def _cache_folder() -> Path:
 
 def _remembering(content_of: Callable[[DataConfig], str | None]) -> Callable[[DataConfig], str | None]:
     """`content_of`, asked once for each data: a sweep has thousands of runs on one."""
+    known: dict[str, str | None] = {}
 
-    @cache
-    def by_values(source: str, path: str | None, validation_fraction: float) -> str | None:
-        return content_of(DataConfig(source, path, validation_fraction))
+    def remembered(data: DataConfig) -> str | None:
+        key = repr(data)
+        if key not in known:
+            known[key] = content_of(data)
+        return known[key]
 
-    return lambda data: by_values(data.source, data.path, data.validation_fraction)
+    return remembered

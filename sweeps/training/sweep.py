@@ -56,7 +56,7 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False) -> Sweep:
     sweep = OmegaConf.to_container(tree.sweep, resolve=True) if name else {"grids": [{}]}
     assert isinstance(sweep, dict)
     runs = expand({str(key): value for key, value in sweep.items()}, narrowing, allow_large=allow_large)
-    for run in {(run.data.path, run.model.vocab_size): run for run in runs}.values():
+    for run in {(repr(run.data), run.model.vocab_size): run for run in runs}.values():
         check_data(run)
     root = Path(app.root)
     # Several paths may lead to one text.

@@ -41,7 +41,7 @@ class SplitManifest:
 @dataclass
 class TokenizerManifest:
     kind: str
-    """bytes, or huggingface: then tokenizer.json lies beside the manifest."""
+    """bytes; huggingface or tiktoken: then tokenizer.json or tokenizer.model lies beside the manifest."""
     sha256: str | None = None
     end_of_document: str | None = None
     """Token appended to every document."""

@@ -38,7 +38,7 @@ from muloco_runner.data.prepared.input_hashes import changed_since, contents, ha
 from muloco_runner.data.prepared.inputs import plan_chunks
 from muloco_runner.data.prepared.manifest import FILE_NAME, Manifest, SplitManifest, TokenFiles, read_manifest
 from muloco_runner.data.prepared.named_datasets import KIND, described
-from muloco_runner.data.prepared.tokenizer import open_tokenizer
+from muloco_runner.data.prepared.tokenizer import open_tokenizer, tokenizer_file
 from muloco_runner.record import write_atomically
 
 PLAN = "plan.json"
@@ -290,9 +290,8 @@ def _finish(
     )
     manifest.content_hash = manifest.hash_of_content()
     if options.tokenizer != "bytes":
-        source = Path(options.tokenizer)
-        source = source / "tokenizer.json" if source.is_dir() else source
-        write_atomically(folder / "tokenizer.json", source.read_bytes())
+        name = {"huggingface": "tokenizer.json", "tiktoken": "tokenizer.model"}[manifest.tokenizer.kind]
+        write_atomically(folder / name, tokenizer_file(Path(options.tokenizer)).read_bytes())
     write_atomically(folder / FILE_NAME, manifest.to_json())
     return manifest
 

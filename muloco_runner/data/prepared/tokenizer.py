@@ -1,4 +1,4 @@
-"""Tokenizers turn text into token numbers: bytes as they are, or a Hugging Face tokenizer.json."""
+"""Tokenizers turn text into token numbers: bytes as they are, tokenizer.json, or tiktoken's tokenizer.model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muloco_runner.config import ConfigError
+from muloco_runner.data.prepared import tiktoken_file
 from muloco_runner.data.prepared.manifest import TokenizerManifest
+from muloco_runner.data.prepared.tiktoken_file import read_encoding
 
 _USUAL_ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>")
 _LONGEST_PIECE = 2_000_000
@@ -70,20 +73,7 @@ class HuggingFace:
         self._sha256 = hashlib.sha256(content).hexdigest()
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
-        if end_of_document is None:
-            end_of_document = next((token for token in _USUAL_ENDS if token in vocabulary), None)
-        if end_of_document is None:
-            raise ConfigError(
-                f"tokenizer {file} has none of the usual ends of a document ({', '.join(_USUAL_ENDS)}): "
-                "give --end-of-document TOKEN, or --end-of-document none to go without"
-            )
-        if end_of_document != "none" and end_of_document not in vocabulary:
-            raise ConfigError(
-                f"--end-of-document {end_of_document}: not a token of {file}; usual ones are "
-                f"{', '.join(_USUAL_ENDS)}, and `none` goes without"
-            )
-        self._end = None if end_of_document == "none" else end_of_document
-        self._end_id = None if self._end is None else vocabulary[self._end]
+        self._end, self._end_id = _end_of_document(file, vocabulary, end_of_document)
         self._broken: re.Pattern[str] | None = None
         if special_tokens == "text":
             self._tokenizer.encode_special_tokens = True
@@ -116,6 +106,52 @@ class HuggingFace:
         return TokenizerManifest("huggingface", self._sha256, self._end, self._end_id)
 
 
+class Tiktoken:
+    """`tokenizer.model` of tiktoken, with the arguments of `HuggingFace`."""
+
+    def __init__(self, file: Path, end_of_document: str | None = None, special_tokens: str = "text") -> None:
+        self._encoding = read_encoding(file)
+        self._sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        self.vocab_size = int(self._encoding.n_vocab)
+        names = {name: self._encoding.encode_single_token(name) for name in self._encoding.special_tokens_set}
+        self._end, self._end_id = _end_of_document(file, names, end_of_document)
+        self._allowed = self._encoding.special_tokens_set if special_tokens == "token" else set()
+
+    def encode(self, texts: list[bytes]) -> list[NDArray[np.integer[Any]]]:
+        end = [] if self._end_id is None else [self._end_id]
+        return [np.array([*self._ids(text.decode()), *end], dtype=np.uint32) for text in texts]
+
+    def _ids(self, text: str) -> Iterator[int]:
+        for piece in _pieces(text):
+            yield from self._encoding.encode(piece, allowed_special=self._allowed, disallowed_special=())
+
+    def decode(self, tokens: NDArray[np.integer[Any]]) -> str:
+        text: str = self._encoding.decode(tokens.tolist())
+        return text
+
+    def describe(self) -> TokenizerManifest:
+        return TokenizerManifest("tiktoken", self._sha256, self._end, self._end_id)
+
+
+def _end_of_document(file: Path, vocabulary: dict[str, int], wanted: str | None) -> tuple[str | None, int | None]:
+    """The token that ends documents and its number, None for none; one that is not there raises `ConfigError`."""
+    usual = ", ".join(_USUAL_ENDS)
+    if wanted is None:
+        wanted = next((token for token in _USUAL_ENDS if token in vocabulary), None)
+    if wanted is None:
+        raise ConfigError(
+            f"tokenizer {file} has none of the usual ends of a document ({usual}): "
+            "give --end-of-document TOKEN, or --end-of-document none to go without"
+        )
+    if wanted == "none":
+        return None, None
+    if wanted not in vocabulary:
+        raise ConfigError(
+            f"--end-of-document {wanted}: not a token of {file}; usual ones are {usual}, and `none` goes without"
+        )
+    return wanted, vocabulary[wanted]
+
+
 def _names_to_break(tokenizer: Any, end: str | None) -> re.Pattern[str] | None:
     """Names of special tokens that the tokenizer takes for the token even in text: some stand in its own vocabulary, or
     are added without being marked as special."""
@@ -138,14 +174,39 @@ def _pieces(text: str) -> list[str]:
 
 
 def open_tokenizer(name: str, end_of_document: str | None, special_tokens: str = "text") -> Tokenizer:
-    """`bytes`, or the path of a tokenizer.json or of the folder that holds one."""
+    """`bytes`, or the path of a tokenizer.json or tokenizer.model, or of the folder that holds one."""
     if name == "bytes":
         if special_tokens != "text":
             raise ConfigError("--special-tokens has no effect on bytes: drop it, or give --tokenizer FILE")
         if end_of_document not in (None, "none"):
             raise ConfigError("--end-of-document has no effect on bytes: drop it, or give --tokenizer FILE")
         return Bytes()
-    file = Path(name) / "tokenizer.json" if Path(name).is_dir() else Path(name)
+    file = tokenizer_file(Path(name))
     if not file.is_file():
-        raise ConfigError(f"--tokenizer {name}: no such file; give a tokenizer.json, or `bytes`")
-    return HuggingFace(file, end_of_document, special_tokens)
+        raise ConfigError(f"--tokenizer {name}: no such file; give a tokenizer.json, a tokenizer.model, or `bytes`")
+    kind = Tiktoken if file.suffix in (".model", ".tiktoken") else HuggingFace
+    return kind(file, end_of_document, special_tokens)
+
+
+def tokenizer_file(given: Path) -> Path:
+    """The file of a tokenizer, which is given itself or by its folder."""
+    if not given.is_dir():
+        return given
+    names = ("tokenizer.json", tiktoken_file.FILE_NAME)
+    return next((given / name for name in names if (given / name).exists()), given / names[0])
+
+
+def tokenizer_in(folder: Path, tokenizer: TokenizerManifest) -> Tokenizer:
+    """The tokenizer with which a folder was prepared."""
+    end = tokenizer.end_of_document or "none"
+    match tokenizer.kind:
+        case "bytes":
+            return Bytes()
+        case "huggingface":
+            return HuggingFace(folder / "tokenizer.json", end)
+        case "tiktoken":
+            return Tiktoken(folder / tiktoken_file.FILE_NAME, end)
+        case other:
+            raise ConfigError(
+                f"{folder}: prepared with a tokenizer of kind {other!r}, which this program does not know"
+            )

@@ -88,7 +88,7 @@ def test_a_run_says_how_often_it_sees_its_text(
 ) -> None:
     tokens = load_corpus(DataConfig("python_packages")).train.num_tokens
     one = run("model=29k", "tokens_per_parameter=20")
-    line = describe_epochs(one, tokens)
+    line = describe_epochs(one)
     assert f"{tokens:,} training tokens, {one.num_tokens / tokens:.2f} epochs" in line
     assert f"repeats above {tokens / 20:,.0f} parameters at 20 tokens each" in line
     small = run("model=29k", "tokens_per_parameter=0.1", "global_batch_tokens=256")
