@@ -67,7 +67,16 @@ def _without_odd_budgets(runs: pd.DataFrame, found: Findings) -> pd.DataFrame:
     per_parameter = runs["num_tokens"].fillna(runs["tokens_per_parameter"] * runs["num_params"]) / runs["num_params"]
     usual = float(per_parameter.median())
     odd = per_parameter[(np.log(per_parameter / usual)).abs() > math.log(_BUDGET_FACTOR)]
-    if odd.empty or len(odd) >= 0.25 * len(runs):
+    if odd.empty:
+        return runs
+    if len(odd) >= 0.25 * len(runs):
+        middle = math.sqrt(float(per_parameter.min()) * float(per_parameter.max()))
+        low, high = per_parameter[per_parameter <= middle], per_parameter[per_parameter > middle]
+        found.unusable["num_params"] = (
+            f"tokens per parameter are {_ratio(float(low.median()))} in {len(low)} rows and "
+            f"{_ratio(float(high.median()))} in {len(high)}: num_params, or the tokens, are in two units; give all rows "
+            "one unit"
+        )
         return runs
     reasons = {
         row: f"damaged: tokens per parameter are {_ratio(value)} here and {_ratio(usual)} elsewhere"

@@ -91,6 +91,12 @@ def test_a_size_in_another_unit_than_the_others_is_left_out_by_name() -> None:
     )
 
 
+def test_half_the_rows_in_another_unit_stop_laws_of_size() -> None:
+    halves = np.where(np.arange(20) % 2, 1.0, 1e-6)
+    found = read(table(num_tokens=20 * SIZES).assign(num_params=SIZES * halves))
+    assert "are 20 in 10 rows and 2e+07 in 10: " in found.unusable["num_params"]
+
+
 def test_sizes_without_embeddings_drift() -> None:
     tokens = 20 * (SIZES + 3e6)
     both = read(table(num_tokens=tokens, tokens_per_parameter=20))
