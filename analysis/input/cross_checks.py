@@ -74,8 +74,8 @@ def _without_odd_budgets(runs: pd.DataFrame, found: Findings) -> pd.DataFrame:
         low, high = per_parameter[per_parameter <= middle], per_parameter[per_parameter > middle]
         found.unusable["num_params"] = (
             f"tokens per parameter are {_ratio(float(low.median()))} in {len(low)} rows and "
-            f"{_ratio(float(high.median()))} in {len(high)}: num_params, or the tokens, are in two units; give all rows "
-            "one unit"
+            f"{_ratio(float(high.median()))} in {len(high)}: num_params, or the tokens, are in two units; give all "
+            "rows one unit"
         )
         return runs
     reasons = {
