@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from muloco_runner.config import ConfigError
 from sweeps.engine.cluster import (
     Cluster,
     JobEnd,
@@ -93,6 +94,7 @@ class Controller:
         self.state: SweepState = replay.state
         self.damage: list[Damage] = replay.damage
         self.ledger.end = replay.end
+        self._refuse_others_jobs()
         self._snapshot_at = replay.end.lines - replay.num_events
         """Lines of the ledger that the newest snapshot stands for."""
         self.cluster = make_cluster(self.config, folder.cluster_dir)
@@ -110,6 +112,16 @@ class Controller:
         self._cancel_sent_at: dict[str, float] = {}
         self._refusals: Counter[str] = Counter()
         """Refused submissions in a row, by allocation."""
+
+    def _refuse_others_jobs(self) -> None:
+        """A scheduler shows and ends a job for its owner alone: to anybody else it would look lost."""
+        owner = self.folder.others_jobs(self.state.jobs)
+        if owner is not None:
+            self.lease.release()
+            raise ConfigError(
+                f"sweep {self.folder.name} has jobs of {owner} in flight, which only {owner} can watch and cancel: ask "
+                f"{owner} to launch it; while that controller runs, it carries out what others with access ask for"
+            )
 
     def run(self, on_tick: Callable[[Tick], None] = lambda tick: None) -> SweepState:
         """Ticks until the sweep is over. Ctrl-C ends it in order: local work checkpoints, a scheduler's jobs run on."""
@@ -174,6 +186,8 @@ class Controller:
         plan = decide(self.state, self.config, limits, now, self.estimates.minutes_of)
         for tag in plan.cancel_pending:
             self._record("withdrawing", tag=tag)
+        for move in plan.moves:
+            self._record("withdrawing", tag=move.tag, to=move.to, waited_minutes=move.waited_minutes)
         self._send_cancellations(now)
         return plan
 

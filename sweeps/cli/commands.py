@@ -27,7 +27,7 @@ from sweeps.controller import Controller
 from sweeps.engine.cluster import Cluster, Limits, Refused
 from sweeps.engine.decide import decide
 from sweeps.engine.outcome import Progress
-from sweeps.engine.quota import PER_JOB, Verdict, all_limits, held_by_sweep
+from sweeps.engine.quota import PER_JOB, Verdict, VerdictKind, all_limits, held_by_sweep
 from sweeps.engine.run_states import RunState
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.works import Shape
@@ -243,13 +243,28 @@ def _send(
         result = CommandResult(folder.name, arguments.name)
         if found is not None:
             event, result.values = found
-            folder.send(event, **result.values)
             try:
-                Controller(folder, snapshot.definition, make_cluster).apply_pending_commands()
-            except LeaseHeld:
-                result.at_next_tick = True
+                result.at_next_tick = _carry_out(folder, snapshot.definition, event, result.values)
+            except PermissionError:
+                who = snapshot.owner or "whoever may write there"
+                raise ConfigError(
+                    f"{arguments.name}: {folder.path}: only {who} may change this sweep; everybody who can read it may "
+                    "use status, watch, explain and logs"
+                ) from None
         print(json.dumps(result.to_dict()) if arguments.json else result.to_text(done))
     return ExitCode.FINISHED
+
+
+def _carry_out(folder: SweepFolder, definition: Definition, event: str, values: Mapping[str, Any]) -> bool:
+    """Return whether a running controller will do it at its next tick; else it is done."""
+    try:
+        controller = Controller(folder, definition, make_cluster)
+    except LeaseHeld:
+        folder.send(event, **values)
+        return True
+    folder.send(event, **values)
+    controller.apply_pending_commands()
+    return False
 
 
 @dataclass
@@ -303,6 +318,8 @@ class Snapshot:
         self.now = time.time()
         self.holder = read_holder(folder.lease_dir)
         self.is_controlled = self.holder is not None and self.holder.is_alive
+        self.owner = folder.owner
+        """Whose sweep it is, where it is not the reader's."""
 
     def selected(self, filters: Sequence[str]) -> list[RunState]:
         return [self.state.runs[work.name] for work in select(self.definition.works, filters)]
@@ -345,6 +362,10 @@ class Snapshot:
             return self.last_verdicts
         if not self.is_controlled or not self.state.counts["waiting"]:
             return {}
+        if self._is_unseen:
+            return dict.fromkeys(
+                self.state.waiting, Verdict(VerdictKind.WAIT, f"only {self.owner} sees for which limit")
+            )
         try:
             live = self._cluster.limits(self.folder.owns)
         except (OSError, Refused):
@@ -354,7 +375,7 @@ class Snapshot:
     def limits(self) -> list[dict[str, Any]]:
         """Return all limits as they are now, with what this sweep and others use of them."""
         try:
-            live = self._cluster.limits(self.folder.owns)
+            live = Limits() if self._is_unseen else self._cluster.limits(self.folder.owns)
         except (OSError, Refused):
             live = Limits()
         used = held_by_sweep(self.config, self.state)
@@ -378,10 +399,17 @@ class Snapshot:
         # Observing local slots starts them, which only the controller may do.
         if not jobs or not self._cluster.outlives_controller:
             return {}
+        if self._is_unseen:
+            return dict.fromkeys(tags, f"in the queue of {self.owner}")
         try:
             return {tag: seen.reason for tag, seen in self._cluster.observe(jobs).jobs.items()}
         except OSError:
             return {}
+
+    @property
+    def _is_unseen(self) -> bool:
+        """Whether the reader's own jobs and limits, which a scheduler shows, are not the sweep's."""
+        return self.owner is not None and self._cluster.outlives_controller
 
     @cached_property
     def _cluster(self) -> Cluster:

@@ -54,9 +54,18 @@ class AllocationConfig:
     """Main memory of each node that a job asks for, in GiB; None takes the cluster's default."""
     max_memory_gigabytes: float | None = None
     """After an attempt that ran out of main memory the next asks for twice as much, up to this; None for no more."""
+    price_per_gpu_hour: float | dict[str, float] = 0.0
+    """In any unit, the same for all allocations; of one in several partitions also by partition. Of allocations where a
+    run would end at the same time the cheapest gets it (`sweeps.engine.decide`)."""
     quota: QuotaConfig = field(default_factory=QuotaConfig)
     options: dict[str, Any] = field(default_factory=dict)
     """Settings that only the cluster's kind knows; in the file they stand beside the others."""
+
+    @property
+    def highest_price(self) -> float:
+        """What a GPU-hour costs wherever in the allocation a job may run."""
+        price = self.price_per_gpu_hour
+        return max(price.values(), default=0.0) if isinstance(price, dict) else price
 
 
 @dataclass
@@ -169,6 +178,10 @@ def _read_allocation(at: str, entry: Any, option_keys: Collection[str]) -> Alloc
         raise ConfigError(f"{at}: name must be given")
     longest = entry.get("max_wall_minutes", 24 * 60)
     minutes = checked_minutes(f"{at}.max_wall_minutes", longest)
+    price = entry.get("price_per_gpu_hour", 0.0)
+    for one in price.values() if isinstance(price, Mapping) else [price]:
+        if not _is_number(one) or one < 0:
+            raise ConfigError(f"{at}.price_per_gpu_hour={price}: give a number, zero or more, or one by partition")
     allocation = _allocation({**entry, "quota": vars(quota), "max_wall_minutes": minutes})
     least, most = allocation.memory_gigabytes, allocation.max_memory_gigabytes
     check_memory(at, least, most)

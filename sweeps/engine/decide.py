@@ -2,9 +2,14 @@
 
 Widest first. A run that does not fit now keeps a reservation at the earliest time it could start; narrower ones go
 before it only where they end by then or leave its nodes free (EASY backfill), so that none starves. Runs smaller than a
-node that is handed out whole are packed together: of one width first, narrower ones into what is left. Of several
-allocations each run takes the one where it will be done first. Runs of one shape differ in length only, so a tick looks
-at the shapes, not at every run.
+node that is handed out whole are packed together: of one width first, narrower ones into what is left. Runs of one
+shape differ in length only, so a tick looks at the shapes, not at every run.
+
+Of several allocations with room each run takes the one where it will end first, by its length and the waits that the
+sweep has seen there; of those that differ by less than a minute the cheapest by GPU-hour, then the one where fewest of
+the sweep's jobs wait. A job that has waited moves where room is left after that and none of the sweep's jobs waits: it
+is cancelled while it is pending and submitted anew, which counts as no attempt. It moves once it has waited as long as
+the last one did in its new place, and twice as long as when jobs last left its own, so that none goes back and forth.
 """
 
 from __future__ import annotations
@@ -26,8 +31,22 @@ from sweeps.engine.wall_time import indivisible_minutes, job_minutes, minutes_le
 from sweeps.engine.work import Attempt, Work, expected_minutes
 from sweeps.engine.works import Shape, shape_of
 
+_SAME_END_MINUTES = 1.0
+"""Ends that differ by no more are as good as each other."""
+_LEAST_WAIT_MINUTES = 5.0
+"""A pending job keeps its place in a queue at least so long."""
 _AVOID_NODE_SECONDS = 6 * 3600.0
 """How long a node is avoided after it failed a run."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """A pending job to be cancelled, since another allocation has room for it."""
+
+    tag: str
+    to: str
+    waited_minutes: float
+    """The longest wait of the sweep's jobs that are pending where it is."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +56,7 @@ class Plan:
     submit: list[JobRequest] = field(default_factory=list)
     cancel_pending: list[str] = field(default_factory=list)
     """Tags of pending jobs that must not start: a limit was lowered, or others now use what they were to get."""
+    moves: list[Move] = field(default_factory=list)
     verdicts: dict[Shape, Verdict] = field(default_factory=dict)
     """Why the longest waiting run of each shape cannot start now."""
     unschedulable: bool = False
@@ -101,7 +121,8 @@ def decide(
     for shape in filling.shapes:
         filling.fill(shape)
     unschedulable = not filling.submit and _is_unschedulable(state, capacities)
-    return Plan(filling.submit, cancel_pending, filling.verdicts, unschedulable)
+    moves = list(_moves(state, capacities, now, cancel_pending))
+    return Plan(filling.submit, cancel_pending, moves, filling.verdicts, unschedulable)
 
 
 def _capacities(
@@ -146,9 +167,7 @@ class _Filling:
             answers = {one.allocation.name: one.verdict_on(shape, minutes, self.now, wall) for one in self.capacities}
             free = [one for one in self.capacities if answers[one.allocation.name].kind is VerdictKind.RUN]
             if free:
-                self._add_job(
-                    shape, minutes, min(free, key=lambda one: (one.minutes_to_end(shape, minutes), one.num_queued))
-                )
+                self._add_job(shape, minutes, _first_to_end(shape, minutes, free))
                 continue
             self.verdicts.setdefault(shape, _combined(answers))
             if wall > max(one.longest_wall_minutes(shape) for one in self.capacities):
@@ -178,14 +197,68 @@ class _Filling:
         self.submit.append(request)
 
 
+def _first_to_end(shape: Shape, minutes: float, capacities: Sequence[Capacity]) -> Capacity:
+    """The allocation, of several that have room, for a run of that shape and length."""
+    ends = [one.minutes_to_end(shape, minutes) for one in capacities]
+    equal = [n for n, end in enumerate(ends) if end <= min(ends) + _SAME_END_MINUTES]
+    best = min(equal, key=lambda n: (capacities[n].allocation.highest_price, capacities[n].num_queued, ends[n]))
+    return capacities[best]
+
+
+def _moves(
+    state: SweepState, capacities: Sequence[Capacity], now: float, cancel_pending: Sequence[str]
+) -> Iterator[Move]:
+    """Pending jobs, the newest first, for which another allocation has room."""
+    waits = {one.allocation.name: _pending_minutes(one.allocation.name, state, now) for one in capacities}
+    without_queue = [one for one in capacities if not one.num_queued]
+    for job in reversed(state.jobs.values()):
+        if job.started_at is not None or job.job_id is None or job.cancel_pending or job.cancelling is not None:
+            continue
+        here, request = job.request.allocation, job.request
+        waited = waits.get(here, 0.0)
+        if job.tag in cancel_pending or waited < max(_LEAST_WAIT_MINUTES, 2 * state.left_after.get(here, 0.0)):
+            continue
+        works = [attempt.work for attempt in request.attempts]
+        shape = shape_of(works[0])
+        minutes, wall = job_minutes(request), max(indivisible_minutes(work) for work in works)
+        room = [
+            one
+            for one in without_queue
+            if one.allocation.name != here
+            and waited >= _latest_wait(one.allocation.name, state)
+            and one.slots(shape) >= len(works)
+            and one.verdict_on(shape, minutes, now, wall).kind is VerdictKind.RUN
+        ]
+        if room:
+            to = _first_to_end(shape, minutes, room)
+            to.add(request, now + 60 * minutes)
+            yield Move(job.tag, to.allocation.name, waited)
+
+
+def _latest_wait(allocation: str, state: SweepState) -> float:
+    """Minutes that the job waited that started there last, or those that made jobs leave, whichever are more."""
+    started = [
+        (job.started_at, (job.started_at - job.intended_at) / 60)
+        for job in state.jobs.values()
+        if job.request.allocation == allocation and job.started_at is not None
+    ]
+    return max(max(started, default=(0.0, 0.0))[1], state.left_after.get(allocation, 0.0))
+
+
+def _pending_minutes(allocation: str, state: SweepState, now: float) -> float:
+    """The longest wait of the sweep's jobs that are pending there."""
+    jobs = [job for job in state.jobs.values() if job.request.allocation == allocation and job.started_at is None]
+    return max(((now - job.intended_at) / 60 for job in jobs), default=0.0)
+
+
 def _queue_minutes(allocation: str, state: SweepState, now: float) -> float:
-    """The longest wait in the queue of the sweep's jobs that are pending or running."""
+    """The longest wait in the queue of the sweep's jobs that are pending or running, or have left for another one."""
     waits = [
         (now if job.started_at is None else job.started_at) - job.intended_at
         for job in state.jobs.values()
         if job.request.allocation == allocation
     ]
-    return max(waits, default=0.0) / 60
+    return max(max(waits, default=0.0) / 60, state.left_after.get(allocation, 0.0))
 
 
 def _jobs_to_cancel(capacity: Capacity, state: SweepState) -> Iterator[str]:

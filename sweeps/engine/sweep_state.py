@@ -73,6 +73,9 @@ class SweepState:
     """Set while running, by resource name; they take the place of the cluster file's quota."""
     defer_until: dict[str, float] = field(default_factory=dict)
     """Unix seconds until which an allocation is left alone after a refusal, by allocation."""
+    left_after: dict[str, float] = field(default_factory=dict)
+    """Minutes that a job had waited in an allocation when jobs were last moved away from it, by allocation; forgotten
+    once one starts there."""
     commands: set[str] = field(default_factory=set)
     """People's commands that have been carried out."""
     counters: Counters = field(default_factory=Counters)
@@ -170,6 +173,7 @@ class SweepState:
     def _started(self, event: Event) -> None:
         if event["tag"] in self.jobs:
             self.jobs[event["tag"]].started_at = event["at"]
+            self.left_after.pop(self.jobs[event["tag"]].request.allocation, None)
         for run, attempt in self._attempts_of(event["tag"]):
             self._leave(run)
             attempt.started_at, attempt.nodes = event["at"], tuple(event["nodes"])
@@ -179,6 +183,8 @@ class SweepState:
         if event["tag"] in self.jobs:
             self.jobs[event["tag"]].cancel_pending = True
             self.jobs[event["tag"]].hold = event.get("hold", "")
+            if "to" in event:
+                self.left_after[self.jobs[event["tag"]].request.allocation] = event["waited_minutes"]
 
     def _cancelling(self, event: Event) -> None:
         if event["tag"] in self.jobs:

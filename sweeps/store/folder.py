@@ -12,10 +12,14 @@ controller.log    what a detached controller prints
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import pwd
 import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +85,23 @@ class SweepFolder:
     @property
     def controller_log(self) -> Path:
         return self.path / "controller.log"
+
+    @property
+    def owner(self) -> str | None:
+        """Name of the user who launched it, where that is somebody else; None where it is this process's own."""
+        uid = self.definition_file.stat().st_uid
+        return None if uid == os.getuid() else _name_of(uid)
+
+    def others_jobs(self, tags: Iterable[str]) -> str | None:
+        """Name of the user whose controller submitted one of those jobs, where that is not who holds the lease."""
+        # As the file system sees this process: some map root to somebody else.
+        own = max(self.lease_dir.glob("[0-9]*")).stat().st_uid
+        for tag in tags:
+            with contextlib.suppress(FileNotFoundError):
+                uid = (self.path / "jobs" / f"{tag}.json").stat().st_uid
+                if uid != own:
+                    return _name_of(uid)
+        return None
 
     @property
     def tag_prefix(self) -> str:
@@ -154,6 +175,13 @@ class SweepFolder:
             except ValueError:
                 path.unlink()
         return found
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 def _past_request(event: Event, runs: Runs) -> JobRequest:

@@ -46,6 +46,7 @@ def write_snapshot(path: Path, definition: Definition, state: SweepState, end: P
         "paused": state.paused,
         "own_limits": state.own_limits,
         "defer_until": state.defer_until,
+        "left_after": state.left_after,
         "commands": sorted(state.commands),
         "tally": state.counters.to_dict(),
         "waiting": [
@@ -100,6 +101,7 @@ def _state(values: dict[str, Any], works: Works, lines: list[bytes]) -> SweepSta
         paused=values["paused"],
         own_limits=values["own_limits"],
         defer_until=values["defer_until"],
+        left_after=values.get("left_after", {}),
         commands=set(values["commands"]),
         counters=Counters.from_dict(values["tally"]),
         waiting=waiting,

@@ -17,6 +17,7 @@ from sweeping import GPU, SampleSweep, put_before, sampled_nodes
 
 from sweeps.clusters.slurm.slurm_cluster import SlurmCluster
 from sweeps.controller import Tick
+from sweeps.engine import decide
 from sweeps.engine.cluster import Resource
 
 pytestmark = pytest.mark.slurm
@@ -71,6 +72,21 @@ def test_a_killed_controllers_submission_is_waited_for(slurm: EmulatedSlurm, tmp
         first.run()
     assert any("has submitted its jobs" in words for words in said)
     assert work_of([first, second]) == {"done"}
+    assert max(samples) == 1
+
+
+def test_a_pending_job_moves_to_an_allocation_that_frees_up(
+    slurm: EmulatedSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decide, "_LEAST_WAIT_MINUTES", 0.05)
+    full = {**GPU, "name": "full", "quota": {"nodes": 1}, "sbatch": {"begin": "now+1hour"}}
+    free = {**GPU, "name": "free", "quota": {"nodes": 1}}
+    sweep = SampleSweep(tmp_path, {f"w{n}": {"seconds": [4]} for n in range(2)}, full, free)
+    with sampled_nodes(slurm, every=0.3) as samples:
+        state = sweep.run()
+    assert work_of([sweep]) == {"done"}
+    assert {attempt.allocation for run in state.runs.values() for attempt in run.attempts} == {"free"}
+    assert {len(run.attempts) for run in state.runs.values()} == {1}
     assert max(samples) == 1
 
 

@@ -13,7 +13,7 @@ def values_of(state: SweepState) -> dict[str, Any]:
         "jobs": state.jobs,
         "num_jobs": state.num_jobs,
         "strikes": state.node_failures,
-        "settings": (state.paused, state.own_limits, state.defer_until, state.commands),
+        "settings": (state.paused, state.own_limits, state.defer_until, state.left_after, state.commands),
         "counters": counter_values(state.counters),
         "queues": {shape: [run.work.name for run in queue] for shape, queue in state.waiting.items() if len(queue)},
         "spent": {name: round(hours, 6) for name, hours in state.spent_gpu_hours.items()},

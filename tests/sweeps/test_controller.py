@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from muloco_runner.config import ConfigError
 from muloco_runner.record import RunFolder, RunStatus
 from sweeps.controller import Controller, Tick
 from sweeps.engine.cluster import (
@@ -496,3 +497,18 @@ def test_a_persons_cancel_and_the_sweeps_own_are_told_apart(world: World) -> Non
     world.advance(3600.0)
     controller.tick()
     assert all(controller.state.runs[a.work.name].held for job in (ours, theirs) for a in job.request.attempts)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_jobs_of_somebody_else_are_not_taken_over(world: World) -> None:
+    controller = begin(world)
+    controller.tick()
+    (tag, *_) = controller.state.jobs
+    os.chown(controller.folder.path / "jobs" / f"{tag}.json", 65534, 65534)
+    for _ in range(2):
+        # The lease was given back.
+        with pytest.raises(ConfigError, match="ask nobody to launch it"):
+            begin(world)
+    os.chown(controller.folder.path / "jobs" / f"{tag}.json", 0, 0)
+    assert all_done(play(world))
+    assert set(world.starts.values()) == {1}

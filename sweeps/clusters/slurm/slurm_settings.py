@@ -235,6 +235,12 @@ def controller_of(cluster: ClusterConfig) -> ControllerConfig:
         raise ConfigError(f"{where}.sbatch.{error}") from None
 
 
+def _check_prices(allocation: AllocationConfig, partition: str | None) -> None:
+    prices = allocation.price_per_gpu_hour
+    if isinstance(prices, dict) and set(prices) != set((partition or "").split(",")):
+        raise ConfigError(f"price_per_gpu_hour={prices}: give one number, or one for each of partition={partition}")
+
+
 def check_settings(cluster: ClusterConfig) -> ClusterConfig:
     """Return the same cluster. Mistakes in what only SLURM understands raise `ConfigError`."""
     try:
@@ -243,7 +249,7 @@ def check_settings(cluster: ClusterConfig) -> ClusterConfig:
         raise ConfigError(f"cluster={cluster.name}: {error}") from None
     for allocation in cluster.allocations:
         try:
-            options_of(allocation)
+            _check_prices(allocation, options_of(allocation).partition)
         except ConfigError as error:
             raise ConfigError(f"cluster={cluster.name}: {allocation.name}.{error}") from None
     controller_of(cluster)

@@ -1,9 +1,11 @@
 """`muloco-sweep` as people type it: one process a command, exit codes and last lines as they see them."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from sweeps.__main__ import main
 from sweeps.cli.commands import Snapshot
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.policy import Cause
@@ -38,6 +41,10 @@ def root(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def sweep(root: Path) -> SweepFolder:
+    return make_sweep(root)
+
+
+def make_sweep(root: Path) -> SweepFolder:
     """Three runs, none tried yet."""
     folder = SweepFolder(root, "sample")
     works = []
@@ -276,3 +283,40 @@ def test_a_damaged_definition_is_one_line(sweep: SweepFolder) -> None:
     assert "launch the sweep again" in say("status", sweep.root, code=2)
     sweep.definition_file.write_text("{}")
     assert "launch the sweep again" in say("hold", sweep.root, "--all", code=2)
+
+
+def as_nobody(said: Path, words: list[str]) -> None:
+    """Runs a command as another user; what it says goes into a file."""
+    output = os.open(said, os.O_WRONLY)
+    os.setgid(65534)
+    os.setuid(65534)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    sys.argv = ["muloco-sweep", *words]
+    main()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_others_may_look_and_are_told_who_may_change() -> None:
+    # pytest's own folders are closed to others.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        sweep = make_sweep(Path(folder))
+        said = Path(folder) / "said"
+
+        def ask(*words: str) -> tuple[int | None, str]:
+            said.write_text("")
+            process = multiprocessing.get_context("fork").Process(target=as_nobody, args=(said, list(words)))
+            process.start()
+            process.join()
+            return process.exitcode, said.read_text()
+
+        code, text = ask("status", folder, "--json")
+        assert code == 0, text
+        assert json.loads(text)["counts"] == {"waiting": 3}
+        code, text = ask("cancel", folder, "--all")
+        assert code == 2, text
+        assert "only root may change this sweep" in text
+        assert text.count("\n") == 1
+        assert not list(sweep.inbox.glob("*"))

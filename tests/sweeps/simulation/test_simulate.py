@@ -17,6 +17,7 @@ from state_values import counted_anew, counter_values, values_of
 from muloco_runner.record import ExitCode
 from sweeps import controller as controller_module
 from sweeps.controller import Controller, Tick
+from sweeps.engine import decide as decide_module
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.engine.decide import MAX_GPU_HOURS
 from sweeps.engine.lower_bound import lower_bound_minutes
@@ -57,6 +58,8 @@ class History:
     """What people say, by the number of the tick."""
     max_gpu_hours: float | None
     snapshot_lines: int
+    least_wait_minutes: float
+    """After which a pending job may move to another allocation."""
 
 
 @st.composite
@@ -102,7 +105,8 @@ def histories(draw: st.DrawFn) -> History:
     kills = draw(st.sampled_from([0.0, 0.02, 0.1]))
     config = ClusterConfig("c", "slurm", allocations)
     snapshot_lines = draw(st.sampled_from([5, 40, 2000]))
-    return History(works, config, faults, kills, commands, cap if capped == "all" else None, snapshot_lines)
+    least_wait = draw(st.sampled_from([0.1, 5.0]))
+    return History(works, config, faults, kills, commands, cap if capped == "all" else None, snapshot_lines, least_wait)
 
 
 _MISHAPS = [name for name, value in vars(ROUGH).items() if value and name != "spread"]
@@ -171,6 +175,7 @@ def play_with_kills(history: History, root: Path, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "append", append)
         patch.setattr(controller_module, "SNAPSHOT_LINES", history.snapshot_lines)
+        patch.setattr(decide_module, "_LEAST_WAIT_MINUTES", history.least_wait_minutes)
         while True:
             controller = take_over(folder, history, cluster)
             if luck.random() < 0.1:
