@@ -146,6 +146,7 @@ class Resource(Enum):
     WALL_MINUTES = "minutes of one job"
     CPUS_PER_NODE = "CPUs of one node"
     GPUS_PER_NODE = "GPUs of one node"
+    MEMORY_PER_NODE = "GiB of one node"
     NODES_PER_JOB = "nodes of one job"
     GPUS_PER_JOB = "GPUs of one job"
     NODES_THERE = "nodes there are"

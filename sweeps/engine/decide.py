@@ -212,7 +212,7 @@ def _moves(
     waits = {one.allocation.name: _pending_minutes(one.allocation.name, state, now) for one in capacities}
     without_queue = [one for one in capacities if not one.num_queued]
     for job in reversed(state.jobs.values()):
-        if job.started_at is not None or job.job_id is None or job.cancel_pending or job.cancelling is not None:
+        if job.started_at is not None or job.job_id is None or job.cancel_pending or job.cancelling:
             continue
         here, request = job.request.allocation, job.request
         waited = waits.get(here, 0.0)

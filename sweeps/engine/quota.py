@@ -52,8 +52,15 @@ class Amount:
 NOTHING = Amount({})
 
 
-def asked(nodes: int, gpus_per_node: int, cpus_per_node: int, wall_minutes: float, gpu_hours: float) -> Amount:
-    """The amount that one job asks for."""
+def asked(
+    nodes: int,
+    gpus_per_node: int,
+    cpus_per_node: int,
+    wall_minutes: float,
+    gpu_hours: float,
+    memory_gigabytes: float | None = None,
+) -> Amount:
+    """The amount that one job asks for; `memory_gigabytes` are those of each node, in GiB."""
     return Amount(
         {
             Resource.NODES: nodes,
@@ -65,6 +72,7 @@ def asked(nodes: int, gpus_per_node: int, cpus_per_node: int, wall_minutes: floa
             Resource.WALL_MINUTES: wall_minutes,
             Resource.CPUS_PER_NODE: cpus_per_node,
             Resource.GPUS_PER_NODE: gpus_per_node,
+            Resource.MEMORY_PER_NODE: memory_gigabytes or 0.0,
             Resource.NODES_PER_JOB: nodes,
             Resource.GPUS_PER_JOB: nodes * gpus_per_node,
             Resource.NODES_THERE: nodes,
@@ -76,6 +84,7 @@ PER_JOB = (
     Resource.WALL_MINUTES,
     Resource.CPUS_PER_NODE,
     Resource.GPUS_PER_NODE,
+    Resource.MEMORY_PER_NODE,
     Resource.NODES_PER_JOB,
     Resource.GPUS_PER_JOB,
     Resource.NODES_THERE,
@@ -169,7 +178,8 @@ def best_verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Ma
             answers.append(shape)
             continue
         hours = need.gpus * need.expected_minutes / 60
-        request = asked(*job_shape(shape_of(work), allocation), indivisible_minutes(work), hours)
+        memory = allocation.memory_gigabytes if need.memory_gigabytes is None else need.memory_gigabytes
+        request = asked(*job_shape(shape_of(work), allocation), indivisible_minutes(work), hours, memory)
         answers.append(verdict(request, limits[allocation.name], NOTHING))
     return best_of(answers)
 

@@ -359,6 +359,7 @@ def _node_limits(partition: str, row: Fields, kinds: Sequence[NodeKind], options
     yield Limit(owner, Resource.GPUS_PER_NODE, max(kind.gpus for kind in kinds))
     most_memory = [max(kind.megabytes for kind in kinds), _whole(row.get("MaxMemPerNode", ""))]
     megabytes = min(number for number in most_memory if number is not None)
+    yield Limit(owner, Resource.MEMORY_PER_NODE, megabytes / 1024)
     for name, resource in _MEMORY.items():
         asked = getattr(options, name)
         each = _megabytes(f"{asked * 1024:.0f}" if name == "mem_gb" and asked else asked)

@@ -148,6 +148,7 @@ def test_nodes_bound_what_a_job_may_ask_of_one(accounting: Accounting) -> None:
     assert on(accounting) == {
         "partition gpu: nodes CPUs of one node": 128,
         "partition gpu: nodes GPUs of one node": 8,
+        "partition gpu: nodes GiB of one node": 2000000 / 1024,
     }
     assert on(accounting, mem="1500G")["partition gpu: nodes with mem=1500G nodes there are"] == 2
     assert on(accounting, mem_gb=1500)["partition gpu: nodes with mem_gb=1500 nodes there are"] == 2

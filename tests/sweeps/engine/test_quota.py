@@ -92,6 +92,15 @@ def test_too_many_cpus_of_a_node_are_never_had() -> None:
     assert answer.why == "partition gpu: nodes=96 CPUs of one node, asks 1,000"
 
 
+def test_more_memory_than_a_node_has_is_never_had() -> None:
+    limits = {"x": [Limit("partition gpu: nodes", Resource.MEMORY_PER_NODE, 1000)]}
+    allocation = AllocationConfig("x", gpus_per_node=8, memory_gigabytes=1001)
+    answer = best_verdict(work(10), [allocation], limits)
+    assert answer.why == "partition gpu: nodes=1,000 GiB of one node, asks 1,001"
+    own = replace(work(10), need=replace(work(10).need, memory_gigabytes=10))
+    assert best_verdict(own, [allocation], limits).kind is VerdictKind.RUN
+
+
 @pytest.mark.parametrize(
     ("wall", "expected", "timeouts", "asked_for"),
     [(3, 100, 0, 3), (3, 1, 2, 12), (0, 100, 0, 150), (0, 1, 0, 10), (0, 1, 1, 20), (900, 1, 0, 600)],
