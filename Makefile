@@ -5,7 +5,7 @@ NEXT_VENV ?= .venv-hydra-next
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slurm test-hydra-next test-submitit check bench
+.PHONY: demo test test-slurm test-hydra-next check bench
 
 demo: $(VENV)/installed  ## four algorithms, three sizes, real text, a scaling-law report: minutes on two cores
 	$(BIN)/muloco-sweep launch +sweep=demo cluster=local root=demo
@@ -19,12 +19,6 @@ test-slurm: $(VENV)/installed-dev  ## starts a real multi-node SLURM on this mac
 
 test-hydra-next: $(NEXT_VENV)/installed  ## the Hydra plugins under the next Hydra, beside another launcher, on SLURM too
 	MULOCO_REQUIRE_SLURM=1 $(NEXT_VENV)/bin/python -m pytest -q tests/hydra
-
-test-submitit: $(VENV)/installed-dev  ## scripts of SLURM jobs by each version of submitit that pyproject.toml allows
-	for version in 1.5.0 1.5.1 1.5.2 1.5.3; do \
-	  test -d .submitit/$$version || $(BIN)/python -m pip install -q --no-deps --target .submitit/$$version submitit==$$version || exit 1; \
-	done
-	MULOCO_SUBMITIT_VERSIONS=.submitit $(BIN)/python -m pytest -q tests/sweeps/clusters/test_slurm_settings.py
 
 check: $(VENV)/installed-dev  ## format, lint, types
 	$(BIN)/ruff format --check .

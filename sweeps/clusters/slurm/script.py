@@ -1,6 +1,6 @@
 """The text of SLURM batch scripts: a pure function of the request, written by submitit.
 
-`sbatch_text` is the one adapter over submitit's own function, which is private: its versions are pinned and tested.
+`sbatch_text` is the one adapter over submitit's own function, which is private: its version is pinned, and tested.
 A job's script links the payload, written before it is submitted, under the name that submitit's runner looks for; runs
 the `setup`; and becomes the runner, so that SLURM's signals reach it. With `teardown` the shell stays and forwards
 them; under srun they go to its steps.
