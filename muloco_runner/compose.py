@@ -156,6 +156,8 @@ def compose_app_config(overrides: Sequence[str]) -> AppConfig:
 def one_line(error: BaseException) -> str:
     """Hydra's and OmegaConf's messages, the cause included, without their line breaks and search paths."""
     said = _joined(str(error))
+    if isinstance(error, ConfigError):
+        return said
     if unknown := _HYDRAS_ADVICE.match(said):
         # Following it would add a key that nothing reads.
         return no_such_setting(unknown[1], AppConfig, _groups())

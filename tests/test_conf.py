@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks.models import model_named
-from muloco_runner.compose import compose_app_config
+from muloco_runner.compose import compose_app_config, one_line
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.paths import config_dir
 
@@ -99,6 +99,7 @@ def test_a_mistake_is_one_clear_line(overrides: list[str], words: str) -> None:
         compose_app_config(overrides).run.run_id  # noqa: B018
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert one_line(caught.value) == str(caught.value), "said once, also where the cause is at hand"
 
 
 def test_names_of_runs_without_compression_or_fragments_stand() -> None:

@@ -69,6 +69,7 @@ class _Composer:
             plain = copy.deepcopy(plain)
             for key, value in values.items():
                 path = key_now(key, warn_renamed)
+                _refuse_unknown(plain, path)
                 _set(plain, path, self._parse(names, tree, path, value))
             return RunConfig.from_dict(names_now(plain, warn_renamed))
         except ConfigError as error:
@@ -97,12 +98,16 @@ def _plain_run(tree: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items() if key in known}
 
 
+def _refuse_unknown(values: dict[str, Any], key: str) -> None:
+    there: Any = values
+    for name in key.split("."):
+        if not isinstance(there, dict) or name not in there:
+            raise ConfigError(no_such_setting(key, RunConfig))
+        there = there[name]
+
+
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     for name in path:
-        if not isinstance(values.get(name), dict):
-            raise ConfigError(no_such_setting(key, RunConfig))
         values = values[name]
-    if last not in values:
-        raise ConfigError(no_such_setting(key, RunConfig))
     values[last] = value
