@@ -13,8 +13,6 @@ from typing import Any, Literal, get_args
 
 Ancestor = Literal["muloco-1", "nanochat", "keller_jordan", "torch", "paper"]
 
-KELLER_JORDAN_TRIPLE = (3.4445, -4.7750, 2.0315)
-
 _NANOCHAT = MappingProxyType(
     {
         "lr": 0.02,
@@ -71,15 +69,6 @@ def _one_of(name: str, values: Mapping[Any, Any]) -> Callable[[Any], Any]:
     return translate
 
 
-def _coefficients(value: Any) -> str:
-    if tuple(value) != KELLER_JORDAN_TRIPLE:
-        raise ValueError(
-            f"ns_coefficients={value!r}: of single triples only {KELLER_JORDAN_TRIPLE} is known; others are named by "
-            "coefficients: muloco, keller_jordan, polar_express"
-        )
-    return "keller_jordan"
-
-
 def _as_it_is(value: Any) -> Any:
     return value
 
@@ -99,7 +88,7 @@ _WORDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = MappingProxyType(
                 {"original": "keller_jordan", None: "keller_jordan", "match_rms_adamw": "moonlight"},
             ),
         ),
-        "ns_coefficients": ("coefficients", _coefficients),
+        "ns_coefficients": ("coefficients", _as_it_is),
         "inner_lr": ("lr", _as_it_is),
         "use_muon": ("algorithm", _one_of("use_muon", {True: "muon", False: "adamw"})),
     }

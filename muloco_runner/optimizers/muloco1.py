@@ -50,8 +50,8 @@ class MuLoCo1(Muon):
         }
         super().__init__(params, inner_lr, **muon)
 
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
+    def check(self, group: dict[str, Any]) -> None:
+        super().check(group)
         check_count("sync_interval", group["sync_interval"])
         check_range("outer_lr", group["outer_lr"])
         check_range("outer_momentum", group["outer_momentum"], 1)
@@ -60,13 +60,13 @@ class MuLoCo1(Muon):
         return super()._state_names(algorithm) | {"anchor", "outer_momentum"}
 
     @torch.no_grad()
-    def _reset_state(self, parameter: Tensor, name: str, value: Tensor) -> None:
+    def reset_state(self, parameter: Tensor, name: str, value: Tensor) -> None:
         if name == "anchor":
             value.copy_(parameter)
         else:
-            super()._reset_state(parameter, name, value)
+            super().reset_state(parameter, name, value)
 
-    def _more_state(self, parameter: Tensor) -> dict[str, Tensor]:
+    def more_state(self, parameter: Tensor) -> dict[str, Tensor]:
         dtype = state_dtype(parameter)
         return {
             "anchor": parameter.detach().to(dtype, copy=True),

@@ -10,8 +10,7 @@ replicas, `buckets.sharded` for parameters whose rows are sharded over the ranks
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, Self
@@ -20,12 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from muloco_runner.config import ConfigError
 from muloco_runner.config.inner_optimizer import LrScale, MomentumForm
 from muloco_runner.distributed.collectives import Collectives
-from muloco_runner.distributed.dtensor import copy_into, local
+from muloco_runner.distributed.dtensor import local
 from muloco_runner.distributed.pending import PendingTransfers
 from muloco_runner.distributed.traffic import Traffic
 from muloco_runner.optimizers.ancestors import (
@@ -38,23 +35,21 @@ from muloco_runner.optimizers.ancestors import (
     saved_state,
 )
 from muloco_runner.optimizers.buckets.base import Bucket, GraphCapturable
-from muloco_runner.optimizers.buckets.bucketing import BucketContext, GroupBuckets
+from muloco_runner.optimizers.buckets.bucketing import BucketContext
 from muloco_runner.optimizers.buckets.replicated import (
     GradientAgreement,
-    ReplicatedBucket,
     average_gradients,
     owners_of,
 )
+from muloco_runner.optimizers.followed_groups import FollowedGroups, copy_state
 from muloco_runner.optimizers.step_graph import StepGraph
 from muloco_runner.optimizers.update_rule import step_settings
 from muloco_runner.optimizers.validate import (
-    check_disjoint,
     check_group,
     check_keys,
     check_saved_groups,
     check_saved_state,
     check_split_names,
-    check_state,
 )
 
 
@@ -82,8 +77,8 @@ class Muon(torch.optim.Optimizer):
         Default False: the study (True: Keller Jordan, nanochat and torch).
     lr_scale: factor on lr by shape: "spectral", sqrt(rows / columns); "keller_jordan", sqrt(max(1, rows / columns));
         "moonlight" (arXiv 2502.16982), 0.2 sqrt(max(rows, columns)); "none", 1. Default "spectral": the study.
-    coefficients: Newton-Schulz polynomial: "muloco", "keller_jordan" or "polar_express" (arXiv 2505.16932). Default
-        "muloco": the study's, one triple a step.
+    coefficients: Newton-Schulz polynomial: "muloco", "keller_jordan" or "polar_express" (arXiv 2505.16932), or a triple
+        for every step. Default "muloco": the study's, one triple a step.
     num_iterations: Newton-Schulz steps: 5 with "muloco", at most 5 with "polar_express". Default 5: the study.
     epsilon: term added to the norm that a matrix is divided by. Default 0: scale invariant (the study and muloco-1:
         1e-8; Keller Jordan and nanochat: 1e-7).
@@ -125,7 +120,7 @@ class Muon(torch.optim.Optimizer):
         momentum_form: MomentumForm = "sum",
         nesterov: bool = False,
         lr_scale: LrScale = "spectral",
-        coefficients: str = "muloco",
+        coefficients: str | tuple[float, float, float] = "muloco",
         num_iterations: int = 5,
         epsilon: float = 0.0,
         norm_floor: float = 0.0,
@@ -159,7 +154,6 @@ class Muon(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "backend": backend,
         }
-        self._groups: list[GroupBuckets] = []
         traffic = Traffic() if traffic is None else traffic
         replicas = None if process_group is None else Collectives(process_group, traffic)
         if average and replicas is None:
@@ -194,8 +188,7 @@ class Muon(torch.optim.Optimizer):
         """Gradients of the next step, where they are not those of the parameters."""
         self._clip: Tensor | None = None
         self._agreement = None if self._context.replicas is None else GradientAgreement(self._context.replicas)
-        self._departed = WeakTensorKeyDictionary()
-        """State of parameters that have left `param_groups`."""
+        self._followed = FollowedGroups(self._context, self._graph is not None)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, check it and create its state. A key that is no setting is a `ValueError`."""
@@ -210,100 +203,29 @@ class Muon(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
-    def _check(self, group: dict[str, Any]) -> None:
+    def check(self, group: dict[str, Any]) -> None:
+        """Refuse a group whose settings or parameters cannot be meant, with a `ValueError`."""
         check_group(group)
 
-    def _follow_groups(self) -> None:
-        """Build buckets for every group that is not as it was when it got its buckets; others stay as they are."""
-        if len(self.param_groups) == len(self._groups) and all(
-            buckets.are_of(group) for group, buckets in zip(self.param_groups, self._groups, strict=True)
-        ):
-            return
-        groups: list[GroupBuckets | None] = [
-            next((buckets for buckets in self._groups if buckets.are_of(group)), None) for group in self.param_groups
-        ]
-        for group, buckets in zip(self.param_groups, groups, strict=True):
-            if buckets is None:
-                self._complete(group)
-        check_disjoint(self.param_groups)
-        discarded = [buckets for buckets in self._groups if buckets not in groups]
-        left = self._state_of(discarded)
-        followed = [
-            self._build(group, left) if buckets is None else buckets
-            for group, buckets in zip(self.param_groups, groups, strict=True)
-        ]
-        self._groups = followed
-        self.state = defaultdict(dict, {p: dict(held) for group in followed for p, held in group.state.items() if held})
-        stays = {parameter for group in followed for parameter in group.parameters}
-        for parameter in stays:
-            self._departed.pop(parameter, None)
-        for parameter in left.keys() - stays:
-            self._departed[parameter] = {name: value.clone() for name, value in left[parameter].items()}
-        if self._graph is not None:
-            self._graph.release()
-
-    def _complete(self, group: dict[str, Any]) -> None:
-        """Check a group, which may have been put into `param_groups` as it is, and give it what it lacks."""
-        check_keys(group, self.defaults)
-        given = group["params"]
-        group["params"] = [given] if isinstance(given, Tensor) else list(given)
-        for name, default in self.defaults.items():
-            group.setdefault(name, default)
-        self._check(group)
-
-    def _state_of(self, groups: list[GroupBuckets]) -> dict[Tensor, dict[str, Tensor]]:
-        """Return the state of all parameters of these groups; with replicas on every rank."""
-        found: dict[Tensor, dict[str, Tensor]] = {}
-        for group in groups:
-            kept = {p: held for p, held in group.state.items() if self.state.get(p) or not held}
-            self._follow_state(kept)
-            for parameter in group.state.keys() - kept.keys():  # cleared: also for ranks that ask for it
-                for value in group.state[parameter].values():
-                    local(value).zero_()
-            found.update(kept)
-            found.update(_gathered(group, group.state))
-        return found
-
-    def _build(self, group: dict[str, Any], left: Mapping[Tensor, dict[str, Tensor]]) -> GroupBuckets:
-        """Return a group's buckets. Their state is what `left` or `state` have of it, else as at the start."""
-        buckets = GroupBuckets(group, self._context)
-        if self._graph is not None and not all(isinstance(bucket, GraphCapturable) for bucket in buckets.buckets):
-            raise ConfigError("cuda_graph=True needs backend=triton on a GPU, and no process_group")
-        for parameter, held in buckets.state.items():
-            held.update(self._more_state(parameter))
-            known = left.get(parameter) or self._departed.get(parameter) or self.state.get(parameter, {})
-            for name, value in held.items():
-                if name in known:
-                    _copy_state(name, value, known[name], parameter)
-        return buckets
-
-    def _more_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Return the state that a subclass keeps of a parameter, as at the start."""
+    def more_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Return the state that a subclass keeps of a parameter beside its bucket's, as at the start."""
         return {}
 
-    def _follow_state(self, states: Mapping[Tensor, dict[str, Tensor]]) -> None:
-        """Take over into the tensors of `states` what has been assigned to, or cleared from, `state`."""
-        for parameter, held in states.items():
-            given = self.state.get(parameter, {})
-            if all(given.get(name) is value for name, value in held.items()):
-                continue
-            for name, value in held.items():
-                if name not in given:
-                    self._reset_state(parameter, name, value)
-                elif given[name] is not value:
-                    _copy_state(name, value, given[name], parameter)
-            self.state[parameter] = dict(held)
+    @torch.no_grad()
+    def reset_state(self, parameter: Tensor, name: str, value: Tensor) -> None:
+        """Set one tensor of a parameter's state to what it is at the start."""
+        local(value).zero_()
 
     def _follow(self) -> None:
         """Follow what has been done to `param_groups` and `state` since the last step."""
         self._follow_groups()
-        for group, buckets in zip(self.param_groups, self._groups, strict=True):
-            self._follow_state(buckets.state)
+        self._followed.follow_state(self)
+        for group in self.param_groups:
             check_no_foreign_words(group)
 
-    @property
-    def _buckets(self) -> Iterator[Bucket]:
-        return chain.from_iterable(group.buckets for group in self._groups)
+    def _follow_groups(self) -> None:
+        if self._followed.follow_groups(self) and self._graph is not None:
+            self._graph.release()
 
     def __getstate__(self) -> dict[str, Any]:
         if self._context.replicas is not None:
@@ -312,8 +234,8 @@ class Muon(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "_groups" not in self.__dict__:  # a copy, or unpickled
-            self._context, self._graph, self._averages, self._groups = BucketContext(), None, False, []
+        if "_followed" not in self.__dict__:  # a copy, or unpickled
+            self._context, self._graph, self._averages = BucketContext(), None, False
             self._begin()
             self._follow_groups()
 
@@ -321,10 +243,8 @@ class Muon(torch.optim.Optimizer):
         """Return the state, as torch's optimizers do. With a `process_group` every rank must call it, and gets all."""
         self._follow()
         own_state = self.state
+        self.state = self._followed.full_state(self)
         try:
-            self.state = own_state.copy()
-            for group in self._groups:
-                self.state.update(_gathered(group, own_state))
             return super().state_dict()
         finally:
             self.state = own_state
@@ -346,7 +266,7 @@ class Muon(torch.optim.Optimizer):
             pairs = list(zip(given["param_groups"], self.param_groups, strict=True))
             groups = [{**own, **saved, "backend": own["backend"]} for saved, own in pairs]
             for group, (saved, own) in zip(groups, pairs, strict=True):
-                self._check({**group, "params": own["params"]})
+                self.check({**group, "params": own["params"]})
                 for number, parameter in zip(saved["params"], own["params"], strict=True):
                     if values := given["state"].get(number):
                         check_saved_state(number, values, self._state_names(own["algorithm"]), parameter)
@@ -359,9 +279,9 @@ class Muon(torch.optim.Optimizer):
             for parameter, values in own_state.items():
                 for name, value in values.items():  # other ranks may own more
                     if parameter in saved_tensors:
-                        _copy_state(name, value, saved_tensors[parameter][name], parameter)
+                        copy_state(name, value, saved_tensors[parameter][name], parameter)
                     else:
-                        self._reset_state(parameter, name, value)
+                        self.reset_state(parameter, name, value)
 
         hooks = (
             self.register_load_state_dict_pre_hook(before),
@@ -389,11 +309,6 @@ class Muon(torch.optim.Optimizer):
         """Return the names of a parameter's state, on all ranks together."""
         return {"momentum"} if algorithm == "muon" else {"step", "exp_avg", "exp_avg_sq"}
 
-    @torch.no_grad()
-    def _reset_state(self, parameter: Tensor, name: str, value: Tensor) -> None:
-        """Set one tensor of a parameter's state to what it is at the start."""
-        local(value).zero_()
-
     @torch._disable_dynamo  # as of torch's other methods: traced, some of a step's changes got lost
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -410,13 +325,13 @@ class Muon(torch.optim.Optimizer):
             self.average_gradients()
         work = [
             (settings, bucket)
-            for group, buckets in zip(self.param_groups, self._groups, strict=True)
+            for group, buckets in zip(self.param_groups, self._followed.groups, strict=True)
             for settings in [step_settings(group)]
             for bucket in buckets.buckets
         ]
         gradients = [[self._gradient(p) for p in bucket.parameters] for _, bucket in work]
         if self._given is None and self._agreement is not None:
-            parameters = [parameter for bucket in self._buckets for parameter in bucket.parameters]
+            parameters = [parameter for bucket in self._followed.buckets for parameter in bucket.parameters]
             self._agreement.check(parameters, list(chain.from_iterable(gradients)))
         for (settings, bucket), of_bucket in zip(work, gradients, strict=True):
             bucket.prepare(settings, of_bucket, self._clip)
@@ -454,7 +369,7 @@ class Muon(torch.optim.Optimizer):
         it, as `clip_grad_norm_` would. `grad` itself is not changed.
         """
         self._follow()
-        self._given, norm = average_gradients(list(self._buckets), self._context.replicas)
+        self._given, norm = average_gradients(list(self._followed.buckets), self._context.replicas)
         self._clip = None if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
@@ -462,7 +377,7 @@ class Muon(torch.optim.Optimizer):
     def owners(self) -> dict[Tensor, int]:
         """The owner of each matrix on which `process_group` shares the work: the rank that alone needs its gradient."""
         self._follow_groups()
-        return owners_of(self._buckets)
+        return owners_of(self._followed.buckets)
 
     def use_gradients(self, gradients: Mapping[Tensor, Tensor]) -> None:
         """Use these gradients in the next step instead of `grad`: `NOT_OWNED` for a matrix that another rank owns."""
@@ -481,23 +396,6 @@ def _with_others(defaults: dict[str, Any], others: Mapping[str, Any]) -> dict[st
 
 
 _DEFAULTS = inspect.signature(Muon.__init__).parameters
-
-
-def _copy_state(name: str, own: Tensor, given: Any, parameter: Tensor) -> None:
-    """Copy what was given for a parameter's state into its own memory."""
-    check_state(name, given, parameter, f"the {name} in the state of a parameter")
-    with torch.no_grad():
-        copy_into(own, given if isinstance(given, Tensor) else torch.as_tensor(given))
-
-
-def _gathered(group: GroupBuckets, own: Mapping[Tensor, dict[str, Tensor]]) -> dict[Tensor, dict[str, Tensor]]:
-    """Return the state of the matrices of a group on which replicas share the work; every rank must call it."""
-    gathered = {}
-    for bucket in group.buckets:
-        if isinstance(bucket, ReplicatedBucket):
-            for parameter, momentum in zip(bucket.parameters, bucket.gather_momenta(), strict=True):
-                gathered[parameter] = {**own.get(parameter, {}), "momentum": momentum}
-    return gathered
 
 
 def _step_all(work: list[tuple[dict[str, Any], Bucket]]) -> None:

@@ -49,7 +49,11 @@ def step_settings(group: dict[str, Any]) -> dict[str, Any]:
 
 def polynomial_of(group: dict[str, Any]) -> Polynomial:
     """Return the Newton-Schulz polynomial that a parameter group names, with its normalisation."""
-    named = named_polynomial(group["coefficients"], group["num_iterations"])
+    coefficients, num_iterations = group["coefficients"], group["num_iterations"]
+    if isinstance(coefficients, str):
+        named = named_polynomial(coefficients, num_iterations)
+    else:
+        named = Polynomial((tuple(coefficients),) * num_iterations)
     return replace(named, epsilon=group["epsilon"], norm_floor=max(named.norm_floor, group["norm_floor"]))
 
 

@@ -18,7 +18,6 @@ _CHOICES = {
     "algorithm": ("muon", "adamw"),
     "momentum_form": get_args(MomentumForm),
     "lr_scale": get_args(LrScale),
-    "coefficients": get_args(Coefficients),
 }
 """The values of settings that are words."""
 _TORCHS_KEYS = ("params", "param_names", "differentiable", "name")
@@ -65,6 +64,7 @@ def check_group(group: dict[str, Any]) -> None:
     check_range("betas", beta1, 1)
     check_range("betas", beta2, 1)
     check_count("num_iterations", group["num_iterations"])
+    _check_coefficients(group["coefficients"])
     polynomial_of(group)
     for name in ("nesterov", "batched"):
         if group[name] not in (True, False):
@@ -79,6 +79,13 @@ def check_group(group: dict[str, Any]) -> None:
         choose_backend(group["backend"], parameter.device)
         if not parameter.is_floating_point():
             raise ValueError(f"a parameter of {parameter.dtype}: must be of a real floating-point dtype")
+
+
+def _check_coefficients(value: Any) -> None:
+    is_triple = isinstance(value, tuple | list) and len(value) == 3 and all(isinstance(one, Real) for one in value)
+    if not is_triple and (not isinstance(value, str) or value not in get_args(Coefficients)):
+        names = ", ".join(get_args(Coefficients))
+        raise ValueError(f"coefficients={value!r}: must be one of {names}, or three numbers for every step")
 
 
 def check_disjoint(groups: list[dict[str, Any]]) -> None:

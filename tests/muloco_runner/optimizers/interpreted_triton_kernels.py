@@ -172,7 +172,7 @@ def train(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, step
 def test_a_fused_step_is_the_references(dtype: torch.dtype, changes: dict[str, Any]) -> None:
     fused, optimizer = build("triton", dtype, **changes)
     plain, reference = build("reference", dtype, **changes)
-    kinds = [type(bucket) for bucket in optimizer._buckets]
+    kinds = [type(bucket) for bucket in optimizer._followed.buckets]
     assert kinds == [FusedMatrixBucket] * 5 + [FusedAdamWBucket]
     before = [parameter.detach().clone() for parameter in plain]
     train(fused, optimizer, range(3))
@@ -308,7 +308,7 @@ def test_large_buckets_are_worked_on_in_parts_in_one_workspace(monkeypatch: pyte
     train(parted, optimizer, range(2))
     for ours, theirs in zip(parted, whole, strict=True):
         assert torch.equal(ours, theirs)
-    buckets = [bucket for bucket in optimizer._groups[0].buckets if isinstance(bucket, FusedMatrixBucket)]
+    buckets = [bucket for bucket in optimizer._followed.groups[0].buckets if isinstance(bucket, FusedMatrixBucket)]
     # Beyond 4 bytes a parameter of momentum: X twice and four squares in storage dtype, of one matrix of one matrices.
     needed = []
     for rows, columns in MATRICES:

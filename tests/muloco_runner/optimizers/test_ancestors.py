@@ -92,6 +92,9 @@ def test_like_torch_is_torchs_muon(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = trained(torch.optim.Muon(parameters(), adjust_lr_fn="match_rms_adamw", nesterov=False), range(10))
     changed = Muon.like("torch", parameters(), backend="reference", adjust_lr_fn="match_rms_adamw", nesterov=False)
     agree(trained(changed, range(10)), theirs)
+    other = {"ns_coefficients": (3.4, -4.7, 2.0), "ns_steps": 6, "eps": 1e-3}
+    theirs = trained(torch.optim.Muon(parameters(), **other), range(10))
+    agree(trained(Muon.like("torch", parameters(), backend="reference", **other), range(10)), theirs)
 
 
 def optaxs(steps: int) -> list[Tensor]:
@@ -149,7 +152,10 @@ def test_settings_have_the_names_of_other_implementations(theirs: dict[str, Any]
     [
         ({"mu": 0.5, "momentum": 0.8}, "momentum=0.8 is given under another name as well"),
         ({"adjust_lr": "rms"}, "adjust_lr='rms': must be one of 'spectral_norm', 'rms_norm', None"),
-        ({"ns_coefficients": (1, 2, 3)}, "ns_coefficients=(1, 2, 3): of single triples only"),
+        (
+            {"ns_coefficients": (1, 2)},
+            "coefficients=(1, 2): must be one of muloco, keller_jordan, polar_express, or three",
+        ),
         ({"split": 5}, "split=5: does not divide the 12 rows"),
         ({"split": {"qkv": 3}}, "by name, but the parameters have none"),
         ({"average": True}, "average=True: over which ranks?"),

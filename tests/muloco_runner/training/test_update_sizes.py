@@ -56,7 +56,10 @@ def test_sizes_of_an_update_are_those_of_all_values(
 
 
 def test_a_runs_records_hold_them_every_interval(
-    tiny_run: Callable[..., RunConfig], new_folder: Callable[..., RunFolder], execution: ExecutionConfig
+    tiny_run: Callable[..., RunConfig],
+    new_folder: Callable[..., RunFolder],
+    execution: ExecutionConfig,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tiny_run("diloco", "muon", num_steps=9)
     folder = new_folder(run)
@@ -73,6 +76,9 @@ def test_a_runs_records_hold_them_every_interval(
     assert result is not None
     assert result.hardware_flops == run.hardware_flops
     assert result.weight_decay_timescale == run.weight_decay_timescale
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("Muon") and line.endswith("hidden matrix") for line in lines)
+    assert any(line.startswith("AdamW") and line.endswith("head: named head") for line in lines)
 
 
 def test_the_hardware_view_counts_no_embedding_and_counts_attention() -> None:
