@@ -316,3 +316,28 @@ def test_large_buckets_are_worked_on_in_parts_in_one_workspace(monkeypatch: pyte
         needed.append(size * (2 * rows * aligned_columns(columns) + 4 * side * aligned_columns(side)))
     assert buckets[0].workspace.memory.untyped_storage().nbytes() == max(needed)
     assert len({bucket.workspace.memory.untyped_storage().data_ptr() for bucket in buckets}) == 1
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_fused_steps_follow_changes_between_them_and_work_beside_split_matrices() -> None:
+    def changed(backend: str) -> list[Tensor]:
+        first, second, fused = (nn.Parameter(random(*shape, seed=4)) for shape in [(34, 70), (50, 41), (102, 40)])
+        groups = [{"params": [first, second]}, {"params": [fused], "split": 3}]
+        optimizer = Muon(groups, 0.05, backend=backend, epsilon=1e-7)
+        everything = [first, second, fused]
+        for step in range(4):
+            if step == 1:
+                everything[0] = optimizer.param_groups[0]["params"][0] = nn.Parameter(random(34, 70, seed=9))
+            if step == 2:
+                optimizer.state[second]["momentum"] = optimizer.state[second]["momentum"] * 2
+                optimizer.param_groups[0]["epsilon"] = 40.0  # about the momentum's norm
+            if step == 3:
+                optimizer.state.clear()
+            for index, parameter in enumerate(everything):
+                parameter.grad = random(*parameter.shape, seed=100 * step + index)
+            optimizer.step()
+        return [parameter.detach() for parameter in everything]
+
+    for ours, theirs, start in zip(changed("triton"), changed("reference"), (9, 4, 4), strict=True):
+        before = random(*ours.shape, seed=start)
+        assert relative_error(ours - before, (theirs - before).double()) < 1e-2
