@@ -479,3 +479,12 @@ def test_jobs_do_not_go_back_and_forth_between_two_queues() -> None:
     assert 4 <= len(moved_at) <= 12
     stays = [later - earlier for earlier, later in itertools.pairwise([0, *moved_at])]
     assert all(later >= 2 * earlier for earlier, later in zip(stays, stays[2:], strict=False))
+
+
+def test_two_jobs_that_share_a_node_count_as_two_nodes() -> None:
+    works = [work(f"r{n}", gpus=1) for n in range(3)]
+    history = History(state_of(*works), cluster_of(QuotaConfig(nodes=2), whole_nodes=False))
+    assert len(history.tick().submit) == 2
+    by_gpu = History(state_of(*works), cluster_of(QuotaConfig(gpus=2), whole_nodes=False))
+    assert len(by_gpu.tick().submit) == 2
+    assert len(History(state_of(*works), cluster_of(QuotaConfig(gpus=3), whole_nodes=False)).tick().submit) == 3
