@@ -156,13 +156,12 @@ def _attempt(
 
 
 def check_can_run(run: RunConfig, folder: RunFolder | None = None) -> Corpus:
-    """The run's corpus; a run that this corpus cannot feed raises `ConfigError`. `folder`: where it may have begun."""
+    """The run's corpus; a run that this corpus cannot feed raises `ConfigError`. `folder`: its own."""
     from muloco_runner.data.check import check_vocabulary
     from muloco_runner.data.corpus import load_corpus
     from muloco_runner.data.mixed_split import token_counts
 
-    header = folder.read_header() if folder else None
-    corpus = load_corpus(run.data, header.corpus_hash if header else None)
+    corpus = load_corpus(run.data, by_path=folder is not None)
     if run.data.content_hash not in (None, corpus.content_hash):
         raise ConfigError(
             f"data.path={run.data.path!r} holds data {corpus.content_hash} now, this run is on "

@@ -8,6 +8,7 @@ Standard library and numpy only.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -133,19 +134,18 @@ def _load(
     return Corpus(splits[0], splits[1], BYTE_VOCABULARY, content_hash.hexdigest()[:16])
 
 
-def load_corpus(data: DataConfig, started_on: str | None = None) -> Corpus:
+def load_corpus(data: DataConfig, by_path: bool = False) -> Corpus:
     """Reads the corpus, once in a process. Mistakes in the path raise `ConfigError`.
 
-    `started_on`: the content hash of the data that a run was started on. Where that was text as earlier versions read
-    it, it is read so again.
+    `by_path`: for a run that its path names, since an earlier version named it. Its text is read as it was then, where
+    that gives a corpus at all, so that all runs of a sweep that is under way see the same.
     """
     if data.source == "prepared":
         return _prepared(read_parts(data))
-    corpus = _load(data.source, data.path, data.validation_fraction, stamp_of_data(data))
-    if data.source == "text" and data.content_hash is None and started_on not in (None, corpus.content_hash):
-        before = load_corpus_as_before(data)
-        return before if before.content_hash == started_on else corpus
-    return corpus
+    if by_path and data.source == "text" and data.content_hash is None:
+        with contextlib.suppress(ConfigError):
+            return load_corpus_as_before(data)
+    return _load(data.source, data.path, data.validation_fraction, stamp_of_data(data))
 
 
 def load_corpus_as_before(data: DataConfig) -> Corpus:

@@ -36,13 +36,20 @@ def named_by_content(runs: Iterable[RunConfig], root: str | os.PathLike[str]) ->
 def _named(run: RunConfig, before: RunFolder, content_of: Callable[[DataConfig], str | None]) -> RunConfig:
     if run.data.source == "python_source" or run.data.content_hash is not None:
         return run
-    found = content_of(run.data)
-    if found is None or (before.config_file.exists() and _goes_on(before, run.data, found)):
+    begun = before.config_file.exists()
+    try:
+        found = content_of(run.data)
+    except ConfigError:
+        # Text that is refused today, such as pictures among it, was read once.
+        if begun and _goes_on(before, run.data, None):
+            return run
+        raise
+    if found is None or (begun and _goes_on(before, run.data, found)):
         return run
     return dataclasses.replace(run, data=dataclasses.replace(run.data, content_hash=found))
 
 
-def _goes_on(folder: RunFolder, data: DataConfig, content: str) -> bool:
+def _goes_on(folder: RunFolder, data: DataConfig, content: str | None) -> bool:
     """Whether the run of `folder` has not begun, or began on the `content` of `data`, also as it was read before."""
     try:
         header = folder.read_header()

@@ -143,8 +143,10 @@ def _plan(files: list[InputFile], options: PrepareOptions) -> dict[str, Any]:
 
 
 def _described(file: InputFile) -> dict[str, Any]:
-    more = described(file) if file.kind == KIND else {}
-    return {"name": file.name, "bytes": file.size, "kind": file.kind, **more}
+    if file.kind == KIND:
+        # How many bytes it has is what its library estimates.
+        return {"name": file.name, "bytes": 0, "kind": file.kind, **described(file)}
+    return {"name": file.name, "bytes": file.size, "kind": file.kind}
 
 
 def _difference(there: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -56,6 +56,17 @@ def test_a_link_is_read_as_its_own_name_says(tmp_path: Path) -> None:
         prepared(cache / "snapshots" / "1f", tmp_path / "other")
 
 
+def test_linked_folders_are_entered_once(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for number, text in enumerate(texts(40)):
+        (tmp_path / ("in" if number % 2 else "elsewhere") / f"{number}.txt").write_text(text)
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    out = prepared(tmp_path / "in", tmp_path / "out", validation_fraction=0.3)
+    assert sorted(all_documents(out)) == sorted(text.encode() for text in texts(40))
+
+
 @pytest.mark.parametrize("damage", ["cut", "row group"])
 def test_damaged_parquet_is_named_by_row_group_and_skipped(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -10,7 +10,7 @@ import pytest
 from prepared_text import prepared, texts, write_jsonl
 
 from muloco_runner.compose import compose_app_config
-from muloco_runner.config import DataConfig, ExecutionConfig, RunConfig
+from muloco_runner.config import ConfigError, DataConfig, ExecutionConfig, RunConfig
 from muloco_runner.data import corpus
 from muloco_runner.data.identity import named_by_content
 from muloco_runner.job import check_can_run, run_job
@@ -76,7 +76,7 @@ def begin(run: RunConfig, content: str, root: str = "root") -> RunFolder:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["text", "prepared", "one file"])
+@pytest.mark.parametrize("kind", ["text", "prepared", "one file", "text that is refused today"])
 def test_a_run_of_an_earlier_version_goes_on_under_its_name(
     kind: str, tmp_path: Path, tiny_run: Callable[..., RunConfig]
 ) -> None:
@@ -85,7 +85,10 @@ def test_a_run_of_an_earlier_version_goes_on_under_its_name(
         path = "data.txt"
         (tmp_path / path).write_text("\n\n".join(texts(100)) + "\n\n\n")
     else:
-        make_data(kind, tmp_path / "data")
+        make_data("prepared" if kind == "prepared" else "text", tmp_path / "data")
+    if kind == "text that is refused today":
+        (tmp_path / "data" / "package.json").write_text('{\n  "name": "no rows"\n}\n')
+        (tmp_path / "data" / "picture.png").write_bytes(bytes(range(256)))
     source = "prepared" if kind == "prepared" else "text"
     data = DataConfig(source, path, validation_tokens=256)
     load = corpus.load_corpus_as_before if source == "text" else corpus.load_corpus
@@ -94,6 +97,10 @@ def test_a_run_of_an_earlier_version_goes_on_under_its_name(
     folder = begin(run, content)
     assert named_by_content([run], "root") == [run]
     assert check_can_run(run, folder).content_hash == content
+    if kind == "text that is refused today":
+        with pytest.raises(ConfigError, match=r"package\.json, at byte 0: not JSON"):
+            named_by_content([run], "other")
+        return
     # Elsewhere, and on data that has changed meanwhile, it is another run.
     assert named_by_content([run], "other")[0].run_id != run.run_id
     begin(run, "another", root="changed")
