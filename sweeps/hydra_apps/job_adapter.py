@@ -1,4 +1,4 @@
-"""What the engine must know of the jobs of a Hydra application: what they say of themselves (`progress`)."""
+"""What the engine must know of the jobs of a Hydra application: what they say of themselves (`job_progress`)."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ from omegaconf.basecontainer import BaseContainer
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode, write_atomically
+from sweeps.hydra_apps.job_progress import begin_reports, report_failure, report_warning
 from sweeps.hydra_apps.main_script import MainScript, driver_script, lives_in_script, load, reference_to
-from sweeps.hydra_apps.progress import begin_reports, report_failure, report_warning
 from sweeps.hydra_apps.sources import SourceFinder, application_sources
 from sweeps.node.run_attempt import TASK_RANK
 

@@ -5,7 +5,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from told import tell
 
-from sweeps.hydra_apps.progress import report_progress
+from sweeps.hydra_apps.job_progress import report_progress
 
 
 @hydra.main(version_base=None, config_path=None)
