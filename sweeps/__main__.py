@@ -35,6 +35,9 @@ Plan, launch and watch many runs under a quota.
 A sweep is a file under conf/sweep, a cluster one under conf/cluster (cluster=NAME). A sweep may be stopped at any
 moment, with Ctrl-C or harder; launched again it continues, and trains no finished run twice.
 Filters: algorithm=muloco, model=82k, seed=0,1, inner_optimizer.lr=0.02, run=3fa. ROOT defaults to results.
+For programs: --json, no questions asked, and exit codes: 0 done as said; 1 runs are left or held, or something broke
+and the same command continues; 2 a mistake in what was asked, of which one line tells, and nothing was submitted;
+130 interrupted.
 """
 
 # Name, what it does, options. Those that change runs need a filter or --all.
