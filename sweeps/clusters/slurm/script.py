@@ -106,7 +106,7 @@ def job_script(request: JobRequest, allocation: AllocationConfig, setup: Sequenc
             *import_lines(request.code),
             # What exec cannot start would end the script without a word of its own.
             f'is_there() {{ type "$1" >/dev/null; }}; is_there {starts_python}',
-            *([] if _replaces_shell(options, uses_srun) else ["set +e", "trap - EXIT"]),
+            *([] if _replaces_shell(options, uses_srun) else ["set +eE", "trap - EXIT ERR"]),
             *(
                 ["trap : USR1 USR2 TERM  # they are for srun and its step, for which this shell waits"]
                 if uses_srun
@@ -183,22 +183,27 @@ def _in_background(python: str) -> list[str]:
 def _on_failed_setup(folders: Sequence[Path], log: Path) -> list[str]:
     """Lines after which the first command that fails ends the script, and each attempt's folder says which it was.
 
-    A shell that a signal ends comes here too, with the code of its last command.
+    A shell that a signal ends comes here too, with whatever code its last command had: only what bash takes for an
+    error, an `exit`, and bash's own words after a mistake in the lines count.
     """
     stopped = "|".join(str(code) for code in (0, *STOPPED_CODES))
     quoted = " ".join(shlex.quote(str(folder)) for folder in folders)
     return [
         "setup_failed() {",
-        '  code=$? what="$BASH_COMMAND"',
-        f"  case $code in {stopped}) return ;; esac",
+        '  code=$? what="${failed:-$BASH_COMMAND}"',
+        "  set +e",
         f"  said=$(tail -n 1 {shlex.quote(str(log))})",
+        f"  case $code in {stopped}) return ;; esac",
+        r'  [[ -n "$failed" || "$what" == exit* || "$said" =~ :\ line\ [0-9]+:\  ]] || return',
         f"  for folder in {quoted}; do",
         f'    mkdir -p "$folder" && printf \'%s\\n\' "$code" "$said" "$what" > "$folder/{SETUP_FAILURE}"',
         "  done",
         f"  exit {int(ExitCode.SETUP_FAILED)}",
         "}",
+        "failed=",
+        "trap 'failed=\"$BASH_COMMAND\"' ERR",
         "trap setup_failed EXIT",
-        "set -e",
+        "set -eE",
     ]
 
 

@@ -8,8 +8,10 @@ import os
 import pickletools
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from submitit.slurm import slurm
 
 from hydra_plugins.sweeps.quota_launcher import QuotaLauncherConf
 from muloco_runner.config import ConfigError
+from muloco_runner.record import ExitCode
 from sweeps.clusters import read_cluster
 from sweeps.clusters.slurm.batch_job import write_job
 from sweeps.clusters.slurm.sbatch_options import REFUSED, REFUSED_OF_CONTROLLER
@@ -29,6 +32,7 @@ from sweeps.engine.cluster import JobRequest
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
 from sweeps.engine.work import Attempt, Need, Work
 from sweeps.hydra_apps.launcher_settings import cluster_of
+from sweeps.node.attempt_files import read_outcome
 
 
 def read(**given: Any) -> ClusterConfig:
@@ -190,23 +194,58 @@ def test_a_definition_of_before_means_the_same() -> None:
         SlurmCluster(refused, Path("/nowhere")).start()
 
 
-def test_setups_words_are_left_in_each_attempts_folder(tmp_path: Path) -> None:
-    attempts = tuple(Attempt(Work(name, str(tmp_path / name), "m:f"), 1) for name in ("a", "b c"))
-    request = JobRequest("t-1", "a", attempts, 1, 0, 1, 1.0)
-    for name in ("submitit", "logs"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "logs" / "t-1.log").write_text("no such module\n")
-    text = job_script(
-        request, AllocationConfig("a"), ["true", "false || true", "grep -q x /nowhere", "echo too far"], tmp_path
-    )
-    done = subprocess.run(
-        ["bash", "-c", text], env={**os.environ, "SLURM_JOB_ID": "7"}, capture_output=True, check=False
-    )
-    assert done.returncode == 78
-    assert b"too far" not in done.stdout
-    for attempt in attempts:
-        said = (attempt.folder / "setup_failed.txt").read_text().splitlines()
-        assert said == ["2", "no such module", "grep -q x /nowhere"]
+class SetupJob:
+    """The script of a job of two attempts with these lines of setup, run by bash as SLURM does."""
+
+    def __init__(self, root: Path, *setup: str) -> None:
+        self.attempts = tuple(Attempt(Work(name, str(root / name), "m:f"), 1) for name in ("a", "b c"))
+        request = JobRequest("t-1", "a", self.attempts, 1, 0, 1, 1.0)
+        for name in ("submitit", "logs"):
+            (root / name).mkdir()
+        script = root / "slurm_script"
+        script.write_text(job_script(request, AllocationConfig("a"), [*setup, "echo too far", "exit 0"], root))
+        self.log = root / "logs" / "t-1.log"
+        with self.log.open("a") as log:
+            environment = {**os.environ, "SLURM_JOB_ID": "7"}
+            self.process = subprocess.Popen(["bash", script], env=environment, stdout=log, stderr=log)
+
+    def words(self) -> list[str]:
+        """What each attempt's folder says."""
+        has_failed = self.process.wait(30) == ExitCode.SETUP_FAILED
+        outcomes = [read_outcome(attempt) for attempt in self.attempts]
+        assert {one.ending is not None and one.ending.exit_code == ExitCode.SETUP_FAILED for one in outcomes} == {
+            has_failed
+        }
+        return list(dict.fromkeys(one.message for one in outcomes))
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["true", "false || true", "grep -q x /nowhere"], "`grep -q x /nowhere` ended with code 2: grep: /nowhere"),
+        (["echo no module; (exit 3)"], " ended with code 3: no module"),
+        (["echo no disk", "exit 4"], "`exit 4` ended with code 4: no disk"),
+        (["set -u", 'echo "$NO_SUCH"'], "NO_SUCH: unbound variable"),
+        (["if true; fi"], "syntax error near unexpected token"),
+        (["no_such_command"], "`no_such_command` ended with code 127: no_such_command: command not found"),
+    ],
+)
+def test_a_failed_setup_has_its_words_in_each_attempts_folder(tmp_path: Path, lines: list[str], words: str) -> None:
+    job = SetupJob(tmp_path, *lines)
+    (said,) = job.words()
+    assert words in said
+    assert "too far" not in job.log.read_text()
+
+
+@pytest.mark.parametrize("line", ["sleep 5", "false || sleep 5"])
+def test_a_setup_that_is_stopped_has_not_failed(tmp_path: Path, line: str) -> None:
+    job = SetupJob(tmp_path, f"touch {tmp_path}/began", line)
+    while not (tmp_path / "began").exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    job.process.send_signal(signal.SIGTERM)
+    assert job.words() == [""]
+    assert job.process.returncode == -signal.SIGTERM
 
 
 def test_the_pin_is_the_installed_version() -> None:
