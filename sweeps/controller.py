@@ -31,7 +31,7 @@ from sweeps.engine.decide import Plan, decide
 from sweeps.engine.durations import Estimates
 from sweeps.engine.outcome import Outcome
 from sweeps.engine.policy import IDENTICAL_FAILURES, RULES, Cause, cause_beside_cancelled, cause_of
-from sweeps.engine.quota import all_limits
+from sweeps.engine.quota import VerdictKind, all_limits
 from sweeps.engine.sweep_state import SweepState, TrackedJob, failure_group
 from sweeps.node.attempt_files import is_finished
 from sweeps.node.code_snapshot import keep_source
@@ -70,6 +70,12 @@ class Tick:
     """False while the scheduler does not answer: nothing is submitted then."""
     waits_for: str = ""
     """Who keeps the sweep from submitting now; empty where nobody does."""
+
+    @property
+    def never(self) -> list[str]:
+        """Why waiting runs can never run, one sentence for each limit that says so."""
+        waiting = [verdict for shape, verdict in self.plan.verdicts.items() if self.state.waiting.get(shape)]
+        return list(dict.fromkeys(verdict.why for verdict in waiting if verdict.kind is VerdictKind.NEVER))
 
 
 class Controller:

@@ -26,18 +26,24 @@ class Lines:
         self.print_line, self.cluster_dir, self.started_at = print_line, cluster_dir, time.monotonic()
         self.printed_at, self.printed = 0.0, ""
         self.held: set[str] = set()
+        self.never: set[str] = set()
 
     def __call__(self, tick: Tick) -> None:
         for why, names in tick.state.counters.held.items():
             for name in names.keys() - self.held:
                 self.held.add(name)
-                self.print_line(f"{name} held: {why}")
+                self.print_line(held_line(tick.state.runs[name], why, self.cluster_dir))
+        for why in tick.never:
+            if why not in self.never:
+                self.never.add(why)
+                self.print_line(f"runs wait that can never run: {why}")
         note = tick.waits_for if tick.queue_read else NO_ANSWER
         line = summary(tick.state) + (f"; {note}" if note else "")
         over = tick.state.is_over
         if line != self.printed and (over or time.monotonic() - self.printed_at > _LOG_SECONDS):
             self.printed, self.printed_at = line, time.monotonic()
-            self.print_line(f"{duration(time.monotonic() - self.started_at):>10}  {line}")
+            why = "" if note else _waiting_for(tick)
+            self.print_line(f"{duration(time.monotonic() - self.started_at):>10}  {line}{why}")
 
 
 def _waiting_for(tick: Tick) -> str:

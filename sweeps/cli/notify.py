@@ -1,4 +1,4 @@
-"""Notifications of held runs and of a sweep's end, sent to a command or to a web address, as JSON."""
+"""Notifications of held runs, of runs that can never run, and of the end, as JSON to a command or an address."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Notifier:
         self.sweep = sweep
         self.send = _poster(target) if target.startswith(("http://", "https://")) else _runner(target)
         self.held: set[str] | None = None
+        self.never: set[str] = set()
         self.ended = False
 
     def __call__(self, tick: Tick) -> None:
@@ -40,6 +41,10 @@ class Notifier:
         self.held = set(held)
         if new:
             self._notify({"event": "held", "runs": new})
+        never = [why for why in tick.never if why not in self.never]
+        self.never.update(never)
+        if never:
+            self._notify({"event": "never", "why": never})
         over = tick.state.is_over or tick.plan.unschedulable
         if over and not self.ended:
             self.ended = True

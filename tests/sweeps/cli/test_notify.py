@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from muloco_runner.config import ConfigError
 from sweeps.cli.notify import Notifier
 from sweeps.controller import Tick
 from sweeps.engine.decide import Plan
+from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Work
 
@@ -42,6 +44,17 @@ def test_a_command_gets_each_event_once(tmp_path: Path) -> None:
     for one in [*HISTORY, END, END]:
         notify(one)
     assert [json.loads(line) for line in told.read_text().splitlines()] == EXPECTED
+
+
+def test_what_can_never_run_is_told_once(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    one = tick(a=None)
+    (shape,) = one.state.waiting
+    never = replace(one, plan=Plan(verdicts={shape: Verdict(VerdictKind.NEVER, "too long")}))
+    notify = Notifier("s", f"tee -a {told}")
+    for each in (one, never, never):
+        notify(each)
+    assert json.loads(told.read_text()) == {"sweep": "s", "event": "never", "why": ["too long"]}
 
 
 @pytest.fixture
