@@ -362,7 +362,7 @@ def test_what_a_forgotten_job_has_left_on_disk_is_believed(world: World, answer:
     assert {attempt.cause for run in state.runs.values() for attempt in run.attempts} == {Cause.FINISHED}
 
 
-def test_who_shares_the_job_of_a_cancelled_run_starts_again_uncounted(world: World) -> None:
+def test_runs_beside_a_cancelled_one_start_again_uncounted(world: World) -> None:
     controller = begin(world)
     for _ in range(20):
         controller.tick()

@@ -78,7 +78,7 @@ def test_until_it_is_recorded_a_job_is_its_tag(job: QueuedJob, found: bool) -> N
     assert (TAG in rows_of([replace(JOB, uid=None, submitted_at=None)], [job])) is found
 
 
-def test_of_several_rows_the_recorded_number_goes_first_then_the_living() -> None:
+def test_the_recorded_number_goes_first_then_the_living() -> None:
     ended, alive = row(number="16", state="FAILED"), row(number="18")
     unrecorded = JobIdentity(TAG, NOW)
     assert rows_of([unrecorded], [ended, alive, ended])[TAG] is alive

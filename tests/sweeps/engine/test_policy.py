@@ -100,9 +100,7 @@ def test_being_stopped_with_others_never_counts_against_a_run(cause: Cause) -> N
         (ending(ExitCode.FINISHED), JobEnd.CANCELLED, Cause.FINISHED),
     ],
 )
-def test_beside_a_cancelled_run_what_befell_another_stays_its_cause(
-    left: Ending | None, end: JobEnd, cause: Cause
-) -> None:
+def test_what_befell_a_run_beside_a_cancelled_one_is_its_cause(left: Ending | None, end: JobEnd, cause: Cause) -> None:
     assert cause_beside_cancelled(left, end, 0) is cause
 
 
