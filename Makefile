@@ -5,7 +5,7 @@ NEXT_VENV ?= .venv-hydra-next
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slurm test-hydra-next check bench
+.PHONY: demo test test-slurm test-hydra-next test-extras soak check bench
 
 demo: $(VENV)/installed  ## four algorithms, three sizes, real text, a scaling-law report: minutes on two cores
 	$(BIN)/muloco-sweep launch +sweep=demo cluster=local root=demo
@@ -19,6 +19,13 @@ test-slurm: $(VENV)/installed-dev  ## starts a real multi-node SLURM on this mac
 
 test-hydra-next: $(NEXT_VENV)/installed  ## the Hydra plugins under the next Hydra, beside another launcher, on SLURM too
 	MULOCO_REQUIRE_SLURM=1 $(NEXT_VENV)/bin/python -m pytest -q tests/hydra
+
+test-extras: $(VENV)/installed-extras  ## what needs packages that are large and seldom used
+	$(BIN)/python -m pytest -q tests/muloco_runner/data/test_named_datasets.py
+
+soak: $(VENV)/installed-dev  ## thousands of random histories and inputs: an hour
+	MULOCO_HISTORIES=10000 $(BIN)/python -m pytest -q tests/sweeps/simulation/test_simulate.py
+	$(BIN)/python tests/muloco_runner/data/random_inputs.py 3000
 
 check: $(VENV)/installed-dev  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -40,7 +47,11 @@ $(NEXT_VENV)/installed: pyproject.toml tests/hydra/next.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,data,wandb,interactive,excel]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,files,wandb,interactive,excel]"
 	# Kernels are tested without a GPU too. A CPU build of torch does not bring triton; off Linux there is none.
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps triton || test "$$(uname)" != Linux
+	touch $@
+
+$(VENV)/installed-extras: $(VENV)/installed-dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[data]"
 	touch $@
