@@ -10,11 +10,13 @@ from sweeps.engine.run_states import RunState
 
 
 def job_memory(pack: Sequence[RunState], allocation: AllocationConfig) -> tuple[float | None, bool]:
-    """Return GiB of each node for runs that share it, None for the cluster's default, and whether all of them could be
-    given more."""
+    """Return GiB of each node for runs that share it, None for the cluster's default, and whether it could be more.
+
+    Runs share nodes only where a job has its nodes alone: what they ask for is the node's memory as a whole.
+    """
     asked = [_of(run, allocation) for run in pack]
     known = [gigabytes for gigabytes, _ in asked if gigabytes is not None]
-    return (sum(known) if len(known) == len(asked) else None), all(can_grow for _, can_grow in asked)
+    return max(known, default=None), any(can_grow for _, can_grow in asked)
 
 
 def _of(run: RunState, allocation: AllocationConfig) -> tuple[float | None, bool]:

@@ -35,10 +35,12 @@ def test_memory(need: Need, causes: list[Cause], expected: tuple[float | None, b
     assert job_memory([run_with(need, *causes)], AllocationConfig("a")) == expected
 
 
-def test_a_pack_asks_for_the_sum_and_an_allocation_may_say_what_runs_do_not() -> None:
-    allocation = AllocationConfig("a", memory_gigabytes=2.0, max_memory_gigabytes=4.0)
-    pack = [run_with(Need()), run_with(Need(), OUT), run_with(NEED)]
-    assert job_memory(pack, allocation) == (2.0 + 4.0 + 3.0, False)
+def test_a_pack_has_its_node_together_and_an_allocation_may_say_what_runs_do_not() -> None:
+    allocation = AllocationConfig("a", whole_nodes=True, memory_gigabytes=2.0, max_memory_gigabytes=4.0)
+    pack = [run_with(Need()), run_with(Need(), OUT)]
+    assert job_memory(pack[:1], allocation) == (2.0, True)
+    assert job_memory(pack, allocation) == (4.0, True)
+    assert job_memory([*pack, run_with(NEED)], allocation) == (4.0, True)
 
 
 def test_there_is_no_next_attempt_with_the_same_memory() -> None:
