@@ -1,8 +1,8 @@
 """Other implementations of Muon: their defaults, the names that they give to settings, and their saved states.
 
 Equations and defaults were read in their code in November 2026: muloco-1 (github.com/bentherien/muloco-1), nanochat
-(github.com/karpathy/nanochat), Keller Jordan's (github.com/KellerJordan/Muon), torch 2.13 and, as "paper", the training
-code of arXiv 2505.23725.
+(github.com/karpathy/nanochat), Keller Jordan's (github.com/KellerJordan/Muon), torch 2.13, optax 0.2.8 and, as "paper",
+the training code of arXiv 2505.23725.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-Ancestor = Literal["muloco-1", "nanochat", "keller_jordan", "torch", "paper"]
+Ancestor = Literal["muloco-1", "nanochat", "keller_jordan", "torch", "optax", "paper"]
 
 _NANOCHAT = MappingProxyType(
     {
@@ -46,6 +46,13 @@ DEFAULTS: Mapping[Ancestor, Mapping[str, Any]] = MappingProxyType(
         "muloco-1": {**_PAPER, "momentum": 0.95, "betas": (0.9, 0.95), "batched": True},
         "nanochat": {**_NANOCHAT, "batched": True},
         "keller_jordan": _NANOCHAT,
+        "optax": {
+            **_NANOCHAT,
+            "nesterov": "corrected",
+            "epsilon": 1e-8,
+            "betas": (0.9, 0.999),
+            "backend": "reference",
+        },
         "torch": {**_NANOCHAT, "lr": 1e-3, "weight_decay": 0.1, "epsilon": 0.0, "norm_floor": 1e-7},
         "paper": _PAPER,
     }

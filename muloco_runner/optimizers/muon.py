@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -74,7 +74,9 @@ class Muon(torch.optim.Optimizer):
     momentum_form: "sum", M <- momentum M + G, or "ema", M <- momentum M + (1 - momentum) G. Default "sum": the study
         and muloco-1 ("ema": Keller Jordan, nanochat and `torch.optim.Muon`).
     nesterov: whether to orthogonalise G + momentum M ("sum") or (1 - momentum) G + momentum M ("ema") in place of M.
-        Default False: the study (True: Keller Jordan, nanochat and torch).
+        "corrected" corrects both terms for the start at zero, in "ema" alone and without fused kernels; steps are
+        counted in the group's `nesterov_steps`. Default False: the study (True: Keller Jordan, nanochat and torch;
+        "corrected": optax).
     lr_scale: factor on lr by shape: "spectral", sqrt(rows / columns); "keller_jordan", sqrt(max(1, rows / columns));
         "moonlight" (arXiv 2502.16982), 0.2 sqrt(max(rows, columns)); "none", 1. Default "spectral": the study.
     coefficients: Newton-Schulz polynomial: "muloco", "keller_jordan" or "polar_express" (arXiv 2505.16932), or a triple
@@ -118,7 +120,7 @@ class Muon(torch.optim.Optimizer):
         *,
         momentum: float = 0.9,
         momentum_form: MomentumForm = "sum",
-        nesterov: bool = False,
+        nesterov: bool | Literal["corrected"] = False,
         lr_scale: LrScale = "spectral",
         coefficients: str | tuple[float, float, float] = "muloco",
         num_iterations: int = 5,
@@ -142,6 +144,7 @@ class Muon(torch.optim.Optimizer):
             "momentum": momentum,
             "momentum_form": momentum_form,
             "nesterov": nesterov,
+            "nesterov_steps": 0,
             "lr_scale": lr_scale,
             "coefficients": coefficients,
             "num_iterations": num_iterations,
@@ -170,9 +173,10 @@ class Muon(torch.optim.Optimizer):
         """Return an optimizer with another implementation's defaults but for `settings`, which may have its names.
 
         ancestor: "muloco-1"; "nanochat" (with a `process_group` its DistMuon, which averages gradients itself);
-            "keller_jordan"; "torch", `torch.optim.Muon`, whose `eps` is our `norm_floor`; "paper", the study. These
-            orthogonalise in bfloat16, which `backend="reference"` does in the parameters' dtype. What none of them has,
-            AdamW's part for example, is as by default.
+            "keller_jordan"; "torch", `torch.optim.Muon`, whose `eps` is our `norm_floor`; "optax",
+            `optax.contrib.muon`, with nanochat's lr, since it has none; "paper", the study. All but optax orthogonalise
+            in bfloat16, which `backend="reference"` does in the parameters' dtype. What none of them has, AdamW's part
+            for example, is as by default.
         """
         given = in_our_words(settings)
         if ancestor == "torch" and "eps" in given:

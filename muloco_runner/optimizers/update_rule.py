@@ -2,6 +2,7 @@
 
 sum: M <- momentum M + G              Nesterov looks ahead to G + momentum M
 ema: M <- momentum M + (1 - momentum) G                      (1 - momentum) G + momentum M
+                    "corrected" divides by what both still lack after t steps, 1 - momentum^(t+1) and 1 - momentum^t
 W <- (1 - lr weight_decay) W - lr shape_scale NS(M, or what Nesterov looks ahead to)
 """
 
@@ -44,7 +45,20 @@ def step_settings(group: dict[str, Any]) -> dict[str, Any]:
         group["momentum"] = group["betas"][0]
     beta1, beta2 = group["betas"]
     numbers = {name: float(group[name]) for name in NUMBERS}
-    return {**group, **numbers, "betas": (float(beta1), float(beta2))}
+    ahead = numbers["momentum"]
+    if group["nesterov"] == "corrected":
+        group["nesterov_steps"] += 1
+        ahead = corrected_look_ahead(ahead, group["nesterov_steps"])
+    return {**group, **numbers, "betas": (float(beta1), float(beta2)), "look_ahead": ahead}
+
+
+def corrected_look_ahead(momentum: float, step: int) -> float:
+    """Return the share of M, the rest being G's, in what Nesterov with bias correction mixes at step t = 1, 2, ...:
+    momentum M / (1 - momentum^(t+1)) + (1 - momentum) G / (1 - momentum^t), but for a factor, which is nothing to what
+    is orthogonalised.
+    """
+    ahead = momentum / (1 - momentum ** (step + 1))
+    return ahead / (ahead + (1 - momentum) / (1 - momentum**step))
 
 
 def polynomial_of(group: dict[str, Any]) -> Polynomial:

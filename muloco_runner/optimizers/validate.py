@@ -11,7 +11,7 @@ from torch import Tensor
 
 from muloco_runner.config.inner_optimizer import Coefficients, LrScale, MomentumForm
 from muloco_runner.optimizers.buckets.matrix_view import matrix_view, splits_of
-from muloco_runner.optimizers.orthogonalize import choose_backend
+from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend
 from muloco_runner.optimizers.update_rule import NUMBERS, polynomial_of
 
 _CHOICES = {
@@ -66,9 +66,9 @@ def check_group(group: dict[str, Any]) -> None:
     check_count("num_iterations", group["num_iterations"])
     _check_coefficients(group["coefficients"])
     polynomial_of(group)
-    for name in ("nesterov", "batched"):
-        if group[name] not in (True, False):
-            raise ValueError(f"{name}={group[name]!r}: must be True or False")
+    if group["batched"] not in (True, False):
+        raise ValueError(f"batched={group['batched']!r}: must be True or False")
+    _check_nesterov(group)
     split = group["split"]
     for number in split.values() if isinstance(split, dict) else (split,):
         check_count("split", number)
@@ -79,6 +79,18 @@ def check_group(group: dict[str, Any]) -> None:
         choose_backend(group["backend"], parameter.device)
         if not parameter.is_floating_point():
             raise ValueError(f"a parameter of {parameter.dtype}: must be of a real floating-point dtype")
+
+
+def _check_nesterov(group: dict[str, Any]) -> None:
+    if group["nesterov"] in (True, False):
+        return
+    if group["nesterov"] != "corrected":
+        raise ValueError(f"nesterov={group['nesterov']!r}: must be True, False or 'corrected'")
+    if group["momentum_form"] != "ema":
+        raise ValueError("nesterov='corrected': corrects a mean of gradients: give momentum_form='ema'")
+    for parameter in group["params"]:
+        if choose_backend(group["backend"], parameter.device) in TRITON_DTYPES:
+            raise ValueError("nesterov='corrected': no fused kernel has it: give backend='reference'")
 
 
 def _check_coefficients(value: Any) -> None:

@@ -151,7 +151,7 @@ class MatrixBucket:
             if gradient is None:
                 ahead_RC.copy_(momentum)
             else:
-                look_ahead(momentum, gradient, group["momentum"], group["momentum_form"], out=ahead_RC)
+                look_ahead(momentum, gradient, group["look_ahead"], group["momentum_form"], out=ahead_RC)
         return ahead_BRC
 
     def apply_update(self, group: dict[str, Any], indices: Sequence[int], orthogonal: list[Tensor]) -> None:

@@ -97,27 +97,51 @@ def test_like_torch_is_torchs_muon(monkeypatch: pytest.MonkeyPatch) -> None:
     agree(trained(Muon.like("torch", parameters(), backend="reference", **other), range(10)), theirs)
 
 
-def optaxs(steps: int) -> list[Tensor]:
-    """optax.contrib.muon 0.2.8 without Nesterov, which this follows to 1e-6: matrices are (in, out), and the momentum's
-    bias is corrected."""
+def optaxs(steps: int, nesterov: bool) -> list[Tensor]:
+    """optax.contrib.muon 0.2.8, which this follows to 1e-6: matrices are (in, out), and biases are corrected."""
     weights = [weight.T.clone() for weight in start(SHAPES)]
     momenta = [torch.zeros_like(weight) for weight in weights]
     for step in range(steps):
         for weight, momentum, gradient in zip(weights, momenta, gradients(SHAPES, step), strict=True):
             momentum.mul_(0.95).add_(gradient.T, alpha=0.05)
-            update = rules.newton_schulz(momentum / (1 - 0.95 ** (step + 1)), rules.KELLER_JORDAN, 1e-8)
+            ahead = momentum / (1 - 0.95 ** (step + 1))
+            if nesterov:
+                ahead = 0.95 * momentum / (1 - 0.95 ** (step + 2)) + 0.05 * gradient.T / (1 - 0.95 ** (step + 1))
+            update = rules.newton_schulz(ahead, rules.KELLER_JORDAN, 1e-8)
             fan_in, fan_out = weight.shape
             weight.sub_(0.02 * max(1, fan_out / fan_in) ** 0.5 * update)
     return [weight.T for weight in weights]
 
 
-def test_without_nesterov_optaxs_muon_is_nanochats() -> None:
-    ours = trained(Muon.like("nanochat", parameters(), nesterov=False, epsilon=1e-8, backend="reference"), range(40))
-    agree(ours, optaxs(40))
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_like_optax_is_optaxs_muon(nesterov: bool) -> None:
+    settings: dict[str, Any] = {} if nesterov else {"nesterov": False}
+    agree(trained(Muon.like("optax", parameters(), **settings), range(40)), optaxs(40, nesterov))
+    # The start at zero makes a difference.
+    if nesterov:
+        with pytest.raises(AssertionError):
+            agree(trained(Muon.like("optax", parameters(), nesterov=True), range(40)), optaxs(40, nesterov))
+
+
+def test_corrected_nesterov_goes_on_from_a_saved_state() -> None:
+    first = Muon.like("optax", parameters())
+    trained(first, range(3))
+    second = Muon.like("optax", [p.detach().clone().requires_grad_() for p in first.param_groups[0]["params"]])
+    second.load_state_dict(first.state_dict())
+    assert second.param_groups[0]["nesterov_steps"] == 3
+    agree(trained(second, range(3, 6)), trained(first, range(3, 6)))
+
+
+@pytest.mark.parametrize(("other", "words"), [({"momentum_form": "sum"}, "ema"), ({"backend": "triton"}, "reference")])
+def test_corrected_nesterov_is_refused_where_it_is_not_had(other: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Muon.like("optax", parameters(), **other)
 
 
 def test_an_unknown_ancestor_is_refused() -> None:
-    with pytest.raises(ValueError, match="like 'adam': must be one of muloco-1, nanochat, keller_jordan, torch, paper"):
+    with pytest.raises(
+        ValueError, match="like 'adam': must be one of muloco-1, nanochat, keller_jordan, torch, optax, paper"
+    ):
         Muon.like("adam", parameters())  # type: ignore[arg-type]
 
 

@@ -28,7 +28,7 @@ def matrix(*shape: int) -> nn.Parameter:
         ({"weight_decay": -1.0}, "weight_decay=-1.0"),
         ({"momentum": 1.5}, "momentum=1.5: must be at least 0 and below 1"),
         ({"momentum_form": "mean"}, "momentum_form='mean': must be one of sum, ema"),
-        ({"nesterov": "no"}, "nesterov='no': must be True or False"),
+        ({"nesterov": "no"}, "nesterov='no': must be True, False or 'corrected'"),
         ({"algorithm": "sgd"}, "algorithm='sgd': must be one of muon, adamw"),
         ({"lr_scale": "rms"}, "lr_scale='rms': must be one of spectral, keller_jordan, moonlight"),
         ({"coefficients": "svd"}, "coefficients='svd': must be one of muloco, keller_jordan, polar_express"),
