@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ from muloco_runner.data.prepared.manifest import Manifest, read_manifest
 
 PERIOD = 10_000
 """Sequences after which the order of the parts repeats; a smaller share than one of them cannot be kept."""
+_SHARE_DIGITS = 12
+"""Decimals of a share, in a mixture's name and in its order alike: weights written in another order or at another
+scale differ after these, which may not decide which part comes next."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A prepared folder and its share of the sequences."""
+    """A prepared folder and its share of the sequences, which equal mixtures have to the last bit."""
 
     folder: Path
     share: float
@@ -33,8 +37,11 @@ def read_parts(data: DataConfig) -> list[Part]:
     if data.mixture is None:
         folder = Path(str(data.path))
         return [Part(folder, 1.0, read_manifest(folder))]
-    total = sum(data.mixture.values())
-    parts = [Part(Path(f), weight / total, read_manifest(Path(f))) for f, weight in data.mixture.items()]
+    total = math.fsum(data.mixture.values())
+    parts = [
+        Part(Path(f), round(weight / total, _SHARE_DIGITS), read_manifest(Path(f)))
+        for f, weight in data.mixture.items()
+    ]
     first = parts[0]
     for part in parts:
         if part.manifest.tokenizer != first.manifest.tokenizer or part.manifest.dtype != first.manifest.dtype:
@@ -54,7 +61,7 @@ def content_hash(parts: Sequence[Part]) -> str:
     """The content of a mixture, 16 hex digits: that of its only part, or of all and their shares."""
     if len(parts) == 1:
         return parts[0].manifest.content_hash
-    listed = json.dumps([[part.manifest.content_hash, round(part.share, 12)] for part in parts])
+    listed = json.dumps([[part.manifest.content_hash, part.share] for part in parts])
     return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 

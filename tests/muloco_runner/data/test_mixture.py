@@ -1,6 +1,7 @@
 """Mixtures of prepared folders: shares that hold at any moment, one order wherever a run is trained, and what is
 refused."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -85,6 +86,23 @@ def test_the_order_does_not_depend_on_where_a_run_is_trained(
         together = whole._starts(step, 0, 0, 1)
         apart = [split._starts(step, worker, replica, 2) for worker in (0, 1) for replica in (0, 1)]
         assert together.tolist() == np.concatenate(apart).tolist()
+
+
+def test_a_mixture_has_one_order_however_it_is_written(
+    folders: dict[str, Path], tiny_run: Callable[..., RunConfig]
+) -> None:
+    shares = {"a": 0.1, "b": 0.7, "c": 0.2}
+    written = [
+        {letter: scale * shares[letter] for letter in order}
+        for order in itertools.permutations(LETTERS)
+        for scale in (1, 3, 10)
+    ]
+    orders = []
+    for weights in written:
+        run = tiny_run(data=mixture(folders, **weights))
+        data = TrainingData(load_corpus(run.data), run, CPU)
+        orders.append(np.concatenate([data._starts(step, 0, 0, 1) for step in range(20)]).tolist())
+    assert all(order == orders[0] for order in orders)
 
 
 def test_a_mixture_reads_as_its_parts_do(folders: dict[str, Path]) -> None:
