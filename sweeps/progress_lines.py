@@ -11,7 +11,7 @@ from sweeps.controller import Tick
 from sweeps.engine.run_states import STATUSES, RunState
 from sweeps.engine.sweep_state import SweepState
 from sweeps.formatting import duration, plural
-from sweeps.node.last_words import last_words
+from sweeps.node.last_words import last_words, why_not_done
 from sweeps.store.folder import SweepFolder
 
 NO_ANSWER = "the scheduler does not answer: asking again"
@@ -56,6 +56,8 @@ def _waiting_for(tick: Tick) -> str:
 
 def held_line(run: RunState, why: str, cluster_dir: Path) -> str:
     """Return one line on a held run: the rule that held it, and its last attempt's own words."""
+    if not run.is_held_by_attempt and run.attempts:
+        return f"{run.work.name} held: {why_not_done(run, cluster_dir)}"
     words = last_words(run, cluster_dir)
     return f"{run.work.name} held: {why}" + (f": {words}" if words else f"; its folder is {run.work.folder}")
 

@@ -71,6 +71,14 @@ class RunState:
         return not self.done and self.held is None and not self.in_flight
 
     @property
+    def is_held_by_attempt(self) -> bool:
+        """Whether it is held for how its newest attempt ended, not for what has happened since."""
+        last = self.attempts[-1] if self.attempts else None
+        if self.held is None or last is None or last.cause is None:
+            return False
+        return self.held.startswith(f"{last.cause.value}: ") or bool(last.detail and last.detail in self.held)
+
+    @property
     def status(self) -> str:
         """One of `STATUSES`."""
         if self.done:

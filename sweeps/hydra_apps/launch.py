@@ -39,7 +39,7 @@ from sweeps.hydra_apps.launcher_settings import cluster_of, launcher_of_all, nee
 from sweeps.hydra_apps.program import RESULT, Program, read_return, set_value, write_program
 from sweeps.hydra_apps.state_folder import find_state_folder, is_by_position
 from sweeps.node.attempt_files import is_finished
-from sweeps.node.last_words import last_words
+from sweeps.node.last_words import why_not_done
 from sweeps.progress_lines import Lines, after_interrupt
 from sweeps.store.definition import Definition
 from sweeps.store.lease import LeaseHeld
@@ -260,7 +260,8 @@ def _return_of(run: RunState, overrides: Sequence[str], cluster_dir: Path) -> Jo
         found = read_return(folder)
         assert found is not None, f"{folder} has lost its result"
         return found
-    left = read_return(folder / "attempts" / str(run.attempts[-1].number)) if run.attempts else None
+    is_news = run.held is None or run.is_held_by_attempt
+    left = read_return(folder / "attempts" / str(run.attempts[-1].number)) if run.attempts and is_news else None
     if left is not None:
         return left
     failed = JobReturn(overrides=filter_overrides(overrides), status=JobStatus.FAILED)
@@ -269,7 +270,7 @@ def _return_of(run: RunState, overrides: Sequence[str], cluster_dir: Path) -> Jo
 
 
 def _why(run: RunState, cluster_dir: Path) -> str:
-    return last_words(run, cluster_dir) or run.held or "it never started"
+    return why_not_done(run, cluster_dir) or "it never started"
 
 
 def _name(overrides: Sequence[str], position: int | None, same: int) -> str:

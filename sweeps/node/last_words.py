@@ -15,8 +15,8 @@ _LONGEST_LINE = 300
 def last_words(run: RunState, cluster_dir: Path) -> str:
     """Return "what it said; see FILE" of the newest attempt, or what there is of it; empty where there is nothing.
 
-    What it said is what it reported, else the last line of its errors. Where it never came to write into its own
-    folder the file is its job's log, in `cluster_dir`.
+    What it said is what it reported, else how it ended and the last line of its errors. Where it never came to write
+    into its own folder the file is its job's log, in `cluster_dir`.
     """
     if not run.attempts:
         return ""
@@ -27,8 +27,21 @@ def last_words(run: RunState, cluster_dir: Path) -> str:
     files = [own / "stderr.log", cluster_dir / "logs" / f"{attempt.tag}.log", own / "stdout.log"]
     log = next((path for path in files if _size(path)), None)
     if log is None:
-        return said
-    return f"{said or _last_line(log)}; see {log}"
+        return said or attempt.detail
+    if not said:
+        said = ": ".join(dict.fromkeys(words for words in (attempt.detail, _last_line(log)) if words))
+    return f"{said}; see {log}"
+
+
+def why_not_done(run: RunState, cluster_dir: Path) -> str:
+    """Return why a run has no result: what has happened to it since its newest attempt comes before that one's words.
+
+    Empty where nothing is known.
+    """
+    words = last_words(run, cluster_dir)
+    if run.held is None or run.is_held_by_attempt:
+        return words or run.held or ""
+    return f"{run.held}; its last attempt: {words}" if words else run.held
 
 
 def _size(path: Path) -> int:

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from muloco_runner.record import RunFolder, RunStatus
+from sweeps.engine.policy import RULES, Cause
 from sweeps.engine.run_states import AttemptState, RunState
 from sweeps.engine.work import Work
 from sweeps.hydra_apps.job_adapter import HYDRA_JOB
-from sweeps.node.last_words import last_words
+from sweeps.node.last_words import last_words, why_not_done
+from sweeps.progress_lines import held_line
 
 
 def run_in(folder: Path) -> RunState:
@@ -45,3 +47,24 @@ def test_what_the_attempt_reported_comes_first(tmp_path: Path) -> None:
     # Of an earlier attempt it is no news.
     RunFolder(tmp_path / "r").write_status(RunStatus("r", "failed", attempt=0, exit_cause="OSError: gone"))
     assert last_words(run_in(tmp_path), tmp_path).startswith("a warning; see ")
+
+
+def test_a_refusal_is_not_explained_by_an_older_attempt(tmp_path: Path) -> None:
+    write(tmp_path / "r" / "attempts" / "1" / "stderr.log", "ValueError: no data\n")
+    run = run_in(tmp_path)
+    run.attempts[-1].cause = Cause.CRASH
+    run.held = "the scheduler refuses it: Requested reservation is invalid"
+    assert why_not_done(run, tmp_path).startswith(f"{run.held}; its last attempt: ValueError: no data; see ")
+    assert held_line(run, run.held, tmp_path) == f"r held: {why_not_done(run, tmp_path)}"
+    run.held = f"crash: {RULES[Cause.CRASH].advice}"
+    assert why_not_done(run, tmp_path).startswith("ValueError: no data; see ")
+    run.held, run.attempts = "the scheduler refuses it: no such partition", []
+    assert why_not_done(run, tmp_path) == run.held
+
+
+def test_how_an_attempt_ended_is_said_where_it_could_not_speak(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    run.attempts[-1].detail = "killed by SIGSEGV"
+    assert last_words(run, tmp_path) == "killed by SIGSEGV"
+    log = write(tmp_path / "logs" / "tag-1.log", "loading\n")
+    assert last_words(run, tmp_path) == f"killed by SIGSEGV: loading; see {log}"
