@@ -20,6 +20,7 @@ import pandas as pd
 
 from analysis.beside import beside
 from analysis.budgets import cluster_budgets
+from analysis.input.cells import written
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.record import RecordError, RunFolder, RunResult
 
@@ -157,7 +158,7 @@ def hyper_parameters_of(frame: pd.DataFrame) -> pd.Series[str]:
     kinds, first = np.unique(codes, return_index=True)
     texts = np.empty(len(kinds), dtype=object)
     for kind, row in zip(kinds, frame[[*TUNED, "setting"]].iloc[first].to_dict("records"), strict=True):
-        tuned = "".join(f"{name}={row[name]:.6g} " for name in TUNED if not pd.isna(row[name]))
+        tuned = "".join(f"{name}={written(float(row[name]))} " for name in TUNED if not pd.isna(row[name]))
         texts[kind] = tuned + str(row["setting"])
     return pd.Series(texts[codes], index=frame.index, dtype=object)
 
@@ -283,7 +284,10 @@ def _from_steps(folder: RunFolder, config: RunConfig, result: RunResult) -> dict
 
 
 def series_labels(records: Sequence[Mapping[Any, Any]]) -> list[str]:
-    """`DDP-AdamW`, `MuLoCo K=4`, and what else of the method differs among runs of the same algorithm."""
+    """`DDP-AdamW`, `MuLoCo K=4`, and what else of the method differs among runs of the same algorithm.
+
+    Methods that differ never share a label: an algorithm called `MuLoCo K=4` is named as one.
+    """
     seen: dict[str, dict[str, set[str]]] = {}
     for row in records:
         values = seen.setdefault(row["algorithm"], {})
@@ -299,6 +303,24 @@ def series_labels(records: Sequence[Mapping[Any, Any]]) -> list[str]:
             if value is not None and len(seen[row["algorithm"]][key]) > 1:
                 words.append(f"{'H' if key == 'sync_interval' else key}={value}")
         labels.append(" ".join(words))
+    return _told_apart(labels, records)
+
+
+def _told_apart(labels: list[str], records: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """The labels, those of several algorithms or methods with the algorithm, and a number where that is the same."""
+    for addition in ("algorithm", "number"):
+        methods: dict[str, list[str]] = {}
+        for label, row in zip(labels, records, strict=True):
+            content = json.dumps([row["algorithm"], _flat(row["method"])], sort_keys=True, default=str)
+            known = methods.setdefault(label, [])
+            known += [] if content in known else [content]
+        out = []
+        for label, row in zip(labels, records, strict=True):
+            content = json.dumps([row["algorithm"], _flat(row["method"])], sort_keys=True, default=str)
+            place = sorted(methods[label]).index(content) + 1
+            more = f" (algorithm {row['algorithm']})" if addition == "algorithm" else f" ({place})"
+            out.append(label + more if len(methods[label]) > 1 else label)
+        labels = out
     return labels
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.budgets import TOLERANCE, cluster_budgets
-from analysis.input.cells import NOT_A_NUMBER, NOT_FINITE, OK, Decimal
+from analysis.input.cells import LARGEST_EXACT, NOT_A_NUMBER, NOT_FINITE, OK, Decimal, Numbers, written
 from analysis.input.columns import COLUMNS, EITHER, METHOD, NEEDED, listed, nearest, plain
 from analysis.input.cross_checks import check_runs
 from analysis.input.mapping import Reader, find_origins, read_mapping
@@ -73,10 +73,10 @@ def study_of_table(
     reader = Reader(table, origins, declared.decimal)
     runs, reasons, unknown_state = _checked(reader)
     used = {heading for name, one in origins.items() if name != unknown_state for heading in one.columns}
-    unused = [heading for heading in headings if heading not in used]
-    others = _declared_columns(source, reader.frame, unused, declared)
+    unread = [heading for heading in headings if heading not in used]
+    others = _declared_columns(source, reader.frame, unread, declared)
     rows = _Rows(runs, reasons)
-    rows.exclude_duplicates(reader.frame, [name for name in unused if name not in others.bookkeeping])
+    rows.exclude_duplicates(reader.frame, [name for name in unread if name not in others.bookkeeping])
     findings = check_runs(rows.kept(), set(origins))
     rows.exclude(findings.rows)
     kept = rows.kept()
@@ -84,7 +84,7 @@ def study_of_table(
     if kept.empty:
         reason = f"; the first: {excluded[0].reason}" if excluded else ""
         raise ConfigError(f"{source}: none of {len(runs) + len(table.dropped)} rows can be used{reason}")
-    frame, notes = _labelled(_completed(kept, declared.budget_tolerance), reader.frame, others)
+    frame, notes = _labelled(_completed(kept, declared.budget_tolerance), reader.table, others)
     withheld, cautions = _repeats(frame, reader.frame, others.undeclared, declared)
     withheld = withheld or (None if declared.unlabelled_repeats else _curves(frame, reader))
     cautions += _cautions_of_names(frame, unknown_state, reader)
@@ -96,8 +96,8 @@ def study_of_table(
         sorted(excluded, key=lambda e: (e.reason, e.run_id)),
         notes=[*reader.notes, *notes],
         cautions=[*findings.cautions, *cautions],
-        columns={name: str(one) for name, one in origins.items() if name != unknown_state},
-        unused=unused,
+        columns={name: str(one) for name, one in origins.items() if name != unknown_state} | others.used(),
+        unused=[name for name in unread if name not in (*others.identity, *others.settings)],
         withheld=withheld,
         unusable=findings.unusable,
     )
@@ -170,6 +170,8 @@ def _checked(reader: Reader) -> tuple[pd.DataFrame, NDArray[Any], str | None]:
         complain(low & ~(diverged & (name == "loss")), name=name, end="must be a positive number")
         default = np.nan if column.default is None else column.default
         runs[name] = np.where(found.states == OK, found.values, default)
+        if name == "seed":
+            runs[name] = _seeds(reader, found)
     for name in ("num_params", "global_batch_tokens"):
         complain(runs[name].isna().to_numpy(), f"damaged: no {name}")
     complain(runs["loss"].isna().to_numpy() & ~diverged, "damaged: no loss")
@@ -177,6 +179,21 @@ def _checked(reader: Reader) -> tuple[pd.DataFrame, NDArray[Any], str | None]:
     runs["diverged"] = diverged
     runs["loss"] = runs["loss"].mask(diverged)
     return runs, reasons, unknown_state
+
+
+def _seeds(reader: Reader, found: Numbers) -> NDArray[np.float64]:
+    """The seeds, those beyond 2^53 as numbers in their order; rows without one have one that no other row has."""
+    known = found.states == OK
+    values = np.where(known, found.values, 0.0)
+    column = reader.origins["seed"].column
+    if column is not None and (np.abs(values) >= LARGEST_EXACT).any():
+        texts = _cells(reader.table, column, reader.frame.index).fillna("")
+        order = sorted(texts[known].unique(), key=lambda text: (len(text), text))
+        values = np.where(known, texts.map({text: float(i) for i, text in enumerate(order)}), 0.0)
+        reader.notes.append(f"seeds: beyond 2^53, so numbered from 0 to {len(order) - 1} in their order")
+    if known.any():
+        values[~known] = values[known].min() - 1
+    return values
 
 
 def row_names(reader: Reader) -> pd.Series[str]:
@@ -224,6 +241,11 @@ class _Others:
     bookkeeping: tuple[str, ...]
     undeclared: tuple[str, ...]
 
+    def used(self) -> dict[str, str]:
+        """What the declared columns are for -> their names."""
+        kinds = {"--identity": self.identity, "--setting": self.settings}
+        return {kind: listed(names) for kind, names in kinds.items() if names}
+
 
 def _declared_columns(source: str, frame: pd.DataFrame, unused: list[str], declared: Declared) -> _Others:
     bookkeeping = [name for name in unused if _is_bookkeeping(name)]
@@ -252,11 +274,25 @@ def _is_bookkeeping(name: str) -> bool:
     return plain(name) not in _PROGRESS and (name.startswith(("Unnamed:", "_")) or plain(name) in _NEVER_A_SETTING)
 
 
-def _cells(frame: pd.DataFrame, name: str, rows: pd.Index[Any]) -> pd.Series[Any]:
-    """A column's cells as text, `2.0` and `2` the same."""
-    cells = frame.loc[rows, name]
+def _exact_cells(table: Table, name: str) -> pd.Series[Any]:
+    """A column's cells, no two of which are one number only because they were read as floating point."""
+    cells = table.frame[name]
+    if cells.dtype.kind != "f" or not (cells.abs() >= LARGEST_EXACT).any():
+        return cells
+    cells = table.as_text().frame[name]
+    if cells.dtype.kind == "f":
+        raise ConfigError(
+            f"{table.source}: {name} holds numbers beyond 2^53 in floating point, where neighbours are one number: "
+            "write that column as text"
+        )
+    return cells
+
+
+def _cells(table: Table, name: str, rows: pd.Index[Any]) -> pd.Series[Any]:
+    """A column's cells as text, `2.0` and `2` the same in a column of numbers."""
+    cells = _exact_cells(table, name).loc[rows]
     codes, unique = pd.factorize(cells.astype(object), use_na_sentinel=True)
-    words = [f"{cell:g}" if isinstance(cell, float) else str(cell).strip() for cell in unique]
+    words = [written(cell) if isinstance(cell, float) else str(cell).strip() for cell in unique]
     return pd.Series(np.array([*words, None], dtype=object)[codes], index=rows, dtype=object)
 
 
@@ -280,7 +316,7 @@ def _completed(runs: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     return runs.assign(**{name: runs[name].round().astype("int64") for name in whole})
 
 
-def _labelled(runs: pd.DataFrame, cells: pd.DataFrame, others: _Others) -> tuple[pd.DataFrame, list[str]]:
+def _labelled(runs: pd.DataFrame, cells: Table, others: _Others) -> tuple[pd.DataFrame, list[str]]:
     """The runs with `series` and `hyper_parameters`, and notes on budgets that count as one."""
     identity = {f"own {name}": _cells(cells, name, runs.index) for name in others.identity}
     keys = ["algorithm", *METHOD]
@@ -313,10 +349,10 @@ def _method(row: Mapping[Any, Any], identity: tuple[str, ...]) -> dict[str, Any]
     interval, bits = row["sync_interval"], row["bits_per_value"]
     return {
         **({"num_workers": int(row["num_workers"])} if apart else {}),
-        "sync_interval": None if np.isnan(interval) or interval == 0 else int(interval),
+        "sync_interval": None if np.isnan(interval) or interval == 0 else written(interval),
         "num_fragments": int(row["num_fragments"]) if row["num_fragments"] != 1 else None,
         "delay_steps": int(row["delay_steps"]) or None,
-        "bits_per_value": None if np.isnan(bits) else f"{bits:g}",
+        "bits_per_value": None if np.isnan(bits) else written(bits),
         **{name: row[f"own {name}"] for name in identity},
     }
 

@@ -21,21 +21,18 @@ Decimal = Literal["point", "comma"]
 Kind = Literal["count", "flops", "seconds", "bytes", "bits", "loss", "number"]
 
 OK, MISSING, NOT_A_NUMBER, NOT_FINITE = range(4)
-"""State of a cell. `NOT_FINITE` is written out (NaN, inf); an empty cell is `MISSING`."""
+"""State of a cell. An empty one is `MISSING`, and so is NaN but in a loss, where it says that the run diverged."""
 
 _MISSING = {"", "na", "n/a", "<na>", "#n/a", "null", "none", "nil", "missing", "-", "--", "–", "—", "?"}
-_NOT_FINITE = {
-    "nan",
+_NAN = {"nan", "-nan", "1.#qnan", "1.#ind"}
+_INFINITE = {
     "inf",
     "infinity",
     "+inf",
     "-inf",
     "+infinity",
     "-infinity",
-    "-nan",
     "1.#inf",
-    "1.#qnan",
-    "1.#ind",
 }
 _NUMBER = re.compile(r"([+-]?)((?:\d[\d.,'’_\s]*\d|\d)\.?|[.,]\d+)(?:e([+-]?\d+))?\s*(.*)", re.IGNORECASE | re.DOTALL)
 _TIMES_TEN = re.compile(r"\s*[×x*]\s*10\s*(?:\^|\*\*)\s*", re.IGNORECASE)
@@ -78,6 +75,18 @@ UNITS: dict[Kind, dict[str, float]] = {
 """What may follow a number of each kind, in lower case, and what it multiplies it by."""
 
 
+LARGEST_EXACT = 2**53
+"""From here on neighbouring whole numbers are one and the same float."""
+
+
+def written(value: float) -> str:
+    """The number with all digits that tell it from others, and no more: 0.001, 20240101, 0.1234567."""
+    short = f"{value:.6g}"
+    if float(short) == value and (value == 0 or 1e-4 <= abs(value) < 1e6):
+        return short
+    return f"{value:.0f}" if value.is_integer() and abs(value) < LARGEST_EXACT else repr(float(value))
+
+
 @dataclass(frozen=True)
 class Numbers:
     """Values with the state of each cell."""
@@ -107,9 +116,9 @@ def parse_cell(cell: Any, kind: Kind, decimal: Decimal) -> tuple[float, int]:
         return (value, OK) if math.isfinite(value) else (math.nan, MISSING if math.isnan(value) else NOT_FINITE)
     text = str(cell).strip().replace("−", "-").replace("\xa0", " ").replace("\u202f", " ").replace("\u2009", " ")
     word = text.lower()
-    if word in _MISSING:
+    if word in _MISSING or (word in _NAN and kind != "loss"):
         return math.nan, MISSING
-    if word in _NOT_FINITE:
+    if word in _INFINITE | _NAN:
         return math.nan, NOT_FINITE
     found = _NUMBER.fullmatch(_TIMES_TEN.sub("e", text))
     if found is None:
@@ -133,15 +142,18 @@ def _scaled(digits: str, exponent: str | None, factor: float) -> float:
 
 
 def _digits(body: str, decimal: Decimal) -> str | None:
-    """The digits of a number with a point as decimal mark; None where its marks are none of a number."""
+    """The digits of a number with a point as decimal mark; None where its marks are none of a number.
+
+    No thousands are parted behind a leading zero: 0.001 in a file of decimal commas is no 1.
+    """
     if re.search(r"[\s'’_]", body):
-        parted = re.fullmatch(r"(\d{1,3}(?:([\s'’_])\d{3})(?:\2\d{3})*)([.,]\d+)?", body)
+        parted = re.fullmatch(r"([1-9]\d{0,2}(?:([\s'’_])\d{3})(?:\2\d{3})*)([.,]\d+)?", body)
         if parted is None:
             return None
         body = re.sub(r"[\s'’_]", "", parted[1]) + (parted[3] or "")
     mark, thousands = (".", ",") if decimal == "point" else (",", ".")
     if thousands in body:
-        if not re.fullmatch(rf"\d{{1,3}}(?:{re.escape(thousands)}\d{{3}})+(?:{re.escape(mark)}\d*)?", body):
+        if not re.fullmatch(rf"[1-9]\d{{0,2}}(?:{re.escape(thousands)}\d{{3}})+(?:{re.escape(mark)}\d*)?", body):
             return None
         body = body.replace(thousands, "")
     return body.replace(mark, ".") if body.count(mark) <= 1 else None

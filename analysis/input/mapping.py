@@ -29,6 +29,7 @@ from analysis.input.cells import (
     decide_decimal,
     has_marks,
     to_numbers,
+    written,
 )
 from analysis.input.columns import COLUMNS, FIT_COLUMNS, find_column, listed, nearest
 from analysis.input.expression import Expression
@@ -51,6 +52,11 @@ class Origin:
         if self.column is not None:
             return (self.column,)
         return self.expression.columns if self.expression else ()
+
+    @property
+    def calculated(self) -> bool:
+        """Whether its cells are worked out from others, and so are numbers."""
+        return self.expression is not None or self.factor != 1
 
     def __str__(self) -> str:
         if self.column is not None:
@@ -179,7 +185,10 @@ class Reader:
         self._decimal: Decimal = said or "point"
         self._cache: dict[tuple[str, str], Numbers] = {}
         numeric = {
-            heading for name, one in origins.items() if FIT_COLUMNS[name].kind is not None for heading in one.columns
+            heading
+            for name, one in origins.items()
+            if FIT_COLUMNS[name].kind is not None or one.calculated
+            for heading in one.columns
         }
         if said == "comma" or any(has_marks(_texts(table.frame[name])) for name in numeric):
             table = table.as_text()
@@ -198,7 +207,7 @@ class Reader:
         if one.value is not None:
             return to_numbers(pd.Series([one.value] * len(self.frame), dtype=object), kind, "point")
         # `124M` in a column that the mapping says is in millions would be scaled twice: it is no number there.
-        kind = "number" if one.factor != 1 else kind
+        kind = "number" if one.factor != 1 and kind != "loss" else kind
         parts = {heading: self._numbers_of(heading, kind) for heading in one.columns}
         if one.expression is None:
             (only,) = parts.values()
@@ -219,14 +228,30 @@ class Reader:
         return self._cache[key]
 
     def texts(self, name: str) -> pd.Series[Any]:
-        """The column `name` of ours as stripped text; empty where nothing stands."""
+        """The column `name` of ours as stripped text; empty where nothing stands.
+
+        Arithmetic on cells that are no numbers raises `ConfigError`.
+        """
         one = self.origins[name]
+        if one.calculated:
+            return self._calculated_texts(name)
         if one.column is None:
             return pd.Series([str(one.value)] * len(self.frame), index=self.frame.index, dtype=object)
         cells = self.frame[one.column]
         codes, unique = pd.factorize(cells.astype(object), use_na_sentinel=True)
         words = np.array([*(str(cell).strip() for cell in unique), ""], dtype=object)
         return pd.Series(words[codes], index=self.frame.index, dtype=object)
+
+    def _calculated_texts(self, name: str) -> pd.Series[Any]:
+        found = self.numbers(name)
+        bad = np.flatnonzero((found.states == NOT_A_NUMBER) | (found.states == NOT_FINITE))
+        if len(bad):
+            raise ConfigError(
+                f"{self.table.source}: {name} is mapped to {self.origins[name]}, which calculates, and row "
+                f"{bad[0] + 1} gives no number ({self.shown(name, int(bad[0]))}): map {name} to a column"
+            )
+        words = [written(value) if state == OK else "" for value, state in zip(found.values, found.states, strict=True)]
+        return pd.Series(words, index=self.frame.index, dtype=object)
 
     def shown(self, name: str, row: int) -> str:
         """What stands in a row for `name`, for a message."""

@@ -157,7 +157,7 @@ class _TextFile:
                 dtype=str if as_text else None,
             )  # fmt: skip
         frame.columns = pd.Index(_unique(self.header))
-        return frame
+        return _nested_expanded(frame)
 
     def _whole_rows(self, file: TextIO) -> io.StringIO:
         out = io.StringIO()
@@ -188,8 +188,7 @@ def _read_text(path: TableSource, separator: str | None) -> Table:
     dropped = _ragged_rows(path, encoding, delimiter, header, skipped)
     text = _TextFile(path, encoding, delimiter, header, skipped, bool(dropped))
     named = [(name, reason) for name, reason in dropped if reason]
-    frame = _nested_expanded(text.read(as_text=False))
-    return Table(str(path), frame, tuple(notes), tuple(named), _repeated(header), text)
+    return Table(str(path), text.read(as_text=False), tuple(notes), tuple(named), _repeated(header), text)
 
 
 def _encoding(path: TableSource, notes: list[str]) -> str:

@@ -47,7 +47,7 @@ def test_numbers_with_units(text: str, kind: Kind, value: float) -> None:
 @pytest.mark.parametrize(
     ("text", "state"),
     [
-        ("", MISSING), ("N/A", MISSING), ("–", MISSING), ("nan", NOT_FINITE), ("-inf", NOT_FINITE),
+        ("", MISSING), ("N/A", MISSING), ("–", MISSING), ("nan", MISSING), ("-inf", NOT_FINITE),
         ("Infinity", NOT_FINITE), ("1.2.3", NOT_A_NUMBER), ("12 34", NOT_A_NUMBER), ("1,2,3", NOT_A_NUMBER),
         ("124Q", NOT_A_NUMBER), ("about 3", NOT_A_NUMBER), ("#3", NOT_A_NUMBER), ("2024-01-01", NOT_A_NUMBER),
     ],
