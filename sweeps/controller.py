@@ -30,9 +30,10 @@ from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.decide import Plan, decide
 from sweeps.engine.durations import Estimates
 from sweeps.engine.outcome import Outcome
-from sweeps.engine.policy import IDENTICAL_FAILURES, RULES, Cause, cause_beside_cancelled, cause_of
+from sweeps.engine.policy import IDENTICAL_FAILURES, RULES, Cause, cause_beside_cancelled, cause_of, how_it_ended
 from sweeps.engine.quota import VerdictKind, all_limits
 from sweeps.engine.sweep_state import SweepState, TrackedJob, failure_group
+from sweeps.engine.work import Work
 from sweeps.node.attempt_files import is_finished
 from sweeps.node.code_snapshot import keep_source
 from sweeps.node.reports import measured_minutes
@@ -317,7 +318,7 @@ class Controller:
         failed_nodes: set[str] = set()
         for attempt in job.request.attempts:
             left = self.cluster.outcome(attempt)
-            cause, detail = _cause(left, job, attempt.work.name, seen)
+            cause, detail = _cause(left, job, attempt.work, seen)
             write_error = self.cluster.write_error(attempt) if cause is Cause.CRASH and not left.message else ""
             if write_error:
                 cause, detail = Cause.CANNOT_WRITE, write_error
@@ -505,15 +506,17 @@ def _gpu_hours(request: JobRequest, spans: Sequence[tuple[float | None, float]])
     return request.nodes * request.gpus_per_node * seconds / 3600
 
 
-def _cause(left: Outcome, job: TrackedJob, run: str, seen: JobObservation) -> tuple[Cause, str]:
-    """The cause and one line on how the attempt of a run ended, whose job has ended."""
+def _cause(left: Outcome, job: TrackedJob, work: Work, seen: JobObservation) -> tuple[Cause, str]:
+    """The cause and one line on how the attempt of that work ended, whose job has ended."""
     assert seen.end is not None
     if left.finished:
         return Cause.FINISHED, ""
-    if run in job.cancelling:
-        return job.cancelling[run], ""
-    cause = (cause_beside_cancelled if job.cancelling else cause_of)(left.ending, seen.end, seen.exit_code)
+    if work.name in job.cancelling:
+        return job.cancelling[work.name], ""
+    ended = (left.ending, seen.end, seen.exit_code)
+    cause = (cause_beside_cancelled if job.cancelling else cause_of)(*ended, work.adapter.speaks_exit_codes)
     if cause is Cause.FINISHED:
         # Its exit code says so, but there is no result: another attempt will tell.
         return Cause.CRASH, "exit code 0 without a result"
-    return cause, left.message or seen.reason
+    in_words = how_it_ended(*ended) if cause is Cause.CRASH else ""
+    return cause, left.message or in_words or seen.reason

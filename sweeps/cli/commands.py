@@ -33,6 +33,7 @@ from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.works import Shape
 from sweeps.formatting import plural
 from sweeps.node.attempt_files import is_finished
+from sweeps.node.last_words import last_words
 from sweeps.node.reports import read_progress
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
@@ -94,7 +95,7 @@ def explain_run(arguments: Arguments) -> ExitCode:
     folder, run, snapshot = find_run(arguments)
     reason = snapshot.reason(run)
     longest = max(allocation.max_wall_minutes for allocation in snapshot.config.allocations)
-    lines = explain(run, reason, time.time(), longest)
+    lines = explain(run, reason, last_words(run, folder.cluster_dir), time.time(), longest)
     if arguments.json:
         print(json.dumps({"sweep": folder.name, **row(run, reason), "history": lines}))
     else:

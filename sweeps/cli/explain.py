@@ -88,9 +88,11 @@ def row(run: RunState, reason: str) -> dict[str, Any]:
     }
 
 
-def explain(run: RunState, reason: str, now: float, longest_minutes: float) -> list[str]:
-    """Return the whole history of a run and what happens next, one sentence a line. `longest_minutes` are the most that
-    a job may ask for."""
+def explain(run: RunState, reason: str, words: str, now: float, longest_minutes: float) -> list[str]:
+    """Return the whole history of a run and what happens next, one sentence a line.
+
+    `words` are the newest attempt's last (`last_words`); `longest_minutes` are the most that a job may ask for.
+    """
     labels = ", ".join(f"{key}={value}" for key, value in run.work.labels.items())
     need = run.work.need
     gpus = f"{need.gpus_per_node} GPUs a node" if need.gpus_per_node else f"{need.cpus_per_node} CPUs"
@@ -101,6 +103,8 @@ def explain(run: RunState, reason: str, now: float, longest_minutes: float) -> l
     lines += [_sentence(attempt, now) for attempt in run.attempts]
     if not run.attempts:
         lines.append("It has not been tried by this sweep.")
+    elif words and not run.done and not run.in_flight:
+        lines.append(f"Its last attempt said: {words}")
     return [*lines, _next(run, reason, longest_minutes)]
 
 

@@ -17,6 +17,8 @@ class Ending:
     """Unix seconds."""
     stopped_early: bool = False
     """Whether it was asked to stop long before its time limit, which means that it was preempted."""
+    by_watcher: bool = False
+    """Whether `exit_code` is from what watches the attempt, which could not speak for itself: never the work's own."""
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ killed before it could leave its ending.
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from muloco_runner.record import STOPPED_CODES, ExitCode
+from muloco_runner.record import KILLED_BY_SIGNAL, STOPPED_CODES, ExitCode
 from sweeps.engine.cluster import JobEnd
 from sweeps.engine.outcome import Ending
 
@@ -90,7 +92,7 @@ RULES: dict[Cause, Rule] = {
         30.0,
         excludes_node=True,
         holds_group=True,
-        advice="a line of the cluster's `setup` fails: correct it, launch again, then `retry`",
+        advice="`setup` or `python` fails before the work begins: correct it, launch again, then `retry`",
     ),
     Cause.OUT_OF_MEMORY: Rule(1, adjusts=True, advice="out of memory again: ask for more GPUs or nodes"),
     Cause.OUT_OF_HOST_MEMORY: Rule(
@@ -100,12 +102,12 @@ RULES: dict[Cause, Rule] = {
         advice="set memory_gigabytes, and max_memory_gigabytes for what it may be given after that",
     ),
     Cause.CRASH: Rule(
-        1, 5.0, excludes_node=True, holds_group=True, advice="crashed again on another node: see its stderr.log"
+        1, 5.0, excludes_node=True, holds_group=True, advice="crashed again: correct what it says, then `retry`"
     ),
     Cause.CANNOT_WRITE: Rule(
         1, 5.0, advice="nothing can be written into its folder: make room or fix it, then `retry`"
     ),
-    Cause.HANG: Rule(2, 5.0, excludes_node=True, advice="stopped answering over and over: see its stderr.log"),
+    Cause.HANG: Rule(2, 5.0, excludes_node=True, advice="stopped answering over and over: see what it did last"),
     Cause.CONFIG_CANNOT_RUN: Rule(0, advice="cannot run as configured: correct the config or the data path"),
     Cause.CANCELLED: Rule(0, advice="cancelled by hand: `retry` starts it again"),
     # Whoever did it wants the nodes for something else: to queue the run again would be to argue.
@@ -126,6 +128,8 @@ _BY_CODE: dict[int | None, Cause] = {
     # Asked to stop while it was still starting up.
     **dict.fromkeys(STOPPED_CODES, Cause.WANTS_MORE_TIME),
 }
+_SPOKEN_BY_ALL = {ExitCode.FINISHED, ExitCode.WANTS_MORE_TIME, *STOPPED_CODES}
+"""Exit codes that mean the same of work of every kind; others are the application's own (`speaks_exit_codes`)."""
 _BY_END = {
     # Without an exit code, or with 0 and no result, it is no success.
     JobEnd.EXITED: Cause.CRASH,
@@ -152,13 +156,14 @@ _check_complete(_BY_CODE, ExitCode)
 _check_complete(_BY_END, JobEnd)
 
 
-def cause_of(ending: Ending | None, end: JobEnd, exit_code: int | None) -> Cause:
+def cause_of(ending: Ending | None, end: JobEnd, exit_code: int | None, speaks_exit_codes: bool) -> Cause:
     """The cause of the end of an attempt whose job the sweep itself has not cancelled.
 
-    `ending` is the attempt's own exit record; `end` and `exit_code` are what the scheduler reports.
+    `ending` is the attempt's own exit record; `end` and `exit_code` are what the scheduler reports;
+    `speaks_exit_codes` is the work's (`Adapter`).
     """
     if ending is not None:
-        cause = _by_code(ending.exit_code)
+        cause = _by_code(ending.exit_code, speaks_exit_codes or ending.by_watcher)
         if cause is not Cause.WANTS_MORE_TIME:
             return cause
         # It was asked to stop and saved itself: by whom, only the scheduler knows.
@@ -167,24 +172,37 @@ def cause_of(ending: Ending | None, end: JobEnd, exit_code: int | None) -> Cause
         # One that ends in order, within the time of grace, is no preempted job to the scheduler.
         return Cause.PREEMPTED if end is JobEnd.PREEMPTED or ending.stopped_early else cause
     if end is JobEnd.EXITED and exit_code not in (None, ExitCode.FINISHED):
-        return _by_code(exit_code)
+        return _by_code(exit_code, speaks_exit_codes)
     return _BY_END[end]
 
 
-def cause_beside_cancelled(ending: Ending | None, end: JobEnd, exit_code: int | None) -> Cause:
+def how_it_ended(ending: Ending | None, end: JobEnd, exit_code: int | None) -> str:
+    """The attempt's exit code in words, "killed by SIGKILL" or "exit code 3"; empty where it left none, or ended well.
+
+    The arguments are those of `cause_of`.
+    """
+    code = ending.exit_code if ending is not None else exit_code if end is JobEnd.EXITED else None
+    if code is None or code == ExitCode.FINISHED:
+        return ""
+    with contextlib.suppress(ValueError):
+        return f"killed by {signal.Signals(code - KILLED_BY_SIGNAL).name}"
+    return f"exit code {code}"
+
+
+def cause_beside_cancelled(ending: Ending | None, end: JobEnd, exit_code: int | None, speaks_exit_codes: bool) -> Cause:
     """The cause of the end of an attempt whose job the sweep has cancelled for the sake of another run.
 
     What befell the attempt by itself, or the job before the scheduler obeyed, stays its cause. The arguments are
     those of `cause_of`.
     """
-    cause = cause_of(ending, end, exit_code)
+    cause = cause_of(ending, end, exit_code, speaks_exit_codes)
     was_asked = ending is not None and cause in (Cause.WANTS_MORE_TIME, Cause.PREEMPTED, Cause.CANCELLED_OUTSIDE)
     was_killed = ending is None and end in (JobEnd.CANCELLED, JobEnd.EXITED, JobEnd.LOST)
     return Cause.CANCELLED_WITH_JOB if was_asked or was_killed else cause
 
 
-def _by_code(code: int | None) -> Cause:
-    return _BY_CODE.get(code, Cause.CRASH)
+def _by_code(code: int | None, is_spoken: bool) -> Cause:
+    return _BY_CODE.get(code, Cause.CRASH) if is_spoken or code in _SPOKEN_BY_ALL else Cause.CRASH
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ class Adapter:
     """Whether an attempt goes on from what an earlier one has saved, so that the work may be cut into several jobs."""
     adjustments: Mapping[str, str] = field(default_factory=dict)
     """Parameter of the entry that counts the attempts that ended with a cause, by cause (`Rule.adjusts`)."""
+    speaks_exit_codes: bool = False
+    """Whether its exit codes are those of `ExitCode`; of other work only 0 and `WANTS_MORE_TIME` are."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Adapter:

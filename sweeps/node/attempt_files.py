@@ -71,7 +71,7 @@ def _setup_failure(attempt: Attempt) -> tuple[Ending, str] | None:
     # Without the script's name, which holds the job's number: the same failure has the same words.
     said = re.sub(r"^\S*slurm_script: (line \d+: )?", "", said.strip())
     words = f"`{' '.join(command).strip()}` ended with code {code}" + (f": {said}" if said else "")
-    return Ending(int(ExitCode.SETUP_FAILED), "", at, at), words
+    return Ending(int(ExitCode.SETUP_FAILED), "", at, at, by_watcher=True), words
 
 
 def write_error_in_folder(attempt: Attempt) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from sweeps.engine.policy import Cause
 from sweeps.engine.run_states import RunState
 from sweeps.node.reports import read_progress
 
@@ -29,7 +30,9 @@ def last_words(run: RunState, cluster_dir: Path) -> str:
     if log is None:
         return said or attempt.detail
     if not said:
-        said = ": ".join(dict.fromkeys(words for words in (attempt.detail, _last_line(log)) if words))
+        # What failed before the work began has said its last line already.
+        last = _last_line(log) if attempt.cause is not Cause.SETUP_FAILED or not attempt.detail else ""
+        said = ": ".join(dict.fromkeys(words for words in (attempt.detail, last) if words))
     return f"{said}; see {log}"
 
 

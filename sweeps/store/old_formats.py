@@ -25,6 +25,7 @@ _OF_TRAINING = {
     ],
     "resumes": True,
     "adjustments": {"out of memory": "memory_halvings"},
+    "speaks_exit_codes": True,
 }
 _OF_HYDRA_JOBS = {
     "reports": "sweeps.hydra_apps.job_adapter",
@@ -39,7 +40,10 @@ _HYDRA_ENTRY = "sweeps.hydra_apps.program:run"
 def work_now(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a `Work`."""
     if "adapter" in values:
-        return dict(values)
+        adapter = values["adapter"]
+        # Once every exit code was read as the trainer's.
+        is_trainer = adapter["reports"] != _OF_HYDRA_JOBS["reports"]
+        return {**values, "adapter": {"speaks_exit_codes": is_trainer, **adapter}}
     entry = _MOVED_ENTRIES.get(values["entry"], values["entry"])
     return {**values, "entry": entry, "adapter": _OF_HYDRA_JOBS if entry == _HYDRA_ENTRY else _OF_TRAINING}
 

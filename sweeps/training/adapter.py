@@ -22,6 +22,7 @@ TRAINING = Adapter(
     ),
     # Half the micro-batch for each: less memory, the same result.
     adjustments={Cause.OUT_OF_MEMORY.value: "memory_halvings"},
+    speaks_exit_codes=True,
 )
 
 

@@ -106,6 +106,7 @@ def test_what_is_odd_is_told_honestly(name: str, tmp_path: Path) -> None:
     words = [*QUOTA, *(f"hydra.launcher.resources.{ask}" for ask in asks)]
     said = finish(start_command(tmp_path, *words, app=script))
     assert f"returned {expected}" in said, said
+    assert ("#0 failed: killed by SIGKILL" in said) == (name == "a killed job"), said
 
 
 MISTAKES = {

@@ -121,6 +121,6 @@ def _add_to_ending(attempt: Attempt, code: int, started_at: float, early: bool) 
 def _end_for(attempt: Attempt, code: int, started_at: float) -> Ending:
     """Write the ending of an attempt that could not do so itself."""
     attempt.folder.mkdir(parents=True, exist_ok=True)
-    ending = Ending(code, socket.gethostname(), started_at, time.time())
+    ending = Ending(code, socket.gethostname(), started_at, time.time(), by_watcher=True)
     write_ending(attempt, ending)
     return ending

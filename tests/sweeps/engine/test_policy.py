@@ -10,7 +10,7 @@ from muloco_runner.record import ExitCode
 from sweeps.engine import policy
 from sweeps.engine.cluster import JobEnd
 from sweeps.engine.outcome import Ending
-from sweeps.engine.policy import RULES, Cause, PastAttempt, after, cause_beside_cancelled, cause_of
+from sweeps.engine.policy import RULES, Cause, PastAttempt, after, cause_beside_cancelled, cause_of, how_it_ended
 
 
 def ending(code: int) -> Ending:
@@ -33,27 +33,27 @@ def test_an_attempts_own_word_counts_for_more_than_the_schedulers(code: int, cau
     by = {JobEnd.PREEMPTED: Cause.PREEMPTED, JobEnd.CANCELLED: Cause.CANCELLED_OUTSIDE}
     for end in JobEnd:
         asked_to_stop = cause is Cause.WANTS_MORE_TIME
-        assert cause_of(ending(code), end, 0) is (by.get(end, cause) if asked_to_stop else cause)
+        assert cause_of(ending(code), end, 0, True) is (by.get(end, cause) if asked_to_stop else cause)
 
 
 def test_one_asked_to_stop_long_before_its_time_was_preempted() -> None:
     stopped = Ending(ExitCode.WANTS_MORE_TIME, "host", 0.0, 1.0, stopped_early=True)
-    assert cause_of(stopped, JobEnd.EXITED, 75) is Cause.PREEMPTED
+    assert cause_of(stopped, JobEnd.EXITED, 75, True) is Cause.PREEMPTED
 
 
 def test_one_that_saved_itself_when_a_person_cancelled_it_was_not_preempted() -> None:
     for early in (True, False):
         stopped = Ending(ExitCode.WANTS_MORE_TIME, "host", 0.0, 1.0, stopped_early=early)
-        cause = cause_of(stopped, JobEnd.CANCELLED, 75)
+        cause = cause_of(stopped, JobEnd.CANCELLED, 75, True)
         assert cause is Cause.CANCELLED_OUTSIDE
         assert after(history(cause, advanced=True)).hold is not None
 
 
 def test_without_its_own_word_nothing_is_a_success() -> None:
     for end, code in itertools.product(JobEnd, (None, 0, 1, 75)):
-        assert cause_of(None, end, code) is not Cause.FINISHED
-    assert cause_of(None, JobEnd.TIMEOUT, 0) is Cause.TIMEOUT
-    assert cause_of(None, JobEnd.EXITED, 75) is Cause.WANTS_MORE_TIME
+        assert cause_of(None, end, code, True) is not Cause.FINISHED
+    assert cause_of(None, JobEnd.TIMEOUT, 0, True) is Cause.TIMEOUT
+    assert cause_of(None, JobEnd.EXITED, 75, True) is Cause.WANTS_MORE_TIME
 
 
 def history(*causes: Cause, advanced: bool = False) -> list[PastAttempt]:
@@ -101,7 +101,7 @@ def test_being_stopped_with_others_never_counts_against_a_run(cause: Cause) -> N
     ],
 )
 def test_what_befell_a_run_beside_a_cancelled_one_is_its_cause(left: Ending | None, end: JobEnd, cause: Cause) -> None:
-    assert cause_beside_cancelled(left, end, 0) is cause
+    assert cause_beside_cancelled(left, end, 0, True) is cause
 
 
 def test_two_attempts_without_progress_hold_even_after_progress() -> None:
@@ -157,3 +157,30 @@ def test_a_cause_an_exit_code_or_an_end_without_a_row_fails_at_import(old: str, 
 
 def test_an_endless_number_of_stops_waits_no_longer_than_an_hour() -> None:
     assert after(history(*[Cause.STOPPED] * 5000)).wait_seconds <= 3600.0
+
+
+@pytest.mark.parametrize("code", [2, 65, 70, 71, 78, 3])
+def test_codes_of_other_applications_are_not_the_trainers(code: int) -> None:
+    for left in (ending(code), None):
+        assert cause_of(left, JobEnd.EXITED, code, False) is Cause.CRASH
+        assert how_it_ended(left, JobEnd.EXITED, code) == f"exit code {code}"
+    for said, cause in (
+        (75, Cause.WANTS_MORE_TIME),
+        (128 + signal.SIGTERM, Cause.WANTS_MORE_TIME),
+        (0, Cause.FINISHED),
+    ):
+        assert cause_of(ending(said), JobEnd.EXITED, said, False) is cause
+
+
+def test_what_watches_an_application_speaks_our_codes() -> None:
+    for code, cause in ((71, Cause.OUT_OF_HOST_MEMORY), (78, Cause.SETUP_FAILED)):
+        assert cause_of(Ending(code, "host", 0.0, 1.0, by_watcher=True), JobEnd.EXITED, code, False) is cause
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_signal_is_named(number: signal.Signals) -> None:
+    code = 128 + number
+    assert how_it_ended(None, JobEnd.EXITED, code) == f"killed by {number.name}"
+    assert how_it_ended(ending(code), JobEnd.EXITED, 1) == f"killed by {number.name}"
+    # The scheduler's code is no news of an attempt that the scheduler has ended.
+    assert how_it_ended(None, JobEnd.TIMEOUT, 0) == ""

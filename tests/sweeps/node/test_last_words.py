@@ -68,3 +68,10 @@ def test_how_an_attempt_ended_is_said_where_it_could_not_speak(tmp_path: Path) -
     assert last_words(run, tmp_path) == "killed by SIGSEGV"
     log = write(tmp_path / "logs" / "tag-1.log", "loading\n")
     assert last_words(run, tmp_path) == f"killed by SIGSEGV: loading; see {log}"
+
+
+def test_a_failed_setup_is_said_once_with_its_command(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    run.attempts[-1].cause, run.attempts[-1].detail = Cause.SETUP_FAILED, "`false` ended with code 1"
+    log = write(tmp_path / "logs" / "tag-1.log", "loading\n")
+    assert last_words(run, tmp_path) == f"`false` ended with code 1; see {log}"

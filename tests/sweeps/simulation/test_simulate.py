@@ -34,7 +34,7 @@ HISTORIES = int(os.environ.get("MULOCO_HISTORIES", "100"))
 """As many random ones; 10,000 take half an hour of one core."""
 DAY = 86400.0
 SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 8), (4, 8))
-ADAPTER = Adapter(adjustments={Cause.OUT_OF_MEMORY.value: "halvings"})
+ADAPTER = Adapter(adjustments={Cause.OUT_OF_MEMORY.value: "halvings"}, speaks_exit_codes=True)
 
 
 def piece(name: str, need: Need) -> Work:

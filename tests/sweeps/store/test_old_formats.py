@@ -10,14 +10,14 @@ from state_values import values_of
 
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.events import Event
-from sweeps.engine.work import Need, Work
+from sweeps.engine.work import Adapter, Need, Work
 from sweeps.hydra_apps.job_adapter import HYDRA_JOB
 from sweeps.node.run_attempt import resolve_entry
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
-from sweeps.store.old_formats import cancelling_now
+from sweeps.store.old_formats import cancelling_now, work_now
 from sweeps.training.adapter import TRAINING
 
 CLUSTER = {
@@ -105,6 +105,14 @@ def test_work_finds_its_entry_and_its_adapter(folder: SweepFolder, entry: str) -
     again = Definition("s", "c", CLUSTER, folder.read_definition().works)
     folder.write_definition(again)
     assert list(folder.read_definition().works) == list(again.works)
+
+
+@pytest.mark.parametrize("adapter", [TRAINING, HYDRA_JOB], ids=["training", "hydra"])
+def test_adapters_that_said_nothing_of_exit_codes_mean_today(adapter: Adapter) -> None:
+    values = Work("w", "/nowhere/w", "m:f", adapter=adapter).to_dict()
+    old = {key: value for key, value in values["adapter"].items() if key != "speaks_exit_codes"}
+    assert Work.from_dict(work_now({**values, "adapter": old})).adapter == adapter
+    assert Work.from_dict(work_now(values)).adapter == adapter
 
 
 def test_settings_of_the_cluster_keep_their_values(folder: SweepFolder) -> None:
