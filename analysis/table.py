@@ -76,7 +76,7 @@ def study_of_table(
     unread = [heading for heading in headings if heading not in used]
     others = _declared_columns(source, reader.frame, unread, declared)
     rows = _Rows(runs, reasons)
-    rows.exclude_duplicates(reader.frame, [name for name in unread if name not in others.bookkeeping])
+    rows.exclude_duplicates(_content(reader, [name for name in unread if name not in others.bookkeeping], declared))
     findings = check_runs(rows.kept(), set(origins))
     rows.exclude(findings.rows)
     kept = rows.kept()
@@ -85,11 +85,13 @@ def study_of_table(
         reason = f"; the first: {excluded[0].reason}" if excluded else ""
         raise ConfigError(f"{source}: none of {len(runs) + len(table.dropped)} rows can be used{reason}")
     frame, notes = _labelled(_completed(kept, declared.budget_tolerance), reader.table, others)
-    withheld, cautions = _repeats(frame, reader.frame, others.undeclared, declared)
-    withheld = withheld or (None if declared.unlabelled_repeats else _curves(frame, reader))
+    seedless = _without_seeds(frame, reader)
+    withheld, cautions = _repeats(frame, reader, others.undeclared, declared)
+    if withheld is None and not declared.unlabelled_repeats:
+        withheld = _partly_seeded(frame, seedless) or _curves(frame, reader)
     cautions += _cautions_of_names(frame, unknown_state, reader)
     if declared.unlabelled_repeats:
-        _number_repeats(frame)
+        _number_repeats(frame, seedless)
     return Study(
         source,
         _in_order(frame).drop(columns="method"),
@@ -119,12 +121,14 @@ class _Rows:
     def exclude(self, reasons: pd.Series[str]) -> None:
         self.reasons[reasons.index.to_numpy()] = reasons.to_numpy()
 
-    def exclude_duplicates(self, cells: pd.DataFrame, others: list[str]) -> None:
-        """Rows with the same cells in every column but names and bookkeeping: one run, written twice."""
+    def exclude_duplicates(self, others: pd.DataFrame) -> None:
+        """Rows that agree in our columns and in `others`: one run, written twice."""
         kept = self.kept()
         # Few rows agree even in these: the others need no look at every cell.
         alike = kept.duplicated(["algorithm", "num_params", "global_batch_tokens", "lr", "seed", "loss"], keep=False)
-        content = kept[alike].drop(columns="run_id").join(cells[others].add_prefix("other "))
+        content = kept[alike].drop(columns="run_id").join(others.add_prefix("other "))
+        if "other loss" in content:
+            content["other loss"] = content["other loss"].where(content["diverged"], "")
         content = content.astype({name: str for name in content if content[name].dtype == object})
         repeated = content.duplicated()
         if repeated.any():
@@ -135,6 +139,16 @@ class _Rows:
     def excluded(self) -> list[Excluded]:
         rows = np.flatnonzero(self.reasons != "")
         return [Excluded(str(self.runs["run_id"].iloc[row]), str(self.reasons[row])) for row in rows]
+
+
+def _content(reader: Reader, others: list[str], declared: Declared) -> pd.DataFrame:
+    """What tells two rows apart beside our columns: other columns, of repeats also the name and the cell of a loss."""
+    content = pd.DataFrame(reader.frame[others])
+    if declared.unlabelled_repeats:
+        for heading in reader.origins["loss"].columns:
+            content["loss"] = reader.frame[heading].astype(str)
+        content["run_id"] = reader.texts("run_id") if "run_id" in reader.origins else ""
+    return content
 
 
 def _checked(reader: Reader) -> tuple[pd.DataFrame, NDArray[Any], str | None]:
@@ -358,13 +372,15 @@ def _method(row: Mapping[Any, Any], identity: tuple[str, ...]) -> dict[str, Any]
 
 
 _SETTING = [*POINT, "hyper_parameters"]
+_TRAINED = ("num_tokens", "tokens_per_parameter", "num_steps", "flops", "hardware_flops")
+"""Columns that say how long a run trained: at one setting and seed they differ along a curve."""
 
 
 def _repeats(
-    runs: pd.DataFrame, cells: pd.DataFrame, undeclared: tuple[str, ...], declared: Declared
+    runs: pd.DataFrame, reader: Reader, undeclared: tuple[str, ...], declared: Declared
 ) -> tuple[str | None, list[str]]:
     """Why nothing may be ranked, or None, and cautions about repeated runs and columns that vary inside a setting."""
-    finished = runs[~runs["diverged"]]
+    finished, cells = runs[~runs["diverged"]], reader.frame
     setting = finished.groupby(_SETTING, observed=True, sort=False).ngroup()
     at_seed = finished.groupby([*_SETTING, "seed"], observed=True, sort=False).ngroup()
     cautions = []
@@ -385,27 +401,87 @@ def _repeats(
             "what each column is: --identity COLUMN tells series apart, --setting COLUMN is tuned, --bookkeeping "
             "COLUMN says nothing; or map `seed`."
         ), cautions
-    if not declared.unlabelled_repeats:
-        cautions.append(
-            f"{int(repeated.sum())} runs of {groups} setting(s) agree in every column and in their seed: they are "
-            "averaged, and say nothing of the noise between seeds unless --repeats unlabelled."
-        )
+    if declared.unlabelled_repeats:
+        return None, cautions
+    trained = {name: "num_tokens" if name == "tokens_per_parameter" else name for name in _TRAINED}
+    at = at_seed[repeated]
+    differ = [
+        name for name, ours in trained.items() if name in reader.origins and _varies(finished.loc[at.index, ours], at)
+    ]
+    if differ:
+        budgets = "; a smaller --budget-tolerance makes two budgets of one" if "num_tokens" in differ else ""
+        return (
+            f"{groups} setting(s) have several losses at one seed, and these rows differ in {listed(differ)}. Where "
+            "they are one run as it trained, keep its last row; where each is a run of its own, map `seed`, or say "
+            f"--repeats unlabelled{budgets}."
+        ), cautions
+    seeds = "and in their seed" if "seed" in reader.origins else "and no column has their seeds"
+    cautions.append(
+        f"{int(repeated.sum())} runs of {groups} setting(s) agree in every column that says what was trained, {seeds}: "
+        "they are averaged, and say nothing of the noise between seeds unless --repeats unlabelled."
+    )
     return None, cautions
 
 
-def _curves(runs: pd.DataFrame, reader: Reader) -> str | None:
-    """Why nothing may be ranked where several losses of one setting and seed have the name of one run."""
-    if "run_id" not in reader.origins:
-        return None
-    finished = runs[~runs["diverged"]].assign(own_id=reader.texts("run_id"))
-    repeated = finished[(finished["own_id"] != "") & finished.duplicated([*_SETTING, "seed", "own_id"], keep=False)]
-    if repeated.empty:
+def _without_seeds(runs: pd.DataFrame, reader: Reader) -> pd.Series[bool]:
+    """The rows with an empty seed in a table whose other rows have one."""
+    if "seed" not in reader.origins:
+        return pd.Series(False, index=runs.index)
+    empty = pd.Series(reader.numbers("seed").states != OK, index=reader.frame.index)[runs.index]
+    return empty & (not empty.all())
+
+
+def _partly_seeded(runs: pd.DataFrame, seedless: pd.Series[bool]) -> str | None:
+    """Why nothing may be ranked where rows without a seed stand beside rows of their setting that have one."""
+    finished = runs[~runs["diverged"]].assign(seedless=seedless)
+    of_setting = finished.groupby(_SETTING, observed=True, sort=False)["seedless"]
+    beside = finished["seedless"] & ~of_setting.transform("all")
+    if not beside.any():
         return None
     return (
-        f"{len(repeated)} rows are several losses of {repeated['own_id'].nunique()} run(s), such as "
-        f"{repeated['own_id'].iloc[0]!r}: keep the last row of each run, map `seed` or `run_id`, or say "
-        "--repeats unlabelled."
+        f"{int(beside.sum())} row(s) have an empty `seed` beside rows of their setting with one, such as "
+        f"{finished.loc[beside, 'run_id'].iloc[0]}: fill in `seed`, leave these rows out, or say --repeats unlabelled "
+        "where each is a run of its own."
     )
+
+
+def _curves(runs: pd.DataFrame, reader: Reader) -> str | None:
+    """Why nothing may be ranked where rows are losses along runs: one name, or tokens at even distances."""
+    names = reader.texts("run_id") if "run_id" in reader.origins else pd.Series("", index=reader.frame.index)
+    finished = runs[~runs["diverged"]].assign(own_id=names)
+    curve = [name for name in (*_SETTING, "seed") if name != "tokens_per_parameter"]
+    repeated = finished[(finished["own_id"] != "") & finished.duplicated([*curve, "own_id"], keep=False)]
+    if len(repeated):
+        return (
+            f"{len(repeated)} rows are several losses of {repeated['own_id'].nunique()} run(s), such as "
+            f"{repeated['own_id'].iloc[0]!r}: keep the last row of each run, map `seed` or `run_id`, or say "
+            "--repeats unlabelled."
+        )
+    rows, even = _evenly_spaced(finished[finished["own_id"] == ""], curve)
+    if not even:
+        return None
+    return (
+        f"{rows} rows stand at even distances in num_tokens and differ in nothing else ({even} curve(s)), as losses "
+        "along runs do: keep the last row of each run; where each row is a run of its own, map `run_id` to its name, "
+        "or say --repeats unlabelled."
+    )
+
+
+_FEWEST_OF_A_CURVE = 5
+
+
+def _evenly_spaced(runs: pd.DataFrame, curve: list[str]) -> tuple[int, int]:
+    """(rows, curves) of the groups by `curve` whose tokens rise by one and the same number from nothing on."""
+    tokens = runs.drop_duplicates([*curve, "num_tokens"]).sort_values("num_tokens")
+    groups = tokens.groupby(curve, observed=True, dropna=False)["num_tokens"]
+    table = groups.agg(rows="size", first="min")
+    steps = groups.diff().groupby([tokens[name] for name in curve], observed=True, dropna=False).agg(["min", "max"])
+    even = (
+        (table["rows"] >= _FEWEST_OF_A_CURVE)
+        & (steps["max"] <= 1.01 * steps["min"])
+        & (table["first"] <= 1.01 * steps["min"])
+    )
+    return int(table.loc[even, "rows"].sum()), int(even.sum())
 
 
 def _cautions_of_names(runs: pd.DataFrame, unknown_state: str | None, reader: Reader) -> list[str]:
@@ -436,13 +512,13 @@ def _varies(cells: pd.Series[Any], groups: pd.Series[int]) -> bool:
     return bool((first[groups.to_numpy()] != codes).any())
 
 
-def _number_repeats(runs: pd.DataFrame) -> None:
-    """Give rows that agree in everything seeds that no other row has.
+def _number_repeats(runs: pd.DataFrame, seedless: pd.Series[bool]) -> None:
+    """Give rows that agree in everything, and those whose seed is unknown, seeds that no other row has.
 
     Nothing says which of them belongs to which row of another setting: with seeds in common they would be compared one
     by one, and settings on the lowest losses of each.
     """
-    repeated = runs.duplicated([*_SETTING, "seed"], keep=False)
+    repeated = runs.duplicated([*_SETTING, "seed"], keep=False) | seedless
     order = runs[repeated].sort_values([*_SETTING, "seed", "loss"], kind="stable").index
     runs.loc[order, "seed"] = np.arange(len(order)) + int(runs["seed"].max()) + 1
 

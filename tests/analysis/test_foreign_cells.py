@@ -91,3 +91,62 @@ def test_nan_is_a_missing_cell_but_in_a_loss(tmp_path: Path) -> None:
     assert best(found) == {"A": 3.1}
     assert found.runs["diverged"].sum() == 1
     assert reasons(found) == {"row 3": "damaged: outer_lr=inf must be a finite number"}
+
+
+# Rows that are no repeats
+
+
+@pytest.mark.parametrize(
+    ("column", "first", "second"),
+    [
+        ("steps", "10000", "30518"),
+        ("train_steps", "20000", "30518"),
+        ("num_steps", "1", "2"),
+        ("flops", "1e18", "2e18"),
+    ],
+)
+def test_losses_along_one_run_are_not_ranked(tmp_path: Path, column: str, first: str, second: str) -> None:
+    lines = f"A|3.5,{first}\nA|3.1,{second}\nB|3.2,{second}"
+    ours = "flops" if column == "flops" else "num_steps"
+    assert f"these rows differ in {ours}. Where they are one run" in (
+        study(tmp_path, lines, f",{column}").withheld or ""
+    )
+    found = study(tmp_path, lines, f",{column}", unlabelled_repeats=True)
+    assert (found.withheld, best(found)) == (None, pytest.approx({"A": 3.3, "B": 3.2}))
+
+
+def test_tokens_that_differ_at_one_budget_are_named(tmp_path: Path) -> None:
+    lines = "A|3.5\nA,1e8,65536,2.05e9,3.1\nB|3.2"
+    assert "differ in num_tokens" in (study(tmp_path, lines).withheld or "")
+    found = study(tmp_path, lines, budget_tolerance=0.001)
+    assert found.withheld is None
+    assert sorted(find_optima(found).best["loss"]) == [3.1, 3.2, 3.5]
+
+
+def test_tokens_at_even_distances_are_a_curve(tmp_path: Path) -> None:
+    lines = [f"{name},1e8,65536,{i}e8,3.{9 - i}" for name in "AB" for i in (1, 2, 3, 4, 5)]
+    assert "10 rows stand at even distances in num_tokens" in (study(tmp_path, "\n".join(lines)).withheld or "")
+    named = "\n".join(f"{line},run-{i}" for i, line in enumerate(lines))
+    assert study(tmp_path, named, ",run_id").withheld is None
+    one = "\n".join(f"{line},{line[0]}" for line in lines)
+    assert "10 rows are several losses of 2 run(s), such as 'A'" in (study(tmp_path, one, ",run_id").withheld or "")
+    doubled = "\n".join(f"A,1e8,65536,{2**i}e8,3.{9 - i}" for i in range(5))
+    assert study(tmp_path, doubled).withheld is None
+
+
+def test_a_row_without_a_seed_is_not_that_of_seed_zero(tmp_path: Path) -> None:
+    lines = "A|3.5,0\nA|3.1,\nB|3.2,0"
+    assert "1 row(s) have an empty `seed` beside rows" in (study(tmp_path, lines, ",seed").withheld or "")
+    found = study(tmp_path, lines, ",seed", unlabelled_repeats=True)
+    assert best(found) == pytest.approx({"A": 3.3, "B": 3.2})
+    a, b = (set(found.runs.loc[found.runs["series"] == name, "seed"]) for name in "AB")
+    assert (len(a), len(a & b)) == (2, 1)
+    assert study(tmp_path, "A|3.5,0\nB|3.1,", ",seed").withheld is None
+
+
+def test_repeats_with_names_of_their_own_all_count(tmp_path: Path) -> None:
+    lines = "A|3.1,a,no\nA|3.1,b,no\nA|3.4,c,no\nA|3.4,c,no\nB|7,,yes\nB|8,,yes"
+    found = study(tmp_path, lines, ",run_id,diverged", unlabelled_repeats=True)
+    assert best(found) == pytest.approx({"A": 3.2})
+    assert (len(found.runs), found.runs["diverged"].sum()) == (5, 2)
+    assert reasons(found) == {"c (row 4)": "duplicate of row 3"}
