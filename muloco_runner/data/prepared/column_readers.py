@@ -108,6 +108,16 @@ def _check_column(file: InputFile, schema: Any, column: str) -> None:
     if column not in fields or not _holds_text(fields[column]):
         there = ", ".join(f"{name} ({kind})" for name, kind in fields.items())
         raise ConfigError(f"{file.name}: no column of text {column!r} (there is: {there}): give --column")
+    _check_only(file, schema.names, column)
+
+
+def _check_only(file: InputFile, names: list[str], column: str) -> None:
+    """Refuse a file that has several columns of that name: either may be meant."""
+    if names.count(column) > 1:
+        raise ConfigError(
+            f"{file.name}: {names.count(column)} columns are named {column!r}: rename all but one, "
+            "or give another with --column"
+        )
 
 
 def _holds_text(kind: Any) -> bool:
@@ -164,6 +174,7 @@ def from_csv(file_range: FileRange, column: str) -> Iterator[Document]:
             if column not in header:
                 there = ", ".join(header)
                 raise ConfigError(f"{file.name}: no column {column!r} (there is: {there}): give --column")
+            _check_only(file, header, column)
             index = header.index(column)
             for number, row in enumerate(rows, start=1):
                 if row:

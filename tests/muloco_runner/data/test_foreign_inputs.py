@@ -111,6 +111,11 @@ def test_bad_utf8_in_a_column_is_named_by_its_row(
         ("a.weights", b"\0\1\2" * 100, "a.weights: it is not text"),
         ("a.txt", "naïve".encode("utf-16"), "a.txt: UTF-16 text"),
         ("a.csv", b"id,body\n1,one\n", "no column 'text' (there is: id, body)"),
+        (
+            "a.csv",
+            b"text,text\none,two\n",
+            "a.csv: 2 columns are named 'text': rename all but one, or give another with",
+        ),
         ("a.csv", b'id,text\n1,"one\n', "a.csv, row 1: not csv"),
         ("a.csv", b"id,text\n1,one,more\n", "a.csv, row 1: 3 cells under a header of 2"),
         ("a.csv", b"id,text\n1,caf\xe9\n", "a.csv, row 1: not UTF-8"),
@@ -129,6 +134,21 @@ def test_what_cannot_be_read_is_one_line(
     (tmp_path / name).write_bytes(content)
     assert words in refusal(monkeypatch, capsys, tmp_path / name, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_two_columns_of_one_name_are_refused(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / f"a.{suffix}"
+    table = pyarrow.table([pyarrow.array(["one"]), pyarrow.array(["two"])], names=["text", "text"])
+    if suffix == "parquet":
+        parquet.write_table(table, source)
+    else:
+        with pyarrow.ipc.new_file(source, table.schema) as file:
+            file.write_table(table)
+    words = f"a.{suffix}: 2 columns are named 'text': rename all but one"
+    assert words in refusal(monkeypatch, capsys, source, "--out", tmp_path / "out")
 
 
 def test_empty_files_pass_as_empty_rows_do(tmp_path: Path) -> None:
