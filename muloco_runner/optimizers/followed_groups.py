@@ -18,10 +18,19 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from muloco_runner.config import ConfigError
 from muloco_runner.distributed.dtensor import copy_into, local
+from muloco_runner.optimizers.ancestors import check_no_foreign_words
 from muloco_runner.optimizers.buckets.base import Bucket, GraphCapturable
 from muloco_runner.optimizers.buckets.bucketing import BucketContext, GroupBuckets
 from muloco_runner.optimizers.buckets.replicated import ReplicatedBucket
-from muloco_runner.optimizers.validate import check_disjoint, check_keys, check_state
+from muloco_runner.optimizers.update_rule import follow_cycled_momentum, is_cycled
+from muloco_runner.optimizers.validate import (
+    COUNTERS,
+    SCHEDULED,
+    check_disjoint,
+    check_keys,
+    check_scheduled,
+    check_state,
+)
 
 State = dict[str, Tensor]
 """Of one parameter, by name."""
@@ -33,6 +42,8 @@ class Followed(Protocol):
     param_groups: list[dict[str, Any]]
     state: defaultdict[Tensor, Any]
     defaults: dict[str, Any]
+    eps_is_norm_floor: bool
+    """Whether `eps` of a Muon group is its `norm_floor`, as in `torch.optim.Muon`."""
 
     def check(self, group: dict[str, Any]) -> None:
         """Refuse a group whose settings or parameters cannot be meant."""
@@ -51,6 +62,8 @@ class FollowedGroups:
         """`capturable`: whether a CUDA graph is to replay steps, so that other buckets are a `ConfigError`."""
         self._context, self._capturable = context, capturable
         self.groups: list[GroupBuckets] = []
+        self._known: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        """By its id: each group, and its settings when they were last followed."""
         self._departed = WeakTensorKeyDictionary()
         """State of parameters that have left the groups, as long as they exist."""
 
@@ -65,6 +78,14 @@ class FollowedGroups:
         A group that cannot be meant is a `ValueError`, and changes nothing.
         """
         given = optimizer.param_groups
+        for group in given:
+            if id(group) in self._known:
+                _check_changed(group, self._known[id(group)][1], optimizer)
+            else:
+                _complete(group, optimizer)
+                # Of a cycled group that is new, `betas[0]` is what was set last.
+                known = {**group, "betas": None} if is_cycled(group) else dict(group)
+                self._known[id(group)] = (group, known)
         if len(given) == len(self.groups) and all(map(GroupBuckets.are_of, self.groups, given)):
             return False
         kept = [next((buckets for buckets in self.groups if buckets.are_of(group)), None) for group in given]
@@ -85,6 +106,13 @@ class FollowedGroups:
         for parameter in left.keys() - stay:
             self._departed[parameter] = {name: value.clone() for name, value in left[parameter].items()}
         return True
+
+    def follow_settings(self, optimizer: Followed) -> None:
+        """Take over what schedulers and others have set in the groups; they must have been followed."""
+        for group in optimizer.param_groups:
+            if is_cycled(group):
+                follow_cycled_momentum(group, self._known[id(group)][1])
+        self._known = {id(group): (group, dict(group)) for group in optimizer.param_groups}
 
     def follow_state(self, optimizer: Followed) -> None:
         """Take over what has been assigned to, or cleared from, the optimizer's state."""
@@ -132,11 +160,29 @@ def copy_state(name: str, own: Tensor, given: Any, parameter: Tensor) -> None:
     copy_into(own, given if isinstance(given, Tensor) else torch.as_tensor(given))
 
 
+def _check_changed(group: dict[str, Any], known: Mapping[str, Any], optimizer: Followed) -> None:
+    """Check a group whose settings are not as `known`; most steps change one number, or none."""
+    changed = [
+        name
+        for name, value in group.items()
+        if name not in COUNTERS and (value is not known.get(name, known) or isinstance(value, Tensor))
+    ]
+    if group.keys() == known.keys() and all(name in SCHEDULED for name in changed):
+        for name in changed:
+            check_scheduled(name, group[name])
+    else:
+        _complete(group, optimizer)
+    if "eps" in changed and optimizer.eps_is_norm_floor and group["algorithm"] == "muon":
+        group["norm_floor"] = group["eps"]
+
+
 def _complete(group: dict[str, Any], optimizer: Followed) -> None:
     """Check a group, which may have been put into `param_groups` as it is, and give it what it lacks."""
+    check_no_foreign_words(group)
     check_keys(group, optimizer.defaults)
     given = group["params"]
-    group["params"] = [given] if isinstance(given, Tensor) else list(given)
+    if not isinstance(given, list):
+        group["params"] = [given] if isinstance(given, Tensor) else list(given)
     for name, default in optimizer.defaults.items():
         group.setdefault(name, default)
     optimizer.check(group)

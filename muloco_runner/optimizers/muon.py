@@ -27,7 +27,6 @@ from muloco_runner.distributed.pending import PendingTransfers
 from muloco_runner.distributed.traffic import Traffic
 from muloco_runner.optimizers.ancestors import (
     Ancestor,
-    check_no_foreign_words,
     defaults_of,
     in_our_words,
     is_foreign,
@@ -43,7 +42,7 @@ from muloco_runner.optimizers.buckets.replicated import (
 )
 from muloco_runner.optimizers.followed_groups import FollowedGroups, copy_state
 from muloco_runner.optimizers.step_graph import StepGraph
-from muloco_runner.optimizers.update_rule import step_settings
+from muloco_runner.optimizers.update_rule import is_cycled, step_settings
 from muloco_runner.optimizers.validate import (
     check_group,
     check_keys,
@@ -70,7 +69,8 @@ class Muon(torch.optim.Optimizer):
     lr: peak learning rate of both algorithms, which a scheduler scales; a matrix's is multiplied by its `lr_scale`.
         Default 0.02: muloco-1, nanochat and Keller Jordan. MuLoCo's optima in the study: 0.016 to 0.063.
     momentum: factor on the momentum M from step to step, in [0, 1). Default 0.9: the study (the others: 0.95). Of a
-        group that OneCycleLR or CyclicLR cycles, `betas[0]`, which these set.
+        group that OneCycleLR or CyclicLR cycles, also `betas[0]`, which these set: between two steps the one that was
+        set; of both, this.
     momentum_form: "sum", M <- momentum M + G, or "ema", M <- momentum M + (1 - momentum) G. Default "sum": the study
         and muloco-1 ("ema": Keller Jordan, nanochat and `torch.optim.Muon`).
     nesterov: whether to orthogonalise G + momentum M ("sum") or (1 - momentum) G + momentum M ("ema") in place of M.
@@ -112,6 +112,8 @@ class Muon(torch.optim.Optimizer):
 
     _more_defaults: Mapping[str, Any] = MappingProxyType({})
     """Defaults of the settings that a subclass adds."""
+    eps_is_norm_floor = False
+    """Whether `eps` of a Muon group is its `norm_floor`, as in `torch.optim.Muon`."""
 
     def __init__(
         self,
@@ -173,7 +175,8 @@ class Muon(torch.optim.Optimizer):
         """Return an optimizer with another implementation's defaults but for `settings`, which may have its names.
 
         ancestor: "muloco-1"; "nanochat" (with a `process_group` its DistMuon, which averages gradients itself);
-            "keller_jordan"; "torch", `torch.optim.Muon`, whose `eps` is our `norm_floor`; "optax",
+            "keller_jordan"; "torch", `torch.optim.Muon`, whose `eps` is our `norm_floor`, in Muon groups too;
+            "optax",
             `optax.contrib.muon`, with nanochat's lr, since it has none; "paper", the study. All but optax orthogonalise
             in bfloat16, which `backend="reference"` does in the parameters' dtype. What none of them has, AdamW's part
             for example, is as by default.
@@ -184,7 +187,10 @@ class Muon(torch.optim.Optimizer):
         if ancestor == "nanochat" and given.get("process_group") is not None:
             given.setdefault("average", True)
         merged = {**defaults_of(ancestor), **given}
-        return cls(params, merged.pop("lr"), **merged)
+        optimizer = cls.__new__(cls)
+        optimizer.eps_is_norm_floor = ancestor == "torch"  # before the groups are read
+        optimizer.__init__(params, merged.pop("lr"), **merged)  # type: ignore[misc]
+        return optimizer
 
     def _begin(self) -> None:
         """Set what a copy does not take over."""
@@ -200,6 +206,8 @@ class Muon(torch.optim.Optimizer):
             ours = in_our_words(param_group)
             param_group = param_group if ours.keys() == param_group.keys() else ours
             check_keys(param_group, self.defaults)
+            if self.eps_is_norm_floor and "eps" in param_group and param_group.get("algorithm", "muon") == "muon":
+                param_group = {"norm_floor": param_group["eps"], **param_group}
         super().add_param_group(param_group)
         try:
             self._follow_groups()
@@ -223,9 +231,8 @@ class Muon(torch.optim.Optimizer):
     def _follow(self) -> None:
         """Follow what has been done to `param_groups` and `state` since the last step."""
         self._follow_groups()
+        self._followed.follow_settings(self)
         self._followed.follow_state(self)
-        for group in self.param_groups:
-            check_no_foreign_words(group)
 
     def _follow_groups(self) -> None:
         if self._followed.follow_groups(self) and self._graph is not None:
@@ -234,7 +241,8 @@ class Muon(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         if self._context.replicas is not None:
             raise TypeError("an optimizer that shares its state over ranks cannot be copied: use state_dict()")
-        return dict(super().__getstate__())
+        self._follow()
+        return {**super().__getstate__(), "eps_is_norm_floor": self.eps_is_norm_floor}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -270,6 +278,8 @@ class Muon(torch.optim.Optimizer):
             pairs = list(zip(given["param_groups"], self.param_groups, strict=True))
             groups = [{**own, **saved, "backend": own["backend"]} for saved, own in pairs]
             for group, (saved, own) in zip(groups, pairs, strict=True):
+                if "base_momentum" not in saved:  # saved before it was cycled: its betas are not its momentum
+                    group["betas"] = (group["momentum"], *group["betas"][1:]) if is_cycled(group) else group["betas"]
                 self.check({**group, "params": own["params"]})
                 for number, parameter in zip(saved["params"], own["params"], strict=True):
                     if values := given["state"].get(number):

@@ -8,6 +8,7 @@ W <- (1 - lr weight_decay) W - lr shape_scale NS(M, or what Nesterov looks ahead
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, assert_never
 
@@ -37,12 +38,7 @@ def shape_scale(convention: LrScale, rows: int, columns: int) -> float:
 
 
 def step_settings(group: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a group for one step, numbers as floats whatever they were given as.
-
-    `OneCycleLR` and `CyclicLR` set `betas` where an optimizer has them: of a Muon group its first is the momentum.
-    """
-    if "base_momentum" in group and group["algorithm"] == "muon":
-        group["momentum"] = group["betas"][0]
+    """Return the settings of a group for one step, numbers as floats whatever they were given as."""
     beta1, beta2 = group["betas"]
     numbers = {name: float(group[name]) for name in NUMBERS}
     ahead = numbers["momentum"]
@@ -50,6 +46,20 @@ def step_settings(group: dict[str, Any]) -> dict[str, Any]:
         group["nesterov_steps"] += 1
         ahead = corrected_look_ahead(ahead, group["nesterov_steps"])
     return {**group, **numbers, "betas": (float(beta1), float(beta2)), "look_ahead": ahead}
+
+
+def is_cycled(group: Mapping[str, Any]) -> bool:
+    """Whether a Muon group's momentum is set by `OneCycleLR` or `CyclicLR`, which set `betas[0]` where there is one."""
+    return "base_momentum" in group and group["algorithm"] == "muon"
+
+
+def follow_cycled_momentum(group: dict[str, Any], known: Mapping[str, Any]) -> None:
+    """Give `momentum` and `betas[0]` of a cycled group the value that was set since `known`; of two, `momentum`'s."""
+    if group["momentum"] is known["momentum"]:
+        group["momentum"] = group["betas"][0]
+    # A number of its own, so that the same one set again by hand is told from none set.
+    group["momentum"] = group["momentum"] * 1.0
+    group["betas"] = (group["momentum"], *group["betas"][1:])
 
 
 def corrected_look_ahead(momentum: float, step: int) -> float:

@@ -25,6 +25,11 @@ _TORCHS_KEYS = ("params", "param_names", "differentiable", "name")
 _SCHEDULERS_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 """In groups that an optimizer before this one was given, or that a scheduler is to continue with."""
 
+SCHEDULED = (*NUMBERS, "betas")
+"""Settings that may change from step to step, each checked by itself."""
+COUNTERS = ("nesterov_steps", "steps_since_sync")
+"""What optimizers themselves count in their groups."""
+
 
 def check_range(name: str, value: Any, end: float = math.inf) -> None:
     """Check that a hyper-parameter is a number, not negative, and below `end`."""
@@ -50,19 +55,26 @@ def check_keys(group: dict[str, Any], settings: Collection[str]) -> None:
             raise ValueError(f"{key!r} in a parameter group: no such setting; known are params, {', '.join(settings)}")
 
 
+def check_scheduled(name: str, value: Any) -> None:
+    """Check a setting that is one number, or `betas`."""
+    if name != "betas":
+        check_range(name, value, 1 if name == "momentum" else math.inf)
+        return
+    try:
+        beta1, beta2 = value
+    except (TypeError, ValueError):
+        raise ValueError(f"betas={value!r}: must be two numbers") from None
+    check_range("betas", beta1, 1)
+    check_range("betas", beta2, 1)
+
+
 def check_group(group: dict[str, Any]) -> None:
     """Check the settings of a group, and that its parameters can be trained with them."""
     for name, allowed in _CHOICES.items():
         if group[name] not in allowed:
             raise ValueError(f"{name}={group[name]!r}: must be one of {', '.join(allowed)}")
-    for name in NUMBERS:
-        check_range(name, group[name], 1 if name == "momentum" else math.inf)
-    try:
-        beta1, beta2 = group["betas"]
-    except (TypeError, ValueError):
-        raise ValueError(f"betas={group['betas']!r}: must be two numbers") from None
-    check_range("betas", beta1, 1)
-    check_range("betas", beta2, 1)
+    for name in SCHEDULED:
+        check_scheduled(name, group[name])
     check_count("num_iterations", group["num_iterations"])
     _check_coefficients(group["coefficients"])
     polynomial_of(group)
@@ -77,8 +89,10 @@ def check_group(group: dict[str, Any]) -> None:
             matrix_view(parameter.shape, number, group["batched"])
     for parameter in group["params"]:
         choose_backend(group["backend"], parameter.device)
-        if not parameter.is_floating_point():
-            raise ValueError(f"a parameter of {parameter.dtype}: must be of a real floating-point dtype")
+        if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:  # no arithmetic on float8
+            raise ValueError(
+                f"a parameter of {parameter.dtype}: must be of a real floating-point dtype, 16 bits or more"
+            )
 
 
 def _check_nesterov(group: dict[str, Any]) -> None:

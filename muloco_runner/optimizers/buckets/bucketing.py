@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
@@ -54,7 +55,7 @@ class GroupBuckets:
         for bucket in self.buckets:
             for index, parameter in enumerate(bucket.parameters):
                 self.state[parameter] = bucket.state(index)
-        self._settings = [group[name] for name in _LAYOUT_SETTINGS]
+        self._settings = [copy(group[name]) for name in _LAYOUT_SETTINGS]
         self._kinds = [(p.dtype, p.device, p.shape) for p in self.parameters]
 
     def are_of(self, group: dict[str, Any]) -> bool:

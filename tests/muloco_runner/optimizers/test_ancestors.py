@@ -84,6 +84,20 @@ def test_like_the_paper_has_the_trainers_defaults() -> None:
     assert {name: value for name, value in paper.items() if value != ours[name]} == {"epsilon": 1e-8}
 
 
+def test_eps_of_a_group_like_torchs_is_its_least_norm() -> None:
+    groups = [{"params": parameters(), "eps": 1e-3}, {"params": parameters(), "eps": 1e-4, "use_muon": False}]
+    optimizer = Muon.like("torch", groups)
+    optimizer.add_param_group({"params": parameters(), "eps": 1e-2})
+    assert [group["norm_floor"] for group in optimizer.param_groups] == [1e-3, 1e-7, 1e-2]
+    assert optimizer.param_groups[1]["eps"] == 1e-4
+    for same in (optimizer, copy.deepcopy(optimizer)):
+        same.param_groups[0]["eps"] = 0.1
+        same.step()
+        assert same.param_groups[0]["norm_floor"] == 0.1
+    ours = Muon([{"params": parameters(), "eps": 1e-3}])
+    assert ours.param_groups[0]["norm_floor"] == 0
+
+
 def test_like_torch_is_torchs_muon(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32: torch's own orthogonalises in bfloat16, which is all that the patch takes from it."""
     monkeypatch.setattr(Tensor, "bfloat16", Tensor.clone)

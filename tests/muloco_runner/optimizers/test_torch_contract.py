@@ -168,6 +168,33 @@ def cyclic_cycles_the_momentum(build: Build) -> None:
     )
 
 
+def momentum_set_by_hand_after_a_cycle_is_used(build: Build) -> None:
+    """Also while the scheduler goes on, after which it sets the next one, and after a state is loaded."""
+    optimizer, by_hand = build(matrices()), build(matrices())
+    name = momentum_name(optimizer)
+    scheduler = OneCycleLR(optimizer, 0.1, total_steps=9)
+
+    def by_hand_as_well(*steps: int, momentum: float | None = None) -> None:
+        group, own = optimizer.param_groups[0], by_hand.param_groups[0]
+        scheduled = group["betas"][0] if "betas" in group else group["momentum"]
+        for one in (group, own) if momentum is not None else (own,):
+            value = scheduled if momentum is None else momentum
+            one[name] = (value, one["betas"][1]) if name == "betas" else value
+        own["lr"] = group["lr"]
+        equal(train(optimizer, range(*steps)), train(by_hand, range(*steps)))
+
+    by_hand_as_well(0, 1, momentum=0.5)  # before any step
+    for step in range(1, 6):
+        scheduler.step()
+        by_hand_as_well(step, step + 1, momentum=0.5 if step in (3, 4) else None)
+    by_hand_as_well(6, 8, momentum=0.4)
+    again = build([nn.Parameter(p.detach().clone()) for p in optimizer.param_groups[0]["params"]])
+    again.load_state_dict(through_a_file(optimizer.state_dict()))
+    optimizer = copy.deepcopy(again)
+    equal(train(optimizer, range(8, 10)), train(by_hand, range(8, 10)))
+    by_hand_as_well(10, 12, momentum=0.3)
+
+
 def a_group_added_late_is_trained(build: Build) -> None:
     one, other = matrices()
     optimizer = build([one])
@@ -427,6 +454,7 @@ CASES = [
     schedulers_set_the_lr,
     one_cycle_cycles_the_momentum,
     cyclic_cycles_the_momentum,
+    momentum_set_by_hand_after_a_cycle_is_used,
     a_group_added_late_is_trained,
     an_lr_may_be_a_tensor_of_one_element,
     an_lr_of_several_elements_is_refused,

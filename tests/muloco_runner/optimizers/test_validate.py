@@ -60,6 +60,58 @@ def test_a_setting_out_of_its_range_is_refused_of_the_optimizer_and_of_a_group(
             MuLoCo1([weight], **({"inner_lr": setting["lr"]} if "lr" in setting else setting))
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"lr_scale": "spectrall"}, "lr_scale='spectrall': must be one of spectral, keller_jordan, moonlight"),
+        ({"coefficients": "svd"}, "coefficients='svd': must be one of muloco, keller_jordan, polar_express"),
+        ({"momentum_form": "mean"}, "momentum_form='mean': must be one of sum, ema"),
+        ({"nesterov": "no"}, "nesterov='no': must be True, False or 'corrected'"),
+        ({"lr": -0.1}, "lr=-0.1: must be at least 0 and finite"),
+        ({"lr": math.nan}, "lr=nan"),
+        ({"momentum": 1.5}, "momentum=1.5: must be at least 0 and below 1"),
+        ({"betas": (0.9,)}, "betas=(0.9,): must be two numbers"),
+        ({"outer_momentum": 2.0}, "outer_momentum=2.0"),
+        ({"momentumm": 0.5}, "'momentumm' in a parameter group: no such setting"),
+        ({"mu": 0.5}, "'mu' in a parameter group of this optimizer: set 'momentum'"),
+    ],
+    ids=str,
+)
+def test_a_bad_setting_between_two_steps_is_refused_until_corrected(setting: dict[str, Any], words: str) -> None:
+    optimizer = trained(MuLoCo1, (4, 4))
+    group = optimizer.param_groups[0]
+    good, before = dict(group), [parameter.detach().clone() for parameter in optimizer.state]
+    group.update(setting)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            optimizer.step()
+    assert all(map(torch.equal, optimizer.state, before))
+    group.clear()
+    group.update(good)
+    optimizer.step()
+    assert not torch.equal(next(iter(optimizer.state)), before[0])
+
+
+def test_a_tensor_filled_with_a_bad_number_is_refused() -> None:
+    optimizer = Muon([matrix(4, 4)], torch.tensor(0.1))
+    optimizer.step()
+    optimizer.param_groups[0]["lr"].fill_(-1.0)
+    with pytest.raises(ValueError, match="lr=tensor"):
+        optimizer.step()
+
+
+def test_split_changed_in_place_is_followed() -> None:
+    steps = []
+    for numbers in ({"weight": 1}, {"weight": 2}):
+        weight = matrix(4, 4)
+        optimizer = Muon([("weight", weight)], split={"weight": 1})
+        optimizer.param_groups[0]["split"].update(numbers)
+        weight.grad = torch.arange(16.0).reshape(4, 4) ** 2
+        optimizer.step()
+        steps.append(weight.detach())
+    assert not torch.equal(*steps)
+
+
 def test_numbers_of_numpy_and_tensors_are_numbers() -> None:
     settings = {"momentum": np.float32(0.5), "betas": np.array([0.8, 0.9]), "nesterov": np.True_}
     optimizer = MuLoCo1([matrix(4, 4)], torch.tensor(0.1), sync_interval=np.int64(2), **settings)
@@ -88,7 +140,7 @@ def test_groups_of_another_optimizer_with_the_keys_of_its_schedulers_are_taken()
 
 
 def test_parameters_that_cannot_be_trained_are_refused() -> None:
-    for dtype in (torch.complex64, torch.int64):
+    for dtype in (torch.complex64, torch.int64, torch.float8_e4m3fn, torch.float8_e5m2):
         weight = nn.Parameter(torch.zeros(4, 4, dtype=dtype), requires_grad=False)
         with pytest.raises(ValueError, match=f"a parameter of {dtype}: must be of a real floating-point dtype"):
             Muon([weight])
