@@ -200,7 +200,7 @@ def make_controller(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
     try:
         controller = Controller(sweep.folder, sweep.definition, make_cluster)
     except LeaseHeld as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(error.to_text("--take-over")) from None
     sweep.folder.write_definition(sweep.definition)
     if max_gpu_hours is not None:
         controller.set_limits({MAX_GPU_HOURS: max_gpu_hours})

@@ -102,13 +102,17 @@ class QuotaLauncherConf:
     allocations: dict[str, Any] = field(default_factory=dict)
     """Several ways into the cluster, or one of which there is more to say, by name: quota and SLURM's settings, where
     they are not as above; gpus_per_node and cpus_per_node (what a node has; unsaid, what jobs ask for),
-    whole_nodes (a job gets its nodes alone, so small ones are packed together), max_wall_minutes (1440)."""
+    whole_nodes (a job gets its nodes alone, so those that ask for some of a node's GPUs are packed together; jobs
+    without GPUs are not), max_wall_minutes (1440)."""
     on_alike_failures: str = "go_on"
     """Once three jobs have crashed with the same message: `hold` the others, or `go_on`."""
     tick_seconds: float | None = None
     """Interval at which the cluster is observed; null takes 0.1 on this machine, 30 under SLURM."""
     root: str = "multirun"
     """Folder for the state of multiruns: ROOT/sweeps/NAME."""
+    take_over: bool = False
+    """Replace a controller of this multirun on another host that is known to be dead, without waiting for its lease to
+    end."""
     name: str | None = None
     """Name of the multirun; null names it by the application and the command line."""
 

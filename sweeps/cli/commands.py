@@ -44,6 +44,7 @@ _WATCH_SECONDS = 2.0
 _MAX_RUNNING_SHOWN = 20
 """Running runs that `status` lists."""
 _MAX_NAMES_SHOWN = 8
+_WIDEST_TABLE = 1000
 
 
 def status(arguments: Arguments) -> ExitCode:
@@ -164,7 +165,8 @@ def _show_quota(arguments: Arguments) -> ExitCode:
                 numbers = [f"{one[key]:,.6g}" for key in ("used", "used_by_others", "most")]
                 table.add_row(one["allocation"], one["limit"], one["resource"], *numbers)
             console = Console(highlight=False)
-            console.print(table)
+            # Names of limits stay whole: a terminal that is narrower wraps the line.
+            Console(highlight=False, width=_WIDEST_TABLE).print(table)
             example = f"Change one with, for example, muloco-sweep quota {sweep_arguments(folder)} --nodes 12"
             console.print(example, soft_wrap=True)
     return ExitCode.FINISHED
@@ -244,6 +246,8 @@ def _send(
         result = CommandResult(folder.name, arguments.name)
         if found is not None:
             event, result.values = found
+            others = [snapshot.state.runs[name] for name in result.values.get("also_ends", ())]
+            result.resumes = bool(others) and all(run.work.adapter.resumes for run in others)
             try:
                 result.at_next_tick = _carry_out(folder, snapshot.definition, event, result.values)
             except PermissionError:
@@ -278,6 +282,8 @@ class CommandResult:
     """The event's fields in the ledger; None where no run is affected."""
     at_next_tick: bool = False
     """Whether a running controller will apply it; else it is applied already."""
+    resumes: bool = False
+    """Whether the runs save checkpoints by themselves (`Adapter.resumes`)."""
 
     def to_dict(self) -> dict[str, Any]:
         runs = {"runs": []} if self.values is None else self.values
@@ -288,16 +294,18 @@ class CommandResult:
             return f"{self.sweep}: no run is affected"
         number = f"{plural(len(self.values['runs']), 'run')} " if "runs" in self.values else ""
         others = self.values.get("also_ends", [])
+        with_them = ""
         if others:
-            done += (
-                f", and with their jobs {plural(len(others), 'other run')} stopped ({_names(others)}): these save a "
-                "checkpoint and are submitted again, which does not count against them"
+            save = "save a checkpoint and " if self.resumes else ""
+            with_them = (
+                f". This also ends {plural(len(others), 'other run')} in the same jobs ({_names(others)}): these "
+                f"{save}are submitted again, which does not count against them"
             )
         if self.at_next_tick:
             how = " at the controller's next tick"
         else:
             how = "" if self.command == "quota" else "; no controller is running: launch the sweep to continue"
-        return f"{self.sweep}: {number}{done}{how}"
+        return f"{self.sweep}: {number}{done}{how}{with_them}"
 
 
 def _names(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
-from sweeps.engine.quota import Verdict
+from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.works import Shape
 from sweeps.formatting import duration, plural
@@ -46,17 +46,30 @@ def show_plan(preview: Preview) -> None:
         table.add_column(name, justify="left" if name in ("algorithm", "verdict") else "right")
     for num_params in dict.fromkeys(sizes):
         of_size = {kind[1:]: runs for kind, runs in kinds.items() if kind[0] == num_params}
-        for (algorithm, nodes, gpus, verdict), runs in of_size.items():
-            table.add_row(algorithm, *_sums(num_params, runs, nodes, gpus), verdict)
+        for (algorithm, nodes, gpus, _), runs in of_size.items():
+            table.add_row(algorithm, *_sums(num_params, runs, nodes, gpus), runs[0].verdict.kind.value)
         if len(of_size) > 1 and len(set(sizes)) > 1:
             together = [run for runs in of_size.values() for run in runs]
             table.add_row("together", *_sums(num_params, together, "", ""), "", style="bold")
     console.print(table)
+    for line in _reasons(preview.runs):
+        console.print(line, soft_wrap=True)
     if any(run.fit for run in preview.runs):
         console.print()
         console.print(_memory_table(preview.runs), end="\n\n")
     for line in _totals(preview):
         console.print(line, soft_wrap=True)
+
+
+def _reasons(runs: Sequence[PlannedRun]) -> Iterator[str]:
+    """Yield each verdict that has a reason, whole: a column of the table would cut it."""
+    found: dict[Verdict, list[PlannedRun]] = {}
+    for run in runs:
+        if run.verdict.why and not run.finished:
+            found.setdefault(run.verdict, []).append(run)
+    for verdict, alike in found.items():
+        sizes = ", ".join(dict.fromkeys(model_name(run.work.labels["num_params"]) for run in alike))
+        yield f"{verdict.kind.value}, {plural(len(alike), 'run')} of {sizes}: {verdict.why}"
 
 
 def _sums(num_params: int, runs: Sequence[PlannedRun], nodes: str, gpus: str) -> tuple[str, ...]:
@@ -84,6 +97,9 @@ def _totals(preview: Preview) -> Iterator[str]:
         if given
     ]
     quota = f" ({'; '.join(quotas)})" if quotas else ""
+    never = sum(run.verdict.kind is VerdictKind.NEVER and not run.finished for run in preview.runs)
+    if never:
+        yield f"{never:,} of the {plural(len(preview.runs), 'run')} can never run: correct the sweep or the cluster"
     if preview.affordable is None:
         gpu_hours = f"{preview.gpu_hours:,.1f} GPU-hours, " if preview.gpu_hours else ""
         yield (

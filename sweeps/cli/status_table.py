@@ -16,7 +16,8 @@ from sweeps.engine.run_states import STATUSES
 from sweeps.engine.work import Work
 from sweeps.engine.works import Group as RowGroup
 from sweeps.engine.works import group_of
-from sweeps.formatting import about, duration, plural, size
+from sweeps.formatting import about, duration, plural
+from sweeps.training.model_names import model_name
 
 _TITLES = {"num_params": "size"}
 """Columns whose values are sizes of models."""
@@ -74,7 +75,7 @@ def _order(group: RowGroup) -> list[tuple[bool, Any]]:
 
 def _names(labels: Sequence[str], group: RowGroup) -> list[str]:
     shown = zip(labels, group, strict=True)
-    return ["" if value is None else size(value) if label in _TITLES else str(value) for label, value in shown]
+    return ["" if value is None else model_name(value) if label in _TITLES else str(value) for label, value in shown]
 
 
 def _numbers(counts: Mapping[str, int], words: Sequence[str]) -> Iterator[str]:

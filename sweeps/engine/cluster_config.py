@@ -170,6 +170,8 @@ def _read_allocation(at: str, entry: Any, option_keys: Collection[str]) -> Alloc
     for name, value in vars(quota).items():
         if value is not None and not (_is_number(value) and value >= 0):
             raise ConfigError(f"{at}.quota.{name}={value}: must be a number, zero or more, or left out")
+        if value is not None and name != "gpu_hours" and value != int(value):
+            raise ConfigError(f"{at}.quota.{name}={value}: must be a whole number: only gpu_hours takes part of one")
     for key in entry:
         if key not in (*_ALLOCATION_KEYS, *option_keys):
             known = ", ".join([*_ALLOCATION_KEYS, *option_keys])

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from muloco_runner.config import ConfigError
-from muloco_runner.record import RunFolder
+from muloco_runner.record import KILLED_BY_SIGNAL, RunFolder
 from sweeps.background import how_to_watch, start
 from sweeps.clusters import backend_of, make_cluster
 from sweeps.controller import Controller
@@ -42,7 +43,7 @@ from sweeps.node.attempt_files import is_finished
 from sweeps.node.last_words import why_not_done
 from sweeps.progress_lines import Lines, after_interrupt
 from sweeps.store.definition import Definition
-from sweeps.store.lease import LeaseHeld
+from sweeps.store.lease import LeaseHeld, take_over
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,10 @@ def hydra_errors() -> Iterator[None]:
     """Show a user's mistake as Hydra shows its own: one line, no traceback."""
     try:
         yield
-    except (ConfigError, LeaseHeld) as error:
+    except ConfigError as error:
         raise CompactHydraException(str(error)) from None
+    except LeaseHeld as error:
+        raise CompactHydraException(error.to_text("hydra.launcher.take_over=true")) from None
 
 
 class Multirun:
@@ -105,7 +108,8 @@ class Multirun:
             log.info(
                 after_interrupt(controller.state, controller.cluster.outlives_controller, self.state_folder.folder)
             )
-            raise
+            # The line says it all: Hydra would add a traceback.
+            raise SystemExit(KILLED_BY_SIGNAL + signal.SIGINT) from None
 
     def detach(self, job_overrides: Sequence[Sequence[str]]) -> None:
         """Start a controller in the background; the same command, later, collects what the jobs returned."""
@@ -122,6 +126,8 @@ class Multirun:
         cluster = cluster_of(launcher_of_all(launchers), needs)
         folder = self.state_folder.folder
         definition = Definition(folder.name, cluster.name, cluster.to_dict(), [*self._finished(works), *works])
+        if launchers[0]["take_over"]:
+            take_over(folder.lease_dir)
         controller = Controller(folder, definition, make_cluster)
         try:
             groups = list(_by_settings(launchers, works))
@@ -232,7 +238,8 @@ def _end(mark_succeeded: Callable[[], None], outcome: _Outcome) -> None:
 
 def _check_can_ever_run(controller: Controller, cluster: Cluster, config: ClusterConfig, works: Sequence[Work]) -> None:
     limits = all_limits(config, cluster.limits(controller.folder.owns), controller.state)
-    for work in {work.need: work for work in works}.values():
+    # Of the jobs of one need the first is named.
+    for work in {work.need: work for work in reversed(works)}.values():
         verdict = best_verdict(work, config.allocations, limits)
         if verdict.kind is VerdictKind.NEVER:
             overrides = " ".join(filter_overrides(work.arguments["overrides"]))

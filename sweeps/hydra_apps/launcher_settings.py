@@ -87,6 +87,12 @@ def need_of(resources: Mapping[str, Any], options: Mapping[str, Any] | None = No
     for name, least in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_node", 1), ("tasks_per_node", 1)):
         if resources[name] < least:
             raise ConfigError(f"{_NAME}.resources.{name}={resources[name]}: must be at least {least}")
+    cpus, tasks = resources["cpus_per_node"], resources["tasks_per_node"]
+    if resources["nodes"] > 1 and cpus < tasks:
+        raise ConfigError(
+            f"{_NAME}.resources.cpus_per_node={cpus}: too few for tasks_per_node={tasks}, since over several nodes "
+            f"each task has a CPU of its own: set at least {tasks}"
+        )
     minutes = checked_minutes(f"{_NAME}.resources.wall_minutes", resources["wall_minutes"])
     if not minutes > 0:
         raise ConfigError(f"{_NAME}.resources.wall_minutes={resources['wall_minutes']}: must be above zero")

@@ -26,7 +26,15 @@ _NOBODY = json.dumps({"host": "", "pid": 0, "started_at": 0.0})
 
 
 class LeaseHeld(RuntimeError):
-    """Another holder is alive."""
+    """Another holder is alive, or counts as alive: one elsewhere may be dead, which nobody sees from here."""
+
+    def __init__(self, message: str, is_elsewhere: bool = False) -> None:
+        super().__init__(message)
+        self.is_elsewhere = is_elsewhere
+
+    def to_text(self, take_over: str) -> str:
+        """`take_over` is the caller's way to `take_over`, such as an option of the command."""
+        return f"{self}; if you know it to be dead, {take_over} replaces it now" if self.is_elsewhere else str(self)
 
 
 class LeaseLost(RuntimeError):
@@ -48,7 +56,7 @@ class Lease:
             newest = newest_token(folder)
             holder = _read(folder, newest)
             if holder is not None and self.is_alive(holder):
-                raise LeaseHeld(self.held_by(holder))
+                raise LeaseHeld(self.held_by(holder), not holder.is_here)
             self.token = newest + 1
             try:
                 # Made whole before it has its name: a reader never sees an empty lease.
@@ -123,10 +131,7 @@ class Holder:
         if self.is_here:
             return where
         left = max(0.0, TTL_SECONDS - self.age)
-        return (
-            f"{where}, last heard of {self.age:.0f} s ago; if it is dead, it is replaced in {left:.0f} s, or now with "
-            "--take-over"
-        )
+        return f"{where}, last heard of {self.age:.0f} s ago; if it is dead, it can be replaced in {left:.0f} s"
 
 
 def take_over(folder: Path) -> None:

@@ -1,11 +1,14 @@
 """`hydra/launcher=quota` on this machine: what people see of it, and what survives."""
 
+import json
+import signal
 from pathlib import Path
 
 import pytest
 from driving import GRID_APP, fail, finish, kill, numbers, run, start, start_command, starts, wait_until
 
 from sweeps.store.folder import SweepFolder
+from sweeps.store.lease import newest_token
 
 QUOTA = ["hydra/launcher=quota", "hydra.launcher.tick_seconds=0.05"]
 GRID = ["hydra/sweeper=grid"]
@@ -29,6 +32,22 @@ def test_a_killed_command_goes_on_where_it_was_and_then_starts_anew(tmp_path: Pa
     # What has ended well is not continued: Hydra's own launchers would compute it again too.
     assert "continues a multirun" not in run(tmp_path, *QUOTA, *words[2:], "hydra.launcher.quota.jobs=2")
     assert len(starts(tmp_path)) == 12
+
+
+def test_after_ctrl_c_or_a_dead_host_the_command_continues(tmp_path: Path) -> None:
+    words = [*QUOTA, numbers(1), "seconds=5"]
+    interrupted = start(tmp_path, *words)
+    wait_until(lambda: len(starts(tmp_path)) == 1)
+    interrupted.send_signal(signal.SIGINT)
+    said, _ = interrupted.communicate(timeout=60)
+    assert (interrupted.returncode, "Traceback" in said) == (130, False), said
+    assert "the same command continues" in said
+    # Somebody elsewhere controls it, and was heard of just now.
+    lease_dir = only_sweep(tmp_path).lease_dir
+    elsewhere = {"host": "elsewhere", "pid": 1, "started_at": 0.0}
+    (lease_dir / f"{newest_token(lease_dir):06d}").write_text(json.dumps(elsewhere))
+    assert "hydra.launcher.take_over=true replaces it now" in fail(tmp_path, *words)
+    assert "1 done, 1 resubmitted" in run(tmp_path, *words, "hydra.launcher.take_over=true")
 
 
 def test_a_failed_job_raises_its_exception_and_is_alone_in_being_tried_again(tmp_path: Path) -> None:

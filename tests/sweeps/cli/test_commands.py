@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from sweeps.__main__ import main
-from sweeps.cli.commands import Snapshot
+from sweeps.cli.commands import CommandResult, Snapshot
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.policy import Cause
 from sweeps.engine.quota import Verdict, VerdictKind
@@ -202,7 +202,15 @@ def test_cancelling_one_of_a_pack_says_whom_it_stops(sweep: SweepFolder) -> None
     lease.release()
     words = ["cancel", root, "run=1"]
     assert json.loads(say(*words, "--json"))["also_ends"] == ["0ab", "2ab"]
-    assert "1 run cancelled, and with their jobs 2 other runs stopped (0ab, 2ab): these save" in say(*words)
+    told = say(*words)
+    assert "1 run cancelled; " in told
+    assert told.strip().endswith(
+        ". This also ends 2 other runs in the same jobs (0ab, 2ab): these save a checkpoint and are submitted again, "
+        "which does not count against them"
+    )
+    without = CommandResult("s", "cancel", {"runs": ["a"], "also_ends": ["b"]}, at_next_tick=True).to_text("cancelled")
+    assert without.startswith("s: 1 run cancelled at the controller's next tick. This also ends 1 other run in")
+    assert "checkpoint" not in without
     (job,) = sweep.read_state(sweep.read_definition()).state.jobs.values()
     assert job.cancelling == {"1ab": Cause.CANCELLED}
 

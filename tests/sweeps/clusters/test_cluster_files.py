@@ -44,6 +44,7 @@ def test_a_good_one_is_read() -> None:
         (changed(partion="gpu"), "partion"),
         (changed(quota={"node": 3}), "quota.node"),
         (changed(quota={"nodes": -1}), "quota.nodes=-1"),
+        (changed(quota={"jobs": 1.5}), "quota.jobs=1.5: must be a whole number"),
         (changed(quota={"gpu_hours": float("nan")}), "gpu_hours"),
         (changed(quota={"jobs": "three"}), "jobs"),
         (changed(quota=3), "quota"),

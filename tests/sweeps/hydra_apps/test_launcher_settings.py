@@ -1,5 +1,6 @@
 """What differs between the jobs of one multirun: each has its own, or the command is refused."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,10 @@ def test_settings_without_effect_are_named() -> None:
     assert without_effect(SLURM) == []
     local = {**SLURM, "cluster": "local", "mem_gb": 4}
     assert without_effect(local) == ["hydra.launcher.account", "hydra.launcher.mem_gb", "hydra.launcher.setup"]
+
+
+@pytest.mark.parametrize(("nodes", "cpus", "is_refused"), [(2, 1, True), (2, 2, False), (1, 1, False)])
+def test_each_task_over_several_nodes_has_a_cpu(nodes: int, cpus: int, is_refused: bool) -> None:
+    resources = {**SLURM["resources"], "nodes": nodes, "tasks_per_node": 2, "cpus_per_node": cpus}
+    with pytest.raises(ConfigError, match="set at least 2") if is_refused else contextlib.nullcontext():
+        needs_of([{**SLURM, "resources": resources}])

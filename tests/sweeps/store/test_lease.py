@@ -17,8 +17,10 @@ from sweeps.store.lease import TTL_SECONDS, Lease, LeaseHeld, LeaseLost, read_ho
 
 def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
     Lease(tmp_path)
-    with pytest.raises(LeaseHeld, match=str(os.getpid())):
+    with pytest.raises(LeaseHeld, match=str(os.getpid())) as held:
         Lease(tmp_path)
+    # Nobody takes over from a process that is seen to live.
+    assert held.value.to_text("--take-over") == str(held.value)
 
 
 def test_a_released_lease_is_taken_with_a_higher_token(tmp_path: Path) -> None:
@@ -55,8 +57,9 @@ def test_a_person_may_declare_a_holder_elsewhere_dead(tmp_path: Path) -> None:
     with pytest.raises(LeaseHeld, match=f"kill {os.getpid()}"):
         take_over(tmp_path)
     pretend_other_host(lease, 30)
-    with pytest.raises(LeaseHeld, match="last heard of 30 s ago; if it is dead, it is replaced in 60 s, or now with"):
+    with pytest.raises(LeaseHeld, match="last heard of 30 s ago; if it is dead, it can be replaced in 60 s") as held:
         Lease(tmp_path)
+    assert held.value.to_text("--take-over").endswith("if you know it to be dead, --take-over replaces it now")
     take_over(tmp_path)
     new = Lease(tmp_path)
     with pytest.raises(LeaseLost):

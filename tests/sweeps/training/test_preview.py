@@ -124,6 +124,16 @@ def test_a_plan_is_read_as_an_offer(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert plan_as_dict(found)["runs"][0]["within_cap"] in (True, False)
 
 
+def test_a_plan_names_what_never_runs_and_counts_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = read_sweep(["model=3.1b,150m", "global_batch_tokens=1048576", "cluster=h100", f"root={tmp_path}"])
+    name = "association of the account that nobody else has, GrpTRES.node"
+    show_plan(preview(sweep, Limits({one.name: [Limit(name, Resource.NODES, 0)] for one in sweep.cluster.allocations})))
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 of the 2 runs can never run: correct the sweep or the cluster" in lines
+    # At 80 columns too, where the table would cut it.
+    assert any(line.startswith("NEVER, ") and name in line for line in lines)
+
+
 def test_every_model_file_has_its_name_back() -> None:
     names = [path.stem for path in (config_dir() / "model").glob("*.yaml") if path.stem != "ladder"]
     assert {name: model_name(num_params(name)) for name in names} == {name: name for name in names}
