@@ -232,10 +232,9 @@ def _report(options: argparse.Namespace, arguments: list[str]) -> int:
             if now != seen:
                 try:
                     study, out = _read(options)
+                    _write(options, study, out, arguments)
                 except ConfigError as error:
                     print(f"waiting: {error}", flush=True)
-                else:
-                    _write(options, study, out, arguments)
                 seen = now
             time.sleep(options.watch)
     except KeyboardInterrupt:

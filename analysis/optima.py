@@ -52,8 +52,13 @@ class Optima:
 
 
 def find_optima(study: Study) -> Optima:
-    """Means over seeds, then minima over hyper-parameters, then over batches."""
+    """Means over seeds, then minima over hyper-parameters, then over batches.
+
+    Raises `ConfigError` where no run has a loss.
+    """
     finished = study.runs[~study.runs["diverged"]]
+    if finished.empty:
+        raise ConfigError(f"{study.source}: all {len(study.runs)} runs diverged, so there is no loss to compare")
     losses = losses_of_settings(study.runs)
     grouped = finished.groupby(SETTING, sort=True, observed=True)
     settings = grouped.agg(

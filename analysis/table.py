@@ -11,7 +11,7 @@ import fnmatch
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import pandas as pd
@@ -180,8 +180,7 @@ def _checked(reader: Reader) -> tuple[pd.DataFrame, NDArray[Any], str | None]:
             diverged = diverged | (found.states == NOT_FINITE)
         complain(found.states == NOT_A_NUMBER, name=name, end="is no number")
         complain((found.states == NOT_FINITE) & (name != "loss"), name=name, end="must be a finite number")
-        low = (found.states == OK) & (found.values <= 0) & column.positive
-        complain(low & ~(diverged & (name == "loss")), name=name, end="must be a positive number")
+        _complain_of_size(name, found, diverged & (name == "loss"), complain)
         default = np.nan if column.default is None else column.default
         runs[name] = np.where(found.states == OK, found.values, default)
         if name == "seed":
@@ -189,10 +188,36 @@ def _checked(reader: Reader) -> tuple[pd.DataFrame, NDArray[Any], str | None]:
     for name in ("num_params", "global_batch_tokens"):
         complain(runs[name].isna().to_numpy(), f"damaged: no {name}")
     complain(runs["loss"].isna().to_numpy() & ~diverged, "damaged: no loss")
+    tokens = runs["num_tokens"].fillna(runs["tokens_per_parameter"] * runs["num_params"]).to_numpy()
+    complain(tokens > _MOST_COUNTED, f"damaged: more than {_MOST_COUNTED:.1g} tokens")
+    complain(tokens < 1, "damaged: less than one token")
     complain(runs[list(EITHER)].isna().all(axis=1).to_numpy(), f"damaged: neither {' nor '.join(EITHER)}")
     runs["diverged"] = diverged
     runs["loss"] = runs["loss"].mask(diverged)
     return runs, reasons, unknown_state
+
+
+_MOST_COUNTED = 9e18
+"""Larger whole numbers do not fit into 64 bits."""
+
+
+def _complain_of_size(name: str, found: Numbers, free: NDArray[np.bool_], complain: Any) -> None:
+    """Name the cells of a column that are too small or too large for it, but in the rows that are `free`."""
+    column, values = COLUMNS[name], found.values
+    known = (found.states == OK) & ~free
+    match column.sign:
+        case "positive":
+            complain(known & (values <= 0), name=name, end="must be a positive number")
+        case "not negative":
+            complain(known & (values < 0), name=name, end="must not be negative")
+        case "any":
+            pass
+        case _:
+            assert_never(column.sign)
+    if column.kind == "count":
+        end = f"is less than one: in another unit? Map {name}: {{column: ..., factor: 1e6}} or 1e9"
+        complain(known & (values > 0) & (values < 1), name=name, end=end)
+        complain(known & (values > _MOST_COUNTED), name=name, end=f"must be below {_MOST_COUNTED:.1g}")
 
 
 def _seeds(reader: Reader, found: Numbers) -> NDArray[np.float64]:
@@ -326,6 +351,8 @@ def _completed(runs: pd.DataFrame, tolerance: float) -> pd.DataFrame:
         flops=runs["flops"].fillna(6.0 * runs["num_params"] * tokens),
         attempts=1, num_ranks=1, device="", corpus_hash="",
     )  # fmt: skip
+    # Zero stands for no interval, as an empty cell does.
+    runs = runs.assign(sync_interval=runs["sync_interval"].replace(0, np.nan))
     whole = ("num_params", "global_batch_tokens", "num_workers", "num_fragments", "delay_steps")
     return runs.assign(**{name: runs[name].round().astype("int64") for name in whole})
 
@@ -433,7 +460,9 @@ def _without_seeds(runs: pd.DataFrame, reader: Reader) -> pd.Series[bool]:
 
 def _partly_seeded(runs: pd.DataFrame, seedless: pd.Series[bool]) -> str | None:
     """Why nothing may be ranked where rows without a seed stand beside rows of their setting that have one."""
-    finished = runs[~runs["diverged"]].assign(seedless=seedless)
+    finished = runs.assign(seedless=seedless)[~runs["diverged"]]
+    if not finished["seedless"].any():
+        return None
     of_setting = finished.groupby(_SETTING, observed=True, sort=False)["seedless"]
     beside = finished["seedless"] & ~of_setting.transform("all")
     if not beside.any():
@@ -448,7 +477,7 @@ def _partly_seeded(runs: pd.DataFrame, seedless: pd.Series[bool]) -> str | None:
 def _curves(runs: pd.DataFrame, reader: Reader) -> str | None:
     """Why nothing may be ranked where rows are losses along runs: one name, or tokens at even distances."""
     names = reader.texts("run_id") if "run_id" in reader.origins else pd.Series("", index=reader.frame.index)
-    finished = runs[~runs["diverged"]].assign(own_id=names)
+    finished = runs.assign(own_id=names)[~runs["diverged"]]
     curve = [name for name in (*_SETTING, "seed") if name != "tokens_per_parameter"]
     repeated = finished[(finished["own_id"] != "") & finished.duplicated([*curve, "own_id"], keep=False)]
     if len(repeated):

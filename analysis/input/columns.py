@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from analysis.input.cells import Kind
 from muloco_runner.config import ConfigError
@@ -22,7 +23,11 @@ class Column:
     """What stands for a missing cell or a missing column; None for nothing."""
     others: str = ""
     """Names that others give it, in lower case with _ for every other sign."""
-    positive: bool = False
+    sign: Literal["any", "not negative", "positive"] = "any"
+
+    @property
+    def positive(self) -> bool:
+        return self.sign == "positive"
 
 
 _N = "n params parameters num_parameters n_params n_parameters model_size model_params model_parameters"
@@ -32,26 +37,26 @@ _L = "l eval_loss validation_loss val_loss valid_loss final_loss test_loss final
 
 COLUMNS: dict[str, Column] = {
     "algorithm": Column(None, others="algo method optimizer optimiser"),
-    "num_params": Column("count", others=_N, positive=True),
+    "num_params": Column("count", others=_N, sign="positive"),
     "global_batch_tokens": Column(
-        "count", others="batch_tokens tokens_per_batch batch_size_tokens tokens_per_step", positive=True
+        "count", others="batch_tokens tokens_per_batch batch_size_tokens tokens_per_step", sign="positive"
     ),
-    "num_tokens": Column("count", others=_D, positive=True),
-    "tokens_per_parameter": Column("number", others="tokens_per_param tpp", positive=True),
-    "loss": Column("loss", others=_L, positive=True),
-    "num_workers": Column("count", 1, "workers", positive=True),
-    "sync_interval": Column("count"),
-    "num_fragments": Column("count", 1, positive=True),
-    "delay_steps": Column("count", 0),
-    "bits_per_value": Column("bits", math.nan),
-    "gathered_values": Column("count", 0),
-    "lr": Column("number", others="learning_rate peak_lr max_lr inner_lr"),
-    "outer_lr": Column("number", others="outer_learning_rate"),
-    "outer_momentum": Column("number"),
-    "weight_decay": Column("number", others="wd"),
+    "num_tokens": Column("count", others=_D, sign="positive"),
+    "tokens_per_parameter": Column("number", others="tokens_per_param tpp", sign="positive"),
+    "loss": Column("loss", others=_L, sign="positive"),
+    "num_workers": Column("count", 1, "workers", sign="positive"),
+    "sync_interval": Column("count", sign="not negative"),
+    "num_fragments": Column("count", 1, sign="positive"),
+    "delay_steps": Column("count", 0, sign="not negative"),
+    "bits_per_value": Column("bits", math.nan, sign="positive"),
+    "gathered_values": Column("count", 0, sign="not negative"),
+    "lr": Column("number", others="learning_rate peak_lr max_lr inner_lr", sign="positive"),
+    "outer_lr": Column("number", others="outer_learning_rate", sign="not negative"),
+    "outer_momentum": Column("number", sign="not negative"),
+    "weight_decay": Column("number", others="wd", sign="not negative"),
     "seed": Column("number", 0, "random_seed"),
-    "num_steps": Column("count", others="steps train_steps total_steps", positive=True),
-    "flops": Column("flops", others=_C, positive=True),
+    "num_steps": Column("count", others="steps train_steps total_steps", sign="positive"),
+    "flops": Column("flops", others=_C, sign="positive"),
     "hardware_flops": Column("flops", math.nan),
     "train_seconds": Column("seconds", math.nan),
     "wait_seconds": Column("seconds", math.nan),
@@ -70,10 +75,10 @@ METHOD = ("num_workers", "sync_interval", "num_fragments", "delay_steps", "bits_
 FIT_COLUMNS: dict[str, Column] = {
     **COLUMNS,
     "critical_batch_size": Column(
-        "count", others="cbs b_crit bcrit critical_batch critical_batch_tokens crit_batch_size", positive=True
+        "count", others="cbs b_crit bcrit critical_batch critical_batch_tokens crit_batch_size", sign="positive"
     ),
-    "x": Column("number", positive=True),
-    "y": Column("number", positive=True),
+    "x": Column("number", sign="positive"),
+    "y": Column("number", sign="positive"),
     "series": Column(None),
 }
 """Columns of single laws. A batch size is no critical one: only names that say so stand for it."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from analysis.__main__ import run
 from analysis.input.table_files import read_tables
 from analysis.optima import find_optima
 from analysis.runs import Study
@@ -150,3 +151,57 @@ def test_repeats_with_names_of_their_own_all_count(tmp_path: Path) -> None:
     assert best(found) == pytest.approx({"A": 3.2})
     assert (len(found.runs), found.runs["diverged"].sum()) == (5, 2)
     assert reasons(found) == {"c (row 4)": "duplicate of row 3"}
+
+
+# Cells that no run can have
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "words"),
+    [
+        ("lr", "0.0", "must be a positive number"),
+        ("lr", "-0.1", "must be a positive number"),
+        ("outer_lr", "-1.0", "must not be negative"),
+        ("weight_decay", "-0.1", "must not be negative"),
+        ("bits_per_value", "0.0", "must be a positive number"),
+        ("sync_interval", "0.5", "is less than one: in another unit? Map sync_interval"),
+        ("num_workers", "0.5", "is less than one: in another unit? Map num_workers"),
+        ("num_steps", "2e+19", "must be below 9e+18"),
+    ],
+)
+def test_a_cell_that_no_run_can_have_is_named(tmp_path: Path, column: str, cell: str, words: str) -> None:
+    found = study(tmp_path, f"A|3.0,{cell}\nA|3.2,", f",{column}")
+    assert best(found) == {"A": 3.2}
+    assert reasons(found)["row 1"].startswith(f"damaged: {column}={cell} {words}")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("A,1e8,0.065536,2e9,3", "global_batch_tokens=0.065536 is less than one"),
+        ("A,0.1,65536,2e9,3", "num_params=0.1 is less than one"),
+        ("A,1e8,65536,0.002,3", "num_tokens=0.002 is less than one"),
+        ("A,1e8,65536,2e19,3", r"num_tokens=2e\+19 must be below 9e\+18"),
+    ],
+)
+def test_counts_in_another_unit_are_refused_with_the_factor(tmp_path: Path, line: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"none of 1 rows can be used; the first: damaged: {words}"):
+        study(tmp_path, line)
+
+
+@pytest.mark.parametrize(("share", "words"), [("1e-12", "less than one token"), ("1e12", "more than 9e.18 tokens")])
+def test_tokens_that_follow_are_held_to_the_same_range(tmp_path: Path, share: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"damaged: {words}"):
+        study(tmp_path, f"A,1e8,65536,,3,{share}", ",tokens_per_parameter")
+
+
+def test_zero_for_a_sync_interval_is_none(tmp_path: Path) -> None:
+    found = study(tmp_path, "MuLoCo|3.0,4,0\nMuLoCo|3.2,4,30", ",num_workers,sync_interval")
+    assert best(found) == {"MuLoCo K=4": 3.0, "MuLoCo K=4 H=30": 3.2}
+    assert run(["--table", str(tmp_path / "t.csv"), "--out", str(tmp_path), "--bootstrap", "0"]) == 0
+
+
+def test_a_table_of_diverged_runs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study(tmp_path, "A|3.0,yes,0\nB|nan,no,", ",diverged,seed")
+    assert run(["--table", str(tmp_path / "t.csv"), "--out", str(tmp_path / "o")]) == 2
+    assert capsys.readouterr().err.endswith("all 2 runs diverged, so there is no loss to compare\n")
