@@ -28,6 +28,9 @@ def report_progress(step: int, num_steps: int = 0, checkpoint_step: int | None =
     Returns:
         Whether it was written: False outside of the launcher's jobs and in their tasks after the first.
     """
+    # Of numpy or torch too, and whole floats.
+    step, num_steps = int(step), int(num_steps)
+    checkpoint_step = None if checkpoint_step is None else int(checkpoint_step)
     for name, value in (("step", step), ("num_steps", num_steps), ("checkpoint_step", checkpoint_step or 0)):
         if value < 0:
             raise ValueError(f"{name}={value}: must be zero or more")

@@ -264,16 +264,28 @@ def _return_of(run: RunState, overrides: Sequence[str], cluster_dir: Path) -> Jo
     """Return what the job returned, or a failure that says why it returned nothing."""
     folder = Path(run.work.folder)
     if run.done:
-        found = read_return(folder)
-        assert found is not None, f"{folder} has lost its result"
-        return found
+        return _result_in(folder, overrides)
     is_news = run.held is None or run.is_held_by_attempt
-    left = read_return(folder / "attempts" / str(run.attempts[-1].number)) if run.attempts and is_news else None
-    if left is not None:
-        return left
+    if run.attempts and is_news:
+        # One of a class that only the job can import says why in the attempt's output.
+        with contextlib.suppress(Exception):
+            left = read_return(folder / "attempts" / str(run.attempts[-1].number))
+            if left is not None:
+                return left
     failed = JobReturn(overrides=filter_overrides(overrides), status=JobStatus.FAILED)
     failed.return_value = JobFailed(_why(run, cluster_dir))
     return failed
+
+
+def _result_in(folder: Path, overrides: Sequence[str]) -> JobReturn:
+    """Return a finished job's result: None, with a warning, where its class cannot be imported here."""
+    try:
+        found = read_return(folder)
+    except Exception as error:
+        log.warning(f"\tthe result in {folder} cannot be read here ({type(error).__name__}: {error}): None is given")
+        return JobReturn(overrides=filter_overrides(overrides), status=JobStatus.COMPLETED)
+    assert found is not None, f"{folder} has lost its result"
+    return found
 
 
 def _why(run: RunState, cluster_dir: Path) -> str:

@@ -42,7 +42,7 @@ def needs_of(launchers: Sequence[Mapping[str, Any]]) -> list[Need]:
     option_keys = backend_of(first["cluster"], f"{_NAME}.cluster").option_keys
     for number, one in enumerate(launchers):
         for key in one:
-            if key not in ("resources", *option_keys) and one[key] != first[key]:
+            if key not in ("resources", *_all_option_keys()) and one[key] != first[key]:
                 raise ConfigError(
                     f"{_NAME}.{key}: {one[key]!r} for job #{number}, {first[key]!r} for job #0: it holds for the whole "
                     "multirun: give one value"
@@ -53,7 +53,10 @@ def needs_of(launchers: Sequence[Mapping[str, Any]]) -> list[Need]:
             f"{_NAME}.{differing[0]}: differs between jobs, which several allocations do not allow: leave out "
             f"{_NAME}.allocations, or this"
         )
-    return [need_of(one["resources"], _options_of(one, option_keys) if differing else {}) for one in launchers]
+    return [
+        need_of(one["resources"], _options_of(one, option_keys, "setup" in differing) if differing else {})
+        for one in launchers
+    ]
 
 
 def launcher_of_all(launchers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -69,8 +72,14 @@ def launcher_of_all(launchers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]
 def without_effect(launcher: Mapping[str, Any]) -> list[str]:
     """Return the settings that are given and that this kind of cluster does not know."""
     known = backend_of(launcher["cluster"], f"{_NAME}.cluster").option_keys
-    others = {key for kind in BACKENDS for key in backend_of(kind, f"{_NAME}.cluster").option_keys}
-    return [f"{_NAME}.{key}" for key in launcher if key in others and key not in known and launcher[key]]
+    found = [f"{_NAME}.{key}" for key in launcher if key in _all_option_keys() and key not in known and launcher[key]]
+    memory = ("memory_gigabytes", "max_memory_gigabytes") if not known else ()
+    return [*found, *(f"{_NAME}.resources.{name}" for name in memory if launcher["resources"].get(name))]
+
+
+def _all_option_keys() -> set[str]:
+    """Settings that some kind of cluster understands: on another one they have no effect."""
+    return {key for kind in BACKENDS for key in backend_of(kind, f"{_NAME}.cluster").option_keys}
 
 
 def _differing(launchers: Sequence[Mapping[str, Any]], option_keys: Sequence[str]) -> list[str]:
@@ -78,8 +87,10 @@ def _differing(launchers: Sequence[Mapping[str, Any]], option_keys: Sequence[str
     return [key for key in option_keys if any(one.get(key) != first.get(key) for one in launchers)]
 
 
-def _options_of(launcher: Mapping[str, Any], option_keys: Sequence[str]) -> dict[str, Any]:
-    return {key: launcher[key] for key in option_keys if launcher.get(key) not in (None, [], {})}
+def _options_of(launcher: Mapping[str, Any], option_keys: Sequence[str], with_setup: bool) -> dict[str, Any]:
+    """Return all that is given; lines of `setup` that all jobs have are the cluster's."""
+    keys = [key for key in option_keys if key != "setup" or with_setup]
+    return {key: launcher[key] for key in keys if launcher.get(key) not in (None, [], {})}
 
 
 def need_of(resources: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Need:

@@ -1,26 +1,30 @@
 """The application's script as the `__main__` of its jobs.
 
-A job runs the script again, up to where it hands its function to Hydra: there the driver stood when it launched the
-multirun. So classes, locks, open files and settings of the script are there under their names, in pools too, and
-nothing of the script needs to be pickled. Without a script (a notebook, `python -c`) objects travel by value.
+A job runs the script again up to where it hands its function to Hydra: there the driver stood when it launched the
+multirun, and there the job does its work and ends. So classes, locks, open files, settings and contexts of the script
+are there, in pools too, and nothing of it needs to be pickled. Without a script (a notebook, `python -c`) objects
+travel by value.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import importlib.util
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.hydra import Hydra
+from hydra.types import TaskFunction
 
-from sweeps.hydra_apps.sources import Sources
+from sweeps.hydra_apps.sources import Sources, is_own
+
+Name = tuple[str, str]
+"""Module and qualified name."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,9 @@ class MainScript:
     module: str | None
     """Where it was started by `python -m MODULE`."""
     arguments: list[str]
-    """`sys.argv`."""
+    """`sys.argv` as it was at the start."""
+    arguments_then: list[str]
+    """`sys.argv` when it called Hydra: some scripts take theirs out before."""
 
     def to_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -45,17 +51,25 @@ def driver_script() -> MainScript | None:
     if file is None or not Path(file).is_file() or hasattr(sys, "ps1"):
         return None
     spec = getattr(main, "__spec__", None)
-    return MainScript(str(Path(file).absolute()), spec.name if spec is not None else None, list(sys.argv))
+    path, module = str(Path(file).absolute()), spec.name if spec is not None else None
+    return MainScript(path, module, _arguments(path, module), list(sys.argv))
 
 
-class _HandsOver(BaseException):
-    """The script has come to where it calls Hydra. No `except Exception` of the script may stop it."""
+def _arguments(file: str, module: str | None) -> list[str]:
+    """Return `sys.argv` as Python made it of the command line."""
+    for position, word in enumerate(sys.orig_argv):
+        if module is not None and word == "-m":
+            return [file, *sys.orig_argv[position + 2 :]]
+        if module is None and position and Path(word).name == Path(file).name and Path(word).suffix != "":
+            return sys.orig_argv[position:]
+    return list(sys.argv)
 
 
-def load(script: MainScript, sources: Sources) -> None:
-    """Make the script this process's `__main__`, as far as it ran in the driver before it called Hydra.
+def run_as_main(script: MainScript, sources: Sources, name: Name, work: Callable[[TaskFunction], None]) -> None:
+    """Run the script as this process's `__main__`; where it calls Hydra with the task function of that name, give that
+    to `work`, which ends the process: nothing of the script behind that call is run.
 
-    What it imports must be found by now.
+    What the script imports must be found by now. One that does not come to the call is a `RuntimeError`.
     """
     main = types.ModuleType("__main__")
     main.__file__ = script.file
@@ -70,14 +84,13 @@ def load(script: MainScript, sources: Sources) -> None:
     sys.argv[:] = script.arguments
     text = sources.get(script.file)
     code = compile(Path(script.file).read_bytes() if text is None else text, script.file, "exec", dont_inherit=True)
-    with contextlib.suppress(_HandsOver), _hydra_disarmed():
-        exec(code, main.__dict__)
 
-
-@contextlib.contextmanager
-def _hydra_disarmed() -> Iterator[None]:
-    def hand_over(*_: Any, **__: Any) -> None:
-        raise _HandsOver
+    def called(*arguments: Any, **named: Any) -> None:
+        """Another call than the one that is meant has had its turn in the driver."""
+        for given in (*arguments, *named.values()):
+            if callable(given) and name_of(given) == name and sys.argv == script.arguments_then:
+                restore()
+                work(given)
 
     # The module; `hydra.main` is the function.
     places: list[tuple[Any, str]] = [
@@ -85,23 +98,40 @@ def _hydra_disarmed() -> Iterator[None]:
         (Hydra, "run"),
         (Hydra, "multirun"),
     ]
-    armed = [(place, name, getattr(place, name)) for place, name in places]
+    armed = [(place, attribute, getattr(place, attribute)) for place, attribute in places]
+
+    def restore() -> None:
+        for place, attribute, before in armed:
+            setattr(place, attribute, before)
+
+    for place, attribute in places:
+        setattr(place, attribute, called)
     try:
-        for place, name in places:
-            setattr(place, name, hand_over)
-        yield
+        exec(code, main.__dict__)
     finally:
-        for place, name, before in armed:
-            setattr(place, name, before)
+        restore()
+    raise RuntimeError(
+        f"{script.file} did not come to its call of Hydra in the job, with the arguments {script.arguments}: what "
+        "stands before that call must do the same each time"
+    )
 
 
-def lives_in_script(task: object) -> bool:
-    """Return whether a task function has a name in the script, so that a job finds it there."""
+def name_of(task: object) -> Name:
+    """Return module and qualified name of a task function, of the function in a partial one, of a callable's class."""
     while isinstance(task, functools.partial):
         task = task.func
     if not isinstance(task, types.FunctionType | type):
-        task = type(getattr(task, "__self__", task))
-    return driver_script() is not None and (reference_to(task) or ("",))[0] == "__main__"
+        task = getattr(task, "__func__", type(task))
+    return str(getattr(task, "__module__", "")), str(getattr(task, "__qualname__", ""))
+
+
+def lives_in_script(task: object) -> bool:
+    """Return whether jobs are to run the script again, where they find the task function by its name.
+
+    A script that is installed, such as a test runner, is no application's.
+    """
+    script = driver_script()
+    return script is not None and is_own(script.file) and name_of(task)[0] in sys.modules
 
 
 def reference_to(found: object) -> tuple[str, str] | None:

@@ -21,7 +21,7 @@ import signal
 import sys
 import traceback
 from collections import ChainMap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any, ClassVar
 
 import cloudpickle
+from hydra._internal.callbacks import Callbacks
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
@@ -38,9 +39,17 @@ from omegaconf.basecontainer import BaseContainer
 from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode, write_atomically
 from sweeps.hydra_apps.job_progress import begin_reports, report_failure, report_warning
-from sweeps.hydra_apps.main_script import MainScript, driver_script, lives_in_script, load, reference_to
+from sweeps.hydra_apps.main_script import (
+    MainScript,
+    driver_script,
+    lives_in_script,
+    name_of,
+    reference_to,
+    run_as_main,
+)
+from sweeps.hydra_apps.process_end import begin_process, end_process
 from sweeps.hydra_apps.sources import SourceFinder, application_sources
-from sweeps.node.run_attempt import TASK_RANK
+from sweeps.node.run_attempt import TASK_RANK, exit_code_of_exit, leave
 
 RESULT = "job_return.pkl"
 
@@ -65,8 +74,17 @@ def write_program(path: Path, program: Program) -> None:
     """
     script = driver_script() if lives_in_script(program.task_function) else None
     dumps = partial(_dumps, in_script=script is not None)
+    fields = SimpleNamespace(**vars(program))
+    if script is not None:
+        # The script itself hands it over in the job.
+        fields.task_function = None
     try:
-        body = dumps(SimpleNamespace(**vars(program)))
+        dumps(fields.hydra_context.callbacks if fields.hydra_context is not None else None)
+    except Exception:
+        # A callback that holds a lock or an open file is made anew in the job, from its config.
+        fields.hydra_context = HydraContext(fields.hydra_context.config_loader, None)  # type: ignore[arg-type]
+    try:
+        body = dumps(fields)
     except Exception as error:
         raise ConfigError(
             f"the application cannot be sent to its jobs ({type(error).__name__}: {error}): define the function under "
@@ -76,6 +94,7 @@ def write_program(path: Path, program: Program) -> None:
         "folder": os.getcwd(),
         "search": sys.path,
         "script": script.to_dict() if script is not None else None,
+        "task": name_of(program.task_function),
         "sources": application_sources(script.file if script is not None else None),
         "resolvers": _resolvers(dumps),
         "body": body,
@@ -92,15 +111,13 @@ def _resolvers(dumps: Callable[[object], bytes]) -> dict[str, bytes]:
     return found
 
 
-def _read_program(path: Path) -> Program:
-    """Load the program in the driver's folder and with its import path, since pickles name modules."""
-    content = pickle.loads(path.read_bytes())
-    os.chdir(content["folder"])
-    sys.path[:0] = [path for path in content["search"] if path not in sys.path]
-    sys.meta_path.insert(0, SourceFinder(content["sources"]))
-    if content["script"] is not None:
-        load(MainScript(**content["script"]), content["sources"])
+def _program_of(content: Mapping[str, Any], task: TaskFunction | None) -> Program:
+    """Return the program, with the task function that the script has handed over where it did."""
     program = Program(**vars(pickle.loads(content["body"])))
+    if task is not None:
+        program.task_function = task
+    if program.hydra_context.callbacks is None:
+        program.hydra_context = HydraContext(program.hydra_context.config_loader, Callbacks(program.config))
     for name, resolver in content["resolvers"].items():
         if name not in BaseContainer._resolvers:
             BaseContainer._resolvers[name] = pickle.loads(resolver)
@@ -115,11 +132,30 @@ def run(folder: str, attempt: int, program: str, overrides: Sequence[str], numbe
     # SLURM's warning of the time limit would end an application that does not handle it.
     for warning in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(warning, signal.SIG_IGN)
-    if os.environ[TASK_RANK] != "0":
-        return _run_and_keep(None, _read_program(Path(program)), list(overrides), number, job)
-    begin_reports(folder, attempt)
-    target = Path(folder) / "attempts" / str(attempt)
-    return _run_and_keep(target, _read_program(Path(program)), list(overrides), number, job)
+    begin_process()
+    kept = Path(folder) / "attempts" / str(attempt) if os.environ[TASK_RANK] == "0" else None
+    if kept is not None:
+        begin_reports(folder, attempt)
+    content = pickle.loads(Path(program).read_bytes())
+    # In the driver's folder and with its import path, since pickles name modules.
+    os.chdir(content["folder"])
+    sys.path[:0] = [path for path in content["search"] if path not in sys.path]
+    sys.meta_path.insert(0, SourceFinder(content["sources"]))
+    if content["script"] is None:
+        return _run_and_keep(kept, _program_of(content, None), list(overrides), number, job)
+
+    def work(task: TaskFunction) -> None:
+        try:
+            code = _run_and_keep(kept, _program_of(content, task), list(overrides), number, job)
+        except SystemExit as leaving:
+            code = exit_code_of_exit(leaving)
+        except BaseException:
+            traceback.print_exc()
+            code = int(ExitCode.CRASH)
+        leave(code)
+
+    run_as_main(MainScript(**content["script"]), content["sources"], tuple(content["task"]), work)
+    raise AssertionError("work ends the process")
 
 
 def _run_and_keep(attempt: Path | None, program: Program, overrides: list[str], number: int, job: str) -> int:
@@ -127,11 +163,13 @@ def _run_and_keep(attempt: Path | None, program: Program, overrides: list[str], 
     try:
         job_return = _run(program, overrides, number, job)
     except SystemExit as leaving:
+        end_process()
         if isinstance(leaving.code, str):
             print(leaving.code, file=sys.stderr)
         if attempt is not None and leaving.code != ExitCode.WANTS_MORE_TIME:
             report_failure(f"sys.exit({leaving.code!r})")
         raise
+    end_process()
     failed = job_return.status is not JobStatus.COMPLETED
     error = job_return._return_value
     if failed:

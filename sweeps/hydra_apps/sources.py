@@ -41,12 +41,12 @@ def _files(script: str | None) -> Iterator[Path]:
     """Files without which the jobs cannot run come first."""
     if script is not None:
         yield Path(script)
-    modules = [module for module in list(sys.modules.values()) if _is_own(_origin(module))]
+    modules = [module for module in list(sys.modules.values()) if is_own(_origin(module))]
     for module in modules:
         yield Path(_origin(module))
     for folder in sorted({Path(place) for module in modules for place in _package_folders(module)}):
         yield from sorted(folder.rglob("*.py"))
-    if script is not None and _is_own(script):
+    if script is not None and is_own(script):
         yield from sorted(Path(script).parent.glob("*.py"))
 
 
@@ -59,10 +59,10 @@ def _origin(module: ModuleType) -> str:
 def _package_folders(module: ModuleType) -> list[str]:
     name = getattr(module, "__name__", None)
     top = sys.modules.get(name.partition(".")[0]) if isinstance(name, str) else None
-    return [str(place) for place in getattr(top, "__path__", ())] if top is not None and _is_own(_origin(top)) else []
+    return [str(place) for place in getattr(top, "__path__", ())] if top is not None and is_own(_origin(top)) else []
 
 
-def _is_own(path: str) -> bool:
+def is_own(path: str) -> bool:
     """Return whether the file belongs to the application: not to Python, an environment, or this project."""
     if not path.endswith(".py"):
         return False

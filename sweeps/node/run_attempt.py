@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from muloco_runner.record import ExitCode
 from sweeps.engine.outcome import Ending
@@ -22,12 +23,36 @@ TASK_RANK = "MULOCO_TASK_RANK"
 """Environment variable with the rank among the attempt's own tasks; RANK may be that of whatever launched the sweep."""
 
 
+_to_say: list[Callable[[int], None]] = []
+"""What is to be done with the exit code before this process ends, the last first."""
+
+
 def run_attempt(attempt: Attempt) -> int:
     """Does the work of one task in this process, and leaves its `Ending` in the attempt's folder."""
     started_at = time.time()
-    code = run_task(attempt)
-    write_ending(attempt, Ending(code, socket.gethostname(), started_at, time.time()))
+
+    def say(code: int) -> None:
+        write_ending(attempt, Ending(code, socket.gethostname(), started_at, time.time()))
+
+    return saying(say, lambda: run_task(attempt))
+
+
+def saying(say: Callable[[int], None], work: Callable[[], int]) -> int:
+    """Return the exit code of the work once `say` has been given it, also where the work calls `leave`."""
+    _to_say.append(say)
+    code = work()
+    _to_say.pop()
+    say(code)
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End this process here, its exit code said: for work that has callers which must not go on."""
+    for say in reversed(_to_say):
+        say(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run_task(attempt: Attempt, rank: int = 0) -> int:
@@ -41,10 +66,15 @@ def run_task(attempt: Attempt, rank: int = 0) -> int:
             function = resolve_entry(work.entry)
             return int(function(work.folder, attempt.number, **work.arguments, **attempt.adjustments))
         except SystemExit as leaving:
-            return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+            return exit_code_of_exit(leaving)
         except BaseException:
             traceback.print_exc()
             return int(ExitCode.CRASH)
+
+
+def exit_code_of_exit(leaving: SystemExit) -> int:
+    """Return the exit code of a program that `sys.exit` ends."""
+    return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
 
 
 def resolve_entry(entry: str) -> Callable[..., int]:

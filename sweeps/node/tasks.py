@@ -28,7 +28,7 @@ from sweeps.engine.work import Attempt
 from sweeps.node.attempt_files import write_ending
 from sweeps.node.code_snapshot import python_command
 from sweeps.node.environment import installed_packages, record_environment
-from sweeps.node.run_attempt import die_with, run_attempt, run_task
+from sweeps.node.run_attempt import die_with, run_attempt, run_task, saying
 
 _GRACE_SECONDS = 60.0
 """After one rank has failed the others have so long to say how they saw it."""
@@ -215,9 +215,12 @@ def main(request_file: str) -> int:
     """One rank of a step of srun."""
     (attempt,) = JobRequest.from_dict(json.loads(Path(request_file).read_text())).attempts
     rank = int(os.environ["SLURM_PROCID"])
-    code = run_task(attempt, rank)
-    (attempt.folder / "codes" / str(rank)).write_text(str(code))
-    return code
+    file = attempt.folder / "codes" / str(rank)
+
+    def say(code: int) -> None:
+        file.write_text(str(code))
+
+    return saying(say, lambda: run_task(attempt, rank))
 
 
 if __name__ == "__main__":
