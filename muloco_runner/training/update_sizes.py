@@ -3,7 +3,7 @@
 Measured on a sample of each tensor's values, evenly spaced, so that a logged step takes hardly longer than another and
 no second model is ever held. Decay and clipping are part of the update; an outer step is not.
 
-Axes: S sampled values, M kinds of module.
+Axes: S sampled values, T tensors, M kinds of module.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from torch import Tensor
 from muloco_runner.diloco.worker import Worker
 
 KINDS = ("embedding", "attention", "feed_forward", "norm", "head")
-_SAMPLED_VALUES = 1 << 20
-"""In all tensors of a rank; each has an equal share, or all that it has."""
+_SAMPLED_VALUES = 1 << 18
+"""In all tensors of a rank; each has an equal share, or all that it has. They are held during a logged step, 1 MB,
+which the memory estimate leaves out."""
 
 
 def kind_of(name: str) -> str:
@@ -40,21 +41,18 @@ class UpdateSizes:
         share = max(1, _SAMPLED_VALUES // max(1, len(self._tensors)))
         # Odd, so that rows of an even width are not all sampled at the same columns.
         self._strides = [1 if t.numel() <= share else (t.numel() // share) | 1 for t in self._tensors]
-        self._lengths = [sum(len(t.view(-1)[::s]) for t, s in self._of(tensors)) for tensors in of_kind.values()]
-        weights = [
-            tensor.new_full((len(tensor.view(-1)[::stride]),), tensor.numel() / len(tensor.view(-1)[::stride]))
-            for tensor, stride in self._of(self._tensors)
-        ]
-        self._weights_S = torch.cat(weights) if weights else torch.zeros(0)
+        self._lengths = [-(-t.numel() // s) for t, s in zip(self._tensors, self._strides, strict=True)]
+        device = worker.tensors[0].device
+        stands_for = [t.numel() / n for t, n in zip(self._tensors, self._lengths, strict=True)]
+        self._stands_for_T = torch.tensor(stands_for, device=device)
         """How many values each sampled one stands for."""
-        self._before_S = self._weights_S
-
-    def _of(self, tensors: list[Tensor]) -> list[tuple[Tensor, int]]:
-        strides = {id(tensor): stride for tensor, stride in zip(self._tensors, self._strides, strict=True)}
-        return [(tensor.detach(), strides[id(tensor)]) for tensor in tensors]
+        kinds = [number for number, tensors in enumerate(of_kind.values()) for _ in tensors]
+        self._kind_T = torch.tensor(kinds, dtype=torch.int64, device=device)
+        self._before_S: Tensor | None = None
 
     def _sample(self) -> Tensor:
-        return torch.cat([t.detach().view(-1)[::s] for t, s in zip(self._tensors, self._strides, strict=True)])
+        samples = [t.detach().view(-1)[::s] for t, s in zip(self._tensors, self._strides, strict=True)]
+        return torch.cat(samples) if samples else self._stands_for_T
 
     def begin(self) -> None:
         """Call before the step."""
@@ -62,13 +60,20 @@ class UpdateSizes:
 
     def end(self) -> Tensor:
         """Call after it; returns sums of squares of the update and of the weights before, and values (3, M)."""
-        squares = ((self._sample() - self._before_S).square(), self._before_S.square(), torch.ones_like(self._before_S))
-        sums = [
-            torch.stack([part.sum() for part in (values_S * self._weights_S).split(self._lengths)])
-            for values_S in squares
-        ]
-        self._before_S = self._weights_S
-        return torch.stack(sums)
+        before_S, self._before_S = self._before_S, None
+        assert before_S is not None, "begin comes first"
+        counts_T = torch.tensor(self._lengths, dtype=torch.float32, device=self._stands_for_T.device)
+        sums_3T = (
+            self._of_tensors((self._sample() - before_S).square()), self._of_tensors(before_S.square()), counts_T
+        )  # fmt: skip
+        return torch.stack([self._of_kinds(sums_T * self._stands_for_T) for sums_T in sums_3T])
+
+    def _of_tensors(self, values_S: Tensor) -> Tensor:
+        parts = [part.sum() for part in values_S.split(self._lengths)] if self._lengths else []
+        return torch.stack(parts) if parts else self._stands_for_T
+
+    def _of_kinds(self, sums_T: Tensor) -> Tensor:
+        return sums_T.new_zeros(len(KINDS)).index_add_(0, self._kind_T, sums_T)
 
 
 def sizes_of(sums_3M: Tensor) -> Tensor:
