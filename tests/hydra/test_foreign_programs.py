@@ -28,13 +28,15 @@ def run(folder: Path, name: str, *launcher: str) -> tuple[dict[str, str], list[s
     environment = {**os.environ, "PYTHONPATH": str(PROGRAMS)}
     if name == "given_rank":
         environment |= {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "SLURM_PROCID": "5"}
+    own = ["--tag=mine"] if name == "own_arguments" else []
     done = subprocess.run(
-        [sys.executable, *program, "--multirun", "hydra.sweep.dir=out", "++x=2,3", *launcher],
+        [sys.executable, *program, *own, "--multirun", "hydra.sweep.dir=out", "++x=2,3", *launcher],
         cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=300, check=False,
     )  # fmt: skip
     results = {path.parent.name: path.read_text() for path in (folder / "out").glob("*/result")}
     starts = folder / "starts"
+    assert not (folder / "alert").exists()
     assert done.returncode == 0, done.stdout
     return results, sorted(starts.read_text().splitlines() if starts.exists() else []), done.stdout
 
@@ -49,7 +51,9 @@ def both(folder: Path, name: str, *launcher: str) -> str | None:
     return f"{name}: {results}, not {expected}; started {starts}\n{said}"
 
 
-@pytest.mark.parametrize("name", ["fork_pool", "guarded_settings", "module_lock", "saves_and_goes_on", "pkg.app"])
+@pytest.mark.parametrize(
+    "name", ["in_contexts", "leaves_open", "module_lock", "own_arguments", "saves_and_goes_on", "pkg"]
+)
 def test_a_program_gives_what_it_gives_under_hydras_launcher(name: str, tmp_path: Path) -> None:
     assert both(tmp_path, name, *LOCAL) is None
 

@@ -1,3 +1,5 @@
-from .task import main
+from .task import STATE, main
+
+STATE["unit"] = "nats"
 
 main()

@@ -6,9 +6,10 @@ from told import tell
 from pkg.tools import square
 
 LOCK = threading.Lock()
+STATE = {"unit": "none"}
 
 
 @hydra.main(version_base=None, config_path=None)
 def main(config):
     with LOCK:
-        tell((square(config.x), __name__))
+        tell((square(config.x), STATE["unit"], __name__))
