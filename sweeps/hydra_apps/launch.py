@@ -28,6 +28,7 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import KILLED_BY_SIGNAL, RunFolder
 from sweeps.background import how_to_watch, start
 from sweeps.clusters import backend_of, make_cluster
+from sweeps.clusters.this_machine import usable_gpus
 from sweeps.controller import Controller
 from sweeps.engine.cluster import Cluster
 from sweeps.engine.cluster_config import ClusterConfig
@@ -147,6 +148,10 @@ class Multirun:
         except BaseException:
             controller.lease.release()
             raise
+        if cluster.kind == "local" and usable_gpus() and not any(need.gpus_per_node for need in needs):
+            log.warning(
+                "No job asks for a GPU, so none sees one: hydra.launcher.resources.gpus_per_node=1 gives each its own"
+            )
         for setting in without_effect(launchers[0]):
             log.warning(f"{setting} has no effect on {backend_of(cluster.kind, 'kind').title}")
         self._announce(cluster, works, controller.state)

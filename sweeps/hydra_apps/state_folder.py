@@ -5,7 +5,8 @@
 A multirun is named by the application and its arguments without those of `hydra.launcher`, so that another quota
 continues the same work. An unfinished multirun is continued in its first folder, even where Hydra's folder name holds
 the time; once all jobs have succeeded, the same command starts again from nothing, as with any launcher. A multirun
-named by the user is always continued: it computes nothing twice.
+named by the user is always continued: it computes nothing twice. What another script has begun under the same name, or
+this one with other arguments of its own, is not continued.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
+from sweeps.hydra_apps.main_script import driver_script
 from sweeps.store.folder import SweepFolder
 
 SWEEP = "sweep"
@@ -36,6 +38,23 @@ class Record:
     sweep_dir: str
     """Absolute."""
     ended_well: bool = False
+    script: str = ""
+    """Absolute path; empty where none was recorded, or there was none."""
+    arguments: list[str] = field(default_factory=list)
+    """Arguments of the script that are not Hydra's."""
+
+    def is_of_this_script(self) -> bool:
+        """Return whether this script may continue it; one that is no longer where it was may have been moved here."""
+        script, arguments = this_script()
+        return not self.script or not Path(self.script).exists() or (self.script, self.arguments) == (script, arguments)
+
+
+def this_script() -> tuple[str, list[str]]:
+    """Return the script of this process and the arguments that it has taken out of those that Hydra gets."""
+    script = driver_script()
+    if script is None:
+        return "", []
+    return script.file, [word for word in script.arguments[1:] if word not in script.arguments_then]
 
 
 @dataclass
@@ -55,12 +74,12 @@ class StateFolder:
 
     def write(self) -> None:
         """Record where the jobs' folders are."""
-        _write(self.folder, Record(self.sweep_dir))
+        _write(self.folder, Record(self.sweep_dir, False, *this_script()))
 
     def mark_succeeded(self) -> None:
         """Record that all jobs have succeeded: the same command will start again from nothing."""
         if not self.is_named:
-            _write(self.folder, Record(self.sweep_dir, ended_well=True))
+            _write(self.folder, Record(self.sweep_dir, True, *this_script()))
 
 
 def find_state_folder(config: DictConfig) -> StateFolder:
@@ -75,6 +94,9 @@ def find_state_folder(config: DictConfig) -> StateFolder:
         raise ConfigError(f"hydra.launcher.name={name!r}: letters, digits, dots and dashes only")
     folder = SweepFolder(root, name)
     record = _read(folder)
+    if record is not None and not record.is_of_this_script():
+        whose = " ".join([record.script, *record.arguments])
+        raise ConfigError(f"multirun {name} is of {whose}: give another hydra.launcher.name or hydra.launcher.root")
     if record is not None and not by_clock and record.sweep_dir != wanted:
         raise ConfigError(
             f"multirun {name} was started in {record.sweep_dir}: give that as hydra.sweep.dir, or another "
@@ -98,7 +120,7 @@ def _unnamed(root: Path, config: DictConfig, wanted: str) -> StateFolder:
         record = _read(folder)
         if record is None:
             return StateFolder(folder, wanted, exists=False, is_named=False)
-        if not record.ended_well:
+        if not record.ended_well and record.is_of_this_script():
             return StateFolder(folder, record.sweep_dir, exists=True, is_named=False)
         number += 1
 

@@ -96,6 +96,23 @@ def test_jobs_run_the_source_that_was_launched(tmp_path: Path) -> None:
     assert "edited" in (tmp_path / "edits_itself.py").read_text()
 
 
+def test_another_script_of_the_same_name_has_results_of_its_own(tmp_path: Path) -> None:
+    words = ["--multirun", "hydra.sweep.dir=out", f"hydra.launcher.root={tmp_path}/shared", "+x=2,3", *LOCAL]
+    said = []
+    for letter in "ab":
+        (tmp_path / letter).mkdir()
+        text = (PROGRAMS / "given_rank.py").read_text().replace("tell(config.x)", f'tell("{letter}")')
+        fails = text.replace("    return config.x", "    return 1 / (config.x - 3)") if letter == "a" else text
+        (tmp_path / letter / "train.py").write_text(fails)
+        environment = {**os.environ, "PYTHONPATH": str(PROGRAMS)}
+        done = subprocess.run(
+            [sys.executable, "train.py", *words], cwd=tmp_path / letter, env=environment,
+            check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        said.append(done.stdout)
+    assert [path.read_text() for path in (tmp_path / "b" / "out").glob("*/result")] == ["b", "b"], said
+
+
 SOME_DIVERGE = """
 from pathlib import Path
 
