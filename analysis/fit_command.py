@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from analysis.input.cells import MISSING, NOT_A_NUMBER, NOT_FINITE, OK, Decimal, Numbers
-from analysis.input.columns import FIT_COLUMNS, find_column, listed
+from analysis.input.columns import FIT_COLUMNS, find_column, listed, usual_headings
 from analysis.input.cross_checks import Findings, check_runs
 from analysis.input.mapping import Origin, Reader, find_origins, origin
 from analysis.input.table_files import Table, read_table
@@ -21,6 +21,8 @@ from analysis.table import complain_of_states, row_names, yes_or_no
 from muloco_runner.config import ConfigError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from analysis.laws.fit import Fit
 
 
@@ -53,11 +55,14 @@ class TableFit:
     skipped: tuple[tuple[str, str], ...]
     """(row, reason) of rows that take no part."""
     notes: tuple[str, ...]
+    unused: tuple[str, ...]
+    """Columns of the table that nothing was read from."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
             **self.fit.to_dict(),
             "columns": self.columns,
+            "unused_columns": list(self.unused),
             "rows": {
                 "found": self.num_rows,
                 "used": self.fit.num_points,
@@ -101,8 +106,10 @@ def fit_table(
                 raise ConfigError(f"no law is fitted from {source}: {findings.unusable[source]}")
     columns = [rows.values(name) for name in wanted.columns]
     options: dict[str, Any] = {"bootstrap": bootstrap, "delta": delta, "seed": seed}
-    if "series" in reader.origins and wanted.groups:
-        options["groups"] = rows.texts("series")
+    series = rows.texts("series") if "series" in reader.origins else []
+    # One algorithm is no group: its parameters keep their plain names.
+    if wanted.groups and ("series" in (*mapping, str(reader.origins.get("series"))) or len(set(series)) > 1):
+        options["groups"] = series
     fitters: dict[str, Callable[..., Fit]] = {
         "power": power_law.fit_power_law,
         "loss-compute": power_law.fit_loss_compute,
@@ -117,10 +124,26 @@ def fit_table(
     keys = [*columns, options["groups"]] if "groups" in options else columns
     repeated = len(keys[0]) - len(set(zip(*keys, strict=True)))
     warnings = [f"{repeated} row(s) repeat another: each counts, as a point of its own"] if repeated else []
+    warnings += _pooled(reader.frame, rows) if "groups" not in options else []
     fit = dataclasses.replace(fit, warnings=(*fit.warnings, *warnings, *findings.cautions))
+    read = {heading for one in reader.origins.values() for heading in one.columns}
+    unused = tuple(str(heading) for heading in reader.frame.columns if heading not in read)
     used = {name: str(reader.origins[name]) for name in (*wanted.columns, *optional) if name in reader.origins}
     used |= {name: f"{' and '.join(parts)} by flops = 6 N D" for name, parts in derived.items()}
-    return TableFit(fit, used, len(table.frame) + len(table.dropped), skipped, tuple(reader.notes))
+    return TableFit(fit, used, len(table.frame) + len(table.dropped), skipped, tuple(reader.notes), unused)
+
+
+def _pooled(frame: pd.DataFrame, rows: _Rows) -> list[str]:
+    """A warning for each column in which the rows are of several algorithms, though the law is one for all."""
+    out = []
+    for heading in usual_headings([str(one) for one in frame.columns], "series"):
+        names = sorted({str(cell).strip() for cell in frame.loc[rows.used, heading].dropna()})
+        if len(names) > 1:
+            out.append(
+                f"one law for the rows of all {len(names)} values of {heading} ({listed(names, 6)}): where they "
+                "differ, give each a table of its own"
+            )
+    return out
 
 
 def _reader(
@@ -204,8 +227,13 @@ class _Rows:
         self._reasons[findings.rows.index.to_numpy()] = findings.rows.to_numpy()
         return findings
 
+    @property
+    def used(self) -> Any:
+        """Which rows take part."""
+        return self._reasons == ""
+
     def values(self, name: str) -> Any:
-        rows = self._runs[self._reasons == ""]
+        rows = self._runs[self.used]
         if name in self._derived:
             other, compute = self._derived[name]
             return (rows[compute] / (6.0 * rows[other])).to_numpy()
@@ -269,6 +297,7 @@ def run_fit(options: argparse.Namespace) -> int:
             spread = f"  se {estimate.se:.3g}  95% [{estimate.ci[0]:.6g}, {estimate.ci[1]:.6g}]"
         print(f"  {name:12} {estimate.value:.6g}{spread}")
     print("  columns: " + ", ".join(name if name == own else f"{name} = {own}" for name, own in found.columns.items()))
+    print("  columns not used: " + (listed(found.unused) or "none"))
     print(f"  rows: {fit.num_points} of {found.num_rows}{_shown_rows(found.skipped)}")
     for note in (*found.notes, *fit.warnings):
         print(f"  note: {note}")

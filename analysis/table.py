@@ -75,7 +75,7 @@ def study_of_table(
     used = {heading for name, one in origins.items() if name != unknown_state for heading in one.columns}
     unread = [heading for heading in headings if heading not in used]
     others = _declared_columns(source, reader.frame, unread, declared)
-    rows = _Rows(runs, reasons)
+    rows = _Rows(runs, reasons, reader.table)
     rows.exclude_duplicates(_content(reader, [name for name in unread if name not in others.bookkeeping], declared))
     findings = check_runs(rows.kept(), set(origins))
     rows.exclude(findings.rows)
@@ -111,8 +111,9 @@ def study_of_table(
 class _Rows:
     """Rows of a table, each with the reason why it is not used, or an empty text."""
 
-    def __init__(self, runs: pd.DataFrame, reasons: NDArray[Any]) -> None:
+    def __init__(self, runs: pd.DataFrame, reasons: NDArray[Any], table: Table) -> None:
         self.runs = runs
+        self.table = table
         self.reasons = reasons
 
     def kept(self) -> pd.DataFrame:
@@ -134,7 +135,7 @@ class _Rows:
         if repeated.any():
             first = content.groupby(list(content.columns), dropna=False, sort=False).ngroup()
             origin = first.map(pd.Series(content.index, index=first).groupby(level=0).first())
-            self.exclude("duplicate of row " + (origin[repeated] + 1).astype(str))
+            self.exclude("duplicate of " + origin[repeated].map(self.table.row_name))
 
     def excluded(self) -> list[Excluded]:
         rows = np.flatnonzero(self.reasons != "")
@@ -236,12 +237,16 @@ def _seeds(reader: Reader, found: Numbers) -> NDArray[np.float64]:
 
 
 def row_names(reader: Reader) -> pd.Series[str]:
-    """The name of each run: `row 1`, ... where a table has none, and beside names that stand twice."""
+    """The name of each run: `row 1`, ... where a table has none, and beside names that stand twice.
+
+    Where a table is of several files, with the file.
+    """
     names = reader.texts("run_id") if "run_id" in reader.origins else pd.Series("", index=reader.frame.index)
     unclear = ((names == "") | names.duplicated(keep=False)).to_numpy()
     rows = np.flatnonzero(unclear)
     out = names.astype(object).to_numpy(copy=True)
-    out[rows] = [f"{out[row]} (row {row + 1})" if out[row] else f"row {row + 1}" for row in rows]
+    places = {row: reader.table.row_name(int(row)) for row in rows}
+    out[rows] = [f"{out[row]} ({place})" if out[row] else place for row, place in places.items()]
     return pd.Series(out, index=names.index, dtype=object)
 
 

@@ -79,7 +79,7 @@ FIT_COLUMNS: dict[str, Column] = {
     ),
     "x": Column("number", sign="positive"),
     "y": Column("number", sign="positive"),
-    "series": Column(None),
+    "series": Column(None, others="algorithm algo method optimizer optimiser"),
 }
 """Columns of single laws. A batch size is no critical one: only names that say so stand for it."""
 
@@ -91,17 +91,19 @@ def find_column(headings: Sequence[str], name: str, ambiguous: frozenset[str], r
 
     Raises `ConfigError` where several headings could, with the `remedy`, or where the file has one more than once.
     """
-    if name in headings:
-        matches = [name]
-    else:
-        usual = {name, *FIT_COLUMNS[name].others.split()}
-        matches = [one for one in headings if plain(one) in usual]
-        matches = matches or [one for one in headings if plain(_PREFIXES.sub("", one)) in usual]
+    matches = [name] if name in headings else usual_headings(headings, name)
     if len(matches) > 1:
         raise ConfigError(f"columns {' and '.join(matches)} could all be {name}: {remedy}")
     if matches and matches[0] in ambiguous:
         raise ConfigError(f"the file has the column {matches[0]!r} more than once: rename one of them")
     return matches[0] if matches else None
+
+
+def usual_headings(headings: Sequence[str], name: str) -> list[str]:
+    """The headings that are usual names of our column `name`."""
+    usual = {name, *FIT_COLUMNS[name].others.split()}
+    matches = [one for one in headings if plain(one) in usual]
+    return matches or [one for one in headings if plain(_PREFIXES.sub("", one)) in usual]
 
 
 def plain(heading: str) -> str:

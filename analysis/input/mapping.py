@@ -31,7 +31,7 @@ from analysis.input.cells import (
     to_numbers,
     written,
 )
-from analysis.input.columns import COLUMNS, FIT_COLUMNS, find_column, listed, nearest
+from analysis.input.columns import COLUMNS, FIT_COLUMNS, find_column, listed, nearest, usual_headings
 from analysis.input.expression import Expression
 from analysis.input.table_files import Table
 from muloco_runner.config import ConfigError
@@ -246,9 +246,10 @@ class Reader:
         found = self.numbers(name)
         bad = np.flatnonzero((found.states == NOT_A_NUMBER) | (found.states == NOT_FINITE))
         if len(bad):
+            row = int(bad[0])
             raise ConfigError(
-                f"{self.table.source}: {name} is mapped to {self.origins[name]}, which calculates, and row "
-                f"{bad[0] + 1} gives no number ({self.shown(name, int(bad[0]))}): map {name} to a column"
+                f"{self.table.source}: {name} is mapped to {self.origins[name]}, which calculates, and "
+                f"{self.table.row_name(row)} gives no number ({self.shown(name, row)}): map {name} to a column"
             )
         words = [written(value) if state == OK else "" for value, state in zip(found.values, found.states, strict=True)]
         return pd.Series(words, index=self.frame.index, dtype=object)
@@ -286,7 +287,24 @@ def find_origins(
             out[name] = Origin(column=found)
             taken.add(found)
             whole.add(found)
+    _refuse_other_names(table, out)
     return out
+
+
+def _refuse_other_names(table: Table, origins: Mapping[str, Origin]) -> None:
+    """Raise `ConfigError` where one of several files has a column under another name: its rows would be without it."""
+    taken = {heading for one in origins.values() for heading in one.columns}
+    for name, one in origins.items():
+        for file in table.files:
+            if one.column is None or one.column in file.headings:
+                continue
+            usual = [name] if name in file.headings else usual_headings(file.headings, name)
+            if others := [heading for heading in usual if heading not in taken]:
+                having = next(part.source for part in table.files if one.column in part.headings)
+                raise ConfigError(
+                    f"{name} is the column {one.column} in {having} and {' or '.join(others)} in {file.source}: give "
+                    "it one name in all files"
+                )
 
 
 def _texts(cells: pd.Series[Any]) -> Sequence[Any]:

@@ -33,6 +33,15 @@ _JSON_ROWS = 50_000
 
 
 @dataclass(frozen=True)
+class FilePart:
+    """The rows of one file in a table of several."""
+
+    source: str
+    headings: tuple[str, ...]
+    num_rows: int
+
+
+@dataclass(frozen=True)
 class Table:
     """The cells of one file, or of several that were split, and what was decided while reading them."""
 
@@ -44,6 +53,16 @@ class Table:
     ambiguous: frozenset[str] = frozenset()
     """Headings that the file has more than once."""
     text: _TextFile | _Parts | None = field(default=None, repr=False)
+    files: tuple[FilePart, ...] = ()
+    """Where the rows are from, in their order; empty for one file."""
+
+    def row_name(self, row: int) -> str:
+        """`row 1` for the first row, with its file where there are several."""
+        for file in self.files:
+            if row < file.num_rows:
+                return f"{file.source} row {row + 1}"
+            row -= file.num_rows
+        return f"row {row + 1}"
 
     def as_text(self) -> Table:
         """Return the same table with every cell as it is written, where numbers were read on the way in."""
@@ -63,6 +82,7 @@ def read_tables(paths: Sequence[Path], separator: str | None = None, part: str |
         tuple((f"{table.source} {row}", reason) for table in tables for row, reason in table.dropped),
         frozenset().union(*(table.ambiguous for table in tables)),
         parts,
+        tuple(FilePart(one.source, tuple(map(str, one.frame.columns)), len(one.frame)) for one in tables),
     )
 
 

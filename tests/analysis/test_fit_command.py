@@ -114,3 +114,34 @@ def test_a_bad_table_is_one_line(
     assert code == 2
     assert len(error.splitlines()) == 1, error
     assert words in error
+
+
+def two_algorithms(path: Path) -> None:
+    c = np.geomspace(1e17, 1e21, 5)
+    parts = [
+        pd.DataFrame({"algorithm": name, "C": c, "loss": 1.7 + a * c**-0.2, "width": 3})
+        for name, a in (("X", 4e3), ("Y", 5e3))
+    ]
+    pd.concat(parts).to_csv(path, index=False)
+
+
+def test_algorithms_are_series_and_unused_columns_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "t.csv"
+    two_algorithms(path)
+    assert run(["fit", "loss-compute", str(path), "--bootstrap", "0", "--json"]) == 0
+    fit = json.loads(capsys.readouterr().out)
+    assert fit["parameters"]["A[X]"]["value"] == pytest.approx(4e3, rel=1e-3)
+    assert fit["parameters"]["A[Y]"]["value"] == pytest.approx(5e3, rel=1e-3)
+    assert (fit["columns"]["series"], fit["unused_columns"]) == ("algorithm", ["width"])
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if not line.startswith("Y")))
+    assert run(["fit", "loss-compute", str(path), "--bootstrap", "0"]) == 0
+    assert "alpha  " in capsys.readouterr().out
+
+
+def test_a_law_over_several_algorithms_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two_algorithms(tmp_path / "t.csv")
+    arguments = ["--column", "x=C", "--column", "y=loss", "--bootstrap", "0"]
+    assert run(["fit", "power", str(tmp_path / "t.csv"), *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "columns not used: algorithm, width" in out
+    assert "one law for the rows of all 2 values of algorithm (X, Y)" in out

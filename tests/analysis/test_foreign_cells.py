@@ -205,3 +205,28 @@ def test_a_table_of_diverged_runs_is_one_line(tmp_path: Path, capsys: pytest.Cap
     study(tmp_path, "A|3.0,yes,0\nB|nan,no,", ",diverged,seed")
     assert run(["--table", str(tmp_path / "t.csv"), "--out", str(tmp_path / "o")]) == 2
     assert capsys.readouterr().err.endswith("all 2 runs diverged, so there is no loss to compare\n")
+
+
+# Several files
+
+
+def test_a_column_with_another_name_in_one_file_is_refused(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    first.write_text(f"{HEADER}\nA,1e8,65536,2e9,3.1\n")
+    second.write_text(f"{HEADER.replace('loss', 'eval_loss')}\nB,1e8,65536,2e9,3.2\n")
+    words = r"loss is the column loss in \S*a.csv and eval_loss in \S*b.csv: give it one name in all files"
+    with pytest.raises(ConfigError, match=words):
+        study_of_table("t", read_tables([first, second]), {})
+    second.write_text(f"{HEADER},train_seconds\nB,1e8,65536,2e9,3.2,5\n")
+    assert best(study_of_table("t", read_tables([first, second]), {})) == {"A": 3.1, "B": 3.2}
+
+
+def test_rows_of_several_files_are_named_with_their_file(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for path in paths:
+        path.write_text(f"{HEADER}\nA,1e8,65536,2e9,3.1\nA,1e8,65536,2e9,bad\n")
+    assert reasons(study_of_table("t", read_tables(paths), {})) == {
+        f"{paths[0]} row 2": "damaged: loss=bad is no number",
+        f"{paths[1]} row 1": f"duplicate of {paths[0]} row 1",
+        f"{paths[1]} row 2": "damaged: loss=bad is no number",
+    }
