@@ -16,7 +16,7 @@ from torch import Tensor
 
 from muloco_runner.config import RunConfig
 from muloco_runner.data.corpus import Corpus, Split
-from muloco_runner.data.mixed_split import part_of_positions, token_counts
+from muloco_runner.data.mixed_split import num_validation_sequences, part_of_positions, shares_of, token_counts
 
 _ROUNDS = 4
 
@@ -71,7 +71,7 @@ class TrainingData:
         size = self.run.worker_batch_sequences
         share = size // replicas
         first = step * self.run.global_batch_sequences + worker * size + replica * share
-        parts, positions = part_of_positions(self.split, np.arange(first, first + share, dtype=np.int64))
+        parts, positions = part_of_positions(shares_of(self.split), np.arange(first, first + share, dtype=np.int64))
         starts = np.empty_like(positions)
         for part in np.unique(parts).tolist():
             own = parts == part
@@ -95,15 +95,14 @@ class TrainingData:
 
 def validation_batch(corpus: Corpus, run: RunConfig, device: torch.device) -> Batch:
     """The fixed evaluation set: the first `data.validation_tokens` held-out tokens, in sequences; of a mixture in its
-    shares, as far as the first of its parts reaches."""
+    shares, as far as the first of its parts reaches; all there are where fewer are held out."""
     length, split = run.model.sequence_length, corpus.validation
-    wanted = min(run.data.validation_tokens, split.num_tokens - 1)
-    counts = np.array(token_counts(split), dtype=np.int64)
-    parts, positions = part_of_positions(split, np.arange(wanted // length, dtype=np.int64))
-    ends = np.flatnonzero(positions >= (counts[parts] - 1) // length)
-    count = int(ends[0]) if len(ends) else len(positions)
+    counts, shares = token_counts(split), shares_of(split)
+    first_tokens = np.cumsum(counts, dtype=np.int64) - np.array(counts, dtype=np.int64)
+    count = num_validation_sequences(counts, shares, run.data.validation_tokens, length)
     assert count >= 1
-    starts = (np.cumsum(counts) - counts)[parts[:count]] + positions[:count] * length
+    parts, positions = part_of_positions(shares, np.arange(count, dtype=np.int64))
+    starts = first_tokens[parts] + positions * length
     return _gather(split, starts, length, device)
 
 

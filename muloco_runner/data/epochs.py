@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from muloco_runner.config import RunConfig
-from muloco_runner.data.identity import contents_of
+from muloco_runner.data.identity import Contents, contents_of
 
 
 def describe_epochs(run: RunConfig) -> str:
-    """One line on a run and its text; empty for a text that is not there."""
-    return "".join(epochs_of_sweep([run]))
+    """One line on a run and its text, two where it asks for more validation than there is; empty for a text that is not
+    there."""
+    return "\n".join(epochs_of_sweep([run]))
 
 
 def epochs_of_sweep(runs: Sequence[RunConfig]) -> list[str]:
-    """One line for each text that the runs are trained on; none for a text that is not there."""
+    """One line for each text that the runs are trained on, and one where less of it is held out than they ask for; none
+    for a text that is not there."""
     by_data: dict[str, list[RunConfig]] = {}
     for run in runs:
         by_data.setdefault(repr(run.data), []).append(run)
@@ -25,7 +27,23 @@ def epochs_of_sweep(runs: Sequence[RunConfig]) -> list[str]:
         if contents is not None:
             name = "mixture of " + ", ".join(data.mixture) if data.mixture else data.path or data.source
             lines.append(_line(own, name, contents.train_tokens))
+            lines += _validation_lines(own, name, contents)
     return lines
+
+
+def _validation_lines(runs: Sequence[RunConfig], name: str, contents: Contents) -> list[str]:
+    from muloco_runner.data.mixed_split import num_validation_sequences
+
+    wanted = runs[0].data.validation_tokens
+    lengths = {run.model.sequence_length for run in runs}
+    evaluated = [
+        length * num_validation_sequences(contents.validation_tokens, contents.shares, wanted, length)
+        for length in lengths
+    ]
+    if evaluated == [wanted // length * length for length in lengths]:
+        return []
+    taken = " to ".join(dict.fromkeys(f"{tokens:,}" for tokens in (min(evaluated), max(evaluated))))
+    return [f"data {name}: validation on {taken} tokens: no more are held out for data.validation_tokens={wanted:,}"]
 
 
 def _line(runs: Sequence[RunConfig], name: str, train_tokens: int) -> str:

@@ -69,6 +69,10 @@ class Contents:
     content_hash: str
     train_tokens: int
     """Until text repeats."""
+    validation_tokens: tuple[int, ...]
+    """Held out, of each part."""
+    shares: tuple[float, ...] = (1.0,)
+    """Of the parts of a mixture."""
 
 
 def contents_of(data: DataConfig) -> Contents | None:
@@ -79,7 +83,12 @@ def contents_of(data: DataConfig) -> Contents | None:
                 parts = read_parts(data)
             except ConfigError:
                 return None
-            return Contents(content_hash(parts), tokens_before_repeating(parts))
+            return Contents(
+                content_hash(parts),
+                tokens_before_repeating(parts),
+                tuple(part.manifest.validation.num_tokens for part in parts),
+                tuple(part.share for part in parts),
+            )
         case "text":
             return _contents_in_memory(data) if os.path.exists(str(data.path)) else None
         case "python_packages":
@@ -98,9 +107,11 @@ def _contents_in_memory(data: DataConfig) -> Contents:
     file = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(file.read_text())
-        return Contents(str(known["content_hash"]), int(known["train_tokens"]))
+        return Contents(
+            str(known["content_hash"]), int(known["train_tokens"]), tuple(map(int, known["validation_tokens"]))
+        )
     corpus = load_corpus(data)
-    found = Contents(corpus.content_hash, corpus.train.num_tokens)
+    found = Contents(corpus.content_hash, corpus.train.num_tokens, (corpus.validation.num_tokens,))
     # A cache that cannot be written costs time alone.
     with contextlib.suppress(OSError):
         write_atomically(file, json.dumps({**dataclasses.asdict(found), "path": str(data.path)}) + "\n")

@@ -75,14 +75,29 @@ def token_counts(split: SplitPart) -> list[int]:
     return [part.num_tokens for part in split.parts] if isinstance(split, MixedSplit) else [split.num_tokens]
 
 
-def part_of_positions(split: SplitPart, positions: Indices) -> tuple[Indices, Indices]:
+def shares_of(split: SplitPart) -> tuple[float, ...]:
+    """The share of each part."""
+    return split.shares if isinstance(split, MixedSplit) else (1.0,)
+
+
+def part_of_positions(shares: tuple[float, ...], positions: Indices) -> tuple[Indices, Indices]:
     """The part from which each of the sequences at `positions` comes, and its position among those of that part."""
-    if not isinstance(split, MixedSplit):
+    if len(shares) == 1:
         return np.zeros_like(positions), positions
-    table, before, totals = _period(split.shares)
+    table, before, totals = _period(shares)
     periods, offsets = np.divmod(positions, PERIOD)
     parts = table[offsets]
     return parts, periods * totals[parts] + before[offsets]
+
+
+def num_validation_sequences(counts: Sequence[int], shares: tuple[float, ...], tokens: int, length: int) -> int:
+    """How many sequences of `length` an evaluation on `tokens` takes: of parts with `counts` held-out tokens, in their
+    shares, only as many as there are until the first of them ends."""
+    wanted = min(tokens, sum(counts) - 1) // length
+    parts, positions = part_of_positions(shares, np.arange(wanted, dtype=np.int64))
+    # A part's last token is a target alone.
+    ends = np.flatnonzero(positions >= (np.array(counts, dtype=np.int64)[parts] - 1) // length)
+    return int(ends[0]) if len(ends) else wanted
 
 
 @functools.cache

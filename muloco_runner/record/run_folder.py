@@ -163,6 +163,8 @@ class RunResult:
     """Why the run was called diverged."""
     hardware_flops: float | None = None
     """Flops that devices computed for them: 6 (N - V D) and attention; absent from older results."""
+    validation_tokens: int | None = None
+    """Held-out tokens that a loss is of: `data.validation_tokens` or fewer; absent from older results."""
     weight_decay_timescale: float | None = None
     """tau = B/(lr wd D): the share of the run over which weights are averages of updates; absent without decay."""
     versions: dict[str, str] = field(default_factory=dict)

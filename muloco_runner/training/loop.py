@@ -43,7 +43,9 @@ class Trainer:
         self.state = TrainingState(run, workers, self.method, self.clock, device)
         self.update_sizes = [UpdateSizes(worker) for worker in workers]
         store = CheckpointStore(session.folder.checkpoint_dir, communicator, pinned=device.type == "cuda")
-        self.metrics = Metrics(run, corpus.content_hash, session, self.state, store)
+        self.metrics = Metrics(
+            run, corpus.content_hash, self.evaluation.batch.tokens_BT.numel(), session, self.state, store
+        )
         self.checkpointing = Checkpointing(session, self.state, store, self.metrics)
         torch.manual_seed(run.seed)
 

@@ -32,8 +32,15 @@ class Metrics:
     """Called on all ranks, which compute sums together; written by the main one."""
 
     def __init__(
-        self, run: RunConfig, corpus_hash: str, session: Session, state: TrainingState, store: CheckpointStore
+        self,
+        run: RunConfig,
+        corpus_hash: str,
+        validation_tokens: int,
+        session: Session,
+        state: TrainingState,
+        store: CheckpointStore,
     ) -> None:
+        self.validation_tokens = validation_tokens
         self.run, self.corpus_hash, self.session, self.state, self.store = run, corpus_hash, session, state, store
         self.communicator, self.topology = session.communicator, session.communicator.topology
         self._last_heartbeat = 0.0
@@ -102,6 +109,7 @@ class Metrics:
             num_tokens=self.num_tokens,
             flops=6.0 * run.num_params * self.num_tokens,
             hardware_flops=float(run.model.hardware_flops_per_token * self.num_tokens),
+            validation_tokens=self.validation_tokens,
             weight_decay_timescale=run.weight_decay_timescale,
             train_seconds=state.clock.seconds,
             wall_seconds=time.time() - state.started_at,

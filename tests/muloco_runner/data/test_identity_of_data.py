@@ -1,6 +1,7 @@
 """A run is named by what it is trained on, not by where that lies; runs named by a path go on under that name."""
 
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from prepared_text import prepared, texts, write_jsonl
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError, DataConfig, ExecutionConfig, RunConfig
 from muloco_runner.data import corpus
-from muloco_runner.data.identity import named_by_content
+from muloco_runner.data.identity import contents_of, named_by_content
 from muloco_runner.job import check_can_run, run_job
 from muloco_runner.record import ExitCode, RecordHeader, RunFolder
 from sweeps.training.sweep import read_sweep
@@ -65,6 +66,19 @@ def test_text_is_not_read_again_for_a_name(tmp_path: Path, monkeypatch: pytest.M
     (data / "0.txt").write_text("x" * before.st_size)
     os.utime(data / "0.txt", ns=(before.st_atime_ns, before.st_mtime_ns))
     assert run_id("text", "data") != name
+
+
+def test_what_an_earlier_version_remembered_of_a_text_is_read_anew(tmp_path: Path) -> None:
+    make_data("text", tmp_path / "data")
+    data = DataConfig("text", "data")
+    found = contents_of(data)
+    assert found is not None
+    assert found.validation_tokens == (corpus.load_corpus(data).validation.num_tokens,)
+    (file,) = (tmp_path / "cache").rglob("*.json")
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps({key: known[key] for key in ("content_hash", "train_tokens", "path")}))
+    assert contents_of(data) == found
+    assert json.loads(file.read_text()) == known
 
 
 def begin(run: RunConfig, content: str, root: str = "root") -> RunFolder:

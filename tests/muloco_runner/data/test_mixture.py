@@ -1,6 +1,7 @@
 """Mixtures of prepared folders: shares that hold at any moment, one order wherever a run is trained, and what is
 refused."""
 
+import dataclasses
 import itertools
 import json
 from collections import Counter
@@ -18,7 +19,7 @@ from muloco_runner.config import ConfigError, DataConfig, ExecutionConfig, RunCo
 from muloco_runner.data.batches import TrainingData, validation_batch
 from muloco_runner.data.check import check_data
 from muloco_runner.data.corpus import load_corpus
-from muloco_runner.data.epochs import describe_epochs
+from muloco_runner.data.epochs import describe_epochs, epochs_of_sweep
 from muloco_runner.data.mixed_split import MixedSplit
 from muloco_runner.job import run_job
 from muloco_runner.record import ExitCode, RunFolder
@@ -153,6 +154,33 @@ def test_a_run_trains_on_a_mixture(
     tokens = 2 * load_corpus(DataConfig("prepared", str(folders["a"]))).train.num_tokens
     assert f"{tokens:,} training tokens" in describe_epochs(run)
     assert describe_epochs(run) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("weights", [{"a": 1}, {"a": 1, "b": 3}], ids=str)
+def test_a_run_says_how_little_it_is_evaluated_on(
+    weights: dict[str, float],
+    folders: dict[str, Path],
+    tiny_run: Callable[..., RunConfig],
+    new_folder: Callable[..., RunFolder],
+    execution: ExecutionConfig,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = dataclasses.replace(mixture(folders, **weights), validation_tokens=1_000_000)
+    run, enough = tiny_run(data=data), tiny_run(data=mixture(folders, **weights))
+    tokens = validation_batch(load_corpus(data), run, CPU).tokens_BT.numel()
+    assert 0 < tokens < 1_000_000
+    folder = new_folder(run)
+    assert run_job(folder, execution) is ExitCode.FINISHED
+    words = f"validation on {tokens:,} tokens: no more are held out for data.validation_tokens=1,000,000"
+    assert words in capsys.readouterr().out
+    result = folder.read_result()
+    assert result is not None
+    assert result.validation_tokens == tokens
+    longer = dataclasses.replace(run, model=dataclasses.replace(run.model, sequence_length=256))
+    (_, line) = epochs_of_sweep([run, longer])
+    others = validation_batch(load_corpus(data), longer, CPU).tokens_BT.numel()
+    assert f"validation on {min(tokens, others):,} to {max(tokens, others):,} tokens: no more" in line
+    assert len(epochs_of_sweep([enough])) == 1
 
 
 @pytest.mark.parametrize(
