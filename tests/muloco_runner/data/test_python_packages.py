@@ -92,8 +92,9 @@ def test_a_run_says_how_often_it_sees_its_text(
     assert f"{tokens:,} training tokens, {one.num_tokens / tokens:.2f} epochs" in line
     assert f"repeats above {tokens / 20:,.0f} parameters at 20 tokens each" in line
     small = run("model=29k", "tokens_per_parameter=0.1", "global_batch_tokens=256")
-    (line,) = epochs_of_sweep([one, small])
+    line, on_validation = epochs_of_sweep([one, small])
     assert "(1 of 2 runs repeat it)" in line
+    assert "no more are held out" in on_validation
     words = ["plan", "data=python_packages", "model=29k", "tokens_per_parameter=20,0.1", "cluster=local"]
     monkeypatch.setattr(sys, "argv", ["muloco-sweep", *words, "global_batch_tokens=256", f"root={tmp_path / 'root'}"])
     with pytest.raises(SystemExit):
