@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> int:
         if arguments[:1] == ["published"]:
             return _published(arguments[1:])
         return _report(_report_parser().parse_args(arguments), arguments)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"muloco-report: {error}", file=sys.stderr)
         return 2
 
@@ -77,7 +77,7 @@ def _fit(arguments: list[str]) -> int:
         description=FIT_DESCRIPTION.format(forms=forms),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_arguments(parser, _positive, _whole)
+    add_arguments(parser, _positive_or_inf, _whole, _resamples)
     _add_reading_arguments(parser)
     return run_fit(parser.parse_args(arguments))
 
@@ -147,8 +147,12 @@ def _report_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_table_arguments(parser.add_argument_group("a table instead of folders"))
     fits = parser.add_argument_group("fits")
-    fits.add_argument("--delta", type=_positive, default=1e-3, help="Huber's delta; inf is least squares (%(default)s)")
-    fits.add_argument("--bootstrap", type=_whole, default=1000, help="resamples behind each interval (%(default)s)")
+    fits.add_argument(
+        "--delta", type=_positive_or_inf, default=1e-3, help="Huber's delta; inf is least squares (%(default)s)"
+    )
+    fits.add_argument(
+        "--bootstrap", type=_resamples, default=1000, help="resamples behind each interval, 0 for none (%(default)s)"
+    )
     fits.add_argument("--seed", type=_whole, default=0, help="of the resampling (%(default)s)")
     clock = parser.add_argument_group("wall clock")
     clock.add_argument(
@@ -236,9 +240,13 @@ def _report(options: argparse.Namespace, arguments: list[str]) -> int:
                 except ConfigError as error:
                     print(f"waiting: {error}", flush=True)
                 seen = now
-            time.sleep(options.watch)
+            time.sleep(min(options.watch, _LONGEST_SLEEP))
     except KeyboardInterrupt:
         return 0
+
+
+_LONGEST_SLEEP = 1e6
+"""Seconds; the system takes no wait of centuries."""
 
 
 def _finished(options: argparse.Namespace) -> object:
@@ -293,6 +301,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(f"--{given[0].replace('_', '-')} has no effect without --table: drop it")
     if options.table is not None and options.corpus is not None:
         raise ConfigError("--corpus has no effect with --table: drop it")
+    if options.out is not None and options.out.exists() and not options.out.is_dir():
+        raise ConfigError(f"--out {options.out}: is a file; give the folder of the report")
     if options.runs is not None and not options.runs.is_dir():
         raise ConfigError(f"{options.runs}: no such folder")
 
@@ -320,10 +330,30 @@ def _read(options: argparse.Namespace) -> tuple[Study, Path]:
     return study, options.out or options.table[0].parent / "report"
 
 
+_SMALLEST, _LARGEST = 1e-24, 1e24
+"""Beyond them hours and ratios leave the range of floating point."""
+_FEWEST_RESAMPLES = 10
+"""Fewer have no tails that an interval could be read from."""
+
+
 def _positive(text: str) -> float:
+    value = float(text)
+    if not _SMALLEST <= value <= _LARGEST:
+        raise argparse.ArgumentTypeError(f"{text}: must be positive and finite, {_SMALLEST:g} to {_LARGEST:g}")
+    return value
+
+
+def _positive_or_inf(text: str) -> float:
     value = float(text)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{text}: must be positive")
+    return value
+
+
+def _resamples(text: str) -> int:
+    value = int(text)
+    if value != 0 and value < _FEWEST_RESAMPLES:
+        raise argparse.ArgumentTypeError(f"{text}: must be 0, for no intervals, or {_FEWEST_RESAMPLES} or more")
     return value
 
 

@@ -255,7 +255,10 @@ def _shown_rows(skipped: tuple[tuple[str, str], ...], most: int = 5) -> str:
 
 
 def add_arguments(
-    parser: argparse.ArgumentParser, positive: Callable[[str], float], whole: Callable[[str], int]
+    parser: argparse.ArgumentParser,
+    positive: Callable[[str], float],
+    whole: Callable[[str], int],
+    resamples: Callable[[str], int],
 ) -> None:
     parser.add_argument("form", metavar="FORM", choices=sorted(FORMS), help=" | ".join(FORMS))
     parser.add_argument(
@@ -268,7 +271,9 @@ def add_arguments(
         "--column", action="append", default=[], metavar="NAME=COLUMN",
         help="the table's own name of a column, arithmetic on columns (flops='6 * n * d'), or {column: ..., unit: ...}",
     )  # fmt: skip
-    parser.add_argument("--bootstrap", type=whole, default=1000, help="resamples behind each interval (%(default)s)")
+    parser.add_argument(
+        "--bootstrap", type=resamples, default=1000, help="resamples behind each interval, 0 for none (%(default)s)"
+    )
     parser.add_argument(
         "--delta", type=positive, default=1e-3, help="Huber's delta in log space; inf is least squares (%(default)s)"
     )

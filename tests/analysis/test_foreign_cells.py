@@ -230,3 +230,41 @@ def test_rows_of_several_files_are_named_with_their_file(tmp_path: Path) -> None
         f"{paths[1]} row 1": f"duplicate of {paths[0]} row 1",
         f"{paths[1]} row 2": "damaged: loss=bad is no number",
     }
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bandwidth", "inf"], "argument --bandwidth: inf: must be positive and finite"),
+        (["--bandwidth", "1", "1e300"], "argument --bandwidth: 1e300: must be positive and finite"),
+        (["--step-seconds", "inf", "--bits", "inf"], "argument --step-seconds: inf: must be positive and finite"),
+        (["--budget", "inf"], "argument --budget: inf: must be positive and finite"),
+        (["--watch", "inf"], "argument --watch: inf: must be positive and finite"),
+        (["--bootstrap", "1"], "argument --bootstrap: 1: must be 0, for no intervals, or 10 or more"),
+        (["--out", "{table}"], "is a file; give the folder of the report"),
+        (["--out", "{table}/report"], "Not a directory"),
+    ],
+)
+def test_an_option_that_cannot_be_met_is_one_line(
+    tmp_path: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(tmp_path, "A|3.0\nB|3.1")
+    table = str(tmp_path / "t.csv")
+    arguments = ["--table", table, "--out", str(tmp_path), *(one.format(table=table) for one in options)]
+    try:
+        code = run(arguments)
+    except SystemExit as ending:
+        code = int(ending.code or 0)
+    error = capsys.readouterr().err
+    assert (code, error.count("\n")) == (2, 1), error
+    assert words in error
+
+
+def test_the_largest_options_overflow_nothing(tmp_path: Path) -> None:
+    study(tmp_path, "MuLoCo|3.0,4,30\nB|3.1,,", ",num_workers,sync_interval")
+    options = [one for name in ("step-seconds", "bits", "bandwidth", "device-flops") for one in (f"--{name}", "1e24")]
+    options += ["--bandwidth", "1e-24", "1e24", "--device-flops", "1e-24", "--bootstrap", "0"]
+    assert run(["--table", str(tmp_path / "t.csv"), "--out", str(tmp_path), *options]) == 0
