@@ -24,7 +24,7 @@ class DataConfig:
     validation_fraction: float = 0.05
     """Share of the documents held out, chosen by the hash of their names. Fixed by the manifest for `prepared`."""
     validation_tokens: int = 65_536
-    """Tokens of held-out text in the fixed evaluation set: all there are, and a run says so, where fewer are held out."""
+    """Tokens of held-out text in the fixed evaluation set; of fewer all are taken, and the run says so."""
     content_hash: str | None = field(default=None, metadata=UNNAMED_AT_DEFAULT)
     """Content hash of the corpus, 16 hex digits, filled in when a run is composed: it names the run in place of `path`,
     and other data is refused. Null for runs of earlier versions, named by the path, and for `python_source`."""
