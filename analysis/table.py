@@ -480,7 +480,7 @@ def _partly_seeded(runs: pd.DataFrame, seedless: pd.Series[bool]) -> str | None:
 
 
 def _curves(runs: pd.DataFrame, reader: Reader) -> str | None:
-    """Why nothing may be ranked where rows are losses along runs: one name, or tokens at even distances."""
+    """Why nothing may be ranked where rows are losses along runs: of one name, or with tokens at even distances."""
     names = reader.texts("run_id") if "run_id" in reader.origins else pd.Series("", index=reader.frame.index)
     finished = runs.assign(own_id=names)[~runs["diverged"]]
     curve = [name for name in (*_SETTING, "seed") if name != "tokens_per_parameter"]
@@ -501,21 +501,19 @@ def _curves(runs: pd.DataFrame, reader: Reader) -> str | None:
     )
 
 
-_FEWEST_OF_A_CURVE = 5
+_STEPS_OF_A_CURVE = 4
+"""A curve has at least so many equal distances, and three quarters of all; the last is often shorter."""
 
 
 def _evenly_spaced(runs: pd.DataFrame, curve: list[str]) -> tuple[int, int]:
-    """(rows, curves) of the groups by `curve` whose tokens rise by one and the same number from nothing on."""
+    """(rows, curves) of the groups by `curve` whose tokens rise by one and the same number."""
     tokens = runs.drop_duplicates([*curve, "num_tokens"]).sort_values("num_tokens")
-    groups = tokens.groupby(curve, observed=True, dropna=False)["num_tokens"]
-    table = groups.agg(rows="size", first="min")
-    steps = groups.diff().groupby([tokens[name] for name in curve], observed=True, dropna=False).agg(["min", "max"])
-    even = (
-        (table["rows"] >= _FEWEST_OF_A_CURVE)
-        & (steps["max"] <= 1.01 * steps["min"])
-        & (table["first"] <= 1.01 * steps["min"])
-    )
-    return int(table.loc[even, "rows"].sum()), int(even.sum())
+    group = tokens.groupby(curve, observed=True, dropna=False).ngroup()
+    distance = tokens["num_tokens"].groupby(group).diff().dropna()
+    usual = distance.groupby(group).transform("median")
+    equal = ((distance / usual - 1).abs() < 0.01).groupby(group).agg(["sum", "size"])
+    even = equal[(equal["sum"] >= _STEPS_OF_A_CURVE) & (equal["sum"] >= 0.75 * equal["size"])]
+    return int(even["size"].sum()) + len(even), len(even)
 
 
 def _cautions_of_names(runs: pd.DataFrame, unknown_state: str | None, reader: Reader) -> list[str]:

@@ -127,6 +127,8 @@ def test_tokens_that_differ_at_one_budget_are_named(tmp_path: Path) -> None:
 def test_tokens_at_even_distances_are_a_curve(tmp_path: Path) -> None:
     lines = [f"{name},1e8,65536,{i}e8,3.{9 - i}" for name in "AB" for i in (1, 2, 3, 4, 5)]
     assert "10 rows stand at even distances in num_tokens" in (study(tmp_path, "\n".join(lines)).withheld or "")
+    late = "\n".join(f"A,1e8,65536,{i}e8,3.{j}" for j, i in enumerate((3, 4, 5, 6, 7, 7.3)))
+    assert "6 rows stand at even distances" in (study(tmp_path, late).withheld or "")
     named = "\n".join(f"{line},run-{i}" for i, line in enumerate(lines))
     assert study(tmp_path, named, ",run_id").withheld is None
     one = "\n".join(f"{line},{line[0]}" for line in lines)
