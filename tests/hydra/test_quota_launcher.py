@@ -145,7 +145,10 @@ MISTAKES = {
         "allocations.night.partion: no such setting",
     ),
     "more nodes than there are": ("hydra/launcher=quota hydra.launcher.resources.nodes=2", "is 1 node"),
-    "more cores than there are": ("hydra/launcher=quota hydra.launcher.resources.cpus_per_node=9999", "can never run"),
+    "more cores than there are": (
+        "hydra/launcher=quota hydra.launcher.resources.cpus_per_node=9999 lr=1,2",
+        "job #0 (lr=1)",
+    ),
     "no node at all": ("hydra/launcher=quota hydra.launcher.resources.nodes=0", "at least 1"),
     "a name with a slash": ("hydra/launcher=quota hydra.launcher.name=a/b", "letters, digits"),
     "no such sweep": ("hydra/sweeper=grid +sweep=nope", "mixed"),

@@ -8,6 +8,7 @@ from muloco_runner.config import ExecutionConfig
 from muloco_runner.paths import config_dir
 from sweeps.cli.display import plan_as_dict, show_plan
 from sweeps.cli.filters import params_of as num_params
+from sweeps.cli.status_table import _names
 from sweeps.clusters import make_cluster
 from sweeps.engine.cluster import Limit, Limits, Resource
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
@@ -137,3 +138,4 @@ def test_a_plan_names_what_never_runs_and_counts_it(tmp_path: Path, capsys: pyte
 def test_every_model_file_has_its_name_back() -> None:
     names = [path.stem for path in (config_dir() / "model").glob("*.yaml") if path.stem != "ladder"]
     assert {name: model_name(num_params(name)) for name in names} == {name: name for name in names}
+    assert _names(("num_params", "algorithm"), (num_params("82k"), "muloco")) == ["82k", "muloco"]
