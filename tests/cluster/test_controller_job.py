@@ -38,6 +38,15 @@ def wait_for_controller(slurm: EmulatedSlurm, sweep: SampleSweep, other_than: st
     return controllers(slurm, sweep, "R")[0]
 
 
+def ends_now(slurm: EmulatedSlurm, job: str) -> bool:
+    """Let the job reach its time limit; refused within the second in which it started."""
+    try:
+        slurm.run("scontrol", "update", f"JobId={job}", "EndTime=now")
+    except subprocess.SubprocessError:
+        return False
+    return True
+
+
 def test_a_controllers_job_outlives_its_time_limit_preemption_and_its_node(
     slurm: EmulatedSlurm, tmp_path: Path
 ) -> None:
@@ -49,7 +58,7 @@ def test_a_controllers_job_outlives_its_time_limit_preemption_and_its_node(
     assert is_new
     assert controller_job.start(sweep.folder, cluster) == (first, False)
     assert wait_for_controller(slurm, sweep) == first
-    slurm.run("scontrol", "update", f"JobId={first}", "EndTime=now")
+    wait_for(lambda: ends_now(slurm, first), 10, "a time limit that may be reached")
     second = wait_for_controller(slurm, sweep, first)
     holder = read_holder(sweep.folder.lease_dir)
     assert holder is not None

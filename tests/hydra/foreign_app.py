@@ -15,6 +15,7 @@ class Config:
     seconds: float = 0.0
     fails: bool = False
     part: str = "gpu"
+    priority: str = "normal"
 
 
 ConfigStore.instance().store(name="config", node=Config)
