@@ -26,6 +26,7 @@ from muloco_runner.optimizers.update_rule import follow_cycled_momentum, is_cycl
 from muloco_runner.optimizers.validate import (
     COUNTERS,
     SCHEDULED,
+    TORCHS_KEYS,
     check_disjoint,
     check_keys,
     check_scheduled,
@@ -184,7 +185,9 @@ def _complete(group: dict[str, Any], optimizer: Followed) -> None:
     if not isinstance(given, list):
         group["params"] = [given] if isinstance(given, Tensor) else list(given)
     for name, default in optimizer.defaults.items():
-        group.setdefault(name, default)
+        # torch adds one of its own to the defaults when it loads a state, not to the groups.
+        if name not in TORCHS_KEYS:
+            group.setdefault(name, default)
     optimizer.check(group)
 
 

@@ -20,7 +20,7 @@ _CHOICES = {
     "lr_scale": get_args(LrScale),
 }
 """The values of settings that are words."""
-_TORCHS_KEYS = ("params", "param_names", "differentiable", "name")
+TORCHS_KEYS = ("params", "param_names", "differentiable", "name")
 """`name` is a label for people; nobody reads it."""
 _SCHEDULERS_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 """In groups that an optimizer before this one was given, or that a scheduler is to continue with."""
@@ -51,7 +51,7 @@ def check_keys(group: dict[str, Any], settings: Collection[str]) -> None:
     if "params" not in group:
         raise ValueError(f'a group without parameters: {", ".join(group) or "empty"}; give it "params"')
     for key in group:
-        if key not in (*settings, *_TORCHS_KEYS, *_SCHEDULERS_KEYS):
+        if key not in (*settings, *TORCHS_KEYS, *_SCHEDULERS_KEYS):
             raise ValueError(f"{key!r} in a parameter group: no such setting; known are params, {', '.join(settings)}")
 
 
