@@ -253,7 +253,7 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
                 after_interrupt(controller.state, controller.cluster.outlives_controller, sweep.folder)
             ) from None
     if arguments.json:
-        from sweeps.cli.commands import Snapshot
+        from sweeps.cli.live_snapshot import Snapshot
 
         print(json.dumps(Snapshot(sweep.folder, verdicts).to_dict()))
     else:

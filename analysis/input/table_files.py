@@ -5,7 +5,6 @@ Every line of the file is a row of the table or stands in `dropped` with the rea
 
 from __future__ import annotations
 
-import ast
 import csv
 import io
 import itertools
@@ -13,7 +12,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,14 +21,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.input.columns import listed
-from analysis.input.table_source import TableSource, chosen, find_source, is_workbook
+from analysis.input.json_rows import batches, flat, nested_expanded, records
+from analysis.input.table_source import TableSource, find_source, is_workbook
 from analysis.input.workbook import read_sheet
 from muloco_runner.config import ConfigError
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 _BLOCK_BYTES = 1 << 24
-_JSON_ROWS = 50_000
-"""Rows that are held as Python objects at once."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,8 @@ def read_table(path: Path, separator: str | None = None, part: str | None = None
         if kind in (".csv", ".tsv"):
             return _read_text(source, separator)
         if kind == ".parquet":
-            return Table(str(source), _nested_expanded(_read_parquet(source)))
-        return Table(str(source), _nested_expanded(_read_json(source, part)))
+            return Table(str(source), nested_expanded(_read_parquet(source)))
+        return Table(str(source), nested_expanded(_read_json(source, part)))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except ConfigError:
@@ -177,7 +175,7 @@ class _TextFile:
                 dtype=str if as_text else None,
             )  # fmt: skip
         frame.columns = pd.Index(_unique(self.header))
-        return _nested_expanded(frame)
+        return nested_expanded(frame)
 
     def _whole_rows(self, file: TextIO) -> io.StringIO:
         out = io.StringIO()
@@ -362,98 +360,6 @@ def _read_json(path: TableSource, part: str | None) -> pd.DataFrame:
     with path.open_text(_encoding(path, [])) as file:
         if path.suffix == ".json":
             # A member of an archive was named by `part` already.
-            return _flat(_records(json.load(file, parse_constant=str), path.path, None if path.member else part))
-        parts = [_flat(rows) for rows in _batches(file)]
+            return flat(records(json.load(file, parse_constant=str), path.path, None if path.member else part))
+        parts = [flat(rows) for rows in batches(file)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def _batches(file: TextIO) -> Iterator[list[Any]]:
-    rows: list[Any] = []
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line, parse_constant=str))
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from None
-        if len(rows) == _JSON_ROWS:
-            yield rows
-            rows = []
-    if rows:
-        yield rows
-
-
-def _records(content: Any, path: Path, part: str | None) -> list[Any]:
-    """Rows of the usual layouts: a list of rows, {name: [...]}, {columns, data}, {name: {row: cell}}, {runs: [...]}."""
-    if isinstance(content, list) and part is None:
-        return content
-    if not isinstance(content, dict) or not content:
-        raise ValueError("neither a list of rows nor columns by name")
-    if isinstance(content.get("columns"), list) and isinstance(content.get("data"), list):
-        return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
-    lists = {str(name): value for name, value in content.items() if isinstance(value, list)}
-    tables = [name for name, value in lists.items() if value and all(isinstance(row, dict) for row in value)]
-    if tables and len(tables) == len(lists):
-        return lists[chosen(path, tables, part)]
-    if part is not None:
-        raise ConfigError(f"{path}: --part {part}: the file holds one table; drop --part")
-    if len(lists) == len(content) and len({len(value) for value in lists.values()}) == 1:
-        return [dict(zip(content, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-    if all(isinstance(value, dict) for value in content.values()):
-        keys = list(dict.fromkeys(key for value in content.values() for key in value))
-        # {name: {row: cell}} as pandas writes it has rows by number, {row: {name: cell}} has not.
-        if all(key.isdigit() for key in keys):
-            return [{name: cells.get(key) for name, cells in content.items()} for key in keys]
-        return list(content.values())
-    raise ValueError("neither a list of rows nor columns by name")
-
-
-def _flat(rows: list[Any]) -> pd.DataFrame:
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("a row is no object with names")
-    rows = [_pairs_named(row) for row in rows]
-    return pd.DataFrame(pd.json_normalize(rows)) if any(_is_nested(row) for row in rows) else pd.DataFrame(rows)
-
-
-def _is_nested(row: dict[str, Any]) -> bool:
-    return any(isinstance(value, dict) for value in row.values())
-
-
-def _pairs_named(value: Any) -> Any:
-    """Lists of {key, value}, as MLflow writes parameters and metrics, as one object."""
-    if isinstance(value, dict):
-        return {str(key): _pairs_named(one) if isinstance(one, (dict, list)) else one for key, one in value.items()}
-    if isinstance(value, list) and value and all(isinstance(one, dict) and {"key", "value"} <= {*one} for one in value):
-        return {str(one["key"]): one["value"] for one in value}
-    return value
-
-
-def _nested_expanded(frame: pd.DataFrame) -> pd.DataFrame:
-    """Columns that hold whole objects (`config` of a table of Weights & Biases) become a column for each entry."""
-    out = frame
-    for name in frame.columns:
-        cells = frame[name]
-        if pd.api.types.is_numeric_dtype(cells.dtype) or pd.api.types.is_bool_dtype(cells.dtype):
-            continue
-        known = cells.dropna()
-        if known.empty or not str(known.iloc[0]).lstrip().startswith("{"):
-            continue
-        objects = [_object(cell) for cell in cells]
-        if all(one is not None for one in objects):
-            parts = pd.json_normalize([one or {} for one in objects]).set_axis(frame.index)
-            out = out.drop(columns=name).join(parts.add_prefix(f"{name}."))
-    return out
-
-
-def _object(cell: Any) -> dict[str, Any] | None:
-    if isinstance(cell, dict):
-        return cell
-    if not isinstance(cell, str):
-        return {}
-    try:
-        found = json.loads(cell, parse_constant=str)
-    except ValueError:
-        try:
-            found = ast.literal_eval(re.sub(r"(?<=[:,\[\s])(-?(?:nan|inf))(?=\s*[,}\]])", r"'\1'", cell.strip()))
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return None
-    return found if isinstance(found, dict) else None

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from sweeps.__main__ import main
-from sweeps.cli.commands import CommandResult, Snapshot
+from sweeps.cli.commands import CommandResult
+from sweeps.cli.live_snapshot import Snapshot
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.policy import Cause
 from sweeps.engine.quota import Verdict, VerdictKind
