@@ -25,7 +25,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from muloco_runner.config import ConfigError
-from muloco_runner.record import KILLED_BY_SIGNAL, RunFolder
+from muloco_runner.record import KILLED_BY_SIGNAL, RecordError, RunFolder
 from sweeps.background import how_to_watch, start
 from sweeps.clusters import backend_of, make_cluster
 from sweeps.clusters.this_machine import usable_gpus
@@ -95,9 +95,11 @@ class Multirun:
         failed = [work for work, one in zip(works, returns, strict=True) if one.status is not JobStatus.COMPLETED]
         self._outcome.succeeded += not failed
         for work in works:
-            status = RunFolder(work.folder).read_status()
-            if status is not None and status.warning:
-                log.warning(f"\t#{work.arguments['number']}: {status.warning}")
+            # A status that cannot be read must not cost the results.
+            with contextlib.suppress(RecordError):
+                status = RunFolder(work.folder).read_status()
+                if status is not None and status.warning:
+                    log.warning(f"\t#{work.arguments['number']}: {status.warning}")
         for work in failed:
             log.error(f"\t#{work.arguments['number']} failed: {_why(state.runs[work.name], cluster_dir)}")
         return returns
