@@ -50,7 +50,7 @@ def ends_now(slurm: EmulatedSlurm, job: str) -> bool:
 def test_a_controllers_job_outlives_its_time_limit_preemption_and_its_node(
     slurm: EmulatedSlurm, tmp_path: Path
 ) -> None:
-    plans = {f"w{n}": {"seconds": [4]} for n in range(12)}
+    plans = {f"w{n}": {"seconds": [4]} for n in range(16)}
     sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 2}}, controller={"qos": "low"})
     sweep.folder.write_definition(sweep.definition)
     cluster = sweep.definition.read_cluster()
@@ -68,10 +68,11 @@ def test_a_controllers_job_outlives_its_time_limit_preemption_and_its_node(
     slurm.lose_node(node)
     slurm.declare_down(node)
     fourth = wait_for_controller(slurm, sweep, third)
-    slurm.hold_nodes(8, OTHER_USER, qos="high")
-    wait_for(lambda: fourth not in controllers(slurm, sweep, "R"), 30, "preempted controller")
+    node = slurm.run("squeue", "-h", "-j", fourth, "-o", "%N").strip()
+    slurm.occupy(1, qos="high", nodelist=node)
+    assert wait_for_controller(slurm, sweep, fourth) not in (first, second, third, fourth)
     slurm.run("scancel", f"--user={OTHER_USER}")
-    wait_for(lambda: not slurm.run("squeue", "-h"), 60, "the sweep's end")
+    wait_for(lambda: not slurm.run("squeue", "-h"), 120, "the sweep's end")
     state = sweep.folder.read_state(sweep.definition).state
     assert set(standings(state).values()) == {"done"}
     assert not controllers(slurm, sweep, "PD,R")
