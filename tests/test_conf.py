@@ -107,7 +107,7 @@ def test_names_of_runs_without_compression_or_fragments_stand() -> None:
     assert names == {"diloco": "f9efdd067d79", "muloco": "a6e080bfe3d7"}
 
 
-def test_a_runs_name_depends_on_what_decides_its_result_and_on_nothing_else() -> None:
+def test_a_runs_name_depends_on_what_decides_its_result_alone() -> None:
     def run_id(*overrides: str) -> str:
         return compose_app_config(overrides).run.run_id
 

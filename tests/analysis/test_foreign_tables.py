@@ -46,7 +46,7 @@ def runs(**columns: list[Any]) -> pd.DataFrame:
 # Identity
 
 
-def test_runs_that_differ_in_bits_or_fragments_are_series_of_their_own() -> None:
+def test_runs_of_other_bits_or_fragments_are_their_own_series() -> None:
     found = case("bits")
     losses = best(found)
     assert min(losses, key=lambda name: losses[name]) == "MuLoCo K=8"
@@ -56,7 +56,7 @@ def test_runs_that_differ_in_bits_or_fragments_are_series_of_their_own() -> None
     assert find_optima(found).seed_sd is None
 
 
-def test_an_undeclared_column_at_one_seed_withholds_the_ranking_until_it_is_declared(tmp_path: Path) -> None:
+def test_an_undeclared_column_at_one_seed_withholds_the_ranking(tmp_path: Path) -> None:
     table = runs(loss=[3.0, 3.4], compressor=["none", "topk"])
     found = study_of_table("t", table, {})
     assert "compressor" in (found.withheld or "")
@@ -76,7 +76,7 @@ def test_an_undeclared_column_at_one_seed_withholds_the_ranking_until_it_is_decl
     assert "3.0" not in finding
 
 
-def test_a_column_that_varies_with_the_seed_is_listed_but_withholds_nothing() -> None:
+def test_a_column_varying_with_the_seed_withholds_nothing() -> None:
     found = study_of_table("t", runs(loss=[3.0, 3.1], seed=[0, 1], node=["a", "b"]), {})
     assert found.withheld is None
     assert any("node" in caution for caution in found.cautions)
@@ -160,7 +160,7 @@ def test_budgets_that_are_nearly_one_are_one() -> None:
     assert any("19.3 to 20.4" in note for note in found.notes)
 
 
-def test_budgets_that_one_size_has_both_of_are_two_and_can_be_chosen() -> None:
+def test_two_budgets_of_one_size_are_two_and_can_be_chosen() -> None:
     table = runs(num_tokens=[19e8, 20e8, 20e8], num_params=[1e8, 1e8, 1e8], loss=[3.0, 2.9, 2.95], lr=[1, 1, 2])
     optima = find_optima(study_of_table("t", table, {}))
     assert sorted(optima.best["tokens_per_parameter"]) == [19.0, 20.0]
@@ -367,7 +367,7 @@ def test_the_command_takes_a_table_in_several_files(tmp_path: Path) -> None:
 # Exports of trackers and of spreadsheets
 
 
-def test_a_spreadsheet_with_decimal_commas_gives_what_a_plain_table_gives(tmp_path: Path) -> None:
+def test_a_spreadsheet_with_decimal_commas_is_a_plain_table(tmp_path: Path) -> None:
     table = planted_table()
     other = table.astype({"loss": str, "num_params": str, "lr": str})
     other["loss"] = [f"{value:.4f}".replace(".", ",") for value in table["loss"]]
@@ -380,7 +380,7 @@ def test_a_spreadsheet_with_decimal_commas_gives_what_a_plain_table_gives(tmp_pa
     assert any("decimal mark: comma" in note for note in found.notes)
 
 
-def test_an_export_of_weights_and_biases_needs_no_mapping_of_usual_names(tmp_path: Path) -> None:
+def test_an_export_of_weights_and_biases_needs_no_mapping(tmp_path: Path) -> None:
     path = tmp_path / "wandb.csv"
     path.write_text(
         '"Name","State","Created","Runtime","algorithm","config.num_params","config.num_tokens",'

@@ -79,7 +79,7 @@ def test_the_joint_model_recovers_a_planted_exponent(exponent: float) -> None:
     assert high - low < 0.2
 
 
-def test_the_joint_model_is_refused_without_batches_that_bend_the_curve() -> None:
+def test_the_joint_model_needs_batches_that_bend_the_curve() -> None:
     with pytest.raises(NotIdentified):
         fit_joint(curves(0.5, batches=BATCHES[:2], budgets=(20.0,)).points, "DDP-AdamW", 1e-3)
 
@@ -98,7 +98,7 @@ def test_the_definition_changes_the_exponent(exponent: float, overhead: float) -
     assert by_rule > by_overhead
 
 
-def test_a_power_of_two_grid_gives_intervals_and_interior_points_are_not_censored() -> None:
+def test_a_grid_of_powers_of_two_gives_intervals() -> None:
     for point in find_critical_batches(curves(0.6), 20.0):
         assert point.censored is None
         assert point.next_batch == 2 * point.largest_good_batch
@@ -209,7 +209,7 @@ def test_sensitivity_names_every_choice() -> None:
 # Size and data
 
 
-def test_budgets_of_equal_compute_have_their_best_size_and_edges_are_dropped() -> None:
+def test_budgets_of_equal_compute_have_a_best_size_off_the_edges() -> None:
     rows = [
         {
             "series": "s",
@@ -227,7 +227,7 @@ def test_budgets_of_equal_compute_have_their_best_size_and_edges_are_dropped() -
     assert inside.flops == 1e18
 
 
-def test_size_and_data_are_refused_at_one_token_budget_and_found_at_several() -> None:
+def test_size_and_data_need_several_token_budgets() -> None:
     optima = curves(0.6, budgets=(10.0, 20.0, 40.0))
     (law,) = fit_size_and_data(optima.best, ["DDP-AdamW"], 1e-3, 0, 0)
     assert law.fit is not None

@@ -172,7 +172,7 @@ def test_compression_fragments_and_waiting_reach_the_wall_clock(tmp_path: Path) 
     assert row["measured_hours"] == pytest.approx((30.0 - 10.0 + 8 * sent / 1e9) / 3600, rel=1e-6)
 
 
-def test_what_muons_replicas_share_reaches_the_wall_clock_of_one_worker(tmp_path: Path) -> None:
+def test_muons_shared_work_reaches_the_wall_clock_of_one_worker(tmp_path: Path) -> None:
     configs = [run_config(algorithm, "82k", lr=0.01) for algorithm in ("DDP-AdamW", "DDP-Muon")]
     for config in configs:
         write_run(tmp_path, config, 2.0, train_seconds=30.0)

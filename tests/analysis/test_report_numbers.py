@@ -33,7 +33,7 @@ from analysis.report.page_table import Column, Table
         ("loss", 2.93534, "2.9353"),
     ],
 )
-def test_a_number_has_three_digits_and_powers_of_ten_where_it_is_long(kind: str, value: float, text: str) -> None:
+def test_a_number_has_three_digits_and_powers_of_ten(kind: str, value: float, text: str) -> None:
     assert show(value, kind) == text
 
 
@@ -57,7 +57,7 @@ def test_an_interval_that_says_nothing_is_not_printed() -> None:
     assert table.to_csv().splitlines()[1] == "1.4,8.78e-22,80000000000000.0"
 
 
-def test_an_error_stands_beside_its_value_on_a_page_and_apart_in_a_file() -> None:
+def test_an_error_stands_beside_its_value_or_apart_in_a_file() -> None:
     table = Table("t", "T", [Column("loss", "loss"), Column("se", "standard_error", joint=" ± ")], [[2.9, 0.012]])
     assert table.to_markdown().splitlines() == ["| loss |", "|---:|", "| 2.9000 ± 0.012 |"]
     assert table.to_csv() == '"loss","se"\n2.9,0.012\n'

@@ -119,7 +119,7 @@ def test_figures_maps_and_tables_show_one_loss(report: dict[str, Any]) -> None:
         assert row["loss"] == pytest.approx(sum(losses) / len(losses))
 
 
-def test_the_learning_rates_of_a_figure_have_the_bars_of_their_standard_errors(report: dict[str, Any]) -> None:
+def test_a_figures_learning_rates_have_bars_of_standard_errors(report: dict[str, Any]) -> None:
     drawn = [drawing for drawing in draw_all(report) if drawing.section == "hyper_parameters"]
     assert drawn
     bars = [segment for one in drawn for part in one.figure.axes[0].collections for segment in part.get_segments()]
@@ -152,7 +152,7 @@ def test_each_law_and_headline_says_on_how_many_runs_it_stands(report: dict[str,
         assert re.search(r"\(on [\d\u202f]+ of [\d\u202f]+ runs\)", line) or "established" in line, line
 
 
-def test_other_choices_and_parabolas_say_on_how_many_runs_they_stand(planted: tuple[Path, Path]) -> None:
+def test_other_choices_and_parabolas_say_their_number_of_runs(planted: tuple[Path, Path]) -> None:
     report = json.loads((planted[1] / "report.json").read_text())
     runs = {row["series"]: row["runs"] for row in report["audit"]["by_series"]}
     behind = {(row["series"], row["num_params"]): row["stands_on"]["runs"] for row in report["best"]}

@@ -22,7 +22,7 @@ def optima_of(root: Path, losses: Losses, batch: int = 4096) -> Optima:
     return find_optima(load_study(root))
 
 
-def test_the_loss_of_a_setting_is_the_mean_over_its_seeds_with_its_standard_error(tmp_path: Path) -> None:
+def test_a_settings_loss_is_its_seeds_mean_with_standard_error(tmp_path: Path) -> None:
     losses = {(0.01, 0): 2.905, (0.01, 1): 2.95, (0.01, 2): 2.951, (0.02, 0): 2.93, (0.02, 1): 2.94, (0.02, 2): 2.947}
     (row,) = optima_of(tmp_path, losses).best.to_dict("records")
     values = np.array([2.905, 2.95, 2.951])
@@ -32,7 +32,7 @@ def test_the_loss_of_a_setting_is_the_mean_over_its_seeds_with_its_standard_erro
     assert (row["seeds"], row["unbiased"], row["shared_seeds"]) == (3, False, True)
 
 
-def test_settings_are_compared_on_the_seeds_that_all_have_and_shown_on_the_others(tmp_path: Path) -> None:
+def test_settings_are_compared_on_the_seeds_that_all_have(tmp_path: Path) -> None:
     lucky = {(0.01, 0): 2.90, (0.01, 1): 3.0, (0.01, 2): 3.02, (0.02, 0): 2.95}
     optima = optima_of(tmp_path, lucky)
     (row,) = optima.best.to_dict("records")
@@ -45,7 +45,7 @@ def test_settings_are_compared_on_the_seeds_that_all_have_and_shown_on_the_other
     assert np.isnan(other["loss_se"])
 
 
-def test_batches_are_compared_on_the_seeds_that_all_settings_of_the_scale_have(tmp_path: Path) -> None:
+def test_batches_are_compared_on_the_seeds_that_all_settings_have(tmp_path: Path) -> None:
     optima_of(tmp_path, {(0.01, 0): 2.90, (0.01, 1): 3.2}, batch=2048)
     optima = optima_of(tmp_path, {(0.01, 0): 2.95}, batch=4096)
     (row,) = optima.best.to_dict("records")
@@ -58,7 +58,7 @@ def test_a_single_setting_was_chosen_from_none(tmp_path: Path) -> None:
     assert (row["loss"], row["seeds"], row["unbiased"]) == (pytest.approx(2.95), 2, True)
 
 
-def test_without_a_shared_seed_each_setting_stands_on_its_own_and_says_so(tmp_path: Path) -> None:
+def test_without_a_shared_seed_each_setting_stands_alone(tmp_path: Path) -> None:
     (row,) = optima_of(tmp_path, {(0.01, 0): 2.9, (0.02, 1): 2.8, (0.02, 2): 3.1}).best.to_dict("records")
     assert (row["lr"], row["loss"], row["shared_seeds"]) == (0.01, 2.9, False)
 
@@ -69,7 +69,7 @@ def test_a_setting_that_diverged_at_a_seed_is_not_chosen(tmp_path: Path) -> None
     assert (row["lr"], row["diverged"], row["selection_seeds"]) == (0.01, 1, 2)
 
 
-def test_a_batch_where_all_settings_diverged_at_some_seed_is_still_drawn(tmp_path: Path) -> None:
+def test_a_batch_with_divergence_in_all_settings_is_still_drawn(tmp_path: Path) -> None:
     (row,) = optima_of(tmp_path, {(0.01, 0): 2.9, (0.01, 1): None}).best.to_dict("records")
     assert (row["loss"], row["seeds"]) == (2.9, 1)
 

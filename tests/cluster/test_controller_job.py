@@ -47,9 +47,7 @@ def ends_now(slurm: EmulatedSlurm, job: str) -> bool:
     return True
 
 
-def test_a_controllers_job_outlives_its_time_limit_preemption_and_its_node(
-    slurm: EmulatedSlurm, tmp_path: Path
-) -> None:
+def test_a_controllers_job_outlives_limit_preemption_and_node(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     plans = {f"w{n}": {"seconds": [4]} for n in range(16)}
     sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 2}}, controller={"qos": "low"})
     sweep.folder.write_definition(sweep.definition)

@@ -206,9 +206,7 @@ def test_a_submit_limit_defers_and_fails_nothing(slurm: EmulatedSlurm, tmp_path:
     check(sweep, state, slurm)
 
 
-def test_runs_packed_on_a_node_have_their_own_gpus_and_one_that_fails_harms_no_other(
-    slurm: EmulatedSlurm, tmp_path: Path
-) -> None:
+def test_packed_runs_have_their_own_gpus_and_fail_apart(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     gpus = {"a": 1, "b": 1, "c": 2, "d": 4, "e": 1}
     plans: dict[str, Any] = {name: {"seconds": [2]} for name in gpus}
     plans["c"] = {"codes": [65]}
@@ -226,7 +224,7 @@ def test_runs_packed_on_a_node_have_their_own_gpus_and_one_that_fails_harms_no_o
     check(sweep, state, slurm)
 
 
-def test_quotas_of_two_allocations_are_kept_and_may_change_meanwhile(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+def test_quotas_of_two_allocations_are_kept_and_may_change(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     names = [f"w{n}" for n in range(10)]
     low = {**GPU, "name": "low", "qos": "low", "quota": {"nodes": 1}}
     short = {**GPU, "name": "short", "quota": {"nodes": 1, "gpu_hours": 8 * 5 / 60}}

@@ -31,9 +31,7 @@ pytestmark = pytest.mark.slurm
 KILLS = 30
 
 
-def test_a_driver_killed_thirty_times_loses_nothing_and_runs_nothing_twice(
-    slurm: EmulatedSlurm, tmp_path: Path
-) -> None:
+def test_a_driver_killed_thirty_times_loses_and_repeats_nothing(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     chance = random.Random(5)
     plans = {f"w{n:02d}": {"seconds": [0.5]} for n in range(48)}
     sweep = SampleSweep(
@@ -60,7 +58,7 @@ def test_a_driver_killed_thirty_times_loses_nothing_and_runs_nothing_twice(
     check(sweep, state, slurm)
 
 
-def test_of_two_drivers_started_at_once_one_drives_and_a_third_takes_over(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+def test_of_two_drivers_one_drives_and_a_third_takes_over(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     plans = {f"w{n}": {"seconds": [2]} for n in range(4)}
     sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 2}})
     drivers = [sweep.start(sys.stderr.close) for _ in range(2)]

@@ -17,7 +17,7 @@ SHAPES = {(1, 1): 28, (1, 2): 16, (1, 4): 8, (1, 8): 6, (2, 8): 2}
 """Runs by (nodes, GPUs a node)."""
 
 
-def test_sixty_runs_of_mixed_shapes_keep_the_quota_and_leave_no_node_idle(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+def test_sixty_mixed_runs_keep_the_quota_and_leave_no_node_idle(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     needs: dict[str, Need] = {}
     for (nodes, gpus), number in SHAPES.items():
         for n in range(number):

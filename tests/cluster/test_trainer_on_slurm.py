@@ -65,7 +65,7 @@ def test_preempted_trainers_resume_from_their_checkpoints(slurm: EmulatedSlurm, 
         assert said == ["COMPLETED|0:0"]
 
 
-def test_a_sweep_is_launched_and_left_to_a_controller_on_the_cluster(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+def test_a_sweep_is_left_to_a_controller_on_the_cluster(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     shortly = [*SWEEP[:2], "algorithm=ddp_muon", *SWEEP[3:], "tokens_per_parameter=0.7", f"root={tmp_path}"]
     command = sweep_command("launch", *shortly, *cluster(), "--controller", "slurm", "--max-gpu-hours", "9")
     done = subprocess.run(command, capture_output=True, text=True, check=False)

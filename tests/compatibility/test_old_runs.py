@@ -94,7 +94,7 @@ def losses(folder: RunFolder) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("run", ["study/runs/1f2607d17f9e", "sweep/runs/2a39c4309bbc"])
-def test_an_old_checkpoint_is_continued_to_the_end_that_the_run_had(run: str, old: Old) -> None:
+def test_an_old_checkpoint_is_continued_to_the_same_end(run: str, old: Old) -> None:
     """DDP-Muon; and DiLoCo with Muon as outer optimizer, compressed, one of two fragments under way."""
     folder = RunFolder(old.root / run)
     saved = max(int(path.name.removeprefix("step-")) for path in folder.checkpoint_dir.iterdir())

@@ -28,7 +28,7 @@ def test_the_command_line_alone_is_a_grid() -> None:
     assert jobs(None) == [[]]
 
 
-def test_the_command_line_narrows_replaces_and_adds_with_its_own_spelling() -> None:
+def test_the_command_line_narrows_and_adds_in_its_own_spelling() -> None:
     sweep = {"grids": [{"product": {"a": [1, 2], "+b": ["x", "y"]}}]}
     assert jobs(sweep, "a=2", "b=y") == [["a=2", "+b=y"]]
     assert jobs(sweep, "+b=z", "a=1") == [["a=1", "+b=z"]]

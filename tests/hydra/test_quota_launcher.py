@@ -19,7 +19,7 @@ def only_sweep(folder: Path) -> SweepFolder:
     return found
 
 
-def test_a_killed_command_goes_on_where_it_was_and_then_starts_anew(tmp_path: Path) -> None:
+def test_a_killed_command_goes_on_and_then_starts_anew(tmp_path: Path) -> None:
     words = [*QUOTA, "hydra.launcher.quota.jobs=2", numbers(6), "seconds=0.5", "hydra.sweep.dir=${now:%S-%f}"]
     first = start(tmp_path, *words)
     wait_until(lambda: len(starts(tmp_path)) >= 3)
@@ -50,7 +50,7 @@ def test_after_ctrl_c_or_a_dead_host_the_command_continues(tmp_path: Path) -> No
     assert "1 done, 1 resubmitted" in run(tmp_path, *words, "hydra.launcher.take_over=true")
 
 
-def test_a_failed_job_raises_its_exception_and_is_alone_in_being_tried_again(tmp_path: Path) -> None:
+def test_a_failed_job_raises_and_is_alone_in_being_tried_again(tmp_path: Path) -> None:
     (tmp_path / "broken").write_text("0.2")
     words = [*QUOTA, *GRID, "model=small", "lr=0.1,0.2,0.3"]
     said = fail(tmp_path, *words, app=GRID_APP)

@@ -116,7 +116,7 @@ def test_a_finished_run_is_left_as_it_is(tiny_run: MakeRun, new_folder: MakeFold
     assert before == {path: path.stat().st_mtime_ns for path in folder.path.rglob("*") if path.is_file()}
 
 
-def test_records_hold_the_scheduled_learning_rate_and_older_ones_are_read(
+def test_records_hold_the_learning_rate_and_older_ones_are_read(
     tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
 ) -> None:
     run = tiny_run(num_steps=20)  # two steps of warm-up

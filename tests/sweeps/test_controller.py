@@ -257,7 +257,7 @@ def test_killed_at_any_step_nothing_is_lost_and_nothing_runs_twice(
 
 
 @pytest.mark.parametrize("answer", ["accepted but unheard", "lost"])
-def test_a_lost_answer_is_looked_after_before_anything_is_submitted_again(world: World, answer: str) -> None:
+def test_a_lost_answer_is_looked_after_before_submitting_again(world: World, answer: str) -> None:
     world.answers = itertools.chain([answer, "yes", answer], itertools.repeat("yes"))
     assert all_done(play(world))
     assert set(world.starts.values()) == {1}
@@ -282,7 +282,7 @@ def test_a_scheduler_that_does_not_answer_is_not_an_empty_one(world: World) -> N
     assert set(world.starts.values()) == {1}
 
 
-def test_a_scheduler_that_does_not_answer_is_told_and_nothing_is_sent_to_it(world: World) -> None:
+def test_a_silent_scheduler_is_reported_and_sent_nothing(world: World) -> None:
     said: list[str] = []
     world.reachable = False
     controller = begin(world)
@@ -391,7 +391,7 @@ def test_a_run_that_has_its_result_is_not_cancelled_with_its_job(world: World) -
     assert not [tag for tag, end in world.ended.items() if end is JobEnd.CANCELLED]
 
 
-def test_one_bug_in_several_runs_holds_the_rest_and_retry_lets_them_go(world: World) -> None:
+def test_one_bug_in_several_runs_holds_the_rest_until_retry(world: World) -> None:
     world.crashes = {f"r{n}": "ValueError: shapes differ (model.py:7)" for n in range(5)}
     state = play(world)
     assert state.counts["held"] == 5
@@ -428,7 +428,7 @@ def test_a_run_that_stopped_answering_is_cancelled_and_tried_again(world: World)
     assert [attempt.cause for attempt in state.runs["r0"].attempts] == [Cause.HANG, Cause.FINISHED]
 
 
-def test_a_job_whose_line_in_the_ledger_is_damaged_is_taken_in_again(world: World) -> None:
+def test_a_job_whose_ledger_line_is_damaged_is_taken_in_again(world: World) -> None:
     controller = begin(world)
     controller.tick()
     ledger = SweepFolder(world.root, "s").ledger_file
@@ -440,7 +440,7 @@ def test_a_job_whose_line_in_the_ledger_is_damaged_is_taken_in_again(world: Worl
     assert set(world.starts.values()) == {1}
 
 
-def test_a_job_that_shows_up_after_it_was_given_up_does_not_run_beside_its_successor(world: World) -> None:
+def test_a_job_given_up_too_early_does_not_run_beside_its_heir(world: World) -> None:
     world.answers = itertools.chain(["lost"], itertools.repeat("yes"))
     controller = begin(world)
     controller.tick()

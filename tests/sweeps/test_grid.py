@@ -22,7 +22,7 @@ def test_a_product_holds_every_combination_once() -> None:
     assert sorted((run.seed, run.inner_optimizer.lr) for run in runs) == list(itertools.product([0, 1], [0.01, 0.02]))
 
 
-def test_a_run_of_a_sweep_is_the_run_that_the_command_line_composes() -> None:
+def test_a_sweeps_run_is_what_the_command_line_composes() -> None:
     # The fast path sets values on a composed tree; Hydra itself is the oracle.
     overrides = ["algorithm=muloco", "model=29k", "method.num_workers=2", "inner_optimizer.lr=0.03", "seed=3"]
     swept = expand(one(fixed={key: yaml.safe_load(value) for key, value in (o.split("=") for o in overrides)}), {})
@@ -78,7 +78,7 @@ CONDITIONAL = one(
 )
 
 
-def test_conditions_add_values_to_the_points_that_match_and_to_no_others() -> None:
+def test_conditions_add_values_to_matching_points_alone() -> None:
     expected = [
         (kind, size, lr, int((kind, size) == ("a", 2)))
         for kind, lrs in (("a", [0.1, 0.2]), ("b", [0.1]), ("c", [0.3]))
@@ -89,7 +89,7 @@ def test_conditions_add_values_to_the_points_that_match_and_to_no_others() -> No
     assert sorted(found) == sorted(expected)
 
 
-def test_the_command_line_changes_what_conditions_add_and_what_they_ask_for() -> None:
+def test_the_command_line_changes_conditions_and_what_they_add() -> None:
     assert {(p["kind"], p["lr"]) for p in points(CONDITIONAL, lr=[0.1])} == {("a", 0.1), ("b", 0.1)}
     assert {(p["kind"], p["lr"]) for p in points(CONDITIONAL, kind=["c"])} == {("c", 0.3)}
     assert {p["lr"] for p in points(CONDITIONAL, lr=[9.0])} == {9.0}
@@ -112,7 +112,7 @@ def test_powers_are_exact() -> None:
     assert values_of("python_source", "k") == ["python_source"]
 
 
-def test_the_command_line_narrows_a_factor_replaces_a_fixed_value_and_adds_one() -> None:
+def test_the_command_line_narrows_replaces_and_adds() -> None:
     sweep = {"fixed": {"model": "29k"}, "grids": [{"product": {"inner_optimizer.lr": [0.1, 0.2]}}]}
     assert [run.inner_optimizer.lr for run in expand(sweep, {"inner_optimizer.lr": [0.3]})] == [0.3]
     assert {run.num_params for run in expand(sweep, {"model": ["42k"]})} == {41824}
@@ -156,7 +156,7 @@ def test_a_mistake_is_one_line_that_names_its_place(sweep: dict[str, Any], words
     assert "\n" not in str(caught.value)
 
 
-def test_values_that_the_file_has_narrow_every_grid_and_drop_those_without() -> None:
+def test_a_files_values_narrow_every_grid_and_drop_those_without() -> None:
     sweep = {
         "grids": [
             {"product": {"algorithm": ["ddp_adamw"], "inner_optimizer.lr": [0.1, 0.2]}},

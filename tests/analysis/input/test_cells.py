@@ -101,7 +101,7 @@ def test_arithmetic_on_columns_runs_no_code() -> None:
             Expression(text)
 
 
-def test_a_unit_in_the_cell_and_one_in_the_mapping_are_one_too_many() -> None:
+def test_a_unit_in_the_cell_and_the_mapping_is_one_too_many() -> None:
     table = Table("t", pd.DataFrame({"n": ["124", "1.5k"]}))
     found = Reader(table, {"num_params": Origin(column="n", factor=1e6)}).numbers("num_params")
     assert found.values[0] == 124e6

@@ -41,9 +41,7 @@ def test_columns_that_agree_raise_nothing() -> None:
         ("num_steps", 7.0, "nothing explains"),
     ],
 )
-def test_steps_and_batch_that_do_not_make_the_tokens_stop_laws_of_the_batch(
-    column: str, values: float, words: str
-) -> None:
+def test_steps_and_batch_that_miss_the_tokens_stop_batch_laws(column: str, values: float, words: str) -> None:
     found = read(table(num_steps=20 * SIZES / 2**16).assign(**{column: values}))
     assert words in found.unusable["global_batch_tokens"]
 
@@ -81,7 +79,7 @@ def test_one_row_in_another_unit_is_left_out_by_name() -> None:
     assert "1e-09 times 6 N D" in left.reason
 
 
-def test_a_size_in_another_unit_than_the_others_is_left_out_by_name() -> None:
+def test_a_size_in_another_unit_is_left_out_by_name() -> None:
     sizes = SIZES.copy()
     sizes[3] /= 1e6
     (left,) = read(table(num_params=sizes)).excluded

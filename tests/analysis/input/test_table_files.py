@@ -73,7 +73,7 @@ def test_every_kind_of_file_gives_the_same_cells(tmp_path: Path, name: str, cont
     assert frame.to_numpy(dtype=float).tolist() == [[1, 2.5], [3, 2.25]]
 
 
-def test_rows_of_another_width_are_dropped_by_name_and_change_no_other(tmp_path: Path) -> None:
+def test_rows_of_another_width_are_dropped_by_name(tmp_path: Path) -> None:
     table = read(tmp_path, "t.csv", 'N,note,loss\n1,"a, b",2.5\n2,c,d,9\n3,e\n4,#5,2.25\n')
     assert table.frame["loss"].tolist() == [2.5, 2.25]
     assert table.frame["note"].tolist() == ["a, b", "#5"]

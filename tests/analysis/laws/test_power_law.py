@@ -67,7 +67,7 @@ def best_of_scipy(terms: Callable[[Array], Array], starts: list[list[float]], lo
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_objective_of_loss_against_compute_is_that_of_scipys_best_start(seed: int) -> None:
+def test_loss_against_compute_has_the_objective_of_scipys_best(seed: int) -> None:
     generator = np.random.default_rng(seed)
     loss = (1.7 + 4e3 * FLOPS**-0.19) * np.exp(0.003 * generator.standard_t(2, size=7))
     delta, log_c = (1e-3, 1e-2, 1e-4)[seed % 3], np.log(FLOPS) - np.log(FLOPS).mean()
@@ -83,7 +83,7 @@ def test_the_objective_of_loss_against_compute_is_that_of_scipys_best_start(seed
 
 
 @pytest.mark.parametrize(("seed", "num_points", "outliers"), [(0, 245, 5), (1, 60, 3), (2, 20, 1), (3, 12, 0)])
-def test_the_objective_of_size_and_data_is_that_of_scipys_best_start(seed: int, num_points: int, outliers: int) -> None:
+def test_size_and_data_have_the_objective_of_scipys_best(seed: int, num_points: int, outliers: int) -> None:
     """Points along lines of equal compute with heavy tails and rows that are plainly wrong."""
     generator = np.random.default_rng(seed)
     n = np.exp(generator.uniform(np.log(4e7), np.log(1e10), num_points))
@@ -103,7 +103,7 @@ def test_the_objective_of_size_and_data_is_that_of_scipys_best_start(seed: int, 
     assert fit.objective <= best * (1 + 1e-9)
 
 
-def test_an_irreducible_loss_of_zero_is_named_as_the_edge_of_what_is_allowed() -> None:
+def test_an_irreducible_loss_of_zero_is_named_as_an_edge() -> None:
     bent_down = np.exp(1.0 - 0.05 * (np.log(FLOPS) - 39) - 0.004 * (np.log(FLOPS) - 39) ** 2)
     fit = fit_loss_compute(FLOPS, bent_down, bootstrap=50)
     line = fit_power_law(FLOPS, bent_down, bootstrap=0)
@@ -114,7 +114,7 @@ def test_an_irreducible_loss_of_zero_is_named_as_the_edge_of_what_is_allowed() -
 
 
 @pytest.mark.parametrize("seed", [97, 174, *range(8)])
-def test_a_law_with_an_irreducible_loss_is_never_worse_than_one_without(seed: int) -> None:
+def test_a_law_with_an_irreducible_loss_is_never_worse(seed: int) -> None:
     """The one holds the other as its limit, which its logarithm never reaches."""
     generator = np.random.default_rng(seed)
     num_points = int(generator.choice([5, 6, 8, 12]))
@@ -154,7 +154,7 @@ def test_size_and_data_that_rise_together_are_refused() -> None:
         fit_chinchilla(n, 20 * n, 1.7 + n**-0.3, bootstrap=0)
 
 
-def test_exponents_that_may_be_anything_are_refused_with_the_reason() -> None:
+def test_exponents_that_may_be_anything_are_refused() -> None:
     tokens, noise = [1e9, 1.6e9, 2.2e9], [0.4, -0.5, 0.3]
     with pytest.raises(NotIdentified, match=r"wider than 2|beyond 2"):
         fit_critical_batch(tokens, [1e6 * np.exp(z) for z in noise], bootstrap=20)
@@ -166,7 +166,7 @@ def test_exponents_that_may_be_anything_are_refused_with_the_reason() -> None:
     assert loose.parameters["alpha"].ci is not None
 
 
-def test_the_interval_of_a_level_that_spans_decades_is_left_out_with_a_warning() -> None:
+def test_an_interval_that_spans_decades_is_left_out_and_warned_of() -> None:
     x = np.geomspace(1e20, 1e21, 5)
     fit = fit_critical_batch(x, 1e6 * (x / 1e20) ** 0.5 * np.exp([0.1, -0.1, 0.1, -0.1, 0.1]), bootstrap=20)
     assert fit.parameters["A"].ci is None

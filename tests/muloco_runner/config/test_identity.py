@@ -32,13 +32,13 @@ def test_fifty_runs_keep_their_names() -> None:
 
 
 @pytest.mark.parametrize("file", OLD_CONFIGS, ids=lambda file: file.stem)
-def test_a_config_written_under_old_names_is_read_and_keeps_its_name(file: Path) -> None:
+def test_a_config_of_old_names_is_read_and_keeps_its_name(file: Path) -> None:
     run = RunConfig.from_dict(json.loads(file.read_text()))
     assert run.run_id == file.stem
     assert RunConfig.from_dict(run.to_dict()) == run
 
 
-def test_an_old_value_works_on_a_command_line_and_in_a_sweep_with_one_line_of_warning(
+def test_an_old_value_works_with_one_line_of_warning(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     today = compose_app_config(["data=prepared", "data.path=data/books"]).run
@@ -77,7 +77,7 @@ def test_a_filter_by_model_composes_no_run(tmp_path: Path, monkeypatch: pytest.M
     assert select([odd], ["model=odd"]) == [odd]
 
 
-def test_a_renamed_setting_keeps_its_name_in_the_hash_and_is_read_under_the_old_one(
+def test_a_renamed_setting_keeps_its_hash_and_is_read_as_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = RunConfig.from_dict(named_runs()[3]["run"])  # type: ignore[arg-type]

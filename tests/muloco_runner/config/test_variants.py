@@ -99,7 +99,7 @@ def test_a_config_under_another_ones_name_is_refused(fields: dict[str, Any], wor
         RunConfig(**fields)
 
 
-def test_what_a_method_is_composed_of_is_in_its_table_under_its_name() -> None:
+def test_a_methods_parts_are_in_its_table_under_their_names() -> None:
     with pytest.raises(ConfigError, match="OuterHeavyConfig is in no table"):
         DiLoCoConfig(outer_optimizer=OuterHeavyConfig())
     with pytest.raises(ConfigError, match="choose with method/outer_optimizer=sgd or muon"):

@@ -37,7 +37,7 @@ def test_workers_get_slices_of_the_one_global_batch(tiny_run: Callable[..., RunC
         assert torch.equal(torch.cat(parts), whole.worker_batch(step, 0).tokens_BT)
 
 
-def test_an_epoch_shows_every_sequence_once_and_the_next_in_another_order(tiny_run: Callable[..., RunConfig]) -> None:
+def test_an_epoch_shows_each_sequence_once_in_its_own_order(tiny_run: Callable[..., RunConfig]) -> None:
     run = tiny_run()
     data = TrainingData(load_corpus(run.data), run, CPU)
     first, second = (data.sequence_numbers(epoch * data.num_sequences, data.num_sequences) for epoch in (0, 1))

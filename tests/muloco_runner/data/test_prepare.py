@@ -123,7 +123,7 @@ def test_a_preparation_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_copies_of_a_document_fall_on_the_same_side_and_validation_is_a_mixture(tmp_path: Path) -> None:
+def test_copies_of_a_document_fall_on_the_same_side(tmp_path: Path) -> None:
     contents = [*texts(200), *texts(200), *(f"late {number}" for number in range(200))]
     out = prepared(write_jsonl(tmp_path / "input.jsonl", contents), tmp_path / "out", validation_fraction=0.3)
     manifest = read_manifest(out)

@@ -20,7 +20,7 @@ from muloco_runner.job import check_can_run, run_job
 from muloco_runner.record import ExitCode, RunFolder
 
 
-def test_a_run_trains_on_prepared_data_and_refuses_others_and_small_vocabularies(
+def test_a_run_trains_on_its_prepared_data_and_no_other(
     tmp_path: Path,
     tokenizer_file: Path,
     tiny_run: Callable[..., RunConfig],

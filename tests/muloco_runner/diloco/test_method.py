@@ -41,7 +41,7 @@ def test_the_outer_step_is_torchs_sgd_on_the_pseudogradient(momentum: float, nes
 
 
 @pytest.mark.parametrize(("betas", "eps"), [([0.9, 0.99], 1e-8), ([0.0, 0.5], 1e-3), ([0.9, 0.999], 0.1)])
-def test_adam_as_the_outer_optimizer_is_torchs_adam_on_the_pseudogradient(betas: list[float], eps: float) -> None:
+def test_outer_adam_is_torchs_adam_on_the_pseudogradient(betas: list[float], eps: float) -> None:
     generator = torch.Generator().manual_seed(0)
     # Longer than what is worked on at once.
     anchor = torch.randn(70_000, generator=generator, dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_adam_as_the_outer_optimizer_is_torchs_adam_on_the_pseudogradient(betas:
     torch.testing.assert_close(outer.state["second_moment"], state["exp_avg_sq"], rtol=1e-12, atol=1e-12)
 
 
-def test_workers_agree_after_a_sync_on_the_mean_moved_by_the_formula(tiny_run: Callable[..., RunConfig]) -> None:
+def test_workers_agree_after_a_sync_on_the_formulas_result(tiny_run: Callable[..., RunConfig]) -> None:
     run = tiny_run("diloco", num_workers=4, outer_optimizer=OuterSgdConfig(lr=0.5, momentum=0.8))
     workers = untrained_workers(run)
     method = build_method(run, workers, Communicator(Topology(4)))
@@ -82,7 +82,7 @@ def test_workers_agree_after_a_sync_on_the_mean_moved_by_the_formula(tiny_run: C
     assert outer.pseudogradient_norm == pytest.approx(0.025 * anchor.numel() ** 0.5, rel=1e-4)
 
 
-def test_muon_as_the_outer_optimizer_is_the_formula_and_all_but_hidden_matrices_take_sgd(
+def test_outer_muon_is_the_formula_and_sgd_for_all_but_matrices(
     tiny_run: Callable[..., RunConfig],
 ) -> None:
     outer = OuterMuonConfig(lr=0.7, momentum=0.8, matrix_lr=0.3, matrix_momentum=0.6)

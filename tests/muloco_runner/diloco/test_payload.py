@@ -81,9 +81,7 @@ def test_linear_levels_are_never_off_by_more_than_half_a_step(
 
 @settings(max_examples=60, deadline=None)
 @given(SHAPES.filter(lambda shape: math.prod(shape) > 0), BITS, SEEDS)
-def test_statistical_levels_keep_the_sum_and_are_the_means_of_their_bins(
-    shape: tuple[int, ...], bits: int, seed: int
-) -> None:
+def test_statistical_levels_keep_the_sum_and_are_means_of_bins(shape: tuple[int, ...], bits: int, seed: int) -> None:
     tensor = values(shape, torch.float32, seed)
     (read,) = decode(encode([tensor], [Statistical(bits)]))
     for level in read.unique():
@@ -227,7 +225,7 @@ def test_indices_that_cannot_be_are_refused(place: int, value: int, words: str) 
         decode(payload)
 
 
-def test_tensors_of_another_shape_than_is_due_are_refused_whatever_memory_they_would_take() -> None:
+def test_tensors_of_a_wrong_shape_are_refused_of_any_size() -> None:
     payload = encode([torch.ones(5, 7)], [TopK(0.3)])
     assert decode(payload, [(5, 7)])[0].shape == (5, 7)
     payload[44:48].view(torch.int32)[:] = 2**31 - 1  # rows
@@ -236,7 +234,7 @@ def test_tensors_of_another_shape_than_is_due_are_refused_whatever_memory_they_w
         decode(payload, [(5, 7)])
 
 
-def test_more_values_than_indices_can_number_are_refused_before_anything_is_sent() -> None:
+def test_more_values_than_indices_can_number_are_refused_unsent() -> None:
     assert Descriptor.of((2**16, 2**15 - 1), torch.float32, TopK(0.5)).count == 2**30 - 2**15
     with pytest.raises(ValueError, match="top-k of 2147483648 values"):
         Descriptor.of((2**16, 2**15), torch.float32, TopK(0.01))

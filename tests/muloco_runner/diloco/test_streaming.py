@@ -129,7 +129,7 @@ def test_an_exchange_is_pending_from_its_start_to_its_completion(number: int, de
         assert schedule.is_pending(step) == pending
 
 
-def test_a_delayed_fragment_is_what_was_sent_and_keeps_the_share_of_its_own(tiny_run: MakeRun) -> None:
+def test_a_delayed_fragment_is_what_was_sent_and_keeps_its_share(tiny_run: MakeRun) -> None:
     averaging = OuterSgdConfig(lr=1.0, momentum=0.0)
     run = streaming_run(
         tiny_run, sync_interval=6, outer_optimizer=averaging, streaming=StreamingConfig(1, 2, 0.25), num_steps=20
@@ -149,7 +149,7 @@ def test_a_delayed_fragment_is_what_was_sent_and_keeps_the_share_of_its_own(tiny
 
 
 @pytest.mark.parametrize("stop_at", [7, 11, 12])  # an exchange pending; none; one that has just started
-def test_a_resumed_run_equals_the_uninterrupted_one_with_everything_on(
+def test_a_resumed_run_with_everything_on_equals_the_other(
     stop_at: int, tiny_run: MakeRun, new_folder: MakeFolder
 ) -> None:
     run = streaming_run(

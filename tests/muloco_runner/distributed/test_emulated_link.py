@@ -10,7 +10,7 @@ from muloco_runner.config import ConfigError, ExecutionConfig
 from muloco_runner.distributed.traffic import EmulatedLink, Traffic, emulated_link
 
 
-def test_an_exchange_takes_its_bytes_over_the_bandwidth_and_the_latency_of_each_round() -> None:
+def test_an_exchange_takes_bytes_over_bandwidth_plus_latencies() -> None:
     link = EmulatedLink(megabits_per_second=8, latency_milliseconds=5)
     assert link.seconds(20_000, rounds=2) == 20_000 / 1e6 + 2 * 5e-3
     traffic, began = Traffic(link), time.perf_counter()
@@ -45,7 +45,7 @@ def test_a_gpu_has_no_emulated_link() -> None:
         emulated_link(ExecutionConfig(link_megabits_per_second=100), "cuda")
 
 
-def test_traffic_of_two_threads_adds_up_and_waiting_counts_for_training_alone() -> None:
+def test_two_threads_traffic_adds_up_and_training_alone_waits() -> None:
     training = Traffic()
     beside = training.beside_training()
 
@@ -63,7 +63,7 @@ def test_traffic_of_two_threads_adds_up_and_waiting_counts_for_training_alone() 
     assert (total.bytes_sent, total.bytes_received, total.wait_seconds) == (12_000, 20_000, 1000)
 
 
-def test_what_happens_in_a_pause_is_not_counted_but_for_what_goes_on_beside_it() -> None:
+def test_a_pause_is_not_counted_but_what_goes_on_beside_it_is() -> None:
     training = Traffic(EmulatedLink(megabits_per_second=1e-6, latency_milliseconds=0))
     beside = training.beside_training()
     training.is_paused = True

@@ -87,7 +87,7 @@ def losses_of(folder: RunFolder) -> list[float]:
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_gradients_that_go_to_owners_alone_lead_to_what_full_ones_do(
+def test_gradients_sent_to_owners_alone_equal_full_ones(
     count: int, runs: list[RunConfig], alone: list[RunFolder], tmp_path: Path
 ) -> None:
     # MuLoCo's inner steps are those of data parallel: once is enough.

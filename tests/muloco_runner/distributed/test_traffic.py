@@ -102,7 +102,7 @@ def test_what_is_counted_is_what_torch_was_asked_to_send(outcomes: dict[str, Out
         assert min(outcome.sent) > FLAGS, name
 
 
-def test_only_ddps_word_on_the_order_of_its_buckets_goes_uncounted_and_only_once(outcomes: dict[str, Outcome]) -> None:
+def test_only_ddps_order_of_buckets_goes_uncounted_and_once(outcomes: dict[str, Outcome]) -> None:
     for name, outcome in outcomes.items():
         for watched in outcome.watched:
             # Two integers a parameter, and how many buckets there are. Where matrices have owners DDP is not at work.
@@ -122,7 +122,7 @@ def test_every_kind_of_collective_took_part(outcomes: dict[str, Outcome]) -> Non
     assert kinds == {"allreduce_", "_allgather_base_", "_reduce_scatter_base_", "alltoall_base_"}
 
 
-def test_copies_of_a_model_send_its_gradient_or_a_matrix_to_its_owner_and_back(outcomes: dict[str, Outcome]) -> None:
+def test_replicas_send_a_gradient_or_a_matrix_to_its_owner(outcomes: dict[str, Outcome]) -> None:
     for holding in ("ordered", "overlapped"):
         adamw, muon = outcomes[f"DDP-AdamW {holding}"], outcomes[f"DDP-Muon {holding}"]
         # Of two ranks each sends as much as it has: half before and half after the sum. One value more is the loss.

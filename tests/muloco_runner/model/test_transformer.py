@@ -49,7 +49,7 @@ def test_flex_attention_sees_what_the_mask_shows() -> None:
 
 
 @torch.no_grad()
-def test_flex_attention_is_part_of_a_compiled_block_for_any_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_attention_is_part_of_a_compiled_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: the mask is a graph, all blocks are another, neither is broken up or compiled again."""
     compiler = functools.partial(torch.compile, backend="aot_eager")
     compiled = functools.cache(lambda function, device_type: compiler(function, dynamic=False))
@@ -75,7 +75,7 @@ def test_recomputed_activations_give_the_same_gradient_to_the_bit() -> None:
     assert all(torch.equal(kept, again) for kept, again in zip(*found, strict=True))
 
 
-def test_compiled_blocks_and_loss_are_a_graph_each_with_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_blocks_and_loss_are_a_graph_of_equal_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured and differentiated as always, the loss in chunks too; without the C++ compiler at the end, which takes a
     minute."""
     monkeypatch.setattr("muloco_runner.model.cross_entropy.chunk_tokens", lambda vocab_size, device: 24)

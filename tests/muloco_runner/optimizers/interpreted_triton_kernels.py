@@ -117,7 +117,7 @@ def test_the_scale_of_the_input_does_not_matter(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shape", [(48, 48), (40, 120), (120, 40), (1, 40)])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_zeros_stay_zeros_and_what_is_not_finite_stays_in_its_matrix(shape: tuple[int, int]) -> None:
+def test_zeros_stay_and_what_is_not_finite_stays_in_its_matrix(shape: tuple[int, int]) -> None:
     matrices = random(4, *shape)
     matrices[0] = 0
     matrices[1, 0, 3 % shape[1]] = torch.nan
@@ -129,7 +129,7 @@ def test_zeros_stay_zeros_and_what_is_not_finite_stays_in_its_matrix(shape: tupl
     assert torch.equal(result[3:], run(matrices[3:], "triton"))
 
 
-def test_symmetric_products_fill_both_triangles_and_a_result_repeats_to_the_bit() -> None:
+def test_symmetric_products_fill_both_triangles_reproducibly() -> None:
     workspace = Workspace(2, 100, 170, torch.float16, torch.device("cpu"))
     workspace.x.copy_(random(2, 100, 170) / 100)
     workspace.gram_MM.fill_(torch.nan)
@@ -319,7 +319,7 @@ def test_large_buckets_are_worked_on_in_parts_in_one_workspace(monkeypatch: pyte
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_fused_steps_follow_changes_between_them_and_work_beside_split_matrices() -> None:
+def test_fused_steps_follow_changes_and_stand_beside_splits() -> None:
     def changed(backend: str) -> list[Tensor]:
         first, second, fused = (nn.Parameter(random(*shape, seed=4)) for shape in [(34, 70), (50, 41), (102, 40)])
         groups = [{"params": [first, second]}, {"params": [fused], "split": 3}]

@@ -151,7 +151,7 @@ def matrices_after(
 
 
 @pytest.mark.parametrize("kind", [Muon, MuLoCo1])
-def test_how_a_parameter_and_its_gradient_lie_in_memory_does_not_matter(kind: type[Muon]) -> None:
+def test_memory_layouts_of_parameter_and_gradient_do_not_matter(kind: type[Muon]) -> None:
     cases = [(parameter, gradient) for parameter in (False, True) for gradient in (False, True)]
     plain, *others = [matrices_after(two_groups(kind, turned=p), range(5), turned=g) for p, g in cases]
     for other in others:

@@ -49,7 +49,7 @@ def test_a_resumed_state_continues_to_the_bit_between_outer_steps() -> None:
     assert torch.equal(whole, resumed)
 
 
-def test_an_interval_shortened_below_the_steps_taken_ends_at_the_next_step() -> None:
+def test_an_interval_cut_below_the_steps_taken_ends_at_the_next() -> None:
     weight = nn.Parameter(torch.eye(4, 6))
     optimizer = MuLoCo1([weight], 0.1, sync_interval=30)
     _train(weight, optimizer, range(7))

@@ -135,7 +135,7 @@ def test_a_resumed_optimizer_continues_to_the_bit() -> None:
         assert torch.equal(a, b)
 
 
-def test_state_is_there_from_the_start_in_float32_whatever_the_parameters_are() -> None:
+def test_state_is_float32_from_the_start_whatever_the_parameters() -> None:
     matrices = [nn.Parameter(torch.ones(8, 12, dtype=torch.bfloat16)) for _ in range(3)]
     gain = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
     optimizer = Muon([{"params": matrices}, {"params": [gain], "algorithm": "adamw"}])

@@ -118,7 +118,7 @@ def test_the_scale_of_the_input_does_not_matter(scale: float, shape: tuple[int, 
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (40, 120), (120, 40)])
-def test_zeros_stay_zeros_and_what_is_not_finite_stays_in_its_matrix(shape: tuple[int, int], backend: str) -> None:
+def test_zeros_stay_and_what_is_not_finite_stays_in_its_matrix(shape: tuple[int, int], backend: str) -> None:
     matrices = random(4, *shape)
     matrices[0] = 0
     matrices[1, 2, 3] = torch.nan
@@ -139,9 +139,7 @@ def test_the_input_is_left_as_it_is(backend: str) -> None:
 
 @pytest.mark.parametrize("shape", [(48, 48), (120, 40), (130, 300)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_halves_are_computed_wider_on_a_cpu_and_given_back_as_they_came(
-    dtype: torch.dtype, shape: tuple[int, int]
-) -> None:
+def test_halves_are_computed_wider_on_a_cpu_and_given_back(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     x = random(2, *shape).to(dtype)
     assert torch.equal(run(x, "cpu"), run(x.float(), "cpu").to(dtype))
 
@@ -175,7 +173,7 @@ def test_threads_divide_the_matrices_of_a_batch(threads: int, monkeypatch: pytes
         torch.set_num_threads(before)
 
 
-def test_a_backend_that_cannot_run_and_a_matrix_without_a_batch_are_refused() -> None:
+def test_a_bad_backend_and_a_matrix_without_a_batch_are_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(4, 6\): must be a batch of matrices"):
         orthogonalize(random(4, 6), named_polynomial("muloco", 5))
     assert choose_backend("auto", torch.device("cpu")) == "cpu"

@@ -130,7 +130,7 @@ def with_the_trainers_parts(inner: type[AdamWConfig | MuonConfig]) -> Callable[[
     ],
     ids=["Muon", "MuLoCo1", "MuLoCo", "DiLoCo"],
 )
-def test_parameters_after_a_hundred_steps_are_those_of_the_published_rule(
+def test_a_hundred_steps_are_those_of_the_published_rule(
     start: Callable[[Transformer], Callable[[int], None]], muon: bool, outer: bool
 ) -> None:
     model = build_model(MODEL, 0, torch.device("cpu"))

@@ -56,7 +56,7 @@ def test_like_nanochat_with_replicas_is_dist_muon(size: int, outcomes: list[dict
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_gradients_that_some_ranks_lack_are_summed_where_they_exist(size: int, outcomes: list[dict[str, Any]]) -> None:
+def test_gradients_that_some_ranks_lack_are_summed(size: int, outcomes: list[dict[str, Any]]) -> None:
     for outcome in outcomes[:size]:
         agree(outcome[f"{size}-True"], alone(size, True))
         for one, other in zip(outcome[f"{size}-True"], outcomes[0][f"{size}-True"], strict=True):

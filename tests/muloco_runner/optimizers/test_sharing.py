@@ -51,7 +51,7 @@ def fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("placement", ["replicas", "sharded"])
-def test_sharing_leads_to_what_one_rank_does_alone_also_through_a_checkpoint(
+def test_sharing_equals_one_rank_also_through_a_checkpoint(
     placement: str, backend: str, outcomes: list[dict[str, Any]], ranks: ModuleType
 ) -> None:
     model, _ = ranks.alone(backend)

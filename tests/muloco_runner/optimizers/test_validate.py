@@ -45,9 +45,7 @@ def matrix(*shape: int) -> nn.Parameter:
     ],
     ids=str,
 )
-def test_a_setting_out_of_its_range_is_refused_of_the_optimizer_and_of_a_group(
-    setting: dict[str, Any], words: str
-) -> None:
+def test_a_setting_out_of_range_is_refused_also_of_a_group(setting: dict[str, Any], words: str) -> None:
     weight = matrix(4, 4)
     with pytest.raises(ValueError, match=re.escape(words)):
         MuLoCo1([{"params": [weight], **setting}])
@@ -77,7 +75,7 @@ def test_a_setting_out_of_its_range_is_refused_of_the_optimizer_and_of_a_group(
     ],
     ids=str,
 )
-def test_a_bad_setting_between_two_steps_is_refused_until_corrected(setting: dict[str, Any], words: str) -> None:
+def test_a_bad_setting_between_steps_is_refused_until_corrected(setting: dict[str, Any], words: str) -> None:
     optimizer = trained(MuLoCo1, (4, 4))
     group = optimizer.param_groups[0]
     good, before = dict(group), [parameter.detach().clone() for parameter in optimizer.state]
@@ -131,7 +129,7 @@ def test_a_key_of_a_group_that_nothing_reads_is_refused(key: str, kind: type[Muo
         kind([{"params": [matrix(4, 4)], key: "adamw"}])
 
 
-def test_groups_of_another_optimizer_with_the_keys_of_its_schedulers_are_taken() -> None:
+def test_groups_with_keys_of_anothers_schedulers_are_taken() -> None:
     first = MuLoCo1([{"params": [("weight", matrix(4, 4))], "name": "hidden"}])
     torch.optim.lr_scheduler.OneCycleLR(first, 0.1, total_steps=9)
     torch.optim.swa_utils.SWALR(first, 0.05)
@@ -195,11 +193,11 @@ SAVED = {
 
 
 @pytest.mark.parametrize("words", SAVED)
-def test_a_saved_state_that_does_not_fit_is_refused_and_changes_nothing(words: str) -> None:
+def test_a_saved_state_that_does_not_fit_changes_nothing(words: str) -> None:
     refuse(SAVED[words]().state_dict(), words)
 
 
-def test_a_saved_state_with_something_missing_or_out_of_range_changes_nothing() -> None:
+def test_a_saved_state_with_a_missing_or_bad_value_changes_nothing() -> None:
     saved = trained(MuLoCo1, (4, 4)).state_dict()
     refuse(without(saved, "exp_avg_sq"), "parameter 1 is anchor, exp_avg, outer_momentum, step; here it must be")
     refuse(of_groups(saved, algorithm="adamw"), "group 0 was saved with adamw; here it is of muon")

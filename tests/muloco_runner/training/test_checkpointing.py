@@ -72,7 +72,7 @@ def trainer_of(run: RunConfig, folder: RunFolder, stop_at: int = 10**9, **execut
 
 
 @pytest.mark.parametrize("how", ["random", "filesystem"])
-def test_a_run_killed_twenty_times_ends_with_the_parameters_of_the_uninterrupted_one(
+def test_a_run_killed_twenty_times_ends_as_the_uninterrupted_one(
     how: str, tiny_run: MakeRun, new_folder: MakeFolder
 ) -> None:
     if how == "random":  # with everything that a checkpoint may hold: errors, and fragments on their way
@@ -151,7 +151,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_loses_no_older_checkpoint_and_training_goes_on(
+def test_a_full_disk_loses_no_checkpoint_and_training_goes_on(
     small_disk: Path, tiny_run: MakeRun, new_folder: MakeFolder, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = tiny_run("diloco", "adamw", num_steps=60)
@@ -179,7 +179,7 @@ def test_a_full_disk_loses_no_older_checkpoint_and_training_goes_on(
     assert_same(final_state(cut, 1), final_state(whole, 1))
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_there_is_one_at_a_time(
+def test_training_goes_on_while_one_checkpoint_is_written(
     tiny_run: MakeRun, new_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tiny_run("diloco", "adamw", num_workers=2, num_steps=30)
@@ -216,7 +216,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_there_is_one_at_a_ti
     assert len(names) == 2
 
 
-def test_a_checkpoint_holds_the_state_of_its_step_however_late_it_is_written(
+def test_a_checkpoint_written_late_holds_the_state_of_its_step(
     tiny_run: MakeRun, new_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tiny_run("diloco", "muon", num_steps=30)
@@ -246,7 +246,7 @@ def _begin_only_at(trainer: Trainer, step: int) -> Callable[..., None]:
     return maybe
 
 
-def test_a_finished_run_killed_before_its_result_has_the_same_result(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
+def test_a_run_killed_before_its_result_has_the_same_result(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
     run = tiny_run("diloco", "muon", num_workers=2)
     folder = new_folder(run)
     expected = trainer_of(run, folder).train()
@@ -259,7 +259,7 @@ def test_a_finished_run_killed_before_its_result_has_the_same_result(tiny_run: M
 
 
 @pytest.mark.parametrize("inner_optimizer", ["adamw", "muon"])
-def test_a_rank_of_a_sharded_run_reads_its_rows_of_a_checkpoint_alone(
+def test_a_sharded_rank_reads_its_rows_of_a_checkpoint_alone(
     inner_optimizer: str, tiny_run: MakeRun, new_folder: MakeFolder
 ) -> None:
     model = ModelConfig(width=128, num_layers=3, head_width=32, vocab_size=256, sequence_length=32)

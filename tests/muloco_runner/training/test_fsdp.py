@@ -103,7 +103,7 @@ def folders(runs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("run", ["two bits", "top k"])
-def test_a_sharded_run_that_was_killed_ends_on_its_ranks_as_if_it_never_had_been(
+def test_a_killed_sharded_run_ends_as_the_uninterrupted_one(
     run: str, folders: dict[tuple[str, str], RunFolder]
 ) -> None:
     resumed = folders[run, "on two"]
@@ -113,7 +113,7 @@ def test_a_sharded_run_that_was_killed_ends_on_its_ranks_as_if_it_never_had_been
     assert losses_of(resumed) == losses_of(folders[run, "whole"])
 
 
-def test_a_sharded_run_that_was_killed_goes_on_as_a_whole_model_on_one_rank(
+def test_a_killed_sharded_run_goes_on_whole_on_one_rank(
     folders: dict[tuple[str, str], RunFolder], runs: dict[str, RunConfig]
 ) -> None:
     moved, method = folders["top k", "on one"], runs["top k"].method

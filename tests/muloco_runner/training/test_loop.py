@@ -65,7 +65,7 @@ def test_every_algorithm_learns(
 
 
 @pytest.mark.parametrize("inner_optimizer", ["adamw", "muon"])
-def test_diloco_of_one_worker_with_lr_one_and_no_momentum_is_data_parallel(
+def test_diloco_of_one_worker_and_lr_one_is_data_parallel(
     inner_optimizer: str, tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
 ) -> None:
     plain = OuterSgdConfig(lr=1.0, momentum=0.0)
@@ -145,7 +145,7 @@ def test_a_run_that_ends_far_above_its_first_loss_diverged(
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_the_result_is_the_synchronised_model_at_the_exact_end_of_the_budget(
+def test_the_result_is_the_synchronised_model_at_the_budgets_end(
     num_workers: int, tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
 ) -> None:
     # 23 steps: the last outer step, after 3 inner ones, belongs to the budget.

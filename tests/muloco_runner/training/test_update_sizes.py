@@ -81,7 +81,7 @@ def test_a_runs_records_hold_them_every_interval(
     assert any(line.startswith("AdamW") and line.endswith("head: named head") for line in lines)
 
 
-def test_the_hardware_view_counts_no_embedding_and_counts_attention() -> None:
+def test_the_hardware_view_counts_attention_and_no_embedding() -> None:
     shares = utilisations_at(RunConfig(model=LADDER_150M), 1e6, 1e15)
     assert shares["mfu"] / shares["hardware_mfu"] == pytest.approx(1.63, abs=0.005)
     n, v, width, layers, length = LADDER_150M.num_params, 128_256, 512, 6, 2048

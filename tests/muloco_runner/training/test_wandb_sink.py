@@ -20,7 +20,7 @@ MakeFolder = Callable[..., RunFolder]
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_records_go_to_offline_files_under_the_runs_name_and_the_key_goes_nowhere(
+def test_offline_records_have_the_runs_name_and_not_the_key(
     tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb")

@@ -94,7 +94,7 @@ def test_every_kind_of_cluster_has_a_backend(kind: str) -> None:
     assert backend_of(kind, "kind").title
 
 
-def test_old_names_of_settings_are_read_with_a_line_in_files_and_silently_in_definitions(
+def test_old_names_warn_in_files_and_are_silent_in_definitions(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     old = {**GOOD, "hang_minutes": 5.0, "doubt_seconds": 7.0}
@@ -107,7 +107,7 @@ def test_old_names_of_settings_are_read_with_a_line_in_files_and_silently_in_def
     assert not capsys.readouterr().err
 
 
-def test_a_kind_in_the_table_is_open_to_cluster_files_and_to_multirun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kind_in_the_table_serves_cluster_files_and_multirun(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("pbs_backend")
     make = cast(Any, lambda config, folder: f"cluster {config.name}")
     setattr(module, "BACKEND", Backend("PBS", make, lambda config: config, 5.0, ("queue",)))  # noqa: B010

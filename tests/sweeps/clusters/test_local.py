@@ -226,7 +226,7 @@ def test_an_interrupt_while_a_slot_starts_is_not_lost(root: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_controller_killed_over_and_over_loses_nothing_and_repeats_nothing(root: Path, seed: int) -> None:
+def test_a_controller_killed_repeatedly_loses_and_repeats_nothing(root: Path, seed: int) -> None:
     plans: dict[str, dict[str, Any]] = {f"w{n}": {"seconds": 0.3} for n in range(10)}
     for kill in range(4):
         process = start_controller(root, plans)

@@ -104,7 +104,7 @@ def test_group_limits_of_every_level_bind(accounting: Accounting) -> None:
     assert limits["account lab GrpTRESMins gres/gpu", Resource.GPU_HOURS] == (10_000, 200)
 
 
-def test_of_limits_on_one_user_the_first_level_that_sets_one_decides(accounting: Accounting) -> None:
+def test_of_a_users_limits_the_first_level_that_sets_one_decides(accounting: Accounting) -> None:
     limits = found(accounting)
     assert limits["QOS normal MaxJobsPU", Resource.JOBS] == (6, 3)
     assert ("user root MaxJobs", Resource.JOBS) not in limits

@@ -167,7 +167,7 @@ def test_settings_of_the_whole_cluster_hold_in_each_allocation() -> None:
         read_cluster("c", {"kind": "slurm", "setup": "x", "allocations": entries})
 
 
-def test_the_launcher_has_every_setting_and_its_defaults_say_nothing() -> None:
+def test_the_launcher_has_every_setting_unset_by_default() -> None:
     fields = {f.name for f in dataclasses.fields(QuotaLauncherConf)}
     assert set(OPTION_KEYS) <= fields
     launcher = {**dataclasses.asdict(QuotaLauncherConf()), "cluster": "slurm", "root": "r"}

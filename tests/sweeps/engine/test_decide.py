@@ -158,7 +158,7 @@ failures = st.lists(
     speed=st.sampled_from([0.3, 1.0, 1.7]),
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_any_history_keeps_the_quota_and_ends_with_every_run_settled(
+def test_any_history_keeps_the_quota_and_settles_every_run(
     asked: list[tuple[tuple[int, int, float], list[Cause]]],
     quotas: list[int],
     others: int,
@@ -183,7 +183,7 @@ def test_any_history_keeps_the_quota_and_ends_with_every_run_settled(
     assert all(count <= 1 for count in history.finished.values())
 
 
-def test_a_wide_run_is_not_starved_by_narrow_ones_that_keep_coming_free() -> None:
+def test_a_wide_run_is_not_starved_by_narrow_ones() -> None:
     # Staggered narrow runs: without a reservation four nodes would never be free together.
     narrow = [work(f"n{n:03d}", minutes=60 + n % 7) for n in range(100)]
     state = state_of(*narrow)
@@ -218,7 +218,7 @@ def test_small_runs_share_whole_nodes_and_nothing_else_does() -> None:
     assert all(len(request.attempts) == 1 for request in apart.submit)
 
 
-def test_what_a_pack_leaves_free_is_filled_with_narrower_runs_that_are_not_longer() -> None:
+def test_what_a_pack_leaves_free_takes_narrower_runs_not_longer() -> None:
     works = [work("four", gpus=4, minutes=60), work("two", gpus=2, minutes=60), work("long", gpus=1, minutes=90)]
     works += [work(f"one{n}", gpus=1, minutes=30) for n in range(3)]
     plan = History(state_of(*works), cluster_of(QuotaConfig(nodes=10))).tick()
@@ -226,7 +226,7 @@ def test_what_a_pack_leaves_free_is_filled_with_narrower_runs_that_are_not_longe
     assert packs == [["four", "two", "one0", "one1"], ["long", "one2"]]
 
 
-def test_of_two_allocations_the_one_whose_queue_is_empty_gets_the_next_run() -> None:
+def test_the_next_run_goes_where_the_queue_is_empty() -> None:
     works = [work(f"r{n}") for n in range(6)]
     history = History(state_of(*works), cluster_of(QuotaConfig(nodes=3), QuotaConfig(nodes=3)))
     queued = JobRequest("s-000001", "a0", (Attempt(works[0], 1),), 1, 8, 1, 60.0)
@@ -235,7 +235,7 @@ def test_of_two_allocations_the_one_whose_queue_is_empty_gets_the_next_run() -> 
     assert [request.allocation for request in plan.submit] == ["a1", "a1", "a1", "a0", "a0"]
 
 
-def test_a_long_run_goes_where_it_need_not_queue_anew_for_each_piece() -> None:
+def test_a_long_run_goes_where_its_pieces_need_not_queue() -> None:
     cluster = cluster_of(QuotaConfig(nodes=3), QuotaConfig(nodes=3))
     cluster.allocations[0].max_wall_minutes = 30
     long, short, standing = work("long", minutes=300), work("short", minutes=10), work("standing")
@@ -251,7 +251,7 @@ def decide_at_noon(history: History) -> Plan:
     return decide(history.state, history.cluster, history.limits(), NOON)
 
 
-def test_under_a_lowered_quota_the_newest_jobs_that_wait_are_taken_back() -> None:
+def test_a_lowered_quota_takes_back_the_newest_waiting_jobs() -> None:
     works = [work(f"r{n}") for n in range(4)]
     history = History(state_of(*works), cluster_of(QuotaConfig(nodes=4)))
     for n, one in enumerate(works):
@@ -270,7 +270,7 @@ def test_under_a_lowered_quota_the_newest_jobs_that_wait_are_taken_back() -> Non
     assert decide_at_noon(history).cancel_pending == ["s-0"]
 
 
-def test_a_limit_that_the_cluster_keeps_takes_back_only_what_could_never_start() -> None:
+def test_a_clusters_limit_takes_back_only_what_could_never_start() -> None:
     works = [work("wide", nodes=2), work("narrow")]
     history = History(state_of(*works), cluster_of(QuotaConfig(nodes=4)))
     for one in works:
@@ -348,7 +348,7 @@ def test_own_limits_changed_while_running_bind_at_once() -> None:
     assert len(history.tick().submit) == 3
 
 
-def test_the_published_study_ends_within_five_percent_of_the_lower_bound() -> None:
+def test_the_published_study_ends_near_the_lower_bound() -> None:
     # 2,200 runs of the shapes of five sizes: cost grows with the square of the size, width with the size.
     shapes = [(1, 1, 3.0, 900), (1, 2, 12.0, 600), (1, 8, 30.0, 400), (2, 8, 60.0, 250), (8, 8, 240.0, 50)]
     works = [
@@ -373,7 +373,7 @@ def test_a_cap_on_gpu_hours_binds_over_all_allocations_together() -> None:
     assert history.tick().unschedulable
 
 
-def test_bad_nodes_are_forgiven_after_hours_and_never_too_many_at_once() -> None:
+def test_bad_nodes_are_forgiven_and_never_too_many_at_once() -> None:
     state = state_of(work("a"))
     for n in range(30):
         state.apply(
@@ -407,7 +407,7 @@ def priced(*prices: float | dict[str, float], nodes: int = 2) -> ClusterConfig:
     return cluster
 
 
-def test_of_allocations_that_end_alike_the_cheapest_is_filled_first() -> None:
+def test_of_equal_allocations_the_cheapest_is_filled_first() -> None:
     works = [work(f"r{n}") for n in range(5)]
     history = History(state_of(*works), priced(2.0, {"p": 1.0, "q": 1.5}, 3.0))
     assert [request.allocation for request in history.tick().submit] == ["a1", "a1", "a0", "a0", "a2"]
@@ -437,7 +437,7 @@ def moves_of(history: History) -> dict[str, str]:
     return {move.tag: move.to for move in plan.moves}
 
 
-def test_pending_jobs_move_to_an_allocation_that_frees_up_without_a_count() -> None:
+def test_pending_jobs_move_to_a_freed_allocation_without_a_count() -> None:
     history = History(state_of(*[work(f"r{n}") for n in range(3)]), cluster_of(*[QuotaConfig(nodes=2)] * 2))
     tags = [pend(history, "r0", "a0", waited=30), pend(history, "r1", "a0", waited=6)]
     history.others = {"a1": 2}
@@ -454,7 +454,7 @@ def test_pending_jobs_move_to_an_allocation_that_frees_up_without_a_count() -> N
     assert (request.allocation, request.attempts[0].number) == ("a1", 1)
 
 
-def test_jobs_keep_their_place_for_a_while_and_where_nothing_is_better() -> None:
+def test_jobs_keep_their_place_where_nothing_is_better() -> None:
     history = History(state_of(work("r0"), work("r1")), cluster_of(*[QuotaConfig(nodes=2)] * 2))
     pend(history, "r0", "a0", waited=4.9)
     assert moves_of(history) == {}

@@ -35,7 +35,7 @@ def test_memory(need: Need, causes: list[Cause], expected: tuple[float | None, b
     assert job_memory([run_with(need, *causes)], AllocationConfig("a")) == expected
 
 
-def test_a_pack_has_its_node_together_and_an_allocation_may_say_what_runs_do_not() -> None:
+def test_a_pack_shares_its_nodes_memory_and_an_allocation_sets_it() -> None:
     allocation = AllocationConfig("a", whole_nodes=True, memory_gigabytes=2.0, max_memory_gigabytes=4.0)
     pack = [run_with(Need()), run_with(Need(), OUT)]
     assert job_memory(pack[:1], allocation) == (2.0, True)

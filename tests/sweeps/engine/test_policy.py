@@ -41,7 +41,7 @@ def test_one_asked_to_stop_long_before_its_time_was_preempted() -> None:
     assert cause_of(stopped, JobEnd.EXITED, 75, True) is Cause.PREEMPTED
 
 
-def test_one_that_saved_itself_when_a_person_cancelled_it_was_not_preempted() -> None:
+def test_one_that_saved_itself_when_cancelled_was_not_preempted() -> None:
     for early in (True, False):
         stopped = Ending(ExitCode.WANTS_MORE_TIME, "host", 0.0, 1.0, stopped_early=early)
         cause = cause_of(stopped, JobEnd.CANCELLED, 75, True)
@@ -147,7 +147,7 @@ def test_a_finished_run_is_done_whatever_came_before() -> None:
         ("    JobEnd.LOST: Cause.LOST,\n", "", "JobEnd LOST"),
     ],
 )
-def test_a_cause_an_exit_code_or_an_end_without_a_row_fails_at_import(old: str, new: str, missing: str) -> None:
+def test_a_cause_code_or_end_without_a_row_fails_at_import(old: str, new: str, missing: str) -> None:
     source = Path(policy.__file__).read_text()
     assert source.count(old) == 1
     exec(compile(source, policy.__file__, "exec"), {"__name__": policy.__name__})

@@ -281,7 +281,7 @@ SIXTEEN = ClusterConfig(
 
 
 @pytest.mark.parametrize("faults", [FaultModel(), FAIR])
-def test_the_published_study_comes_within_five_percent_of_the_lower_bound(faults: FaultModel) -> None:
+def test_the_published_study_comes_near_the_lower_bound(faults: FaultModel) -> None:
     outcome = simulate(study(2200), SIXTEEN, faults)
     assert outcome.state.counts["done"] == 2200
     assert outcome.lower_bound_minutes is not None

@@ -76,7 +76,7 @@ def test_a_holder_that_was_replaced_learns_it_before_it_writes(tmp_path: Path) -
     new.renew()
 
 
-def test_a_late_release_by_a_replaced_holder_leaves_the_new_one_in_peace(tmp_path: Path) -> None:
+def test_a_replaced_holders_late_release_harms_no_new_one(tmp_path: Path) -> None:
     old = Lease(tmp_path)
     pretend_other_host(old, 2 * TTL_SECONDS)
     new = Lease(tmp_path)

@@ -82,7 +82,7 @@ def replayed(folder: SweepFolder) -> dict[str, object]:
         aside.rename(folder.snapshot_file)
 
 
-def test_a_snapshot_and_the_lines_after_it_say_what_the_whole_ledger_says(midway: SweepFolder) -> None:
+def test_a_snapshot_and_later_lines_equal_the_whole_ledger(midway: SweepFolder) -> None:
     replay = midway.read_state(midway.read_definition())
     whole = sum(1 for _ in midway.ledger_file.open())
     assert 0 < replay.num_events < whole

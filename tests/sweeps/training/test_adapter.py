@@ -17,7 +17,7 @@ ADAPTERS = {"sweeps.training.entry:train": TRAINING, "sweeps.hydra_apps.program:
 
 
 @pytest.mark.parametrize("entry", ADAPTERS)
-def test_what_is_adjusted_is_a_parameter_of_the_entry_and_follows_from_a_cause_that_adjusts(entry: str) -> None:
+def test_adjustments_are_parameters_of_the_entry_and_have_a_cause(entry: str) -> None:
     for cause, parameter in ADAPTERS[entry].adjustments.items():
         assert RULES[Cause(cause)].adjusts
         assert parameter in inspect.signature(resolve_entry(entry)).parameters
@@ -30,7 +30,7 @@ def test_an_empty_folder_reports_nothing(adapter: Adapter, tmp_path: Path) -> No
     assert reports.measured_minutes(tmp_path) is None
 
 
-def test_a_heartbeat_says_how_far_a_run_is_and_how_long_it_still_takes(tmp_path: Path) -> None:
+def test_a_heartbeat_says_how_far_a_run_is_and_what_is_left(tmp_path: Path) -> None:
     status = RunStatus("r", "running", step=50, num_steps=200, tokens=5000, checkpoint_step=40, attempt=3)
     status.tokens_per_second, status.loss = 10.0, 2.5
     RunFolder(tmp_path).write_status(status)

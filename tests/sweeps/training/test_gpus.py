@@ -22,7 +22,7 @@ def gpus(given: int | str = "auto", gigabytes: float = 80.0, **execution: Any) -
     return Gpus(ClusterConfig("c", "slurm", allocations, gpus_per_run=given), ExecutionConfig(**execution))
 
 
-def test_a_run_gets_the_study_s_number_or_the_fewest_more_that_it_fits() -> None:
+def test_a_run_gets_the_studys_number_or_the_fewest_that_fit() -> None:
     run = run_of("3.1b", "algorithm=muloco")
     assert gpus().number_of(run) == 8
     sharded = gpus(gigabytes=10)
@@ -34,7 +34,7 @@ def test_a_run_gets_the_study_s_number_or_the_fewest_more_that_it_fits() -> None
         gpus(gigabytes=10, sharding="none").number_of(run)  # of copies, more do not help
 
 
-def test_a_given_number_is_taken_or_refused_with_the_smallest_that_fits() -> None:
+def test_a_given_number_is_taken_or_the_smallest_fit_is_named() -> None:
     run = run_of("3.1b", "algorithm=diloco")
     assert gpus(16).number_of(run) == 16
     with pytest.raises(ConfigError) as caught:

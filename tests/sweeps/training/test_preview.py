@@ -87,7 +87,7 @@ def test_every_sweep_file_has_a_plan_where_there_is_no_slurm(
     assert all(0 < run["memory"]["bytes"] < run["memory"]["gpu_bytes"] for run in plan_as_dict(found)["runs"])
 
 
-def test_the_clusters_own_limits_count_and_so_do_other_peoples_jobs(tmp_path: Path) -> None:
+def test_the_clusters_limits_and_other_peoples_jobs_count(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, 4, *[Need(1, 8, 1, 0, 60)] * 4)
     assert preview(sweep, Limits()).makespan_minutes == pytest.approx(60)
     limit = Limit("QOS normal GrpTRES.node", Resource.NODES, 3, used_by_others=1)
