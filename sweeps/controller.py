@@ -30,7 +30,15 @@ from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.decide import Plan, decide
 from sweeps.engine.durations import Estimates
 from sweeps.engine.outcome import Outcome
-from sweeps.engine.policy import IDENTICAL_FAILURES, RULES, Cause, cause_beside_cancelled, cause_of, how_it_ended
+from sweeps.engine.policy import (
+    IDENTICAL_FAILURES,
+    RULES,
+    Cause,
+    cause_beside_cancelled,
+    cause_of,
+    changed_retries,
+    how_it_ended,
+)
 from sweeps.engine.quota import VerdictKind, all_limits
 from sweeps.engine.sweep_state import SweepState, TrackedJob, failure_group
 from sweeps.engine.work import Work
@@ -189,6 +197,7 @@ class Controller:
         if self.observation.complete:
             self._reconcile_orphaned_jobs()
         self._hold_identical_failures()
+        self._stop_after_failures()
         limits = all_limits(self.config, self.cluster.limits(self.state.jobs.__contains__), self.state)
         plan = decide(self.state, self.config, limits, now, self.estimates.minutes_of)
         for tag in plan.cancel_pending:
@@ -340,7 +349,12 @@ class Controller:
             # Nobody saw it start: it may have held its nodes all the time that it could.
             spans = [(max(job.intended_at, now - 60 * job.request.wall_minutes), now)]
         gpu_hours = _gpu_hours(job.request, spans)
-        self._record("ended", tag=job.tag, endings=endings, gpu_hours=gpu_hours, struck_nodes=sorted(failed_nodes))
+        changed = changed_retries(self.config.retries, self.config.max_timeouts)
+        # In the ledger, so that replaying it decides as was decided, whatever is set by then.
+        as_set = {"retries": changed} if changed else {}
+        self._record(
+            "ended", tag=job.tag, endings=endings, gpu_hours=gpu_hours, struck_nodes=sorted(failed_nodes), **as_set
+        )
         for seen_at in (
             self._ended_since,
             self._missing_since,
@@ -378,6 +392,19 @@ class Controller:
             if waiting:
                 why = f"{len(names)} runs crashed in the same way: {detail}; fix it, then `retry`"
                 self._record("held", runs=waiting, why=why)
+
+    def _stop_after_failures(self) -> None:
+        """Holds all waiting runs once as many have failed as the cluster's setting allows."""
+        most = self.config.stop_after_failures
+        if most is None or len(self.state.failed) < most:
+            return
+        waiting = [run.work.name for queue in self.state.waiting.values() for run in queue]
+        if waiting:
+            why = (
+                f"so many runs have failed that no more start (stop_after_failures={most}): correct what those say; "
+                "`retry` starts whatever it names, and counts failures anew"
+            )
+            self._record("held", runs=waiting, why=why)
 
     def _find_finished(self) -> None:
         """Runs whose result is there already, from this sweep or any other."""

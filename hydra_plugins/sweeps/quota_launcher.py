@@ -106,6 +106,12 @@ class QuotaLauncherConf:
     without GPUs are not), max_wall_minutes (1440)."""
     on_alike_failures: str = "go_on"
     """Once three jobs have crashed with the same message: `hold` the others, or `go_on`."""
+    retries: int = 1
+    """A job that crashed, or whose `setup` failed, is tried again so many times since its newest checkpoint."""
+    max_timeouts: int = 2
+    """A job that reaches its time limit so many times without a new checkpoint is held."""
+    stop_after_failures: int | None = None
+    """Once so many jobs have failed for good no other is submitted; those that were go on. null for never."""
     tick_seconds: float | None = None
     """Interval at which the cluster is observed; null takes 0.1 on this machine, 30 under SLURM."""
     root: str = "multirun"

@@ -88,7 +88,7 @@ def explain_run(arguments: Arguments) -> ExitCode:
     folder, run, snapshot = find_run(arguments)
     reason = snapshot.reason(run)
     longest = max(allocation.max_wall_minutes for allocation in snapshot.config.allocations)
-    lines = explain(run, reason, last_words(run, folder.cluster_dir), time.time(), longest)
+    lines = explain(run, reason, last_words(run, folder.cluster_dir), time.time(), longest, snapshot.config.retries)
     if arguments.json:
         print(json.dumps({"sweep": folder.name, **row(run, reason), "history": lines}))
     else:

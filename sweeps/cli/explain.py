@@ -8,7 +8,7 @@ from typing import Any
 
 from sweeps.engine.counters import Counters
 from sweeps.engine.decide import next_attempt_number
-from sweeps.engine.policy import RULES, Cause
+from sweeps.engine.policy import Cause
 from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.run_states import AttemptState, RunState
 from sweeps.engine.sweep_state import SweepState
@@ -88,10 +88,11 @@ def row(run: RunState, reason: str) -> dict[str, Any]:
     }
 
 
-def explain(run: RunState, reason: str, words: str, now: float, longest_minutes: float) -> list[str]:
+def explain(run: RunState, reason: str, words: str, now: float, longest_minutes: float, retries: int) -> list[str]:
     """Return the whole history of a run and what happens next, one sentence a line.
 
-    `words` are the newest attempt's last (`last_words`); `longest_minutes` are the most that a job may ask for.
+    `words` are the newest attempt's last (`last_words`); `longest_minutes` are the most that a job may ask for;
+    `retries` is the cluster's setting.
     """
     labels = ", ".join(f"{key}={value}" for key, value in run.work.labels.items())
     need = run.work.need
@@ -105,7 +106,7 @@ def explain(run: RunState, reason: str, words: str, now: float, longest_minutes:
         lines.append("It has not been tried by this sweep.")
     elif words and not run.done and not run.in_flight:
         lines.append(f"Its last attempt said: {words}")
-    return [*lines, _next(run, reason, longest_minutes)]
+    return [*lines, _next(run, reason, longest_minutes, retries)]
 
 
 def _sentence(attempt: AttemptState, now: float) -> str:
@@ -125,21 +126,21 @@ def _sentence(attempt: AttemptState, now: float) -> str:
     return f"{head}{start}{where} and ended{took}, {attempt.cause.value}{detail}.{saved}"
 
 
-def _next(run: RunState, reason: str, longest_minutes: float) -> str:
+def _next(run: RunState, reason: str, longest_minutes: float, retries: int) -> str:
     if run.done:
         return "It is done."
     if run.held is not None:
         return f"It is held ({run.held}). `muloco-sweep retry` tries it again."
     if run.in_flight:
-        return f"Next: the end of attempt {run.attempts[-1].number}. {_if_it_fails(run)}"
+        return f"Next: the end of attempt {run.attempts[-1].number}. {_if_it_fails(run, retries)}"
     wall = duration(60 * wall_minutes(run, longest_minutes, minutes_left(run)))
     because = f"; it waits: {reason}" if reason else ""
     return f"Next: attempt {next_attempt_number(run)}, asking for {wall}{because}."
 
 
-def _if_it_fails(run: RunState) -> str:
+def _if_it_fails(run: RunState, retries: int) -> str:
     crashed = sum(attempt.cause is Cause.CRASH for attempt in run.attempts if attempt.number > run.released_after)
-    left = max(0, (RULES[Cause.CRASH].retries or 0) - crashed)
+    left = max(0, retries - crashed)
     return f"If it crashes, it is tried {left} more time(s) and then held."
 
 

@@ -90,6 +90,15 @@ class ClusterConfig:
     """GPUs that a training run gets; auto: as many as the published study gave it, or the fewest more that it fits."""
     on_alike_failures: str = "hold"
     """Once three runs of a group have crashed with the same message: `hold` the others, or `go_on`."""
+    retries: int = 1
+    """A run that has crashed, or whose `setup` has failed, is tried again so many times, counted for each of the two
+    since its newest checkpoint; then it is held."""
+    max_timeouts: int = 2
+    """A run that reaches its time limit so many times without a new checkpoint is held, as is one that so many times
+    was asked to stop before it and saved none. Preemptions and failed nodes do not count."""
+    stop_after_failures: int | None = None
+    """Once so many runs are held for how they ended, none is submitted any more, until someone says `retry`: then
+    failures are counted anew. What has been submitted goes on. None for never."""
     setup: list[str] = field(default_factory=list)
     """Lines of shell that a job runs first, such as `module load cuda`."""
     controller: dict[str, Any] = field(default_factory=dict)
@@ -153,6 +162,9 @@ def parse_cluster(name: str, values: Mapping[str, Any], option_keys: Collection[
     if cluster.on_alike_failures not in ALIKE_FAILURES:
         allowed = " or ".join(ALIKE_FAILURES)
         raise ConfigError(f"{where}: on_alike_failures={cluster.on_alike_failures!r}: must be {allowed}")
+    check_whole_numbers(where, cluster, retries=0, max_timeouts=1)
+    if cluster.stop_after_failures is not None:
+        check_whole_numbers(where, cluster, stop_after_failures=1)
     given = cluster.gpus_per_run
     if given != "auto" and not (_is_number(given) and float(given).is_integer() and float(given) >= 1):
         raise ConfigError(f"{where}: gpus_per_run={given!r}: must be a whole number, at least 1, or auto")
@@ -215,6 +227,13 @@ def check_numbers(at: str, config: object, **least: float) -> None:
         value = getattr(config, name)
         if not _is_number(value) or value < bound:
             raise ConfigError(f"{at}.{name}={value}: must be a number, at least {bound}")
+
+
+def check_whole_numbers(at: str, config: object, **least: int) -> None:
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < bound:
+            raise ConfigError(f"{at}: {name}={value!r}: must be a whole number, at least {bound}")
 
 
 def _is_number(value: Any) -> bool:

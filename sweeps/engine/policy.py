@@ -61,10 +61,12 @@ class Rule:
     """The next attempts run with what the work's adapter adjusts after this cause."""
     holds_group: bool = False
     """`IDENTICAL_FAILURES` runs that end so with one message hold the others of their group."""
+    is_failure: bool = True
+    """A run that is held for it has failed: neither the cluster nor a person has ended it."""
     done: bool = False
     """Nothing is left to do."""
     advice: str = ""
-    """What a person can do about a run that is held."""
+    """What a person can do about a run that is held. "{again}" and "{attempts}" stand for how often it ended so."""
 
 
 IDENTICAL_FAILURES = 3
@@ -72,7 +74,7 @@ IDENTICAL_FAILURES = 3
 _LONGEST_BACKOFF_SECONDS = 3600.0
 _MOST_FAILURES = 10
 """So many failures of one kind are too many, also where each attempt gets a little further."""
-_NO_PROGRESS = "no new checkpoint in two attempts: give it more wall time or checkpoint more often"
+_NO_PROGRESS = "no new checkpoint in {attempts}: give it more wall time or checkpoint more often"
 
 RULES: dict[Cause, Rule] = {
     Cause.FINISHED: Rule(0, done=True),
@@ -81,11 +83,17 @@ RULES: dict[Cause, Rule] = {
     Cause.TIMEOUT: Rule(1, free_with_progress=True, doubles_wall_time=True, advice=_NO_PROGRESS),
     # Not the run's fault, whatever it had done by then.
     Cause.PREEMPTED: Rule(
-        50, 5.0, free_with_progress=True, advice="preempted over and over: use an allocation of higher priority"
+        50,
+        5.0,
+        free_with_progress=True,
+        is_failure=False,
+        advice="preempted over and over: use an allocation of higher priority",
     ),
     Cause.STOPPED: Rule(None, free_with_progress=True),
-    Cause.NODE_FAILURE: Rule(5, 5.0, excludes_node=True, advice="lost its node over and over: ask the administrators"),
-    Cause.LOST: Rule(5, 1.0, advice="vanished over and over: look at the scheduler's log"),
+    Cause.NODE_FAILURE: Rule(
+        5, 5.0, excludes_node=True, is_failure=False, advice="lost its node over and over: ask the administrators"
+    ),
+    Cause.LOST: Rule(5, 1.0, is_failure=False, advice="vanished over and over: look at the scheduler's log"),
     Cause.LAUNCH_FAILURE: Rule(3, 30.0, excludes_node=True, advice="could not be started: see its attempts' folder"),
     Cause.SETUP_FAILED: Rule(
         1,
@@ -102,16 +110,18 @@ RULES: dict[Cause, Rule] = {
         advice="set memory_gigabytes, and max_memory_gigabytes for what it may be given after that",
     ),
     Cause.CRASH: Rule(
-        1, 5.0, excludes_node=True, holds_group=True, advice="crashed again: correct what it says, then `retry`"
+        1, 5.0, excludes_node=True, holds_group=True, advice="crashed{again}: correct what it says, then `retry`"
     ),
     Cause.CANNOT_WRITE: Rule(
         1, 5.0, advice="nothing can be written into its folder: make room or fix it, then `retry`"
     ),
     Cause.HANG: Rule(2, 5.0, excludes_node=True, advice="stopped answering over and over: see what it did last"),
     Cause.CONFIG_CANNOT_RUN: Rule(0, advice="cannot run as configured: correct the config or the data path"),
-    Cause.CANCELLED: Rule(0, advice="cancelled by hand: `retry` starts it again"),
+    Cause.CANCELLED: Rule(0, is_failure=False, advice="cancelled by hand: `retry` starts it again"),
     # Whoever did it wants the nodes for something else: to queue the run again would be to argue.
-    Cause.CANCELLED_OUTSIDE: Rule(0, advice="not by this sweep: `retry` continues from its checkpoint"),
+    Cause.CANCELLED_OUTSIDE: Rule(
+        0, is_failure=False, advice="not by this sweep: `retry` continues from its checkpoint"
+    ),
     # Nobody wanted it to end: it shared the job of a run that was cancelled.
     Cause.CANCELLED_WITH_JOB: Rule(None, free_with_progress=True),
 }
@@ -225,18 +235,36 @@ class NextStep:
     wait_seconds: float = 0.0
 
 
-def after(attempts: Sequence[PastAttempt]) -> NextStep:
-    """`attempts` are those of one run since it was last released by hand, oldest first."""
+def changed_retries(retries: int, max_timeouts: int) -> dict[str, int]:
+    """`Rule.retries` where a cluster's settings (`ClusterConfig`) change them, by the cause's value."""
+    wanted = {
+        Cause.CRASH: retries,
+        Cause.SETUP_FAILED: retries,
+        Cause.TIMEOUT: max_timeouts - 1,
+        Cause.WANTS_MORE_TIME: max_timeouts - 1,
+    }
+    return {cause.value: most for cause, most in wanted.items() if most != RULES[cause].retries}
+
+
+def after(attempts: Sequence[PastAttempt], changed: Mapping[str, int] | None = None) -> NextStep:
+    """What follows from the last of one run's `attempts`, those since it was last released by hand, oldest first.
+
+    `changed` is what was set when the last one ended (`changed_retries`).
+    """
     cause = attempts[-1].cause
     rule = RULES[cause]
     if rule.done:
         return NextStep(done=True)
     same = _since_progress(attempts).count(cause)
     in_all = sum(attempt.cause is cause for attempt in attempts)
-    too_many = rule.retries is not None and same > rule.retries
+    retries = (changed or {}).get(cause.value, rule.retries)
+    too_many = retries is not None and same > retries
     too_many = too_many or (rule.only_if_changed and not attempts[-1].can_change)
-    if too_many or (in_all >= _MOST_FAILURES and not rule.free_with_progress):
-        return NextStep(hold=f"{cause.value}: {rule.advice}")
+    most_in_all = max(_MOST_FAILURES, (retries or 0) + 1)
+    if too_many or (in_all >= most_in_all and not rule.free_with_progress):
+        attempts_in_words = {1: "one attempt", 2: "two attempts"}.get(same, f"{same} attempts")
+        advice = rule.advice.format(again=" again" if in_all > 1 else "", attempts=attempts_in_words)
+        return NextStep(hold=f"{cause.value}: {advice}")
     doublings = min(32, max(0, same - 1))
     return NextStep(wait_seconds=min(_LONGEST_BACKOFF_SECONDS, rule.backoff_seconds * 2.0**doublings))
 

@@ -84,6 +84,8 @@ class SweepState:
     """GPU-hours of attempts that have ended, by allocation."""
     crashes: dict[tuple[str, object], set[str]] = field(default_factory=dict)
     """Runs whose last attempt crashed, by message and `failure_group`."""
+    failed: set[str] = field(default_factory=set)
+    """Runs that are held for how they ended (`Rule.is_failure`), since someone last said `retry`."""
 
     @classmethod
     def of(cls, works: Sequence[Work], prefix: str = "") -> SweepState:
@@ -209,10 +211,12 @@ class SweepState:
                 attempt.started_at = ending["started_at"]
             attempts = past_attempts(run)
             attempts[-1] = replace(attempts[-1], can_change=self.jobs[event["tag"]].request.memory_can_grow)
-            step = after(attempts)
+            step = after(attempts, event.get("retries"))
             run.done = step.done
             run.held = step.hold
             run.not_before = event["time"] + step.wait_seconds
+            if step.hold is not None and RULES[attempts[-1].cause].is_failure:
+                self.failed.add(run.work.name)
             self._enter(run)
         if event["tag"] in self.jobs:
             allocation = self.jobs[event["tag"]].request.allocation
@@ -228,6 +232,7 @@ class SweepState:
             self._enter(run)
 
     def _released(self, event: Event) -> None:
+        self.failed.clear()
         for run in self._named(event["runs"]):
             self._leave(run)
             run.held, run.not_before = None, 0.0
@@ -244,6 +249,7 @@ class SweepState:
         for run in self._named(event["runs"]):
             self._leave(run)
             run.done = True
+            self.failed.discard(run.work.name)
             self._enter(run)
 
     def _paused(self, event: Event) -> None:

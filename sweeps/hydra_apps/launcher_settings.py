@@ -17,6 +17,8 @@ _NAME = "hydra.launcher"
 _ALLOCATION_KEYS = tuple(
     f.name for f in dataclasses.fields(AllocationConfig) if f.name not in ("name", "gpu_gigabytes", "options")
 )
+_OF_THE_CLUSTER = ("on_alike_failures", "retries", "max_timeouts", "stop_after_failures")
+"""Settings that hold for the whole cluster and are called alike in its file."""
 _SHARE_EXPECTED = 0.5
 """A job is expected to take this share of the time it asks for, since nothing else is known."""
 
@@ -137,7 +139,7 @@ def cluster_of(launcher: Mapping[str, Any], needs: Sequence[Need]) -> ClusterCon
         quota = {**shared["quota"], **own.get("quota", {})}
         allocations.append(backend.fill_allocation({**shared, **own, "name": name, "quota": quota}, needs))
     values: dict[str, Any] = {"kind": kind, "allocations": allocations, "setup": launcher["setup"]}
-    values["on_alike_failures"] = launcher["on_alike_failures"]
+    values |= {name: launcher[name] for name in _OF_THE_CLUSTER}
     values["tick_seconds"] = launcher["tick_seconds"] or backend.tick_seconds
     values["device"] = "auto" if any(need.gpus_per_node for need in needs) else "cpu"
     return read_cluster(_NAME, values)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from muloco_runner.record import write_atomically
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.counters import Counters
-from sweeps.engine.policy import Cause
+from sweeps.engine.policy import RULES, Cause
 from sweeps.engine.run_states import Runs, queues
 from sweeps.engine.sweep_state import NodeFailures, SweepState, TrackedJob
 from sweeps.engine.works import Works
@@ -57,6 +58,7 @@ def write_snapshot(path: Path, definition: Definition, state: SweepState, end: P
         ],
         "spent_gpu_hours": state.spent_gpu_hours,
         "crashes": [[detail, algorithm, sorted(names)] for (detail, algorithm), names in state.crashes.items()],
+        "failed": sorted(state.failed),
     }
     body = b"\n".join([json.dumps(head).encode(), *state.runs.lines()])
     first = json.dumps({"crc": zlib.crc32(body), "length": len(body)})
@@ -107,7 +109,14 @@ def _state(values: dict[str, Any], works: Works, lines: list[bytes]) -> SweepSta
         waiting=waiting,
         spent_gpu_hours=values["spent_gpu_hours"],
         crashes={(detail, algorithm): set(names) for detail, algorithm, names in values["crashes"]},
+        failed=set(values["failed"] if "failed" in values else _failed_in(values["tally"]["held"])),
     )
+
+
+def _failed_in(held: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """The runs of a snapshot that did not list those that failed, by why they are held."""
+    failures = tuple(f"{cause.value}: " for cause, rule in RULES.items() if rule.is_failure)
+    return (name for why, names in held.items() if why.startswith(failures) for name in names)
 
 
 def _name_in(line: bytes) -> str:

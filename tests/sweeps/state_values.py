@@ -18,6 +18,7 @@ def values_of(state: SweepState) -> dict[str, Any]:
         "queues": {shape: [run.work.name for run in queue] for shape, queue in state.waiting.items() if len(queue)},
         "spent": {name: round(hours, 6) for name, hours in state.spent_gpu_hours.items()},
         "crashes": {key: names for key, names in state.crashes.items() if names},
+        "failed": state.failed,
     }
 
 

@@ -1,5 +1,6 @@
 """The controller killed at every step, on a cluster that lives on: nothing is lost, nothing runs twice."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from state_values import values_of
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import RunFolder, RunStatus
@@ -66,6 +68,8 @@ class World:
         """Whether it answers when it is asked for exactly the jobs that it does not list."""
         self.crashes: dict[str, str] = {}
         """What a run says, by name, each time it crashes."""
+        self.settings: dict[str, Any] = {}
+        """Of the cluster's file, besides `CLUSTER`."""
         self.stuck: set[str] = set()
         """Runs whose first attempt writes no heartbeat after its start and never ends."""
         self.steps, self.kill_at = 0, 0
@@ -188,7 +192,7 @@ def world(tmp_path: Path) -> World:
 def begin(world: World) -> Controller:
     """A controller on a host of its own: the one before it is dead."""
     folder = SweepFolder(world.root, "s")
-    definition = Definition("s", "c", CLUSTER, works(world.root))
+    definition = Definition("s", "c", {**CLUSTER, **world.settings}, works(world.root))
     folder.write_definition(definition)
     for lease in folder.lease_dir.glob("[0-9]*"):
         lease.write_text(json.dumps({"host": "", "pid": 0, "started_at": 0.0}))
@@ -409,6 +413,48 @@ def test_crashes_that_differ_hold_nobody_else(world: World) -> None:
     assert {name for name, run in state.runs.items() if run.held is not None} == set(world.crashes)
     assert state.runs["r4"].done
     assert {world.starts[name] for name in world.crashes} == {2}
+
+
+def test_retries_of_the_cluster_hold_from_then_on(world: World) -> None:
+    world.crashes = {"r0": "ValueError: 0"}
+    world.settings = {"retries": 3}
+    before = play(world)
+    assert world.starts["r0"] == 4
+    assert before.runs["r0"].held == "crash: crashed again: correct what it says, then `retry`"
+    # What was decided stays decided, whatever is set by then; a later end is decided by what is set then.
+    world.settings = {"retries": 0}
+    assert values_of(begin(world).state) == values_of(before)
+    SweepFolder(world.root, "s").send("released", runs=["r0"])
+    assert play(world).runs["r0"].held == "crash: crashed: correct what it says, then `retry`"
+    assert world.starts["r0"] == 5
+
+
+def test_so_many_failures_stop_the_sweep_until_retry(world: World) -> None:
+    """r3 is the widest: it goes first and fills the quota."""
+    world.crashes = {"r3": "ValueError: 3"}
+    world.settings = {"retries": 0, "stop_after_failures": 1}
+    state = play(world)
+    stopped = [run.work.name for run in state.runs.values() if "stop_after_failures=1" in (run.held or "")]
+    assert state.failed == {"r3"}
+    assert stopped == ["r0", "r1", "r2", "r4"]
+    assert world.starts == {"r3": 1}
+    SweepFolder(world.root, "s").send("released", runs=stopped)
+    state = play(world)
+    assert [name for name, run in state.runs.items() if run.done] == stopped
+    assert state.runs["r3"].held
+
+
+def test_failures_of_nodes_and_preemptions_stop_no_sweep(world: World) -> None:
+    world.settings = {"stop_after_failures": 1, "retries": 0, "max_timeouts": 1}
+    ends = itertools.chain([JobEnd.PREEMPTED, JobEnd.NODE_FAILURE] * 2)
+
+    def end_early(tick: Tick) -> None:
+        for request in world.live()[:1]:
+            with contextlib.suppress(StopIteration):
+                world.ended[request.tag] = next(ends)
+
+    assert all_done(play(world, end_early))
+    assert next(ends, None) is None
 
 
 def test_a_node_that_failed_a_run_is_avoided_by_the_next_attempts(world: World) -> None:

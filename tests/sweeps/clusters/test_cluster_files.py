@@ -1,5 +1,6 @@
 """A cluster's file: what it may say, and one line for each mistake."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, cast
 import pytest
 import yaml
 
+from hydra_plugins.sweeps.quota_launcher import QuotaLauncherConf
 from muloco_runner.config import ConfigError
 from muloco_runner.paths import config_dir
 from sweeps.clusters import BACKENDS, backend_of, make_cluster, read_cluster
@@ -59,6 +61,12 @@ def test_a_good_one_is_read() -> None:
         ({**GOOD, "allocations": GOOD["allocations"] * 2}, "the same name"),
         ({**GOOD, "tick_seconds": "fast"}, "tick_seconds"),
         ({**GOOD, "on_event": 3}, "on_event"),
+        ({**GOOD, "retries": -1}, "cluster=c: retries=-1: must be a whole number, at least 0"),
+        ({**GOOD, "retries": True}, "retries=True"),
+        ({**GOOD, "max_timeouts": 0}, "max_timeouts=0: must be a whole number, at least 1"),
+        ({**GOOD, "max_timeouts": 1.5}, "max_timeouts=1.5"),
+        ({**GOOD, "stop_after_failures": 0}, "stop_after_failures=0: must be a whole number, at least 1"),
+        ({**GOOD, "stop_after_failures": "3"}, "stop_after_failures='3'"),
         ({**GOOD, "controller": {"memory": 3}}, "controller.memory"),
         ({**GOOD, "controller": {"wall_minutes": 0}}, "wall_minutes=0"),
         ({**GOOD, "kind": "local", "allocations": [{"name": "a", "partition": "gpu"}]}, "partition: no such setting"),
@@ -117,8 +125,7 @@ def test_a_kind_in_the_table_serves_cluster_files_and_multirun(monkeypatch: pyte
     assert read.allocation("a").options == {"queue": "long"}
     assert make_cluster(read, Path()) == "cluster c"
     launcher = {"cluster": "pbs", "allocations": {"a": {"queue": "long"}}, "quota": {"nodes": 2}, "setup": []}
-    cluster = cluster_of(
-        {**launcher, "tick_seconds": None, "on_alike_failures": "hold"}, [Need(nodes=2, gpus_per_node=4)]
-    )
+    settings = {**dataclasses.asdict(QuotaLauncherConf()), **launcher}
+    cluster = cluster_of(settings, [Need(nodes=2, gpus_per_node=4)])
     assert (cluster.kind, cluster.tick_seconds) == ("pbs", 5.0)
     assert (cluster.allocation("a").options, cluster.allocation("a").gpus_per_node) == ({"queue": "long"}, 4)

@@ -118,6 +118,23 @@ def test_a_crash_after_progress_is_no_endless_loop() -> None:
     assert any(verdict.hold for verdict in verdicts)
 
 
+def test_changed_retries_count_since_the_last_checkpoint() -> None:
+    changed = policy.changed_retries(retries=3, max_timeouts=1)
+    crash, saved = history(Cause.CRASH), history(Cause.CRASH, advanced=True)
+    assert after(crash * 3, changed).hold is None
+    assert after(crash * 4, changed).hold is not None
+    assert after([*crash * 3, *saved, *crash * 2], changed).hold is None
+    assert after([*crash * 3, *saved, *crash * 3], changed).hold is not None
+    assert after(history(Cause.SETUP_FAILED) * 3, changed).hold is None
+    held = "timeout: no new checkpoint in one attempt: give it more wall time or checkpoint more often"
+    assert after(history(Cause.TIMEOUT), changed).hold == held
+    assert after(history(Cause.TIMEOUT, advanced=True), changed).hold is None
+    assert after(history(Cause.HANG) * 2, changed).hold is None
+    # More than the limit on failures in all, which holds where nothing is set.
+    assert after(saved * 15, policy.changed_retries(20, 2)).hold is None
+    assert policy.changed_retries(1, 2) == {}
+
+
 def test_one_cause_does_not_spend_the_budget_of_another() -> None:
     assert after(history(Cause.CRASH, Cause.NODE_FAILURE)).hold is None
     assert after(history(Cause.OUT_OF_MEMORY, Cause.CRASH)).hold is None

@@ -64,6 +64,7 @@ def test_each_job_has_its_own_settings() -> None:
         ({"tick_seconds": 3.0}, "hydra.launcher.tick_seconds: 3.0 for job #1, None for job #0"),
         ({"allocations": {"a": {}}}, "hydra.launcher.allocations: "),
         ({"on_alike_failures": "hold"}, "hydra.launcher.on_alike_failures: "),
+        ({"retries": 2}, "hydra.launcher.retries: 2 for job #1, 1 for job #0"),
         ({"cluster": "local"}, "hydra.launcher.cluster: "),
     ],
 )
