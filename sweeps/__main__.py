@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sweeps.controller import Controller, Tick
     from sweeps.engine.quota import Verdict
     from sweeps.engine.works import Shape
+    from sweeps.store.lease import Holder
     from sweeps.training.sweep import Sweep
 
 DESCRIPTION = """\
@@ -35,53 +37,69 @@ Plan, launch and watch many runs under a quota.
 A sweep is a file under conf/sweep, a cluster one under conf/cluster (cluster=NAME). A sweep may be stopped at any
 moment, with Ctrl-C or harder; launched again it continues, and trains no finished run twice.
 Filters: algorithm=muloco, model=82k, seed=0,1, inner_optimizer.lr=0.02, run=3fa. ROOT defaults to results.
-For programs: --json, no questions asked, and exit codes: 0 done as said; 1 runs are left or held, or something broke
-and the same command continues; 2 a mistake in what was asked, of which one line tells, and nothing was submitted;
-130 interrupted.
+For programs: every command takes --json, asks nothing, and says the same when it is given twice. Exit codes: 0 done as
+said; 1 runs are left or held, or something broke and the same command continues; 2 a mistake in what was asked, of
+which one line tells, and nothing was submitted; 130 interrupted. docs/programs.md lists what each command prints.
 """
+
+_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as in a shell."""
 
 # Name, what it does, options. Those that change runs need a filter or --all.
 _ON_SWEEPS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "status": ("what is done, running, waiting and held, and why", ("--json",)),
+    "status": ("what is done, running, waiting and held, and why", ()),
     "watch": ("status, redrawn until the sweep is over", ()),
-    "pause": ("submit nothing more; running jobs continue", ("--json",)),
-    "resume": ("submit again", ("--json",)),
-    "quota": ("show the limits and what is used of them, or change the sweep's own while it runs", ("--json",)),
-    "cancel": ("end runs and hold them", ("--all", "--json")),
-    "hold": ("keep waiting runs from starting", ("--all", "--json")),
-    "retry": ("try held runs again, with new budgets", ("--all", "--json")),
+    "pause": ("submit nothing more; running jobs continue", ()),
+    "resume": ("submit again", ()),
+    "quota": ("show the limits and what is used of them, or change the sweep's own while it runs", ()),
+    "cancel": ("end runs and hold them", ("--all",)),
+    "hold": ("keep waiting runs from starting", ("--all",)),
+    "retry": ("try held runs again, with new budgets", ("--all",)),
 }
 _ON_RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "explain": ("the whole history of a run and what happens next", ("--json",)),
+    "explain": ("the whole history of a run and what happens next", ()),
     "logs": ("the output of a run's newest attempt", ()),
 }
 
 
 def main() -> None:
     """The console script. Never returns: exits with one of `ExitCode`."""
-    arguments = parse(sys.argv[1:])
     from sweeps.store.lease import LeaseLost
 
     try:
-        code = _run(arguments)
+        code = _run(parse(sys.argv[1:]))
     except LeaseLost as error:
-        print(f"muloco-sweep: {error}; this one has stopped; the sweep continues under the other", file=sys.stderr)
-        sys.exit(ExitCode.CRASH)
+        _fail(f"{error}; this one has stopped; the sweep continues under the other", ExitCode.CRASH)
     except ConfigError as error:
-        print(f"muloco-sweep: {error}", file=sys.stderr)
-        sys.exit(ExitCode.USAGE)
+        _fail(str(error), ExitCode.USAGE)
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'stopped; the same command continues'}", file=sys.stderr)
-        sys.exit(130)
+        _fail(str(interrupt) or "stopped; the same command continues", _INTERRUPTED, "\n")
     except BrokenPipeError:
         # The reader of our output, such as `head`, has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.FINISHED)
     except OSError as error:
         # A full disk, or a folder that disappeared. Running jobs continue; nothing on disk is lost.
-        print(f"muloco-sweep: {error}; fix it, then run the same command to continue", file=sys.stderr)
-        sys.exit(ExitCode.CRASH)
+        _fail(f"{error}; fix it, then run the same command to continue", ExitCode.CRASH)
+    except Exception as error:
+        # A defect of ours: a person gets the traceback, a program also a line that it can read.
+        _tell_program(f"{type(error).__name__}: {error}", ExitCode.CRASH)
+        raise
     sys.exit(code)
+
+
+def _fail(words: str, code: int, prefix: str = "muloco-sweep: ") -> NoReturn:
+    """Exit with one line on standard error, and as JSON where that was asked for."""
+    print(f"{prefix}{words}", file=sys.stderr)
+    _tell_program(words, code)
+    sys.exit(code)
+
+
+def _tell_program(words: str, code: int) -> None:
+    # The command line itself is looked at: it may be what could not be parsed.
+    if "--json" in sys.argv[1:]:
+        with contextlib.suppress(OSError):
+            print(json.dumps({"error": words, "exit_code": int(code)}), flush=True)
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -90,7 +108,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     arguments, others = parser.parse_known_args(words)
     unknown = [word for word in others if word.startswith("-")]
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}; see muloco-sweep {arguments.name} --help")
+        raise ConfigError(f"unrecognized arguments: {' '.join(unknown)}; see muloco-sweep {arguments.name} --help")
     getattr(arguments, "root_and_filters" if hasattr(arguments, "root_and_filters") else "overrides").extend(others)
     return arguments
 
@@ -110,10 +128,15 @@ def _run(arguments: argparse.Namespace) -> ExitCode:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells of a mistake in one line, as all else that refuses."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="muloco-sweep", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(prog="muloco-sweep", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
     for name, text in (
         ("plan", "runs, verdicts and cost of a sweep; submits nothing"),
@@ -141,14 +164,9 @@ def _parser() -> argparse.ArgumentParser:
         "--on-event", metavar="TARGET", help="a command (gets JSON on its input) or an http(s) address, notified of "
         "held runs and of the sweep's end; overrides on_event of the cluster file",
     )  # fmt: skip
-    where.add_argument(
-        "--json", action="store_true", help="at the end what `status --json` says; progress goes to standard error"
-    )
     commands.choices["plan"].add_argument(
         "--max-gpu-hours", type=float, metavar="H", help="which runs would be done under this cap"
     )
-    for name in ("plan", "simulate"):
-        commands.choices[name].add_argument("--json", action="store_true", help="for programs")
     simulating = commands.choices["simulate"]
     simulating.add_argument(
         "--faults", "--weather", default="fair", choices=("calm", "fair", "rough"),
@@ -164,14 +182,15 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--sweep", help="which of the root's sweeps; needed only where there are several")
         for option in options:
-            meaning = "for programs" if option == "--json" else "all runs, where no filter is given"
-            command.add_argument(option, action="store_true", help=meaning)
+            command.add_argument(option, action="store_true", help="all runs, where no filter is given")
     commands.choices["logs"].add_argument(
         "-f", "--follow", action="store_true", help="keep printing while the attempt runs"
     )
     for name in ("nodes", "gpus", "jobs", "submitted-jobs", "gpu-hours", "max-gpu-hours"):
         text = "of all allocations together" if name == "max-gpu-hours" else "of each allocation"
         commands.choices["quota"].add_argument(f"--{name}", type=float, metavar="N", help=text)
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="for programs: JSON alone on standard output")
     return parser
 
 
@@ -273,8 +292,15 @@ def launch_as_job(arguments: argparse.Namespace) -> ExitCode:
     target = event_target(arguments, sweep)
     notifier_of(sweep.name, target)  # raises for a mistake in the target
     os.environ[controller_job.ON_EVENT] = target or ""
-    make_controller(sweep, arguments.max_gpu_hours).apply_pending_commands()
-    job, is_new = controller_job.start(sweep.folder, sweep.cluster)
+    jobs = controller_job.queued(sweep.folder) if controls_the_same(sweep, arguments.max_gpu_hours) else None
+    if jobs:
+        job, is_new = jobs[0], False
+    else:
+        make_controller(sweep, arguments.max_gpu_hours).apply_pending_commands()
+        job, is_new = controller_job.start(sweep.folder, sweep.cluster)
+    if arguments.json:
+        print(json.dumps(_started(sweep, is_new, job=job)))
+        return ExitCode.FINISHED
     where = f"{sweep.root} --sweep {sweep.name}"
     what = "is submitted" if is_new else "is queued already and takes up the new definition"
     print(f"sweep {sweep.name}: controller job {job} {what}; it prints to {sweep.folder.controller_log}")
@@ -303,23 +329,70 @@ def check_alone(sweep: Sweep) -> None:
     from sweeps.store.lease import Lease, read_holder
 
     holder = read_holder(sweep.folder.lease_dir)
-    if holder is not None and holder.is_alive:
+    if holder is None or not holder.is_alive:
+        return
+    if _is_defined(sweep):
         raise ConfigError(Lease.held_by(holder))
+    raise ConfigError(
+        f"a controller is running on sweep {sweep.name} already ({holder.to_text()}), with other runs or settings than "
+        "these: end it first, then launch again; its jobs under SLURM go on"
+    )
 
 
 def detach(arguments: argparse.Namespace) -> ExitCode:
-    """Run the same launch in a session of its own, without a terminal; wait until it holds the lease."""
-    from sweeps.background import how_to_watch, start_process
+    """Run the same launch in a session of its own, without a terminal; wait until it holds the lease.
+
+    One that runs just this already is left alone.
+    """
+    from sweeps.background import how_to_watch
 
     sweep = read_launch(arguments)
     check_cap(sweep, arguments.max_gpu_hours)
+    running = controls_the_same(sweep, arguments.max_gpu_hours)
+    pid = running.pid if running is not None and running.is_here else _start_detached(arguments, sweep)
+    if arguments.json:
+        print(json.dumps(_started(sweep, running is None, pid=pid)))
+    else:
+        print(how_to_watch(sweep.folder, pid))
+    return ExitCode.FINISHED
+
+
+def _start_detached(arguments: argparse.Namespace, sweep: Sweep) -> int:
+    from sweeps.background import start_process
+
     check_alone(sweep)
     command = [sys.executable, "-m", "sweeps", "launch", *arguments.overrides]
     for option, value in (("--max-gpu-hours", arguments.max_gpu_hours), ("--on-event", arguments.on_event)):
         command += [option, str(value)] if value is not None else []
     command += ["--allow-large"] if arguments.allow_large else []
-    print(how_to_watch(sweep.folder, start_process(command, sweep.folder)))
-    return ExitCode.FINISHED
+    return start_process(command, sweep.folder)
+
+
+def _started(sweep: Sweep, is_new: bool, pid: int | None = None, job: str | None = None) -> dict[str, Any]:
+    """Return what a program is told of a controller in the background: its process here, or its job."""
+    log = str(sweep.folder.controller_log)
+    return {"sweep": sweep.name, "root": str(sweep.root), "pid": pid, "job": job, "new": is_new, "log": log}
+
+
+def controls_the_same(sweep: Sweep, max_gpu_hours: float | None) -> Holder | None:
+    """Return the controller that runs just this sweep already, with this cap; None where there is none."""
+    from sweeps.engine.capacity import MAX_GPU_HOURS
+    from sweeps.store.lease import read_holder
+
+    holder = read_holder(sweep.folder.lease_dir)
+    if holder is None or not holder.is_alive:
+        return None
+    if not _is_defined(sweep):
+        return None
+    caps = sweep.folder.read_state(sweep.folder.read_definition()).state.own_limits
+    return holder if max_gpu_hours is None or caps.get(MAX_GPU_HOURS) == max_gpu_hours else None
+
+
+def _is_defined(sweep: Sweep) -> bool:
+    """Whether the sweep in the folder has these runs and settings; what runs are expected to take changes with time."""
+    before, now = sweep.folder.read_definition(), sweep.definition
+    runs = [{work.name: work.arguments for work in one.works} for one in (before, now)]
+    return runs[0] == runs[1] and before.cluster == now.cluster
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ from sweeps.store.submission import Submission
 
 COMMANDS = ("paused", "own_limits", "held", "released", "cancel")
 """What people may ask for; the first four are events of the ledger."""
+CANCELLED = "cancelled by hand"
+"""Why a run is held that somebody has cancelled before it began."""
 _LONGEST_DEFER_SECONDS = 300.0
 """After a refused submission an allocation is left alone for a tick, then two, four, up to this."""
 _REPEAT_CANCEL_SECONDS = 60.0
@@ -147,7 +149,7 @@ class Controller:
             if not self.state.is_over:
                 self.submission.check()
                 self.code = str(keep_source(self.folder.root))
-                self.cluster.start()
+            self.cluster.start()
             while True:
                 tick = self.tick()
                 on_tick(tick)
@@ -503,7 +505,7 @@ class Controller:
                 self._record("cancelling", tag=job.tag, cause=Cause.CANCELLED.value, runs=named)
         self._send_cancellations(self.clock())
         waiting = [name for name in names if name in self.state.runs and self.state.runs[name].is_waiting]
-        self._record("held", runs=waiting, why="cancelled by hand", command=command["command"])
+        self._record("held", runs=waiting, why=CANCELLED, command=command["command"])
 
     def _file_clock(self) -> float:
         return time.time() + self._file_clock_ahead

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +33,9 @@ from sweeps.store.lease import LeaseHeld
 
 Arguments = argparse.Namespace
 _WATCH_SECONDS = 2.0
+_LOG_SECONDS = 0.5
+_WATCHED = ("controlled", "is_over", "paused", "own_limits", "counts", "waiting", "submitted")
+"""Keys of `status --json` whose change is worth a line of `watch --json`, besides the runs'."""
 _MAX_RUNNING_SHOWN = 20
 """Running runs that `status` lists."""
 _MAX_NAMES_SHOWN = 8
@@ -57,6 +60,8 @@ def watch(arguments: Arguments) -> ExitCode:
     from rich.live import Live
 
     ((folder, filters),) = only_one(find_sweeps(arguments))
+    if arguments.json:
+        return _watch_as_lines(folder, filters)
     with Live(console=Console(highlight=False), auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             snapshot = Snapshot(folder)
@@ -78,6 +83,25 @@ def watch(arguments: Arguments) -> ExitCode:
     return ExitCode.FINISHED
 
 
+def _watch_as_lines(folder: SweepFolder, filters: Sequence[str]) -> ExitCode:
+    """Print a line of JSON for each change: `status --json`, with the runs that have changed since the line before."""
+    printed: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
+    while True:
+        snapshot = Snapshot(folder)
+        now = snapshot.to_dict(snapshot.selected(filters) if filters else None)
+        changed = [one for one in now["runs"] if rows.get(one["run"]) != one]
+        rows |= {one["run"]: one for one in changed}
+        # Hours and minutes grow all the time.
+        facts = {key: now[key] for key in _WATCHED}
+        if changed or facts != printed:
+            printed = facts
+            print(json.dumps({**now, "runs": changed}), flush=True)
+        if snapshot.state.is_over or not snapshot.is_controlled:
+            return ExitCode.FINISHED
+        time.sleep(_WATCH_SECONDS)
+
+
 def sweep_arguments(folder: SweepFolder) -> str:
     """Return the arguments by which a proposed command finds the sweep."""
     root = shlex.quote(str(folder.root))
@@ -97,26 +121,39 @@ def explain_run(arguments: Arguments) -> ExitCode:
 
 
 def logs(arguments: Arguments) -> ExitCode:
-    """Print the newest attempt's output, errors last; with -f also what is added to it until the attempt ends."""
+    """Print the newest attempt's output, errors last; with -f also what is added to it until the attempt ends.
+
+    For programs one line of JSON holds both, and with -f one more each time that something is added.
+    """
     folder, run, _ = find_run(arguments)
     attempts = sorted((Path(run.work.folder) / "attempts").glob("[0-9]*"), key=lambda path: int(path.name))
     if not attempts:
         raise ConfigError(f"run {run.work.name} has no attempt yet, so there is no output")
-    files = [path for path in (attempts[-1] / "stdout.log", attempts[-1] / "stderr.log") if path.exists()]
-    read = {path: _print_from(path, 0) for path in files}
-    while arguments.follow and run.in_flight:
-        time.sleep(0.5)
-        read = {path: _print_from(path, offset) for path, offset in read.items()}
+    attempt = {"sweep": folder.name, "run": run.work.name, "attempt": int(attempts[-1].name)}
+    offsets = dict.fromkeys(("stdout", "stderr"), 0)
+    is_first = True
+    while True:
+        goes_on = arguments.follow and run.in_flight
+        texts = {name: _read_on(attempts[-1] / f"{name}.log", name, offsets) for name in offsets}
+        if not arguments.json:
+            print(*texts.values(), sep="", end="", flush=True)
+        elif is_first or any(texts.values()):
+            print(json.dumps({**attempt, **texts}), flush=True)
+        if not goes_on:
+            return ExitCode.FINISHED
+        is_first = False
+        time.sleep(_LOG_SECONDS)
         run = Snapshot(folder).state.runs[run.work.name]
-    return ExitCode.FINISHED
 
 
-def _print_from(path: Path, offset: int) -> int:
-    with open(path, errors="replace") as file:
-        file.seek(offset)
-        sys.stdout.write(file.read())
-        sys.stdout.flush()
-        return file.tell()
+def _read_on(path: Path, name: str, offsets: dict[str, int]) -> str:
+    """Return what was added to the file since the last time; nothing where it is not there."""
+    with contextlib.suppress(FileNotFoundError), open(path, errors="replace") as file:
+        file.seek(offsets[name])
+        text = file.read()
+        offsets[name] = file.tell()
+        return text
+    return ""
 
 
 def pause(arguments: Arguments) -> ExitCode:
@@ -170,7 +207,7 @@ def cancel(arguments: Arguments) -> ExitCode:
     def concerns(run: RunState) -> bool:
         return not run.done and run.held is None and not (run.in_flight and is_finished(run.work))
 
-    return _send_for_runs(arguments, "cancel", "cancelled", concerns, in_their_jobs)
+    return _send_for_runs(arguments, "cancel", "cancelled", concerns, True, in_their_jobs)
 
 
 def in_their_jobs(runs: Sequence[RunState], state: SweepState) -> list[str]:
@@ -183,25 +220,31 @@ def in_their_jobs(runs: Sequence[RunState], state: SweepState) -> list[str]:
 
 
 def hold(arguments: Arguments) -> ExitCode:
-    return _send_for_runs(arguments, "held", "held", lambda run: run.is_waiting, why="held by hand")
+    return _send_for_runs(arguments, "held", "held", lambda run: run.is_waiting, True, why="held by hand")
 
 
 def retry(arguments: Arguments) -> ExitCode:
-    return _send_for_runs(arguments, "released", "released", lambda run: run.held is not None)
+    return _send_for_runs(arguments, "released", "released", lambda run: run.held is not None, False)
 
 
 def _send_for_sweep(arguments: Arguments, event: str, values: Mapping[str, Any], done: str, for_runs: str) -> ExitCode:
     """Send a command that is about a whole sweep. `for_runs` says what acts on some of its runs."""
 
-    def command(snapshot: Snapshot, filters: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    def command(snapshot: Snapshot, filters: Sequence[str]) -> _Command:
         if filters:
             raise ConfigError(
                 f"{arguments.name} {' '.join(filters)}: {arguments.name} is about the whole sweep and takes no "
                 f"filters: leave them out; {for_runs}"
             )
-        return event, dict(values)
+        return _Command(event, dict(values), not _is_so(snapshot.state, values))
 
     return _send(arguments, command, done)
+
+
+def _is_so(state: SweepState, values: Mapping[str, Any]) -> bool:
+    """Whether the sweep is as a command about the whole of it asks."""
+    limits = values.get("limits", {})
+    return state.paused == values.get("paused", state.paused) and state.own_limits == {**state.own_limits, **limits}
 
 
 def _send_for_runs(
@@ -209,46 +252,65 @@ def _send_for_runs(
     event: str,
     done: str,
     concerns: Callable[[RunState], bool],
+    holds: bool,
     also_ends: Callable[[Sequence[RunState], SweepState], list[str]] | None = None,
     **values: Any,
 ) -> ExitCode:
-    """Send a command about the chosen runs that it concerns. `also_ends` names the runs that it stops besides them."""
+    """Send a command about the chosen runs that it concerns.
 
-    def command(snapshot: Snapshot, filters: Sequence[str]) -> tuple[str, dict[str, Any]] | None:
+    `holds` says whether they are held afterwards; `also_ends` names the runs that it stops besides.
+    """
+
+    def command(snapshot: Snapshot, filters: Sequence[str]) -> _Command:
         if not filters and not arguments.all:
             raise ConfigError(
                 f"{arguments.name}: name runs by filters such as algorithm=muloco or run=3fa, or say --all"
             )
-        runs = [run for run in snapshot.selected(filters) if concerns(run)]
+        chosen = snapshot.selected(filters)
+        runs = [run for run in chosen if concerns(run)]
         others = {} if also_ends is None else {"also_ends": also_ends(runs, snapshot.state)}
-        return (event, {"runs": [run.work.name for run in runs], **values, **others}) if runs else None
+        so = [run.work.name for run in chosen if not run.done and (run.held is not None) is holds]
+        return _Command(event, {"runs": [run.work.name for run in runs], **values, **others}, bool(runs), so)
 
-    return _send(arguments, command, done)
+    return _send(arguments, command, done, "held already" if holds else "not held")
+
+
+@dataclass(frozen=True)
+class _Command:
+    """What a command asks of the controller."""
+
+    event: str
+    values: dict[str, Any]
+    changes: bool
+    """Whether anything is not yet as it asks."""
+    already: Sequence[str] = ()
+    """Runs that are."""
 
 
 def _send(
-    arguments: Arguments,
-    command: Callable[[Snapshot, Sequence[str]], tuple[str, dict[str, Any]] | None],
-    done: str,
+    arguments: Arguments, command: Callable[[Snapshot, Sequence[str]], _Command], done: str, already: str = ""
 ) -> ExitCode:
     """Send a command to the controller; where none is running, apply it here."""
     for folder, filters in only_one(find_sweeps(arguments)):
+        # Read before the state: one that is carried out meanwhile is in the state then, and known there.
+        pending = [event for _, event in folder.received()]
         snapshot = Snapshot(folder)
-        found = command(snapshot, filters)
-        result = CommandResult(folder.name, arguments.name)
-        if found is not None:
-            event, result.values = found
-            others = [snapshot.state.runs[name] for name in result.values.get("also_ends", ())]
+        snapshot.foresee(pending)
+        asked = command(snapshot, filters)
+        result = CommandResult(folder.name, arguments.name, asked.values, asked.changes, asked.already)
+        result.at_next_tick = bool(pending) and snapshot.is_controlled
+        if asked.changes:
+            others = [snapshot.state.runs[name] for name in asked.values.get("also_ends", ())]
             result.resumes = bool(others) and all(run.work.adapter.resumes for run in others)
             try:
-                result.at_next_tick = _carry_out(folder, snapshot.definition, event, result.values)
+                result.at_next_tick = _carry_out(folder, snapshot.definition, asked.event, asked.values)
             except PermissionError:
                 who = snapshot.owner or "whoever may write there"
                 raise ConfigError(
                     f"{arguments.name}: {folder.path}: only {who} may change this sweep; everybody who can read it may "
                     "use status, watch, explain and logs"
                 ) from None
-        print(json.dumps(result.to_dict()) if arguments.json else result.to_text(done))
+        print(json.dumps(result.to_dict()) if arguments.json else result.to_text(done, already))
     return ExitCode.FINISHED
 
 
@@ -270,20 +332,29 @@ class CommandResult:
 
     sweep: str
     command: str
-    values: dict[str, Any] | None = None
-    """The event's fields in the ledger; None where no run is affected."""
+    values: dict[str, Any]
+    """The event's fields in the ledger."""
+    changed: bool = True
+    """False where all is as the command asks: the same command a second time changes nothing."""
+    already: Sequence[str] = ()
+    """Chosen runs that were as the command asks."""
     at_next_tick: bool = False
     """Whether a running controller will apply it; else it is applied already."""
     resumes: bool = False
     """Whether the runs save checkpoints by themselves (`Adapter.resumes`)."""
 
     def to_dict(self) -> dict[str, Any]:
-        runs = {"runs": []} if self.values is None else self.values
-        return {"sweep": self.sweep, "command": self.command, **runs, "at_next_tick": self.at_next_tick}
+        already = {"already": list(self.already)} if "runs" in self.values else {}
+        told = {**self.values, **already, "changed": self.changed, "at_next_tick": self.at_next_tick}
+        return {"sweep": self.sweep, "command": self.command, **told}
 
-    def to_text(self, done: str) -> str:
-        if self.values is None:
-            return f"{self.sweep}: no run is affected"
+    def to_text(self, done: str, already: str = "") -> str:
+        """`done` says what was done, `already` what the runs are of which nothing is changed."""
+        so = f"{plural(len(self.already), 'run')} {already}" if self.already else ""
+        if not self.changed:
+            if "runs" in self.values:
+                return f"{self.sweep}: no run is affected" + (f": {so}" if so else "")
+            return f"{self.sweep}: {done}; so it was already, nothing changes"
         number = f"{plural(len(self.values['runs']), 'run')} " if "runs" in self.values else ""
         others = self.values.get("also_ends", [])
         with_them = ""

@@ -11,8 +11,10 @@ from sweeps.cli.explain import row, why, why_they_wait
 from sweeps.cli.filters import select
 from sweeps.cli.status import Status, status_of
 from sweeps.clusters import make_cluster
+from sweeps.controller import CANCELLED, COMMANDS
 from sweeps.engine.cluster import Cluster, Limits, Refused
 from sweeps.engine.decide import decide
+from sweeps.engine.events import Event
 from sweeps.engine.outcome import Progress
 from sweeps.engine.quota import PER_JOB, Verdict, VerdictKind, all_limits, held_by_sweep
 from sweeps.engine.run_states import RunState
@@ -43,6 +45,21 @@ class Snapshot:
 
     def selected(self, filters: Sequence[str]) -> list[RunState]:
         return [self.state.runs[work.name] for work in select(self.definition.works, filters)]
+
+    def foresee(self, commands: Sequence[Event]) -> None:
+        """Let the state be as it will be once the controller has carried out these commands that wait for it.
+
+        The end of a running job is not foreseen: until then its runs are as they are.
+        """
+        for command in commands:
+            if command.get("event") not in COMMANDS or command.get("command") in self.state.commands:
+                continue
+            event = {"time": self.now, **command}
+            if event["event"] == "cancel":
+                runs = (self.state.runs[name] for name in event["runs"] if name in self.state.runs)
+                waiting = [run.work.name for run in runs if run.is_waiting]
+                event |= {"event": "held", "runs": waiting, "why": CANCELLED}
+            self.state.apply(event)
 
     def status(self, chosen: Sequence[RunState] | None) -> Status:
         """Return the status of the chosen runs, or of all."""
@@ -139,6 +156,7 @@ class Snapshot:
         return {
             "sweep": self.folder.name,
             "controlled": self.is_controlled,
+            "is_over": self.state.is_over,
             "paused": self.state.paused,
             "own_limits": self.state.own_limits,
             "gpu_hours": self.state.spent_gpu_hours,

@@ -172,8 +172,11 @@ class SweepFolder:
         for path in sorted(self.inbox.glob("[0-9]*.json")):
             try:
                 found.append((path, json.loads(path.read_text())))
+            except FileNotFoundError:
+                # Carried out meanwhile, where it is not the controller that asks.
+                continue
             except ValueError:
-                path.unlink()
+                path.unlink(missing_ok=True)
         return found
 
 

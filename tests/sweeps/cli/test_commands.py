@@ -115,7 +115,8 @@ def test_what_acts_answers_programs_too(sweep: SweepFolder) -> None:
     root = sweep.root
     held = json.loads(say("hold", root, "algorithm=muloco", "--json"))
     assert held == {
-        "sweep": "sample", "command": "hold", "runs": ["1ab", "2ab"], "why": "held by hand", "at_next_tick": False,
+        "sweep": "sample", "command": "hold", "runs": ["1ab", "2ab"], "why": "held by hand", "already": [],
+        "changed": True, "at_next_tick": False,
     }  # fmt: skip
     assert json.loads(say("retry", root, "run=0", "--json"))["runs"] == []
     assert json.loads(say("quota", root, "--nodes", "3", "--json"))["limits"] == {"nodes": 3}
