@@ -247,7 +247,7 @@ def read_launch(arguments: argparse.Namespace) -> Sweep:
 
 def launch(arguments: argparse.Namespace) -> ExitCode:
     from sweeps.cli.display import progress, show_end
-    from sweeps.cli.notify import notifier_of
+    from sweeps.notify import notifier_of
     from sweeps.progress_lines import after_interrupt
 
     sweep = read_launch(arguments)
@@ -282,7 +282,7 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
 
 def launch_as_job(arguments: argparse.Namespace) -> ExitCode:
     from sweeps.cli import controller_job
-    from sweeps.cli.notify import notifier_of
+    from sweeps.notify import ON_EVENT, notifier_of
 
     sweep = read_launch(arguments)
     if sweep.cluster.kind != "slurm":
@@ -291,7 +291,7 @@ def launch_as_job(arguments: argparse.Namespace) -> ExitCode:
         )
     target = event_target(arguments, sweep)
     notifier_of(sweep.name, target)  # raises for a mistake in the target
-    os.environ[controller_job.ON_EVENT] = target or ""
+    os.environ[ON_EVENT] = target or ""
     jobs = controller_job.queued(sweep.folder) if controls_the_same(sweep, arguments.max_gpu_hours) else None
     if jobs:
         job, is_new = jobs[0], False

@@ -5,27 +5,30 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode
+from sweeps.notify import ON_EVENT, notifier_of
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import read_holder
 
 _START_SECONDS = 60.0
 
 
-def start(folder: SweepFolder) -> int:
-    """Start the controller of a sweep that is defined; return its pid."""
-    return start_process([sys.executable, "-m", "sweeps.background", str(folder.root), folder.name], folder)
+def start(folder: SweepFolder, on_event: str | None = None) -> int:
+    """Start the controller of a sweep that is defined; return its pid. `on_event` is told of events (`Notifier`)."""
+    command = [sys.executable, "-m", "sweeps.background", str(folder.root), folder.name]
+    return start_process(command, folder, {ON_EVENT: on_event or ""})
 
 
-def start_process(command: Sequence[str], folder: SweepFolder) -> int:
+def start_process(command: Sequence[str], folder: SweepFolder, environment: Mapping[str, str] | None = None) -> int:
     """Start a command that is to hold the sweep's lease, wait until it does, and return its pid.
 
     Raises `ConfigError` with the last line of its output where it ends at once.
@@ -35,7 +38,12 @@ def start_process(command: Sequence[str], folder: SweepFolder) -> int:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as file:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env={**os.environ, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
     except OSError as error:
         raise ConfigError(f"{log}: {error.strerror}: choose another root") from None
@@ -61,15 +69,22 @@ def how_to_watch(folder: SweepFolder, pid: int) -> str:
 
 def main(root: str, name: str) -> None:
     from sweeps.clusters import make_cluster
-    from sweeps.controller import Controller
+    from sweeps.controller import Controller, Tick
     from sweeps.progress_lines import Lines
 
     folder = SweepFolder(Path(root), name)
     # SIGTERM stops the sweep in order, like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    Controller(folder, folder.read_definition(), make_cluster).run(
-        Lines(lambda line: print(line, flush=True), folder.cluster_dir)
-    )
+    lines = Lines(lambda line: print(line, flush=True), folder.cluster_dir)
+    # Not for its jobs to see.
+    notify = notifier_of(name, os.environ.pop(ON_EVENT, None))
+
+    def on_tick(tick: Tick) -> None:
+        lines(tick)
+        if notify is not None:
+            notify(tick)
+
+    Controller(folder, folder.read_definition(), make_cluster).run(on_tick)
 
 
 if __name__ == "__main__":

@@ -372,6 +372,8 @@ class Controller:
 
         Heartbeats are files: their age is by the file system's clock, as is `now`.
         """
+        if self.config.heartbeat_timeout_minutes is None:
+            return False
         timeout = 60 * self.config.heartbeat_timeout_minutes
         if now - self._running_since.setdefault(job.tag, now) < timeout:
             return False

@@ -112,6 +112,13 @@ class QuotaLauncherConf:
     """A job that reaches its time limit so many times without a new checkpoint is held."""
     stop_after_failures: int | None = None
     """Once so many jobs have failed for good no other is submitted; those that were go on. null for never."""
+    heartbeat_timeout_minutes: float | None = None
+    """A job that has not called `report_progress` for so long hangs: it is ended and tried again. null for never."""
+    submit_confirm_timeout_seconds: float = 120.0
+    """A job that SLURM does not list is given up after this, unless it reports progress meanwhile."""
+    on_event: str | None = None
+    """Told of held jobs and of the end: a command, which gets JSON on its input, or an http(s) address. Hydra writes
+    settings into each job's folder: ${oc.env:NAME} keeps a secret."""
     tick_seconds: float | None = None
     """Interval at which the cluster is observed; null takes 0.1 on this machine, 30 under SLURM."""
     root: str = "multirun"

@@ -17,7 +17,6 @@ from types import FrameType
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode, write_atomically
-from sweeps.cli.notify import notifier_of
 from sweeps.clusters import make_cluster
 from sweeps.clusters.slurm.commands import answer_of, submit_script
 from sweeps.clusters.slurm.script import CONTROLLER_OF, controller_script
@@ -26,13 +25,12 @@ from sweeps.engine.cluster import Refused
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.sweep_state import SweepState
 from sweeps.node.code_snapshot import import_lines, keep_source, python_command
+from sweeps.notify import ON_EVENT, notifier_of
 from sweeps.progress_lines import Lines, summary
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld
 from sweeps.store.submission import STATE, state_folder
 
-ON_EVENT = "MULOCO_ON_EVENT"
-"""Environment variable with the target of notifications, since a web address may hold a secret."""
 _TICKS_BETWEEN_CONTROLLERS = 2
 
 

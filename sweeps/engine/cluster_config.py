@@ -80,8 +80,8 @@ class ClusterConfig:
     """Between two looks at the cluster."""
     device: str = "auto"
     """cpu or cuda; auto takes GPUs where the allocation has them."""
-    heartbeat_timeout_minutes: float = 30.0
-    """A heartbeat older than this means that a run hangs."""
+    heartbeat_timeout_minutes: float | None = 30.0
+    """A heartbeat older than this means that a run hangs; None for never."""
     submit_confirm_timeout_seconds: float = 120.0
     """A submitted job that the cluster does not list is given up after this; accepted ones show up much sooner."""
     tokens_per_second: float | None = None
@@ -170,7 +170,8 @@ def parse_cluster(name: str, values: Mapping[str, Any], option_keys: Collection[
         raise ConfigError(f"{where}: gpus_per_run={given!r}: must be a whole number, at least 1, or auto")
     for number_name in ("tick_seconds", *RENAMED.values()):
         value = getattr(cluster, number_name)
-        if not _is_number(value) or value <= 0:
+        is_off = value is None and number_name == "heartbeat_timeout_minutes"
+        if not is_off and (not _is_number(value) or value <= 0):
             raise ConfigError(f"{where}: {number_name}={value}: must be a number above zero")
     return cluster
 

@@ -12,15 +12,18 @@ HYDRA_JOB = Adapter(reports="sweeps.hydra_apps.job_adapter")
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """What the newest attempt has reported. Nobody knows how often an application reports: silence means nothing."""
+    """What the newest attempt has reported. How often an application does, `heartbeat_timeout_minutes` must say."""
+    run = RunFolder(folder)
     try:
-        status = RunFolder(folder).read_status()
-    except RecordError:
+        status = run.read_status()
+        heartbeat_at = run.status_file.stat().st_mtime
+    except (RecordError, FileNotFoundError, NotADirectoryError):
         return None
     if status is None:
         return None
     return Progress(
         status.attempt,
+        heartbeat_at,
         checkpoint_step=status.checkpoint_step,
         message=status.exit_cause or "",
         share=status.step / status.num_steps if status.num_steps else None,

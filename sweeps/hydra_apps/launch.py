@@ -29,7 +29,7 @@ from muloco_runner.record import KILLED_BY_SIGNAL, RecordError, RunFolder
 from sweeps.background import how_to_watch, start
 from sweeps.clusters import backend_of, make_cluster
 from sweeps.clusters.this_machine import usable_gpus
-from sweeps.controller import Controller
+from sweeps.controller import Controller, Tick
 from sweeps.engine.cluster import Cluster
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.quota import VerdictKind, all_limits, best_verdict
@@ -42,6 +42,7 @@ from sweeps.hydra_apps.program import RESULT, Program, read_return, set_value, w
 from sweeps.hydra_apps.state_folder import find_state_folder, is_by_position
 from sweeps.node.attempt_files import is_finished
 from sweeps.node.last_words import why_not_done
+from sweeps.notify import notifier_of
 from sweeps.progress_lines import Lines, after_interrupt
 from sweeps.store.definition import Definition
 from sweeps.store.lease import LeaseHeld, take_over
@@ -84,9 +85,9 @@ class Multirun:
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs until each has ended or is held; return what each returned, in their order."""
         with hydra_errors():
-            controller, works = self._prepare(job_overrides, initial_job_idx)
+            controller, works, on_event = self._prepare(job_overrides, initial_job_idx)
             self._outcome.started += 1
-            state = self._run(controller)
+            state = self._run(controller, on_event)
         cluster_dir = self.state_folder.folder.cluster_dir
         returns = [
             _return_of(state.runs[work.name], overrides, cluster_dir)
@@ -104,9 +105,17 @@ class Multirun:
             log.error(f"\t#{work.arguments['number']} failed: {_why(state.runs[work.name], cluster_dir)}")
         return returns
 
-    def _run(self, controller: Controller) -> SweepState:
+    def _run(self, controller: Controller, on_event: str | None) -> SweepState:
+        lines = Lines(log.info, self.state_folder.folder.cluster_dir)
+        notify = notifier_of(self.state_folder.folder.name, on_event)
+
+        def on_tick(tick: Tick) -> None:
+            lines(tick)
+            if notify is not None:
+                notify(tick)
+
         try:
-            return controller.run(Lines(log.info, self.state_folder.folder.cluster_dir))
+            return controller.run(on_tick)
         except KeyboardInterrupt:
             log.info(
                 after_interrupt(controller.state, controller.cluster.outlives_controller, self.state_folder.folder)
@@ -117,17 +126,24 @@ class Multirun:
     def detach(self, job_overrides: Sequence[Sequence[str]]) -> None:
         """Start a controller in the background; the same command, later, collects what the jobs returned."""
         with hydra_errors():
-            controller, _ = self._prepare(job_overrides, 0)
+            controller, _, on_event = self._prepare(job_overrides, 0)
             controller.lease.release()
-            log.info(how_to_watch(self.state_folder.folder, start(self.state_folder.folder)))
+            log.info(how_to_watch(self.state_folder.folder, start(self.state_folder.folder, on_event)))
 
-    def _prepare(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> tuple[Controller, list[Work]]:
-        """Check all that can be checked before anything is submitted; return the controller and the jobs."""
+    def _prepare(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> tuple[Controller, list[Work], str | None]:
+        """Check all that can be checked before anything is submitted.
+
+        Returns:
+            The controller, the jobs, and whom to tell of events (`Notifier`).
+        """
         launchers = self._launchers(job_overrides)
         needs = needs_of(launchers)
         works = self._works(job_overrides, initial_job_idx, needs)
         cluster = cluster_of(launcher_of_all(launchers), needs)
         folder = self.state_folder.folder
+        notifier_of(folder.name, cluster.on_event)  # raises for a mistake in the target
         definition = Definition(folder.name, cluster.name, cluster.to_dict(), [*self._finished(works), *works])
         if launchers[0]["take_over"]:
             take_over(folder.lease_dir)
@@ -157,7 +173,7 @@ class Multirun:
         for setting in without_effect(launchers[0]):
             log.warning(f"{setting} has no effect on {backend_of(cluster.kind, 'kind').title}")
         self._announce(cluster, works, controller.state)
-        return controller, works
+        return controller, works, cluster.on_event
 
     def _works(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, needs: Sequence[Need]) -> list[Work]:
         by_position = is_by_position(self.config)

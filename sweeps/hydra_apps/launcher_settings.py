@@ -17,7 +17,15 @@ _NAME = "hydra.launcher"
 _ALLOCATION_KEYS = tuple(
     f.name for f in dataclasses.fields(AllocationConfig) if f.name not in ("name", "gpu_gigabytes", "options")
 )
-_OF_THE_CLUSTER = ("on_alike_failures", "retries", "max_timeouts", "stop_after_failures")
+_OF_THE_CLUSTER = (
+    "on_alike_failures",
+    "retries",
+    "max_timeouts",
+    "stop_after_failures",
+    "heartbeat_timeout_minutes",
+    "submit_confirm_timeout_seconds",
+    "on_event",
+)
 """Settings that hold for the whole cluster and are called alike in its file."""
 _SHARE_EXPECTED = 0.5
 """A job is expected to take this share of the time it asks for, since nothing else is known."""

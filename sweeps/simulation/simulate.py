@@ -108,7 +108,11 @@ def _quiet_seconds(tick: Tick, cluster: SimulatedCluster, next_retry_at: float) 
         return 0.0
     if any(map(cluster.has_ended_unlisted, state.jobs)):
         return 0.0
-    changes = [cluster.world.next_event_at, next_retry_at, now + 60 * cluster.config.heartbeat_timeout_minutes]
+    changes = [
+        cluster.world.next_event_at,
+        next_retry_at,
+        now + 60 * (cluster.config.heartbeat_timeout_minutes or math.inf),
+    ]
     changes += [until for until in state.defer_until.values() if until > now]
     return max(0.0, min(changes) - now)
 

@@ -1,5 +1,6 @@
 """Small programs of other people: under `hydra/launcher=quota` they do what they do under Hydra's own launcher."""
 
+import json
 import os
 import subprocess
 import sys
@@ -142,6 +143,39 @@ def test_alike_failures_do_not_hold_the_other_jobs(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").glob("*/result"))) == 9
     assert done.returncode == 1
     assert "#2 failed: FloatingPointError: the loss is not finite; see " in done.stdout
+
+
+HANGS_AT_FIRST = """
+import pathlib, time
+import hydra
+
+@hydra.main(version_base=None)
+def main(config):
+    first = pathlib.Path("first")
+    if not first.exists():
+        first.touch()
+        time.sleep(300)
+    return 7
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_a_job_that_reports_nothing_is_tried_again_and_the_end_told(tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text(HANGS_AT_FIRST)
+    told = tmp_path / "told"
+    own = ["hydra.launcher.heartbeat_timeout_minutes=0.02", f"hydra.launcher.on_event='tee -a {told}'"]
+    done = subprocess.run(
+        [sys.executable, "hangs.py", "--multirun", "hydra.sweep.dir=out", "+x=1", *LOCAL, *own],
+        cwd=tmp_path, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    (ledger,) = tmp_path.glob("multirun/sweeps/*/ledger.jsonl")
+    assert '"cause":"hang"' in ledger.read_text()
+    event = json.loads(told.read_text())
+    assert (event["event"], event["counts"]) == ("ended", {"done": 1})
+    assert str(told) not in (ledger.parent / "definition.jsonl").read_text()
 
 
 @pytest.mark.slurm  # not for SLURM's sake: it takes a minute

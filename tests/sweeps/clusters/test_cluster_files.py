@@ -61,6 +61,8 @@ def test_a_good_one_is_read() -> None:
         ({**GOOD, "allocations": GOOD["allocations"] * 2}, "the same name"),
         ({**GOOD, "tick_seconds": "fast"}, "tick_seconds"),
         ({**GOOD, "on_event": 3}, "on_event"),
+        ({**GOOD, "heartbeat_timeout_minutes": 0}, "heartbeat_timeout_minutes=0: must be a number above zero"),
+        ({**GOOD, "submit_confirm_timeout_seconds": None}, "submit_confirm_timeout_seconds=None"),
         ({**GOOD, "retries": -1}, "cluster=c: retries=-1: must be a whole number, at least 0"),
         ({**GOOD, "retries": True}, "retries=True"),
         ({**GOOD, "max_timeouts": 0}, "max_timeouts=0: must be a whole number, at least 1"),

@@ -14,6 +14,9 @@ from typing import Any
 from muloco_runner.config import ConfigError
 from sweeps.controller import Tick
 
+ON_EVENT = "MULOCO_ON_EVENT"
+"""Environment variable with the target for a controller that another process starts: an address may hold a secret."""
+_WHERE = "--on-event, on_event of the cluster or hydra.launcher.on_event"
 _TIMEOUT_SECONDS = 20
 _STANDARD_ERROR = 2
 
@@ -82,9 +85,9 @@ def _runner(command: str) -> Callable[[str], None]:
     try:
         arguments = shlex.split(command)
     except ValueError as error:
-        raise ConfigError(f"--on-event, or on_event of the cluster: {error} in the command") from None
+        raise ConfigError(f"{_WHERE}: {error} in the command") from None
     if not arguments:
-        raise ConfigError("--on-event, or on_event of the cluster: give a command or an http(s) address")
+        raise ConfigError(f"{_WHERE}: give a command or an http(s) address")
 
     def run(text: str) -> None:
         # Not to our standard output, which a program may parse.

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from muloco_runner.config import ConfigError
-from sweeps.cli.notify import Notifier
 from sweeps.controller import Tick
 from sweeps.engine.decide import Plan
 from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Work
+from sweeps.notify import Notifier
 
 
 def tick(**held: str | None) -> Tick:
