@@ -115,7 +115,7 @@ class Controller:
         self._snapshot_at = replay.end.lines - replay.num_events
         """Lines of the ledger that the newest snapshot stands for."""
         self.cluster = make_cluster(self.config, folder.cluster_dir)
-        self.submission = Submission(self.cluster.submission_scopes)
+        self.submission = Submission(self.cluster.submission_scopes, f"{folder.name} in {folder.root.resolve()}")
         self.observation = Observation({}, complete=False, queue_read=False)
         """The last look at the cluster."""
         self.code = ""

@@ -9,12 +9,14 @@ The settings are here; what they do is in `sweeps.hydra_apps`.
 # Each start of an application copies all settings dozens of times, so what few set goes into `allocations`.
 # Annotations are not postponed here: Hydra runs a plugin's module before it is in sys.modules, where a dataclass would
 # look its postponed ones up.
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
@@ -155,4 +157,17 @@ class QuotaLauncher(Launcher):
         self.multirun.detach(job_overrides)
 
 
+def _without_settings(instantiate: "Callable[[Plugins, Any], Any]") -> "Callable[[Plugins, Any], Any]":
+    """Hydra resolves a plugin's settings before it makes it, and so before there are jobs, whose values some of ours
+    are to take: they are left unread there."""
+
+    def make(plugins: Plugins, config: Any) -> Any:
+        target = config.get("_target_")
+        return instantiate(plugins, OmegaConf.create({"_target_": target}) if target == _TARGET else config)
+
+    return make
+
+
+_TARGET = QuotaLauncherConf._target_
+Plugins._instantiate = _without_settings(Plugins._instantiate)  # type: ignore[method-assign, assignment]
 ConfigStore.instance().store(group="hydra/launcher", name="quota", node=QuotaLauncherConf, provider="muloco-sweeps")

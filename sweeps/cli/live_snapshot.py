@@ -24,6 +24,7 @@ from sweeps.node.reports import read_progress
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import read_holder
+from sweeps.store.submission import Submission
 
 
 class Snapshot:
@@ -74,6 +75,7 @@ class Snapshot:
             self.now,
             self.holder if self.is_controlled else None,
             self.damage,
+            self.waits_for,
         )
 
     def reason(self, run: RunState) -> str:
@@ -142,6 +144,16 @@ class Snapshot:
             return {tag: seen.reason for tag, seen in self._cluster.observe(jobs).jobs.items()}
         except OSError:
             return {}
+
+    @property
+    def waits_for(self) -> str:
+        """Whom the controller waits for before it may submit; empty where it need not, or that is not seen here."""
+        if self.holder is None or not self.is_controlled or self.owner is not None or not self.state.counts["waiting"]:
+            return ""
+        try:
+            return Submission(self._cluster.submission_scopes).held_by_another(self.holder)
+        except (OSError, Refused):
+            return ""
 
     @property
     def _is_unseen(self) -> bool:

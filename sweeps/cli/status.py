@@ -55,6 +55,8 @@ class Status:
     controller: str = ""
     """Process and host of the running controller; empty where none is running."""
     damage: Sequence[Damage] = field(default=())
+    waits_for: str = ""
+    """Whom the controller waits for before it submits anything; empty where it need not."""
 
     def _labels(self, group: Group) -> dict[str, Any]:
         return {label: value for label, value in zip(self.group_labels, group, strict=True) if value is not None}
@@ -65,6 +67,7 @@ class Status:
         return {
             "counts": {word: count for word, count in counters.counts.items() if count},
             "waiting": dict(self.waiting),
+            "waits_for": self.waits_for,
             "submitted": dict(self.submitted),
             "held": {why: list(names) for why, names in counters.held.items()},
             "resubmitted": counters.resubmitted,
@@ -94,11 +97,13 @@ def status_of(
     now: float,
     holder: Holder | None = None,
     damage: Sequence[Damage] = (),
+    waits_for: str = "",
 ) -> Status:
     """Return the status of the chosen runs; of all where `chosen` is None.
 
     `waiting` counts runs by why they wait, `pending` has the scheduler's reason of each pending job by tag, `holder` is
-    the running controller.
+    the running controller,
+    `waits_for` says whom it waits for.
     """
     names = None if chosen is None else {run.work.name for run in chosen}
     counters = state.counters if chosen is None else _counters_of(chosen)
@@ -130,6 +135,7 @@ def status_of(
         group_labels=state.runs.works.group_labels,
         controller=f"pid {holder.pid} on {holder.host}" if holder is not None else "",
         damage=damage,
+        waits_for=waits_for,
     )
 
 

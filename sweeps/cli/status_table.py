@@ -132,6 +132,8 @@ def status_lines(status: Status, command: str) -> Iterator[str]:
     yield from _cost(status)
     if counters.resubmitted:
         yield f"{plural(counters.resubmitted, 'attempt')} after a first one."
+    if status.waits_for:
+        yield f"The controller {status.waits_for}."
     for why, count in status.waiting.items():
         yield f"{count:,} waiting: {why or 'for the next tick'}"
     for why, count in status.submitted.items():

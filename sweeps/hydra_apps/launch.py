@@ -23,6 +23,8 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.errors import CompactHydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
+from omegaconf.errors import ValidationError as OmegaConfValidationError
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import KILLED_BY_SIGNAL, RecordError, RunFolder
@@ -63,6 +65,11 @@ def hydra_errors() -> Iterator[None]:
         raise CompactHydraException(str(error)) from None
     except LeaseHeld as error:
         raise CompactHydraException(error.to_text("hydra.launcher.take_over=true")) from None
+    except (InterpolationResolutionError, OmegaConfValidationError) as error:
+        raise CompactHydraException(
+            f"{error.full_key}: {str(error).splitlines()[0]}: what it interpolates must have a fitting value in the "
+            "application's config, or in the overrides of each job"
+        ) from None
 
 
 class Multirun:

@@ -49,7 +49,8 @@ class Lease:
 
     taken_over = "another controller has taken this sweep over"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, purpose: str = "") -> None:
+        """`purpose` says what it is taken for, to those who wait."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         while True:
@@ -60,7 +61,7 @@ class Lease:
             self.token = newest + 1
             try:
                 # Made whole before it has its name: a reader never sees an empty lease.
-                _link_new(self.path, _holder_json())
+                _link_new(self.path, purpose)
             except FileExistsError:
                 continue
             # A newer holder removes the names before its own, so this one may have been free again.
@@ -106,8 +107,18 @@ class Lease:
 class Holder:
     """Who wrote the newest lease, and whether it still lives."""
 
-    def __init__(self, host: str, pid: int, started_at: float, age: float) -> None:
+    def __init__(
+        self,
+        host: str,
+        pid: int,
+        started_at: float,
+        age: float,
+        purpose: str = "",
+        taken_at: float | None = None,
+    ) -> None:
+        """`age` is in seconds since it was last renewed; leases of earlier code do not say when they were taken."""
         self.host, self.pid, self.started_at, self.age = host, pid, started_at, age
+        self.purpose, self.taken_at = purpose, taken_at
 
     @property
     def is_here(self) -> bool:
@@ -160,12 +171,14 @@ def _read(folder: Path, token: int) -> Holder | None:
         age = _file_system_now(folder) - path.stat().st_mtime
     except (FileNotFoundError, ValueError):
         return None
-    return Holder(values["host"], values["pid"], values["started_at"], age)
+    since = values.get("purpose", ""), values.get("taken_at")
+    return Holder(values["host"], values["pid"], values["started_at"], age, *since)
 
 
-def _holder_json() -> str:
+def _holder_json(purpose: str, taken_at: float) -> str:
     process = psutil.Process()
-    return json.dumps({"host": socket.gethostname(), "pid": process.pid, "started_at": process.create_time()})
+    who = {"host": socket.gethostname(), "pid": process.pid, "started_at": process.create_time()}
+    return json.dumps({**who, "purpose": purpose, "taken_at": taken_at})
 
 
 def newest_token(folder: Path) -> int:
@@ -173,11 +186,12 @@ def newest_token(folder: Path) -> int:
     return max((int(path.name) for path in folder.glob("[0-9]*")), default=0)
 
 
-def _link_new(path: Path, text: str) -> None:
+def _link_new(path: Path, purpose: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".lease")
     try:
         with os.fdopen(handle, "w") as file:
-            file.write(text)
+            # The file system's own time.
+            file.write(_holder_json(purpose, os.fstat(handle).st_mtime))
         # Whoever may read the sweep's other files may also see who controls it.
         os.chmod(temporary, 0o644)
         try:

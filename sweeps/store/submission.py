@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from muloco_runner.config import ConfigError
+from sweeps.formatting import when
 from sweeps.store.lease import Holder, Lease, LeaseHeld, LeaseLost, newest_token, read_holder
 
 STATE = "MULOCO_STATE"
@@ -45,7 +46,9 @@ class SubmissionLease(Lease):
 
     @staticmethod
     def held_by(holder: Holder) -> str:
-        return f"waits until another sweep of yours has submitted its jobs (host {holder.host}, pid {holder.pid})"
+        which = f"sweep {holder.purpose}" if holder.purpose else "another sweep of yours"
+        since = f", since {when(holder.taken_at)}" if holder.taken_at is not None else ""
+        return f"waits until {which} has submitted its jobs (host {holder.host}, pid {holder.pid}{since})"
 
 
 def _name(pid: int, started_at: float) -> str:
@@ -69,9 +72,12 @@ def _submits(holder: Holder) -> bool:
 class Submission:
     """The leases of the allocations that one sweep submits to."""
 
-    def __init__(self, scopes: Callable[[], Sequence[str]]) -> None:
-        """`scopes` names the allocations, alike in every sweep that shares them; without any no lease is needed."""
-        self._scopes = scopes
+    def __init__(self, scopes: Callable[[], Sequence[str]], sweep: str = "") -> None:
+        """`scopes` names the allocations, alike in every sweep that shares them; without any no lease is needed.
+
+        `sweep` is what those are told who wait for this one.
+        """
+        self._scopes, self._sweep = scopes, sweep
         self._leases: dict[str, Lease] = {}
 
     @property
@@ -94,6 +100,16 @@ class Submission:
         """The newest token of each lease, as `is_unchanged` takes it; None where somebody is submitting."""
         return {scope: _free_token(folder) for scope, folder in self._folders().items()}
 
+    def held_by_another(self, controller: Holder) -> str:
+        """Return whom the controller of this sweep, a process that may not be this one, would have to wait for now."""
+        for folder in self._folders().values():
+            holder = read_holder(folder)
+            if holder is None or (holder.host, holder.pid) == (controller.host, controller.pid):
+                continue
+            if SubmissionLease.is_alive(holder):
+                return SubmissionLease.held_by(holder)
+        return ""
+
     def acquire(self, patience_seconds: float) -> str:
         """Take all leases; return why not where that takes longer, or nothing.
 
@@ -110,7 +126,7 @@ class Submission:
     def _try(self) -> str:
         for scope, folder in self._folders().items():
             try:
-                self._leases[scope] = SubmissionLease(folder)
+                self._leases[scope] = SubmissionLease(folder, self._sweep)
             except LeaseHeld as held:
                 self.release()
                 return str(held)

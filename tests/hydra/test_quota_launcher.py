@@ -68,9 +68,18 @@ def test_a_failed_job_raises_and_is_alone_in_being_tried_again(tmp_path: Path) -
 
 def test_a_job_asks_for_what_its_own_config_says(tmp_path: Path) -> None:
     words = ["hydra.launcher.resources.cpus_per_node=${model.cores}", "model=small,large"]
+    # A key that only jobs have.
+    words += ["hydra.launcher.resources.wall_minutes=${minutes}", "+minutes=7"]
     run(tmp_path, *QUOTA, *words, app=GRID_APP)
     works = only_sweep(tmp_path).read_definition().works
     assert {work.labels["model"]: work.need.cpus_per_node for work in works} == {"small": 1, "large": 2}
+    assert {work.need.wall_minutes for work in works} == {7}
+
+
+def test_a_setting_that_interpolates_nothing_is_one_line(tmp_path: Path) -> None:
+    said = fail(tmp_path, *QUOTA, "hydra.launcher.resources.nodes=${part}", "model=small,large", app=GRID_APP)
+    assert said.startswith("hydra.launcher.resources.nodes: Interpolation key 'part' not found")
+    assert "Traceback" not in said
 
 
 def test_hydras_callbacks_and_verbosity_reach_the_jobs(tmp_path: Path) -> None:

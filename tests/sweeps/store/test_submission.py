@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from muloco_runner.config import ConfigError
-from sweeps.store.lease import TTL_SECONDS
+from sweeps.store.lease import TTL_SECONDS, Holder
 from sweeps.store.submission import STATE, Submission
 
 
@@ -39,6 +41,20 @@ def test_one_submits_at_a_time_and_the_other_is_told_who() -> None:
     # What it could have had is free for others.
     assert submission("c-cpu").acquire(0) == ""
     assert submission("d-gpu").acquire(0) == ""
+
+
+def test_a_third_learns_who_holds_it_for_what_and_since_when() -> None:
+    sweep, other = submission("c-gpu"), Submission(lambda: ["c-gpu"], "demo in /scratch/demo")
+    controller = Holder("login2", 1, 0.0, 0.0)
+    assert sweep.held_by_another(controller) == ""
+    other.acquire(0)
+    told = sweep.held_by_another(controller)
+    assert told.startswith("waits until sweep demo in /scratch/demo has submitted its jobs (host ")
+    assert re.search(rf", pid {os.getpid()}, since \S+.*\d\d:\d\d", told)
+    # It is the controller itself that holds it.
+    assert sweep.held_by_another(Holder(socket.gethostname(), os.getpid(), 0.0, 0.0)) == ""
+    other.release()
+    assert sweep.held_by_another(controller) == ""
 
 
 def test_one_that_waits_gets_it_when_it_is_given_back() -> None:
