@@ -148,7 +148,8 @@ class Snapshot:
     @property
     def waits_for(self) -> str:
         """Whom the controller waits for before it may submit; empty where it need not, or that is not seen here."""
-        if self.holder is None or not self.is_controlled or self.owner is not None or not self.state.counts["waiting"]:
+        if self.holder is None or self.owner is not None or not self.verdicts or not self.is_controlled:
+            # Without verdicts nothing waits, or the scheduler does not answer, which knows the names of the leases.
             return ""
         try:
             return Submission(self._cluster.submission_scopes).held_by_another(self.holder)
