@@ -24,8 +24,9 @@ def count(
     deaf: bool = False,
     kilobytes: int = 0,
     memory_halvings: int = 0,
+    gate: str | None = None,
 ) -> int:
-    """Attempt n takes seconds[n] and ends with codes[n] (the last of each from then on).
+    """Attempt n takes seconds[n], and until the file `gate` is there, and ends with codes[n] (the last from then on).
 
     Asked to stop it ends with 75, unless it is deaf. Of several ranks the first alone leaves files: `started` gets a
     line for each start, `result.json` is written by an attempt that ends with 0, `status.json` is its heartbeat. An
@@ -52,7 +53,7 @@ def count(
         (place / "data").write_bytes(bytes(1024 * kilobytes))
         until = time.monotonic() + seconds[min(attempt, len(seconds)) - 1]
         beat = 0.0
-        while time.monotonic() < until:
+        while time.monotonic() < until or (gate is not None and not os.path.exists(gate)):
             if asked and not deaf:
                 return 75
             if time.monotonic() > beat:

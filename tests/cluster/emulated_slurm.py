@@ -39,6 +39,8 @@ PROGRAMS = (
 GPUS_PER_NODE = 8
 CPUS_PER_NODE = 96
 TEMPLATES = Path(__file__).parent
+PATIENCE_SECONDS = 180
+"""How long tests wait for an event: far longer than it takes, however busy the machine is."""
 OTHER_USER = "nobody"
 """A user of every Debian, whose jobs hold nodes beside ours."""
 
@@ -142,9 +144,7 @@ class EmulatedSlurm:
     def occupy(self, num_nodes: int, **options: str) -> str:
         """The same with another user's job, and no return before it has its nodes."""
         job = self.hold_nodes(num_nodes, OTHER_USER, **options)
-        wait_for(
-            lambda: self.run("squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING", 30, f"start of job {job}"
-        )
+        wait_for(lambda: self.run("squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING", f"start of job {job}")
         return job
 
     def limit(self, **limits: str) -> None:
@@ -191,7 +191,7 @@ class EmulatedSlurm:
             idle = self.run("sinfo", "-hN", "-p", "gpu", "-t", "idle", "-o", "%N %T")
             return sum(line.endswith("idle") for line in idle.splitlines()) == len(self.nodes)
 
-        wait_for(all_idle, 60, "idle nodes")
+        wait_for(all_idle, "idle nodes")
 
     def lose_node(self, node: str) -> None:
         """The node's power fails: its daemon, its step daemons and every task on it die at once."""
@@ -215,7 +215,7 @@ class EmulatedSlurm:
 
     def start_controller(self) -> None:
         self._start("slurmctld", "slurmctld", "-D")
-        wait_for(lambda: "UP" in self.run("scontrol", "ping", timeout=10), 30, "slurmctld")
+        wait_for(lambda: "UP" in self.run("scontrol", "ping", timeout=10), "slurmctld")
 
     def stop_controller(self) -> None:
         """By TERM: killed, it would lose its last seconds and might give a job id twice."""
@@ -223,7 +223,7 @@ class EmulatedSlurm:
 
     def start_database_daemon(self) -> None:
         self._start("slurmdbd", "slurmdbd", "-D")
-        wait_for(lambda: self.run("sacctmgr", "-n", "show", "cluster", timeout=10) is not None, 60, "slurmdbd")
+        wait_for(lambda: self.run("sacctmgr", "-n", "show", "cluster", timeout=10) is not None, "slurmdbd")
 
     def stop_database_daemon(self) -> None:
         self._stop("slurmdbd")
@@ -232,9 +232,9 @@ class EmulatedSlurm:
 
     def _empty_queue(self) -> None:
         for user in ("root", OTHER_USER):
-            self.run("scancel", "--full", "--signal=KILL", f"--user={user}", timeout=15)
-            self.run("scancel", f"--user={user}", timeout=15)
-        wait_for(lambda: not self.run("squeue", "-h"), 20, "an empty queue")
+            self.run("scancel", "--full", "--signal=KILL", f"--user={user}")
+            self.run("scancel", f"--user={user}")
+        wait_for(lambda: not self.run("squeue", "-h"), "an empty queue")
 
     def _write_files(self) -> None:
         for name in ("etc", "run", "log", "slurmctld", "spool", "dev", "database", "tmp"):
@@ -272,7 +272,7 @@ class EmulatedSlurm:
         options = [f"--key-file={etc}/munge.key", f"--socket={run}/munge.socket", f"--pid-file={run}/munged.pid"]
         files = [f"--log-file={self.state}/log/munge.log", f"--seed-file={run}/munge.seed"]
         self._start("munged", "munged", "--foreground", "--force", *options, *files)
-        wait_for(lambda: bool(self.run("munge", "-n", "-S", f"{run}/munge.socket")), 10, "munge")
+        wait_for(lambda: bool(self.run("munge", "-n", "-S", f"{run}/munge.socket")), "munge")
 
     def _start_database(self) -> None:
         data, socket_file = self.state / "database", self.state / "run" / "database.sock"
@@ -296,7 +296,7 @@ class EmulatedSlurm:
         ]
         self._start("mariadbd", *start, *address, *memory)
         client = ["mariadb", "--no-defaults", "--user=root", f"--socket={socket_file}", "-e"]
-        wait_for(lambda: bool(self.run(*client, "select 1")), 30, "MariaDB")
+        wait_for(lambda: bool(self.run(*client, "select 1")), "MariaDB")
         user = "slurm@'127.0.0.1'"
         self.run(*client, f"create database slurm_accounting; create user {user} identified by 'slurm'")
         self.run(*client, f"grant all on slurm_accounting.* to {user}")
@@ -337,15 +337,26 @@ class EmulatedSlurm:
                     yield process
 
 
-def wait_for(happens: Callable[[], bool], seconds: float, what: str) -> None:
-    """Polls until `happens`; a SLURM command that fails counts as not yet."""
-    end = time.monotonic() + seconds
+def wait_for(happens: Callable[[], bool], what: str) -> None:
+    """Polls until `happens`; a SLURM command that fails counts as not yet. Gives up with what SLURM says meanwhile."""
+    end, failure = time.monotonic() + PATIENCE_SECONDS, ""
     while time.monotonic() < end:
-        with contextlib.suppress(subprocess.SubprocessError):
+        try:
             if happens():
                 return
+        except subprocess.SubprocessError as error:
+            failure = f"\nlast failure: {error}"
         time.sleep(0.1)
-    raise TimeoutError(f"no {what} within {seconds:.0f} s")
+    raise TimeoutError(f"no {what} within {PATIENCE_SECONDS} s{failure}\n{_queue_and_nodes()}")
+
+
+def _queue_and_nodes() -> str:
+    said = []
+    for command in (["squeue", "-o", "%i %j %u %T %M %r %N"], ["sinfo", "-N", "-o", "%N %T %E"]):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+            said.append(f"{command[0]}:\n{done.stdout}{done.stderr}")
+    return "\n".join(said)
 
 
 def main() -> None:

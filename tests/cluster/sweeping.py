@@ -91,7 +91,7 @@ class SampleSweep:
 
     def wait_for_start(self, name: str, count: int = 1) -> str:
         """The node where the run's start of that number is."""
-        wait_for(lambda: len(self.starts(name)) >= count, 30, f"start {count} of {name}")
+        wait_for(lambda: len(self.starts(name)) >= count, f"start {count} of {name}")
         return str(self.starts(name)[count - 1]["node"])
 
     def events(self, name: str) -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ def check(sweep: SampleSweep, state: SweepState, slurm: EmulatedSlurm) -> None:
         told.update({job.name: f"{job.state} {job.exit_code}" for job in parse_sacct(text) if job.is_finished})
         return set(ours) <= set(told)
 
-    wait_for(all_told, 20, f"word of {ours.keys() - told.keys()} from accounting")
+    wait_for(all_told, f"word of {sorted(ours)} from accounting")
     for tag, found in ours.items():
         succeeded = all(cause is Cause.FINISHED for cause in found)
         # A node may go in the moment between a result and its job's end.

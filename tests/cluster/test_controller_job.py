@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from emulated_slurm import OTHER_USER, EmulatedSlurm, wait_for
@@ -34,7 +35,7 @@ def wait_for_controller(slurm: EmulatedSlurm, sweep: SampleSweep, other_than: st
         held = holder is not None and holder.is_alive
         return held and bool(running) and running != [other_than] and bool(controllers(slurm, sweep, "PD"))
 
-    wait_for(at_work, 30, "controller at work")
+    wait_for(at_work, "controller at work")
     return controllers(slurm, sweep, "R")[0]
 
 
@@ -48,7 +49,9 @@ def ends_now(slurm: EmulatedSlurm, job: str) -> bool:
 
 
 def test_a_controllers_job_outlives_limit_preemption_and_node(slurm: EmulatedSlurm, tmp_path: Path) -> None:
-    plans = {f"w{n}": {"seconds": [4]} for n in range(16)}
+    # However long the four controllers take, the sweep is not over before.
+    gate = tmp_path / "gate"
+    plans: dict[str, Any] = {"gated": {"gate": str(gate)}} | {f"w{n}": {"seconds": [4]} for n in range(8)}
     sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 2}}, controller={"qos": "low"})
     sweep.folder.write_definition(sweep.definition)
     cluster = sweep.definition.read_cluster()
@@ -56,7 +59,7 @@ def test_a_controllers_job_outlives_limit_preemption_and_node(slurm: EmulatedSlu
     assert is_new
     assert controller_job.start(sweep.folder, cluster) == (first, False)
     assert wait_for_controller(slurm, sweep) == first
-    wait_for(lambda: ends_now(slurm, first), 10, "a time limit that may be reached")
+    wait_for(lambda: ends_now(slurm, first), "a time limit that may be reached")
     second = wait_for_controller(slurm, sweep, first)
     holder = read_holder(sweep.folder.lease_dir)
     assert holder is not None
@@ -70,7 +73,8 @@ def test_a_controllers_job_outlives_limit_preemption_and_node(slurm: EmulatedSlu
     slurm.occupy(1, qos="high", nodelist=node)
     assert wait_for_controller(slurm, sweep, fourth) not in (first, second, third, fourth)
     slurm.run("scancel", f"--user={OTHER_USER}")
-    wait_for(lambda: not slurm.run("squeue", "-h"), 120, "the sweep's end")
+    gate.touch()
+    wait_for(lambda: not slurm.run("squeue", "-h"), "the sweep's end")
     state = sweep.folder.read_state(sweep.definition).state
     assert set(standings(state).values()) == {"done"}
     assert not controllers(slurm, sweep, "PD,R")
@@ -90,7 +94,7 @@ def test_a_queued_controller_of_other_code_is_replaced(slurm: EmulatedSlurm, tmp
     assert is_new
     assert controllers(slurm, sweep, "PD,R") == [job]
     assert job != before
-    wait_for(lambda: not slurm.run("squeue", "-h"), 60, "the sweep's end")
+    wait_for(lambda: not slurm.run("squeue", "-h"), "the sweep's end")
     assert set(standings(sweep.folder.read_state(sweep.definition).state).values()) == {"done"}
 
 
@@ -101,7 +105,7 @@ def test_a_mistake_ends_the_succession(slurm: EmulatedSlurm, tmp_path: Path) -> 
     wait_for_controller(slurm, sweep)
     sweep.folder.definition_file.write_text("damaged")
     slurm.run("scancel", first)
-    wait_for(lambda: not controllers(slurm, sweep, "PD,R,CG"), 30, "the succession's end")
+    wait_for(lambda: not controllers(slurm, sweep, "PD,R,CG"), "the succession's end")
     assert "damaged" in sweep.folder.controller_log.read_text()
 
 

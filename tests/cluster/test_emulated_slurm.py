@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import emulated_slurm
 import pytest
 from emulated_slurm import GPUS_PER_NODE, EmulatedSlurm, wait_for
 
@@ -19,11 +20,11 @@ def test_a_job_sees_the_gpus_that_it_asked_for(slurm: EmulatedSlurm, tmp_path) -
 
 def test_a_lost_node_ends_its_job_and_comes_back(slurm: EmulatedSlurm) -> None:
     job = slurm.hold_nodes(1)
-    wait_for(lambda: slurm.run("squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING", 10, "running job")
+    wait_for(lambda: slurm.run("squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING", "running job")
     node = slurm.run("squeue", "-h", "-j", job, "-o", "%N").strip()
     slurm.lose_node(node)
     slurm.declare_down(node)
-    wait_for(lambda: node not in slurm.run("squeue", "-h", "-j", job, "-o", "%N"), 10, "requeued job")
+    wait_for(lambda: node not in slurm.run("squeue", "-h", "-j", job, "-o", "%N"), "requeued job")
     slurm.revive_node(node)
     slurm.declare_up(node)
     slurm.run("scancel", job)
@@ -33,6 +34,13 @@ def test_a_lost_node_ends_its_job_and_comes_back(slurm: EmulatedSlurm) -> None:
 def test_a_limit_of_a_qos_binds(slurm: EmulatedSlurm) -> None:
     slurm.limit(GrpTRES="node=1")
     jobs = [slurm.hold_nodes(1, qos="capped") for _ in range(2)]
-    wait_for(lambda: "QOSGrpNodeLimit" in slurm.run("squeue", "-h", "-o", "%i %r"), 10, "job that waits for its limit")
+    wait_for(lambda: "QOSGrpNodeLimit" in slurm.run("squeue", "-h", "-o", "%i %r"), "job that waits for its limit")
     assert len(jobs) == 2
     assert len(slurm.run("squeue", "-h", "-t", "R").splitlines()) == 1
+
+
+def test_a_wait_in_vain_says_what_was_seen_instead(slurm: EmulatedSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = slurm.hold_nodes(1, begin="now+1hour")
+    monkeypatch.setattr(emulated_slurm, "PATIENCE_SECONDS", 0.2)
+    with pytest.raises(TimeoutError, match=f"(?s)no end within 0.2 s.*squeue:.*{job} .*PENDING.*sinfo:.*node01 "):
+        wait_for(lambda: not slurm.run("squeue", "-h", "-j", job), "end")

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from emulated_slurm import EmulatedSlurm, wait_for
+from emulated_slurm import PATIENCE_SECONDS, EmulatedSlurm, wait_for
 from sweeping import (
     GPU,
     SampleSweep,
@@ -47,7 +47,7 @@ def test_a_driver_killed_thirty_times_loses_and_repeats_nothing(slurm: EmulatedS
                 "accepted": partial(die_around_sbatch, after=True),
             }
             driver = sweep.start(deaths[how])
-            driver.join(20)
+            driver.join(PATIENCE_SECONDS)
             assert driver.exitcode == -signal.SIGKILL, f"{how}: the sweep was over after {killed}"
             killed[how] += 1
         state = sweep.run()
@@ -59,14 +59,16 @@ def test_a_driver_killed_thirty_times_loses_and_repeats_nothing(slurm: EmulatedS
 
 
 def test_of_two_drivers_one_drives_and_a_third_takes_over(slurm: EmulatedSlurm, tmp_path: Path) -> None:
-    plans = {f"w{n}": {"seconds": [2]} for n in range(4)}
+    gate = tmp_path / "gate"
+    plans = {f"w{n}": {"gate": str(gate)} for n in range(4)}
     sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 2}})
     drivers = [sweep.start(sys.stderr.close) for _ in range(2)]
-    wait_for(lambda: any(map(sweep.starts, plans)), 30, "first run")
-    wait_for(lambda: sum(driver.is_alive() for driver in drivers) == 1, 30, "driver that stands back")
+    wait_for(lambda: any(map(sweep.starts, plans)), "first run")
+    wait_for(lambda: sum(driver.is_alive() for driver in drivers) == 1, "driver that stands back")
     (alive,) = [driver for driver in drivers if driver.is_alive()]
     alive.kill()
     alive.join()
+    gate.touch()
     state = sweep.run()
     assert set(standings(state).values()) == {"done"}
     assert {len(sweep.starts(name)) for name in plans} == {1}
@@ -96,7 +98,7 @@ def test_a_slurmctld_that_is_away_for_a_while_changes_nothing(slurm: EmulatedSlu
 
 def test_nothing_is_submitted_while_the_queue_cannot_be_read(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     other = slurm.hold_nodes(1)
-    wait_for(lambda: slurm.run("squeue", "-h", "-j", other, "-o", "%T").strip() == "RUNNING", 30, "the other job")
+    wait_for(lambda: slurm.run("squeue", "-h", "-j", other, "-o", "%T").strip() == "RUNNING", "the other job")
     put_before(
         "squeue",
         """

@@ -101,16 +101,16 @@ def test_a_job_is_asked_for_by_its_number_before_it_is_lost(slurm: EmulatedSlurm
     slurm.stop_controller()
     assert not cluster.absent([recorded, purged])
     slurm.start_controller()
-    wait_for(lambda: cluster.observe([recorded]).complete, 30, "an answer")
+    wait_for(lambda: cluster.observe([recorded]).complete, "an answer")
     cluster.cancel([recorded])
-    wait_for(lambda: cluster.observe([recorded]).jobs["t-000001"].state is JobState.ENDED, 30, "the end")
+    wait_for(lambda: cluster.observe([recorded]).jobs["t-000001"].state is JobState.ENDED, "the end")
 
 
 def test_a_job_that_no_look_has_shown_is_cancelled_by_its_name(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     cluster = SlurmCluster(SampleSweep(tmp_path, {}).definition.read_cluster(), tmp_path)
     ours, other = (slurm.hold_nodes(1, **{"job-name": name}) for name in ("t-000001", "t-000002"))
     cluster.cancel([JobIdentity("t-000001", time.time(), other)])
-    wait_for(lambda: slurm.run("squeue", "-h", "-o", "%i").split() == [other], 30, f"end of {ours} alone")
+    wait_for(lambda: slurm.run("squeue", "-h", "-o", "%i").split() == [other], f"end of {ours} alone")
 
 
 def test_a_cancelled_run_leaves_those_beside_it_to_go_on(slurm: EmulatedSlurm, tmp_path: Path) -> None:

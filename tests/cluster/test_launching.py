@@ -76,7 +76,7 @@ class Job:
             said[:] = slurm.run("sacct", "-nPX", "-j", self.number, "-o", "State,ExitCode").split("\n")[:1]
             return bool(said) and not said[0].startswith(("PENDING", "RUNNING", "COMPLETING")) and bool(said[0])
 
-        wait_for(ended, 60, f"end of job {self.number}")
+        wait_for(ended, f"end of job {self.number}")
         return said[0]
 
 
@@ -168,7 +168,7 @@ def test_no_signal_requeues_a_job_or_is_swallowed(slurm: EmulatedSlurm, tmp_path
         for name in ("USR2", "TERM")
     }
     for (way, name), job in jobs.items():
-        wait_for(lambda job=job: STAGES[stage](job), 60, stage)  # type: ignore[misc]
+        wait_for(lambda job=job: STAGES[stage](job), stage)  # type: ignore[misc]
         # To all processes of the job; srun takes SIGTERM to mean an end at once, but for its steps SLURM sends it.
         whole = ["--full"] if stage == "setup" or way != "srun" else []
         slurm.run("scancel", *whole, f"--signal={name}", job.number)

@@ -94,7 +94,7 @@ def test_status_counts_the_sweeps_own_jobs_once(slurm: EmulatedSlurm, tmp_path: 
     sweep = SampleSweep(tmp_path, {f"w{n}": {"seconds": [8]} for n in range(3)}, {**GPU, "quota": {"nodes": 2}})
     driver = sweep.start()
     try:
-        wait_for(lambda: sum(bool(sweep.starts(name)) for name in ("w0", "w1", "w2")) == 2, 30, "both jobs")
+        wait_for(lambda: sum(bool(sweep.starts(name)) for name in ("w0", "w1", "w2")) == 2, "both jobs")
         done = subprocess.run(
             [sys.executable, "-m", "sweeps", "status", str(tmp_path), "--json"], capture_output=True, check=True
         )

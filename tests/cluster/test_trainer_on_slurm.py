@@ -42,9 +42,9 @@ def test_preempted_trainers_resume_from_their_checkpoints(slurm: EmulatedSlurm, 
     command = sweep_command("launch", *SWEEP, *SLOWLY, f"root={tmp_path}", *cluster(qos="low"))
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        wait_for(lambda: len(list(tmp_path.glob("runs/*/checkpoint/*"))) >= 2, 90, "first checkpoints")
+        wait_for(lambda: len(list(tmp_path.glob("runs/*/checkpoint/*"))) >= 2, "first checkpoints")
         slurm.hold_nodes(8, OTHER_USER, qos="high")
-        wait_for(lambda: len(list(tmp_path.glob("runs/*/attempts/1/ending.json"))) == 2, 60, "preempted attempts")
+        wait_for(lambda: len(list(tmp_path.glob("runs/*/attempts/1/ending.json"))) == 2, "preempted attempts")
         slurm.run("scancel", f"--user={OTHER_USER}")
         output, _ = driver.communicate(timeout=180)
     finally:
@@ -71,7 +71,7 @@ def test_a_sweep_is_left_to_a_controller_on_the_cluster(slurm: EmulatedSlurm, tm
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.FINISHED, done.stderr
     assert "controller job" in done.stdout
-    wait_for(lambda: not slurm.run("squeue", "-h"), 120, "the end of all jobs")
+    wait_for(lambda: not slurm.run("squeue", "-h"), "the end of all jobs")
     folder = SweepFolder(tmp_path, "demo")
     state = folder.read_state(folder.read_definition()).state
     assert state.counts["done"] == 1, folder.controller_log.read_text()

@@ -61,7 +61,7 @@ def is_held(lease: Path) -> bool:
 def test_a_failed_job_is_failed_in_accounting_too(launcher: list[str], slurm: EmulatedSlurm, tmp_path: Path) -> None:
     before = newest_job(slurm)
     assert "cannot square 3" in fail(tmp_path, *launcher, "number=3", "fails=true")
-    wait_for(lambda: accounted(slurm, before) - {"PENDING", "RUNNING"}, 60, "the job in accounting")
+    wait_for(lambda: accounted(slurm, before) - {"PENDING", "RUNNING"}, "the job in accounting")
     assert accounted(slurm, before) == {"FAILED"}
 
 
@@ -147,5 +147,5 @@ def test_each_job_has_its_own_settings(slurm: EmulatedSlurm, monkeypatch: pytest
         for qos in ("high", "normal")
         for number in (2, 3)
     ]
-    wait_for(lambda: [row[-1] for row in told()] == ["COMPLETED"] * len(expected), 60, "accounting of the jobs")
+    wait_for(lambda: [row[-1] for row in told()] == ["COMPLETED"] * len(expected), "accounting of the jobs")
     assert told() == expected

@@ -119,7 +119,7 @@ def test_jobs_of_slurm_finish(old_sweep: SweepFolder, slurm: EmulatedSlurm, monk
     for tag, *options in ((AT_WORK,), (PENDING, "--hold")):
         give_request(old_sweep, tag)
         slurm.run("sbatch", *options, str(old_sweep.cluster_dir / "scripts" / f"{tag}.sh"))
-    wait_for((old_sweep.root / "runs" / "running" / "old").exists, 30, "the job at work")
+    wait_for((old_sweep.root / "runs" / "running" / "old").exists, "the job at work")
     slurm.run("scontrol", "release", f"JobName={PENDING}")
     allocation = {"name": "here", "partition": "gpu", "account": "lab", "gpus_per_node": 8, "cpus_per_node": 8}
     check(old_sweep, launch_again(old_sweep, "cluster_work:count", kind="slurm", allocations=[allocation]))
