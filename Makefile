@@ -15,7 +15,8 @@ test: $(VENV)/installed-dev  ## everything but the tests that need a SLURM
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
 
 test-slurm: $(VENV)/installed-dev  ## starts a real multi-node SLURM on this machine: root and Debian's packages
-	MULOCO_REQUIRE_SLURM=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slurm
+	# Each process has a cluster of its own and waits more than it computes, so there are more than cores.
+	MULOCO_REQUIRE_SLURM=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal -m slurm
 
 test-hydra-next: $(NEXT_VENV)/installed  ## the Hydra plugins under the next Hydra, beside another launcher, on SLURM too
 	MULOCO_REQUIRE_SLURM=1 $(NEXT_VENV)/bin/python -m pytest -q tests/hydra
