@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from muloco_runner.config import ConfigError
+from muloco_runner.paths import announce, choices_of, config_dir, config_path, take_config_path, use_config_path
 from muloco_runner.record import ExitCode, RunFolder
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ muloco-train: train one run, here.
   muloco-train --multirun algorithm=ddp_muon,muloco seed=0,1
   torchrun --nproc-per-node 4 -m muloco_runner algorithm=muloco method.num_workers=4
 
-Choices, each a file under conf/:
+Choices, each a file under conf/ (your own ./conf, and the built-in ones):
 {choices}
 Values, each a key with a dot for each level:
   global_batch_tokens=8192          tokens in one inner step, summed over all workers
@@ -42,6 +43,8 @@ one continues where its last checkpoint left it.
   --estimate       GB a GPU, by number of GPUs, and stop     --multirun   one run for each combination
   --cfg job        print the composed config and stop
   --info           where each value comes from               --hydra-help all of Hydra's flags
+  --config-dir DIR own choices, found before the built-in ones; may be said several times. So are those under ./conf,
+                   and in the folders that MULOCO_CONF lists; conf_path=none turns these off
 
 Exit codes: 0 finished (also when it diverged: that is a result), 2 a mistake in the command, 65 the run cannot be
 trained on this data, 70 out of memory, 75 checkpointed after a signal or at execution.wall_minutes, 1 anything else.
@@ -54,10 +57,18 @@ _GROUPS = ("algorithm", "model", "method", "inner_optimizer", "data", "schedule"
 
 def main() -> None:
     """The console script. Never returns: exits with one of `ExitCode`."""
-    arguments = sys.argv[1:]
+    try:
+        arguments, path = take_config_path(sys.argv[1:])
+    except ConfigError as error:
+        print(f"muloco-train: {error}", file=sys.stderr)
+        sys.exit(ExitCode.USAGE)
+    use_config_path(path)
+    sys.argv[1:] = arguments
     if "--help" in arguments or "-h" in arguments:
         print(help_text(), end="")
         sys.exit(0)
+    if (line := announce(path)) and os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
     if "--estimate" in arguments:
         sys.exit(_estimate([argument for argument in arguments if argument != "--estimate"]))
     import hydra
@@ -65,7 +76,6 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from muloco_runner.compose import register
-    from muloco_runner.paths import config_dir
 
     register()
     if _MULTIRUN & set(arguments):
@@ -120,7 +130,9 @@ def _as_choice(word: str) -> str:
         (override,) = OverridesParser.create().parse_overrides([word])
     except HydraException:
         return word
-    is_around = override.key_or_group.split(".")[0] in (*AROUND_RUNS, "sweep")
+    # A sweep's file by its path is no choice that Hydra could load.
+    is_path = override.key_or_group == "sweep" and "/" in override.get_value_element_as_str()
+    is_around = not is_path and override.key_or_group.split(".")[0] in (*AROUND_RUNS, "sweep")
     if is_around or override.is_hydra_override() or override.is_sweep_override() or override.is_delete():
         return word
     return f"{override.get_key_element()}=choice({override.get_value_element_as_str()})"
@@ -154,11 +166,9 @@ def _give_up(error: Exception) -> NoReturn:
 
 def help_text() -> str:
     """`--help`, with the names found under conf/; reads file names only, so that it answers at once."""
-    from muloco_runner.paths import config_dir
-
     lines = []
     for group in _GROUPS:
-        names = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+        names = choices_of(group)
         lines.append(f"  {group + '=':18}{' | '.join(names)}\n")
     return HELP.format(choices="".join(lines))
 
@@ -188,6 +198,8 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
     folder = RunFolder.of(app.root, run.run_id)
     check_same_data(folder, check_can_run(run, folder))
     folder.write_config(run.to_dict())
+    if process.rank == 0 and config_path().folders:
+        folder.write_config_sources(config_path().to_dict())
     is_main = process.rank == 0
     code = run_with_progress(folder, app.execution, next_attempt(folder))
     result = folder.read_result()

@@ -10,14 +10,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from muloco_runner import config as vocabulary
 from muloco_runner.config import (
@@ -33,7 +40,7 @@ from muloco_runner.config.keys import no_such_setting
 from muloco_runner.config.names import OLD_CHOICES, OLD_VALUES, warn_renamed
 from muloco_runner.config.run import VARIANTS
 from muloco_runner.data.identity import named_by_content
-from muloco_runner.paths import config_dir
+from muloco_runner.paths import config_dir, config_groups, config_path
 
 AROUND_RUNS = ("root", "cluster", "execution")
 """What the command line may say of a sweep beside its runs."""
@@ -65,9 +72,59 @@ class AppConfig(RunConfig):
         return named_by_content([run], self.root)[0]
 
 
+class OwnFolderSource(ConfigSource):
+    """A user's own config folder: the package's groups in it, and nothing else, such as another program's config.yaml.
+
+    Hydra would take any folder there for a group, and refuse `seed=1` where there is a folder `seed`.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        return "muloco"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        file = self._file(config_path)
+        try:
+            header = ConfigSource._get_header_dict(file.read_text(encoding="utf-8"))
+            config = OmegaConf.load(file)
+        except (OSError, ValueError, YAMLError) as error:
+            raise ConfigLoadError(f"{file}: {error}") from None
+        return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", config, header)
+
+    def available(self) -> bool:
+        return Path(self.path).is_dir()
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path in config_groups() and (Path(self.path) / config_path).is_dir()
+
+    def is_config(self, config_path: str) -> bool:
+        return config_path.rpartition("/")[0] in config_groups() and self._file(config_path).is_file()
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        names: list[str] = []
+        for path in sorted((Path(self.path) / config_path).iterdir()):
+            inside = f"{config_path}/{path.name}" if config_path else path.name
+            if self.is_group(inside) if path.is_dir() else self.is_config(inside):
+                self._list_add_result(names, inside, path.name, results_filter)
+        return sorted(set(names))
+
+    def _file(self, config_path: str) -> Path:
+        return Path(self.path) / self._normalize_file_name(config_path)
+
+
+class OwnFolders(SearchPathPlugin):
+    """Puts the user's own config folders before the package's: Hydra's --config-dir would put one after it."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in config_path().folders:
+            search_path.prepend("own", f"{OwnFolderSource.scheme()}://{folder}", anchor="main")
+
+
 @cache
 def register() -> None:
     """Registers every dataclass of the vocabulary as the schema that the YAML files extend."""
+    Plugins.instance().register(OwnFolderSource)
+    Plugins.instance().register(OwnFolders)
     store = ConfigStore.instance()
     store.store(name="base_app", node=AppConfig)
     store.store(group="model", name="base_model", node=vocabulary.ModelConfig)
@@ -145,7 +202,7 @@ def _refuse_unknown(tree: DictConfig, above: str = "") -> None:
 
 def _groups() -> list[str]:
     """Choices that are no settings themselves, such as algorithm."""
-    return [path.name for path in config_dir().iterdir() if path.is_dir()]
+    return [group for group in config_groups() if "/" not in group]
 
 
 def compose_app_config(overrides: Sequence[str]) -> AppConfig:

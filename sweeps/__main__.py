@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from muloco_runner.config import ConfigError
+from muloco_runner.paths import announce, config_path, take_config_path, use_config_path
 from muloco_runner.record import ExitCode
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Plan, launch and watch many runs under a quota.
 
+  muloco-sweep init                                   write a file for this cluster, and a sweep to begin from
   muloco-sweep plan +sweep=demo                       what it would cost; submits nothing
   muloco-sweep simulate +sweep=demo --faults rough   simulated, with failures; submits nothing
   muloco-sweep launch +sweep=demo root=demo           run it; the same command again continues it
@@ -34,8 +36,10 @@ Plan, launch and watch many runs under a quota.
   muloco-sweep quota demo --nodes 12                  another quota, from the next tick on
   muloco-sweep retry demo model=82k                   try held runs again
 
-A sweep is a file under conf/sweep, a cluster one under conf/cluster (cluster=NAME). A sweep may be stopped at any
-moment, with Ctrl-C or harder; launched again it continues, and trains no finished run twice.
+A sweep is a file under conf/sweep, or any other by its path (+sweep=./mine.yaml); a cluster one under conf/cluster
+(cluster=NAME). Own files of all choices are found before the built-in ones in --config-dir DIR (may be said several
+times), in the folders that MULOCO_CONF lists, and in ./conf; conf_path=none turns that off. A sweep may be stopped at
+any moment, with Ctrl-C or harder; launched again it continues, and trains no finished run twice.
 Filters: algorithm=muloco, model=82k, seed=0,1, inner_optimizer.lr=0.02, run=3fa. ROOT defaults to results.
 For programs: every command takes --json, asks nothing, and says the same when it is given twice. Exit codes: 0 done as
 said; 1 runs are left or held, or something broke and the same command continues; 2 a mistake in what was asked, of
@@ -67,7 +71,12 @@ def main() -> None:
     from sweeps.store.lease import LeaseLost
 
     try:
-        code = _run(parse(sys.argv[1:]))
+        words, path = take_config_path(sys.argv[1:])
+        use_config_path(path)
+        arguments = parse(words)
+        if line := announce(path):
+            print(line, file=sys.stderr)
+        code = _run(arguments)
     except LeaseLost as error:
         _fail(f"{error}; this one has stopped; the sweep continues under the other", ExitCode.CRASH)
     except ConfigError as error:
@@ -109,7 +118,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     unknown = [word for word in others if word.startswith("-")]
     if unknown:
         raise ConfigError(f"unrecognized arguments: {' '.join(unknown)}; see muloco-sweep {arguments.name} --help")
-    getattr(arguments, "root_and_filters" if hasattr(arguments, "root_and_filters") else "overrides").extend(others)
+    for name in ("root_and_filters", "overrides"):
+        if hasattr(arguments, name):
+            getattr(arguments, name).extend(others)
+            return arguments
+    if others:
+        raise ConfigError(f"unrecognized arguments: {' '.join(others)}; see muloco-sweep {arguments.name} --help")
     return arguments
 
 
@@ -118,6 +132,10 @@ def _run(arguments: argparse.Namespace) -> ExitCode:
         if arguments.controller == "slurm":
             return launch_as_job(arguments)
         return detach(arguments) if arguments.detach else launch(arguments)
+    if arguments.name == "init":
+        from sweeps.cli.init import init
+
+        return init(arguments)
     if arguments.name in ("plan", "simulate"):
         from sweeps.cli import plan as planning
 
@@ -148,6 +166,10 @@ def _parser() -> argparse.ArgumentParser:
             "overrides", nargs="+", metavar="KEY=VALUE", help="+sweep=NAME, cluster=NAME, root=FOLDER, keys of the grid"
         )
         command.add_argument("--allow-large", action="store_true", help="take more than 100,000 combinations")
+    text = "write a commented conf/cluster/NAME.yaml for the cluster that this is, and conf/sweep/mine.yaml"
+    beginning = commands.add_parser("init", help=text, description=text)
+    beginning.add_argument("cluster", nargs="?", metavar="NAME", help="of the file; default: the cluster's own name")
+    beginning.add_argument("--local", action="store_true", help="for this machine alone, whatever scheduler it has")
     launching = commands.choices["launch"]
     where = launching.add_mutually_exclusive_group()
     where.add_argument("--detach", action="store_true", help="run in the background, independent of this terminal")
@@ -221,6 +243,7 @@ def make_controller(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
     except LeaseHeld as error:
         raise ConfigError(error.to_text("--take-over")) from None
     sweep.folder.write_definition(sweep.definition)
+    sweep.folder.write_config_sources(config_path().to_dict() if config_path().folders else None)
     if max_gpu_hours is not None:
         controller.set_limits({MAX_GPU_HOURS: max_gpu_hours})
     for damage in controller.damage:
@@ -364,6 +387,7 @@ def _start_detached(arguments: argparse.Namespace, sweep: Sweep) -> int:
     command = [sys.executable, "-m", "sweeps", "launch", *arguments.overrides]
     for option, value in (("--max-gpu-hours", arguments.max_gpu_hours), ("--on-event", arguments.on_event)):
         command += [option, str(value)] if value is not None else []
+    command += config_path().as_arguments()
     command += ["--allow-large"] if arguments.allow_large else []
     return start_process(command, sweep.folder)
 

@@ -1,6 +1,7 @@
 """The files of a run's folder, typed and versioned.
 
 <root>/runs/<run_id>/
+  config_sources.json  where it was composed from, if not from the package's files alone
   config.yaml      resolved RunConfig, in JSON's notation, which YAML reads: no parser beyond the standard library
   record.jsonl     one header, then one line per logged step; append-only; a torn last line is tolerated
   status.json      heartbeat, replaced atomically
@@ -18,7 +19,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -279,6 +280,10 @@ class RunFolder:
                 write_atomically(self.config_file, json.dumps(values, indent=1, allow_nan=False) + "\n")
         except OSError as error:
             raise ConfigError(f"{self.path}: {error.strerror}: choose another root") from None
+
+    def write_config_sources(self, sources: Mapping[str, Any]) -> None:
+        """Writes which folders the config was composed from last, and which built-in files were shadowed."""
+        write_atomically(self.path / "config_sources.json", json.dumps(sources, indent=1) + "\n")
 
     def write_status(self, status: RunStatus) -> None:
         status.updated_at = time.time()

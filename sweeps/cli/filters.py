@@ -12,7 +12,7 @@ from typing import Any
 
 from muloco_runner.config import ConfigError
 from muloco_runner.config.names import OLD_VALUES, key_now, names_now
-from muloco_runner.paths import config_dir
+from muloco_runner.paths import choices_of
 from muloco_runner.record import RecordError, RunFolder
 from sweeps.engine.work import Work
 
@@ -70,7 +70,7 @@ def _equal(actual: Any, wanted: str) -> bool:
 def params_of(model: str) -> int:
     from muloco_runner.compose import compose_model
 
-    names = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))
+    names = choices_of("model")
     if model not in names:
         raise ConfigError(f"model={model}: no such model; there are {', '.join(names)}")
     return compose_model(model).num_params

@@ -1,6 +1,7 @@
 """The folder of one sweep, <root>/sweeps/<name>/, and the only code that knows its files.
 
 definition.jsonl  cluster and pieces of work, replaced atomically by each launch (`sweeps.store.definition`)
+config_sources.json  the folders that the last launch was composed from, if not the package's alone
 ledger.jsonl      the event log (`sweeps.store.ledger`)
 snapshot.jsonl    what replaying it gave a while ago (`sweeps.store.snapshot`)
 jobs/<tag>.json   what was asked for with each job, written before it is submitted
@@ -19,7 +20,7 @@ import os
 import pwd
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +115,14 @@ class SweepFolder:
 
     def write_definition(self, definition: Definition) -> None:
         write_atomically(self.definition_file, definition.text)
+
+    def write_config_sources(self, sources: Mapping[str, Any] | None) -> None:
+        """Writes where the launch's configs were composed from; None: from the package's files alone."""
+        file = self.path / "config_sources.json"
+        if sources is None:
+            file.unlink(missing_ok=True)
+        else:
+            write_atomically(file, json.dumps(sources, indent=1) + "\n")
 
     def read_definition(self) -> Definition:
         """A sweep that is not there, or not readable, raises `ConfigError`."""

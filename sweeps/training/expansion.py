@@ -16,7 +16,7 @@ from muloco_runner.compose import compose_tree, one_line
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.config.keys import no_such_setting
 from muloco_runner.config.names import key_now, names_now, warn_renamed
-from muloco_runner.paths import config_dir
+from muloco_runner.paths import config_groups
 from sweeps.grid import Point, check_not_empty, check_size, read_grids
 
 
@@ -32,7 +32,7 @@ def expand(
     """
     grids = read_grids(sweep, overrides)
     check_size(grids, allow_large, "give --allow-large (hydra.sweeper.allow_large=true)")
-    composer = _Composer(run_groups(), base)
+    composer = _Composer(set(config_groups()), base)
     runs: dict[str, RunConfig] = {}
     for grid in grids:
         for point in grid.points():
@@ -40,12 +40,6 @@ def expand(
             runs.setdefault(run.run_id, run)
     check_not_empty(list(runs))
     return list(runs.values())
-
-
-def run_groups() -> set[str]:
-    """Folders of choices under conf/, such as model or method/compression."""
-    root = config_dir()
-    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_dir()}
 
 
 class _Composer:

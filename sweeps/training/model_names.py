@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from muloco_runner.config import ConfigError, ModelConfig
-from muloco_runner.paths import config_dir
+from muloco_runner.paths import files_of
 from sweeps.formatting import size
 
 
@@ -22,22 +23,22 @@ def model_name(num_params: int) -> str:
 
 @cache
 def _names() -> dict[int, str]:
-    folder = config_dir() / "model"
+    files = files_of("model")
     names: dict[int, str] = {}
-    for path in sorted(folder.glob("*.yaml")):
+    for name in sorted(files):
         # A file that is no model by itself is the base of others.
         with contextlib.suppress(ConfigError, TypeError):
-            names.setdefault(ModelConfig(**_values(folder, path.stem)).num_params, path.stem)
+            names.setdefault(ModelConfig(**_values(files, name)).num_params, name)
     return names
 
 
-def _values(folder: Path, name: str) -> dict[str, Any]:
-    own = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
+def _values(files: Mapping[str, Path], name: str) -> dict[str, Any]:
+    own = OmegaConf.to_container(OmegaConf.load(files[name]))
     assert isinstance(own, dict)
     values: dict[str, Any] = {}
     for base in own.pop("defaults", []):
         # Others are the dataclass's own defaults, or the file itself.
-        if (folder / f"{base}.yaml").exists():
-            values |= _values(folder, base)
+        if base in files:
+            values |= _values(files, base)
     known = {field.name for field in dataclasses.fields(ModelConfig)}
     return {**values, **{str(key): value for key, value in own.items() if key in known}}

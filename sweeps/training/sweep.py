@@ -10,13 +10,14 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from muloco_runner.compose import AROUND_RUNS, compose_tree, one_line, to_app_config
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.data.check import check_data
 from muloco_runner.data.identity import named_by_content
-from muloco_runner.paths import config_dir
+from muloco_runner.paths import choices_of
 from sweeps.clusters import read_cluster
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.durations import refine
@@ -49,7 +50,11 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False) -> Sweep:
     Without a name the command line's own lists are the sweep, and its runs name it.
     """
     name, around, narrowing = _split(arguments)
-    tree = compose_tree([*([f"+sweep={name}"] if name else []), *around])
+    file = _sweep_file(name)
+    tree = compose_tree([*([f"+sweep={name}"] if name and file is None else []), *around])
+    if file is not None:
+        _read_into(tree, file)
+        name = file.stem
     app = to_app_config(tree)
     cluster_name = next((a.partition("=")[2] for a in around if a.startswith("cluster=")), "local")
     cluster = read_cluster(cluster_name, OmegaConf.to_container(tree.cluster, resolve=True))
@@ -86,7 +91,10 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str], dict[str, l
         key = override.key_or_group
         text = override.input_line or ""
         if key == "sweep":
-            name = str(override.value())
+            values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+            if len(values) != 1:
+                raise ConfigError(f"{text}: one sweep at a time: give a single name")
+            name = str(_plain(values[0]))
         elif key.split(".")[0] in AROUND_RUNS:
             around.append(text)
         elif override.is_delete():
@@ -96,8 +104,11 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str], dict[str, l
             narrowing[key.lstrip("+")] = [_plain(value) for value in values]
     if name is None and not narrowing:
         raise ConfigError(f"no sweep is named: add +sweep=NAME, one of {', '.join(sweep_names())}, or lists of values")
-    if name is not None and name not in sweep_names():
-        raise ConfigError(f"+sweep={name}: no such file under conf/sweep; there are {', '.join(sweep_names())}")
+    if name is not None and _sweep_file(name) is None and name not in sweep_names():
+        raise ConfigError(
+            f"+sweep={name}: no such file under conf/sweep; there are {', '.join(sweep_names())}, or give the path "
+            "of a file, such as ./mine.yaml"
+        )
     return name, around, narrowing
 
 
@@ -107,4 +118,25 @@ def _plain(value: Any) -> Any:
 
 
 def sweep_names() -> list[str]:
-    return sorted(path.stem for path in (config_dir() / "sweep").glob("*.yaml"))
+    return choices_of("sweep")
+
+
+def _sweep_file(name: str | None) -> Path | None:
+    """The file that a sweep is given by, where it is a path and no name. One that is not there raises `ConfigError`."""
+    if name is None or not ("/" in name or name.endswith((".yaml", ".yml"))):
+        return None
+    file = Path(name).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"+sweep={name}: there is no such file")
+    return file
+
+
+def _read_into(tree: DictConfig, file: Path) -> None:
+    """Sets the tree's sweep to what a file outside conf/sweep holds."""
+    try:
+        sweep = OmegaConf.load(file)
+    except (OSError, ValueError, YAMLError) as error:
+        raise ConfigError(f"+sweep={file}: {one_line(error)}") from None
+    if not isinstance(sweep, DictConfig) or not sweep or "defaults" in sweep:
+        raise ConfigError(f"+sweep={file}: must hold the keys of a sweep, such as grids, and no defaults list")
+    OmegaConf.update(tree, "sweep", sweep, force_add=True)

@@ -111,7 +111,7 @@ class SlurmCluster:
         for allocation in self.config.allocations:
             for line in overruled_variables(os.environ, allocation):
                 print(f"cluster={self.config.name}: {line}", file=sys.stderr)
-        accounting = _read_accounting()
+        accounting = read_accounting()
         for allocation in self.config.allocations if accounting is not None else ():
             assert accounting is not None
             mistake = mistake_in(allocation, accounting)
@@ -220,7 +220,7 @@ class SlurmCluster:
         if shutil.which("scontrol") is None:
             self._limits = Limits(note="SLURM's own limits are not known: there is no scontrol on this machine")
             return
-        accounting = _read_accounting()
+        accounting = read_accounting()
         if accounting is None:
             if self._accounting is None:
                 self._limits = Limits(note="SLURM's own limits are not known: slurmctld does not answer")
@@ -271,7 +271,7 @@ class SlurmCluster:
         """Do nothing: jobs continue without a controller."""
 
 
-def _read_accounting() -> Accounting | None:
+def read_accounting() -> Accounting | None:
     """Read what SLURM knows of limits; None where slurmctld does not answer.
 
     Without a database, or where limits are not enforced, only partitions have limits.

@@ -71,7 +71,7 @@ def test_a_filter_by_model_composes_no_run(tmp_path: Path, monkeypatch: pytest.M
     """A model whose sequences fit no usual batch is a model to filter by."""
     shutil.copytree(config_dir(), tmp_path / "conf")
     (tmp_path / "conf" / "model" / "odd.yaml").write_text("defaults: [base_model]\nsequence_length: 1000\n")
-    for module in ("muloco_runner.compose", "sweeps.cli.filters"):
+    for module in ("muloco_runner.compose", "muloco_runner.paths"):
         monkeypatch.setattr(f"{module}.config_dir", lambda: tmp_path / "conf")
     odd = Work("0" * 12, "", "m:f", labels={"num_params": compose_model("odd").num_params})
     assert select([odd], ["model=odd"]) == [odd]

@@ -4,7 +4,10 @@ import dataclasses
 from typing import Any
 
 import pytest
+import yaml
 
+from sweeps.clusters import read_cluster
+from sweeps.clusters.slurm.describe import cluster_file
 from sweeps.clusters.slurm.limits import (
     Accounting,
     limits_of,
@@ -199,3 +202,17 @@ def test_without_a_database_partitions_bind_and_no_name_is_wrong() -> None:
         "partition gpu MaxTime",
         "partition gpu TotalNodes",
     }
+
+
+def test_init_writes_a_partition_that_the_user_may_use(accounting: Accounting) -> None:
+    nodes = parse_nodes("gpu|6|96|1000000|gpu:h100:8\nclosed|8|96|1000000|gpu:8\ntheirs|8|96|1000000|gpu:8\n")
+    text = cluster_file(dataclasses.replace(accounting, nodes=nodes, cluster="emulated"))
+    cluster = read_cluster("mine", yaml.safe_load(text))
+    (one,) = cluster.allocations
+    assert (one.name, one.gpus_per_node, one.cpus_per_node, one.max_wall_minutes) == ("gpu", 8, 96, 2880)
+    assert (one.quota.nodes, one.options["partition"], cluster.device) == (16, "gpu", "cuda")
+    assert mistake_in(one, accounting) is None
+    assert "# - name: 'closed'" in text
+    assert "qos: 'high'" in text, "another way in, with the QOS that it needs"
+    assert "# not theirs: account=lab: partition theirs is open to elsewhere only" in text
+    assert "# found: QOS normal MaxTRESPU gres/gpu 16" in text
