@@ -111,6 +111,7 @@ def _attempt(
     from muloco_runner.distributed.rendezvous import joined_ranks, process_rank
     from muloco_runner.distributed.traffic import emulated_link
     from muloco_runner.optimizers import describe_groups
+    from muloco_runner.optimizers.orthogonalize import why_no_kernels
     from muloco_runner.training.devices import choose_device, choose_placement_on
     from muloco_runner.training.loop import Trainer
     from muloco_runner.training.session import Session
@@ -146,6 +147,8 @@ def _attempt(
         trainer = Trainer(run, corpus, session)
         if process.rank == 0 and run.inner_optimizer.orthogonalizes:
             print(describe_groups(trainer.state.workers[0].model), flush=True)
+            if device.type == "cuda" and execution.muon_backend == "auto" and (why := why_no_kernels(device)):
+                print(f"Muon runs without its fused kernels: {why}", flush=True)
         trainer.metrics.write_status("starting")
         result = trainer.train()
         if result is None:

@@ -146,7 +146,7 @@ class DiLoCo:
         """Starts the exchange of the pseudogradients as of now."""
         deltas = fragment.pseudogradients()
         if self._background is not None:
-            return self._background.submit(fragment.average_beside_training, deltas)
+            return self._background.submit(fragment.average_beside_training, deltas, fragment.record_ready())
         done: Future[CompletedExchange] = Future()
         done.set_result(fragment.average(deltas))
         return done

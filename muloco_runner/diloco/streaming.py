@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -128,19 +129,24 @@ class Fragment:
             self.full.scatter(tensors, shards)
         return CompletedExchange(mean, products_KK)
 
-    def average_beside_training(self, pseudogradients: Sequence[Tensor]) -> CompletedExchange:
-        """The same on a thread of its own and, on a GPU, a stream of its own."""
-        if not self.anchor.is_cuda:
+    def average_beside_training(
+        self, pseudogradients: Sequence[Tensor], ready: torch.cuda.Event | None
+    ) -> CompletedExchange:
+        """The same on a thread of its own and, on a GPU, a stream of its own, once `ready` has happened."""
+        if ready is None:
             return self.average(pseudogradients)
-        training = torch.cuda.default_stream(self.anchor.device)
-        stream = torch.cuda.Stream(self.anchor.device)
-        stream.wait_stream(training)
+        training, stream = torch.cuda.default_stream(self.anchor.device), _background_stream(self.anchor.device)
+        stream.wait_event(ready)
         with torch.cuda.stream(stream):
             exchange = self.average(pseudogradients)
         stream.synchronize()
         # The outer step reads it on the other stream, when this one may reuse its memory.
         exchange.mean.record_stream(training)
         return exchange
+
+    def record_ready(self) -> torch.cuda.Event | None:
+        """Return an event that happens once what is queued on the GPU by now is done; None on a CPU, where it is."""
+        return torch.cuda.current_stream(self.anchor.device).record_event() if self.anchor.is_cuda else None
 
     def step(self, mean: Tensor, mixing: float) -> None:
         """The outer step; every worker goes on from the new anchor, and keeps the share `mixing` of its own."""
@@ -152,3 +158,9 @@ class Fragment:
                 copy_into(tensors, torch.lerp(self.anchor, flatten(tensors), mixing))
             else:
                 copy_into(tensors, self.anchor)
+
+
+@cache
+def _background_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream of that GPU for exchanges beside training: each new one would have memory of its own."""
+    return torch.cuda.Stream(device)

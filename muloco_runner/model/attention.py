@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from muloco_runner.config import ConfigError
+from muloco_runner.model.compile import compile_each_shape
 
 Mask = Tensor | BlockMask | None
 _SMALLEST_FLEX_HEAD = 16
@@ -76,4 +77,4 @@ def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: Mask) -> Tensor
 @cache
 def _compiled_on_gpus(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
     # Uncompiled, both materialise T x T: right for a check on a CPU, useless on a GPU.
-    return torch.compile(function, dynamic=False) if device_type == "cuda" else function
+    return compile_each_shape(function) if device_type == "cuda" else function

@@ -7,7 +7,6 @@ Axes: B batch, T time, D model width, H heads, K head width, F feed-forward widt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from muloco_runner.config import ModelConfig
 from muloco_runner.model.attention import Mask, attend, make_mask
+from muloco_runner.model.compile import compile_each_shape
 from muloco_runner.model.cross_entropy import (
     LossAndGradient,
     fusible_loss_and_gradient,
@@ -184,8 +184,8 @@ class Transformer(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             block.recompute = recompute
-            block.branches = _compile(block.add_branches) if compiled else block.add_branches
-        self.head.differentiate = _compile(fusible_loss_and_gradient) if compiled else loss_and_gradient
+            block.branches = compile_each_shape(block.add_branches) if compiled else block.add_branches
+        self.head.differentiate = compile_each_shape(fusible_loss_and_gradient) if compiled else loss_and_gradient
 
     def initial_values(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Each parameter with its values under the study's rule, one at a time, always in one order.
@@ -206,13 +206,6 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, RMSNorm):
                 yield module.gain, torch.ones(module.gain.shape)
-
-
-def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles for each shape anew: there are few, and code for any shape would replace that for training's."""
-    # Blocks are small enough for DDP's overlap: splitting them further at its buckets would only undo fusions.
-    torch._dynamo.config.optimize_ddp = False
-    return torch.compile(function, dynamic=False)
 
 
 def _truncated_normal(weight: Tensor, std: float, generator: torch.Generator) -> Tensor:

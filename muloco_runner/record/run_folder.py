@@ -91,7 +91,7 @@ class StepRecord:
     rank_bytes_received: list[int] | None = None
     rank_wait_seconds: list[float] | None = None
     """Time in which each rank's training stood still for these, waiting for slower ranks included, since the attempt
-    began. On GPUs that of their hosts, which queue work ahead and seldom wait."""
+    began. Absent on GPUs, whose hosts only queue exchanges and do not wait for them."""
     mfu: float | None = None
     """Model FLOPs utilisation: 6N flops a token over the peak of all devices; absent where that is not known."""
     hardware_mfu: float | None = None

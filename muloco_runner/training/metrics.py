@@ -183,7 +183,8 @@ class Metrics:
         return {
             "rank_bytes_sent": [int(number) for number in sent],
             "rank_bytes_received": [int(number) for number in received],
-            "rank_wait_seconds": waited,
+            # On a GPU the host only queues exchanges: its time says nothing of how long training waits.
+            "rank_wait_seconds": None if self.session.device.type == "cuda" else waited,
         }
 
     def _divergence(self, loss: float) -> str | None:

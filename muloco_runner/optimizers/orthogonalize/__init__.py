@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from typing import Literal, assert_never, get_args
 
@@ -43,8 +44,25 @@ def choose_backend(name: str, device: torch.device) -> Backend:
 def _fastest_backend(device: torch.device) -> Backend:
     if device.type == "cpu":
         return "cpu"
-    suits = device.type == "cuda" and torch.cuda.get_device_capability(device) >= SMALLEST_CAPABILITY
-    return "triton" if suits and find_spec("triton") is not None else "reference"
+    return "triton" if device.type == "cuda" and why_no_kernels(device) is None else "reference"
+
+
+@cache
+def why_no_kernels(gpu: torch.device) -> str | None:
+    """Return why `auto` does not choose the Triton kernels on that GPU, or None where it does."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    from muloco_runner.optimizers.orthogonalize.triton.tiles import LARGEST_SHARED_MEMORY
+
+    properties = torch.cuda.get_device_properties(gpu)
+    if (properties.major, properties.minor) < SMALLEST_CAPABILITY:
+        return f"{properties.name} has compute capability {properties.major}.{properties.minor}: they need 9.0"
+    shared = getattr(properties, "shared_memory_per_block_optin", 0)  # other vendors' GPUs have no such number
+    if shared < LARGEST_SHARED_MEMORY:
+        return (
+            f"{properties.name} offers {shared:,} bytes of shared memory a block: they need {LARGEST_SHARED_MEMORY:,}"
+        )
+    return None
 
 
 def _require_triton(name: str, device: torch.device) -> None:

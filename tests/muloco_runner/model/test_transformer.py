@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch._dynamo.utils
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError, ModelConfig
+from muloco_runner.model import compile as model_compile
 from muloco_runner.model.attention import choose_attention
 from muloco_runner.model.transformer import Block, Transformer, build_model
 
@@ -195,3 +197,15 @@ def test_a_gpus_autocast_leaves_the_stream_and_attention_narrow(monkeypatch: pyt
         torch.set_autocast_enabled("cuda", before[0])
         torch.set_autocast_dtype("cuda", before[1])
     assert [(t.device.type, t.dtype) for t in (*attended, y_BTD)] == [("cuda", torch.bfloat16)] * 4
+
+
+def test_more_shapes_than_graphs_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_compile, "_SHAPES", 2)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+        doubled = model_compile.compile_each_shape(lambda x: 2 * x)
+        assert doubled(torch.ones(1)).tolist() == [2.0]
+        doubled(torch.ones(2))
+        with pytest.raises(FailOnRecompileLimitHit):
+            doubled(torch.ones(3))

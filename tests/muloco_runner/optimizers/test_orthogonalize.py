@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
 from muloco_runner.config import ConfigError, ModelConfig
+from muloco_runner.optimizers import orthogonalize as orthogonalize_package
 from muloco_runner.optimizers.orthogonalize import choose_backend, cpu, orthogonalize
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.reference import normalise, orthogonalize_reference
@@ -181,3 +185,30 @@ def test_a_bad_backend_and_a_matrix_without_a_batch_are_refused() -> None:
         choose_backend("fast", torch.device("cpu"))
     with pytest.raises(ConfigError, match="cannot work on cuda"):
         choose_backend("cpu", torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "shared", "why"),
+    [
+        ((9, 0), 232_448, None),
+        ((10, 0), 232_448, None),
+        ((10, 3), 232_448, None),
+        ((8, 0), 166_912, r"A GPU has compute capability 8\.0: they need 9\.0"),
+        ((12, 0), 101_376, r"A GPU offers 101,376 bytes of shared memory a block: they need 197,632"),
+    ],
+)
+def test_auto_chooses_kernels_where_they_fit(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], shared: int, why: str | None
+) -> None:
+    pytest.importorskip("triton")
+    major, minor = capability
+    gpu = SimpleNamespace(name="A GPU", major=major, minor=minor, shared_memory_per_block_optin=shared)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(orthogonalize_package, "find_spec", lambda name: object())
+    orthogonalize_package.why_no_kernels.cache_clear()
+    try:
+        assert choose_backend("auto", torch.device("cuda", 0)) == ("reference" if why else "triton")
+        said = orthogonalize_package.why_no_kernels(torch.device("cuda", 0))
+        assert said is None if why is None else re.search(why, str(said)), said
+    finally:
+        orthogonalize_package.why_no_kernels.cache_clear()

@@ -12,6 +12,8 @@ import torch
 NUM_PROCESSORS = 132
 """Streaming multiprocessors of an H100."""
 
+_BARRIERS = 1024
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -22,6 +24,11 @@ class Tile:
     block_k: int
     num_warps: int
     num_stages: int
+
+    @property
+    def shared_memory(self) -> int:
+        """Most bytes of a processor's shared memory that a program takes: operands in half precision, and barriers."""
+        return 2 * self.num_stages * (self.block_m + self.block_n) * self.block_k + _BARRIERS
 
     def constants(self) -> dict[str, int]:
         """Return the constants of the kernels."""
@@ -42,6 +49,9 @@ INTO_PARAMETERS = (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4))
 """Tiles of `product_into_parameters`, whose epilogue holds float32 weights too."""
 FLOAT32 = Tile(32, 32, 32, 4, 2)
 """The tile of every product in float32, which only matrices too small for half precision use."""
+
+LARGEST_SHARED_MEMORY = max(tile.shared_memory for tile in (*SYMMETRIC, *PRODUCT, *INTO_PARAMETERS))
+"""Bytes of shared memory a block that a GPU must offer for every tile."""
 
 
 def tiles_of_triangle(side: int, tile: Tile) -> int:
