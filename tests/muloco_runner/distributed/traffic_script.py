@@ -109,9 +109,9 @@ def watch_run(folder: RunFolder, execution: ExecutionConfig) -> int:
         watched.on_link += num_bytes
         return reserve(self, num_bytes, rounds)
 
-    def averaging(self: Fragment, deltas: Any) -> Any:
+    def averaging(self: Fragment, deltas: Any, ready: Any) -> Any:
         with Watch(watched, is_on=True):  # a thread of its own
-            return average(self, deltas)
+            return average(self, deltas, ready)
 
     TrainingClock.start, TrainingClock.paused = starting, pausing  # type: ignore[method-assign, assignment]
     EmulatedLink.reserve, Fragment.average_beside_training = reserving, averaging  # type: ignore[method-assign]
