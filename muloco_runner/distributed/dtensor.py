@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
-def is_distributed(tensor: Tensor) -> bool:
+
+def is_distributed(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether it is a DTensor. None can exist before their module is loaded, which takes seconds: not loaded here."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
@@ -17,7 +21,7 @@ def is_distributed(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a DTensor; any other tensor as it is."""
-    return tensor.to_local() if is_distributed(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_distributed(tensor) else tensor
 
 
 def as_dtensor_like(part: Tensor, like: Tensor) -> Tensor:

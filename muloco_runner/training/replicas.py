@@ -15,7 +15,6 @@ from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.model.attention import choose_attention
 from muloco_runner.model.transformer import Transformer
 from muloco_runner.optimizers import build_inner_optimizer
-from muloco_runner.training.fsdp import FsdpReplicas
 from muloco_runner.training.micro_batches import LossOf
 from muloco_runner.training.precision import DTYPES
 from muloco_runner.training.replicated import OrderedReplicas, OverlappedReplicas, OwnerReplicas
@@ -46,6 +45,9 @@ def build_replicas(
 ) -> Replicas:
     """The replicas that `execution.reduction` and the sharding chosen for this communicator ask for."""
     if communicator.sharded:
+        # torch's FSDP and DTensor take most of a second to import.
+        from muloco_runner.training.fsdp import FsdpReplicas
+
         return FsdpReplicas(communicator, DTYPES[run.precision])
     if execution.sums_in_order(device.type):
         return OrderedReplicas(communicator)

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from muloco_runner.config import RunConfig
 from muloco_runner.diloco.method import DistributedMethod, OuterStep
 from muloco_runner.diloco.worker import Worker
-from muloco_runner.distributed.dtensor import as_dtensor_like, copy_into, own_part
+from muloco_runner.distributed.dtensor import as_dtensor_like, copy_into, is_distributed, own_part
 from muloco_runner.optimizers import Muon
 from muloco_runner.training.checkpoints.store import Checkpoint
 from muloco_runner.training.clock import TrainingClock
@@ -131,7 +130,7 @@ def _pairs(tensors: Sequence[Tensor], worker: Worker) -> list[tuple[Tensor, Tens
 
 
 def _placed(part: Tensor, parameter: Tensor) -> Tensor:
-    return as_dtensor_like(part, parameter) if isinstance(parameter, DTensor) else part
+    return as_dtensor_like(part, parameter) if is_distributed(parameter) else part
 
 
 def _local_copy(value: Any, parameter: Tensor) -> Any:
@@ -149,7 +148,7 @@ def _full(value: Any) -> Any:
         return {key: _full(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_full(item) for item in value]
-    if not isinstance(value, DTensor):
+    if not isinstance(value, Tensor) or not is_distributed(value):
         return value
     full = value.full_tensor()
     return full.cpu() if value.device_mesh.get_local_rank() == 0 else full.new_empty(0)

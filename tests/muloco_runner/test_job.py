@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import JOB, ForkedProcess
 
 from muloco_runner.config import DataConfig, ExecutionConfig, RunConfig
 from muloco_runner.job import run_job
@@ -20,14 +21,13 @@ MakeRun = Callable[..., RunConfig]
 MakeFolder = Callable[..., RunFolder]
 
 
-def start(folder: RunFolder, attempt: int = 1, **execution: object) -> subprocess.Popen[bytes]:
+def start(folder: RunFolder, attempt: int = 1, **execution: object) -> ForkedProcess:
     settings = json.dumps({"device": "cpu", "log_interval_steps": 1, "checkpoint_interval_seconds": 0.05, **execution})
-    command = [sys.executable, "-m", "muloco_runner.job", str(folder.path), "--attempt", str(attempt)]
-    return subprocess.Popen([*command, "--execution", settings], stderr=subprocess.PIPE)
+    return ForkedProcess(JOB, [str(folder.path), "--attempt", str(attempt), "--execution", settings])
 
 
 def wait_for_step(folder: RunFolder, step: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if folder.record_file.exists() and folder.record_file.read_text().count('"step"') >= step:
             return
@@ -98,13 +98,12 @@ def test_two_processes_never_train_one_run(tiny_run: MakeRun, new_folder: MakeFo
     first = start(folder)
     wait_for_step(folder, 5)
     second = start(folder, 2)
-    assert second.stderr is not None
-    message = second.stderr.read().decode()
     assert second.wait() == ExitCode.CRASH
+    message = second.errors()
     assert "another process is training this run" in message
     assert len(message.splitlines()) == 1
     assert first.poll() is None
-    first.terminate()
+    first.send_signal(signal.SIGTERM)
     assert first.wait() == ExitCode.WANTS_MORE_TIME
 
 
@@ -138,10 +137,10 @@ def test_other_data_under_the_same_path_is_refused(
     stopped = run_job(folder, ExecutionConfig(device="cpu", wall_minutes=0.001))
     assert stopped is ExitCode.WANTS_MORE_TIME
     text.write_text(text.read_text().replace("text", "book"))
-    process = start(folder, 2)
-    assert process.stderr is not None
-    message = process.stderr.read().decode()
-    assert process.wait() == ExitCode.CONFIG_CANNOT_RUN
+    command = [sys.executable, "-m", "muloco_runner.job", str(folder.path), "--attempt", "2"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    message = process.stderr
+    assert process.returncode == ExitCode.CONFIG_CANNOT_RUN
     assert "was started on data" in message
     assert len(message.splitlines()) == 1
     status = folder.read_status()

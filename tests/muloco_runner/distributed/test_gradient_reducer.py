@@ -9,14 +9,13 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import ForkedProcess
 
 from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.distributed import owner_buffers
@@ -70,12 +69,9 @@ def train(count: int, root: Path, jobs: list[tuple[RunFolder, dict[str, Any], in
     processes = []
     for rank in range(count):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MULOCO_RDZV_ID": file.stem}
-        environment = {**os.environ, **place, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(SCRIPT), str(file)]
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=240)[1] for process in processes]
-    codes = [process.returncode for process in processes]
-    assert set(codes) <= {0, -signal.SIGKILL}, "\n".join(errors)
+        processes.append(ForkedProcess(SCRIPT, [str(file)], {**os.environ, **place}))
+    codes = [process.wait() for process in processes]
+    assert set(codes) <= {0, -signal.SIGKILL}, "\n".join(process.errors() for process in processes)
     return codes
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import ForkedProcess
 
 from muloco_runner.config import ExecutionConfig, QuantisationConfig, RunConfig, StreamingConfig, TopKConfig
 from muloco_runner.record import RunFolder, StepRecord
@@ -80,11 +79,9 @@ def outcomes(tiny_run: Callable[..., RunConfig], tmp_path_factory: pytest.TempPa
     processes = []
     for rank in range(2):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MULOCO_RDZV_ID": "traffic"}
-        command = [sys.executable, str(SCRIPT), str(rank), str(root / "jobs.json")]
-        environment = {**os.environ, **place, "OMP_NUM_THREADS": "1"}
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=240)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+        processes.append(ForkedProcess(SCRIPT, [str(rank), str(root / "jobs.json")], {**os.environ, **place}))
+    codes = [process.wait() for process in processes]
+    assert codes == [0, 0], "\n".join(process.errors() for process in processes)
     return {
         name: Outcome(
             run,

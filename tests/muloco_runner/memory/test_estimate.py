@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import ForkedProcess
 
 from benchmarks.train_parts.peak_memory import peak_bytes
 from muloco_runner.compose import compose_app_config
@@ -139,15 +138,15 @@ def test_the_estimate_is_near_the_peak_on_each_of_two_ranks(
         run = tiny_run(method, optimizer, model=model, global_batch_tokens=tokens, **fields)
         jobs += [str(new_folder(run, str(number)).path), json.dumps({"device": "cpu", **execution})]
     found = [tmp_path / f"{rank}.json" for rank in range(2)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "13"}
+    environment = {**os.environ, "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "13"}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(file), *jobs],
-            env={**environment, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+        ForkedProcess(
+            SCRIPT, [str(file), *jobs], {**environment, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
         )
         for rank, file in enumerate(found)
     ]
-    assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
+    codes = [rank.wait() for rank in ranks]
+    assert codes == [0, 0], "\n".join(rank.errors() for rank in ranks)
     for results in (json.loads(file.read_text()) for file in found):
         for number, (case, (estimate, peak, moment)) in enumerate(zip(cases, results, strict=True)):
             assert moment == case[0], (number, case)

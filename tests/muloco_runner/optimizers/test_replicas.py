@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import ancestor_rules as rules
 import pytest
 import replica_ranks as ranks
 import torch
+from forked import ForkedProcess
 from torch import Tensor
 
 from muloco_runner.optimizers import Muon
@@ -21,8 +20,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the four ranks came to."""
     folder = tmp_path_factory.mktemp("ranks")
     script = Path(ranks.__file__)
-    processes = [subprocess.Popen([sys.executable, str(script), str(folder), str(rank)]) for rank in range(4)]
-    assert [process.wait(timeout=300) for process in processes] == [0] * 4
+    processes = [ForkedProcess(script, [str(folder), str(rank)]) for rank in range(4)]
+    codes = [process.wait() for process in processes]
+    assert codes == [0] * 4, "\n".join(process.errors() for process in processes)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(4)]
 
 

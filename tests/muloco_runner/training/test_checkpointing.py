@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from forked import ForkedProcess
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.train_parts.peak_memory import peak_bytes
@@ -81,10 +81,9 @@ def test_a_run_killed_twenty_times_ends_as_the_uninterrupted_one(
     else:
         run = tiny_run("data_parallel", "adamw", num_steps=160)
     whole, cut = new_folder(run, "whole"), new_folder(run, "cut")
-    command = [sys.executable, str(SCRIPT), str(cut.path), json.dumps(OFTEN), "20", "0", how]
-    killed = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    killed = ForkedProcess(SCRIPT, [str(cut.path), json.dumps(OFTEN), "20", "0", how])
     assert run_job(whole, ExecutionConfig(device="cpu", log_interval_steps=1)) is ExitCode.FINISHED
-    assert killed.wait(timeout=120) == ExitCode.FINISHED
+    assert killed.wait() == ExitCode.FINISHED, killed.errors()
     assert_same(final_state(cut, run.num_workers), final_state(whole, run.num_workers))
     result, expected = cut.read_result(), whole.read_result()
     assert result is not None

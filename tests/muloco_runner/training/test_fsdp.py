@@ -4,12 +4,11 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import ForkedProcess
 
 from muloco_runner.config import (
     DiLoCoConfig,
@@ -80,7 +79,6 @@ def folders(runs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory
         jobs += [json.dumps({**SHARDS, "compile": compile}), folder("compiled", way), "0", "-"]
     environment = {
         **os.environ,
-        "OMP_NUM_THREADS": "1",
         "COMPILER": COMPILER,
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "TORCHINDUCTOR_CACHE_DIR": str(root / "compiled"),
@@ -88,13 +86,10 @@ def folders(runs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory
     }
     codes = [root / f"codes-{rank}.json" for rank in range(2)]
     ranks = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(out), *jobs],
-            env={**environment, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-        )
+        ForkedProcess(SCRIPT, [str(out), *jobs], {**environment, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
         for rank, out in enumerate(codes)
     ]
-    assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
+    assert [rank.wait() for rank in ranks] == [0, 0], "\n".join(rank.errors() for rank in ranks)
     first, second = (json.loads(out.read_text()) for out in codes)
     killed, lost = -signal.SIGKILL, ExitCode.CRASH
     assert first == [0, killed, 0, 0, killed, 0, 0, 0]
