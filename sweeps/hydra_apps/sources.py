@@ -6,6 +6,7 @@ them is found; processes that a job starts anew (multiprocessing's spawn) read t
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.util
 import sys
@@ -66,11 +67,16 @@ def is_own(path: str) -> bool:
     """Return whether the file belongs to the application: not to Python, an environment, or this project."""
     if not path.endswith(".py"):
         return False
-    installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
     parts = Path(path).parts
-    elsewhere = any(Path(path).is_relative_to(folder) for folder in installed)
+    elsewhere = any(Path(path).is_relative_to(folder) for folder in _installed())
     ours = any(Path(path).is_relative_to(HERE / part) for part in ("muloco_runner", "sweeps", "analysis"))
     return not (elsewhere or ours or "site-packages" in parts or "dist-packages" in parts)
+
+
+@functools.cache
+def _installed() -> frozenset[str]:
+    """Return the folders of Python and its environment, which take longer to ask for than a file to look at."""
+    return frozenset(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts"))
 
 
 class SourceFinder(importlib.abc.MetaPathFinder):
