@@ -12,7 +12,8 @@ demo: $(VENV)/installed  ## four algorithms, three sizes, real text, a scaling-l
 	$(BIN)/muloco-report demo --out demo/report
 
 test: $(VENV)/installed-dev  ## everything but the tests that need a SLURM
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
+	# One process more than cores, since some tests wait; in the order of tests/conftest.py, the longest files first.
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slurm"
 
 test-slurm: $(VENV)/installed-dev  ## starts a real multi-node SLURM on this machine: root and Debian's packages
 	# Each process has a cluster of its own and waits more than it computes, so there are more than cores.

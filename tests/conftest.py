@@ -19,6 +19,31 @@ os.environ.pop("HYDRA_FULL_ERROR", None)
 _STATE = tempfile.TemporaryDirectory(prefix="state-", ignore_cleanup_errors=True)
 os.environ["MULOCO_STATE"] = _STATE.name
 
+LONGEST_FIRST = [
+    f"{file}.py"
+    for file in (
+        "test_readme",
+        "muloco_runner/distributed/test_placement",
+        "muloco_runner/training/test_fsdp",
+        "hydra/test_quota_launcher",
+        "hydra/test_acceptance",
+        "muloco_runner/optimizers/test_triton",
+        "hydra/test_foreign_programs",
+        "muloco_runner/memory/test_estimate",
+        "sweeps/simulation/test_simulate",
+        "muloco_runner/training/test_checkpointing",
+        "sweeps/cli/test_commands",
+        "compatibility/test_old_sweep",
+    )
+]
+"""Begun last, one of these would keep one process of tests at work while the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    rank = {folder / file: number for number, file in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
 
 @pytest.fixture(autouse=True)
 def environment_left_as_found() -> Iterator[None]:

@@ -30,7 +30,7 @@ from sweeps.simulation.simulated_cluster import SimulatedCluster
 from sweeps.store.folder import SweepFolder
 from sweeps.store.ledger import Ledger
 
-HISTORIES = int(os.environ.get("MULOCO_HISTORIES", "100"))
+HISTORIES = int(os.environ.get("MULOCO_HISTORIES", "60"))
 """As many random ones; 10,000 take half an hour of one core."""
 DAY = 86400.0
 SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 8), (4, 8))
