@@ -131,7 +131,11 @@ def _attempt(
             emulated_link(execution, device.type),
         ) as communicator,
         wandb_sink(
-            run, execution.wandb_project if process.rank == 0 else None, folder.attempt_dir(attempt)
+            run,
+            execution.wandb_project if process.rank == 0 else None,
+            folder.attempt_dir(attempt),
+            execution.wandb_mode,
+            execution.wandb_group,
         ) as send_to_wandb,
     ):
         corpus = check_can_run(run, folder)

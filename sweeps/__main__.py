@@ -272,12 +272,16 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
     from sweeps.cli.display import progress, show_end
     from sweeps.notify import notifier_of
     from sweeps.progress_lines import after_interrupt
+    from sweeps.training.wandb_sync import syncer_of
 
     sweep = read_launch(arguments)
     notify = notifier_of(sweep.name, event_target(arguments, sweep))
     controller = make_controller(sweep, arguments.max_gpu_hours)
     # SIGTERM stops the sweep in order, like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    send_records = syncer_of(
+        sweep.definition.works, sweep.folder.wandb_log, lambda line: print(line, file=sys.stderr, flush=True)
+    )
     verdicts: Mapping[Shape, Verdict] = {}
     with progress(sweep, sys.stderr if arguments.json else sys.stdout) as show:
 
@@ -287,6 +291,8 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
             show(tick)
             if notify is not None:
                 notify(tick)
+            if send_records is not None:
+                send_records(tick)
 
         try:
             state = controller.run(on_tick)
@@ -294,6 +300,8 @@ def launch(arguments: argparse.Namespace) -> ExitCode:
             raise KeyboardInterrupt(
                 after_interrupt(controller.state, controller.cluster.outlives_controller, sweep.folder)
             ) from None
+    if send_records is not None:
+        send_records.finish(state)
     if arguments.json:
         from sweeps.cli.live_snapshot import Snapshot
 

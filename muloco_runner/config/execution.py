@@ -11,6 +11,7 @@ from muloco_runner.config.checks import require, require_choice, require_positiv
 MuonBackend = Literal["auto", "reference", "cpu", "triton", "triton_bfloat16"]
 AttentionKernel = Literal["auto", "sdpa", "flex"]
 Sharding = Literal["auto", "none", "full"]
+WandbMode = Literal["auto", "online", "offline"]
 Reduction = Literal["auto", "ordered", "overlapped"]
 
 
@@ -41,7 +42,12 @@ class ExecutionConfig:
     of replicas; overlapped: they accumulate as they come and replicas average while still computing (DDP, or to the
     owners of Muon's matrices); auto: ordered on a CPU."""
     wandb_project: str | None = None
-    """Weights & Biases project that receives the records too, under the run_id; offline where there is no key."""
+    """Weights & Biases project that receives the records too, under the run_id."""
+    wandb_mode: str = "auto"
+    """offline: kept in the run's folder, and sent by the sweep's controller once an attempt has ended (nodes without
+    internet); online; auto: online where there is a key, else kept in the folder."""
+    wandb_group: str | None = None
+    """Group of the run there; null: the sweep's name, or its algorithm where it is trained by itself."""
     log_interval_steps: int = 10
     evaluate_interval_steps: int | None = None
     """Steps between evaluations on the held-out set; None evaluates at the end only."""
@@ -62,6 +68,11 @@ class ExecutionConfig:
         require_choice("execution.muon_backend", self.muon_backend, get_args(MuonBackend))
         require_choice("execution.attention", self.attention, get_args(AttentionKernel))
         require_choice("execution.sharding", self.sharding, get_args(Sharding))
+        require_choice("execution.wandb_mode", self.wandb_mode, get_args(WandbMode))
+        require(
+            self.wandb_project is not None or (self.wandb_mode == "auto" and self.wandb_group is None),
+            "execution.wandb_mode and wandb_group have no effect without execution.wandb_project: name a project",
+        )
         require_choice("execution.reduction", self.reduction, get_args(Reduction))
         require_positive(
             "execution",

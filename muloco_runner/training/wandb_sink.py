@@ -27,14 +27,21 @@ FLUSH_TIMEOUT_SECONDS = 60.0
 
 
 @contextlib.contextmanager
-def wandb_sink(run: RunConfig, project: str | None, folder: Path) -> Iterator[Callable[[StepRecord], None]]:
-    """Yields what to call with each record; wandb's own files go below `folder`. Without a project nothing happens."""
+def wandb_sink(
+    run: RunConfig, project: str | None, folder: Path, mode: str = "auto", group: str | None = None
+) -> Iterator[Callable[[StepRecord], None]]:
+    """Yields what to call with each record; wandb's own files go below `folder`. Without a project nothing happens.
+
+    `mode` and `group` are those of `ExecutionConfig`.
+    """
     if project is None:
         yield lambda record: None
         return
     records: queue.SimpleQueue[StepRecord | None] = queue.SimpleQueue()
     # A daemon: a call that hangs in it must not keep the process alive.
-    thread = threading.Thread(target=_send, args=(records, run, project, folder), name="wandb", daemon=True)
+    thread = threading.Thread(
+        target=_send, args=(records, run, project, folder, mode, group), name="wandb", daemon=True
+    )
     thread.start()
     try:
         yield records.put
@@ -45,7 +52,14 @@ def wandb_sink(run: RunConfig, project: str | None, folder: Path) -> Iterator[Ca
             _warn(f"did not accept the last records within {FLUSH_TIMEOUT_SECONDS:.0f} s")
 
 
-def _send(records: queue.SimpleQueue[StepRecord | None], run: RunConfig, project: str, folder: Path) -> None:
+def _send(
+    records: queue.SimpleQueue[StepRecord | None],
+    run: RunConfig,
+    project: str,
+    folder: Path,
+    mode: str,
+    group: str | None,
+) -> None:
     try:
         import wandb
 
@@ -55,11 +69,10 @@ def _send(records: queue.SimpleQueue[StepRecord | None], run: RunConfig, project
             id=run.run_id,
             resume="allow",
             name=f"{run.algorithm} N={run.num_params:,} K={run.num_workers} {run.run_id}",
-            group=run.algorithm,
+            group=group or run.algorithm,
             config=run.to_dict(),
             dir=str(folder),
-            # `wandb sync` sends the files of an offline run later.
-            mode=None if "WANDB_MODE" in os.environ or _has_key() else "offline",
+            mode=_mode(mode),
             # Its defaults would also record the terminal, the code and the command line.
             settings=wandb.Settings(
                 console="off", silent=True, disable_git=True, disable_code=True, x_disable_meta=True
@@ -72,6 +85,13 @@ def _send(records: queue.SimpleQueue[StepRecord | None], run: RunConfig, project
         wandb.teardown()
     except Exception as error:
         _warn(f"does not record this run ({type(error).__name__}: {' '.join(str(error).split())})")
+
+
+def _mode(mode: str) -> Any:
+    """Return wandb's own word; None leaves it to wandb. `wandb sync` sends the files of an offline run later."""
+    if mode != "auto":
+        return mode
+    return None if "WANDB_MODE" in os.environ or _has_key() else "offline"
 
 
 def _has_key() -> bool:

@@ -30,6 +30,7 @@ from sweeps.progress_lines import Lines, summary
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld
 from sweeps.store.submission import STATE, state_folder
+from sweeps.training.wandb_sync import syncer_of
 
 _TICKS_BETWEEN_CONTROLLERS = 2
 
@@ -139,14 +140,20 @@ def _control(folder: SweepFolder, own_job: str) -> SweepState:
     controller = _when_free(folder, cluster, succession)
     lines = Lines(lambda line: print(line, flush=True), folder.cluster_dir)
     notify = notifier_of(folder.name, os.environ.get(ON_EVENT))
+    send_records = syncer_of(controller.definition.works, folder.wandb_log, lambda line: print(line, flush=True))
 
     def on_tick(tick: Tick) -> None:
         succession.ensure()
         lines(tick)
         if notify is not None:
             notify(tick)
+        if send_records is not None:
+            send_records(tick)
 
-    return controller.run(on_tick)
+    state = controller.run(on_tick)
+    if send_records is not None:
+        send_records.finish(state)
+    return state
 
 
 def _cancel_successors(folder: SweepFolder, own_job: str) -> None:

@@ -88,6 +88,10 @@ class SweepFolder:
         return self.path / "controller.log"
 
     @property
+    def wandb_log(self) -> Path:
+        return self.path / "wandb.log"
+
+    @property
     def owner(self) -> str | None:
         """Name of the user who launched it, where that is somebody else; None where it is this process's own."""
         uid = self.definition_file.stat().st_uid

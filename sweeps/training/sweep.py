@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,12 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False) -> Sweep:
     for path in (root, root / "runs", root / "sweeps"):
         if path.exists() and not path.is_dir():
             raise ConfigError(f"root={root}: {path} is a file, not a folder: choose another root")
-    works = refine(works_of(runs, root, app.execution, cluster), measured_minutes)
+    execution = app.execution
+    if execution.wandb_project is not None and execution.wandb_group is None:
+        execution = replace(execution, wandb_group=name)
+    works = refine(works_of(runs, root, execution, cluster), measured_minutes)
     definition = Definition(name, cluster_name, cluster.to_dict(), works)
-    return Sweep(name, root, runs, app.execution, definition, cluster)
+    return Sweep(name, root, runs, execution, definition, cluster)
 
 
 def _name_of(runs: Sequence[RunConfig]) -> str:
