@@ -44,6 +44,7 @@ from sweeps.engine.sweep_state import SweepState, TrackedJob, failure_group
 from sweeps.engine.work import Work
 from sweeps.node.attempt_files import is_finished
 from sweeps.node.code_snapshot import keep_source
+from sweeps.node.disk_space import full_disk_words, is_disk_full, says_disk_full
 from sweeps.node.reports import measured_minutes
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
@@ -173,7 +174,18 @@ class Controller:
             self.submission.renew()
 
     def tick(self) -> Tick:
-        """One look at the cluster and what follows from it."""
+        """One look at the cluster and what follows from it, or as much of that as there is disk space for."""
+        try:
+            return self._tick()
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            # Nothing is known that is not in the ledger: the next tick sees the rest again.
+            place = error.filename or self.folder.path
+            why = f"disk space for the sweep's own files ({error.strerror}: {place})"
+            return Tick(self.state, Plan(), complete=False, queue_read=True, waits_for=f"waits for {why}")
+
+    def _tick(self) -> Tick:
         self._file_clock_ahead = self.lease.renew() - time.time()
         self._apply_commands()
         tokens = self.submission.tokens()
@@ -333,6 +345,8 @@ class Controller:
             write_error = self.cluster.write_error(attempt) if cause is Cause.CRASH and not left.message else ""
             if write_error:
                 cause, detail = Cause.CANNOT_WRITE, write_error
+            if cause in (Cause.CRASH, Cause.CANNOT_WRITE) and says_disk_full(detail):
+                cause, detail = Cause.DISK_FULL, full_disk_words(attempt.folder, detail)
             started_at, ended_at = _span(left, job, seen, now)
             endings[attempt.work.name] = {
                 "cause": cause.value,

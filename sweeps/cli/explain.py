@@ -26,6 +26,9 @@ def why(run: RunState, state: SweepState, verdicts: Mapping[Any, Verdict], now: 
     general = why_nothing_starts(state, is_controlled)
     if general:
         return general
+    if run.not_before > now and run.attempts and run.attempts[-1].cause is Cause.DISK_FULL:
+        place, _, _ = run.attempts[-1].detail.partition(", where ")
+        return f"waits for disk space ({place}): tried again after pauses of up to an hour"
     if run.not_before > now:
         return f"is retried after a pause (last attempt: {_last_cause(run)}), at {when(run.not_before)}"
     return _verdict_text(verdicts.get(shape_of(run.work)))

@@ -36,9 +36,11 @@ from sweeps.engine.outcome import Outcome
 from sweeps.engine.work import Attempt, Need
 from sweeps.node.attempt_files import read_outcome, write_error_in_folder
 from sweeps.node.code_snapshot import PYTHON, importing_from
+from sweeps.node.disk_space import is_disk_full
 from sweeps.node.run_attempt import preload
 from sweeps.node.tasks import exit_code_of, fork_attempt
 
+_FULL_DISK_POLL_SECONDS = 0.5
 _POLL_SECONDS = 0.05
 _IDLE_SECONDS = 30.0
 """A slot ends after this time without a job and without a controller."""
@@ -313,7 +315,14 @@ def _run(folder: Path, slot: int, tag: str) -> None:
         preload(attempt.work)
         code = max(code, _watch(fork_attempt(attempt), folder / "cancel" / tag))
     cancelled = (folder / "cancel" / tag).exists()
-    _end(folder, slot, tag, JobEnd.CANCELLED if cancelled else JobEnd.EXITED, code)
+    idle_since = time.monotonic()
+    while True:
+        try:
+            return _end(folder, slot, tag, JobEnd.CANCELLED if cancelled else JobEnd.EXITED, code)
+        except OSError as error:
+            if not is_disk_full(error) or _must_end(folder, idle_since):
+                raise
+            time.sleep(_FULL_DISK_POLL_SECONDS)
 
 
 def _watch(pid: int, cancel: Path) -> int:

@@ -28,6 +28,7 @@ class Cause(Enum):
     OUT_OF_HOST_MEMORY = "out of main memory"
     CRASH = "crash"
     CANNOT_WRITE = "cannot write"
+    DISK_FULL = "disk full"
     CONFIG_CANNOT_RUN = "config cannot run"
     LAUNCH_FAILURE = "launch failure"
     SETUP_FAILED = "setup failed"
@@ -115,6 +116,8 @@ RULES: dict[Cause, Rule] = {
     Cause.CANNOT_WRITE: Rule(
         1, 5.0, advice="nothing can be written into its folder: make room or fix it, then `retry`"
     ),
+    # Somebody must make room, or another job must end: in the end most of a day is waited.
+    Cause.DISK_FULL: Rule(24, 60.0, advice="no room for hours: make some, or have the quota raised, then `retry`"),
     Cause.HANG: Rule(2, 5.0, excludes_node=True, advice="stopped answering over and over: see what it did last"),
     Cause.CONFIG_CANNOT_RUN: Rule(0, advice="cannot run as configured: correct the config or the data path"),
     Cause.CANCELLED: Rule(0, is_failure=False, advice="cancelled by hand: `retry` starts it again"),

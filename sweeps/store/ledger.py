@@ -9,12 +9,14 @@ already been replaced (a lower token after a higher one) do not count.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,22 +85,37 @@ class Ledger:
     def append(self, event: str, **values: Any) -> Event:
         """Writes one event and returns it; synced to disk unless the next observation would repeat it.
 
-        Raises `LeaseLost` if another writer has taken over.
+        Raises `LeaseLost` if another writer has taken over, and `OSError` where it cannot be written: then it is as if
+        it had never been tried.
         """
         self.lease.renew()
         line = {"token": self.lease.token, "time": self.clock(), "event": event, **values}
         text = encode(line)
-        with open(self.path, "ab") as file:
-            file.write(text)
-            file.flush()
-            if event not in _REPEATED:
-                os.fsync(file.fileno())
+        with open(self.path, "ab", buffering=0) as file:
+            start = file.tell()
+            try:
+                if file.write(text) != len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                if event not in _REPEATED:
+                    os.fsync(file.fileno())
+            except OSError as error:
+                self._take_back(file, start, len(text))
+                raise error
             written_to = file.tell()
         if self.end is not None:
             self.end = self.end.after(text, self.lease.token)
             if self.end.offset != written_to:
                 self.end = None
         return line
+
+    def _take_back(self, file: FileIO, start: int, length: int) -> None:
+        """Cuts a line off of which the disk has taken a part, or all without saying so, unless another has written."""
+        self.lease.check()
+        try:
+            if os.fstat(file.fileno()).st_size <= start + length:
+                file.truncate(start)
+        except OSError as error:
+            raise RuntimeError(f"{self.path}: {error.strerror}: launch the sweep again, which mends it") from None
 
     def _close_torn_line(self) -> None:
         if not self.path.exists() or self.path.stat().st_size == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from emulated_slurm import OTHER_USER, EmulatedSlurm
 from sweeping import GPU, ONE_NODE, SampleSweep, causes, check, sampled_nodes, standings
 
 from sweeps.controller import Tick
-from sweeps.engine.policy import Cause
+from sweeps.engine.policy import RULES, Cause
 from sweeps.engine.quota import VerdictKind
 from sweeps.engine.sweep_state import shape_of
 from sweeps.engine.work import Need
@@ -106,21 +107,27 @@ def test_a_run_that_lost_its_node_goes_on_on_another(slurm: EmulatedSlurm, tmp_p
     check(sweep, state, slurm)
 
 
-def test_a_full_disk_holds_its_run_alone_and_retry_finishes_it(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+def test_a_run_on_a_full_disk_waits_alone_until_there_is_room(
+    slurm: EmulatedSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = replace(RULES[Cause.DISK_FULL], backoff_seconds=1.0)
+    monkeypatch.setitem(RULES, Cause.DISK_FULL, rule)
     sweep = SampleSweep(tmp_path, {"full": {"kilobytes": 512}, "fine": {"kilobytes": 512}})
     place = tmp_path / "runs" / "full"
     place.mkdir(parents=True)
     slurm.run("mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(place))
     try:
-        state = sweep.run()
-        assert standings(state) == {"full": "held", "fine": "done"}
-        assert causes(state, "full") == [Cause.CANNOT_WRITE] * 2
-        assert "No space left" in state.runs["full"].attempts[-1].detail
-        check(sweep, state, slurm)
-        slurm.run("mount", "-o", "remount,size=4m", str(place))
-        sweep.folder.send("released", runs=["full"])
-        state = sweep.run()
+        script = Script(
+            (
+                lambda tick: len(tick.state.runs["full"].attempts) == 3 and tick.state.runs["fine"].done,
+                lambda: slurm.run("mount", "-o", "remount,size=4m", str(place)),
+            )
+        )
+        state = sweep.run(script)
         assert set(standings(state).values()) == {"done"}
+        assert causes(state, "full")[:2] == [Cause.DISK_FULL] * 2
+        assert f"its folder is in {place}, where " in state.runs["full"].attempts[0].detail
+        assert "No space left" in state.runs["full"].attempts[0].detail
         check(sweep, state, slurm)
     finally:
         slurm.run("umount", "--lazy", str(place))

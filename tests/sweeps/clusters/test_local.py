@@ -1,5 +1,7 @@
 """The controller on this machine's own slots: real processes, killed for real."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -14,9 +16,12 @@ from typing import Any
 import psutil
 import pytest
 import submitit
+from state_values import values_of
 
+from sweeps.cli.explain import why
 from sweeps.clusters.local import LocalCluster
-from sweeps.controller import Controller
+from sweeps.controller import Controller, Tick
+from sweeps.engine import policy
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.outcome import Outcome
 from sweeps.engine.policy import Cause
@@ -133,6 +138,69 @@ def test_a_folder_that_cannot_be_written_holds_its_run_alone(root: Path, monkeyp
     # The sweep was over, and goes on from its own copy of the code all the same.
     seen = json.loads((root / "runs" / "lost" / "attempts" / "3" / "environment.json").read_text())
     assert seen["code"]["folder"].startswith(str(root)), seen["code"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True)  # noqa: PLW1510
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+
+
+def test_runs_wait_for_disk_space_and_are_done_once_there_is_some(
+    root: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = dataclasses.replace(policy.RULES[Cause.DISK_FULL], backoff_seconds=1.0)
+    monkeypatch.setitem(policy.RULES, Cause.DISK_FULL, rule)
+    (root / "runs").symlink_to(small_disk)
+    fill(small_disk / "filler")
+    said: list[str] = []
+
+    def on_tick(tick: Tick) -> None:
+        run = tick.state.runs["full"]
+        if run.not_before > time.time():
+            said.append(why(run, tick.state, {}, time.time(), True))
+        if len(run.attempts) == 2:
+            (small_disk / "filler").unlink(missing_ok=True)
+
+    state = controller_of(root, {"full": {}}).run(on_tick)
+    assert words(state) == {"full": "done"}
+    causes = [attempt.cause for attempt in state.runs["full"].attempts]
+    assert causes == [Cause.DISK_FULL] * (len(causes) - 1) + [Cause.FINISHED]
+    place = f"its folder is in {small_disk}"
+    assert set(said) == {f"waits for disk space ({place}): tried again after pauses of up to an hour"}
+    assert state.runs["full"].attempts[0].detail.startswith(f"{place}, where 0 GB are free: No space left on device: ")
+
+
+def test_a_controller_on_a_full_disk_waits_and_loses_nothing(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.engine.policy.RULES", {c: _without_backoff(r) for c, r in _rules().items()})
+    said: list[str] = []
+    controller = controller_of(small_disk, {f"w{n}": {"seconds": 0.1} for n in range(6)})
+
+    def on_tick(tick: Tick) -> None:
+        if tick.state.counts["done"] == 1 and not said:
+            fill(small_disk / "filler")
+        said.extend([tick.waits_for] if tick.waits_for else [])
+        if len(said) == 20:
+            (small_disk / "filler").unlink(missing_ok=True)
+
+    state = controller.run(on_tick)
+    assert set(words(state).values()) == {"done"}
+    assert all("waits for disk space for the sweep's own files (No space left on device: " in one for one in said)
+    assert said
+    replay = SweepFolder(small_disk, "sample").read_state(controller.definition)
+    assert replay.damage == []
+    assert values_of(replay.state) == values_of(state)
 
 
 @pytest.fixture
