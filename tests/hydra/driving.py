@@ -52,10 +52,10 @@ def numbers(count: int) -> str:
     return "number=" + ",".join(map(str, range(count)))
 
 
-def wait_until(happens: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(happens: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not happens():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, f"it did not happen within {seconds:.0f} s"
         time.sleep(0.05)
 
 
