@@ -55,8 +55,12 @@ def _line(runs: Sequence[RunConfig], name: str, train_tokens: int) -> str:
         for budget in budgets[:: len(budgets) - 1 or 1]
     ]
     count = "" if len(runs) == 1 else f" ({sum(one > 1 for one in epochs):,} of {len(runs):,} runs repeat it)"
-    return f"data {name}: {train_tokens:,} training tokens, {taken} epochs{count}; repeats above {', '.join(sizes)}"
+    return (
+        f"data {name}: {train_tokens:,} training tokens, {taken} epochs{count}; text repeats above {', '.join(sizes)}"
+    )
 
 
 def _number(epochs: float) -> str:
+    if epochs >= 100:
+        return f"{epochs:,.0f}"
     return f"{epochs:.2f}" if epochs >= 0.1 else f"{epochs:.2g}"

@@ -74,13 +74,20 @@ def watch(arguments: Arguments) -> ExitCode:
             live.update(table, refresh=True)
             if snapshot.state.is_over or not snapshot.is_controlled:
                 break
-            time.sleep(_WATCH_SECONDS)
+            _sleep_watching()
     print(
         "The sweep is over."
         if snapshot.state.is_over
         else "No controller is running: launch the sweep again to continue."
     )
     return ExitCode.FINISHED
+
+
+def _sleep_watching() -> None:
+    try:
+        time.sleep(_WATCH_SECONDS)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("no longer watching; the sweep goes on") from None
 
 
 def _watch_as_lines(folder: SweepFolder, filters: Sequence[str]) -> ExitCode:
@@ -99,7 +106,7 @@ def _watch_as_lines(folder: SweepFolder, filters: Sequence[str]) -> ExitCode:
             print(json.dumps({**now, "runs": changed}), flush=True)
         if snapshot.state.is_over or not snapshot.is_controlled:
             return ExitCode.FINISHED
-        time.sleep(_WATCH_SECONDS)
+        _sleep_watching()
 
 
 def sweep_arguments(folder: SweepFolder) -> str:

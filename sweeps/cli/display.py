@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from sweeps.training.sweep import Sweep
 
 
+_HELD = {
+    "full": "all weights of its worker, alone",
+    "copy": "all of them, as the worker's other GPUs do (DDP)",
+    "rows": "a share of each weight (FSDP)",
+    "recomputing": "activations are computed again in the backward pass",
+}
+"""What the words of the column `each holds` mean (`Placement`)."""
+
+
 def show_plan(preview: Preview) -> None:
     """Print one line for runs of one kind, sums by size, then the whole and what it rests on."""
     console = Console(highlight=False)
@@ -50,13 +59,17 @@ def show_plan(preview: Preview) -> None:
             table.add_row(algorithm, *_sums(num_params, runs, nodes, gpus), runs[0].verdict.kind.value)
         if len(of_size) > 1 and len(set(sizes)) > 1:
             together = [run for runs in of_size.values() for run in runs]
-            table.add_row("together", *_sums(num_params, together, "", ""), "", style="bold")
+            size, count, done, _, _, _, hours = _sums(num_params, together, "", "")
+            table.add_row("together", size, count, done, "", "", "", hours, "", style="bold")
     console.print(table)
     for line in _reasons(preview.runs):
         console.print(line, soft_wrap=True)
     if any(run.fit for run in preview.runs):
         console.print()
-        console.print(_memory_table(preview.runs), end="\n\n")
+        console.print(_memory_table(preview.runs))
+        held = " ".join({run.fit.description for run in preview.runs if run.fit is not None})
+        legend = [f"{word}: {meaning}" for word, meaning in _HELD.items() if word in held]
+        console.print("Each GPU holds " + "; ".join(legend), soft_wrap=True, end="\n\n")
     for line in _totals(preview):
         console.print(line, soft_wrap=True)
 
@@ -77,7 +90,12 @@ def _sums(num_params: int, runs: Sequence[PlannedRun], nodes: str, gpus: str) ->
     hours = sum(_gpu_hours(run) for run in runs if not run.finished)
     each = _spread([60 * run.work.need.expected_minutes for run in runs])
     counts = (f"{len(runs):,}", f"{done:,}" if done else "")
-    return (model_name(num_params), *counts, nodes, gpus, each, f"{hours:,.1f}" if hours else "")
+    return (model_name(num_params), *counts, nodes, gpus, each, _hours(hours) if hours else "")
+
+
+def _hours(hours: float) -> str:
+    """Format an estimate, without digits that it has not."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:,.1f}"
 
 
 def _gpu_hours(run: PlannedRun) -> float:
@@ -101,11 +119,11 @@ def _totals(preview: Preview) -> Iterator[str]:
     if never:
         yield f"{never:,} of the {plural(len(preview.runs), 'run')} can never run: correct the sweep or the cluster"
     if preview.affordable is None:
-        gpu_hours = f"{preview.gpu_hours:,.1f} GPU-hours, " if preview.gpu_hours else ""
+        gpu_hours = f"{_hours(preview.gpu_hours)} GPU-hours, " if preview.gpu_hours else ""
         yield (
             f"{plural(len(preview.runs), 'run')}, {done:,} finished; left: {gpu_hours}"
-            f"{preview.node_hours:,.1f} node-hours, about {duration(60 * preview.makespan_minutes)} under the quota "
-            f"of cluster {cluster.name}{quota}"
+            f"{_hours(preview.node_hours)} node-hours, about {duration(60 * preview.makespan_minutes)} under the quota "
+            f"of cluster {cluster.name}{quota}, where all of it is free throughout and no run fails"
         )
     else:
         fitting = [run for run in preview.runs if run.work.name in preview.affordable]
@@ -113,8 +131,8 @@ def _totals(preview: Preview) -> Iterator[str]:
         sizes = Counter(model_name(run.work.labels["num_params"]) for run in fitting)
         yield (
             f"{len(fitting):,} of the {plural(len(preview.runs) - done, 'unfinished run')} fit into the cap, with "
-            f"{hours:,.1f} of {preview.gpu_hours:,.1f} GPU-hours, in about {duration(60 * preview.makespan_minutes)} "
-            f"under the quota of cluster {cluster.name}{quota}"
+            f"{_hours(hours)} of {_hours(preview.gpu_hours)} GPU-hours, in about "
+            f"{duration(60 * preview.makespan_minutes)} under the quota of cluster {cluster.name}{quota}"
             + "".join(f"; {count:,} of {name}" for name, count in sizes.items())
         )
     yield from preview.cuts

@@ -139,7 +139,7 @@ class Snapshot:
         if not jobs or not self._cluster.outlives_controller:
             return {}
         if self._is_unseen:
-            return {job.tag: f"in the queue of {self.owner}" for job in jobs}
+            return {job.tag: f"only {self.owner} sees why" for job in jobs}
         try:
             return {tag: seen.reason for tag, seen in self._cluster.observe(jobs).jobs.items()}
         except OSError:

@@ -131,13 +131,13 @@ def status_lines(status: Status, command: str) -> Iterator[str]:
     counters = status.counters
     yield from _cost(status)
     if counters.resubmitted:
-        yield f"{plural(counters.resubmitted, 'attempt')} after a first one."
+        yield f"{plural(counters.resubmitted, 'attempt')} followed an earlier one of the same run."
     if status.waits_for:
         yield f"The controller {status.waits_for}."
     for why, count in status.waiting.items():
         yield f"{count:,} waiting: {why or 'for the next tick'}"
     for why, count in status.submitted.items():
-        yield f"{count:,} submitted: {why or 'in the queue'}"
+        yield f"{count:,} submitted, in the scheduler's queue" + (f": {why}" if why else "")
     for why, names in counters.held.items():
         first = next(iter(names))
         yield f"{len(names):,} held: {why} (muloco-sweep explain {shlex.quote(first)} {command})"

@@ -119,7 +119,7 @@ RULES: dict[Cause, Rule] = {
     # Somebody must make room, or another job must end: in the end most of a day is waited.
     Cause.DISK_FULL: Rule(24, 60.0, advice="no room for hours: make some, or have the quota raised, then `retry`"),
     Cause.HANG: Rule(2, 5.0, excludes_node=True, advice="stopped answering over and over: see what it did last"),
-    Cause.CONFIG_CANNOT_RUN: Rule(0, advice="cannot run as configured: correct the config or the data path"),
+    Cause.CONFIG_CANNOT_RUN: Rule(0, advice="correct the config or the data path"),
     Cause.CANCELLED: Rule(0, is_failure=False, advice="cancelled by hand: `retry` starts it again"),
     # Whoever did it wants the nodes for something else: to queue the run again would be to argue.
     Cause.CANCELLED_OUTSIDE: Rule(

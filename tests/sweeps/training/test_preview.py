@@ -121,6 +121,9 @@ def test_a_plan_is_read_as_an_offer(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert said.count("together") == 2
     assert "2 of the 4 unfinished runs fit into the cap" in said
     assert "(h100: nodes=16)" in said
+    assert "Each GPU holds " in said
+    # Size, runs and hours: a sum has no time of its own.
+    assert all(len(line.split()) == 4 for line in said.splitlines() if "together" in line)
     assert "a first guess, at 200 TFLOP/s a GPU" in said
     assert plan_as_dict(found)["runs"][0]["within_cap"] in (True, False)
 
