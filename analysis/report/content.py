@@ -22,6 +22,7 @@ from analysis.questions import critical_batch_size, iso_loss
 from analysis.report import fitted_parts, verdict
 from analysis.report.escape import printable
 from analysis.report.fitted_parts import LOSS, comparison
+from analysis.report.goodput import charged_hours
 from analysis.report.options import Options
 from analysis.runs import TUNED, Study
 
@@ -79,6 +80,7 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         "hyper_parameters": _hyper_parameters(optima, at_budget, budget),
         "num_workers": num_workers,
         "wall_clock": fitted_parts.wall_clock_hours(at_budget, points, study.series, optima, options),
+        "goodput": charged_hours(study.source),
         "sensitivity": {"loss": loss_sensitivity, **sensitivity},
         "published": overlay() if options.published else None,
         "provenance": provenance,
