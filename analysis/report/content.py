@@ -20,9 +20,9 @@ from analysis.optima import PLATEAU, Optima, find_optima, main_budget
 from analysis.published.page import overlay
 from analysis.questions import critical_batch_size, iso_loss
 from analysis.report import fitted_parts, verdict
+from analysis.report.charged_hours import charged_hours
 from analysis.report.escape import printable
 from analysis.report.fitted_parts import LOSS, comparison
-from analysis.report.goodput import charged_hours
 from analysis.report.options import Options
 from analysis.runs import TUNED, Study
 

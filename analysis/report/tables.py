@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from analysis.report import goodput
+from analysis.report import charged_hours
 from analysis.report.axis_labels import unit_of
 from analysis.report.page_table import Column, Table
 
@@ -31,7 +31,7 @@ def all_tables(report: dict[str, Any]) -> dict[str, Table]:
         _size_and_data(report),
         _isoflop(report),
         _wall_clock(report),
-        goodput.table_of(report),
+        charged_hours.table_of(report),
         _hyper_parameters(report),
         _num_workers(report),
         _num_workers_laws(report),
