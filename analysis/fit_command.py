@@ -81,8 +81,11 @@ def fit_table(
     delta: float,
     seed: int = 0,
     decimal: Decimal | None = None,
+    resample_by: str | None = None,
 ) -> TableFit:
     """The law `form` on the table's columns; `mapping` is as in a mapping file. Mistakes raise `ConfigError`.
+
+    Rows that agree in the column `resample_by` ("run": the column of runs) are resampled together.
 
     Rows that miss a number, or whose numbers contradict those of all others, are skipped by name.
     """
@@ -110,6 +113,8 @@ def fit_table(
     # One algorithm is no group: its parameters keep their plain names.
     if wanted.groups and ("series" in (*mapping, str(reader.origins.get("series"))) or len(set(series)) > 1):
         options["groups"] = series
+    if resample_by is not None:
+        options["resample_by"] = _clusters(table, reader, rows, resample_by)
     fitters: dict[str, Callable[..., Fit]] = {
         "power": power_law.fit_power_law,
         "loss-compute": power_law.fit_loss_compute,
@@ -121,16 +126,47 @@ def fit_table(
         fit = fitters[form](*columns, **options)
     except ValueError as error:
         raise ConfigError(f"{error}{_shown_rows(skipped)}") from None
+    clusters = len(set(options.get("resample_by", ())))
+    if resample_by is not None and clusters <= fit.num_parameters:
+        raise ConfigError(
+            f"--resample-by {resample_by}: {clusters} of them for {fit.num_parameters} parameters; at least "
+            f"{fit.num_parameters + 1} are needed"
+        )
     keys = [*columns, options["groups"]] if "groups" in options else columns
     repeated = len(keys[0]) - len(set(zip(*keys, strict=True)))
     warnings = [f"{repeated} row(s) repeat another: each counts, as a point of its own"] if repeated else []
     warnings += _pooled(reader.frame, rows) if "groups" not in options else []
+    warnings += _dependent(reader, rows) if resample_by is None else []
     fit = dataclasses.replace(fit, warnings=(*fit.warnings, *warnings, *findings.cautions))
     read = {heading for one in reader.origins.values() for heading in one.columns}
     unused = tuple(str(heading) for heading in reader.frame.columns if heading not in read)
     used = {name: str(reader.origins[name]) for name in (*wanted.columns, *optional) if name in reader.origins}
     used |= {name: f"{' and '.join(parts)} by flops = 6 N D" for name, parts in derived.items()}
     return TableFit(fit, used, len(table.frame) + len(table.dropped), skipped, tuple(reader.notes), unused)
+
+
+def _clusters(table: Table, reader: Reader, rows: _Rows, column: str) -> list[str]:
+    """The cell of every used row in the column by which rows are resampled together."""
+    headings = [str(one) for one in table.frame.columns]
+    if column not in headings and column != "run":
+        raise ConfigError(f"--resample-by {column}: no such column; the table has {listed(headings)}")
+    if column not in headings and "run_id" not in reader.origins:
+        raise ConfigError(f"--resample-by run: no column of runs; name one of {listed(headings)}")
+    cells = reader.frame[column].astype(str) if column in headings else reader.texts("run_id")
+    return [str(cell) for cell in cells[rows.used]]
+
+
+def _dependent(reader: Reader, rows: _Rows) -> list[str]:
+    """A warning where several rows belong to one run: resampled one by one they pass for independent."""
+    if "run_id" not in reader.origins:
+        return []
+    runs = reader.texts("run_id")[rows.used]
+    if len(set(runs)) == len(runs):
+        return []
+    return [
+        f"{len(runs)} rows belong to {len(set(runs))} runs: intervals that take rows for independent are too narrow; "
+        "say --resample-by run"
+    ]
 
 
 def _pooled(frame: pd.DataFrame, rows: _Rows) -> list[str]:
@@ -278,6 +314,10 @@ def add_arguments(
         "--delta", type=positive, default=1e-3, help="Huber's delta in log space; inf is least squares (%(default)s)"
     )
     parser.add_argument("--seed", type=whole, default=0, help="of the resampling (%(default)s)")
+    parser.add_argument(
+        "--resample-by", metavar="COLUMN",
+        help="rows that agree in it are resampled together: run, where runs have several rows (default: row by row)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="everything about the fit, for a program")
 
 
@@ -290,6 +330,7 @@ def run_fit(options: argparse.Namespace) -> int:
         delta=options.delta,
         seed=options.seed,
         decimal=options.decimal,
+        resample_by=options.resample_by,
     )
     if options.json:
         print(json.dumps(found.to_dict(), indent=1, allow_nan=False))

@@ -36,9 +36,9 @@ def draw_parameters(
         return theta[None][:0], "none"
     if model.num_points > MANY_POINTS:
         generator = np.random.default_rng(seed)
-        return generator.multivariate_normal(theta, _covariance(model, theta, log_y, weight_n, delta), bootstrap), (
-            "asymptotic covariance of an M-estimator"
-        )
+        covariance = _covariance(model, theta, log_y, weight_n, delta, resample_by)
+        how = "asymptotic covariance of an M-estimator" + ("" if resample_by is None else ", clustered")
+        return generator.multivariate_normal(theta, covariance, bootstrap), how
     units = list(range(model.num_points)) if resample_by is None else list(resample_by)
     order = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
     member = np.array([order[unit] for unit in units])
@@ -52,7 +52,7 @@ def draw_parameters(
     solutions = [solve(model, log_y, weight_Rn, np.repeat(s[None], bootstrap, axis=0), delta) for s in starts]
     chosen = np.stack([s.objective_R for s in solutions]).argmin(axis=0)
     draws_Rp = np.stack([s.theta_Rp for s in solutions])[chosen, np.arange(bootstrap)]
-    unit_name = "points" if resample_by is None else "scales, the same for every group"
+    unit_name = "points" if resample_by is None else "clusters of points"
     return draws_Rp, f"weighted bootstrap over {unit_name}, percentiles widened for few points"
 
 
@@ -62,7 +62,7 @@ def estimates(
     """Named parameters, those at zero, and the draws of each; without draws there are no intervals."""
     drawn = {name: np.asarray(v) for name, v in law.natural(draws_Rp).items()} if len(draws_Rp) else {}
     model = law.model
-    units = model.num_points if resample_by is None else len(set(resample_by)) * _points_per_unit(model)
+    units = model.num_points if resample_by is None else _num_units(law, resample_by)
     at_bounds = tuple(law.floors[index] for index in zero)
     parameters = {}
     for name, value in law.natural(theta[None]).items():
@@ -160,16 +160,30 @@ def _weights_of(unit: Any, seed: int, bootstrap: int) -> Array:
     return np.random.default_rng([seed, zlib.crc32(str(unit).encode())]).exponential(size=bootstrap)
 
 
-def _points_per_unit(model: LogSumExpModel) -> int:
-    """Points that share one bootstrap unit, at most: how many groups see a scale."""
-    return max(1, (model.num_parameters - 1) // 2)
+def _num_units(law: Law, resample_by: Sequence[Any]) -> int:
+    """Clusters, each as often as groups have points in it: what is independent, for a count of degrees of freedom."""
+    groups = law.group_n if law.group_n is not None else [None] * len(resample_by)
+    return len(set(zip(resample_by, groups, strict=True)))
 
 
-def _covariance(model: LogSumExpModel, theta: Array, log_y: Array, weight_n: Array, delta: float) -> Array:
-    """Huber's sandwich: H^-1 (sum psi^2 g g') H^-1."""
+def _covariance(
+    model: LogSumExpModel,
+    theta: Array,
+    log_y: Array,
+    weight_n: Array,
+    delta: float,
+    resample_by: Sequence[Any] | None = None,
+) -> Array:
+    """Huber's sandwich, H^-1 (sum s s') H^-1: s is a point's psi g, or its sum over a cluster of points."""
     _, hessian, _ = derivatives(model, theta[None], log_y, weight_n[None], delta)
     g_np = model.jacobian(theta)
     psi = weight_n * np.clip(model.log_value(theta[None])[0] - log_y, -delta, delta)
     inverse = np.linalg.pinv(hessian[0])
-    covariance: Array = inverse @ ((g_np * psi[:, None] ** 2).T @ g_np) @ inverse
+    scores = psi[:, None] * g_np
+    if resample_by is not None:
+        position = {unit: i for i, unit in enumerate(dict.fromkeys(resample_by))}
+        summed = np.zeros((len(position), scores.shape[1]))
+        np.add.at(summed, [position[unit] for unit in resample_by], scores)
+        scores = summed
+    covariance: Array = inverse @ (scores.T @ scores) @ inverse
     return covariance

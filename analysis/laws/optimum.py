@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,8 @@ class Law:
     """Logs of the inputs."""
     floors: Mapping[int, str] = field(default_factory=dict)
     """Irreducible losses: index of the logarithm among the solver's parameters -> name of the parameter."""
+    group_n: Sequence[Any] | None = None
+    """Group of each point, where groups have laws of their own."""
 
 
 def find_optimum(law: Law, weight_n: Array, delta: float, seed: int) -> tuple[Array, float, bool]:

@@ -185,7 +185,7 @@ def fit_loss_compute(
 
     starts = _loss_compute_starts(log_c - centre, log_l, member, len(order), num_floors)
     formula = "loss = E + A * flops^-alpha"
-    law = Law("loss-compute", formula, LogSumExpModel(design), log_l, starts, natural, {"flops": log_c}, floors)
+    law = Law("loss-compute", formula, LogSumExpModel(design), log_l, starts, natural, {"flops": log_c}, floors, labels)
     return fit_law(law, _weights(weights, len(log_c)), delta, bootstrap, seed, resample_by)
 
 
@@ -198,8 +198,12 @@ def fit_chinchilla(
     delta: float = DEFAULT_DELTA,
     bootstrap: int = 1000,
     seed: int = 0,
+    resample_by: Sequence[Any] | None = None,
 ) -> Fit:
-    """L = E + A N^-alpha + B D^-beta. Refused where N and D rise together: then no data can part their exponents."""
+    """L = E + A N^-alpha + B D^-beta. Refused where N and D rise together: then no data can part their exponents.
+
+    `resample_by` names the run of each point, where runs have several: they are resampled together.
+    """
     log_n, log_d, log_l = _log_columns({"num_params": num_params, "num_tokens": num_tokens, "loss": loss})
     _require_points(len(log_n), 5)
     _require_spread("num_params", log_n, 3)
@@ -237,7 +241,7 @@ def fit_chinchilla(
     inputs = {"num_params": log_n, "num_tokens": log_d}
     formula = "loss = E + A * num_params^-alpha + B * num_tokens^-beta"
     law = Law("chinchilla", formula, LogSumExpModel(design), log_l, starts, natural, inputs, {0: "E"})
-    return fit_law(law, _weights(weights, len(log_n)), delta, bootstrap, seed)
+    return fit_law(law, _weights(weights, len(log_n)), delta, bootstrap, seed, resample_by)
 
 
 def _loss_compute_starts(log_c: Array, log_l: Array, member: NDArray[np.int_], num_groups: int, floors: int) -> Array:

@@ -145,3 +145,40 @@ def test_a_law_over_several_algorithms_says_so(tmp_path: Path, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert "columns not used: algorithm, width" in out
     assert "one law for the rows of all 2 values of algorithm (X, Y)" in out
+
+
+def rows_of_runs(path: Path, runs: int = 24, rows: int = 10) -> None:
+    """Several rows a run, as when checkpoints of one run are fitted: what a run has of its own, all its rows have."""
+    generator = np.random.default_rng(3)
+    n = np.repeat(np.exp(generator.uniform(np.log(5e7), np.log(2e9), runs)), rows)
+    d = np.tile(np.geomspace(2e9, 3e11, rows), runs)
+    own = np.repeat(generator.normal(size=runs), rows)
+    loss = (1.8 + 480 * n**-0.35 + 2140 * d**-0.37) * np.exp(0.01 * own + 5e-4 * generator.normal(size=len(n)))
+    pd.DataFrame({"run": np.repeat(np.arange(runs), rows), "N": n, "D": d, "loss": loss}).to_csv(path, index=False)
+
+
+def test_rows_of_one_run_are_resampled_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "runs.csv"
+    rows_of_runs(table)
+    widths = {}
+    for options in ([], ["--resample-by", "run"]):
+        assert run(["fit", "chinchilla", str(table), "--bootstrap", "100", "--json", *options]) == 0
+        fit = json.loads(capsys.readouterr().out)
+        low, high = fit["parameters"]["alpha"]["ci"]
+        widths[bool(options)] = high - low
+        assert any("say --resample-by run" in line for line in fit["warnings"]) == (not options)
+    assert low < 0.35 < high
+    assert widths[True] > 2 * widths[False]
+
+
+@pytest.mark.parametrize(
+    ("column", "runs", "words"),
+    [("model", 24, "no such column; the table has run, N, D"), ("run", 5, "5 of them for 5 parameters; at least 6")],
+)
+def test_a_column_that_gives_no_interval_is_refused(
+    column: str, runs: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "runs.csv"
+    rows_of_runs(table, runs)
+    assert run(["fit", "chinchilla", str(table), "--bootstrap", "20", "--resample-by", column]) == 2
+    assert words in capsys.readouterr().err
