@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -25,6 +26,7 @@ Turn finished runs into a scaling-law report: report.html (one file), report.md,
   muloco-report results --watch         again whenever a run finishes, while a sweep runs
   muloco-report compare A B             what differs between two reports
   muloco-report fit loss-compute t.csv  one law on one table (columns flops, loss, and series where there are several)
+  muloco-report schema                  the JSON schema of report.json
   muloco-report published               this program's fits of the published tables beside what was published
 """
 
@@ -60,6 +62,8 @@ def run(arguments: list[str]) -> int:
             return _fit(arguments[1:])
         if arguments[:1] == ["compare"]:
             return _compare(arguments[1:])
+        if arguments[:1] == ["schema"]:
+            return _schema(arguments[1:])
         if arguments[:1] == ["published"]:
             return _published(arguments[1:])
         return _report(_report_parser().parse_args(arguments), arguments)
@@ -83,8 +87,8 @@ def _fit(arguments: list[str]) -> int:
 
 
 def _compare(arguments: list[str]) -> int:
+    from analysis.page.escape import markdown, printable
     from analysis.report.compare import compare_reports, read_report
-    from analysis.report.escape import markdown, printable
 
     parser = _Parser(prog="muloco-report compare", description="What differs between two reports.")
     parser.add_argument("first", type=Path, metavar="A", help="a report.json, or the folder of a report or a study")
@@ -100,6 +104,14 @@ def _compare(arguments: list[str]) -> int:
         print(text, end="")
     else:
         write_atomically(options.out, text)
+    return 0
+
+
+def _schema(arguments: list[str]) -> int:
+    from analysis.report.schema import report_schema
+
+    _Parser(prog="muloco-report schema", description="Print the JSON schema of report.json.").parse_args(arguments)
+    print(json.dumps(report_schema(), indent=1))
     return 0
 
 
@@ -136,6 +148,11 @@ def _report_parser() -> argparse.ArgumentParser:
         metavar="D/N",
         help="tokens per parameter to compare at (default: where most sizes are)",
     )
+    parser.add_argument("--baseline", metavar="SERIES", help="series that ratios are relative to (default: DDP-AdamW)")
+    parser.add_argument(
+        "--predict", nargs="+", action="extend", default=[], metavar="SIZE",
+        help="sizes whose best batch and learning rate are predicted: model=7b, N=7e9 or N=7e9,D=1.4e11",
+    )  # fmt: skip
     parser.add_argument("--title", default="Scaling-law report", help="heading of the report")
     parser.add_argument(
         "--published", action="store_true", help="draw the points of arXiv 2505.23725 beside the study's"
@@ -259,9 +276,9 @@ def _finished(options: argparse.Namespace) -> object:
 
 
 def _write(options: argparse.Namespace, study: Study, out: Path, arguments: list[str]) -> None:
+    from analysis.questions.options import Options, parse_size
     from analysis.questions.wall_clock import DEFAULT_BANDWIDTHS_GBITS, Assumptions
     from analysis.report.content import build_report
-    from analysis.report.options import Options
     from analysis.report.render import write_report
 
     machine = Assumptions(options.step_seconds, options.bits, options.devices, options.device_flops)
@@ -273,6 +290,8 @@ def _write(options: argparse.Namespace, study: Study, out: Path, arguments: list
             seed=options.seed,
             title=options.title,
             budget=options.budget,
+            baseline=options.baseline,
+            predict=tuple(parse_size(text) for text in options.predict),
             command=shlex.join(["muloco-report", *arguments]),
             published=options.published,
             bandwidths=tuple(sorted(options.bandwidth or DEFAULT_BANDWIDTHS_GBITS)),

@@ -130,8 +130,8 @@ def time_report(runs: int) -> tuple[str, float, float, float, str]:
 
     from planted import Law, write_study
 
+    from analysis.questions.options import Options
     from analysis.report.content import build_report
-    from analysis.report.options import Options
     from analysis.report.render import write_report
     from analysis.runs import load_study
 

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.data.epochs import describe_epochs
 from muloco_runner.record import (
-    AttemptTimes,
     ExitCode,
     RecordError,
     RecordHeader,
@@ -35,7 +34,6 @@ from muloco_runner.record import (
     RunStatus,
     StepRecord,
 )
-from muloco_runner.targets import make_importable
 
 if TYPE_CHECKING:
     from muloco_runner.data.corpus import Corpus
@@ -119,7 +117,6 @@ def _attempt(
     from muloco_runner.training.session import Session
     from muloco_runner.training.wandb_sink import wandb_sink
 
-    make_importable(run, folder)
     process = process_rank()
     device = choose_device(execution.device, process)
     sharded = choose_placement_on(device, run, execution, process.num_ranks).sharded
@@ -330,9 +327,6 @@ def _report_failure(folder: RunFolder, attempt: int, code: ExitCode, cause: str)
     """Writes the last heartbeat again as a failure. A full disk must not hide the exit code."""
     with contextlib.suppress(OSError, RecordError):
         status = folder.read_status() or RunStatus(folder.run_id, "failed")
-        if status.attempt != attempt or status.times is None:
-            # It has said nothing yet, so it has taken no step.
-            status.times, status.resumed_step = AttemptTimes(time.time()).to_dict(), None
         status.state, status.attempt = "failed", attempt
         status.exit_code, status.exit_cause = int(code), cause
         folder.write_status(status)

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
+from analysis.confidence import CONFIDENCE, t_quantile
 from analysis.laws.fit import Fit, NotIdentified
 from analysis.laws.power_law import fit_loss_compute
 from analysis.laws.solver import Array
+from muloco_runner.config import ConfigError
 
 MIN_SCALES = 3
 TRUSTED_SCALES = 5
@@ -57,6 +60,8 @@ class IsoLoss:
 
     baseline: str
     fit: Fit
+    scales: int
+    """Sizes behind the laws."""
     ratios: list[Ratio]
     """Ratios at each series' own compute, scale by scale."""
     curves: dict[str, list[Ratio]]
@@ -68,8 +73,12 @@ class IsoLoss:
     """Series without a law, and why."""
 
 
-def choose_baseline(series: list[str]) -> str:
-    """DDP-AdamW where there is one, else the first series."""
+def choose_baseline(series: list[str], wanted: str | None = None) -> str:
+    """`wanted`, else DDP-AdamW where there is one, else the first series. Raises `ConfigError` for an unknown one."""
+    if wanted is not None and wanted not in series:
+        raise ConfigError(f"--baseline {wanted}: no such series; these runs have: {', '.join(series)}")
+    if wanted is not None:
+        return wanted
     return next((s for s in series if s == "DDP-AdamW"), series[0])
 
 
@@ -87,7 +96,7 @@ def compute_iso_loss(
     if not used:
         raise NotIdentified(f"no series has {MIN_SCALES} sizes at one token budget")
     rows = best[best["series"].isin(used)]
-    fit = _fit(rows, delta, bootstrap, seed)
+    fit, scales = _fit(rows, delta, bootstrap, seed), int(rows["num_params"].nunique())
     ratios: list[Ratio] = []
     curves: dict[str, list[Ratio]] = {}
     if baseline in used:
@@ -96,14 +105,14 @@ def compute_iso_loss(
             if name == baseline:
                 continue
             own = rows[rows["series"] == name].sort_values("flops")["flops"].to_numpy()
-            found = [_ratio(fit, baseline, name, float(c)) for c in own]
+            found = [_ratio(fit, scales, baseline, name, float(c)) for c in own]
             if why := _not_identified(found):
                 refused[name] = why
                 continue
             ratios += found
-            curves[name] = [_ratio(fit, baseline, name, float(c)) for c in grid]
+            curves[name] = [_ratio(fit, scales, baseline, name, float(c)) for c in grid]
     holdouts, reason = _leave_largest_out(rows, delta)
-    return IsoLoss(baseline, fit, ratios, curves, holdouts, reason, used, refused)
+    return IsoLoss(baseline, fit, scales, ratios, curves, holdouts, reason, used, refused)
 
 
 def ratio_grid(fit: Fit) -> Array:
@@ -131,20 +140,25 @@ def ratio_at(parameters: Mapping[str, Array], baseline: str, series: str, flops:
     return ratio
 
 
-def interval_of(draws: Array, value: float) -> tuple[tuple[float, float] | None, int]:
-    """95% percentile interval that holds `value`, and the number of draws in which there is no ratio."""
-    finite = draws[np.isfinite(draws)]
+def interval_of(draws: Array, value: float, scales: int) -> tuple[tuple[float, float] | None, int]:
+    """95% interval that holds `value`, and the number of draws in which there is no ratio.
+
+    Percentiles of few scales lie too close together: their distance from `value`, in logs, is that of Student's t with
+    scales - 2 degrees of freedom instead of the normal's.
+    """
+    finite = draws[np.isfinite(draws) & (draws > 0)]
     if len(finite) < len(draws) / 2:
         return None, len(draws) - len(finite)
-    low, high = np.quantile(finite, [0.025, 0.975])
+    wider = t_quantile(max(1, scales - 2)) / special.ndtri(0.5 + CONFIDENCE / 2)
+    low, high = np.exp(np.log(value) + wider * np.log(np.quantile(finite, [0.025, 0.975]) / value))
     return (min(float(low), value), max(float(high), value)), len(draws) - len(finite)
 
 
-def _ratio(fit: Fit, baseline: str, series: str, flops: float) -> Ratio:
+def _ratio(fit: Fit, scales: int, baseline: str, series: str, flops: float) -> Ratio:
     point = ratio_at({k: np.array([e.value]) for k, e in fit.parameters.items()}, baseline, series, flops)
     ci, undefined = None, 0
     if fit.draws:
-        ci, undefined = interval_of(ratio_at(fit.draws, baseline, series, flops), float(point[0]))
+        ci, undefined = interval_of(ratio_at(fit.draws, baseline, series, flops), float(point[0]), scales)
     return Ratio(series, flops, float(point[0]), ci, is_beyond(fit, flops), undefined)
 
 

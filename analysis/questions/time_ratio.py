@@ -7,14 +7,27 @@ of the scales drives the laws of loss, the laws of the critical batch, and the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.laws.fit import Fit
 from analysis.laws.solver import Array
+from analysis.questions.critical_batch_size import CriticalBatchLaw
 from analysis.questions.iso_loss import Ratio, interval_of, is_beyond, ratio_at
+
+DEFINITIONS = ("cbs_overhead20", "cbs_1pct_interpolated", "cbs_1pct")
+"""Critical batches for time ratios, the preferred definition first."""
+
+
+def shared_definition(laws: Sequence[CriticalBatchLaw], baseline: str) -> tuple[str | None, dict[str, Fit]]:
+    """The first definition by which the baseline and another series have a law, and the laws by series."""
+    for definition in DEFINITIONS:
+        fits = {law.series: law.fit for law in laws if law.definition == definition and law.fit}
+        if baseline in fits and len(fits) > 1:
+            return definition, fits
+    return None, {}
 
 
 @dataclass(frozen=True)
@@ -64,8 +77,9 @@ def compute_time_ratios(
     points: Mapping[str, list[float]],
     grid: Array,
     tokens_per_parameter: float,
+    scales: int,
 ) -> TimeRatios:
-    """`points`: each series' own compute, scale by scale. All fits must come from one bootstrap over scales."""
+    """`points`: each series' own compute, scale by scale. All fits must come from one bootstrap over `scales` sizes."""
     refused = {name: "no law of its critical batch" for name in points if name not in batch_fits}
     if baseline not in batch_fits:
         return TimeRatios(definition, [], {}, dict.fromkeys(points, f"{baseline} has no law of its critical batch"))
@@ -80,7 +94,7 @@ def compute_time_ratios(
         value = float(time_ratio_at(loss_laws, batch_laws, *arguments)[0])
         ci, undefined = None, 0
         if loss_fit.draws and batch_draws[series] and batch_draws[baseline]:
-            ci, undefined = interval_of(time_ratio_at(loss_fit.draws, batch_draws, *arguments), value)
+            ci, undefined = interval_of(time_ratio_at(loss_fit.draws, batch_draws, *arguments), value, scales)
         return Ratio(series, flops, value, ci, is_beyond(loss_fit, flops), undefined)
 
     named = [name for name in points if name != baseline and name in batch_fits]

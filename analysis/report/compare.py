@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from analysis.page.page_table import Column, Table
 from analysis.report.content import SCHEMA_VERSION, json_values
-from analysis.report.page_table import Column, Table
 from muloco_runner.config import ConfigError
 
 

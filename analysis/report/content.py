@@ -17,13 +17,14 @@ import pandas as pd
 from analysis.beside import beside
 from analysis.confidence import CONFIDENCE
 from analysis.optima import PLATEAU, Optima, find_optima, main_budget
+from analysis.page.escape import printable
 from analysis.published.page import overlay
 from analysis.questions import critical_batch_size, iso_loss
+from analysis.questions.options import Options
+from analysis.questions.question import Inputs
+from analysis.questions.registry import QUESTIONS
 from analysis.report import fitted_parts, verdict
-from analysis.report.charged_hours import charged_hours
-from analysis.report.escape import printable
 from analysis.report.fitted_parts import LOSS, comparison
-from analysis.report.options import Options
 from analysis.runs import TUNED, Study
 
 SCHEMA_VERSION = 3
@@ -36,7 +37,7 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
     against = optima.reason_against("flops", "loss", "num_params", "num_tokens")
     at_budget = optima.best[optima.best["tokens_per_parameter"] == budget]
     at_budget = at_budget.sort_values("series", key=lambda s: s.map(study.series.index), kind="stable")
-    baseline = iso_loss.choose_baseline(study.series)
+    baseline = iso_loss.choose_baseline(study.series, options.baseline)
     points = critical_batch_size.find_critical_batches(optima, budget)
     other_laws = beside(
         lambda: (
@@ -46,9 +47,10 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         )
     )
     fits = critical_batch_size.fit_laws(points, optima, options.delta, options.bootstrap, options.seed)
-    compute_ratios, time_ratios = fitted_parts.equal_loss(
-        at_budget, study.series, baseline, points, fits, optima, options
-    )
+    laws = fitted_parts.loss_laws(at_budget, study.series, baseline, optima, options)
+    compute_ratios, time_ratios = fitted_parts.equal_loss(laws, at_budget, points, fits, optima)
+    inputs = Inputs(study, optima, at_budget, budget, baseline, options, laws, fits)
+    questions = {question.name: dataclasses.asdict(question.compute(inputs)) for question in QUESTIONS}
     num_workers = fitted_parts.num_workers(at_budget, optima, options, against)
     sensitivity = fitted_parts.critical_batch_sensitivity(points, fits, optima, options)
     provenance = _provenance(study, options)
@@ -80,8 +82,8 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         "hyper_parameters": _hyper_parameters(optima, at_budget, budget),
         "num_workers": num_workers,
         "wall_clock": fitted_parts.wall_clock_hours(at_budget, points, study.series, optima, options),
-        "goodput": charged_hours(study.source),
         "sensitivity": {"loss": loss_sensitivity, **sensitivity},
+        "questions": questions,
         "published": overlay() if options.published else None,
         "provenance": provenance,
     }

@@ -9,24 +9,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.laws.fit import Fit, NotIdentified
+from analysis.laws.fit import NotIdentified
 from analysis.laws.power_law import fit_power_product
 from analysis.optima import Optima
 from analysis.questions import critical_batch_size, iso_loss, wall_clock
 from analysis.questions.critical_batch_joint import fit_joint, from_the_best_batch
 from analysis.questions.critical_batch_size import CriticalBatch, CriticalBatchLaw, value_of
 from analysis.questions.isoflop import Budget, find_budgets, fit_size_and_data
+from analysis.questions.options import Options
 from analysis.questions.sensitivity import loss_variants
-from analysis.questions.time_ratio import compute_time_ratios
-from analysis.report.options import Options
+from analysis.questions.time_ratio import compute_time_ratios, shared_definition
 from analysis.seeds import compare_seeds
 
 LOSS = ("loss", "loss_se", "seeds")
 """A mean loss, its standard error and the number of seeds behind both."""
 PARTNERS = {"DiLoCo": "DDP-AdamW", "MuLoCo": "DDP-Muon"}
 """The data-parallel algorithm with the same inner optimizer."""
-TIME_DEFINITIONS = ("cbs_overhead20", "cbs_1pct_interpolated", "cbs_1pct")
-"""Critical batches for time ratios, the preferred definition first."""
 
 
 def comparison(losses: dict[int, float], reference: dict[int, float] | None) -> dict[str, Any] | None:
@@ -85,23 +83,29 @@ def _fitted_curves(law: CriticalBatchLaw, points: list[CriticalBatch], optima: O
     ]
 
 
+def loss_laws(
+    best: pd.DataFrame, series: list[str], baseline: str, optima: Optima, options: Options
+) -> iso_loss.IsoLoss | str:
+    """Laws of loss against compute, or why there are none."""
+    if against := optima.reason_against("flops", "loss", "num_params", "num_tokens"):
+        return against
+    try:
+        return iso_loss.compute_iso_loss(best, series, baseline, options.delta, options.bootstrap, options.seed)
+    except NotIdentified as error:
+        return str(error)
+
+
 def equal_loss(
+    result: iso_loss.IsoLoss | str,
     best: pd.DataFrame,
-    series: list[str],
-    baseline: str,
     points: list[CriticalBatch],
     laws: list[CriticalBatchLaw],
     optima: Optima,
-    options: Options,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Compute ratios with the laws behind them, and time ratios; neither where no law may rest on the columns."""
-    against = optima.reason_against("flops", "loss", "num_params", "num_tokens")
-    if against:
-        return {"reason": against}, {"reason": against}
-    try:
-        result = iso_loss.compute_iso_loss(best, series, baseline, options.delta, options.bootstrap, options.seed)
-    except NotIdentified as error:
-        return {"reason": str(error)}, {"reason": str(error)}
+    """Compute ratios with the laws behind them, and time ratios; neither where there are no laws."""
+    if isinstance(result, str):
+        return {"reason": result}, {"reason": result}
+    baseline = result.baseline
     rows = best[best["series"].isin(result.series)]
     floor = result.fit.value("E")
     compute = {
@@ -140,18 +144,15 @@ def _time_ratios(
     baseline: str,
     optima: Optima,
 ) -> dict[str, Any]:
-    for definition in TIME_DEFINITIONS:
-        fits: dict[str, Fit] = {law.series: law.fit for law in laws if law.definition == definition and law.fit}
-        if baseline in fits and len(fits) > 1:
-            break
-    else:
+    definition, fits = shared_definition(laws, baseline)
+    if definition is None:
         return {"reason": f"the critical batch of {baseline} has a law under no definition that another series shares"}
     computes = {
         name: sorted(rows.loc[rows["series"] == name, "flops"].tolist()) for name in result.series if name != baseline
     }
     (budget,) = rows["tokens_per_parameter"].unique()
     ratios = compute_time_ratios(
-        result.fit, fits, definition, baseline, computes, iso_loss.ratio_grid(result.fit), float(budget)
+        result.fit, fits, definition, baseline, computes, iso_loss.ratio_grid(result.fit), float(budget), result.scales
     )
     curves = [
         _fitted_curves(law, points, optima)

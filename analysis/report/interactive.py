@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from analysis.report import axis_labels
-from analysis.report.drawing import Styles
-from analysis.report.numbers import count
+from analysis.page import axis_labels
+from analysis.page.drawing import Styles
+from analysis.page.numbers import count
 from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 

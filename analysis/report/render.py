@@ -10,11 +10,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.beside import beside
-from analysis.report.drawing import Drawing
-from analysis.report.escape import markdown_markup
+from analysis.page.drawing import Drawing
+from analysis.page.escape import markdown_markup
+from analysis.page.numbers import show
+from analysis.questions.registry import QUESTIONS
 from analysis.report.figures import draw_all
 from analysis.report.fonts import small_fonts
-from analysis.report.numbers import show
 from analysis.report.tables import all_tables
 from muloco_runner.record import write_atomically
 
@@ -36,9 +37,10 @@ def write_report(report: dict[str, Any], out: Path) -> list[Path]:
     for name, table in tables.items():
         files[out / "tables" / f"{name}.csv"] = table.to_csv()
         files[out / "tables" / f"{name}.tex"] = table.to_latex()
+    sections = [question.section_in(report) for question in QUESTIONS]
     for page, environment in _environments().items():
         template = environment.get_template(f"{page}.j2")
-        files[out / page] = template.render(report=report, tables=tables, figures=figures)
+        files[out / page] = template.render(report=report, tables=tables, figures=figures, sections=sections)
     for path, content in files.items():
         if isinstance(content, bytes):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from analysis.report import charged_hours
-from analysis.report.axis_labels import unit_of
-from analysis.report.page_table import Column, Table
+from analysis.page.axis_labels import unit_of
+from analysis.page.page_table import Column, Table
+from analysis.questions.registry import QUESTIONS
 
 Entry = dict[str, Any]
 Field = tuple[Column, str | Callable[[Entry], Any]]
@@ -31,13 +31,13 @@ def all_tables(report: dict[str, Any]) -> dict[str, Table]:
         _size_and_data(report),
         _isoflop(report),
         _wall_clock(report),
-        charged_hours.table_of(report),
         _hyper_parameters(report),
         _num_workers(report),
         _num_workers_laws(report),
         _sensitivity_loss(report),
         _sensitivity_critical_batch(report),
     ]
+    tables += [table for question in QUESTIONS for table in question.tables_in(report)]
     return {table.name: table for table in tables if table.rows}
 
 

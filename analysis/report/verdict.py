@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.report import numbers
-from analysis.report.numbers import count, flops, integer, loss, number, spread
-
-_MANY_SERIES = 6
-"""Series from which on they share a sentence."""
-_SAME_COMPUTE = 0.01
-"""Runs of one size may count flops in the last digits differently."""
+from analysis.page import numbers
+from analysis.page.numbers import count, integer, loss, number, spread
+from analysis.questions.registry import QUESTIONS
 
 
 def statements(report: dict[str, Any]) -> dict[str, list[str]]:
@@ -22,7 +18,8 @@ def _findings(report: dict[str, Any]) -> list[str]:
     withheld = report["audit"]["withheld"]
     if withheld:
         return [f"Nothing is ranked, because it is not known what is compared: {withheld}"]
-    return [*_ranking(report), *_compute(report), *_time(report), *_critical_batches(report)]
+    asked = [sentence for question in QUESTIONS for sentence in question.findings_in(report)]
+    return [*_ranking(report), *asked, *_critical_batches(report)]
 
 
 def _ranking(report: dict[str, Any]) -> list[str]:
@@ -53,67 +50,6 @@ def _noise_sentence(report: dict[str, Any]) -> str:
         f" Between seeds a loss varies by {spread(sd)} (one standard deviation); the gap of the first two lies "
         f"{verdict} the noise of one run each."
     )
-
-
-def _compute(report: dict[str, Any]) -> list[str]:
-    """One sentence for each series with one worker, or for all where they are many; one for all with several."""
-    iso, baseline = report["iso_loss"], report["settings"]["baseline"]
-    few = not iso.get("reason") and iso["scales"] < iso["trusted_scales"]
-    behind = _behind(iso)
-    out = []
-    by_series = _by_series(iso.get("ratios") or [])
-    several = {name: ratios for name, ratios in by_series.items() if _has_several_workers(report, name)}
-    alone = {name: ratios for name, ratios in by_series.items() if name not in several}
-    if len(alone) > _MANY_SERIES:
-        end = f" {iso['scales']} sizes are too few to establish any." if few else _not_established(alone)
-        out.append(f"Times the compute that {baseline} needs{_at_one_compute(alone)}{behind}.{end}")
-        alone = {}
-    for name, ratios in alone.items():
-        last = ratios[-1]
-        sign = "more" if last["value"] >= 1 else "less"
-        established = last["ci"] and (last["ci"][0] > 1 or last["ci"][1] < 1)
-        if few:
-            end = f"{behind}. {iso['scales']} sizes are too few to establish it."
-        elif established:
-            end = f": {sign} than {name}{behind}."
-        else:
-            end = f"{behind}. The interval holds 1, so which of the two needs less is not established."
-        out.append(
-            f"For the loss that {name} reaches with {flops(last['flops'])} flops, {baseline} needs "
-            f"{_with_interval(last)} times the compute{end}"
-        )
-    if several:
-        out.append(f"With several workers, times the compute that {baseline} needs{_at_one_compute(several)}{behind}.")
-    return out
-
-
-def _not_established(ratios: dict[str, list[dict[str, Any]]]) -> str:
-    unsure = [name for name, (*_, last) in ratios.items() if not last["ci"] or last["ci"][0] <= 1 <= last["ci"][1]]
-    return f" Not established, as the interval holds 1: {', '.join(unsure)}." if unsure else ""
-
-
-def _at_one_compute(ratios: dict[str, list[dict[str, Any]]]) -> str:
-    """The ratios of several series at the largest compute that all of them have, else each with its own."""
-    for at in sorted({one["flops"] for one in next(iter(ratios.values()))}, reverse=True):
-        same = {name: [r for r in mine if abs(r["flops"] / at - 1) < _SAME_COMPUTE] for name, mine in ratios.items()}
-        if all(same.values()):
-            each = ", ".join(f"{name} {_with_interval(found[0])}" for name, found in same.items())
-            return f" for the loss that each reaches with {flops(at)} flops: {each}"
-    each = ", ".join(
-        f"{name} {_with_interval(mine[-1])} at {flops(mine[-1]['flops'])} flops" for name, mine in ratios.items()
-    )
-    return f", each at its own compute: {each}"
-
-
-def _time(report: dict[str, Any]) -> list[str]:
-    part, baseline = report["time_ratio"], report["settings"]["baseline"]
-    ratios = _by_series(part.get("ratios") or [])
-    if not ratios:
-        return []
-    return [
-        f"Each at its critical batch ({part['definition']}), {baseline} trains so many times as long as a series"
-        f"{_at_one_compute(ratios)}{_behind(part)}."
-    ]
 
 
 def _critical_batches(report: dict[str, Any]) -> list[str]:
@@ -149,10 +85,6 @@ def _behind(part: dict[str, Any]) -> str:
     """How many runs a statement stands on; nothing where there is none."""
     runs = part.get("stands_on")
     return f" (on {integer(runs['runs'])} of {integer(runs['of'])} runs)" if runs else ""
-
-
-def _has_several_workers(report: dict[str, Any], series: str) -> bool:
-    return any(row["series"] == series and row["num_workers"] > 1 for row in report["best"])
 
 
 def _with_interval(estimate: dict[str, Any]) -> str:
@@ -219,11 +151,4 @@ def _critical_batches_not_identified(report: dict[str, Any]) -> list[str]:
     for reason, names in by_reason.items():
         whose = f"{names[0]}'s critical batch" if len(names) == 1 else f"the critical batches of {', '.join(names)}"
         out.append(f"The growth of {whose} is not identified: {reason}.")
-    return out
-
-
-def _by_series(ratios: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    out: dict[str, list[dict[str, Any]]] = {}
-    for item in ratios:
-        out.setdefault(item["series"], []).append(item)
     return out

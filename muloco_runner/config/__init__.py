@@ -30,7 +30,6 @@ from muloco_runner.config.inner_optimizer import (
     LrScale,
     MomentumForm,
     MuonConfig,
-    TargetConfig,
     WeightDecayRule,
 )
 from muloco_runner.config.method import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig, StreamingConfig
@@ -87,7 +86,6 @@ __all__ = [
     "ScheduleConfig",
     "Sharding",
     "StreamingConfig",
-    "TargetConfig",
     "TopKConfig",
     "WarmupStableDecayConfig",
     "WeightDecayRule",

@@ -3,11 +3,8 @@
 The run folder is the only interface between the trainer, the sweeps and the analysis. Standard library only.
 """
 
-from muloco_runner.record.attempt_times import AttemptTimes
 from muloco_runner.record.exit_codes import KILLED_BY_SIGNAL, STOP_SIGNALS, STOPPED_CODES, ExitCode
-from muloco_runner.record.goodput import Goodput, Kind, lost_to, read_all_goodput, write_goodput
 from muloco_runner.record.run_folder import (
-    CHECKPOINTS_KEPT,
     FORMAT_VERSION,
     RecordError,
     RecordHeader,
@@ -19,23 +16,16 @@ from muloco_runner.record.run_folder import (
 )
 
 __all__ = [
-    "CHECKPOINTS_KEPT",
     "FORMAT_VERSION",
     "KILLED_BY_SIGNAL",
     "STOPPED_CODES",
     "STOP_SIGNALS",
-    "AttemptTimes",
     "ExitCode",
-    "Goodput",
-    "Kind",
     "RecordError",
     "RecordHeader",
     "RunFolder",
     "RunResult",
     "RunStatus",
     "StepRecord",
-    "lost_to",
-    "read_all_goodput",
     "write_atomically",
-    "write_goodput",
 ]

@@ -3,7 +3,6 @@
 <root>/runs/<run_id>/
   config_sources.json  where it was composed from, if not from the package's files alone
   config.yaml      resolved RunConfig, in JSON's notation, which YAML reads: no parser beyond the standard library
-  target_code.json     of an optimizer from outside: hashes of its code, and the copy that jobs import
   record.jsonl     one header, then one line per logged step; append-only; a torn last line is tolerated
   status.json      heartbeat, replaced atomically
   result.json      written once, at the end
@@ -127,10 +126,6 @@ class RunStatus:
     """One line, for people and for grouping equal failures."""
     warning: str | None = None
     """A problem that did not end the attempt: a checkpoint that could not be written."""
-    resumed_step: int | None = None
-    """The step that this attempt began from; absent before its first step."""
-    times: dict[str, Any] | None = None
-    """What this attempt has spent its time on (`AttemptTimes`); absent where nobody measures it."""
     host: str = ""
     pid: int = 0
     updated_at: float = 0.0
@@ -179,8 +174,6 @@ class RunResult:
     format_version: int = FORMAT_VERSION
 
 
-CHECKPOINTS_KEPT = 2
-"""Checkpoints of a run that trains, besides one that is being written."""
 _RENAMED = {"lr": "scheduled_lr"}
 """Quantities of a logged step: their names in older records -> their names now."""
 

@@ -11,11 +11,10 @@ from muloco_runner.config import RunConfig
 from muloco_runner.data.batches import TrainingData
 from muloco_runner.data.corpus import Corpus
 from muloco_runner.diloco.method import build_method
-from muloco_runner.optimizers.target import end_training, evaluated_weights, start_training
 from muloco_runner.record import RunResult
 from muloco_runner.training.checkpointing import Checkpointing
 from muloco_runner.training.checkpoints.store import CheckpointStore
-from muloco_runner.training.clock import Phases, TrainingClock
+from muloco_runner.training.clock import TrainingClock
 from muloco_runner.training.devices import choose_placement_on
 from muloco_runner.training.evaluate import Evaluation
 from muloco_runner.training.inner_step import InnerStep
@@ -40,27 +39,24 @@ class Trainer:
         self.evaluation = Evaluation(run, corpus, communicator, device)
         workers = build_workers(run, execution, replicas, communicator, device, placement.recompute)
         self.method = build_method(run, workers, communicator, execution.muon_backend)
-        self.clock, self.phases = TrainingClock(device, communicator.traffic), Phases()
+        self.clock = TrainingClock(device, communicator.traffic)
         self.state = TrainingState(run, workers, self.method, self.clock, device)
         self.update_sizes = [UpdateSizes(worker) for worker in workers]
         store = CheckpointStore(session.folder.checkpoint_dir, communicator, pinned=device.type == "cuda")
         self.metrics = Metrics(
-            run, corpus.content_hash, self.evaluation.batch.tokens_BT.numel(), session, self.state, store, self.phases
+            run, corpus.content_hash, self.evaluation.batch.tokens_BT.numel(), session, self.state, store
         )
-        self.checkpointing = Checkpointing(session, self.state, store, self.metrics, self.phases)
+        self.checkpointing = Checkpointing(session, self.state, store, self.metrics)
         torch.manual_seed(run.seed)
 
     def train(self) -> RunResult | None:
         """Trains to the end of the budget; None when asked to stop before it (a checkpoint is left)."""
         run, execution, state = self.run, self.session.execution, self.state
         self.checkpointing.resume()
-        for worker in state.workers:
-            start_training(worker.optimizer)
         if self.session.device.type == "cuda" and execution.micro_batch_sequences is None:
             self.inner_step.shrink_to_memory(state.workers[0])
         validation_loss = None
         self.metrics.start()
-        self.phases.begin_training()
         self.clock.start()
         self.checkpointing.start()
         while state.step < run.num_steps:
@@ -68,10 +64,7 @@ class Trainer:
             last, interval = state.step == run.num_steps, execution.evaluate_interval_steps
             evaluates = last or bool(interval and state.step % interval == 0)
             if evaluates and self.method.has_local_models:
-                with (
-                    self.clock.paused(),
-                    self.phases.measured("evaluation"),
-                ):  # just before the method may bring them together
+                with self.clock.paused():  # just before the method may bring them together
                     state.local_validation_loss = self.evaluation.of_local_models(state.workers)
             state.last_outer_step = self.method.after_inner_step(state.step) or state.last_outer_step
             if evaluates or self._logs(state.step):
@@ -86,8 +79,6 @@ class Trainer:
         if validation_loss is None:
             # Killed after its last checkpoint and before its result.
             validation_loss = self._evaluate()
-        for worker in state.workers:
-            end_training(worker.optimizer)
         self.checkpointing.end(keep_final=execution.final_checkpoint is not False)
         return self.metrics.result(validation_loss, None)
 
@@ -110,6 +101,4 @@ class Trainer:
         return step % self.session.execution.log_interval_steps == 0 or step == 1
 
     def _evaluate(self) -> float:
-        first = self.state.workers[0]
-        with self.phases.measured("evaluation"), evaluated_weights(first.optimizer):
-            return self.evaluation.of_synchronised_model(first, self.method.synchronised_parameters())
+        return self.evaluation.of_synchronised_model(self.state.workers[0], self.method.synchronised_parameters())

@@ -47,8 +47,7 @@ def begin_reports(folder: str, attempt: int) -> None:
     os.environ[_FOLDER] = folder
     before = _read(RunFolder(folder))
     saved = before.checkpoint_step if before is not None else 0
-    run_id = RunFolder(folder).run_id
-    _write(RunStatus(run_id, "running", step=saved, checkpoint_step=saved, attempt=attempt, resumed_step=saved))
+    _write(RunStatus(RunFolder(folder).run_id, "running", step=saved, checkpoint_step=saved, attempt=attempt))
 
 
 def report_failure(cause: str) -> None:

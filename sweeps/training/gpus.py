@@ -54,14 +54,14 @@ class Gpus:
 
     def number_of(self, run: RunConfig) -> int:
         """GPUs for the run. One that cannot fit raises `ConfigError`."""
-        key = sizes_of(run)
+        key = _sizes(run)
         if key not in self._numbers:
             self._numbers[key] = self._choose(run)
         return self._numbers[key]
 
     def fit(self, run: RunConfig, number: int) -> Fit:
         """How the run lies on that many GPUs, whether it fits or not."""
-        key = (number, sizes_of(run))
+        key = (number, _sizes(run))
         if key not in self._fits:
             placement = choose_placement(run, self.execution, number, "cuda", self._bytes)
             estimate = estimate_memory(run, placement)
@@ -129,9 +129,7 @@ def _named(run: RunConfig) -> str:
     return f"run {run.run_id} ({run.algorithm}, {run.num_params:,} parameters)"
 
 
-def sizes_of(run: RunConfig) -> tuple[Any, ...]:
+def _sizes(run: RunConfig) -> tuple[Any, ...]:
     """All of a run that its memory depends on, and more: learning rates of the outer step, say."""
     model = tuple(dataclasses.asdict(run.model).values())
-    inner = run.inner_optimizer
-    state = inner.name, inner.matrix_state_bytes, inner.other_state_bytes
-    return model, repr(run.method), state, run.worker_batch_sequences, run.precision
+    return model, repr(run.method), run.inner_optimizer.name, run.worker_batch_sequences, run.precision

@@ -165,7 +165,7 @@ def test_planted_compute_and_time_ratios_come_out_in_pairs() -> None:
         for name, values in batches.items()
     }
     points = {"MuLoCo K=1": [float(120 * n**2) for n in SIZES]}
-    found = compute_time_ratios(iso.fit, fits, "cbs_1pct", "DDP-AdamW", points, np.array([1e20]), 20.0)
+    found = compute_time_ratios(iso.fit, fits, "cbs_1pct", "DDP-AdamW", points, np.array([1e20]), 20.0, 5)
     for n, ratio in zip(SIZES, found.ratios, strict=True):
         own = 1e5 * (20 * n / 1e8) ** 0.9
         base = 1e5 * (20 * math.sqrt(1.3) * n / 1e8) ** 0.5
@@ -182,7 +182,7 @@ def test_what_scales_have_in_common_cancels_in_paired_ratios() -> None:
     unpaired = fit_loss_compute(best["flops"], best["loss"], groups=best["series"].tolist(), bootstrap=300)
     flops = float(best["flops"].max())
     paired_ci = iso.ratios[-1].ci
-    unpaired_ci, _ = interval_of(ratio_at(unpaired.draws, "DDP-AdamW", "MuLoCo K=1", flops), iso.ratios[-1].value)
+    unpaired_ci, _ = interval_of(ratio_at(unpaired.draws, "DDP-AdamW", "MuLoCo K=1", flops), iso.ratios[-1].value, 5)
     assert paired_ci is not None
     assert unpaired_ci is not None
     assert paired_ci[1] - paired_ci[0] < 0.7 * (unpaired_ci[1] - unpaired_ci[0])
@@ -193,7 +193,7 @@ def test_a_ratio_that_does_not_exist_is_counted() -> None:
     laws |= {"E[b]": np.array([1.5, 1.5]), "A[b]": np.ones(2), "alpha[b]": np.ones(2)}
     draws = ratio_at(laws, "a", "b", 1e3)
     assert np.isfinite(draws).tolist() == [True, False]
-    assert interval_of(draws, float(draws[0]))[1] == 1
+    assert interval_of(draws, float(draws[0]), 5)[1] == 1
 
 
 def test_sensitivity_names_every_choice() -> None:

@@ -11,9 +11,9 @@ from planted import Law, run_config, start_run, write_run, write_sweep
 
 from analysis.__main__ import run
 from analysis.optima import find_optima
+from analysis.questions.options import Options
 from analysis.report.content import build_report
 from analysis.report.figures import draw_all
-from analysis.report.options import Options
 from analysis.runs import load_study
 from muloco_runner.config import RunConfig
 from muloco_runner.record import StepRecord

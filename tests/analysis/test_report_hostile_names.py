@@ -14,7 +14,7 @@ import html5lib
 import pytest
 
 from analysis.__main__ import run
-from analysis.report.escape import csv_cell, latex, markdown, printable
+from analysis.page.escape import csv_cell, latex, markdown, printable
 
 NAMES = (
     "<script>alert(1)</script>",

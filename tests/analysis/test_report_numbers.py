@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from analysis.report.numbers import FORMATS, estimate, show
-from analysis.report.page_table import Column, Table
+from analysis.page.numbers import FORMATS, estimate, show
+from analysis.page.page_table import Column, Table
 
 
 @pytest.mark.parametrize(

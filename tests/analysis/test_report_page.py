@@ -11,10 +11,10 @@ import html5lib
 import jsonschema
 import pytest
 
-import analysis.report
-from analysis.report.drawing import Styles
+from analysis.page.drawing import Styles
+from analysis.page.numbers import FORMATS
 from analysis.report.figures import draw_all
-from analysis.report.numbers import FORMATS
+from analysis.report.schema import report_schema
 from analysis.report.verdict import statements
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d.\u202f]*(?:e-?\d+)?[kMBT%]?")
@@ -82,7 +82,7 @@ def test_the_page_is_valid_html(planted: tuple[Path, Path]) -> None:
 
 
 def test_the_json_follows_its_schema(report: dict[str, Any]) -> None:
-    schema = json.loads((Path(analysis.report.__file__).parent / "schema.json").read_text())
+    schema = report_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(report, schema)
     for key in ("verdict", "iso_loss"):
@@ -92,7 +92,7 @@ def test_the_json_follows_its_schema(report: dict[str, Any]) -> None:
 
 def test_every_figure_stands_for_itself_without_colour(planted: tuple[Path, Path]) -> None:
     """Series differ by marker, line or filling, not by colour alone; each figure has a text in its place."""
-    from analysis.report.drawing import Styles
+    from analysis.page.drawing import Styles
 
     series = ["DDP-AdamW", "DDP-Muon", *(f"{a} K={k}" for a in ("DiLoCo", "MuLoCo") for k in (1, 2, 4, 8, 16)), "Other"]
     styles = Styles(series)
@@ -184,8 +184,8 @@ def test_sixteen_times_six_algorithms_look_different() -> None:
 def test_many_series_share_their_sentences(planted: tuple[Path, Path]) -> None:
     report = json.loads((planted[1] / "report.json").read_text())
     names = [f"variant-{i}" for i in range(12)]
-    (ratio, *_) = report["iso_loss"]["ratios"]
-    report["iso_loss"] |= {"ratios": [{**ratio, "series": name} for name in names], "scales": 5}
+    compared = report["questions"]["one_compute"]["series"]
+    compared[:] = [{**compared[0], "series": name} for name in names]
     laws = [{"series": name, "definition": "cbs_1pct", "fit": None, "reason": "too few"} for name in names]
     report["critical_batch"]["laws"] = laws
     said = statements(report)

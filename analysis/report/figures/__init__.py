@@ -9,7 +9,8 @@ from typing import Any
 
 import matplotlib as mpl
 
-from analysis.report.drawing import RC, Drawing, Styles
+from analysis.page.drawing import RC, Drawing, Styles
+from analysis.questions.registry import QUESTIONS
 from analysis.report.figures.batch_size import plot_critical_batch, plot_loss_vs_batch
 from analysis.report.figures.compute import (
     plot_isoflop,
@@ -42,6 +43,8 @@ def draw_all(report: dict[str, Any]) -> list[Drawing]:
         drawings: list[Drawing] = []
         for plot in _PLOTS:
             drawings += plot(report, styles)
+        for question in QUESTIONS:
+            drawings += question.drawings_in(report, styles)
         return _with_own_names(drawings)
 
 

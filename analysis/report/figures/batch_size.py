@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from analysis.report import axis_labels
-from analysis.report.drawing import (
+from analysis.page import axis_labels
+from analysis.page.drawing import (
     Drawing,
     Styles,
     arrow,
@@ -20,7 +20,7 @@ from analysis.report.drawing import (
     panel,
     size_slug,
 )
-from analysis.report.numbers import count
+from analysis.page.numbers import count
 
 _ARROW = 0.07
 """Length of an arrow over the width of the panel, inside its margin."""

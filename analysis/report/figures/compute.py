@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from analysis.report import axis_labels
-from analysis.report.drawing import INK, Drawing, Styles, error_bars, legend, log_axis, panel, power_of_ten, series_slug
-from analysis.report.numbers import count, flops, hours
+from analysis.page import axis_labels
+from analysis.page.drawing import INK, Drawing, Styles, error_bars, legend, log_axis, panel, power_of_ten, series_slug
+from analysis.page.numbers import count, flops, hours
 
 
 def plot_loss_compute(report: dict[str, Any], styles: Styles) -> list[Drawing]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.report import axis_labels
-from analysis.report.drawing import (
+from analysis.page import axis_labels
+from analysis.page.drawing import (
     Drawing,
     Styles,
     cut_above,
@@ -18,7 +18,7 @@ from analysis.report.drawing import (
     series_slug,
     size_slug,
 )
-from analysis.report.numbers import count, number
+from analysis.page.numbers import count, number
 
 
 def plot_learning_rates(report: dict[str, Any], styles: Styles) -> list[Drawing]:

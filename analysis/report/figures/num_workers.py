@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from analysis.report import axis_labels
-from analysis.report.drawing import INK, Drawing, Styles, error_bars, legend, panel, size_slug
-from analysis.report.numbers import count
+from analysis.page import axis_labels
+from analysis.page.drawing import INK, Drawing, Styles, error_bars, legend, panel, size_slug
+from analysis.page.numbers import count
 
 
 def plot_num_workers(report: dict[str, Any], styles: Styles) -> list[Drawing]:

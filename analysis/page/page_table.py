@@ -7,8 +7,8 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.report.escape import csv_cell, latex, markdown
-from analysis.report.numbers import NONE, NOT_IDENTIFIED, says_nothing, show
+from analysis.page.escape import csv_cell, latex, markdown
+from analysis.page.numbers import NONE, NOT_IDENTIFIED, says_nothing, show
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from markupsafe import escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from analysis.report.numbers import count
+from analysis.page.numbers import count
 
 INK = "#1b1f24"
 """Text and axes; on a page it is replaced by the page's own text colour."""

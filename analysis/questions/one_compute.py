@@ -1,0 +1,233 @@
+"""All series at one compute: how much more compute, or time, the baseline needs for the loss that each reaches with it.
+
+The compute is the largest that every series was trained with, so that no ratio is extrapolated. A law that
+predicts the largest size from the smaller ones with an error larger than the gap between two methods cannot tell them
+apart, whatever its intervals say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+import numpy as np
+
+from analysis.laws.fit import Fit
+from analysis.page.drawing import Drawing, Styles
+from analysis.page.numbers import flops, integer, ratio, spread
+from analysis.page.page_table import Column, Table
+from analysis.questions.iso_loss import TRUSTED_SCALES, IsoLoss, interval_of, ratio_at
+from analysis.questions.question import Inputs, Question
+from analysis.questions.time_ratio import shared_definition, time_ratio_at
+
+Standing = Literal["established", "not established", "too few sizes", "cannot be told apart"]
+_MANY_SERIES = 6
+"""Series from which on they share a sentence."""
+_UNPREDICTED = "established by its interval; how well the law predicts a larger size is not known"
+
+
+@dataclass(frozen=True)
+class AtOneCompute:
+    """One series against the baseline at the stated compute."""
+
+    series: str
+    compute_ratio: float
+    """Compute of the baseline over the series', for the loss that the series reaches with the stated compute."""
+    compute_ci: tuple[float, float] | None
+    time_ratio: float | None
+    """Training time of the baseline over the series', each at its critical batch; None without laws of both."""
+    time_ci: tuple[float, float] | None
+    gap: float
+    """Loss of the baseline's law at the stated compute over that of the series' law, minus one."""
+    prediction_error: float | None
+    """The larger of both series' errors at the largest size, predicted from the smaller ones, relative to the loss."""
+    standing: Standing
+    """What may be said of the two."""
+
+
+@dataclass(frozen=True)
+class OneCompute:
+    """Every series at one compute, or why there is no such comparison."""
+
+    baseline: str
+    flops: float | None
+    time_definition: str | None
+    """Of the critical batch behind time ratios."""
+    prediction_error_reason: str | None
+    """Why no error of a prediction is known."""
+    stands_on: dict[str, int] | None
+    series: list[AtOneCompute]
+    reason: str | None = None
+
+
+def compute(inputs: Inputs) -> OneCompute:
+    """Ratios of all series with a law at the largest compute that all of them reached."""
+    iso = inputs.iso_loss
+    if isinstance(iso, str):
+        return OneCompute(inputs.baseline, None, None, None, None, [], iso)
+    named = [name for name in iso.series if name != inputs.baseline and name in iso.curves]
+    if inputs.baseline not in iso.series or not named:
+        why = "no other series has a law" if inputs.baseline in iso.series else f"{inputs.baseline} has no law"
+        return OneCompute(inputs.baseline, None, None, iso.holdout_reason, None, [], f"{why} of loss against compute")
+    rows = inputs.best[inputs.best["series"].isin([inputs.baseline, *named])]
+    at = float(rows.groupby("series")["flops"].max().min())
+    definition, batch_laws = shared_definition(inputs.critical_batch_laws, inputs.baseline)
+    few = iso.scales < TRUSTED_SCALES
+    compared = [_compare(iso, batch_laws, name, inputs, at, few) for name in named]
+    behind = inputs.optima.runs_behind(rows)
+    return OneCompute(inputs.baseline, at, definition, iso.holdout_reason, behind, compared)
+
+
+def _compare(
+    iso: IsoLoss, batch_laws: dict[str, Fit], series: str, inputs: Inputs, at: float, few: bool
+) -> AtOneCompute:
+    base, fit = inputs.baseline, iso.fit
+    point = {name: np.array([e.value]) for name, e in fit.parameters.items()}
+    value = float(ratio_at(point, base, series, at)[0])
+    ci = interval_of(ratio_at(fit.draws, base, series, at), value, iso.scales)[0] if fit.draws else None
+    time, time_ci = None, None
+    if series in batch_laws and base in batch_laws:
+        laws = {name: {key: np.array([e.value]) for key, e in f.parameters.items()} for name, f in batch_laws.items()}
+        time = float(time_ratio_at(point, laws, base, series, at, inputs.budget)[0])
+        draws = {name: f.draws for name, f in batch_laws.items()}
+        if fit.draws and draws[series] and draws[base]:
+            time_ci = interval_of(time_ratio_at(fit.draws, draws, base, series, at, inputs.budget), time, iso.scales)[0]
+    gap = _loss(fit, base, at) / _loss(fit, series, at) - 1
+    errors = {one.series: abs(one.relative_error) for one in iso.holdouts}
+    error = max(errors[base], errors[series]) if base in errors and series in errors else None
+    return AtOneCompute(series, value, ci, time, time_ci, gap, error, standing_of(ci, gap, error, few))
+
+
+def _loss(fit: Fit, series: str, at: float) -> float:
+    return float(fit.value("E") + fit.value(f"A[{series}]") * at ** -fit.value(f"alpha[{series}]"))
+
+
+def standing_of(ci: tuple[float, float] | None, gap: float, error: float | None, few: bool) -> Standing:
+    """What may be said, the strongest objection first."""
+    if error is not None and error > abs(gap):
+        return "cannot be told apart"
+    if few:
+        return "too few sizes"
+    if ci is None or ci[0] <= 1 <= ci[1]:
+        return "not established"
+    return "established"
+
+
+def findings(result: OneCompute) -> list[str]:
+    """Every series at the same compute: one sentence each, or a shared one where they are many."""
+    if result.flops is None or result.stands_on is None:
+        return []
+    runs = f"(on {integer(result.stands_on['runs'])} of {integer(result.stands_on['of'])} runs)"
+    if len(result.series) > _MANY_SERIES:
+        return [_shared_sentence(result, runs), *_shared_standings(result)]
+    return [_sentence(result, one, runs) for one in result.series]
+
+
+def _sentence(result: OneCompute, one: AtOneCompute, runs: str) -> str:
+    text = (
+        f"{result.baseline} needs {_with_interval(one.compute_ratio, one.compute_ci)} times the compute of "
+        f"{one.series} at {flops(result.flops or 0)} FLOPs"
+    )
+    if one.time_ratio is not None:
+        text += (
+            f", and {_with_interval(one.time_ratio, one.time_ci)} times its training time with each at its critical "
+            f"batch ({result.time_definition})"
+        )
+    return f"{text} {runs}: {_in_words(one)}."
+
+
+def _in_words(one: AtOneCompute) -> str:
+    match one.standing:
+        case "cannot be told apart":
+            return (
+                "but the law cannot tell them apart, as it misses the largest size by "
+                f"{spread(one.prediction_error or 0)}, more than the {spread(abs(one.gap))} between them"
+            )
+        case "too few sizes":
+            return "too few sizes to establish it"
+        case "not established":
+            return "which of the two needs less is not established"
+        case "established":
+            return "established" if one.prediction_error is not None else _UNPREDICTED
+        case _:
+            assert_never(one.standing)
+
+
+def _shared_sentence(result: OneCompute, runs: str) -> str:
+    each = ", ".join(f"{one.series} {_with_interval(one.compute_ratio, one.compute_ci)}" for one in result.series)
+    return (
+        f"At {flops(result.flops or 0)} FLOPs {result.baseline} needs so many times the compute of each series {runs}: "
+        f"{each}."
+    )
+
+
+def _shared_standings(result: OneCompute) -> list[str]:
+    """One sentence for all series of a standing, but for the established ones."""
+    words: dict[Standing, str] = {
+        "cannot be told apart": "The law misses the largest size by more than the gap, and cannot tell from "
+        f"{result.baseline}",
+        "too few sizes": "Not established, for want of sizes",
+        "not established": "Not established, as the interval holds 1",
+    }
+    out = []
+    for standing, head in words.items():
+        names = [one.series for one in result.series if one.standing == standing]
+        out += [f"{head}: {', '.join(names)}."] if names else []
+    return out
+
+
+def _with_interval(value: float, ci: tuple[float, float] | None) -> str:
+    return ratio(value) + (f" [{ratio(ci[0])}, {ratio(ci[1])}]" if ci else "")
+
+
+def section(result: OneCompute) -> list[str]:
+    """What is compared, and when the law may not be believed."""
+    if result.flops is None:
+        return [f"Not identified: {result.reason}."]
+    text = (
+        f"Each series spends {flops(result.flops)} FLOPs, the largest compute that all were trained with; the ratio is "
+        f"{result.baseline}'s compute for the same loss over that. Where the law misses the largest size, predicted "
+        "from the smaller ones, by more than the gap between two series, it cannot tell them apart."
+    )
+    if result.prediction_error_reason:
+        text += f" Here that error is not known: {result.prediction_error_reason}."
+    return [text]
+
+
+def rows(result: OneCompute) -> list[Table]:
+    """One row a series."""
+    table = Table(
+        "one_compute",
+        "Every series at one compute: what the baseline needs for the same loss, over what the series needs",
+        [
+            Column("series"), Column("compute", "flops", "FLOPs"), Column("compute ratio", "ratio"),
+            Column("compute ratio 95% interval", "ratio", joint=" "), Column("time ratio", "ratio"),
+            Column("time ratio 95% interval", "ratio", joint=" "), Column("gap in loss", "percent"),
+            Column("error at the largest size", "spread"), Column("standing"),
+        ],
+        [
+            [
+                one.series, result.flops, one.compute_ratio, list(one.compute_ci) if one.compute_ci else None,
+                one.time_ratio, list(one.time_ci) if one.time_ci else None, one.gap, one.prediction_error, one.standing,
+            ]
+            for one in result.series
+        ],
+    )  # fmt: skip
+    return [table] if table.rows else []
+
+
+def plot(result: OneCompute, styles: Styles) -> list[Drawing]:
+    """None: the ratios along compute have a figure of their own."""
+    return []
+
+
+QUESTION = Question(
+    name="one_compute",
+    title="All series at one compute",
+    result=OneCompute,
+    compute=compute,
+    findings=findings,
+    section=section,
+    rows=rows,
+    plot=plot,
+)

@@ -1,0 +1,57 @@
+"""What a report was asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from analysis.input.cells import OK, parse_cell
+from analysis.questions.wall_clock import DEFAULT_BANDWIDTHS_GBITS, Assumptions
+from muloco_runner.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size that hyper-parameters are predicted for."""
+
+    num_params: float
+    num_tokens: float | None = None
+    """None: as many for each parameter as the sizes that are compared have."""
+
+
+def parse_size(text: str) -> Size:
+    """`model=7b`, `N=7e9` or `N=7e9,D=1.4e11`. Raises `ConfigError` for anything else."""
+    help_text = f"--predict {text}: write model=7b, N=7e9 or N=7e9,D=1.4e11 (parameters, and tokens if need be)"
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.partition("=")
+        key = {"model": "N", "N": "N", "D": "D"}.get(name.strip())
+        value, state = parse_cell(number, "count", "point")
+        if key is None or key in found or state != OK or not (value > 0 and math.isfinite(value)):
+            raise ConfigError(help_text)
+        found[key] = value
+    if "N" not in found:
+        raise ConfigError(help_text)
+    return Size(found["N"], found.get("D"))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choices of the analysis; all of them are written into the report."""
+
+    delta: float = 1e-3
+    bootstrap: int = 1000
+    seed: int = 0
+    title: str = "Scaling-law report"
+    command: str = ""
+    budget: float | None = None
+    """Tokens per parameter to compare at; None: where most sizes were trained."""
+    baseline: str | None = None
+    """Series that ratios are relative to; None: DDP-AdamW where there is one, else the first series."""
+    predict: tuple[Size, ...] = ()
+    """Sizes whose best hyper-parameters are predicted."""
+    published: bool = False
+    """Whether published points are drawn beside the study's."""
+    bandwidths: tuple[float, ...] = DEFAULT_BANDWIDTHS_GBITS
+    """Gbit/s of the link between workers, for the wall-clock page."""
+    machine: Assumptions = field(default_factory=Assumptions)

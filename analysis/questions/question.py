@@ -1,0 +1,82 @@
+"""What a question of the report is: a result from the study, and the tables, figures and text that show the result.
+
+A new question is a module that ends in a `Question`, and a line in `registry`. Its result is a dataclass: report.json
+holds it under `questions`, and the JSON schema follows from its type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import pandas as pd
+from pydantic import TypeAdapter
+
+from analysis.optima import Optima
+from analysis.page.drawing import Drawing, Styles
+from analysis.page.page_table import Table
+from analysis.questions.critical_batch_size import CriticalBatchLaw
+from analysis.questions.iso_loss import IsoLoss
+from analysis.questions.options import Options
+from analysis.runs import Study
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a question may read."""
+
+    study: Study
+    optima: Optima
+    best: pd.DataFrame
+    """The best of every series and size at `budget`."""
+    budget: float
+    """Tokens per parameter that sizes are compared at."""
+    baseline: str
+    options: Options
+    iso_loss: IsoLoss | str
+    """Laws of loss against compute, or why there are none."""
+    critical_batch_laws: list[CriticalBatchLaw]
+    """B = A D^alpha at `budget`, by series and definition."""
+
+
+@dataclass(frozen=True)
+class Question(Generic[Result]):
+    """One question of the report. Everything but `compute` reads the result alone."""
+
+    name: str
+    """Key in report.json and id of the section."""
+    title: str
+    result: type[Result]
+    compute: Callable[[Inputs], Result]
+    findings: Callable[[Result], list[str]]
+    """Sentences for the verdict, strongest first."""
+    section: Callable[[Result], list[str]]
+    """Paragraphs above the tables and figures."""
+    rows: Callable[[Result], list[Table]]
+    plot: Callable[[Result, Styles], list[Drawing]]
+
+    def read(self, report: dict[str, Any]) -> Result:
+        """The result that a report.json holds."""
+        return TypeAdapter(self.result).validate_python(report["questions"][self.name])
+
+    def findings_in(self, report: dict[str, Any]) -> list[str]:
+        return self.findings(self.read(report))
+
+    def tables_in(self, report: dict[str, Any]) -> list[Table]:
+        return self.rows(self.read(report))
+
+    def drawings_in(self, report: dict[str, Any], styles: Styles) -> list[Drawing]:
+        return self.plot(self.read(report), styles)
+
+    def section_in(self, report: dict[str, Any]) -> dict[str, Any]:
+        """What the page's templates show; `tables` are names."""
+        result = self.read(report)
+        return {
+            "id": self.name,
+            "title": self.title,
+            "paragraphs": self.section(result),
+            "tables": [table.name for table in self.rows(result)],
+        }

@@ -1,0 +1,10 @@
+"""Every question that is a module of its own, in the order of the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.questions import one_compute, scale_laws
+from analysis.questions.question import Question
+
+QUESTIONS: tuple[Question[Any], ...] = (one_compute.QUESTION, scale_laws.QUESTION)
