@@ -155,6 +155,10 @@ def _report_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--title", default="Scaling-law report", help="heading of the report")
     parser.add_argument(
+        "--style", type=Path, metavar="FILE",
+        help="YAML with the order, colours, labels, partners and baseline of the series",
+    )  # fmt: skip
+    parser.add_argument(
         "--published", action="store_true", help="draw the points of arXiv 2505.23725 beside the study's"
     )
     parser.add_argument("--interactive", action="store_true", help="also interactive.html (needs plotly; 5 MB)")
@@ -280,6 +284,7 @@ def _write(options: argparse.Namespace, study: Study, out: Path, arguments: list
     from analysis.questions.wall_clock import DEFAULT_BANDWIDTHS_GBITS, Assumptions
     from analysis.report.content import build_report
     from analysis.report.render import write_report
+    from analysis.style import read_style
 
     machine = Assumptions(options.step_seconds, options.bits, options.devices, options.device_flops)
     report = build_report(
@@ -294,6 +299,7 @@ def _write(options: argparse.Namespace, study: Study, out: Path, arguments: list
             predict=tuple(parse_size(text) for text in options.predict),
             command=shlex.join(["muloco-report", *arguments]),
             published=options.published,
+            style=read_style(options.style),
             bandwidths=tuple(sorted(options.bandwidth or DEFAULT_BANDWIDTHS_GBITS)),
             machine=machine,
         ),

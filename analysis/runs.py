@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,6 @@ POINT = ["series", *SCALE, "global_batch_tokens"]
 
 _MANY_FOLDERS = 200
 """From here on a second process reads half of them."""
-
-_ALGORITHM_ORDER = ("DDP-AdamW", "DDP-Muon", "DiLoCo", "MuLoCo")
 
 
 @dataclass(frozen=True)
@@ -69,21 +68,23 @@ class Study:
     """Why nothing may be ranked: runs that may differ in more than their seed stand at one seed."""
     unusable: dict[str, str] = field(default_factory=dict)
     """Our columns from which no law may be fitted -> the reason and the remedy."""
+    order: list[str] = field(default_factory=list)
+    """Series in the order in which they are to be shown; empty: by name."""
+    folder: Path | None = None
+    """Where the run folders lie; None for tables."""
 
     @property
     def series(self) -> list[str]:
         """Curves in the order in which they are shown."""
-        return sort_series(self.runs["series"].unique().tolist())
+        return self.order or sort_series(self.runs["series"].unique().tolist())
 
 
 def sort_series(labels: Sequence[str]) -> list[str]:
-    """The four algorithms in the study's order, then by label with numbers as numbers."""
+    """By name, numbers as numbers."""
 
-    def key(label: str) -> tuple[int, list[Any]]:
-        head = label.split(" ", maxsplit=1)[0]
-        position = _ALGORITHM_ORDER.index(head) if head in _ALGORITHM_ORDER else len(_ALGORITHM_ORDER)
+    def key(label: str) -> list[tuple[int, float, str]]:
         words = label.replace("=", " ").split()
-        return position, [(0, float(w), "") if w.replace(".", "").isdigit() else (1, 0.0, w) for w in words]
+        return [(0, float(w), "") if re.fullmatch(r"\d+\.?\d*", w, re.ASCII) else (1, 0.0, w) for w in words]
 
     return sorted(labels, key=key)
 
@@ -103,7 +104,7 @@ def load_study(root: Path, corpus: str | None = None) -> Study:
     excluded = [row for row in found if isinstance(row, Excluded)]
     if not rows:
         raise ConfigError(f"{root}: none of {len(folders)} runs is finished; the first: {excluded[0].reason}")
-    return build_study(str(root), rows, excluded, corpus)
+    return replace(build_study(str(root), rows, excluded, corpus), folder=folders[0].path.parent)
 
 
 def build_study(source: str, rows: list[dict[str, Any]], excluded: list[Excluded], corpus: str | None = None) -> Study:

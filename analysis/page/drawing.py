@@ -1,7 +1,7 @@
 """How a figure looks and is written: styles of series, panels, axes, SVG and PDF.
 
-One panel a figure, so that a phone can stack them. Colour tells algorithms apart, marker and line style tell them apart
-again, and K changes the marker's filling.
+One panel a figure, so that a phone can stack them. Colour and line tell algorithms apart, shade and marker what else of
+a method differs (K, H, bits), so that every series stands for itself in grey.
 """
 
 from __future__ import annotations
@@ -9,31 +9,34 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 from markupsafe import escape
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.page.numbers import count
 
 INK = "#1b1f24"
 """Text and axes; on a page it is replaced by the page's own text colour."""
-_STYLES = {
-    "DDP-AdamW": ("#0072B2", "o", "-"),
-    "DDP-Muon": ("#D55E00", "s", "--"),
-    "DiLoCo": ("#009E73", "^", "-."),
-    "MuLoCo": ("#CC79A7", "D", ":"),
-}
-_OTHERS = (("#E69F00", "v", "-"), ("#56B4E9", "P", "--"), ("#8C6BB1", "X", "-."), ("#7F7F7F", "h", ":"))
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
+"""One an algorithm, in the order in which a report shows them; told apart by the colour-blind (Okabe and Ito)."""
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", "p", ">", "d")
+_LINES = ("-", "--", "-.", ":")
 _FILLS = ("full", "none", "left", "top", "right", "bottom")
+_DARKER, _LIGHTER = -0.3, 0.45
+"""How far the first and last of several series of one algorithm lie from its colour towards black and white."""
 _HIGHEST = 1.1
-"""Losses above this multiple of the best are not drawn against batch or learning rate."""
+"""Losses above this multiple of the worst series' best are not drawn against batch or learning rate."""
+_NARROW = 0.3
+"""Decades below which a log axis holds too few powers of ten and their halves."""
+_MOST_TICKS = 7
 RC: Any = {
     "text.parse_math": False,
     "svg.fonttype": "none",
@@ -112,28 +115,35 @@ def _without_glyph_warnings() -> Iterator[None]:
 
 
 class Styles:
-    """Colour, marker, line and filling of each series, the same in every figure of a report."""
+    """Colour, marker, line and filling of each series, the same in every figure of a report.
 
-    def __init__(self, series: list[str]) -> None:
+    `algorithms` has the algorithm of each series (default: the first word of its name). `colours` has those that a user
+    chose, by series or by algorithm; one of an algorithm is shaded over its series.
+    """
+
+    def __init__(
+        self,
+        series: list[str],
+        algorithms: Mapping[str, str] | None = None,
+        colours: Mapping[str, str] | None = None,
+    ) -> None:
+        chosen = colours or {}
+        of = {name: (algorithms or {}).get(name) or name.split(" ")[0] for name in series}
+        kinds = list(dict.fromkeys(of.values()))
+        members = {kind: [name for name in series if of[name] == kind] for kind in kinds}
         self._styles: dict[str, dict[str, Any]] = {}
-        members: dict[str, int] = {}
-        others: dict[str, int] = {}
-        for name in series:
-            algorithm = name.split(" ")[0]
-            position = members.get(algorithm, 0)
-            members[algorithm] = position + 1
-            if algorithm in _STYLES:
-                base, turn = _STYLES[algorithm], 0
-            else:
-                base, turn = _other_style(others.setdefault(algorithm, len(others)))
+        for i, name in enumerate(series):
+            kind, mine = kinds.index(of[name]), members[of[name]]
+            colour = chosen.get(of[name], COLOURS[kind % len(COLOURS)])
+            shade = shaded(colour, mine.index(name), len(mine))
+            again, rounds = i // len(_MARKERS), i // (len(_MARKERS) * len(_FILLS))
             self._styles[name] = {
-                "color": base[0],
-                "marker": base[1],
-                "linestyle": base[2],
-                "fillstyle": _FILLS[(position + turn) % len(_FILLS)],
+                "color": chosen.get(name, shade),
+                "marker": _MARKERS[i % len(_MARKERS)],
+                "linestyle": _LINES[(kind + rounds) % len(_LINES)],
+                "fillstyle": _FILLS[again % len(_FILLS)],
                 "label": legend_label(name),
-                "linewidth": max(0.7, 1.5 - 0.3 * position),
-                "alpha": 1.0 if position == 0 else 0.7,
+                "linewidth": 1.4,
             }
 
     def line(self, name: str) -> dict[str, Any]:
@@ -144,32 +154,34 @@ class Styles:
 
     def published(self, name: str) -> dict[str, Any]:
         """Points that others published: the series' marker, hollow and grey; one entry in the legend for all."""
-        marker = self._marker(name)
+        marker = self._styles[name]["marker"] if name in self._styles else "o"
         return {"marker": marker, "linestyle": "none", "fillstyle": "none", "color": "#808080", "label": "published"}
 
     def nth(self, i: int) -> dict[str, Any]:
         """For curves that are no series: the i-th of all styles."""
-        color, marker, line = (*_STYLES.values(), *_OTHERS)[i % (len(_STYLES) + len(_OTHERS))]
-        return {"color": color, "marker": marker, "linestyle": line}
+        return {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "linestyle": _LINES[i % len(_LINES)],
+        }
 
-    def filling(self, i: int) -> dict[str, Any]:
-        """For sizes of one algorithm: the i-th filling and width."""
-        return {"fillstyle": _FILLS[i % len(_FILLS)], "linewidth": max(0.7, 1.5 - 0.25 * i)}
-
-    def _marker(self, name: str) -> str:
-        algorithm = name.split(" ", maxsplit=1)[0]
-        return _STYLES[algorithm][1] if algorithm in _STYLES else "o"
+    def of_size(self, name: str, i: int, sizes: int) -> dict[str, Any]:
+        """For the i-th of several sizes of one algorithm: a shade of the series' colour and a marker."""
+        color = shaded(self._styles[name]["color"], i, sizes)
+        return {**self._styles[name], "color": color, "marker": _MARKERS[i % len(_MARKERS)], "fillstyle": "full"}
 
     def curve(self, name: str) -> dict[str, Any]:
         return {**self._styles[name], "marker": "none", "label": None}
 
 
-def _other_style(i: int) -> tuple[tuple[str, str, str], int]:
-    """Colour, marker and line of the i-th algorithm that has none of its own, and how often all of them came before."""
-    kinds = len(_OTHERS)
-    color, _, _ = _OTHERS[i % kinds]
-    _, marker, line = _OTHERS[(i + i // kinds) % kinds]
-    return (color, marker, line), i // kinds**2
+def shaded(colour: str, i: int, of: int) -> str:
+    """The i-th of `of` shades of a colour, from dark to light; the colour itself where there is one."""
+    if of < 2:
+        return colour
+    reach = _DARKER + (_LIGHTER - _DARKER) * i / (of - 1)
+    target = 1.0 if reach > 0 else 0.0
+    red, green, blue = (part + abs(reach) * (target - part) for part in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
 def legend_label(name: str) -> str:
@@ -201,26 +213,47 @@ def legend(figure: Figure, axes: Any) -> None:
 
 
 def log_axis(axis: Any, values: list[float], numbers: Callable[[float], str]) -> None:
-    """Ticks at powers of ten, or at rounder steps where the data span less than a decade and a half."""
+    """Ticks at powers of ten, at rounder steps where the data span less, at even ones where they hardly differ."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     span = np.log10(max(values) / min(values)) if values else 0
     subs: tuple[float, ...] = (
         (1.0,) if span > 2.5 else (1.0, 2.0, 5.0) if span > 0.7 else tuple(np.arange(1.0, 10.0, 1.0))
     )
-    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=8))
+    narrow = span < _NARROW
+    axis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(base=10, subs=subs, numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda v, _: numbers(v)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
 
 
-def batch_axis(axes: Any, batches: list[float]) -> None:
-    """Powers of two, labelled at the batches that were tried, thinned to at most seven."""
+def batch_axis(axes: Any, batches: Sequence[float]) -> None:
+    """Powers of two, labelled at the batches that were tried, those that would overlap left out."""
     axes.set_xscale("log", base=2)
-    ticks = sorted(set(batches))
-    axes.set_xticks(ticks[:: -(-len(ticks) // 7)])
+    axes.set_xticks(_apart(batches))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: count(v)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.08)
+    axes.margins(x=0.12)
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """Values in order, on a log axis at least a seventh of their span apart."""
+    ticks: list[float] = []
+    for value in sorted(set(values)):
+        if not ticks or np.log(value / ticks[-1]) >= np.log(max(values) / min(values)) / _MOST_TICKS:
+            ticks.append(value)
+    return ticks
+
+
+def loss_axis(axes: Any, axis: Literal["x", "y"] = "y") -> None:
+    """At most six ticks with all of their digits."""
+    (axes.yaxis if axis == "y" else axes.xaxis).set_major_locator(MaxNLocator(6 if axis == "y" else 4))
+    axes.ticklabel_format(axis=axis, style="plain", useOffset=False)
+
+
+def upper_end(axes: Any, losses: Sequence[float]) -> None:
+    """The panel ends a little above and below `losses`; what lies beyond leaves it."""
+    room = 0.06 * (max(losses) - min(losses)) or 0.05 * max(losses)
+    axes.set_ylim(min(losses) - room, max(losses) + room)
 
 
 def power_of_ten(value: float) -> str:
@@ -229,12 +262,13 @@ def power_of_ten(value: float) -> str:
     return f"1e{exponent}" if abs(lead - 1) < 1e-6 else f"{lead:g}e{exponent}"
 
 
-def cut_above(axes: Any, losses: list[float]) -> None:
-    """Losses a tenth above the best leave the panel: what matters lies below, and the table holds them."""
-    low, high = min(losses), max(losses)
-    if high > _HIGHEST * low:
-        room = 0.04 * (_HIGHEST - 1) * low
-        axes.set_ylim(low - room, _HIGHEST * low + room)
+def cut_above(axes: Any, curves: Sequence[Sequence[float]]) -> None:
+    """Losses a tenth above the best of the worst curve leave the panel: each curve shows its low end."""
+    low, high = min(map(min, curves)), max(map(max, curves))
+    limit = _HIGHEST * max(map(min, curves))
+    if high > limit:
+        room = 0.04 * (limit - low)
+        axes.set_ylim(low - room, limit + room)
 
 
 def error_bars(axes: Any, x: Sequence[float], y: Sequence[float], se: Sequence[float | None], color: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from analysis.input.cells import OK, parse_cell
 from analysis.questions.wall_clock import DEFAULT_BANDWIDTHS_GBITS, Assumptions
+from analysis.style import Style
 from muloco_runner.config import ConfigError
 
 
@@ -54,4 +55,6 @@ class Options:
     """Whether published points are drawn beside the study's."""
     bandwidths: tuple[float, ...] = DEFAULT_BANDWIDTHS_GBITS
     """Gbit/s of the link between workers, for the wall-clock page."""
+    style: Style = field(default_factory=Style)
+    """Order, colours, labels, partners and the baseline."""
     machine: Assumptions = field(default_factory=Assumptions)

@@ -8,6 +8,7 @@ import math
 import platform
 import subprocess
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,23 @@ from analysis.questions.question import Inputs
 from analysis.questions.registry import QUESTIONS
 from analysis.report import fitted_parts, verdict
 from analysis.report.fitted_parts import LOSS, comparison
+from analysis.report.training_curves import training_curves
 from analysis.runs import TUNED, Study
+from analysis.style import styled
 
 SCHEMA_VERSION = 3
 
 
 def build_report(study: Study, options: Options) -> dict[str, Any]:
     """Everything on the page, as values that JSON can hold."""
+    study, style = styled(study, options.style)
+    options = dataclasses.replace(options, style=style)
     optima = find_optima(study)
     budget = main_budget(optima.best, options.budget)
     against = optima.reason_against("flops", "loss", "num_params", "num_tokens")
     at_budget = optima.best[optima.best["tokens_per_parameter"] == budget]
     at_budget = at_budget.sort_values("series", key=lambda s: s.map(study.series.index), kind="stable")
-    baseline = iso_loss.choose_baseline(study.series, options.baseline)
+    baseline = iso_loss.choose_baseline(study.series, options.baseline or style.baseline)
     points = critical_batch_size.find_critical_batches(optima, budget)
     other_laws = beside(
         lambda: (
@@ -70,10 +75,15 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
             "plateau": PLATEAU,
         },
         "series": study.series,
+        "style": {
+            "algorithms": dict(zip(study.runs["series"], study.runs["algorithm"], strict=True)),
+            "colours": style.colours,
+        },
         "scales": _scales(at_budget),
         "audit": _audit(study, optima, budget),
         "best": _best_rows(at_budget, baseline, compute_ratios, time_ratios, optima),
         "ranking": _ranking(at_budget, optima),
+        "training_curves": training_curves(at_budget, study),
         "loss_vs_batch": _curves(optima, budget),
         "critical_batch": fitted_parts.critical_batch(points, fits, joint, optima),
         "iso_loss": compute_ratios,
@@ -124,12 +134,19 @@ def _best_rows(
                 "stands_on": {"runs": row["runs"], "of": runs[row["series"]]},
                 "seed_losses": [{"seed": seed, "loss": loss} for seed, loss in row["seed_losses"].items()],
                 "plateau_lr": list(row["plateau_lr"]),
+                "weight_decay_timescale": _timescale(row),
                 "against_baseline": comparison(row["seed_losses"], reference),
                 "compute_ratio": _value_and_interval(compute.get(key)),
                 "time_ratio": _value_and_interval(time.get(key)),
             }
         )
     return out
+
+
+def _timescale(row: Mapping[Any, Any]) -> float | None:
+    """tau = B / (lr wd D), a share of the run (arXiv 2505.13738); None without weight decay."""
+    decay = float(row["lr"]) * float(row["weight_decay"])
+    return float(row["global_batch_tokens"]) / (decay * float(row["num_tokens"])) if decay > 0 else None
 
 
 def _ranking(best: pd.DataFrame, optima: Optima) -> dict[str, Any]:
@@ -200,11 +217,19 @@ def _audit(study: Study, optima: Optima, budget: float) -> dict[str, Any]:
                 "settings": int(group["hyper_parameters"].nunique()),
                 "seeds": int(group["seed"].nunique()),
                 "diverged": int(group["diverged"].sum()),
+                "device_hours": _device_hours(group, study),
             }
             for series in study.series
             for group in [runs[runs["series"] == series]]
         ],
     }
+
+
+def _device_hours(runs: pd.DataFrame, study: Study) -> float | None:
+    """Training time of all attempts times devices over all runs of a series; None for tables, which lack devices."""
+    if study.folder is None:
+        return None
+    return float((runs["train_seconds"] * runs["num_ranks"]).sum()) / 3600
 
 
 def _budgets(runs: pd.DataFrame, budget: float) -> list[dict[str, Any]]:

@@ -20,11 +20,10 @@ from analysis.questions.options import Options
 from analysis.questions.sensitivity import loss_variants
 from analysis.questions.time_ratio import compute_time_ratios, shared_definition
 from analysis.seeds import compare_seeds
+from analysis.style import partner_of
 
 LOSS = ("loss", "loss_se", "seeds")
 """A mean loss, its standard error and the number of seeds behind both."""
-PARTNERS = {"DiLoCo": "DDP-AdamW", "MuLoCo": "DDP-Muon"}
-"""The data-parallel algorithm with the same inner optimizer."""
 
 
 def comparison(losses: dict[int, float], reference: dict[int, float] | None) -> dict[str, Any] | None:
@@ -204,12 +203,14 @@ def _budget(budget: Budget, optima: Optima) -> dict[str, Any]:
 
 
 def num_workers(best: pd.DataFrame, optima: Optima, options: Options, no_law: str | None = None) -> dict[str, Any]:
-    """Loss against K over that of data parallel with the same inner optimizer, and the law L = A N^a K^b."""
+    """Loss against K over that of each series' partner (`partner_of`), and the law L = A N^a K^b."""
     rows = []
     for row in best.to_dict("records"):
-        partner = PARTNERS.get(str(row["algorithm"]))
+        same = best[best["algorithm"] == row["algorithm"]]
+        workers = dict(zip(same["series"], same["num_workers"], strict=True))
+        partner = partner_of(options.style, row["series"], row["algorithm"], workers)
         reference = best[(best["series"] == partner) & (best["num_params"] == row["num_params"])]
-        if partner is None or reference.empty:
+        if partner in (None, row["series"]) or reference.empty:
             continue
         (other,) = reference.to_dict("records")
         rows.append(

@@ -16,7 +16,8 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 
 _MARKERS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross",
-            "X": "x", "h": "hexagon"}  # fmt: skip
+            "X": "x", "h": "hexagon", "<": "triangle-left", "p": "pentagon", ">": "triangle-right",
+            "d": "diamond-tall"}  # fmt: skip
 _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 _DRAW = """\
 const buttons = [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "resetScale2d"]];
@@ -57,7 +58,7 @@ def write_interactive(report: dict[str, Any], path: Path) -> None:
     """Loss against batch, critical batch, reducible loss and ratios; the same bytes for the same report."""
     from plotly.offline import get_plotlyjs
 
-    styles = Styles(report["series"])
+    styles = Styles(report["series"], **report["style"])
     figures = [_plotly_figure(styles, *figure) for figure in _figures(report)]
     library = get_plotlyjs().replace("\r\n", "\n")
     page = _PAGE.format(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from analysis.page.axis_labels import unit_of
+from analysis.page.numbers import count
 from analysis.page.page_table import Column, Table
 from analysis.questions.registry import QUESTIONS
 
@@ -17,7 +18,9 @@ Field = tuple[Column, str | Callable[[Entry], Any]]
 def all_tables(report: dict[str, Any]) -> dict[str, Table]:
     """Every table that has rows, by name."""
     tables = [
+        _overview(report),
         _verdict(report),
+        _cost(report),
         _audit(report),
         _excluded(report),
         _loss_vs_batch(report),
@@ -118,6 +121,57 @@ _WHY_NOT: Field = (Column("why not"), _or_dash("reason"))
 
 
 # One by one
+
+
+def _overview(report: dict[str, Any]) -> Table:
+    """A row a series: its best loss at each size, and the compute ratio at the largest size it has one for."""
+    best = {(row["series"], row["num_params"]): row for row in report["best"]}
+    sizes = sorted({n for _, n in best}, reverse=True)
+    entries = []
+    for name in report["series"]:
+        mine = [best[name, n] for n in sizes if (name, n) in best]
+        ratio = next((row["compute_ratio"] for row in mine if row["compute_ratio"]), None)
+        if mine:
+            entries.append({"series": name, "ratio": ratio, **{str(n): best.get((name, n)) for n in sizes}})
+    losses: list[Field] = []
+    for n in sizes:
+        losses += [
+            (Column(count(n), "loss"), _inside(str(n), "loss")),
+            (Column(f"{count(n)}, standard error", "standard_error", joint=" ± "), _inside(str(n), "loss_se")),
+        ]
+    has_ratios = any(entry["ratio"] for entry in entries)
+    return _table(
+        "overview",
+        "Best loss by size (parameters) in nats per token"
+        + (f"; ratio: compute of {report['settings']['baseline']} over the series', at equal loss" * has_ratios),
+        entries,
+        _SERIES,
+        *(_estimate(Column("ratio", "ratio"), "ratio") if has_ratios else ()),
+        *losses,
+    )
+
+
+def _cost(report: dict[str, Any]) -> Table:
+    """Steps, tokens and time of the best run at the largest size, and what tuning its series took."""
+    largest = max(row["num_params"] for row in report["best"])
+    tuning = {entry["series"]: entry for entry in report["audit"]["by_series"]}
+    rows = [row for row in report["best"] if row["num_params"] == largest]
+    return _table(
+        "cost",
+        f"What the best of each series at {count(largest)} parameters took, and what tuning the series took over all "
+        "sizes",
+        sorted(rows, key=lambda row: report["series"].index(row["series"])),
+        _SERIES,
+        _LOSS,
+        _LOSS_SE,
+        (Column("steps", "integer"), "num_steps"),
+        (Column("tokens", "count"), "num_tokens"),
+        (Column("training time", "seconds", "s"), "train_seconds"),
+        (Column("tau = B/(lr wd D)", "number", "share of the run"), "weight_decay_timescale"),
+        (Column("runs of the series", "integer"), lambda row: tuning[row["series"]]["runs"]),
+        (Column("settings tried", "integer"), lambda row: tuning[row["series"]]["settings"]),
+        (Column("device-hours of the series", "hours"), lambda row: tuning[row["series"]]["device_hours"]),
+    )
 
 
 def _verdict(report: dict[str, Any]) -> Table:
@@ -297,14 +351,15 @@ def _hyper_parameters(report: dict[str, Any]) -> Table:
 def _num_workers(report: dict[str, Any]) -> Table:
     return _table(
         "num_workers",
-        "Loss against the number of workers, relative to data parallel with the same inner optimizer",
+        "Loss against the number of workers, relative to the partner: data parallel with the same inner "
+        "optimizer, or what --style says",
         report["num_workers"]["points"],
         _SIZE,
         _SERIES,
         (Column("K", "integer"), "num_workers"),
         _LOSS,
         _LOSS_SE,
-        (Column("data parallel"), "baseline"),
+        (Column("partner"), "baseline"),
         (Column("its loss", "loss", "nats per token"), "baseline_loss"),
         *_against(Column("relative", "percent")),
         (Column("pseudogradient cosine", "ratio"), "pseudogradient_cosine"),

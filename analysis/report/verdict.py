@@ -8,6 +8,10 @@ from analysis.page import numbers
 from analysis.page.numbers import count, integer, loss, number, spread
 from analysis.questions.registry import QUESTIONS
 
+_MANY_SERIES = 6
+_TOO_MANY_SERIES = 12
+"""Series beyond which the ranking names the first `_MANY_SERIES` and refers to the table."""
+
 
 def statements(report: dict[str, Any]) -> dict[str, list[str]]:
     """`findings` and `cautions`, strongest first."""
@@ -27,7 +31,10 @@ def _ranking(report: dict[str, Any]) -> list[str]:
         return []
     largest = report["ranking"]["num_params"]
     losses = {row["series"]: row["loss"] for row in report["best"] if row["num_params"] == largest}
-    order = ", ".join(f"{name} {loss(losses[name])}" for name in report["ranking"]["series"])
+    ranked = report["ranking"]["series"]
+    first = ranked if len(ranked) <= _TOO_MANY_SERIES else ranked[:_MANY_SERIES]
+    order = ", ".join(f"{name} {loss(losses[name])}" for name in first)
+    order += ", the others as the table has them," if len(first) < len(ranked) else ""
     behind = _behind(report["ranking"])
     head = (
         f"At the largest size, {count(largest)} parameters, losses from best to worst: {order} nats per token{behind}."

@@ -21,8 +21,11 @@ from analysis.report.figures.compute import (
 )
 from analysis.report.figures.hyper_parameters import plot_learning_rates, plot_maps
 from analysis.report.figures.num_workers import plot_num_workers
+from analysis.report.figures.overview import plot_overview, plot_training_curves
 
 _PLOTS: tuple[Callable[[dict[str, Any], Styles], list[Drawing]], ...] = (
+    plot_overview,
+    plot_training_curves,
     plot_loss_vs_batch,
     plot_critical_batch,
     plot_loss_compute,
@@ -38,7 +41,7 @@ _PLOTS: tuple[Callable[[dict[str, Any], Styles], list[Drawing]], ...] = (
 
 def draw_all(report: dict[str, Any]) -> list[Drawing]:
     """Every figure for which the report has points."""
-    styles = Styles(report["series"])
+    styles = Styles(report["series"], **report["style"])
     with mpl.rc_context(RC):
         drawings: list[Drawing] = []
         for plot in _PLOTS:

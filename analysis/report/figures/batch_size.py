@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from analysis.page import axis_labels
 from analysis.page.drawing import (
@@ -17,6 +17,7 @@ from analysis.page.drawing import (
     error_bars,
     legend,
     log_axis,
+    loss_axis,
     panel,
     size_slug,
 )
@@ -56,8 +57,8 @@ def plot_loss_vs_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
                     reach = (max(tried) / min(tried)) ** _ARROW
                     _mark_critical(axes, mark, styles.line(name)["color"], threshold, reach)
         batch_axis(axes, tried)
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-        cut_above(axes, [p["loss"] for curve in curves for p in curve["points"]])
+        loss_axis(axes)
+        cut_above(axes, [[p["loss"] for p in curve["points"]] for curve in curves])
         low, high = axes.get_ylim()
         for annotation in axes.texts:  # arrows; those of curves that left the panel would stand outside it
             annotation.set_visible(low <= annotation.xy[1] <= high)

@@ -11,6 +11,9 @@ from analysis.page import axis_labels
 from analysis.page.drawing import INK, Drawing, Styles, error_bars, legend, log_axis, panel, power_of_ten, series_slug
 from analysis.page.numbers import count, flops, hours
 
+_FELT = 1.1
+"""A slower link that lengthens no training by more than this factor is no finding."""
+
 
 def plot_loss_compute(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     """Reducible loss against compute with its laws, and the residuals."""
@@ -166,7 +169,7 @@ def plot_isoflop(report: dict[str, Any], styles: Styles) -> list[Drawing]:
 def plot_wall_clock(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     """Hours against bandwidth at the largest size, idealised model, each series at its critical batch."""
     clock = report["wall_clock"]
-    if not clock["curves"]:
+    if not _links_matter(clock["curves"]):
         return []
     title = f"Training time, {count(clock['num_params'])} parameters"
     names = [name for name in report["series"] if name in clock["curves"]]
@@ -188,6 +191,12 @@ def plot_wall_clock(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     legend(figure, axes)
     alt = "Hours of training against the bandwidth of the link between workers, one curve a series."
     return [Drawing("wall_clock", "wall_clock", title, alt, figure)]
+
+
+def _links_matter(curves: dict[str, Any]) -> bool:
+    """Whether several series are compared, and the link changes what one of them takes by a tenth."""
+    hours_of = [[p["idealised_hours"] for p in curve] for curve in curves.values()]
+    return len(hours_of) > 1 and any(max(each) > _FELT * min(each) for each in hours_of)
 
 
 def plot_sensitivity(report: dict[str, Any], styles: Styles) -> list[Drawing]:

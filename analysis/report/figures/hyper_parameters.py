@@ -14,6 +14,7 @@ from analysis.page.drawing import (
     error_bars,
     legend,
     log_axis,
+    loss_axis,
     panel,
     series_slug,
     size_slug,
@@ -41,7 +42,8 @@ def plot_learning_rates(report: dict[str, Any], styles: Styles) -> list[Drawing]
                     axes.plot(tried, losses, **styles.line(name))
                     error_bars(axes, tried, losses, [p["loss_se"] for p in h["points"]], styles.line(name)["color"])
         log_axis(axes.xaxis, rates, number)
-        cut_above(axes, [p["loss"] for h in rows for p in h["points"]])
+        loss_axis(axes)
+        cut_above(axes, [[p["loss"] for p in h["points"]] for h in rows])
         legend(figure, axes)
         alt = f"Validation loss against peak learning rate for models of {count(n)} parameters."
         out.append(Drawing(f"learning_rate_{size_slug(n)}", "hyper_parameters", title, alt, figure))

@@ -1,0 +1,131 @@
+"""`--style FILE`: order, colours, labels, partners and the baseline of a report's series, as a user wants them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.runs import Study
+from muloco_runner.config import ConfigError
+
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+_SHAPES = {
+    "order": "a list of series or algorithms",
+    "colours": "series or algorithms with '#rrggbb'",
+    "labels": "series with the name to show",
+    "partners": "series or algorithms with the series each is compared with over K",
+    "baseline": "a series",
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a style file says. Names are those of the data, not of `labels`."""
+
+    order: list[str] = field(default_factory=list)
+    """Series or algorithms that come first; the others follow by name."""
+    colours: dict[str, str] = field(default_factory=dict)
+    """Of series or algorithms; the series of an algorithm get shades of its colour."""
+    labels: dict[str, str] = field(default_factory=dict)
+    partners: dict[str, str] = field(default_factory=dict)
+    """Of series or algorithms: the series that losses against the number of workers K are relative to."""
+    baseline: str | None = None
+
+
+def read_style(path: Path | None) -> Style:
+    """The file's content, checked for its form. Raises `ConfigError` naming what is wrong."""
+    if path is None:
+        return Style()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--style {path}: not YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ConfigError(f"--style {path}: {error.strerror}") from None
+    allowed = "; ".join(f"{key}: {shape}" for key, shape in _SHAPES.items())
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"--style {path}: holds no keys; allowed: {allowed}")
+    unknown = [str(key) for key in content if key not in _SHAPES]
+    if unknown:
+        raise ConfigError(f"--style {path}: unknown key {', '.join(unknown)}; allowed: {allowed}")
+    for key, value in content.items():
+        if not _has_shape(key, value):
+            raise ConfigError(f"--style {path}: {key} is {value!r}; give {_SHAPES[key]}, all as text")
+    for name, colour in content.get("colours", {}).items():
+        if not _COLOUR.fullmatch(colour):
+            raise ConfigError(f"--style {path}: colour of {name} is {colour!r}; give it as '#rrggbb', in quotes")
+    return Style(**content)
+
+
+def _has_shape(key: str, value: Any) -> bool:
+    match key:
+        case "order":
+            return isinstance(value, list) and all(_is_name(v) for v in value) and len(set(value)) == len(value)
+        case "baseline":
+            return _is_name(value)
+        case _:
+            return isinstance(value, dict) and all(_is_name(name) for pair in value.items() for name in pair)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def styled(study: Study, style: Style) -> tuple[Study, Style]:
+    """The study with its series in order and under their labels, and the style in terms of those labels.
+
+    Raises `ConfigError` where a name is no series or algorithm of the study, or two series get one label.
+    """
+    series = study.series
+    algorithms = dict(zip(study.runs["series"], study.runs["algorithm"], strict=True))
+    either = [*series, *algorithms.values()]
+    _known("order", style.order, either)
+    _known("colours", style.colours, either)
+    _known("labels", style.labels, series)
+    _known("partners", style.partners, either)
+    _known("partners", style.partners.values(), series)
+    _known("baseline", [style.baseline] if style.baseline else [], series)
+    order = [one for name in style.order for one in series if one == name or algorithms[one] == name]
+    order = list(dict.fromkeys([*order, *series]))
+    shown = [style.labels.get(name, name) for name in order]
+    twice = [name for name in shown if shown.count(name) > 1]
+    if twice:
+        raise ConfigError(f"--style: two series would be called {twice[0]!r}; give each a label of its own")
+
+    def own(name: str) -> str:
+        return style.labels.get(name, name)
+
+    runs = study.runs.assign(series=study.runs["series"].map(own))
+    return replace(study, runs=runs, order=shown), Style(
+        colours={own(name): colour for name, colour in style.colours.items()},
+        partners={own(name): own(partner) for name, partner in style.partners.items()},
+        baseline=own(style.baseline) if style.baseline else None,
+    )
+
+
+def partner_of(style: Style, series: str, algorithm: str, workers: Mapping[str, int]) -> str | None:
+    """The series that `series` is compared with over K: of the style, of the same inner optimizer, or its own least K.
+
+    `workers` has K of each series of the same algorithm.
+    """
+    chosen = style.partners.get(series) or style.partners.get(algorithm) or PARTNERS.get(algorithm)
+    if chosen:
+        return chosen
+    least = min(workers, key=lambda name: workers[name])
+    return least if len(set(workers.values())) > 1 else None
+
+
+PARTNERS = {"DiLoCo": "DDP-AdamW", "MuLoCo": "DDP-Muon"}
+"""The data-parallel algorithm with the same inner optimizer, of the algorithms that this project trains."""
+
+
+def _known(key: str, names: Iterable[str], allowed: Iterable[str]) -> None:
+    has = list(dict.fromkeys(allowed))
+    for name in names:
+        if name not in has:
+            raise ConfigError(f"--style: {key}: no {name!r} among these runs; there are {', '.join(has)}")

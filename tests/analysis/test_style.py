@@ -1,0 +1,90 @@
+"""`--style FILE`, and series under names of their own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.__main__ import run
+from analysis.page.drawing import Styles
+
+ROWS = [
+    {"algorithm": algorithm, "num_workers": k, "num_params": n, "num_tokens": 20 * n, "global_batch_tokens": 1024,
+     "lr": 0.01, "seed": 0, "loss": 3 + 1e3 / n + gain + 0.01 * k}
+    for algorithm, gain in (("Zeta Adam", 0.0), ("sophia", 0.1))
+    for k in (1, 4)
+    for n in (10_000, 20_000, 40_000)
+]  # fmt: skip
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "runs.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)))
+    return path
+
+
+def report_of(table: Path, style: str) -> dict[str, Any]:
+    (table.parent / "style.yaml").write_text(style)
+    out = table.parent / "report"
+    assert run(["--table", str(table), "--style", str(table.parent / "style.yaml"), "--out", str(out),
+                "--bootstrap", "0"]) == 0  # fmt: skip
+    report: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return report
+
+
+STYLE = """\
+order: [sophia]
+colours: {sophia: "#112233", Zeta Adam K=4: "#445566"}
+labels: {Zeta Adam: ours}
+partners: {sophia: Zeta Adam}
+baseline: Zeta Adam
+"""
+
+
+def test_a_style_names_order_colours_labels_partners_baseline(table: Path) -> None:
+    report = report_of(table, STYLE)
+    assert report["series"] == ["sophia", "sophia K=4", "ours", "Zeta Adam K=4"]
+    assert report["settings"]["baseline"] == "ours"
+    assert {p["baseline"] for p in report["num_workers"]["points"] if p["algorithm"] == "sophia"} == {"ours"}
+    styles = Styles(report["series"], **report["style"])
+    assert styles.line("Zeta Adam K=4")["color"] == "#445566"
+    assert len({styles.line(name)["color"] for name in ("sophia", "sophia K=4")} - {"#112233", "#0072B2"}) == 2
+
+
+def test_without_a_partner_the_smallest_k_is_one(table: Path) -> None:
+    points = report_of(table, "order: [sophia]")["num_workers"]["points"]
+    assert {(p["series"], p["baseline"]) for p in points} == {
+        ("sophia K=4", "sophia"),
+        ("Zeta Adam K=4", "Zeta Adam"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("style", "said"),
+    [
+        ("", "holds no keys"),
+        ("a: [", "not YAML"),
+        ("colors: {a: b}", "unknown key colors; allowed: order"),
+        ("colours: {sophia: red}", "give it as '#rrggbb'"),
+        ("colours: {sophia: #112233}", "not YAML"),
+        ("order: sophia", "a list of series"),
+        ("order: [adam]", "order: no 'adam' among these runs; there are"),
+        ("baseline: adam", "baseline: no 'adam'"),
+        ("labels: {sophia: x, sophia K=4: x}", "two series would be called 'x'"),
+        ("partners: {sophia: nobody}", "partners: no 'nobody'"),
+    ],
+)
+def test_a_bad_style_is_one_line(table: Path, capsys: pytest.CaptureFixture[str], style: str, said: str) -> None:
+    (table.parent / "style.yaml").write_text(style)
+    arguments = ["--table", str(table), "--style", str(table.parent / "style.yaml"), "--bootstrap", "0"]
+    assert run(arguments) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_style_that_is_not_there_is_one_line(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--table", str(table), "--style", "nowhere.yaml"]) == 2
+    assert capsys.readouterr().err == "muloco-report: --style nowhere.yaml: No such file or directory\n"
