@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.questions import one_compute, scale_laws
+from analysis.questions import one_compute, scale_laws, steps_to_target
 from analysis.questions.question import Question
 
-QUESTIONS: tuple[Question[Any], ...] = (one_compute.QUESTION, scale_laws.QUESTION)
+QUESTIONS: tuple[Question[Any], ...] = (one_compute.QUESTION, scale_laws.QUESTION, steps_to_target.QUESTION)

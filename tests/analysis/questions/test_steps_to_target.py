@@ -1,0 +1,39 @@
+"""The critical batch from curves: planted ones are recovered, straight ones refused."""
+
+import numpy as np
+import pytest
+
+from analysis.laws.solver import Array
+from analysis.questions.steps_to_target import steps_to_target
+
+BATCHES = 2.0 ** np.arange(14, 21)
+
+
+def curve(batch: float, critical: float, noise: float = 0.0, seed: int = 0) -> Array:
+    """Losses that fall with S / (1 + B_c / B), logged at rounded steps."""
+    generator = np.random.default_rng([seed, int(batch)])
+    steps = np.unique(np.geomspace(50, 60_000, 60).round())
+    effective = steps / (1 + critical / batch) * np.exp(noise * generator.normal())
+    return np.stack([steps, 2 + 10 * effective**-0.4], axis=1)
+
+
+def test_a_planted_critical_batch_is_recovered_from_curves() -> None:
+    exact = steps_to_target("s", 10**8, 20.0, {b: curve(b, 2e5) for b in BATCHES})
+    assert exact.critical_batch is not None
+    assert exact.critical_batch.value == pytest.approx(2e5, rel=0.01)
+    assert exact.steps == sorted(exact.steps, reverse=True)
+    held = 0
+    for seed in range(20):
+        noisy = steps_to_target("s", 10**8, 20.0, {b: curve(b, 2e5, 0.05, seed) for b in BATCHES}).critical_batch
+        assert noisy is not None
+        low, high = noisy.ci or (0.0, 0.0)
+        held += low <= 2e5 <= high
+    assert held >= 15  # fewer in one of 3,000 sets of twenty, if intervals cover .95
+
+
+def test_curves_that_do_not_bend_are_refused() -> None:
+    straight = steps_to_target("s", 10**8, 20.0, {b: curve(b, 1e12) for b in BATCHES})
+    assert straight.critical_batch is None
+    assert "larger ones are needed" in (straight.reason or "")
+    few = steps_to_target("s", 10**8, 20.0, {b: curve(b, 2e5) for b in BATCHES[:3]})
+    assert few.reason == "3 batches have curves of validation losses, 4 are needed"
