@@ -9,11 +9,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from muloco_runner.config import ConfigError
 from muloco_runner.paths import announce, choices_of, config_dir, config_path, take_config_path, use_config_path
 from muloco_runner.record import ExitCode, RunFolder
+from muloco_runner.targets import check_targets, record_code
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -45,12 +47,14 @@ one continues where its last checkpoint left it.
   --info           where each value comes from               --hydra-help all of Hydra's flags
   --config-dir DIR own choices, found before the built-in ones; may be said several times. So are those under ./conf,
                    and in the folders that MULOCO_CONF lists; conf_path=none turns these off
+  --same-code      go on with a run whose optimizer's code (_target_) has changed under the same version
 
 Exit codes: 0 finished (also when it diverged: that is a result), 2 a mistake in the command, 65 the run cannot be
 trained on this data, 70 out of memory, 75 checkpointed after a signal or at execution.wall_minutes, 1 anything else.
 """
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
+_SAME_CODE = "--same-code"
 _MULTIRUN = {"--multirun", "-m"}
 _GROUPS = ("algorithm", "model", "method", "inner_optimizer", "data", "schedule", "cluster")
 
@@ -63,6 +67,11 @@ def main() -> None:
         print(f"muloco-train: {error}", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
     use_config_path(path)
+    same_code = _SAME_CODE in arguments
+    arguments = [word for word in arguments if word != _SAME_CODE]
+    if same_code and _MULTIRUN & set(arguments):
+        print(f"muloco-train: {_SAME_CODE}: not with --multirun: say muloco-sweep launch {_SAME_CODE}", file=sys.stderr)
+        sys.exit(ExitCode.USAGE)
     sys.argv[1:] = arguments
     if "--help" in arguments or "-h" in arguments:
         print(help_text(), end="")
@@ -84,7 +93,7 @@ def main() -> None:
 
     def task(tree: DictConfig) -> float | None:
         try:
-            code, loss = train_here(tree)
+            code, loss = train_here(tree, same_code)
         except (ConfigError, OmegaConfBaseException) as error:
             _give_up(error)
         endings.append(code)
@@ -173,9 +182,10 @@ def help_text() -> str:
     return HELP.format(choices="".join(lines))
 
 
-def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
+def train_here(tree: DictConfig, same_code: bool = False) -> tuple[ExitCode, float | None]:
     """Trains what `tree` composes, with progress, and prints one last line. Mistakes raise before a folder is made.
 
+    `same_code`: take a target's code that has changed since the run was begun as the same.
     Returns the exit code and, of a finished run, the validation loss (for Hydra's optimizing sweepers).
     """
     from muloco_runner.compose import to_app_config
@@ -197,7 +207,11 @@ def train_here(tree: DictConfig) -> tuple[ExitCode, float | None]:
     Topology(run.num_workers, process.rank, process.num_ranks).check(run)
     folder = RunFolder.of(app.root, run.run_id)
     check_same_data(folder, check_can_run(run, folder))
+    if process.rank == 0:
+        check_targets([run], Path(app.root), same_code)
     folder.write_config(run.to_dict())
+    if process.rank == 0:
+        record_code([run], Path(app.root), snapshot=False)
     if process.rank == 0 and config_path().folders:
         folder.write_config_sources(config_path().to_dict())
     is_main = process.rank == 0

@@ -87,6 +87,8 @@ class OwnFolderSource(ConfigSource):
         try:
             header = ConfigSource._get_header_dict(file.read_text(encoding="utf-8"))
             config = OmegaConf.load(file)
+            if config_path.rpartition("/")[0] == "inner_optimizer" and isinstance(config, DictConfig):
+                config = _with_arguments(config)
         except (OSError, ValueError, YAMLError) as error:
             raise ConfigLoadError(f"{file}: {error}") from None
         return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", config, header)
@@ -110,6 +112,21 @@ class OwnFolderSource(ConfigSource):
 
     def _file(self, config_path: str) -> Path:
         return Path(self.path) / self._normalize_file_name(config_path)
+
+
+def _with_arguments(config: DictConfig) -> DictConfig:
+    """The file of a `TargetConfig` in the form of its dataclass: keys that are no settings are the target's arguments.
+
+    So are betas and eps, which in the dataclass are those of AdamW on the rest.
+    """
+    if "_target_" not in config:
+        return config
+    known = {f.name for f in dataclasses.fields(vocabulary.TargetConfig)} - {"betas", "eps"}
+    values = {str(key): value for key, value in OmegaConf.to_container(config).items()}  # type: ignore[union-attr]
+    defaults = values.pop("defaults", ["base_target"])
+    own = {key: value for key, value in values.items() if key not in known}
+    kept = {key: value for key, value in values.items() if key in known}
+    return OmegaConf.create({"defaults": defaults, **kept, "arguments": {**own, **values.get("arguments", {})}})
 
 
 class OwnFolders(SearchPathPlugin):

@@ -34,6 +34,7 @@ from muloco_runner.record import (
     RunStatus,
     StepRecord,
 )
+from muloco_runner.targets import make_importable
 
 if TYPE_CHECKING:
     from muloco_runner.data.corpus import Corpus
@@ -117,6 +118,7 @@ def _attempt(
     from muloco_runner.training.session import Session
     from muloco_runner.training.wandb_sink import wandb_sink
 
+    make_importable(run, folder)
     process = process_rank()
     device = choose_device(execution.device, process)
     sharded = choose_placement_on(device, run, execution, process.num_ranks).sharded

@@ -166,6 +166,10 @@ def _parser() -> argparse.ArgumentParser:
             "overrides", nargs="+", metavar="KEY=VALUE", help="+sweep=NAME, cluster=NAME, root=FOLDER, keys of the grid"
         )
         command.add_argument("--allow-large", action="store_true", help="take more than 100,000 combinations")
+        command.add_argument(
+            "--same-code", action="store_true", help="code of an optimizer (_target_) that has changed since its runs "
+            "were begun, under the same version, makes no difference",
+        )  # fmt: skip
     text = "write a commented conf/cluster/NAME.yaml for the cluster that this is, and conf/sweep/mine.yaml"
     beginning = commands.add_parser("init", help=text, description=text)
     beginning.add_argument("cluster", nargs="?", metavar="NAME", help="of the file; default: the cluster's own name")
@@ -259,7 +263,7 @@ def read_launch(arguments: argparse.Namespace) -> Sweep:
     from sweeps.store.lease import LeaseHeld, take_over
     from sweeps.training.sweep import read_sweep
 
-    sweep = read_sweep(arguments.overrides, arguments.allow_large)
+    sweep = read_sweep(arguments.overrides, arguments.allow_large, arguments.same_code)
     if arguments.take_over:
         try:
             take_over(sweep.folder.lease_dir)
@@ -397,6 +401,7 @@ def _start_detached(arguments: argparse.Namespace, sweep: Sweep) -> int:
         command += [option, str(value)] if value is not None else []
     command += config_path().as_arguments()
     command += ["--allow-large"] if arguments.allow_large else []
+    command += ["--same-code"] if arguments.same_code else []
     return start_process(command, sweep.folder)
 
 

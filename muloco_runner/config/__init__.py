@@ -30,6 +30,7 @@ from muloco_runner.config.inner_optimizer import (
     LrScale,
     MomentumForm,
     MuonConfig,
+    TargetConfig,
     WeightDecayRule,
 )
 from muloco_runner.config.method import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig, StreamingConfig
@@ -86,6 +87,7 @@ __all__ = [
     "ScheduleConfig",
     "Sharding",
     "StreamingConfig",
+    "TargetConfig",
     "TopKConfig",
     "WarmupStableDecayConfig",
     "WeightDecayRule",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import abstractmethod
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
+from muloco_runner.config.plain import default_of
 from muloco_runner.config.variants import Implemented, table
 
 WeightDecayRule = Literal["constant", "worker_batch", "independent"]
@@ -46,6 +48,9 @@ class InnerOptimizerConfig(Implemented):
             self.weight_decay_rule = "constant"
         require_choice("inner_optimizer.weight_decay_rule", self.weight_decay_rule, get_args(WeightDecayRule))
         require_positive("inner_optimizer", weight_decay_reference_tokens=self.weight_decay_reference_tokens)
+
+    not_in_hash: ClassVar[tuple[str, ...]] = ()
+    """Settings that change no result, and no run's name."""
 
     @property
     @abstractmethod
@@ -142,4 +147,105 @@ class MuonConfig(InnerOptimizerConfig):
             )
 
 
-INNER_OPTIMIZERS: dict[str, type[InnerOptimizerConfig]] = table(adamw=AdamWConfig, muon=MuonConfig)
+_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+_SAID_ELSEWHERE = ("params", "lr", "weight_decay")
+"""Arguments that the trainer gives itself."""
+
+
+@dataclass
+class TargetConfig(InnerOptimizerConfig):
+    """An optimizer from outside the package: any `torch.optim.Optimizer` class, by its name. Shares no work.
+
+    Which parameters are matrices is `optimizers.parameter_groups`' rule. `betas` and `eps` are those of AdamW where it
+    updates the rest.
+    """
+
+    name: str = "target"
+    lr: float = 0.001
+    weight_decay: float = 0.0
+    """After `weight_decay_rule` given to whichever optimizer has an argument of that name; another one than 0 is an
+    error where the target has none. What it does with it (decoupled or not) is its own affair."""
+    _target_: str = "???"
+    """`package.module.Class`."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Its further arguments."""
+    applies_to: Any = "all"
+    """all, matrices, or {pattern of parameters' names: target or rest}; of several patterns the first decides, and
+    what none matches is rest."""
+    rest: dict[str, Any] = field(default_factory=dict)
+    """What updates the rest: {_target_: ..., arguments: {...}}; empty for AdamW. It has the same lr."""
+    version: str = "1"
+    """Part of a run's name: another one after its code has changed makes new runs."""
+    label: str = ""
+    """What people call it; empty for the class's name. No part of a run's name."""
+    state_bytes_per_parameter: float = 8.0
+    """For the memory estimate. No part of a run's name."""
+
+    implementation = "muloco_runner.optimizers.target:build_target"
+    shares_matrices = False
+    orthogonalizes = False
+    not_in_hash = ("label", "state_bytes_per_parameter")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.version = str(self.version)
+        for target in self.targets:
+            require(
+                isinstance(target, str) and _CLASS.fullmatch(target) is not None,
+                f"inner_optimizer._target_={target!r}: must name a class with its module, such as my_lab.Lion",
+            )
+        self._check_arguments("inner_optimizer.arguments", self.arguments)
+        if self.rest:
+            require(
+                set(self.rest) <= {"_target_", "arguments"} and "_target_" in self.rest,
+                f"inner_optimizer.rest={self.rest}: must be {{_target_: CLASS, arguments: {{}}}}; empty for AdamW",
+            )
+            self._check_arguments("inner_optimizer.rest.arguments", self.rest.get("arguments", {}))
+        self._check_applies_to()
+        defaults = {f.name: f for f in fields(self)}
+        if self.applies_to == "all" or self.rest:
+            unused = [name for name in ("betas", "eps") if getattr(self, name) != default_of(defaults[name])]
+            require(
+                not unused,
+                f"inner_optimizer.{', '.join(unused)}: of AdamW, which updates nothing here, so without effect: give "
+                "the target its own as inner_optimizer.arguments",
+            )
+        package, _, last = self._target_.rpartition(".")
+        taken = {AdamWConfig.label, MuonConfig.label}
+        self.label = self.label or (f"{package.partition('.')[0]}-{last}" if last in taken else last)
+        require(self.label not in taken, f"inner_optimizer.label={self.label}: is a built-in one's: give another")
+        require_positive("inner_optimizer", state_bytes_per_parameter=self.state_bytes_per_parameter)
+
+    @property
+    def targets(self) -> list[str]:
+        """The classes named here."""
+        return [self._target_, *([self.rest.get("_target_", "")] if self.rest else [])]
+
+    @property
+    def matrix_state_bytes(self) -> int:
+        return math.ceil(self.state_bytes_per_parameter)
+
+    @property
+    def other_state_bytes(self) -> int:
+        return math.ceil(self.state_bytes_per_parameter) if self.applies_to == "all" else 8
+
+    @staticmethod
+    def _check_arguments(where: str, arguments: Any) -> None:
+        require(isinstance(arguments, dict), f"{where}={arguments!r}: must be keys with their values")
+        for name in _SAID_ELSEWHERE:
+            require(name not in arguments, f"{where}.{name}: is given by the trainer: set inner_optimizer.{name}")
+
+    def _check_applies_to(self) -> None:
+        where = f"inner_optimizer.applies_to={self.applies_to!r}"
+        if isinstance(self.applies_to, dict):
+            groups = set(self.applies_to.values())
+            require(
+                "target" in groups and groups <= {"target", "rest"},
+                f"{where}: must be {{pattern: target or rest}}, with one target",
+            )
+        else:
+            require(self.applies_to in ("all", "matrices"), f"{where}: must be all, matrices, or {{pattern: group}}")
+        require(self.applies_to != "all" or not self.rest, f"{where}: leaves nothing to inner_optimizer.rest: drop it")
+
+
+INNER_OPTIMIZERS: dict[str, type[InnerOptimizerConfig]] = table(adamw=AdamWConfig, muon=MuonConfig, target=TargetConfig)

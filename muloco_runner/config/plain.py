@@ -21,7 +21,7 @@ def to_plain(value: Any) -> Any:
         out = {}
         for f in dataclasses.fields(value):
             item = getattr(value, f.name)
-            if f.metadata == UNNAMED_AT_DEFAULT and item == _default_of(f):
+            if f.metadata == UNNAMED_AT_DEFAULT and item == default_of(f):
                 continue
             if f.type == "float":
                 item = float(item)
@@ -74,5 +74,6 @@ def _hints_of(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def _default_of(f: dataclasses.Field[Any]) -> Any:
+def default_of(f: dataclasses.Field[Any]) -> Any:
+    """The value that a field has where none is given."""
     return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()

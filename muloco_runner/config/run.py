@@ -153,6 +153,8 @@ class RunConfig:
         import hashlib  # Two milliseconds of every `--help`, which names no run.
 
         values = names_in_hash(self.to_dict())
+        inner = values["inner_optimizer"]
+        values["inner_optimizer"] = {k: v for k, v in inner.items() if k not in self.inner_optimizer.not_in_hash}
         if self.data.content_hash is not None:
             # A mixture's weights are part of that content.
             values["data"] = {key: value for key, value in values["data"].items() if key not in ("path", "mixture")}

@@ -3,6 +3,7 @@
 <root>/runs/<run_id>/
   config_sources.json  where it was composed from, if not from the package's files alone
   config.yaml      resolved RunConfig, in JSON's notation, which YAML reads: no parser beyond the standard library
+  target_code.json     of an optimizer from outside: hashes of its code, and the copy that jobs import
   record.jsonl     one header, then one line per logged step; append-only; a torn last line is tolerated
   status.json      heartbeat, replaced atomically
   result.json      written once, at the end

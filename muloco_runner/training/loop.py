@@ -11,6 +11,7 @@ from muloco_runner.config import RunConfig
 from muloco_runner.data.batches import TrainingData
 from muloco_runner.data.corpus import Corpus
 from muloco_runner.diloco.method import build_method
+from muloco_runner.optimizers.target import end_training, evaluated_weights, start_training
 from muloco_runner.record import RunResult
 from muloco_runner.training.checkpointing import Checkpointing
 from muloco_runner.training.checkpoints.store import CheckpointStore
@@ -53,6 +54,8 @@ class Trainer:
         """Trains to the end of the budget; None when asked to stop before it (a checkpoint is left)."""
         run, execution, state = self.run, self.session.execution, self.state
         self.checkpointing.resume()
+        for worker in state.workers:
+            start_training(worker.optimizer)
         if self.session.device.type == "cuda" and execution.micro_batch_sequences is None:
             self.inner_step.shrink_to_memory(state.workers[0])
         validation_loss = None
@@ -79,6 +82,8 @@ class Trainer:
         if validation_loss is None:
             # Killed after its last checkpoint and before its result.
             validation_loss = self._evaluate()
+        for worker in state.workers:
+            end_training(worker.optimizer)
         self.checkpointing.end(keep_final=execution.final_checkpoint is not False)
         return self.metrics.result(validation_loss, None)
 
@@ -101,4 +106,6 @@ class Trainer:
         return step % self.session.execution.log_interval_steps == 0 or step == 1
 
     def _evaluate(self) -> float:
-        return self.evaluation.of_synchronised_model(self.state.workers[0], self.method.synchronised_parameters())
+        first = self.state.workers[0]
+        with evaluated_weights(first.optimizer):
+            return self.evaluation.of_synchronised_model(first, self.method.synchronised_parameters())

@@ -20,7 +20,7 @@ from sweeps.training.sweep import read_sweep
 
 
 def plan(arguments: argparse.Namespace) -> ExitCode:
-    sweep = read_sweep(arguments.overrides, arguments.allow_large)
+    sweep = read_sweep(arguments.overrides, arguments.allow_large, arguments.same_code)
     cluster = make_cluster(sweep.cluster, sweep.folder.cluster_dir)
     live = cluster.limits(sweep.folder.owns)
     if not live.note:
@@ -39,7 +39,7 @@ def plan(arguments: argparse.Namespace) -> ExitCode:
 
 def simulate_sweep(arguments: argparse.Namespace) -> ExitCode:
     """Run the unfinished runs of a sweep through the real controller on a simulated cluster."""
-    sweep = read_sweep(arguments.overrides, arguments.allow_large)
+    sweep = read_sweep(arguments.overrides, arguments.allow_large, arguments.same_code)
     found = preview(sweep, make_cluster(sweep.cluster, sweep.folder.cluster_dir).limits(sweep.folder.owns))
     never = [run for run in found.runs if run.verdict.kind is VerdictKind.NEVER]
     if never:

@@ -10,6 +10,7 @@ from typing import Any
 
 from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.record import RunFolder
+from muloco_runner.targets import record_code
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.work import Need, Work
 from sweeps.training.adapter import TRAINING
@@ -91,6 +92,7 @@ def prepare(runs: Sequence[RunConfig], root: Path) -> None:
     """Makes the runs' folders. One that cannot be written raises `ConfigError`."""
     for run in runs:
         RunFolder.of(root, run.run_id).write_config(run.to_dict())
+    record_code(runs, root, snapshot=True)
 
 
 def train(folder: str, attempt: int, execution: Mapping[str, Any], memory_halvings: int = 0) -> int:

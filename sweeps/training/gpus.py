@@ -132,4 +132,6 @@ def _named(run: RunConfig) -> str:
 def _sizes(run: RunConfig) -> tuple[Any, ...]:
     """All of a run that its memory depends on, and more: learning rates of the outer step, say."""
     model = tuple(dataclasses.asdict(run.model).values())
-    return model, repr(run.method), run.inner_optimizer.name, run.worker_batch_sequences, run.precision
+    inner = run.inner_optimizer
+    state = inner.name, inner.matrix_state_bytes, inner.other_state_bytes
+    return model, repr(run.method), state, run.worker_batch_sequences, run.precision

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,17 @@ from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.data.check import check_data
 from muloco_runner.data.identity import named_by_content
 from muloco_runner.paths import choices_of
+from muloco_runner.targets import Answer, check_targets
 from sweeps.clusters import read_cluster
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.durations import refine
+from sweeps.engine.work import Work
 from sweeps.node.reports import measured_minutes
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.training.entry import works_of
 from sweeps.training.expansion import expand
+from sweeps.training.gpus import Gpus
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,10 @@ class Sweep:
         return SweepFolder(self.root, self.name)
 
 
-def read_sweep(arguments: Sequence[str], allow_large: bool = False) -> Sweep:
+def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: bool = False) -> Sweep:
     """`+sweep=NAME`, the cluster and any narrowing of the grid, as typed. Mistakes raise `ConfigError`.
 
+    `same_code`: take the code of targets that has changed since their runs were begun as the same.
     Without a name the command line's own lists are the sweep, and its runs name it.
     """
     name, around, narrowing = _split(arguments)
@@ -73,9 +77,27 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False) -> Sweep:
     execution = app.execution
     if execution.wandb_project is not None and execution.wandb_group is None:
         execution = replace(execution, wandb_group=name)
+    answers = check_targets(runs, root, same_code)
     works = refine(works_of(runs, root, execution, cluster), measured_minutes)
+    _refuse_sharded(runs, works, Gpus(cluster, execution), answers)
     definition = Definition(name, cluster_name, cluster.to_dict(), works)
     return Sweep(name, root, runs, execution, definition, cluster)
+
+
+def _refuse_sharded(
+    runs: Sequence[RunConfig], works: Sequence[Work], gpus: Gpus, answers: Mapping[str, Answer]
+) -> None:
+    """A run whose target does not take sharded parameters, and that would have them, raises `ConfigError`."""
+    for run, work in zip(runs, works, strict=True):
+        answer = answers.get(run.run_id)
+        if answer is None or answer.takes_dtensors or not work.need.gpus:
+            continue
+        if gpus.fit(run, work.need.gpus).placement.sharded:
+            raise ConfigError(
+                f"run {run.run_id} would be sharded over {work.need.gpus} GPUs (FSDP2), and "
+                f"{run.inner_optimizer.label} does not take sharded parameters: {answer.why_not}; say "
+                "execution.sharding=none, or give it fewer GPUs by cluster.gpus_per_run"
+            )
 
 
 def _name_of(runs: Sequence[RunConfig]) -> str:

@@ -25,6 +25,7 @@ from muloco_runner.config import (
     QuantisationConfig,
     RunConfig,
     ScheduleConfig,
+    TargetConfig,
     TopKConfig,
 )
 from muloco_runner.config.variants import Implemented, complete, load, table
@@ -120,7 +121,8 @@ def test_facts_are_what_was_published() -> None:
 @pytest.mark.parametrize("variants", [METHODS, INNER_OPTIMIZERS, OUTER_OPTIMIZERS, COMPRESSIONS])
 def test_what_is_named_can_be_loaded(variants: dict[str, type[Implemented]]) -> None:
     for name, cls in variants.items():
-        assert callable(load(cls(name=name)))  # type: ignore[call-arg]
+        needed = {"_target_": "torch.optim.SGD"} if cls is TargetConfig else {}
+        assert callable(load(cls(name=name, **needed)))  # type: ignore[call-arg]
 
 
 def test_an_implementation_is_looked_for_without_torch() -> None:

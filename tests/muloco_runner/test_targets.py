@@ -1,0 +1,263 @@
+"""Optimizers from outside the package, named by `_target_`: used as asked for, or refused before anything is queued."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from muloco_runner import targets
+from muloco_runner.compose import compose_app_config
+from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig, TargetConfig
+from muloco_runner.job import run_job
+from muloco_runner.optimizers.target import evaluated_weights
+from muloco_runner.paths import ConfigPath, use_config_path
+from muloco_runner.record import ExitCode, RunFolder
+from muloco_runner.targets import check_targets, find_source, record_code
+from sweeps.training.sweep import read_sweep
+
+LAB = """
+import torch
+
+print("imported: what a target prints is no answer")
+
+
+class Lion(torch.optim.Optimizer):
+    def __init__(self, params, lr, betas=(0.9, 0.99), weight_decay=0.0):
+        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["m"] = torch.zeros_like(p)
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(torch.sign(state["m"] * 0.9 + p.grad * 0.1), alpha=-group["lr"])
+                state["m"].mul_(0.99).add_(p.grad, alpha=0.01)
+
+
+class Forgets(Lion):
+    count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        for group in self.param_groups:
+            group["weight_decay"] = 0.1 * self.count
+        super().step()
+
+
+class Skips(Lion):
+    def step(self, closure=None):
+        last = self.param_groups[0]["params"][-1]
+        kept = last.detach().clone()
+        super().step()
+        with torch.no_grad():
+            last.copy_(kept)
+
+
+class Nan(Lion):
+    def __init__(self, params, lr):
+        super().__init__(list(params), lr)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].fill_(float("nan"))
+
+
+class NoDTensor(Lion):
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.view(-1).sub_(torch.from_numpy(p.grad.numpy()).view(-1), alpha=group["lr"])
+
+
+class NoOptimizer:
+    pass
+"""
+TINY = [
+    *(f"model.{name}" for name in ("width=16", "num_layers=1", "head_width=8", "vocab_size=256", "sequence_length=32")),
+    *("data=text", "data.validation_tokens=256", "global_batch_tokens=128", "tokens_per_parameter=0.12"),
+]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of work: a package beside conf/."""
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "my_lab").mkdir()
+    (folder / "my_lab" / "__init__.py").write_text(LAB)
+    (folder / "conf" / "inner_optimizer").mkdir(parents=True)
+    (folder / "conf" / "inner_optimizer" / "lion.yaml").write_text(
+        "_target_: my_lab.Lion\nlr: 0.002\nbetas: [0.9, 0.98]\napplies_to: matrices\n"
+    )
+    use_config_path(ConfigPath((folder / "conf",)))
+    yield folder
+    use_config_path(ConfigPath())
+    sys.path[:] = [place for place in sys.path if place != str(folder)]
+    sys.modules.pop("my_lab", None)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def run_of(target: str, **values: Any) -> RunConfig:
+    return RunConfig(inner_optimizer=TargetConfig(_target_=target, **values))
+
+
+def test_a_file_of_few_lines_is_a_whole_optimizer(lab: Path) -> None:
+    run = compose_app_config(["inner_optimizer=lion"]).run
+    inner = run.inner_optimizer
+    assert isinstance(inner, TargetConfig)
+    assert (inner.arguments, inner.applies_to) == ({"betas": [0.9, 0.98]}, "matrices")
+    assert run.algorithm == "DDP-Lion"
+    assert compose_app_config(["inner_optimizer=lion", "method=diloco"]).run.algorithm == "DiLoCo-Lion"
+    assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+
+def test_a_runs_name_holds_what_decides_its_result() -> None:
+    name = run_of("my_lab.Lion").run_id
+    assert name == run_of("my_lab.Lion", label="L", state_bytes_per_parameter=4.0).run_id
+    others: list[dict[str, Any]] = [{"version": "2"}, {"arguments": {"betas": [0.8, 0.9]}}, {"applies_to": "matrices"}]
+    assert len({name, run_of("my_lab.Tiger").run_id, *(run_of("my_lab.Lion", **v).run_id for v in others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"_target_": "Lion"}, "must name a class with its module"),
+        ({"applies_to": "some"}, "must be all, matrices"),
+        ({"applies_to": {"blocks.*": "mine"}}, "target or rest"),
+        ({"arguments": {"lr": 1}}, "set inner_optimizer.lr"),
+        ({"rest": {"_target_": "a.B"}}, "leaves nothing to inner_optimizer.rest"),
+        ({"eps": 1e-6}, "without effect"),
+        ({"label": "Muon"}, "is a built-in one's"),
+        ({"state_bytes_per_parameter": 0}, "positive"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        TargetConfig(**{"_target_": "my_lab.Lion", **values})
+    assert TargetConfig(_target_="torch.optim.Muon").label == "torch-Muon", "or DiLoCo with it would be called MuLoCo"
+
+
+def test_a_target_that_lies_is_refused_in_words(lab: Path) -> None:
+    expected = {
+        "good": (run_of("my_lab.Lion", applies_to="matrices"), ""),
+        "signature": (run_of("my_lab.Lion", arguments={"momentum": 0.9}), "no argument momentum; it takes lr, betas"),
+        "decay": (run_of("my_lab.Nan", weight_decay=0.1), "takes no weight_decay"),
+        "state": (run_of("my_lab.Forgets"), "does not resume"),
+        "skips": (run_of("my_lab.Skips"), "never moves"),
+        "nan": (run_of("my_lab.Nan"), "not finite after construction"),
+        "other": (run_of("my_lab.NoOptimizer"), "no class of torch.optim.Optimizer"),
+        "nowhere": (run_of("my_lab.Tiger"), "cannot be imported"),
+        "pattern": (run_of("my_lab.Lion", applies_to={"layers.*": "target"}), "matches no parameter"),
+        "local": (run_of("my_lab.NoDTensor"), ""),
+    }
+    answers = targets._try({key: run for key, (run, _) in expected.items()})
+    for key, (_, words) in expected.items():
+        assert words in answers[key].problem, key
+        assert bool(words) == bool(answers[key].problem), answers[key].problem
+    assert answers["good"].takes_dtensors, answers["good"].why_not
+    assert "sharded parameters" in answers["local"].why_not
+
+
+def test_what_was_tried_is_not_tried_again(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def answer(runs: dict[str, RunConfig]) -> dict[str, targets.Answer]:
+        tried.append(len(runs))
+        for key in runs:
+            targets._cache_file(key).parent.mkdir(parents=True, exist_ok=True)
+            targets._cache_file(key).write_text("{}")
+        return {key: targets.Answer() for key in runs}
+
+    monkeypatch.setattr(targets, "_try", answer)
+    words = ["inner_optimizer=lion,adamw", "inner_optimizer.lr=0.1,0.2", *TINY, f"data.path={lab}", f"root={tmp_path}"]
+    words += ["data.validation_fraction=0.4"]
+    (lab / "more.txt").write_text("to be " * 2000)
+    for _ in range(2):
+        assert len(read_sweep(words).runs) == 4
+    assert tried == [1], "rates make no difference"
+
+
+def test_changed_code_under_the_same_version_stops(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "_try", lambda runs: {key: targets.Answer() for key in runs})
+    run, root = run_of("my_lab.Lion"), tmp_path
+    RunFolder.of(root, run.run_id).write_config(run.to_dict())
+    record_code([run], root, snapshot=True)
+    check_targets([run], root, same_code=False)
+    (copy,) = (root / "code").iterdir()
+    assert (copy / "my_lab" / "__init__.py").read_text() == LAB
+    (lab / "my_lab" / "more.py").write_text("x = 1\n")
+    try:
+        with pytest.raises(ConfigError, match=rf"my_lab has changed since 1 of these runs.*{run.run_id}.*--same-code"):
+            check_targets([run], root, same_code=False)
+        check_targets([run], root, same_code=True)
+        record_code([run], root, snapshot=True)
+        recorded = targets._recorded(RunFolder.of(root, run.run_id))
+        assert recorded is not None
+        assert recorded["earlier"][0]["folders"] == [str(copy)]
+        check_targets([run_of("my_lab.Lion", version="2")], root, same_code=False)
+    finally:
+        (lab / "my_lab" / "more.py").unlink()
+
+
+def test_a_package_that_is_nowhere_is_named(lab: Path) -> None:
+    with pytest.raises(ConfigError, match="no package or module their_lab"):
+        find_source("their_lab.Lion")
+
+
+@pytest.mark.parametrize("method", ["data_parallel", "diloco"])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    method: str, lab: Path, text_dir: Path, tmp_path: Path
+) -> None:
+    more = ["method.sync_interval=2", "method.num_workers=2"] if method == "diloco" else []
+    words = [f"method={method}", "inner_optimizer=lion", *more, *TINY, f"data.path={text_dir}"]
+    run = compose_app_config(words).run
+    digests = []
+    for name, stops in (("whole", False), ("parts", True)):
+        folder = RunFolder.of(tmp_path / name, run.run_id)
+        folder.write_config(run.to_dict())
+        record_code([run], tmp_path / name, snapshot=True)
+        if stops:
+            first = ExecutionConfig(device="cpu", wall_minutes=1e-9)
+            assert run_job(folder, first) is ExitCode.WANTS_MORE_TIME
+        assert run_job(folder, ExecutionConfig(device="cpu"), 2) is ExitCode.FINISHED
+        newest = max(folder.checkpoint_dir.iterdir())
+        files = json.loads((newest / "manifest.json").read_text())["sha256"]
+        digests.append({file: digest for file, digest in files.items() if file != "shared.pt"})
+    assert digests[0] == digests[1]
+    header = folder.read_header()
+    assert header is not None
+    assert header.algorithm == ("DDP-Lion" if method == "data_parallel" else "DiLoCo-Lion")
+    assert header.config["inner_optimizer"]["label"] == "Lion"
+
+
+class TwoSets(torch.optim.SGD):
+    """Trains other weights than it evaluates, as schedule-free optimizers do."""
+
+    def _move(self, by: float) -> None:
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter.mul_(by)
+
+    def train(self) -> None:
+        self._move(1 / 0.3)
+
+    def eval(self) -> None:
+        self._move(0.3)
+
+
+def test_evaluation_leaves_the_trained_weights_to_the_bit() -> None:
+    model = nn.Linear(7, 5)
+    before = model.weight.detach().clone()
+    with evaluated_weights(TwoSets(model.parameters(), 0.1)):
+        assert torch.equal(model.weight.detach(), before * 0.3)
+    assert torch.equal(model.weight.detach(), before)
