@@ -34,7 +34,7 @@ from muloco_runner.record import (
     RunStatus,
     StepRecord,
 )
-from muloco_runner.targets import make_importable
+from muloco_runner.targets import make_importable, refuse_sharded
 
 if TYPE_CHECKING:
     from muloco_runner.data.corpus import Corpus
@@ -122,6 +122,8 @@ def _attempt(
     process = process_rank()
     device = choose_device(execution.device, process)
     sharded = choose_placement_on(device, run, execution, process.num_ranks).sharded
+    if sharded and process.num_ranks > run.num_workers:
+        refuse_sharded(run, folder)
     with (
         _exclusive_use(folder, process),
         joined_ranks(

@@ -110,6 +110,8 @@ def record_code(runs: Sequence[RunConfig], root: Path, snapshot: bool) -> None:
             continue
         sources = {source.package: source for source in map(find_source, targets_of(run))}
         values: dict[str, Any] = {"targets": targets_of(run), "hashes": {}, "folders": []}
+        answer = _read_answer(_trial_key(run, _hashes([run])))
+        values["takes_dtensors"] = None if answer is None else answer.takes_dtensors
         for source in sources.values():
             values["hashes"][source.package] = source.hash
             if not source.installed:
@@ -133,6 +135,17 @@ def make_importable(run: RunConfig, folder: RunFolder) -> None:
     if recorded is None:
         folders = [str(s.folder) for s in map(find_source, targets_of(run)) if not s.installed]
     sys.path[:0] = [place for place in folders if place not in sys.path]
+
+
+def refuse_sharded(run: RunConfig, folder: RunFolder) -> None:
+    """Raise `ConfigError` for sharded parameters where the run's target was not found to take them: it could come to
+    other weights than on one rank without a word."""
+    recorded = _recorded(folder) if targets_of(run) else None
+    if recorded is not None and not recorded.get("takes_dtensors"):
+        raise ConfigError(
+            f"{run.inner_optimizer.label} was not found to take parameters that are sharded over ranks (FSDP2): say "
+            "execution.sharding=none, or use as few ranks as workers"
+        )
 
 
 def _files(folder: Path, package: str) -> list[Path]:

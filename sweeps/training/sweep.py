@@ -92,7 +92,7 @@ def _refuse_sharded(
         answer = answers.get(run.run_id)
         if answer is None or answer.takes_dtensors or not work.need.gpus:
             continue
-        if gpus.fit(run, work.need.gpus).placement.sharded:
+        if work.need.gpus > run.num_workers and gpus.fit(run, work.need.gpus).placement.sharded:
             raise ConfigError(
                 f"run {run.run_id} would be sharded over {work.need.gpus} GPUs (FSDP2), and "
                 f"{run.inner_optimizer.label} does not take sharded parameters: {answer.why_not}; say "

@@ -42,7 +42,9 @@ DILOCO = [
 
 
 def names(group: str) -> list[str]:
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+    """Those of other packages' classes are tried in test_targets.py."""
+    files = (config_dir() / group).glob("*.yaml")
+    return sorted(path.stem for path in files if "_target_" not in path.read_text())
 
 
 def combinations() -> list[list[str]]:
@@ -184,7 +186,8 @@ def test_the_analysis_tells_every_choice_apart(runs: dict[str, RunConfig], root:
 def test_every_file_takes_part() -> None:
     covered = {word.replace("=", "/") for words in combinations() for word in words} | {"method/diloco"}
     files = [path for group in ("method", *GROUPS) for path in (config_dir() / group).glob("*.yaml")]
-    assert {path.relative_to(config_dir()).with_suffix("").as_posix() for path in files} <= covered
+    own = [path for path in files if "_target_" not in path.read_text()]
+    assert {path.relative_to(config_dir()).with_suffix("").as_posix() for path in own} <= covered
 
 
 def test_every_choice_is_planned_without_torch(text_dir: Path, tmp_path: Path) -> None:

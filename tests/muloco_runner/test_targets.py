@@ -1,5 +1,6 @@
 """Optimizers from outside the package, named by `_target_`: used as asked for, or refused before anything is queued."""
 
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig, TargetConfig
 from muloco_runner.job import run_job
 from muloco_runner.optimizers.target import evaluated_weights
-from muloco_runner.paths import ConfigPath, use_config_path
+from muloco_runner.paths import ConfigPath, config_dir, use_config_path
 from muloco_runner.record import ExitCode, RunFolder
 from muloco_runner.targets import check_targets, find_source, record_code
 from sweeps.training.sweep import read_sweep
@@ -193,6 +194,8 @@ def test_changed_code_under_the_same_version_stops(lab: Path, tmp_path: Path, mo
     RunFolder.of(root, run.run_id).write_config(run.to_dict())
     record_code([run], root, snapshot=True)
     check_targets([run], root, same_code=False)
+    with pytest.raises(ConfigError, match="not found to take parameters that are sharded"):
+        targets.refuse_sharded(run, RunFolder.of(root, run.run_id))
     (copy,) = (root / "code").iterdir()
     assert (copy / "my_lab" / "__init__.py").read_text() == LAB
     (lab / "my_lab" / "more.py").write_text("x = 1\n")
@@ -238,6 +241,21 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert header is not None
     assert header.algorithm == ("DDP-Lion" if method == "data_parallel" else "DiLoCo-Lion")
     assert header.config["inner_optimizer"]["label"] == "Lion"
+
+
+def test_built_in_files_of_other_classes_are_what_they_say() -> None:
+    """Those whose package is not installed are left out: they are in the extra `optimizers`."""
+    files = (config_dir() / "inner_optimizer").glob("*.yaml")
+    names = [path.stem for path in files if "_target_" in path.read_text()]
+    assert {"adafactor", "torch_muon"} <= set(names)
+    found = {}
+    for name in names:
+        run = compose_app_config([f"inner_optimizer={name}"]).run
+        if importlib.util.find_spec(targets.targets_of(run)[0].partition(".")[0]) is not None:
+            found[name] = run
+    answers = targets._try(found)
+    assert {name: answer.problem for name, answer in answers.items()} == dict.fromkeys(found, "")
+    assert found["torch_muon"].algorithm == "DDP-torch-Muon"
 
 
 class TwoSets(torch.optim.SGD):
