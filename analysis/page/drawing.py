@@ -216,9 +216,7 @@ def log_axis(axis: Any, values: list[float], numbers: Callable[[float], str]) ->
     """Ticks at powers of ten, at rounder steps where the data span less, at even ones where they hardly differ."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     span = np.log10(max(values) / min(values)) if values else 0
-    subs: tuple[float, ...] = (
-        (1.0,) if span > 2.5 else (1.0, 2.0, 5.0) if span > 0.7 else tuple(np.arange(1.0, 10.0, 1.0))
-    )
+    subs: tuple[float, ...] = (1.0,) if span > 2.5 else (1.0, 2.0, 5.0) if span > 0.7 else (1.0, 2.0, 3.0, 5.0, 7.0)
     narrow = span < _NARROW
     axis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(base=10, subs=subs, numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda v, _: numbers(v)))
