@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binom
+from scipy.optimize import minimize
+from scipy.stats import binom, norm
 
 from analysis.laws.censored_product import Bounds, fit_censored_product
 from analysis.laws.fit import Estimate, NotIdentified
@@ -141,6 +142,24 @@ def test_too_few_values_are_refused_with_the_number_needed() -> None:
     x, low, high = np.geomspace(1, 100, 5), np.zeros(5), np.array([0, 0, *[np.inf] * 3])
     with pytest.raises(NotIdentified, match="2 of 5 scales give a value and 3 a bound; 3 values are needed"):
         fit_censored_product({"num_tokens": x}, Bounds(low, high, np.ones(5)))
+
+
+def test_the_optimum_is_that_of_the_likelihood_of_values_and_bounds() -> None:
+    generator = np.random.default_rng(5)
+    x = np.geomspace(1, 1000, 12)
+    y = 0.5 * np.log(x) + 0.3 * generator.normal(size=12)
+    above = y > 2
+    found = fit_censored_product({"d": x}, Bounds(np.where(above, 2.0, y), np.where(above, np.inf, y), np.ones(12)))
+
+    def minus_log_likelihood(theta: np.ndarray) -> float:
+        level, slope, log_sigma = theta
+        z = (np.where(above, 2.0, y) - level - slope * np.log(x)) / np.exp(log_sigma)
+        return float(-norm.logpdf(z[~above]).sum() + log_sigma * (~above).sum() - norm.logsf(z[above]).sum())
+
+    level, slope, _ = minimize(minus_log_likelihood, [0.0, 0.3, 0.0], method="Nelder-Mead", tol=1e-10).x
+    assert found.exponents["d"].value == pytest.approx(slope, abs=1e-4)
+    assert np.log(found.coefficient()) == pytest.approx(level, abs=1e-4)
+    assert above.sum() >= 2
 
 
 # Coverage
