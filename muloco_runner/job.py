@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.data.epochs import describe_epochs
 from muloco_runner.record import (
+    AttemptTimes,
     ExitCode,
     RecordError,
     RecordHeader,
@@ -331,6 +332,9 @@ def _report_failure(folder: RunFolder, attempt: int, code: ExitCode, cause: str)
     """Writes the last heartbeat again as a failure. A full disk must not hide the exit code."""
     with contextlib.suppress(OSError, RecordError):
         status = folder.read_status() or RunStatus(folder.run_id, "failed")
+        if status.attempt != attempt or status.times is None:
+            # It has said nothing yet, so it has taken no step.
+            status.times, status.resumed_step = AttemptTimes(time.time()).to_dict(), None
         status.state, status.attempt = "failed", attempt
         status.exit_code, status.exit_cause = int(code), cause
         folder.write_status(status)

@@ -6,6 +6,7 @@ its tag; so the next controller adopts what is there, whether or not the answer 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import Counter
@@ -29,6 +30,7 @@ from sweeps.engine.cluster import (
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.decide import Plan, decide
 from sweeps.engine.durations import Estimates
+from sweeps.engine.goodput import AttemptCharge, itemise
 from sweeps.engine.outcome import Outcome
 from sweeps.engine.policy import (
     IDENTICAL_FAILURES,
@@ -128,6 +130,8 @@ class Controller:
         self._hopeless_since: dict[str, float] = {}
         self._running_since: dict[str, float] = {}
         self._cancel_sent_at: dict[str, float] = {}
+        self._charged_in_file: dict[str, float] | None = None
+        """What the newest `goodput.json` of this controller says; None before it has written one."""
         self._refusals: Counter[str] = Counter()
         """Refused submissions in a row, by allocation."""
 
@@ -201,6 +205,7 @@ class Controller:
             # Else a job may exist that no other sweep could see yet.
             self.submission.release()
         self._keep_snapshot()
+        self._keep_goodput()
         return Tick(self.state, plan, self.observation.complete, self.observation.queue_read, waits_for)
 
     def _look(self) -> Plan:
@@ -338,6 +343,7 @@ class Controller:
             self.folder.drop_request(job.tag)
             return
         endings: dict[str, Any] = {}
+        attempts: list[AttemptCharge] = []
         failed_nodes: set[str] = set()
         for attempt in job.request.attempts:
             left = self.cluster.outcome(attempt)
@@ -355,7 +361,11 @@ class Controller:
                 "minutes_left": left.minutes_left,
                 "started_at": started_at,
                 "at": ended_at,
+                "progress": _progress(left, cause),
             }
+            attempts.append(
+                _attempt_charge(attempt.work, left, cause, (started_at, ended_at), len(job.request.attempts))
+            )
             if cause is Cause.FINISHED:
                 self.estimates.learn(attempt.work, measured_minutes(attempt.work))
             if RULES[cause].excludes_node:
@@ -364,12 +374,19 @@ class Controller:
         if seen.end is JobEnd.LOST and all(started_at is None for started_at, _ in spans):
             # Nobody saw it start: it may have held its nodes all the time that it could.
             spans = [(max(job.intended_at, now - 60 * job.request.wall_minutes), now)]
-        gpu_hours = _gpu_hours(job.request, spans)
+        gpu_hours = _hours(job.request, job.request.gpus_per_node, spans)
+        charge = _charge(job.request, spans, attempts, endings)
         changed = changed_retries(self.config.retries, self.config.max_timeouts)
         # In the ledger, so that replaying it decides as was decided, whatever is set by then.
         as_set = {"retries": changed} if changed else {}
         self._record(
-            "ended", tag=job.tag, endings=endings, gpu_hours=gpu_hours, struck_nodes=sorted(failed_nodes), **as_set
+            "ended",
+            tag=job.tag,
+            endings=endings,
+            gpu_hours=gpu_hours,
+            charge=charge,
+            struck_nodes=sorted(failed_nodes),
+            **as_set,
         )
         for seen_at in (
             self._ended_since,
@@ -437,6 +454,15 @@ class Controller:
             self.lease.check()
             self.folder.write_snapshot(self.definition, self.state, end, self.damage)
             self._snapshot_at = end.lines
+
+    def _keep_goodput(self) -> None:
+        """Brings the file up to date that reports read; one that cannot be written now is written at a later tick."""
+        charged = {processor: goodput.charged for processor, goodput in self.state.goodput.items()}
+        if charged != self._charged_in_file:
+            self.lease.check()
+            with contextlib.suppress(OSError):
+                self.folder.write_goodput(self.state)
+                self._charged_in_file = charged
 
     # Acting
 
@@ -542,13 +568,47 @@ def _span(left: Outcome, job: TrackedJob, seen: JobObservation, now: float) -> t
     return job.started_at, seen.ended_at if seen.ended_at is not None else now
 
 
-def _gpu_hours(request: JobRequest, spans: Sequence[tuple[float | None, float]]) -> float:
-    """GPU-hours of the whole job, including GPUs that no attempt used: they are paid for too."""
+def _hours(request: JobRequest, per_node: int, spans: Sequence[tuple[float | None, float]]) -> float:
+    """Hours of the whole job's processors, including those that no attempt used: they are paid for too."""
     started = [started_at for started_at, _ in spans if started_at is not None]
     if not started:
         return 0.0
     seconds = max(0.0, max(ended_at for _, ended_at in spans) - min(started))
-    return request.nodes * request.gpus_per_node * seconds / 3600
+    return request.nodes * per_node * seconds / 3600
+
+
+def _charge(
+    request: JobRequest,
+    spans: Sequence[tuple[float | None, float]],
+    attempts: Sequence[AttemptCharge],
+    endings: dict[str, Any],
+) -> dict[str, Any]:
+    """What the job was charged; each attempt's part of it goes into its ending as `hours`, by kind."""
+    per_node = request.gpus_per_node or request.cpus_per_node
+    charged = _hours(request, per_node, spans)
+    by_name, unused = itemise(charged, attempts)
+    for name, ending in endings.items():
+        ending["hours"] = by_name.get(name, {})
+    return {"processor": "GPU" if request.gpus_per_node else "CPU", "hours": charged, "unused": unused}
+
+
+def _attempt_charge(
+    work: Work, left: Outcome, cause: Cause, span: tuple[float | None, float], num_attempts: int
+) -> AttemptCharge:
+    started_at, ended_at = span
+    if num_attempts > 1 and left.ending is not None:
+        # In a pack its processors idle from its own end on.
+        ended_at = min(ended_at, left.ending.ended_at)
+    processors = work.need.gpus or work.need.nodes * work.need.cpus_per_node
+    times = left.report.times if left.report is not None else None
+    return AttemptCharge(work.name, processors, started_at, ended_at, cause, times)
+
+
+def _progress(left: Outcome, cause: Cause) -> dict[str, float]:
+    """What the attempt has added to results and checkpoints, by unit; empty where it does not say."""
+    if left.report is None or not left.report.unit:
+        return {}
+    return {left.report.unit: left.report.done if cause is Cause.FINISHED else left.report.kept}
 
 
 def _cause(left: Outcome, job: TrackedJob, work: Work, seen: JobObservation) -> tuple[Cause, str]:

@@ -3,7 +3,9 @@
 The run folder is the only interface between the trainer, the sweeps and the analysis. Standard library only.
 """
 
+from muloco_runner.record.attempt_times import AttemptTimes
 from muloco_runner.record.exit_codes import KILLED_BY_SIGNAL, STOP_SIGNALS, STOPPED_CODES, ExitCode
+from muloco_runner.record.goodput import Goodput, read_all_goodput, write_goodput
 from muloco_runner.record.run_folder import (
     FORMAT_VERSION,
     RecordError,
@@ -20,12 +22,16 @@ __all__ = [
     "KILLED_BY_SIGNAL",
     "STOPPED_CODES",
     "STOP_SIGNALS",
+    "AttemptTimes",
     "ExitCode",
+    "Goodput",
     "RecordError",
     "RecordHeader",
     "RunFolder",
     "RunResult",
     "RunStatus",
     "StepRecord",
+    "read_all_goodput",
     "write_atomically",
+    "write_goodput",
 ]

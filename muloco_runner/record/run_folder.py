@@ -127,6 +127,10 @@ class RunStatus:
     """One line, for people and for grouping equal failures."""
     warning: str | None = None
     """A problem that did not end the attempt: a checkpoint that could not be written."""
+    resumed_step: int | None = None
+    """The step that this attempt began from; absent before its first step."""
+    times: dict[str, Any] | None = None
+    """What this attempt has spent its time on (`AttemptTimes`); absent where nobody measures it."""
     host: str = ""
     pid: int = 0
     updated_at: float = 0.0

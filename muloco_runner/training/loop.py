@@ -20,6 +20,7 @@ from muloco_runner.training.devices import choose_placement_on
 from muloco_runner.training.evaluate import Evaluation
 from muloco_runner.training.inner_step import InnerStep
 from muloco_runner.training.metrics import Metrics
+from muloco_runner.training.phases import Phases
 from muloco_runner.training.replicas import build_replicas, build_workers
 from muloco_runner.training.session import Session
 from muloco_runner.training.state import TrainingState
@@ -40,14 +41,14 @@ class Trainer:
         self.evaluation = Evaluation(run, corpus, communicator, device)
         workers = build_workers(run, execution, replicas, communicator, device, placement.recompute)
         self.method = build_method(run, workers, communicator, execution.muon_backend)
-        self.clock = TrainingClock(device, communicator.traffic)
+        self.clock, self.phases = TrainingClock(device, communicator.traffic), Phases()
         self.state = TrainingState(run, workers, self.method, self.clock, device)
         self.update_sizes = [UpdateSizes(worker) for worker in workers]
         store = CheckpointStore(session.folder.checkpoint_dir, communicator, pinned=device.type == "cuda")
         self.metrics = Metrics(
-            run, corpus.content_hash, self.evaluation.batch.tokens_BT.numel(), session, self.state, store
+            run, corpus.content_hash, self.evaluation.batch.tokens_BT.numel(), session, self.state, store, self.phases
         )
-        self.checkpointing = Checkpointing(session, self.state, store, self.metrics)
+        self.checkpointing = Checkpointing(session, self.state, store, self.metrics, self.phases)
         torch.manual_seed(run.seed)
 
     def train(self) -> RunResult | None:
@@ -60,6 +61,7 @@ class Trainer:
             self.inner_step.shrink_to_memory(state.workers[0])
         validation_loss = None
         self.metrics.start()
+        self.phases.begin_training()
         self.clock.start()
         self.checkpointing.start()
         while state.step < run.num_steps:
@@ -67,7 +69,10 @@ class Trainer:
             last, interval = state.step == run.num_steps, execution.evaluate_interval_steps
             evaluates = last or bool(interval and state.step % interval == 0)
             if evaluates and self.method.has_local_models:
-                with self.clock.paused():  # just before the method may bring them together
+                with (
+                    self.clock.paused(),
+                    self.phases.measured("evaluation"),
+                ):  # just before the method may bring them together
                     state.local_validation_loss = self.evaluation.of_local_models(state.workers)
             state.last_outer_step = self.method.after_inner_step(state.step) or state.last_outer_step
             if evaluates or self._logs(state.step):
@@ -107,5 +112,5 @@ class Trainer:
 
     def _evaluate(self) -> float:
         first = self.state.workers[0]
-        with evaluated_weights(first.optimizer):
+        with self.phases.measured("evaluation"), evaluated_weights(first.optimizer):
             return self.evaluation.of_synchronised_model(first, self.method.synchronised_parameters())

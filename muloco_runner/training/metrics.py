@@ -16,6 +16,7 @@ from muloco_runner.record import RunResult, RunStatus, StepRecord
 from muloco_runner.training.checkpoints.store import CheckpointStore
 from muloco_runner.training.learning_rate import scheduled_lr
 from muloco_runner.training.mfu import peak_memory_bytes, utilisations
+from muloco_runner.training.phases import Phases
 from muloco_runner.training.session import Session
 from muloco_runner.training.state import TrainingState
 from muloco_runner.training.update_sizes import KINDS, sizes_of
@@ -39,16 +40,20 @@ class Metrics:
         session: Session,
         state: TrainingState,
         store: CheckpointStore,
+        phases: Phases,
     ) -> None:
-        self.validation_tokens = validation_tokens
+        self.validation_tokens, self.phases = validation_tokens, phases
         self.run, self.corpus_hash, self.session, self.state, self.store = run, corpus_hash, session, state, store
         self.communicator, self.topology = session.communicator, session.communicator.topology
         self._last_heartbeat = 0.0
+        self._resumed_step: int | None = None
+        """Step that this attempt began from; None before its first step."""
         self._last_logged = (0, 0.0)
         """Step and training seconds of the last line that this attempt logged."""
 
     def start(self) -> None:
         """Called before the attempt's first step."""
+        self._resumed_step = self.state.step
         self._last_logged = (self.state.step, self.state.clock.seconds)
 
     @property
@@ -147,6 +152,8 @@ class Metrics:
                 tokens_per_second=self.num_tokens / seconds if seconds else None,
                 loss=loss,
                 warning=self.store.warning,
+                resumed_step=self._resumed_step,
+                times=self.phases.times(ended=state in ("finished", "stopped")).to_dict(),
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 **ending,  # type: ignore[arg-type]

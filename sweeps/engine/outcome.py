@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from muloco_runner.record.attempt_times import AttemptTimes
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -35,6 +37,8 @@ class Outcome:
     """The attempt's one line on how it failed."""
     heartbeat_at: float | None = None
     """Unix seconds by the file system's clock; None for work that has no heartbeat."""
+    report: Progress | None = None
+    """The last word of this very attempt; None where it has said nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,3 +57,11 @@ class Progress:
     """Done so far, of the whole; None for work that does not say."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """What it measures on its way, such as a loss."""
+    done: float = 0.0
+    """What this attempt has done so far, in units of `unit`."""
+    kept: float = 0.0
+    """Of this, what another attempt would go on from."""
+    unit: str = ""
+    """What is counted: tokens, or steps of programs; empty where nothing is."""
+    times: AttemptTimes | None = None
+    """What the attempt has spent its time on; None where it does not say."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from muloco_runner.record.goodput import WORK, Goodput
 from sweeps.engine.cluster import JobIdentity, JobRequest
 from sweeps.engine.counters import Counters
 from sweeps.engine.events import Event
@@ -82,6 +83,8 @@ class SweepState:
     waiting: dict[Shape, Queue] = field(default_factory=dict)
     spent_gpu_hours: dict[str, float] = field(default_factory=dict)
     """GPU-hours of attempts that have ended, by allocation."""
+    goodput: dict[str, Goodput] = field(default_factory=dict)
+    """Hours of jobs that have ended, by kind: of GPUs, and of CPUs in jobs without any."""
     crashes: dict[tuple[str, object], set[str]] = field(default_factory=dict)
     """Runs whose last attempt crashed, by message and `failure_group`."""
     failed: set[str] = field(default_factory=set)
@@ -196,6 +199,7 @@ class SweepState:
 
     def _ended(self, event: Event) -> None:
         """The whole job has ended; `endings` says how each of its attempts did."""
+        self._charge(event)
         for run, attempt in list(self._attempts_of(event["tag"])):
             ending = event["endings"].get(run.work.name)
             if ending is None:
@@ -207,6 +211,7 @@ class SweepState:
             attempt.advanced = attempt.checkpoint_step > before
             attempt.minutes_left = ending.get("minutes_left")
             attempt.ended_at = ending["at"]
+            attempt.hours = ending.get("hours", {})
             if attempt.started_at is None:
                 attempt.started_at = ending["started_at"]
             attempts = past_attempts(run)
@@ -224,6 +229,22 @@ class SweepState:
         for node in event["struck_nodes"]:
             self.node_failures.setdefault(node, NodeFailures()).times.append(event["time"])
         self.jobs.pop(event["tag"], None)
+
+    def _charge(self, event: Event) -> None:
+        """Adds the job's hours by kind."""
+        charge = event.get("charge")
+        if charge is None:
+            # Recorded by an earlier version: of CPUs nothing was charged.
+            if event["gpu_hours"]:
+                self.goodput.setdefault("GPU", Goodput()).add({WORK: event["gpu_hours"]})
+            return
+        goodput = self.goodput.setdefault(charge["processor"], Goodput())
+        goodput.add(charge["unused"])
+        for ending in event["endings"].values():
+            goodput.add(ending["hours"])
+            for unit, more in ending["progress"].items():
+                goodput.progress[unit] = goodput.progress.get(unit, 0.0) + more
+        goodput.progress_hours += charge["hours"]
 
     def _held(self, event: Event) -> None:
         for run in self._named(event["runs"]):

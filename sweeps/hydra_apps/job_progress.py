@@ -47,7 +47,8 @@ def begin_reports(folder: str, attempt: int) -> None:
     os.environ[_FOLDER] = folder
     before = _read(RunFolder(folder))
     saved = before.checkpoint_step if before is not None else 0
-    _write(RunStatus(RunFolder(folder).run_id, "running", step=saved, checkpoint_step=saved, attempt=attempt))
+    run_id = RunFolder(folder).run_id
+    _write(RunStatus(run_id, "running", step=saved, checkpoint_step=saved, attempt=attempt, resumed_step=saved))
 
 
 def report_failure(cause: str) -> None:

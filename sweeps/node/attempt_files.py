@@ -57,6 +57,7 @@ def read_outcome(attempt: Attempt) -> Outcome:
         minutes_left=progress.minutes_left,
         message=progress.message if progress.attempt == attempt.number else "",
         heartbeat_at=progress.heartbeat_at,
+        report=progress if progress.attempt == attempt.number else None,
     )
 
 

@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from muloco_runner.record import AttemptTimes
 from sweeps.engine.cluster import JobEnd, JobRequest
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.outcome import Ending, Outcome
+from sweeps.engine.outcome import Ending, Outcome, Progress
 from sweeps.engine.work import Attempt, Work
 from sweeps.simulation.faults import FaultModel
 
@@ -81,6 +82,8 @@ class World:
         self._minutes_done: dict[str, float] = {}
         """Up to the last checkpoint, by the work's name."""
         self._endings: dict[tuple[str, int], tuple[Ending, str]] = {}
+        self._reports: dict[tuple[str, int], Progress] = {}
+        """The last word of each attempt that has ended."""
         self._silent_since: dict[str, float] = {}
         self._beats_until: dict[str, float] = {}
         """Infinite while an attempt of the work runs."""
@@ -148,7 +151,8 @@ class World:
         step = int(self._minutes_done.get(name, 0.0) * _STEPS_PER_MINUTE)
         last = self._beats_until.get(name)
         heartbeat_at = None if last is None else min(self.now, last, self._silent_since.get(name, self.now))
-        return Outcome(name in self._finished, ending, step, message=message, heartbeat_at=heartbeat_at)
+        report = self._reports.get((name, attempt.number))
+        return Outcome(name in self._finished, ending, step, message=message, heartbeat_at=heartbeat_at, report=report)
 
     # What happens by itself
 
@@ -285,6 +289,18 @@ class World:
         trained = max(0.0, (self.now - job.started_at) / 60 - _STARTUP_MINUTES)
         kept = trained if asked_to else _CHECKPOINT_MINUTES * (trained // _CHECKPOINT_MINUTES)
         self._minutes_done[attempt.work.name] = self._minutes_done.get(attempt.work.name, 0.0) + kept
+        self._reports[attempt.work.name, attempt.number] = Progress(
+            attempt.number,
+            done=trained,
+            kept=kept,
+            unit="minutes",
+            times=AttemptTimes(
+                as_of=self.now,
+                first_step_at=job.started_at + 60 * _STARTUP_MINUTES if trained else None,
+                unsaved_seconds=60 * (trained - kept),
+                ended=asked_to,
+            ),
+        )
 
     def _on_warning(self, tag: str, _: str) -> None:
         job = self.jobs[tag]

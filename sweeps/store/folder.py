@@ -4,6 +4,7 @@ definition.jsonl  cluster and pieces of work, replaced atomically by each launch
 config_sources.json  the folders that the last launch was composed from, if not the package's alone
 ledger.jsonl      the event log (`sweeps.store.ledger`)
 snapshot.jsonl    what replaying it gave a while ago (`sweeps.store.snapshot`)
+goodput.json      where the charged hours of its jobs went (`muloco_runner.record.goodput`)
 jobs/<tag>.json   what was asked for with each job, written before it is submitted
 inbox/            people's commands on their way to the controller
 lease/            which controller is at work (`sweeps.store.lease`)
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from muloco_runner.config import ConfigError
-from muloco_runner.record import write_atomically
+from muloco_runner.record import write_atomically, write_goodput
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.events import Event
 from sweeps.engine.run_states import Runs
@@ -172,6 +173,9 @@ class SweepFolder:
 
     def write_snapshot(self, definition: Definition, state: SweepState, end: Position, damage: list[Damage]) -> None:
         write_snapshot(self.snapshot_file, definition, state, end, damage)
+
+    def write_goodput(self, state: SweepState) -> None:
+        write_goodput(self.path / "goodput.json", self.name, state.goodput)
 
     def send(self, command: str, **values: Any) -> None:
         """A person's command, for the controller to carry out at its next tick."""

@@ -16,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from muloco_runner.record import write_atomically
+from muloco_runner.record import Goodput, write_atomically
+from muloco_runner.record.goodput import WORK
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.counters import Counters
 from sweeps.engine.policy import RULES, Cause
@@ -57,6 +58,7 @@ def write_snapshot(path: Path, definition: Definition, state: SweepState, end: P
             if state.runs.has_history(position)
         ],
         "spent_gpu_hours": state.spent_gpu_hours,
+        "goodput": {processor: goodput.to_dict() for processor, goodput in state.goodput.items()},
         "crashes": [[detail, algorithm, sorted(names)] for (detail, algorithm), names in state.crashes.items()],
         "failed": sorted(state.failed),
     }
@@ -108,9 +110,18 @@ def _state(values: dict[str, Any], works: Works, lines: list[bytes]) -> SweepSta
         counters=Counters.from_dict(values["tally"]),
         waiting=waiting,
         spent_gpu_hours=values["spent_gpu_hours"],
+        goodput=_goodput(values),
         crashes={(detail, algorithm): set(names) for detail, algorithm, names in values["crashes"]},
         failed=set(values["failed"] if "failed" in values else _failed_in(values["tally"]["held"])),
     )
+
+
+def _goodput(values: dict[str, Any]) -> dict[str, Goodput]:
+    """What a snapshot without it was charged is not itemised."""
+    if "goodput" in values:
+        return {processor: Goodput.from_dict(one) for processor, one in values["goodput"].items()}
+    spent = sum(values["spent_gpu_hours"].values())
+    return {"GPU": Goodput({WORK: spent})} if spent else {}
 
 
 def _failed_in(held: Mapping[str, Sequence[str]]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from muloco_runner.record import RecordError, RunFolder, RunStatus
+from muloco_runner.record import AttemptTimes, RecordError, RunFolder, RunStatus
 from sweeps.engine.outcome import Progress
 from sweeps.engine.policy import Cause
 from sweeps.engine.work import Adapter
@@ -44,6 +44,10 @@ def read_progress(folder: Path) -> Progress | None:
         status.exit_cause or "",
         status.step / status.num_steps if status.num_steps else None,
         {"loss": status.loss} if status.loss is not None else {},
+        done=_tokens_since_resumed(status, status.step),
+        kept=_tokens_since_resumed(status, status.checkpoint_step),
+        unit="tokens",
+        times=_times(status),
     )
 
 
@@ -54,6 +58,20 @@ def measured_minutes(folder: Path) -> float | None:
     except RecordError:
         return None
     return result.train_seconds / 60 if result is not None else None
+
+
+def _tokens_since_resumed(status: RunStatus, step: int) -> float:
+    """Up to that step; 0 where the attempt does not say where it began."""
+    if status.resumed_step is None or not status.step:
+        return 0.0
+    return status.tokens / status.step * max(0, step - status.resumed_step)
+
+
+def _times(status: RunStatus) -> AttemptTimes | None:
+    try:
+        return AttemptTimes.from_dict(status.times) if status.times is not None else None
+    except (TypeError, AttributeError):
+        return None
 
 
 def _minutes_left(status: RunStatus) -> float | None:

@@ -17,6 +17,12 @@ def values_of(state: SweepState) -> dict[str, Any]:
         "counters": counter_values(state.counters),
         "queues": {shape: [run.work.name for run in queue] for shape, queue in state.waiting.items() if len(queue)},
         "spent": {name: round(hours, 6) for name, hours in state.spent_gpu_hours.items()},
+        "goodput": {
+            processor: {kind: round(hours, 6) for kind, hours in goodput.hours.items()}
+            | {unit: round(done, 6) for unit, done in goodput.progress.items()}
+            | {"progress_hours": round(goodput.progress_hours, 6)}
+            for processor, goodput in state.goodput.items()
+        },
         "crashes": {key: names for key, names in state.crashes.items() if names},
         "failed": state.failed,
     }

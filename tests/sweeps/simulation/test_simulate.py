@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from state_values import counted_anew, counter_values, values_of
 
 from muloco_runner.record import ExitCode
+from muloco_runner.record.goodput import IDLE, WORK, Goodput
 from sweeps import controller as controller_module
 from sweeps.controller import Controller, Tick
 from sweeps.engine import decide as decide_module
@@ -206,6 +207,19 @@ def assert_snapshot_says_what_the_ledger_says(controller: Controller) -> None:
     assert counter_values(controller.state.counters) == counter_values(counted_anew(controller.state))
 
 
+def assert_hours_add_up(state: SweepState) -> None:
+    """Every hour that was charged is of one kind, and each attempt's hours are what it was charged."""
+    (by_kind,) = state.goodput.values() if state.goodput else [Goodput()]
+    assert all(hours >= 0 for hours in by_kind.hours.values())
+    assert by_kind.charged == pytest.approx(sum(state.spent_gpu_hours.values()), abs=1e-6)
+    of_attempts = Counter[str]()
+    for run in state.runs.values():
+        for attempt in run.attempts:
+            of_attempts.update(attempt.hours)
+    for kind, hours in by_kind.hours.items():
+        assert kind in (IDLE, WORK) or hours == pytest.approx(of_attempts[kind], abs=1e-6)
+
+
 @given(history=histories())
 @settings(
     max_examples=HISTORIES,
@@ -223,6 +237,7 @@ def test_whatever_happens_every_run_ends_once_and_limits_hold(
     has_cap = history.max_gpu_hours is not None or history.config.allocations[0].quota.gpu_hours is not None
     for name, run in state.runs.items():
         assert run.done or run.held or has_cap, name
+    assert_hours_add_up(state)
     faults = history.faults
     mishaps = (faults.crashes, faults.broken, faults.hangs, faults.node_failures_per_day)
     if not any(mishaps) and not faults.preemptions_per_day and not has_cap and len(history.commands) == 2:
