@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from sweeps.cli.goodput_lines import goodput_lines, goodput_of
 from sweeps.engine.counters import Counters
 from sweeps.engine.decide import next_attempt_number
 from sweeps.engine.policy import Cause
@@ -85,6 +86,7 @@ def row(run: RunState, reason: str) -> dict[str, Any]:
                 "cause": attempt.cause.value if attempt.cause else None,
                 "detail": attempt.detail,
                 "checkpoint_step": attempt.checkpoint_step,
+                "hours": attempt.hours,
             }
             for attempt in run.attempts
         ],
@@ -109,6 +111,7 @@ def explain(run: RunState, reason: str, words: str, now: float, longest_minutes:
         lines.append("It has not been tried by this sweep.")
     elif words and not run.done and not run.in_flight:
         lines.append(f"Its last attempt said: {words}")
+    lines += goodput_lines(goodput_of([run]), "of its attempts")
     return [*lines, _next(run, reason, longest_minutes, retries)]
 
 

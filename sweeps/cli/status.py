@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from muloco_runner.record import Goodput
+from sweeps.cli.goodput_lines import goodput_of
 from sweeps.engine.capacity import MAX_GPU_HOURS
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.counters import Counters
@@ -57,6 +59,8 @@ class Status:
     damage: Sequence[Damage] = field(default=())
     waits_for: str = ""
     """Whom the controller waits for before it submits anything; empty where it need not."""
+    goodput: Mapping[str, Goodput] = field(default_factory=dict)
+    """Where the hours of ended jobs went, by processor; for chosen runs those of their own attempts."""
 
     def _labels(self, group: Group) -> dict[str, Any]:
         return {label: value for label, value in zip(self.group_labels, group, strict=True) if value is not None}
@@ -74,6 +78,7 @@ class Status:
             "gpu_hours_used": self.gpu_hours_used,
             "gpu_hours_left": self.gpu_hours_left,
             "max_gpu_hours": self.gpu_hours_cap,
+            "goodput": {name: one.to_dict() | {"rates": one.rates} for name, one in self.goodput.items()},
             "minutes_left": self.minutes_left,
             "finished": [
                 {**_NO_LABELS, **self._labels(group), **vars(finished)} for group, finished in counters.finished.items()
@@ -136,6 +141,7 @@ def status_of(
         controller=f"pid {holder.pid} on {holder.host}" if holder is not None else "",
         damage=damage,
         waits_for=waits_for,
+        goodput=state.goodput if chosen is None else goodput_of(chosen),
     )
 
 

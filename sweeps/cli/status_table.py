@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.cli.goodput_lines import goodput_lines
 from sweeps.cli.status import RunningRun, Status
 from sweeps.engine.counters import Finished
 from sweeps.engine.run_states import STATUSES
@@ -130,6 +131,7 @@ def status_lines(status: Status, command: str) -> Iterator[str]:
     """Yield what there is to know besides the counts, one line each."""
     counters = status.counters
     yield from _cost(status)
+    yield from goodput_lines(status.goodput, "of jobs that have ended")
     if counters.resubmitted:
         yield f"{plural(counters.resubmitted, 'attempt')} followed an earlier one of the same run."
     if status.waits_for:
