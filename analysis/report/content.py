@@ -27,6 +27,7 @@ from analysis.questions.registry import QUESTIONS
 from analysis.report import fitted_parts, verdict
 from analysis.report.fitted_parts import LOSS, comparison
 from analysis.report.training_curves import training_curves
+from analysis.report.goodput import charged_hours
 from analysis.runs import TUNED, Study
 from analysis.style import styled
 
@@ -92,6 +93,7 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
         "hyper_parameters": _hyper_parameters(optima, at_budget, budget),
         "num_workers": num_workers,
         "wall_clock": fitted_parts.wall_clock_hours(at_budget, points, study.series, optima, options),
+        "goodput": charged_hours(study.source),
         "sensitivity": {"loss": loss_sensitivity, **sensitivity},
         "questions": questions,
         "published": overlay() if options.published else None,
