@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from muloco_runner.config import ConfigError
+from sweeps.engine.charges import AttemptCharge, itemise
 from sweeps.engine.cluster import (
     Cluster,
     JobEnd,
@@ -30,7 +31,6 @@ from sweeps.engine.cluster import (
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.decide import Plan, decide
 from sweeps.engine.durations import Estimates
-from sweeps.engine.goodput import AttemptCharge, itemise
 from sweeps.engine.outcome import Outcome
 from sweeps.engine.policy import (
     IDENTICAL_FAILURES,

@@ -9,7 +9,7 @@ from analysis.page.axis_labels import unit_of
 from analysis.page.numbers import count
 from analysis.page.page_table import Column, Table
 from analysis.questions.registry import QUESTIONS
-from analysis.report import goodput
+from analysis.report import charged_hours
 
 Entry = dict[str, Any]
 Field = tuple[Column, str | Callable[[Entry], Any]]
@@ -35,7 +35,7 @@ def all_tables(report: dict[str, Any]) -> dict[str, Table]:
         _size_and_data(report),
         _isoflop(report),
         _wall_clock(report),
-        goodput.table_of(report),
+        charged_hours.table_of(report),
         _hyper_parameters(report),
         _num_workers(report),
         _num_workers_laws(report),

@@ -5,7 +5,7 @@ The run folder is the only interface between the trainer, the sweeps and the ana
 
 from muloco_runner.record.attempt_times import AttemptTimes
 from muloco_runner.record.exit_codes import KILLED_BY_SIGNAL, STOP_SIGNALS, STOPPED_CODES, ExitCode
-from muloco_runner.record.goodput import Goodput, read_all_goodput, write_goodput
+from muloco_runner.record.goodput import Goodput, Kind, lost_to, read_all_goodput, write_goodput
 from muloco_runner.record.run_folder import (
     FORMAT_VERSION,
     RecordError,
@@ -25,12 +25,14 @@ __all__ = [
     "AttemptTimes",
     "ExitCode",
     "Goodput",
+    "Kind",
     "RecordError",
     "RecordHeader",
     "RunFolder",
     "RunResult",
     "RunStatus",
     "StepRecord",
+    "lost_to",
     "read_all_goodput",
     "write_atomically",
     "write_goodput",

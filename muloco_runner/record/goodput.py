@@ -12,29 +12,37 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from muloco_runner.record.run_folder import RecordError, write_atomically
 
 FORMAT_VERSION = 1
-START_UP = "start-up"
-"""From a job's start to the first training step: imports, data, building the model."""
-COMPILE = "compile"
-TRAINING = "training"
-EVALUATION = "evaluation"
-CHECKPOINTS = "checkpoints"
-"""Reading one, and standing still for the writing of others."""
-SHUT_DOWN = "shut-down"
-"""From an attempt's last word, said in order, to its job's end."""
-LOST = "lost: "
-"""Begins the kinds of work that no checkpoint holds, each with how its attempt ended."""
-IDLE = "idle in a pack"
-"""Processors of a job that no run used, or whose run had ended before the job."""
-WORK = "work, not itemised"
-"""Of programs, and of attempts of earlier versions, that do not say what they spend their time on."""
-KINDS = (TRAINING, WORK, START_UP, COMPILE, EVALUATION, CHECKPOINTS, SHUT_DOWN, IDLE)
-"""In the order in which they are shown; lost work comes after."""
+
+
+class Kind(StrEnum):
+    """What charged hours were spent on, in the order in which it is shown; lost work, by cause, comes after."""
+
+    TRAINING = "training"
+    WORK = "work, not itemised"
+    """Of programs, and of attempts of earlier versions, that do not say what they spend their time on."""
+    START_UP = "start-up"
+    """From a job's start to the first training step: imports, data, building the model."""
+    COMPILE = "compile"
+    """By torch.compile."""
+    EVALUATION = "evaluation"
+    CHECKPOINTS = "checkpoints"
+    """Reading one, and standing still for the writing of others."""
+    SHUT_DOWN = "shut-down"
+    """From an attempt's last word, said in order, to its job's end."""
+    IDLE = "idle in a pack"
+    """Processors of a job that no run used, or whose run had ended before the job."""
+
+
+def lost_to(cause: str) -> str:
+    """Return the kind of training that no checkpoint held when its attempt ended so."""
+    return f"lost: {cause}"
 
 
 @dataclass
@@ -42,7 +50,7 @@ class Goodput:
     """Charged hours of processors of one sort, by kind, and what came of them."""
 
     hours: dict[str, float] = field(default_factory=dict)
-    """By kind: one of `KINDS`, or `LOST` and a cause."""
+    """By kind: a `Kind`, or one of `lost_to`."""
     progress: dict[str, float] = field(default_factory=dict)
     """What came to be held by results and checkpoints, by unit: tokens of training runs, steps of programs that report
     them."""
@@ -63,8 +71,8 @@ class Goodput:
     def shares(self) -> dict[str, float]:
         """Each kind's share of the whole, as shown: known kinds first, then lost work, the most first."""
         charged = self.charged
-        lost = sorted((kind for kind in self.hours if kind not in KINDS), key=lambda kind: -self.hours[kind])
-        present = [kind for kind in (*KINDS, *lost) if self.hours.get(kind, 0.0) > 0]
+        lost = sorted((kind for kind in self.hours if kind not in list(Kind)), key=lambda kind: -self.hours[kind])
+        present = [kind for kind in (*map(str, Kind), *lost) if self.hours.get(kind, 0.0) > 0]
         return {kind: self.hours[kind] / charged for kind in present}
 
     def add(self, hours: Mapping[str, float]) -> None:

@@ -7,8 +7,8 @@ import time
 
 from muloco_runner.distributed.vote import ControlFlagVote
 from muloco_runner.training.checkpoints.store import CheckpointError, CheckpointStore
+from muloco_runner.training.clock import Phases
 from muloco_runner.training.metrics import Metrics
-from muloco_runner.training.phases import Phases
 from muloco_runner.training.session import Session
 from muloco_runner.training.state import TrainingState
 

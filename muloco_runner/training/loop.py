@@ -15,12 +15,11 @@ from muloco_runner.optimizers.target import end_training, evaluated_weights, sta
 from muloco_runner.record import RunResult
 from muloco_runner.training.checkpointing import Checkpointing
 from muloco_runner.training.checkpoints.store import CheckpointStore
-from muloco_runner.training.clock import TrainingClock
+from muloco_runner.training.clock import Phases, TrainingClock
 from muloco_runner.training.devices import choose_placement_on
 from muloco_runner.training.evaluate import Evaluation
 from muloco_runner.training.inner_step import InnerStep
 from muloco_runner.training.metrics import Metrics
-from muloco_runner.training.phases import Phases
 from muloco_runner.training.replicas import build_replicas, build_workers
 from muloco_runner.training.session import Session
 from muloco_runner.training.state import TrainingState

@@ -14,9 +14,9 @@ from torch import Tensor
 from muloco_runner.config import RunConfig
 from muloco_runner.record import RunResult, RunStatus, StepRecord
 from muloco_runner.training.checkpoints.store import CheckpointStore
+from muloco_runner.training.clock import Phases
 from muloco_runner.training.learning_rate import scheduled_lr
 from muloco_runner.training.mfu import peak_memory_bytes, utilisations
-from muloco_runner.training.phases import Phases
 from muloco_runner.training.session import Session
 from muloco_runner.training.state import TrainingState
 from muloco_runner.training.update_sizes import KINDS, sizes_of
@@ -153,12 +153,15 @@ class Metrics:
                 loss=loss,
                 warning=self.store.warning,
                 resumed_step=self._resumed_step,
-                times=self.phases.times(ended=state in ("finished", "stopped")).to_dict(),
+                times=self._times(ended=state in ("finished", "stopped")),
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 **ending,  # type: ignore[arg-type]
             )
         )
+
+    def _times(self, ended: bool) -> dict[str, Any]:
+        return self.phases.times(self.store.step == self.state.step, ended).to_dict()
 
     def _tokens_per_second(self) -> float | None:
         """Since the last line that this attempt logged."""

@@ -23,7 +23,7 @@ def goodput_lines(by_processor: Mapping[str, Goodput], whose: str) -> Iterator[s
     for processor, goodput in by_processor.items():
         if goodput.charged:
             shares = ", ".join(f"{_percent(share)} {kind}" for kind, share in goodput.shares.items())
-            rates = "".join(f"; {_amount(rate)} {unit} each" for unit, rate in goodput.rates.items())
+            rates = "".join(f"; {_amount(rate)} {unit} for each hour" for unit, rate in goodput.rates.items())
             yield f"{_amount(goodput.charged)} {processor}-hours {whose}: {shares}{rates}."
 
 

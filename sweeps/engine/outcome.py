@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from muloco_runner.record.attempt_times import AttemptTimes
+from muloco_runner.record import AttemptTimes
 
 
 @dataclass(frozen=True)

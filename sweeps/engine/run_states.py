@@ -38,7 +38,7 @@ class AttemptState:
     minutes_left: float | None = None
     """After it, at the speed that it measured; None where it did not get so far."""
     hours: dict[str, float] = field(default_factory=dict)
-    """What it was charged, by kind (`sweeps.engine.goodput`); empty for attempts that earlier versions recorded."""
+    """What it was charged, by kind (`sweeps.engine.charges`); empty for attempts that earlier versions recorded."""
 
     @property
     def minutes(self) -> float:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from muloco_runner.record.goodput import WORK, Goodput
+from muloco_runner.record import Goodput, Kind
 from sweeps.engine.cluster import JobIdentity, JobRequest
 from sweeps.engine.counters import Counters
 from sweeps.engine.events import Event
@@ -236,7 +236,7 @@ class SweepState:
         if charge is None:
             # Recorded by an earlier version: of CPUs nothing was charged.
             if event["gpu_hours"]:
-                self.goodput.setdefault("GPU", Goodput()).add({WORK: event["gpu_hours"]})
+                self.goodput.setdefault("GPU", Goodput()).add({Kind.WORK: event["gpu_hours"]})
             return
         goodput = self.goodput.setdefault(charge["processor"], Goodput())
         goodput.add(charge["unused"])

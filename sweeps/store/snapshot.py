@@ -16,8 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from muloco_runner.record import Goodput, write_atomically
-from muloco_runner.record.goodput import WORK
+from muloco_runner.record import Goodput, Kind, write_atomically
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.counters import Counters
 from sweeps.engine.policy import RULES, Cause
@@ -121,7 +120,7 @@ def _goodput(values: dict[str, Any]) -> dict[str, Goodput]:
     if "goodput" in values:
         return {processor: Goodput.from_dict(one) for processor, one in values["goodput"].items()}
     spent = sum(values["spent_gpu_hours"].values())
-    return {"GPU": Goodput({WORK: spent})} if spent else {}
+    return {"GPU": Goodput({Kind.WORK: spent})} if spent else {}
 
 
 def _failed_in(held: Mapping[str, Sequence[str]]) -> Iterator[str]:

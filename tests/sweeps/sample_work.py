@@ -29,3 +29,20 @@ def count(folder: str, attempt: int, memory_halvings: int = 0, **plan: Any) -> i
         with open(place / "result.json", "x") as file:
             file.write("{}")
     return code
+
+
+def train(folder: str, attempt: int, execution: dict[str, Any], memory_halvings: int = 0) -> int:
+    """Trains; the first attempt is killed at step 60, the second asked to stop at step 120."""
+    from muloco_runner.config import ExecutionConfig
+    from muloco_runner.job import run_job
+    from muloco_runner.record import RunFolder, StepRecord
+    from muloco_runner.training import metrics
+
+    ends = {1: (60, signal.SIGKILL), 2: (120, signal.SIGTERM)}
+    metrics._HEARTBEAT_SECONDS = 0.0
+
+    def on_record(record: StepRecord) -> None:
+        if attempt in ends and record.step == ends[attempt][0]:
+            os.kill(os.getpid(), ends[attempt][1])
+
+    return int(run_job(RunFolder(folder), ExecutionConfig(**execution), attempt, on_record))

@@ -201,3 +201,14 @@ def test_a_signal_is_named(number: signal.Signals) -> None:
     assert how_it_ended(ending(code), JobEnd.EXITED, 1) == f"killed by {number.name}"
     # The scheduler's code is no news of an attempt that the scheduler has ended.
     assert how_it_ended(None, JobEnd.TIMEOUT, 0) == ""
+
+
+@pytest.mark.parametrize("cause", [cause for cause in FAILURES if RULES[cause].is_failure])
+def test_preemptions_spend_no_budget_for_failures(cause: Cause) -> None:
+    preempted = history(*[Cause.PREEMPTED] * 40)
+    for tries in range(1, 12):
+        failed = history(*[cause] * tries)
+        alone = after(failed).hold
+        assert after([*preempted, *failed]).hold == alone
+        assert after([failed[0], *preempted, *failed[1:]]).hold == alone
+    assert not RULES[Cause.PREEMPTED].is_failure

@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from state_values import counted_anew, counter_values, values_of
 
-from muloco_runner.record import ExitCode
-from muloco_runner.record.goodput import IDLE, WORK, Goodput
+from muloco_runner.record import ExitCode, Goodput, Kind
 from sweeps import controller as controller_module
 from sweeps.controller import Controller, Tick
 from sweeps.engine import decide as decide_module
@@ -217,7 +216,7 @@ def assert_hours_add_up(state: SweepState) -> None:
         for attempt in run.attempts:
             of_attempts.update(attempt.hours)
     for kind, hours in by_kind.hours.items():
-        assert kind in (IDLE, WORK) or hours == pytest.approx(of_attempts[kind], abs=1e-6)
+        assert kind in (Kind.IDLE, Kind.WORK) or hours == pytest.approx(of_attempts[kind], abs=1e-6)
 
 
 @given(history=histories())

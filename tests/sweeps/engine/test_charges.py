@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muloco_runner.record import AttemptTimes
-from sweeps.engine.goodput import AttemptCharge, attempt_seconds, itemise
+from sweeps.engine.charges import AttemptCharge, attempt_seconds, itemise
 from sweeps.engine.policy import Cause
 
 TIMES = AttemptTimes(

@@ -1,6 +1,6 @@
 """Where the charged hours of a job that has ended went. Pure: times in, hours by kind out.
 
-Every kind is zero or more, and all of them add up to what was charged. Where nothing is known, that is said (`WORK`).
+Every kind is zero or more, and all of them add up to what was charged. Where nothing is known, `Kind.WORK` says so.
 """
 
 from __future__ import annotations
@@ -8,22 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from muloco_runner.record.attempt_times import AttemptTimes
-from muloco_runner.record.goodput import (
-    CHECKPOINTS,
-    COMPILE,
-    EVALUATION,
-    IDLE,
-    LOST,
-    SHUT_DOWN,
-    START_UP,
-    TRAINING,
-    WORK,
-)
+from muloco_runner.record import AttemptTimes, Kind, lost_to
 from sweeps.engine.policy import Cause
 
 _BEFORE_THE_WORK = (Cause.SETUP_FAILED, Cause.LAUNCH_FAILURE)
 """An attempt that ended so did nothing of its own."""
+
+_ROUNDING = 1e-9
+"""Of the charge: what sums of its parts may differ from it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,7 @@ def itemise(charged: float, attempts: Sequence[AttemptCharge]) -> tuple[dict[str
     used = sum(attempt.processors * sum(seconds[attempt.name].values()) for attempt in attempts) / 3600
     if not used:
         # Nobody knows who used it: no attempt was seen to start.
-        return {}, {WORK: charged} if charged else {}
+        return {}, {Kind.WORK: charged} if charged else {}
     # Clocks of several hosts may make the attempts longer than their job.
     scale = min(1.0, charged / used) / 3600
     hours = {
@@ -56,7 +48,7 @@ def itemise(charged: float, attempts: Sequence[AttemptCharge]) -> tuple[dict[str
         for attempt in attempts
     }
     idle = charged - sum(sum(own.values()) for own in hours.values())
-    return hours, {IDLE: idle} if idle > 0 else {}
+    return hours, {Kind.IDLE: idle} if idle > _ROUNDING * charged else {}
 
 
 def attempt_seconds(attempt: AttemptCharge) -> dict[str, float]:
@@ -65,7 +57,7 @@ def attempt_seconds(attempt: AttemptCharge) -> dict[str, float]:
         return {}
     left = max(0.0, attempt.ended_at - attempt.started_at)
     if attempt.times is None:
-        kind = START_UP if attempt.cause in _BEFORE_THE_WORK else WORK
+        kind: str = Kind.START_UP if attempt.cause in _BEFORE_THE_WORK else Kind.WORK
         return {kind: left} if left else {}
     parts: dict[str, float] = {}
     *measured, (rest, _) = _parts(attempt, attempt.started_at, attempt.times)
@@ -80,18 +72,18 @@ def attempt_seconds(attempt: AttemptCharge) -> dict[str, float]:
 
 def _parts(attempt: AttemptCharge, started_at: float, times: AttemptTimes) -> list[tuple[str, float]]:
     """Kinds and their seconds, the most certain first; the last takes what is left."""
-    checkpoints = (CHECKPOINTS, times.loading_seconds + times.saving_seconds)
+    checkpoints = (Kind.CHECKPOINTS, times.loading_seconds + times.saving_seconds)
     if times.first_step_at is None:
-        return [checkpoints, (START_UP, 0.0)]
-    lost = f"{LOST}{attempt.cause.value}"
+        return [checkpoints, (Kind.START_UP, 0.0)]
+    lost = lost_to(attempt.cause.value)
     is_done = attempt.cause is Cause.FINISHED
-    unreported = SHUT_DOWN if is_done or times.ended else lost
+    unreported = Kind.SHUT_DOWN if is_done or times.ended else lost
     return [
         checkpoints,
-        (START_UP, times.first_step_at - started_at - times.loading_seconds - times.early_compile_seconds),
+        (Kind.START_UP, times.first_step_at - started_at - times.loading_seconds - times.early_compile_seconds),
         (unreported, attempt.ended_at - times.as_of),
-        (EVALUATION, times.evaluation_seconds),
-        (COMPILE, times.compile_seconds),
+        (Kind.EVALUATION, times.evaluation_seconds),
+        (Kind.COMPILE, times.compile_seconds),
         (lost, 0.0 if is_done else times.unsaved_seconds),
-        (TRAINING, 0.0),
+        (Kind.TRAINING, 0.0),
     ]
