@@ -210,5 +210,5 @@ def test_preemptions_spend_no_budget_for_failures(cause: Cause) -> None:
         failed = history(*[cause] * tries)
         alone = after(failed).hold
         assert after([*preempted, *failed]).hold == alone
-        assert after([failed[0], *preempted, *failed[1:]]).hold == alone
+        assert after([*failed[:-1], *preempted, failed[-1]]).hold == alone
     assert not RULES[Cause.PREEMPTED].is_failure
