@@ -8,12 +8,13 @@ Counted are tensors, as torch's allocator sees them; the driver's context, libra
 The counts hold where a model's matrices are large beside its constants: from about a million parameters on.
 """
 
-from muloco_runner.memory.estimate import MemoryEstimate, estimate_memory, usable_bytes
+from muloco_runner.memory.estimate import MemoryEstimate, checkpoint_bytes, estimate_memory, usable_bytes
 from muloco_runner.memory.placement import Placement
 
 __all__ = [
     "MemoryEstimate",
     "Placement",
+    "checkpoint_bytes",
     "estimate_memory",
     "usable_bytes",
 ]

@@ -51,3 +51,9 @@ def estimate_memory(run: RunConfig, placement: Placement) -> MemoryEstimate:
     phases["outer step"] = outer.peak
     peak = max(phases, key=lambda name: phases[name])
     return MemoryEstimate(4 * held * workers, state * workers, outer.state, int(phases[peak]), peak)
+
+
+def checkpoint_bytes(run: RunConfig) -> int:
+    """Bytes of one checkpoint: all that stays, of all workers, in full, however many ranks hold it."""
+    estimate = estimate_memory(run, Placement(device="cpu"))
+    return estimate.parameters + estimate.inner_optimizer + estimate.method

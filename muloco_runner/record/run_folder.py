@@ -179,6 +179,8 @@ class RunResult:
     format_version: int = FORMAT_VERSION
 
 
+CHECKPOINTS_KEPT = 2
+"""Checkpoints of a run that trains, besides one that is being written."""
 _RENAMED = {"lr": "scheduled_lr"}
 """Quantities of a logged step: their names in older records -> their names now."""
 

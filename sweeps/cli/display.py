@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import shlex
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from muloco_runner.record import CHECKPOINTS_KEPT
 from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.works import Shape
@@ -26,6 +28,7 @@ from sweeps.training.model_names import model_name
 if TYPE_CHECKING:
     from sweeps.controller import Tick
     from sweeps.simulation.simulate import Outcome
+    from sweeps.training.disk import DiskUse
     from sweeps.training.gpus import Fit
     from sweeps.training.preview import PlannedRun, Preview
     from sweeps.training.sweep import Sweep
@@ -138,8 +141,29 @@ def _totals(preview: Preview) -> Iterator[str]:
     yield from preview.cuts
     measured = " for what finished runs do not tell yet" if done else ""
     yield f"Times are a first guess{measured}, {speed_of(cluster)}; launched, they follow what runs take."
+    if preview.disk is not None:
+        yield _disk_line(preview.disk)
     if preview.note:
         yield preview.note
+
+
+def _disk_line(disk: DiskUse) -> str:
+    files = "" if disk.free_files is None else f" and {disk.free_files:,} files"
+    line = (
+        f"Disk: up to {_in_bytes(disk.peak_bytes)} and {disk.peak_files:,} files while it runs (checkpoints of up to "
+        f"{_in_bytes(disk.largest_checkpoint_bytes)}, {CHECKPOINTS_KEPT} of each run and one being written), "
+        f"{_in_bytes(disk.left_bytes)} and {disk.left_files:,} files in the end; free in {disk.file_system}: "
+        f"{_in_bytes(disk.free_bytes)}{files}"
+    )
+    return line if disk.fits else f"{line}: it will NOT fit: make room, choose another root=, or lower the quota"
+
+
+def _in_bytes(number: int) -> str:
+    unit, size = next(((unit, size) for unit, size in _UNITS if number >= size), _UNITS[-1])
+    return f"{number / size:,.3g} {unit}"
+
+
+_UNITS = (("PB", 10**15), ("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 
 def _spread(seconds: Sequence[float]) -> str:
@@ -182,6 +206,7 @@ def plan_as_dict(preview: Preview) -> dict[str, Any]:
         "note": preview.note,
         "speed": speed_of(preview.sweep.cluster),
         "cuts": list(preview.cuts),
+        "disk": preview.disk and {**dataclasses.asdict(preview.disk), "fits": preview.disk.fits},
         "runs": [
             {
                 "run": run.work.name,

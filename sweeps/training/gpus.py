@@ -54,14 +54,14 @@ class Gpus:
 
     def number_of(self, run: RunConfig) -> int:
         """GPUs for the run. One that cannot fit raises `ConfigError`."""
-        key = _sizes(run)
+        key = sizes_of(run)
         if key not in self._numbers:
             self._numbers[key] = self._choose(run)
         return self._numbers[key]
 
     def fit(self, run: RunConfig, number: int) -> Fit:
         """How the run lies on that many GPUs, whether it fits or not."""
-        key = (number, _sizes(run))
+        key = (number, sizes_of(run))
         if key not in self._fits:
             placement = choose_placement(run, self.execution, number, "cuda", self._bytes)
             estimate = estimate_memory(run, placement)
@@ -129,7 +129,7 @@ def _named(run: RunConfig) -> str:
     return f"run {run.run_id} ({run.algorithm}, {run.num_params:,} parameters)"
 
 
-def _sizes(run: RunConfig) -> tuple[Any, ...]:
+def sizes_of(run: RunConfig) -> tuple[Any, ...]:
     """All of a run that its memory depends on, and more: learning rates of the outer step, say."""
     model = tuple(dataclasses.asdict(run.model).values())
     inner = run.inner_optimizer

@@ -19,6 +19,7 @@ from sweeps.engine.work import Work
 from sweeps.engine.works import Shape, Works, shape_of
 from sweeps.formatting import duration, plural
 from sweeps.node.attempt_files import is_finished
+from sweeps.training.disk import DiskUse, RunSpace, Span, disk_use, spaces_of
 from sweeps.training.gpus import Fit, Gpus
 from sweeps.training.sweep import Sweep
 
@@ -47,6 +48,8 @@ class Preview:
     """Why the cluster's own limits are not in it, where they are not."""
     cuts: Sequence[str] = ()
     """What limits on the time of a job do to longer runs, one sentence each."""
+    disk: DiskUse | None = None
+    """What its training runs write; None where there are none."""
     affordable: frozenset[str] | None = None
     """Names of the unfinished runs that would be done under a cap on GPU-hours; None without one."""
 
@@ -70,7 +73,7 @@ def preview(sweep: Sweep, live: Limits, max_gpu_hours: float | None = None) -> P
     to_run = [run.work for run in planned if not run.finished and run.verdict.kind is not VerdictKind.NEVER]
     gpu_hours = sum(work.need.gpus * work.need.expected_minutes for work in to_run) / 60
     alone = {name: [_without_others(limit) for limit in found] for name, found in limits.items()}
-    makespan, node_minutes, done = replay(to_run, sweep.cluster, alone, max_gpu_hours)
+    makespan, node_minutes, done, spans = replay(to_run, sweep.cluster, alone, max_gpu_hours)
     return Preview(
         sweep,
         planned,
@@ -79,8 +82,14 @@ def preview(sweep: Sweep, live: Limits, max_gpu_hours: float | None = None) -> P
         makespan,
         live.note,
         cuts_of(to_run, sweep.cluster, limits),
+        disk_use(sweep.root, spans, _spaces(sweep, planned)),
         None if max_gpu_hours is None else done,
     )
+
+
+def _spaces(sweep: Sweep, planned: Sequence[PlannedRun]) -> dict[str, RunSpace]:
+    num_jobs = {run.work.name: run.num_jobs for run in planned}
+    return spaces_of(sweep.runs, sweep.execution, num_jobs, keeps_final=bool(sweep.execution.final_checkpoint))
 
 
 def cuts_of(works: Sequence[Work], cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]]) -> list[str]:
@@ -123,9 +132,10 @@ def replay(
     cluster: ClusterConfig,
     limits: Mapping[str, Sequence[Limit]],
     max_gpu_hours: float | None = None,
-) -> tuple[float, float, frozenset[str]]:
-    """Minutes until the last run ends, node-minutes used, and the runs that are done then, if every run takes the time
-    expected of it: the controller's own decisions, played through. A run of several jobs counts as one of their length.
+) -> tuple[float, float, frozenset[str], list[Span]]:
+    """Minutes until the last run ends, node-minutes used, the runs that are done then, and when each is at work, if
+    every run takes the time expected of it: the controller's own decisions, played through. A run of several jobs
+    counts as one of their length.
     """
     cluster = replace(cluster, allocations=[replace(a, max_wall_minutes=math.inf) for a in cluster.allocations])
     limits = {
@@ -137,6 +147,7 @@ def replay(
         state.own_limits[MAX_GPU_HOURS] = max_gpu_hours
     now, node_minutes = 0.0, 0.0
     ends: list[tuple[float, str]] = []
+    spans: list[Span] = []
     while True:
         for request in decide(state, cluster, limits, now).submit:
             state.apply({"event": "intended", "tag": request.tag, "time": now}, request)
@@ -144,8 +155,10 @@ def replay(
             minutes = job_minutes(request)
             node_minutes += request.nodes * minutes
             heapq.heappush(ends, (now + 60 * minutes, request.tag))
+            spans += [(now, now + 60 * minutes, attempt.work.name) for attempt in request.attempts]
         if not ends:
-            return now / 60, node_minutes, frozenset(work.name for work in works if state.runs[work.name].done)
+            done = frozenset(work.name for work in works if state.runs[work.name].done)
+            return now / 60, node_minutes, done, spans
         now, tag = heapq.heappop(ends)
         request = state.jobs[tag].request
         hours = request.nodes * request.gpus_per_node * job_minutes(request) / 60

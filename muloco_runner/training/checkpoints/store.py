@@ -26,10 +26,10 @@ from typing import Any
 import torch
 
 from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.record import CHECKPOINTS_KEPT
 from muloco_runner.training.checkpoints.files import is_intact, read_state, sync_folder, write_manifest, write_state
 from muloco_runner.training.checkpoints.host_buffers import HostBuffers
 
-KEPT = 2
 _PREFIX = "step-"
 _LISTED = 8
 """Number of the newest checkpoints that a resume looks at."""
@@ -162,7 +162,10 @@ class CheckpointStore:
             shutil.rmtree(final)
         os.rename(temporary, final)
         sync_folder(self.folder)
-        kept = {self._final(known) for known in [*(known for known in self._intact if known < step), step][-KEPT:]}
+        kept = {
+            self._final(known)
+            for known in [*(known for known in self._intact if known < step), step][-CHECKPOINTS_KEPT:]
+        }
         for old in self.folder.glob(f"{_PREFIX}*"):
             if old not in kept:
                 shutil.rmtree(old, ignore_errors=True)
