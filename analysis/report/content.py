@@ -25,9 +25,9 @@ from analysis.questions.options import Options
 from analysis.questions.question import Inputs
 from analysis.questions.registry import QUESTIONS
 from analysis.report import fitted_parts, verdict
+from analysis.report.charged_hours import charged_hours
 from analysis.report.fitted_parts import LOSS, comparison
 from analysis.report.training_curves import training_curves
-from analysis.report.charged_hours import charged_hours
 from analysis.runs import TUNED, Study
 from analysis.style import styled
 
