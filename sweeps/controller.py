@@ -29,7 +29,7 @@ from sweeps.engine.cluster import (
     Refused,
 )
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.decide import Plan, decide
+from sweeps.engine.decide import AVOID_NODE_SECONDS, Plan, decide
 from sweeps.engine.durations import Estimates
 from sweeps.engine.outcome import Outcome
 from sweeps.engine.policy import (
@@ -47,7 +47,8 @@ from sweeps.engine.work import Work
 from sweeps.node.attempt_files import is_finished
 from sweeps.node.code_snapshot import keep_source
 from sweeps.node.disk_space import full_disk_words, is_disk_full, says_disk_full
-from sweeps.node.reports import measured_minutes
+from sweeps.node.reports import likeness, measured_minutes
+from sweeps.node_speeds import NodeSpeeds
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import Lease
@@ -124,6 +125,7 @@ class Controller:
         self.code = ""
         """The copy of the source that jobs run, once there is one."""
         self.estimates = Estimates()
+        self.speeds = NodeSpeeds(likeness)
         # By tag, when this controller first saw it so: other clocks than its own are not asked.
         self._ended_since: dict[str, float] = {}
         self._missing_since: dict[str, float] = {}
@@ -249,6 +251,8 @@ class Controller:
             self._record_identity(seen)
         if seen.state is not JobState.PENDING and job.started_at is None and seen.started_at is not None:
             self._record("started", tag=job.tag, at=seen.started_at, nodes=list(seen.nodes))
+        if seen.state is JobState.RUNNING and len(seen.nodes) == 1:
+            self._compare_speeds(job, seen.nodes[0], now)
         if seen.state is JobState.ENDED:
             if not self._may_still_report(job, seen, now):
                 self._end(job, seen, now)
@@ -257,6 +261,21 @@ class Controller:
         elif seen.state is JobState.PENDING and not job.cancel_pending and self._is_hopeless(seen, now):
             why = f"can never run: the scheduler gives {seen.reason} as its reason to wait; correct that, then `retry`"
             self._record("withdrawing", tag=job.tag, hold=why)
+
+    def _compare_speeds(self, job: TrackedJob, node: str, now: float) -> None:
+        """Records once that a node is slow, until it is no longer avoided for that."""
+        least = self.config.slow_node_factor
+        if least is None:
+            return
+        for attempt in job.request.attempts:
+            report = self.cluster.outcome(attempt).report
+            if report is not None and report.headway is not None:
+                self.speeds.learn(job.request, attempt, node, report.headway)
+            factor = self.speeds.times_slower(attempt)
+            known = self.state.slow_nodes.get(node)
+            is_avoided = known is not None and now - known.at < AVOID_NODE_SECONDS
+            if factor is not None and factor >= least and not is_avoided:
+                self._record("slow_node", node=node, run=attempt.work.name, factor=factor)
 
     def _is_hopeless(self, seen: JobObservation, now: float) -> bool:
         """The scheduler has said for a while that it will never start: it may say so while it is being configured."""
@@ -346,6 +365,7 @@ class Controller:
         attempts: list[AttemptCharge] = []
         failed_nodes: set[str] = set()
         for attempt in job.request.attempts:
+            self.speeds.end(attempt)
             left = self.cluster.outcome(attempt)
             cause, detail = _cause(left, job, attempt.work, seen)
             write_error = self.cluster.write_error(attempt) if cause is Cause.CRASH and not left.message else ""

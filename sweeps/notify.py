@@ -1,4 +1,4 @@
-"""Notifications of held runs, of runs that can never run, and of the end, as JSON to a command or an address."""
+"""Notifications of held runs, slow nodes, runs that can never run, and the end, as JSON to a command or an address."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from muloco_runner.config import ConfigError
 from sweeps.controller import Tick
+from sweeps.engine.sweep_state import SlowNode
 
 ON_EVENT = "MULOCO_ON_EVENT"
 """Environment variable with the target for a controller that another process starts: an address may hold a secret."""
@@ -34,6 +35,7 @@ class Notifier:
         self.send = _poster(target) if target.startswith(("http://", "https://")) else _runner(target)
         self.held: set[str] | None = None
         self.never: set[str] = set()
+        self.slow: dict[str, SlowNode] | None = None
         self.ended = False
 
     def __call__(self, tick: Tick) -> None:
@@ -48,6 +50,11 @@ class Notifier:
         self.never.update(never)
         if never:
             self._notify({"event": "never", "why": never})
+        slow_before = tick.state.slow_nodes if self.slow is None else self.slow
+        self.slow = dict(tick.state.slow_nodes)
+        slower = {node: vars(slow) for node, slow in self.slow.items() if slow_before.get(node) != slow}
+        if slower:
+            self._notify({"event": "slow_node", "nodes": slower})
         over = tick.state.is_over or tick.plan.unschedulable
         if over and not self.ended:
             self.ended = True

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sweeps.controller import Tick
+from sweeps.engine.decide import AVOID_NODE_SECONDS
 from sweeps.engine.run_states import STATUSES, RunState
-from sweeps.engine.sweep_state import SweepState
-from sweeps.formatting import duration, plural
+from sweeps.engine.sweep_state import SlowNode, SweepState
+from sweeps.formatting import duration, plural, when
 from sweeps.node.last_words import last_words, why_not_done
 from sweeps.store.folder import SweepFolder
 
@@ -27,6 +28,7 @@ class Lines:
         self.printed_at, self.printed = 0.0, ""
         self.held: set[str] = set()
         self.never: set[str] = set()
+        self.slow: dict[str, SlowNode] | None = None
 
     def __call__(self, tick: Tick) -> None:
         for why, names in tick.state.counters.held.items():
@@ -37,6 +39,12 @@ class Lines:
             if why not in self.never:
                 self.never.add(why)
                 self.print_line(f"runs wait that can never run: {why}")
+        # Those that are known from the start were said by an earlier launch.
+        before = tick.state.slow_nodes if self.slow is None else self.slow
+        self.slow = dict(tick.state.slow_nodes)
+        for node, slow in self.slow.items():
+            if before.get(node) != slow:
+                self.print_line(slow_line(node, slow))
         note = tick.waits_for if tick.queue_read else NO_ANSWER
         line = summary(tick.state) + (f"; {note}" if note else "")
         over = tick.state.is_over
@@ -60,6 +68,14 @@ def held_line(run: RunState, why: str, cluster_dir: Path) -> str:
         return f"{run.work.name} held: {why_not_done(run, cluster_dir)}"
     words = last_words(run, cluster_dir)
     return f"{run.work.name} held: {why}" + (f": {words}" if words else f"; its folder is {run.work.folder}")
+
+
+def slow_line(node: str, slow: SlowNode) -> str:
+    """Return one line on a slow node: what was seen there, and until when it is avoided."""
+    return (
+        f"node {node}: {slow.run} was {slow.factor:.1f} times slower there than its like elsewhere; "
+        f"no attempt is sent there before {when(slow.at + AVOID_NODE_SECONDS)}"
+    )
 
 
 def after_interrupt(state: SweepState, jobs_go_on: bool, folder: SweepFolder) -> str:

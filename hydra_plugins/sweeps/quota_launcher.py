@@ -114,6 +114,9 @@ class QuotaLauncherConf:
     """A job that reaches its time limit so many times without a new checkpoint is held."""
     stop_after_failures: int | None = None
     """Once so many jobs have failed for good no other is submitted; those that were go on. null for never."""
+    slow_node_factor: float | None = None
+    """A node where a job that calls `report_progress` is so many times slower than its like on other nodes (same
+    overrides but for seed, lr, learning_rate and weight_decay) is avoided by the next attempts. null for never."""
     heartbeat_timeout_minutes: float | None = None
     """A job that has not called `report_progress` for so long hangs: it is ended and tried again. null for never."""
     submit_confirm_timeout_seconds: float = 120.0

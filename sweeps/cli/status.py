@@ -12,10 +12,11 @@ from sweeps.cli.goodput_lines import goodput_of
 from sweeps.engine.capacity import MAX_GPU_HOURS
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.counters import Counters
+from sweeps.engine.decide import AVOID_NODE_SECONDS
 from sweeps.engine.lower_bound import makespan_lower_bound
 from sweeps.engine.outcome import Progress
 from sweeps.engine.run_states import RunState
-from sweeps.engine.sweep_state import SweepState, TrackedJob
+from sweeps.engine.sweep_state import SlowNode, SweepState, TrackedJob
 from sweeps.engine.works import Group, Shape, group_of, shape_of
 from sweeps.store.lease import Holder
 from sweeps.store.ledger import Damage
@@ -61,6 +62,7 @@ class Status:
     """Whom the controller waits for before it submits anything; empty where it need not."""
     goodput: Mapping[str, Goodput] = field(default_factory=dict)
     """Where the hours of ended jobs went, by processor; for chosen runs those of their own attempts."""
+    slow_nodes: Mapping[str, SlowNode] = field(default_factory=dict)
 
     def _labels(self, group: Group) -> dict[str, Any]:
         return {label: value for label, value in zip(self.group_labels, group, strict=True) if value is not None}
@@ -82,6 +84,10 @@ class Status:
             "minutes_left": self.minutes_left,
             "finished": [
                 {**_NO_LABELS, **self._labels(group), **vars(finished)} for group, finished in counters.finished.items()
+            ],
+            "slow_nodes": [
+                {"node": node, **vars(slow), "avoided_until": slow.at + AVOID_NODE_SECONDS}
+                for node, slow in self.slow_nodes.items()
             ],
             "damage": [{"line": one.line, "why": one.why} for one in self.damage],
         }
@@ -142,6 +148,7 @@ def status_of(
         damage=damage,
         waits_for=waits_for,
         goodput=state.goodput if chosen is None else goodput_of(chosen),
+        slow_nodes=state.slow_nodes,
     )
 
 

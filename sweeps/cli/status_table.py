@@ -18,6 +18,7 @@ from sweeps.engine.work import Work
 from sweeps.engine.works import Group as RowGroup
 from sweeps.engine.works import group_of
 from sweeps.formatting import about, duration, plural
+from sweeps.progress_lines import slow_line
 from sweeps.training.model_names import model_name
 
 _TITLES = {"num_params": "size"}
@@ -143,6 +144,8 @@ def status_lines(status: Status, command: str) -> Iterator[str]:
     for why, names in counters.held.items():
         first = next(iter(names))
         yield f"{len(names):,} held: {why} (muloco-sweep explain {shlex.quote(first)} {command})"
+    for node, slow in status.slow_nodes.items():
+        yield f"Slow: {slow_line(node, slow)}."
     for one in status.damage:
         where = f"line {one.line} of the ledger" if one.line else "the ledger"
         yield f"Damage in {where}: {one.why}; ignored."

@@ -99,6 +99,9 @@ class ClusterConfig:
     stop_after_failures: int | None = None
     """Once so many runs are held for how they ended, none is submitted any more, until someone says `retry`: then
     failures are counted anew. What has been submitted goes on. None for never."""
+    slow_node_factor: float | None = None
+    """A node where a run is so many times slower than its like on other nodes is avoided by the attempts that come
+    next (`sweeps.node_speeds`); what runs there goes on. None for never."""
     setup: list[str] = field(default_factory=list)
     """Lines of shell that a job runs first, such as `module load cuda`."""
     controller: dict[str, Any] = field(default_factory=dict)
@@ -165,6 +168,9 @@ def parse_cluster(name: str, values: Mapping[str, Any], option_keys: Collection[
     check_whole_numbers(where, cluster, retries=0, max_timeouts=1)
     if cluster.stop_after_failures is not None:
         check_whole_numbers(where, cluster, stop_after_failures=1)
+    factor = cluster.slow_node_factor
+    if factor is not None and not (_is_number(factor) and factor > 1):
+        raise ConfigError(f"{where}: slow_node_factor={factor!r}: must be a number above 1, or null for never")
     given = cluster.gpus_per_run
     if given != "auto" and not (_is_number(given) and float(given).is_integer() and float(given) >= 1):
         raise ConfigError(f"{where}: gpus_per_run={given!r}: must be a whole number, at least 1, or auto")

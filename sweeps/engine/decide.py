@@ -35,8 +35,8 @@ _SAME_END_MINUTES = 1.0
 """Ends that differ by no more are as good as each other."""
 _LEAST_WAIT_MINUTES = 5.0
 """A pending job keeps its place in a queue at least so long."""
-_AVOID_NODE_SECONDS = 6 * 3600.0
-"""How long a node is avoided after it failed a run."""
+AVOID_NODE_SECONDS = 6 * 3600.0
+"""How long a node is avoided after it failed a run, or was seen to be slow."""
 
 
 @dataclass(frozen=True)
@@ -383,6 +383,6 @@ def _excluded_nodes(state: SweepState, now: float) -> tuple[str, ...]:
     recent = {
         node: failures.times[-1]
         for node, failures in state.node_failures.items()
-        if failures.times and now - failures.times[-1] < _AVOID_NODE_SECONDS
+        if failures.times and now - failures.times[-1] < AVOID_NODE_SECONDS
     }
     return tuple(sorted(sorted(recent), key=lambda node: -recent[node]))

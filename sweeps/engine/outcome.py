@@ -24,6 +24,15 @@ class Ending:
 
 
 @dataclass(frozen=True)
+class Headway:
+    """Work done so far and the time that it took, both counted from anywhere: two readings give a speed."""
+
+    done: float
+    """In units that are the same for all works that are alike (`Reports.likeness`): tokens, or steps."""
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Outcome:
     finished: bool
     """The work has its result: by this attempt or another."""
@@ -65,3 +74,5 @@ class Progress:
     """What is counted: tokens, or steps of programs; empty where nothing is."""
     times: AttemptTimes | None = None
     """What the attempt has spent its time on; None where it does not say."""
+    headway: Headway | None = None
+    """None where nothing has been measured."""

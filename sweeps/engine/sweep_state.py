@@ -59,6 +59,17 @@ class NodeFailures:
     times: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class SlowNode:
+    """The newest run that was much slower on a node than its like elsewhere."""
+
+    run: str
+    factor: float
+    """So many times slower."""
+    at: float
+    """Unix seconds at which that was seen."""
+
+
 @dataclass
 class SweepState:
     runs: Runs
@@ -69,6 +80,8 @@ class SweepState:
     num_jobs: int = 0
     """Number of jobs ever intended; the newest tag's number."""
     node_failures: dict[str, NodeFailures] = field(default_factory=dict)
+    slow_nodes: dict[str, SlowNode] = field(default_factory=dict)
+    """Avoided as if they had failed a run then."""
     paused: bool = False
     own_limits: dict[str, float] = field(default_factory=dict)
     """Set while running, by resource name; they take the place of the cluster file's quota."""
@@ -246,6 +259,11 @@ class SweepState:
                 goodput.progress[unit] = goodput.progress.get(unit, 0.0) + more
         goodput.progress_hours += charge["hours"]
 
+    def _slow_node(self, event: Event) -> None:
+        node = event["node"]
+        self.slow_nodes[node] = SlowNode(event["run"], event["factor"], event["time"])
+        self.node_failures.setdefault(node, NodeFailures()).times.append(event["time"])
+
     def _held(self, event: Event) -> None:
         for run in self._named(event["runs"]):
             self._leave(run)
@@ -290,6 +308,7 @@ _HANDLERS: dict[str, Callable[[SweepState, Event], None]] = {
     "cancelling": SweepState._cancelling,
     "withdrawing": SweepState._withdrawing,
     "ended": SweepState._ended,
+    "slow_node": SweepState._slow_node,
     "found_finished": SweepState._found_finished,
     "held": SweepState._held,
     "released": SweepState._released,

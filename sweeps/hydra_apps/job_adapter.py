@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from muloco_runner.record import RecordError, RunFolder
-from sweeps.engine.outcome import Progress
-from sweeps.engine.work import Adapter
+from sweeps.engine.outcome import Headway, Progress
+from sweeps.engine.work import Adapter, Work
 
 HYDRA_JOB = Adapter(reports="sweeps.hydra_apps.job_adapter")
 
@@ -30,9 +31,20 @@ def read_progress(folder: Path) -> Progress | None:
         done=max(0, status.step - (status.resumed_step or 0)),
         kept=max(0, status.checkpoint_step - (status.resumed_step or 0)),
         unit="steps",
+        headway=Headway(status.step, heartbeat_at),
     )
 
 
 def measured_minutes(folder: Path) -> float | None:
     """None: applications do not measure their time."""
     return None
+
+
+def likeness(work: Work) -> str:
+    """The job's overrides but for those that change no step's time in any application."""
+    own = {key: value for key, value in work.labels.items() if key.rpartition(".")[2] not in _NOT_OF_SPEED}
+    return json.dumps(own, sort_keys=True, default=str)
+
+
+_NOT_OF_SPEED = ("seed", "lr", "learning_rate", "weight_decay")
+"""Last parts of keys."""

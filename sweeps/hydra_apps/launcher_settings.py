@@ -22,6 +22,7 @@ _OF_THE_CLUSTER = (
     "retries",
     "max_timeouts",
     "stop_after_failures",
+    "slow_node_factor",
     "heartbeat_timeout_minutes",
     "submit_confirm_timeout_seconds",
     "on_event",
@@ -84,6 +85,8 @@ def without_effect(launcher: Mapping[str, Any]) -> list[str]:
     known = backend_of(launcher["cluster"], f"{_NAME}.cluster").option_keys
     found = [f"{_NAME}.{key}" for key in launcher if key in _all_option_keys() and key not in known and launcher[key]]
     memory = ("memory_gigabytes", "max_memory_gigabytes") if not known else ()
+    if not known and launcher.get("slow_node_factor") is not None:
+        found.append(f"{_NAME}.slow_node_factor")
     return [*found, *(f"{_NAME}.resources.{name}" for name in memory if launcher["resources"].get(name))]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -19,6 +21,9 @@ class Reports(Protocol):
     def measured_minutes(self, folder: Path) -> float | None:
         """What the finished work took, all attempts together; None where there is no result."""
 
+    def likeness(self, work: Work) -> Hashable | None:
+        """Equal for works that go equally fast on equal nodes; None where that is not known."""
+
 
 def read_progress(work: Work) -> Progress | None:
     reports = _reports_of(work)
@@ -28,6 +33,11 @@ def read_progress(work: Work) -> Progress | None:
 def measured_minutes(work: Work) -> float | None:
     reports = _reports_of(work)
     return reports.measured_minutes(Path(work.folder)) if reports is not None else None
+
+
+def likeness(work: Work) -> Hashable | None:
+    reports = _reports_of(work)
+    return reports.likeness(work) if reports is not None else json.dumps(dict(work.labels), sort_keys=True, default=str)
 
 
 def _reports_of(work: Work) -> Reports | None:

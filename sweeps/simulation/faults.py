@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class FaultModel:
     unlisted: float = 0.0
     """Share of jobs that listings leave out from their start on; asked for by number, the cluster knows them while they
     wait or run."""
+    slow_nodes: Mapping[str, float] = field(default_factory=dict)
+    """How many times longer all work takes, by node."""
     background_load: float = 0.0
     """Mean share of the nodes that other users' jobs hold."""
     node_limit: int | None = None

@@ -22,6 +22,8 @@ from sweeps.store.folder import SweepFolder
 
 _BEGIN = 1.8e9
 """Unix seconds at which simulated sweeps begin."""
+_SPEEDS_SECONDS = 300.0
+"""Running attempts are looked at so often where their speeds are compared."""
 _MEMORY_DISK = Path("/dev/shm")
 
 
@@ -113,6 +115,8 @@ def _quiet_seconds(tick: Tick, cluster: SimulatedCluster, next_retry_at: float) 
         next_retry_at,
         now + 60 * (cluster.config.heartbeat_timeout_minutes or math.inf),
     ]
+    if cluster.config.slow_node_factor is not None and state.jobs:
+        changes.append(now + _SPEEDS_SECONDS)
     changes += [until for until in state.defer_until.values() if until > now]
     return max(0.0, min(changes) - now)
 

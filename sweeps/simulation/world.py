@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from muloco_runner.record import AttemptTimes
 from sweeps.engine.cluster import JobEnd, JobRequest
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.outcome import Ending, Outcome, Progress
+from sweeps.engine.outcome import Ending, Headway, Outcome, Progress
 from sweeps.engine.work import Attempt, Work
 from sweeps.simulation.faults import FaultModel
 
@@ -87,6 +87,8 @@ class World:
         self._silent_since: dict[str, float] = {}
         self._beats_until: dict[str, float] = {}
         """Infinite while an attempt of the work runs."""
+        self._jobs_of: dict[str, Job] = {}
+        """The newest job of each work, by its name."""
         self._busy: set[str] = set()
         """Names of work in jobs that are accepted and not ended."""
         for name, nodes in self.nodes.items():
@@ -151,8 +153,22 @@ class World:
         step = int(self._minutes_done.get(name, 0.0) * _STEPS_PER_MINUTE)
         last = self._beats_until.get(name)
         heartbeat_at = None if last is None else min(self.now, last, self._silent_since.get(name, self.now))
-        report = self._reports.get((name, attempt.number))
+        report = self._reports.get((name, attempt.number)) or self._report_so_far(attempt, heartbeat_at)
         return Outcome(name in self._finished, ending, step, message=message, heartbeat_at=heartbeat_at, report=report)
+
+    def _report_so_far(self, attempt: Attempt, heartbeat_at: float | None) -> Progress | None:
+        """Of an attempt that runs, as of its heartbeat."""
+        job = self._jobs_of.get(attempt.work.name)
+        if job is None or attempt not in job.request.attempts or attempt.work.name not in job.running:
+            return None
+        assert job.started_at is not None
+        assert heartbeat_at is not None
+        done = (heartbeat_at - job.started_at) / self._slowness(job)
+        return Progress(attempt.number, heartbeat_at, headway=Headway(done, heartbeat_at))
+
+    def _slowness(self, job: Job) -> float:
+        """How many times longer the job's work takes: its slowest node decides."""
+        return max(self.faults.slow_nodes.get(node.name, 1.0) for node in job.nodes)
 
     # What happens by itself
 
@@ -241,7 +257,9 @@ class World:
         name = attempt.work.name
         assert name not in self._finished, f"{name} is finished and runs again"
         self._beats_until[name] = math.inf
-        left = _STARTUP_MINUTES + self._true_minutes(attempt.work) - self._minutes_done.get(name, 0.0)
+        self._jobs_of[name] = job
+        work_left = self._true_minutes(attempt.work) - self._minutes_done.get(name, 0.0)
+        left = _STARTUP_MINUTES + work_left * self._slowness(job)
         is_oom_prone = self.has(name, "hungry", self.faults.out_of_memory)
         if is_oom_prone and not attempt.adjustments:
             self._at(_STARTUP_MINUTES, "attempt_end", job.request.tag, f"{name} 70")
@@ -286,7 +304,7 @@ class World:
     def _save(self, job: Job, attempt: Attempt, asked_to: bool) -> None:
         """What of the attempt's work outlives it."""
         assert job.started_at is not None
-        trained = max(0.0, (self.now - job.started_at) / 60 - _STARTUP_MINUTES)
+        trained = max(0.0, (self.now - job.started_at) / 60 - _STARTUP_MINUTES) / self._slowness(job)
         kept = trained if asked_to else _CHECKPOINT_MINUTES * (trained // _CHECKPOINT_MINUTES)
         self._minutes_done[attempt.work.name] = self._minutes_done.get(attempt.work.name, 0.0) + kept
         self._reports[attempt.work.name, attempt.number] = Progress(

@@ -21,7 +21,7 @@ from sweeps.engine.cluster import JobRequest
 from sweeps.engine.counters import Counters
 from sweeps.engine.policy import RULES, Cause
 from sweeps.engine.run_states import Runs, queues
-from sweeps.engine.sweep_state import NodeFailures, SweepState, TrackedJob
+from sweeps.engine.sweep_state import NodeFailures, SlowNode, SweepState, TrackedJob
 from sweeps.engine.works import Works
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import Damage, Position
@@ -44,6 +44,7 @@ def write_snapshot(path: Path, definition: Definition, state: SweepState, end: P
         "jobs": [_job_to_dict(job) for job in state.jobs.values()],
         "num_jobs": state.num_jobs,
         "strikes": {node: failures.times for node, failures in state.node_failures.items()},
+        "slow_nodes": {node: asdict(slow) for node, slow in state.slow_nodes.items()},
         "paused": state.paused,
         "own_limits": state.own_limits,
         "defer_until": state.defer_until,
@@ -101,6 +102,7 @@ def _state(values: dict[str, Any], works: Works, lines: list[bytes]) -> SweepSta
         jobs={job["tag"]: _job_from_dict(job) for job in values["jobs"]},
         num_jobs=values["num_jobs"],
         node_failures={node: NodeFailures(times) for node, times in values["strikes"].items()},
+        slow_nodes={node: SlowNode(**slow) for node, slow in values.get("slow_nodes", {}).items()},
         paused=values["paused"],
         own_limits=values["own_limits"],
         defer_until=values["defer_until"],

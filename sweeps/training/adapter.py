@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from muloco_runner.record import AttemptTimes, RecordError, RunFolder, RunStatus
-from sweeps.engine.outcome import Progress
+from sweeps.engine.outcome import Headway, Progress
 from sweeps.engine.policy import Cause
-from sweeps.engine.work import Adapter
+from sweeps.engine.work import Adapter, Work
 
 TRAINING = Adapter(
     reports="sweeps.training.adapter",
@@ -48,6 +50,8 @@ def read_progress(folder: Path) -> Progress | None:
         kept=_tokens_since_resumed(status, status.checkpoint_step),
         unit="tokens",
         times=_times(status),
+        # Its speed is the mean over all attempts, so this is their training time.
+        headway=Headway(status.tokens, status.tokens / status.tokens_per_second) if status.tokens_per_second else None,
     )
 
 
@@ -72,6 +76,23 @@ def _times(status: RunStatus) -> AttemptTimes | None:
         return AttemptTimes.from_dict(status.times) if status.times is not None else None
     except (TypeError, AttributeError):
         return None
+
+
+def likeness(work: Work) -> str | None:
+    """The run's config but for what changes no step's time."""
+    try:
+        return json.dumps(_of_speed(RunFolder(work.folder).read_config()), sort_keys=True)
+    except (RecordError, OSError):
+        return None
+
+
+def _of_speed(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return {key: _of_speed(value) for key, value in values.items() if key not in _NOT_OF_SPEED}
+
+
+_NOT_OF_SPEED = ("seed", "tokens_per_parameter", "lr", "weight_decay", "schedule", "gradient_clip_norm")
 
 
 def _minutes_left(status: RunStatus) -> float | None:

@@ -13,6 +13,7 @@ def values_of(state: SweepState) -> dict[str, Any]:
         "jobs": state.jobs,
         "num_jobs": state.num_jobs,
         "strikes": state.node_failures,
+        "slow": state.slow_nodes,
         "settings": (state.paused, state.own_limits, state.defer_until, state.left_after, state.commands),
         "counters": counter_values(state.counters),
         "queues": {shape: [run.work.name for run in queue] for shape, queue in state.waiting.items() if len(queue)},

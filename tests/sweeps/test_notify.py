@@ -57,6 +57,17 @@ def test_what_can_never_run_is_told_once(tmp_path: Path) -> None:
     assert json.loads(told.read_text()) == {"sweep": "s", "event": "never", "why": ["too long"]}
 
 
+def test_a_slow_node_is_told_once_and_not_by_the_next_launch(tmp_path: Path) -> None:
+    told, one = tmp_path / "told", tick(a=None)
+    notify = Notifier("s", f"tee -a {told}")
+    notify(one)
+    one.state.apply({"event": "slow_node", "node": "n1", "run": "a", "factor": 2.5, "time": 7.0})
+    for told_by in (notify, notify, Notifier("s", f"tee -a {told}")):
+        told_by(one)
+    slow = {"run": "a", "factor": 2.5, "at": 7.0}
+    assert json.loads(told.read_text()) == {"sweep": "s", "event": "slow_node", "nodes": {"n1": slow}}
+
+
 @pytest.fixture
 def inbox() -> Iterator[tuple[str, list[object]]]:
     received: list[object] = []

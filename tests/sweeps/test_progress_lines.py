@@ -42,3 +42,18 @@ def test_a_launch_says_what_runs_wait_for_and_what_never_comes(tmp_path: Path) -
     state.apply({"event": "held", "runs": ["a"], "why": "by hand"})
     lines(Tick(state, Plan(), complete=True, queue_read=True))
     assert said[-1].startswith("a held: by hand; its folder is")
+
+
+def test_a_slow_node_is_one_line_said_once(tmp_path: Path) -> None:
+    state = SweepState.of([Work("a", str(tmp_path / "a"), "m:f")])
+    said: list[str] = []
+    lines = Lines(said.append, tmp_path)
+    one = Tick(state, Plan(), complete=True, queue_read=True)
+    lines(one)
+    state.apply({"event": "slow_node", "node": "n1", "run": "a", "factor": 2.54, "time": 1.8e9})
+    lines(one)
+    lines(one)
+    (line,) = (line for line in said if "n1" in line)
+    assert line.startswith(
+        "node n1: a was 2.5 times slower there than its like elsewhere; no attempt is sent there before 2"
+    )

@@ -65,6 +65,7 @@ def test_each_job_has_its_own_settings() -> None:
         ({"allocations": {"a": {}}}, "hydra.launcher.allocations: "),
         ({"on_alike_failures": "hold"}, "hydra.launcher.on_alike_failures: "),
         ({"retries": 2}, "hydra.launcher.retries: 2 for job #1, 1 for job #0"),
+        ({"slow_node_factor": 2.0}, "hydra.launcher.slow_node_factor: "),
         ({"cluster": "local"}, "hydra.launcher.cluster: "),
     ],
 )
@@ -83,6 +84,7 @@ def test_several_allocations_and_jobs_that_differ_are_refused() -> None:
 def test_settings_without_effect_are_named() -> None:
     assert without_effect(SLURM) == []
     local = {**SLURM, "cluster": "local", "mem_gb": 4}
+    assert without_effect({**local, "slow_node_factor": 2.0})[-1] == "hydra.launcher.slow_node_factor"
     assert without_effect(local) == ["hydra.launcher.account", "hydra.launcher.mem_gb", "hydra.launcher.setup"]
 
 
