@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
@@ -32,7 +33,7 @@ class Notifier:
 
     def __init__(self, sweep: str, target: str) -> None:
         self.sweep = sweep
-        self.send = _poster(target) if target.startswith(("http://", "https://")) else _runner(target)
+        self.send = _poster(target) if "://" in target.partition(" ")[0] else _runner(target)
         self.held: set[str] | None = None
         self.never: set[str] = set()
         self.slow: dict[str, SlowNode] | None = None
@@ -80,6 +81,10 @@ def _why(error: Exception) -> str:
 
 
 def _poster(address: str) -> Callable[[str], None]:
+    parts = urllib.parse.urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{_WHERE}: this address begins {parts.scheme}://: give http(s)://HOST/..., or a command")
+
     def post(text: str) -> None:
         request = urllib.request.Request(address, text.encode(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):

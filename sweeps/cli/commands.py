@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -390,6 +391,9 @@ def find_sweeps(arguments: Arguments) -> list[tuple[SweepFolder, list[str]]]:
     if len(roots) > 1:
         raise ConfigError(f"{' and '.join(roots)}: name one root, then filters KEY=VALUE")
     root = Path(roots[0] if roots else "results")
+    for folder in (root, root / "sweeps"):
+        if folder.exists() and not os.access(folder, os.R_OK | os.X_OK):
+            raise ConfigError(f"{folder}: permission denied: ask its owner for the right to read it")
     found = [folder for folder in SweepFolder.all_under(root) if arguments.sweep in (None, folder.name)]
     if not found:
         what = f"sweep {arguments.sweep!r}" if arguments.sweep else "sweep"

@@ -68,6 +68,9 @@ class AllocationConfig:
         return max(price.values(), default=0.0) if isinstance(price, dict) else price
 
 
+_DEVICES = ("auto", "cpu", "cuda")
+
+
 @dataclass
 class ClusterConfig:
     """One cluster."""
@@ -162,6 +165,8 @@ def parse_cluster(name: str, values: Mapping[str, Any], option_keys: Collection[
     cluster: ClusterConfig = build(ClusterConfig, fields | {"name": name, "allocations": built}, where)
     if not isinstance(cluster.on_event, str | None):
         raise ConfigError(f"{where}: on_event={cluster.on_event!r}: give a command or an http(s) address")
+    if cluster.device not in _DEVICES:
+        raise ConfigError(f"{where}: device={cluster.device!r}: must be {', '.join(_DEVICES[:-1])} or {_DEVICES[-1]}")
     if cluster.on_alike_failures not in ALIKE_FAILURES:
         allowed = " or ".join(ALIKE_FAILURES)
         raise ConfigError(f"{where}: on_alike_failures={cluster.on_alike_failures!r}: must be {allowed}")

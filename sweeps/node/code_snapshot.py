@@ -30,6 +30,8 @@ _PARTS = ("muloco_runner", "sweeps", "hydra_plugins/sweeps", "conf")
 """All that an attempt may import or read; conf lies within muloco_runner where it was installed from a wheel."""
 _KEPT = {".py", ".pyi", ".typed", ".yaml", ".json", ".txt", ".cu", ".cpp"}
 _GIT_SECONDS = 10.0
+_BLOCK_BYTES = 4096
+"""What file systems give a small file at least."""
 
 
 def keep_source(root: Path, base: Path = HERE) -> Path:
@@ -43,6 +45,14 @@ def keep_source(root: Path, base: Path = HERE) -> Path:
     if not copy.exists():
         _write(copy, files, {"version": _version(), "git": git}, patch)
     return copy
+
+
+def source_space(root: Path, base: Path = HERE) -> tuple[int, int]:
+    """Bytes and files that `keep_source` would write under `root`; none where there are copies already."""
+    if (base / "source.json").exists() or any(root.glob("code/*/source.json")):
+        return 0, 0
+    sizes = [-(-path.stat().st_size // _BLOCK_BYTES) * _BLOCK_BYTES for path in _files(base)]
+    return sum(sizes), len(sizes) + 1
 
 
 def _files(base: Path) -> Iterator[Path]:

@@ -85,8 +85,13 @@ def spaces_of(
     return found
 
 
-def disk_use(root: Path, spans: Sequence[Span], spaces: Mapping[str, RunSpace]) -> DiskUse | None:
-    """What runs at work in these spans take; None where none of them is known in `spaces`."""
+def disk_use(
+    root: Path, spans: Sequence[Span], spaces: Mapping[str, RunSpace], code: tuple[int, int] = (0, 0)
+) -> DiskUse | None:
+    """What runs at work in these spans take, and `code`, bytes and files of the copy of the source that they run.
+
+    None where none of the runs is known in `spaces`.
+    """
     known = [(start, end, spaces[name]) for start, end, name in spans if name in spaces]
     if not known:
         return None
@@ -97,10 +102,10 @@ def disk_use(root: Path, spans: Sequence[Span], spaces: Mapping[str, RunSpace]) 
     place = file_system_of(root)
     free = os.statvfs(place)
     return DiskUse(
-        peak_bytes=max(accumulate(change for _, change, _ in changes)),
-        peak_files=max(accumulate(change for _, _, change in changes)),
-        left_bytes=sum(space.left for _, _, space in known),
-        left_files=sum(space.left_files for _, _, space in known),
+        peak_bytes=code[0] + max(accumulate(change for _, change, _ in changes)),
+        peak_files=code[1] + max(accumulate(change for _, _, change in changes)),
+        left_bytes=code[0] + sum(space.left for _, _, space in known),
+        left_files=code[1] + sum(space.left_files for _, _, space in known),
         largest_checkpoint_bytes=max(space.checkpoint_bytes for _, _, space in known),
         file_system=str(place),
         free_bytes=free.f_bavail * free.f_frsize,

@@ -19,6 +19,7 @@ from sweeps.engine.work import Work
 from sweeps.engine.works import Shape, Works, shape_of
 from sweeps.formatting import duration, plural
 from sweeps.node.attempt_files import is_finished
+from sweeps.node.code_snapshot import source_space
 from sweeps.training.disk import DiskUse, RunSpace, Span, disk_use, spaces_of
 from sweeps.training.gpus import Fit, Gpus
 from sweeps.training.sweep import Sweep
@@ -82,7 +83,7 @@ def preview(sweep: Sweep, live: Limits, max_gpu_hours: float | None = None) -> P
         makespan,
         live.note,
         cuts_of(to_run, sweep.cluster, limits),
-        disk_use(sweep.root, spans, _spaces(sweep, planned)),
+        disk_use(sweep.root, spans, _spaces(sweep, planned), source_space(sweep.root)),
         None if max_gpu_hours is None else done,
     )
 

@@ -63,7 +63,8 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     cluster_name = next((a.partition("=")[2] for a in around if a.startswith("cluster=")), "local")
     cluster = read_cluster(cluster_name, OmegaConf.to_container(tree.cluster, resolve=True))
     sweep = OmegaConf.to_container(tree.sweep, resolve=True) if name else {"grids": [{}]}
-    assert isinstance(sweep, dict)
+    if not isinstance(sweep, dict):
+        raise ConfigError(f"+sweep={name}: the file holds no keys: give `grids`, or `fixed` and `grid`")
     runs = expand({str(key): value for key, value in sweep.items()}, narrowing, allow_large=allow_large)
     for run in {(repr(run.data), run.model.vocab_size): run for run in runs}.values():
         check_data(run)

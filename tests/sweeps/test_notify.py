@@ -96,7 +96,7 @@ def test_an_address_gets_each_event_once(inbox: tuple[str, list[object]]) -> Non
 
 
 def test_a_message_that_cannot_be_sent_stops_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    for target in ("/no/such/command", "false SECRET", "http://127.0.0.1:1/", "http://127.0.0.1:one/", "http://"):
+    for target in ("/no/such/command", "false SECRET", "http://127.0.0.1:1/", "http://127.0.0.1:one/"):
         notify = Notifier("s", target)
         for one in [*HISTORY, END]:
             notify(one)
@@ -106,3 +106,9 @@ def test_a_message_that_cannot_be_sent_stops_nothing(capsys: pytest.CaptureFixtu
     for mistake in (" ", "tell 'me"):
         with pytest.raises(ConfigError):
             Notifier("s", mistake)
+
+
+@pytest.mark.parametrize("target", ["ftp://host/x", "http://", "https:///path", "s3://bucket token=1"])
+def test_an_address_that_nothing_can_be_sent_to_is_refused(target: str) -> None:
+    with pytest.raises(ConfigError, match=r"on_event of the cluster.*give http\(s\)://HOST"):
+        Notifier("s", target)

@@ -69,6 +69,7 @@ def test_a_good_one_is_read() -> None:
         ({**GOOD, "max_timeouts": 1.5}, "max_timeouts=1.5"),
         ({**GOOD, "stop_after_failures": 0}, "stop_after_failures=0: must be a whole number, at least 1"),
         ({**GOOD, "stop_after_failures": "3"}, "stop_after_failures='3'"),
+        ({**GOOD, "device": "nonsense"}, "device='nonsense': must be auto, cpu or cuda"),
         ({**GOOD, "slow_node_factor": 1}, "slow_node_factor=1: must be a number above 1, or null for never"),
         ({**GOOD, "slow_node_factor": "2"}, "slow_node_factor='2'"),
         ({**GOOD, "slow_node_factor": True}, "slow_node_factor=True"),

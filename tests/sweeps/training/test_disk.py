@@ -9,6 +9,7 @@ from muloco_runner.job import run_job
 from muloco_runner.record import RunFolder
 from sweeps.cli.display import plan_as_dict, show_plan
 from sweeps.clusters import make_cluster
+from sweeps.node.code_snapshot import keep_source, source_space
 from sweeps.training.disk import RunSpace, disk_use, spaces_of
 from sweeps.training.preview import preview
 from sweeps.training.sweep import read_sweep
@@ -62,3 +63,18 @@ def test_a_plan_says_what_does_not_fit_the_disk(
     disk = plan_as_dict(found)["disk"]
     assert not disk["fits"]
     assert disk["peak_bytes"] > LARGE > disk["left_bytes"]
+
+
+def test_the_first_sweeps_plan_counts_the_copy_of_the_code(tmp_path: Path) -> None:
+    size, files = source_space(tmp_path)
+    copy = keep_source(tmp_path)
+    written = [path for path in copy.rglob("*") if path.is_file()]
+    assert files == len([path for path in written if path.suffix != ".patch"])  # of changes that no commit holds
+    assert abs(size - sum(path.stat().st_blocks * 512 for path in written)) <= 0.05 * size
+    assert source_space(tmp_path) == (0, 0)
+    spans, spaces = [(0.0, 1.0, "a")], {"a": RunSpace(1, 5, 3, 2, 1)}
+    with_code, without = disk_use(tmp_path, spans, spaces, (100, 10)), disk_use(tmp_path, spans, spaces)
+    assert with_code is not None
+    assert without is not None
+    assert with_code.peak_bytes - without.peak_bytes == with_code.left_bytes - without.left_bytes == 100
+    assert with_code.peak_files - without.peak_files == with_code.left_files - without.left_files == 10
