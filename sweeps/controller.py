@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,7 @@ from sweeps.engine.policy import (
     how_it_ended,
 )
 from sweeps.engine.quota import VerdictKind, all_limits
+from sweeps.engine.successors import Ahead, unwanted_successors
 from sweeps.engine.sweep_state import SweepState, TrackedJob, failure_group
 from sweeps.engine.work import Work
 from sweeps.node.attempt_files import is_finished
@@ -71,6 +73,10 @@ _RENEW_SECONDS = 30.0
 """Longest time between two renewals of the leases."""
 _OUTCOME_WAIT_SECONDS = 5.0
 """How long the files of an attempt may take to show up on a network file system after its job has ended."""
+_TICKS_AHEAD = 2
+"""Work that is queued behind what runs: the next look may be late, and the one after it counts on that."""
+_TICKS_WANTING = 3
+"""A sweep that waits for nodes is believed to be there for so many of its ticks."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,10 @@ class Controller:
         """The copy of the source that jobs run, once there is one."""
         self.estimates = Estimates()
         self.speeds = NodeSpeeds(likeness)
+        self._tick_took = 0.0
+        """Seconds of the last tick, which the next look comes later by."""
+        self.times_on_nodes = Estimates()
+        """How long attempts hold their nodes, whatever their work reports of itself."""
         # By tag, when this controller first saw it so: other clocks than its own are not asked.
         self._ended_since: dict[str, float] = {}
         self._missing_since: dict[str, float] = {}
@@ -136,6 +146,9 @@ class Controller:
         """What the newest `goodput.json` of this controller says; None before it has written one."""
         self._refusals: Counter[str] = Counter()
         """Refused submissions in a row, by allocation."""
+        self._refused_successors: Counter[str] = Counter()
+        self._no_successors_until: dict[str, float] = {}
+        """The same of successors alone, and until when an allocation takes none; Unix seconds."""
 
     def _refuse_others_jobs(self) -> None:
         """A scheduler shows and ends a job for its owner alone: to anybody else it would look lost."""
@@ -168,6 +181,7 @@ class Controller:
             raise
         finally:
             self.cluster.stop()
+            self.submission.want(False, 0.0)
             self.submission.release()
             self.lease.release()
 
@@ -194,6 +208,7 @@ class Controller:
     def _tick(self) -> Tick:
         self._file_clock_ahead = self.lease.renew() - time.time()
         self._apply_commands()
+        began = self.clock()
         tokens = self.submission.tokens()
         plan = self._look()
         waits_for = ""
@@ -208,6 +223,7 @@ class Controller:
             self.submission.release()
         self._keep_snapshot()
         self._keep_goodput()
+        self._tick_took = max(0.0, self.clock() - began)
         return Tick(self.state, plan, self.observation.complete, self.observation.queue_read, waits_for)
 
     def _look(self) -> Plan:
@@ -220,13 +236,25 @@ class Controller:
         self._hold_identical_failures()
         self._stop_after_failures()
         limits = all_limits(self.config, self.cluster.limits(self.state.jobs.__contains__), self.state)
-        plan = decide(self.state, self.config, limits, now, self.estimates.minutes_of)
+        plan = decide(self.state, self.config, limits, now, self.estimates.minutes_of, self._ahead())
+        waits = any(verdict.kind is VerdictKind.WAIT for verdict in plan.verdicts.values())
+        self.submission.want(waits, self._file_clock() + _TICKS_WANTING * self.config.tick_seconds + _RENEW_SECONDS)
         for tag in plan.cancel_pending:
             self._record("withdrawing", tag=tag)
         for move in plan.moves:
             self._record("withdrawing", tag=move.tag, to=move.to, waited_minutes=move.waited_minutes)
         self._send_cancellations(now)
         return plan
+
+    def _ahead(self) -> Ahead | None:
+        if not (self.config.successors and self.cluster.queues_successors):
+            return None
+        return Ahead(
+            _TICKS_AHEAD * (self.config.tick_seconds + self._tick_took),
+            1 + self.submission.num_wanting(self._file_clock()),
+            self._no_successors_until,
+            self.times_on_nodes.minutes_of,
+        )
 
     # Observing
 
@@ -260,7 +288,9 @@ class Controller:
             self._record("cancelling", tag=job.tag, cause=Cause.HANG.value)
         elif seen.state is JobState.PENDING and not job.cancel_pending and self._is_hopeless(seen, now):
             why = f"can never run: the scheduler gives {seen.reason} as its reason to wait; correct that, then `retry`"
-            self._record("withdrawing", tag=job.tag, hold=why)
+            # It may be for what a successor waits for: submitted alone it will tell.
+            held = {} if job.request.after else {"hold": why}
+            self._record("withdrawing", tag=job.tag, **held)
 
     def _compare_speeds(self, job: TrackedJob, node: str, now: float) -> None:
         """Records once that a node is slow, until it is no longer avoided for that."""
@@ -302,8 +332,11 @@ class Controller:
         for job in overdue:
             if job.tag not in absent:
                 continue
-            if job.job_id is not None or self._has_reported(job):
-                self._end(job, JobObservation(job.tag, job.job_id or "", JobState.ENDED, end=JobEnd.LOST), now)
+            reported = self._has_reported(job)
+            if job.job_id is not None or reported:
+                # A queue that forgets a job at its end, without accounting, does not tell of one that was withdrawn.
+                end = JobEnd.CANCELLED if job.cancel_pending and not reported else JobEnd.LOST
+                self._end(job, JobObservation(job.tag, job.job_id or "", JobState.ENDED, end=end), now)
             else:
                 self._record("refused", tag=job.tag, why="it never reached the cluster")
                 # Without its request it is not taken in again, should it show up later: its runs are submitted again.
@@ -388,6 +421,8 @@ class Controller:
             )
             if cause is Cause.FINISHED:
                 self.estimates.learn(attempt.work, measured_minutes(attempt.work))
+                if started_at is not None:
+                    self.times_on_nodes.learn(attempt.work, (ended_at - started_at) / 60)
             if RULES[cause].excludes_node:
                 failed_nodes.update(seen.nodes)
         spans = [(ending["started_at"], ending["at"]) for ending in endings.values()]
@@ -438,22 +473,17 @@ class Controller:
         for (detail, group), names in list(self.state.crashes.items()):
             if len(names) < IDENTICAL_FAILURES:
                 continue
-            waiting = [
-                run.work.name
-                for queue in self.state.waiting.values()
-                for run in queue
-                if failure_group(run.work) == group
-            ]
+            waiting = [run.work.name for run in self.state.not_begun() if failure_group(run.work) == group]
             if waiting:
                 why = f"{len(names)} runs crashed in the same way: {detail}; fix it, then `retry`"
                 self._record("held", runs=waiting, why=why)
 
     def _stop_after_failures(self) -> None:
-        """Holds all waiting runs once as many have failed as the cluster's setting allows."""
+        """Holds all runs that have not begun once as many have failed as the cluster's setting allows."""
         most = self.config.stop_after_failures
         if most is None or len(self.state.failed) < most:
             return
-        waiting = [run.work.name for queue in self.state.waiting.values() for run in queue]
+        waiting = [run.work.name for run in self.state.not_begun()]
         if waiting:
             why = (
                 f"so many runs have failed that no more start (stop_after_failures={most}): correct what those say; "
@@ -489,18 +519,26 @@ class Controller:
     def _submit_all(self, requests: Sequence[JobRequest]) -> None:
         """Submits until the cluster accepts no more, or the right to submit is lost."""
         for request in requests:
-            if not self.submission.renew() or not self._submit(replace(request, code=self.code)):
+            # One whose predecessor is not there after all is planned anew.
+            numbers = [self.state.jobs[tag].job_id for tag in request.after if tag in self.state.jobs]
+            after = [number for number in numbers if number is not None]
+            if len(after) < len(request.after) or self._takes_no_successor(request):
+                continue
+            if not self.submission.renew() or not self._submit(replace(request, code=self.code), after):
                 return
 
-    def _submit(self, request: JobRequest) -> bool:
+    def _takes_no_successor(self, request: JobRequest) -> bool:
+        return bool(request.after) and self.clock() < self._no_successors_until.get(request.allocation, 0.0)
+
+    def _submit(self, request: JobRequest, after: Sequence[str]) -> bool:
         """Return whether more may be submitted now."""
         self.folder.write_request(request)
         self._intend(request)
         try:
-            job_id = self.cluster.submit(request)
+            job_id = self.cluster.submit(request, after)
         except Refused as refusal:
             return self._refused(request, refusal)
-        self._refusals.pop(request.allocation, None)
+        (self._refused_successors if after else self._refusals).pop(request.allocation, None)
         self._record("submitted", tag=request.tag, job_id=job_id)
         return True
 
@@ -512,6 +550,9 @@ class Controller:
         if refusal.kind is RefusalKind.MAY_EXIST:
             # The next looks at the cluster will tell.
             return False
+        if request.after:
+            self._refused_successor(request, refusal)
+            return True
         if refusal.kind is RefusalKind.DEFER:
             self._record("refused", tag=request.tag, why=refusal.message)
             wait = min(_LONGEST_DEFER_SECONDS, self.config.tick_seconds * 2 ** self._refusals[request.allocation])
@@ -521,6 +562,22 @@ class Controller:
         why = f"the scheduler refuses it: {refusal.message}"
         self._record("refused", tag=request.tag, why=refusal.message, hold=why)
         return True
+
+    def _refused_successor(self, request: JobRequest, refusal: Refused) -> None:
+        """It is submitted again, behind nothing: were the request itself wrong, that would show then."""
+        self._record("refused", tag=request.tag, why=refusal.message)
+        allocation = request.allocation
+        if refusal.kind is RefusalKind.DEFER:
+            wait = min(_LONGEST_DEFER_SECONDS, self.config.tick_seconds * 2 ** self._refused_successors[allocation])
+            self._refused_successors[allocation] += 1
+            self._no_successors_until[allocation] = self.clock() + wait
+            return
+        self._no_successors_until[allocation] = math.inf
+        print(
+            f"{self.folder.name}: allocation {allocation} takes no jobs that wait for others ({refusal.message}): each "
+            "is submitted once there is room for it; `successors: false` in the cluster's file says so from the start",
+            file=sys.stderr,
+        )
 
     def _stop_jobs(self) -> None:
         """Asks local work to save itself, and waits for it."""
@@ -538,6 +595,9 @@ class Controller:
         """Carries out the commands that wait, without going on with the sweep, and gives the lease back."""
         try:
             self._apply_commands()
+            for tag in list(unwanted_successors(self.state)):
+                self._record("withdrawing", tag=tag)
+            self._send_cancellations(self.clock())
         finally:
             self.lease.release()
 

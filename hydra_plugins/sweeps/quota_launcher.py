@@ -106,6 +106,8 @@ class QuotaLauncherConf:
     they are not as above; gpus_per_node and cpus_per_node (what a node has; unsaid, what jobs ask for),
     whole_nodes (a job gets its nodes alone, so those that ask for some of a node's GPUs are packed together; jobs
     without GPUs are not), max_wall_minutes (1440)."""
+    successors: bool = True
+    """Whether jobs are queued behind those whose nodes they take, so that a node waits for SLURM alone."""
     on_alike_failures: str = "go_on"
     """Once three jobs have crashed with the same message: `hold` the others, or `go_on`."""
     retries: int = 1

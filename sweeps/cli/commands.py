@@ -41,6 +41,7 @@ _MAX_RUNNING_SHOWN = 20
 """Running runs that `status` lists."""
 _MAX_NAMES_SHOWN = 8
 _WIDEST_TABLE = 1000
+_KEEP_FROM_STARTING = ("pause", "hold", "cancel", "quota")
 
 
 def status(arguments: Arguments) -> ExitCode:
@@ -212,7 +213,7 @@ def _show_quota(arguments: Arguments) -> ExitCode:
 def cancel(arguments: Arguments) -> ExitCode:
     """End runs and hold them. Others that share a job with them end too and are submitted again."""
 
-    def concerns(run: RunState) -> bool:
+    def concerns(run: RunState, state: SweepState) -> bool:
         return not run.done and run.held is None and not (run.in_flight and is_finished(run.work))
 
     return _send_for_runs(arguments, "cancel", "cancelled", concerns, True, in_their_jobs)
@@ -228,11 +229,14 @@ def in_their_jobs(runs: Sequence[RunState], state: SweepState) -> list[str]:
 
 
 def hold(arguments: Arguments) -> ExitCode:
-    return _send_for_runs(arguments, "held", "held", lambda run: run.is_waiting, True, why="held by hand")
+    def concerns(run: RunState, state: SweepState) -> bool:
+        return run.is_waiting or run in state.runs_behind()
+
+    return _send_for_runs(arguments, "held", "held", concerns, True, why="held by hand")
 
 
 def retry(arguments: Arguments) -> ExitCode:
-    return _send_for_runs(arguments, "released", "released", lambda run: run.held is not None, False)
+    return _send_for_runs(arguments, "released", "released", lambda run, state: run.held is not None, False)
 
 
 def _send_for_sweep(arguments: Arguments, event: str, values: Mapping[str, Any], done: str, for_runs: str) -> ExitCode:
@@ -259,7 +263,7 @@ def _send_for_runs(
     arguments: Arguments,
     event: str,
     done: str,
-    concerns: Callable[[RunState], bool],
+    concerns: Callable[[RunState, SweepState], bool],
     holds: bool,
     also_ends: Callable[[Sequence[RunState], SweepState], list[str]] | None = None,
     **values: Any,
@@ -275,7 +279,7 @@ def _send_for_runs(
                 f"{arguments.name}: name runs by filters such as algorithm=muloco or run=3fa, or say --all"
             )
         chosen = snapshot.selected(filters)
-        runs = [run for run in chosen if concerns(run)]
+        runs = [run for run in chosen if concerns(run, snapshot.state)]
         others = {} if also_ends is None else {"also_ends": also_ends(runs, snapshot.state)}
         so = [run.work.name for run in chosen if not run.done and (run.held is not None) is holds]
         return _Command(event, {"runs": [run.work.name for run in runs], **values, **others}, bool(runs), so)
@@ -308,6 +312,7 @@ def _send(
         result = CommandResult(folder.name, arguments.name, asked.values, asked.changes, asked.already)
         result.at_next_tick = bool(pending) and snapshot.is_controlled
         if asked.changes:
+            result.num_behind = len(snapshot.state.jobs_behind())
             others = [snapshot.state.runs[name] for name in asked.values.get("also_ends", ())]
             result.resumes = bool(others) and all(run.work.adapter.resumes for run in others)
             try:
@@ -348,6 +353,8 @@ class CommandResult:
     """Chosen runs that were as the command asks."""
     at_next_tick: bool = False
     """Whether a running controller will apply it; else it is applied already."""
+    num_behind: int = 0
+    """Jobs that are queued behind those whose nodes they take."""
     resumes: bool = False
     """Whether the runs save checkpoints by themselves (`Adapter.resumes`)."""
 
@@ -376,7 +383,18 @@ class CommandResult:
             how = " at the controller's next tick"
         else:
             how = "" if self.command == "quota" else "; no controller is running: launch the sweep to continue"
-        return f"{self.sweep}: {number}{done}{how}{with_them}"
+        return f"{self.sweep}: {number}{done}{how}{with_them}{self._words_on_queued()}"
+
+    def _words_on_queued(self) -> str:
+        """What still starts by itself, of what a command is to keep from starting."""
+        if not self.num_behind or self.command not in _KEEP_FROM_STARTING:
+            return ""
+        jobs = f"{plural(self.num_behind, 'job')} queued behind running ones"
+        if self.at_next_tick:
+            return f". Until then those of the {jobs} may start whose turn comes"
+        if self.command == "quota":
+            return f". Those of the {jobs} start whose turn comes before the sweep is launched again"
+        return f". Those of the {jobs} that this concerns are withdrawn; one whose turn has come may start before that"
 
 
 def _names(names: Sequence[str]) -> str:

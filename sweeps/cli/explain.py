@@ -9,11 +9,11 @@ from typing import Any
 from sweeps.cli.goodput_lines import goodput_lines, goodput_of
 from sweeps.engine.counters import Counters
 from sweeps.engine.decide import next_attempt_number
+from sweeps.engine.job_needs import minutes_left, wall_minutes
 from sweeps.engine.policy import Cause
 from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.run_states import AttemptState, RunState
 from sweeps.engine.sweep_state import SweepState
-from sweeps.engine.wall_time import minutes_left, wall_minutes
 from sweeps.engine.works import shape_of
 from sweeps.formatting import duration, when
 

@@ -50,6 +50,7 @@ class LocalCluster:
     """`submit`, `observe`, `cancel`, `limits` over files. Each job takes one slot."""
 
     outlives_controller = False
+    queues_successors = False
 
     def __init__(self, folder: Path, num_slots: int, gpus: Sequence[str] = ()) -> None:
         self.folder, self.num_slots, self.gpus = folder, num_slots, gpus
@@ -82,7 +83,8 @@ class LocalCluster:
         with _interrupts_blocked(), importing_from(code):
             executor.submit(serve_slot, str(self.folder), slot, gpu, threads, code)
 
-    def submit(self, request: JobRequest) -> str:
+    def submit(self, request: JobRequest, after: Sequence[str] = ()) -> str:
+        assert not after
         if not self._has_ended(request.tag) and self._taken_by(request.tag) is None:
             write_atomically(self.folder / "requests" / f"{request.tag}.json", json.dumps(request.to_dict()))
         self._keep_slots()

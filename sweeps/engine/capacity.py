@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from sweeps.engine.cluster import JobRequest, Limit, Resource
 from sweeps.engine.cluster_config import AllocationConfig
+from sweeps.engine.job_needs import num_jobs, wall_minutes
 from sweeps.engine.quota import (
+    OF_NODES,
     Amount,
     Verdict,
     VerdictKind,
+    amount_of,
     asked,
     job_shape,
     longest_minutes,
@@ -19,7 +22,6 @@ from sweeps.engine.quota import (
     verdict,
 )
 from sweeps.engine.run_states import RunState
-from sweeps.engine.wall_time import num_jobs, wall_minutes
 from sweeps.engine.works import Shape, shape_of
 
 MAX_GPU_HOURS = "max_gpu_hours"
@@ -58,6 +60,8 @@ class Capacity:
     """Our jobs in that queue."""
     reserved_at: float = math.inf
     """When the run with the reservation could start; Unix seconds."""
+    reserved_nodes: int = 0
+    """Nodes of that run."""
     spare_nodes: float = math.inf
     """Nodes that it leaves free then."""
 
@@ -136,6 +140,50 @@ class Capacity:
         if ends_at > self.reserved_at:
             self.spare_nodes -= request.nodes
 
+    def longest_behind(self, shape: Shape, free_at: float, now: float) -> float:
+        """Minutes of the longest run of that shape that may take nodes that would be free from `free_at` on; 0 where
+        none may."""
+        if (
+            now < self.closed_until
+            or self.is_exceeded()
+            or shape_verdict(shape, self.allocation).kind is not VerdictKind.RUN
+        ):
+            return 0.0
+        amount = _behind(self._amount(shape, 0.0, 0.0))
+        if verdict(amount, self.limits, self.held).kind is not VerdictKind.RUN:
+            return 0.0
+        return self._affordable_minutes(shape) if self.keeps_reservation_behind(shape[0], free_at) else 0.0
+
+    def keeps_reservation_behind(self, nodes: int, free_at: float) -> bool:
+        """Whether a successor does not delay the run with the reservation: it is as wide, or takes nodes that would be
+        free only after that run has begun."""
+        return nodes >= self.reserved_nodes or free_at > self.reserved_at
+
+    def add_behind(self, request: JobRequest) -> None:
+        """Adds a successor, on nodes that are held already."""
+        amount = _behind(amount_of(request))
+        self.held = self.held + amount
+        self.budget.held += amount.of[Resource.GPU_HOURS]
+
+    def is_exceeded(self, held: Amount | None = None) -> bool:
+        """Whether more is held than a limit allows that nobody but the sweep keeps: one was lowered, or others have
+        come. `held` takes the place of what is."""
+        ours = self.held if held is None else held
+        return any(
+            limit.resource in OF_NODES
+            and not limit.enforced
+            and ours.of.get(limit.resource, 0.0) + limit.used_by_others > limit.most
+            for limit in self.limits
+        )
+
+    def is_within_share(self, amount: Amount, resources: Collection[Resource], num_sweeps: int) -> bool:
+        """Whether the amount is no more than an equal share of each limit on those resources."""
+        return all(
+            amount.of.get(limit.resource, 0.0) <= limit.most / num_sweeps
+            for limit in self.limits
+            if limit.resource in resources
+        )
+
     def _amount(self, shape: Shape, minutes: float, wall_minutes: float) -> Amount:
         nodes, gpus, cpus = job_shape(shape, self.allocation)
         return asked(nodes, gpus, cpus, wall_minutes, nodes * gpus * max(minutes, wall_minutes) / 60)
@@ -153,6 +201,6 @@ class Capacity:
         return ends_at <= self.reserved_at or nodes <= self.spare_nodes
 
 
-def amount_of(request: JobRequest) -> Amount:
-    gpu_hours = request.nodes * request.gpus_per_node * request.wall_minutes / 60
-    return asked(request.nodes, request.gpus_per_node, request.cpus_per_node, request.wall_minutes, gpu_hours)
+def _behind(amount: Amount) -> Amount:
+    """What a successor adds to the amounts of the job whose nodes it takes."""
+    return Amount({resource: value for resource, value in amount.of.items() if resource not in OF_NODES})

@@ -30,6 +30,8 @@ class JobRequest:
     """Whether another attempt may be given more."""
     code: str = ""
     """The folder that its processes import from (`sweeps.node.code_snapshot`); where empty, the environment's own."""
+    after: tuple[str, ...] = ()
+    """Tags of the jobs that must all have ended before it starts, the last of which it takes the nodes of."""
 
     def to_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -38,8 +40,8 @@ class JobRequest:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> JobRequest:
         attempts = tuple(Attempt.from_dict(attempt) for attempt in values["attempts"])
-        excluded = tuple(values["excluded_nodes"])
-        return cls(**{**values, "attempts": attempts, "excluded_nodes": excluded})
+        excluded, after = tuple(values["excluded_nodes"]), tuple(values.get("after", ()))
+        return cls(**{**values, "attempts": attempts, "excluded_nodes": excluded, "after": after})
 
 
 class JobState(Enum):
@@ -184,6 +186,8 @@ class Cluster(Protocol):
 
     outlives_controller: bool
     """Whether its jobs keep running when a person stops the controller."""
+    queues_successors: bool
+    """Whether it can keep a job until others have ended."""
 
     def check(self) -> None:
         """Raises `ConfigError` where the cluster's file names what the cluster has not, or keeps from the user."""
@@ -191,8 +195,9 @@ class Cluster(Protocol):
     def start(self) -> None:
         """Whatever must run before work can: nothing on a scheduler."""
 
-    def submit(self, request: JobRequest) -> str:
-        """The job's id. Raises `Refused`."""
+    def submit(self, request: JobRequest, after: Sequence[str] = ()) -> str:
+        """The job's id. `after` are those of the jobs that must have ended, in any way, before it starts; ids that the
+        cluster has forgotten count as ended. Raises `Refused`."""
 
     def observe(self, jobs: Sequence[JobIdentity]) -> Observation:
         """All of these jobs that the cluster knows of, ended ones included."""

@@ -91,6 +91,9 @@ class ClusterConfig:
     """Speed of one GPU, or one core, with a model of a million parameters: the first estimate of a run's time."""
     gpus_per_run: int | str = "auto"
     """GPUs that a training run gets; auto: as many as the published study gave it, or the fewest more that it fits."""
+    successors: bool = True
+    """Whether jobs are queued behind those whose nodes they take (`sweeps.engine.successors`), where the cluster can do
+    so: a node is then idle for no longer than the scheduler takes, however long a tick is."""
     on_alike_failures: str = "hold"
     """Once three runs of a group have crashed with the same message: `hold` the others, or `go_on`."""
     retries: int = 1
@@ -176,6 +179,8 @@ def parse_cluster(name: str, values: Mapping[str, Any], option_keys: Collection[
     factor = cluster.slow_node_factor
     if factor is not None and not (_is_number(factor) and factor > 1):
         raise ConfigError(f"{where}: slow_node_factor={factor!r}: must be a number above 1, or null for never")
+    if not isinstance(cluster.successors, bool):
+        raise ConfigError(f"{where}: successors={cluster.successors!r}: must be true or false")
     given = cluster.gpus_per_run
     if given != "auto" and not (_is_number(given) and float(given).is_integer() and float(given) >= 1):
         raise ConfigError(f"{where}: gpus_per_run={given!r}: must be a whole number, at least 1, or auto")

@@ -10,24 +10,49 @@ sweep has seen there; of those that differ by less than a minute the cheapest by
 the sweep's jobs wait. A job that has waited moves where room is left after that and none of the sweep's jobs waits: it
 is cancelled while it is pending and submitted anew, which counts as no attempt. It moves once it has waited as long as
 the last one did in its new place, and twice as long as when jobs last left its own, so that none goes back and forth.
+
+Runs that find no room may be queued behind jobs that have (`sweeps.engine.successors`).
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sweeps.engine.capacity import MAX_GPU_HOURS, Budget, Capacity, amount_of
+from sweeps.engine.capacity import MAX_GPU_HOURS, Budget, Capacity
 from sweeps.engine.cluster import JobRequest, Limit, Resource
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.job_memory import job_memory
-from sweeps.engine.quota import NOTHING, Verdict, VerdictKind, best_of, by_place, held_by_sweep, job_shape, verdict
+from sweeps.engine.job_needs import indivisible_minutes, job_memory, job_minutes, minutes_left
+from sweeps.engine.quota import (
+    NOTHING,
+    Verdict,
+    VerdictKind,
+    amount_of,
+    best_of,
+    by_place,
+    held_by_jobs,
+    held_by_sweep,
+    job_chains,
+    job_shape,
+    verdict,
+)
 from sweeps.engine.run_states import Queue, RunState
-from sweeps.engine.sweep_state import SweepState
-from sweeps.engine.wall_time import indivisible_minutes, job_minutes, minutes_left
+from sweeps.engine.successors import (
+    Ahead,
+    Chain,
+    begun_chain,
+    finds_room,
+    free_at,
+    has_share_of_submissions,
+    live_chains,
+    unwanted_successors,
+    within_share,
+)
+from sweeps.engine.sweep_state import SweepState, TrackedJob
 from sweeps.engine.work import Attempt, Work, expected_minutes
 from sweeps.engine.works import Shape, shape_of
 
@@ -37,6 +62,8 @@ _LEAST_WAIT_MINUTES = 5.0
 """A pending job keeps its place in a queue at least so long."""
 AVOID_NODE_SECONDS = 6 * 3600.0
 """How long a node is avoided after it failed a run, or was seen to be slow."""
+_CANDIDATES_BEHIND = 16
+"""Runs of one shape that are looked at for each successor: few ask for more wall time than there is."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +82,15 @@ class Plan:
 
     submit: list[JobRequest] = field(default_factory=list)
     cancel_pending: list[str] = field(default_factory=list)
-    """Tags of pending jobs that must not start: a limit was lowered, or others now use what they were to get."""
+    """Tags of pending jobs that must not start: a limit was lowered, or others now use what they were to get; or
+    successors, for the reasons that `sweeps.engine.successors` lists."""
     moves: list[Move] = field(default_factory=list)
     verdicts: dict[Shape, Verdict] = field(default_factory=dict)
     """Why the longest waiting run of each shape cannot start now."""
     unschedulable: bool = False
     """Nothing is in flight, and no limit would let anything start even if nobody else used the cluster."""
+    due_at: float = math.inf
+    """When the next successor will be due if nothing else happens; Unix seconds."""
 
     def verdict_of(self, run: RunState) -> Verdict | None:
         return self.verdicts.get(shape_of(run.work)) if run.is_waiting else None
@@ -108,21 +138,29 @@ def decide(
     limits: Mapping[str, Sequence[Limit]],
     now: float,
     minutes_of: Callable[[Work], float] = expected_minutes,
+    ahead: Ahead | None = None,
 ) -> Plan:
     """Return what to submit and what to cancel at `now` (Unix seconds).
 
-    `limits` are by allocation; `minutes_of` is the newest estimate of a whole run's time.
+    `limits` are by allocation; `minutes_of` is the newest estimate of a whole run's time; without `ahead` no successors
+    are queued.
     """
     capacities = _capacities(state, cluster, limits, now)
-    cancel_pending = [tag for capacity in capacities for tag in _jobs_to_cancel(capacity, state)]
+    too_many = [tag for capacity in capacities for tag in _jobs_to_cancel(capacity, state)]
+    cancel_pending = [*too_many, *(tag for tag in unwanted_successors(state) if tag not in too_many)]
     if state.paused:
         return Plan(cancel_pending=cancel_pending)
     filling = _Filling(state, capacities, now, minutes_of)
     for shape in filling.shapes:
         filling.fill(shape)
     unschedulable = not filling.submit and _is_unschedulable(state, capacities)
+    queue = _QueueBehind(filling, ahead) if ahead is not None else None
+    if queue is not None:
+        queue.plan(cancel_pending)
+        cancel_pending += queue.withdraw
     moves = list(_moves(state, capacities, now, cancel_pending))
-    return Plan(filling.submit, cancel_pending, moves, filling.verdicts, unschedulable)
+    due_at = queue.due_at if queue is not None else math.inf
+    return Plan(filling.submit, cancel_pending, moves, filling.verdicts, unschedulable, due_at)
 
 
 def _capacities(
@@ -139,7 +177,10 @@ def _capacities(
             budget,
             state.defer_until.get(allocation.name, 0.0),
             _queue_minutes(allocation.name, state, now),
-            sum(job.request.allocation == allocation.name and job.started_at is None for job in state.jobs.values()),
+            sum(
+                job.request.allocation == allocation.name and job.started_at is None and not job.is_behind
+                for job in state.jobs.values()
+            ),
         )
         for allocation in cluster.allocations
     ]
@@ -157,6 +198,9 @@ class _Filling:
         self.verdicts: dict[Shape, Verdict] = {}
         self._candidates = {shape: _Candidates(state.waiting[shape], now) for shape in self.shapes}
         self._excluded = _excluded_nodes(state, now)
+
+    def has_candidates(self) -> bool:
+        return any(candidates.first(1) for candidates in self._candidates.values())
 
     def fill(self, shape: Shape) -> None:
         """Adds jobs for the runs of that shape, the longest first, until no allocation has capacity for one."""
@@ -180,10 +224,38 @@ class _Filling:
                 return
             candidates.skip_to(min(longest, math.nextafter(minutes, 0.0)))
 
+    def behind(self, chain: Chain, capacity: Capacity, ahead: Ahead) -> JobRequest | None:
+        """Adds a job of the widest and longest runs that may follow that chain; None where none may."""
+        for shape in self.shapes:
+            if not chain.takes(job_shape(shape, capacity.allocation)):
+                continue
+            longest = capacity.longest_behind(shape, chain.free_at, self.now)
+            wall = min(longest, capacity.longest_wall_minutes(shape))
+            candidates = self._candidates[shape].not_longer_than(longest, _CANDIDATES_BEHIND) if longest > 0.0 else ()
+            run = next((run for run in candidates if indivisible_minutes(run.work) <= wall), None)
+            if run is not None:
+                pack = self._pack(shape, run.work.need.expected_minutes, capacity, wall)
+                after = tuple(request.tag for request in chain.requests)
+                request = replace(self._request(pack, capacity), after=after)
+                chain.add(request, ahead)
+                capacity.add_behind(request)
+                self.submit.append(request)
+                return request
+        return None
+
     def _add_job(self, shape: Shape, minutes: float, capacity: Capacity) -> None:
-        """One job of as many runs as fit into it: of that shape first, then narrower ones that end no later."""
-        longest = capacity.longest_wall_minutes(shape)
-        first = self._candidates[shape].first(capacity.slots(shape))
+        pack = self._pack(shape, minutes, capacity, capacity.longest_wall_minutes(shape))
+        request = self._request(pack, capacity)
+        capacity.add(request, self.now + 60 * minutes)
+        self.submit.append(request)
+
+    def _request(self, pack: Sequence[RunState], capacity: Capacity) -> JobRequest:
+        tag = f"{self.state.prefix}{self.state.num_jobs + len(self.submit) + 1:06d}"
+        return _request(tag, pack, capacity, self._excluded, self.minutes_of)
+
+    def _pack(self, shape: Shape, minutes: float, capacity: Capacity, longest: float) -> list[RunState]:
+        """As many runs as fit into one job: of that shape and length first, then narrower ones that end no later."""
+        first = self._candidates[shape].not_longer_than(minutes, capacity.slots(shape))
         pack = [run for run in first if indivisible_minutes(run.work) <= longest]
         self._candidates[shape].remove(pack)
         for narrower in self.shapes[self.shapes.index(shape) + 1 :]:
@@ -191,10 +263,58 @@ class _Filling:
             more = [run for run in more if indivisible_minutes(run.work) <= longest]
             self._candidates[narrower].remove(more)
             pack += more
-        tag = f"{self.state.prefix}{self.state.num_jobs + len(self.submit) + 1:06d}"
-        request = _request(tag, pack, capacity, self._excluded, self.minutes_of)
-        capacity.add(request, self.now + 60 * minutes)
-        self.submit.append(request)
+        return pack
+
+
+class _QueueBehind:
+    """Plans the successors, once every run that finds room has it."""
+
+    def __init__(self, filling: _Filling, ahead: Ahead) -> None:
+        self.filling, self.ahead = filling, ahead
+        self.withdraw: list[str] = []
+        self.due_at = math.inf
+
+    def plan(self, cancelled: Sequence[str]) -> None:
+        state, now = self.filling.state, self.filling.now
+        for capacity in self.filling.capacities:
+            name = capacity.allocation.name
+            jobs = [job for job in state.jobs.values() if job.request.allocation == name]
+            chains = live_chains(jobs, self.ahead, now)
+            chains += [begun_chain(one, self.ahead, now) for one in self.filling.submit if one.allocation == name]
+            chosen = within_share(chains, capacity, self.ahead.num_sweeps)
+            for chain in chains:
+                self._withdraw(chain, capacity, cancelled, is_within=any(chain is one for one in chosen))
+            if now >= self.ahead.closed_until.get(name, 0.0):
+                self._extend([chain for chain in chosen if chain.is_open], capacity)
+
+    def _withdraw(self, chain: Chain, capacity: Capacity, cancelled: Sequence[str], is_within: bool) -> None:
+        far = self.filling.now + self.ahead.seconds
+        for job, starts_at in chain.waiting:
+            if job.is_ending or job.tag in cancelled:
+                continue
+            if (
+                not is_within
+                or not capacity.keeps_reservation_behind(job.request.nodes, chain.free_at)
+                or (starts_at > far and finds_room(job, self.filling.capacities, self.ahead, self.filling.now))
+            ):
+                self.withdraw.append(job.tag)
+                chain.is_open = False
+
+    def _extend(self, chains: Sequence[Chain], capacity: Capacity) -> None:
+        """Queues jobs behind the chain that ends first, until all have enough work or nothing is left."""
+        ends = [(chain.ends_at, number) for number, chain in enumerate(chains)]
+        heapq.heapify(ends)
+        while ends:
+            ends_at, number = heapq.heappop(ends)
+            if ends_at >= self.filling.now + self.ahead.seconds:
+                if self.filling.has_candidates():
+                    self.due_at = min(self.due_at, ends_at - self.ahead.seconds)
+                return
+            if not has_share_of_submissions(capacity, self.ahead.num_sweeps):
+                return
+            chain = chains[number]
+            if self.filling.behind(chain, capacity, self.ahead) is not None and chain.is_open:
+                heapq.heappush(ends, (chain.ends_at, number))
 
 
 def _first_to_end(shape: Shape, minutes: float, capacities: Sequence[Capacity]) -> Capacity:
@@ -212,7 +332,7 @@ def _moves(
     waits = {one.allocation.name: _pending_minutes(one.allocation.name, state, now) for one in capacities}
     without_queue = [one for one in capacities if not one.num_queued]
     for job in reversed(state.jobs.values()):
-        if job.started_at is not None or job.job_id is None or job.cancel_pending or job.cancelling:
+        if job.started_at is not None or job.job_id is None or job.is_ending or job.is_behind:
             continue
         here, request = job.request.allocation, job.request
         waited = waits.get(here, 0.0)
@@ -238,7 +358,7 @@ def _moves(
 def _latest_wait(allocation: str, state: SweepState) -> float:
     """Minutes that the job waited that started there last, or those that made jobs leave, whichever are more."""
     started = [
-        (job.started_at, (job.started_at - job.intended_at) / 60)
+        (job.started_at, job.queue_minutes(job.started_at))
         for job in state.jobs.values()
         if job.request.allocation == allocation and job.started_at is not None
     ]
@@ -248,37 +368,26 @@ def _latest_wait(allocation: str, state: SweepState) -> float:
 def _pending_minutes(allocation: str, state: SweepState, now: float) -> float:
     """The longest wait of the sweep's jobs that are pending there."""
     jobs = [job for job in state.jobs.values() if job.request.allocation == allocation and job.started_at is None]
-    return max(((now - job.intended_at) / 60 for job in jobs), default=0.0)
+    return max((job.queue_minutes(now) for job in jobs), default=0.0)
 
 
 def _queue_minutes(allocation: str, state: SweepState, now: float) -> float:
     """The longest wait in the queue of the sweep's jobs that are pending or running, or have left for another one."""
-    waits = [
-        (now if job.started_at is None else job.started_at) - job.intended_at
-        for job in state.jobs.values()
-        if job.request.allocation == allocation
-    ]
-    return max(max(waits, default=0.0) / 60, state.left_after.get(allocation, 0.0))
+    waits = [job.queue_minutes(now) for job in state.jobs.values() if job.request.allocation == allocation]
+    return max(max(waits, default=0.0), state.left_after.get(allocation, 0.0))
 
 
 def _jobs_to_cancel(capacity: Capacity, state: SweepState) -> Iterator[str]:
     """Jobs that wait in the cluster's queue, the newest first, until those that are left keep the user's own limits;
     and each that no limit of the cluster would ever let start."""
-    held = capacity.held
-    for job in reversed(state.jobs.values()):
-        request = job.request
-        if request.allocation != capacity.allocation.name or job.started_at is not None:
-            continue
-        amount = amount_of(request)
-        if job.cancel_pending or job.cancelling:
-            held = held - amount
-        elif verdict(amount, capacity.limits, NOTHING).kind is VerdictKind.NEVER or any(
-            limit.resource in (Resource.NODES, Resource.GPUS, Resource.CPUS, Resource.JOBS)
-            and not limit.enforced
-            and held.of.get(limit.resource, 0.0) + limit.used_by_others > limit.most
-            for limit in capacity.limits
-        ):
-            held = held - amount
+    there = [job for job in state.jobs.values() if job.request.allocation == capacity.allocation.name]
+    left: dict[str, TrackedJob] = {job.tag: job for job in there if job.started_at is not None or not job.is_ending}
+    held = held_by_jobs(list(left.values()))
+    for job in reversed(list(left.values())):
+        is_never = verdict(amount_of(job.request), capacity.limits, NOTHING).kind is VerdictKind.NEVER
+        if job.started_at is None and (is_never or capacity.is_exceeded(held)):
+            del left[job.tag]
+            held = held_by_jobs(list(left.values()))
             yield job.tag
 
 
@@ -319,7 +428,7 @@ def _reserve(shape: Shape, capacities: Sequence[Capacity], state: SweepState, no
             if start is not None and (best is None or start[0] < best[0]):
                 best = (*start, capacity)
     if best is not None:
-        best[2].reserved_at, best[2].spare_nodes = best[0], best[1]
+        best[2].reserved_at, best[2].spare_nodes, best[2].reserved_nodes = best[0], best[1], shape[0]
 
 
 def _earliest_start(nodes: int, capacity: Capacity, state: SweepState, now: float) -> tuple[float, float] | None:
@@ -338,11 +447,9 @@ def _earliest_start_in(
     free = min(limit.most - limit.used_by_others for limit in limits) - capacity.held.of.get(Resource.NODES, 0.0)
     if free >= nodes:
         return None
-    ends = sorted(
-        ((now if job.started_at is None else job.started_at) + 60 * job_minutes(job.request), job.request.nodes)
-        for job in state.jobs.values()
-        if job.request.allocation == capacity.allocation.name
-    )
+    there = [job for job in state.jobs.values() if job.request.allocation == capacity.allocation.name]
+    # Successors that keep nodes from it are withdrawn.
+    ends = sorted((free_at(chain[0], now), max(job.request.nodes for job in chain)) for chain in job_chains(there))
     at = now
     for end, freed in ends:
         if free >= nodes:

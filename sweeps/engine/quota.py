@@ -7,16 +7,20 @@ verdict is computed here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TypeVar
 
-from sweeps.engine.cluster import Limit, Limits, Resource
+from sweeps.engine.cluster import JobRequest, Limit, Limits, Resource
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
-from sweeps.engine.sweep_state import SweepState
-from sweeps.engine.wall_time import indivisible_minutes
+from sweeps.engine.job_needs import indivisible_minutes
+from sweeps.engine.sweep_state import SweepState, TrackedJob
 from sweeps.engine.work import Work
 from sweeps.engine.works import Shape, shape_of
+
+Job = TypeVar("Job")
 
 
 class VerdictKind(Enum):
@@ -44,9 +48,6 @@ class Amount:
     def __add__(self, other: Amount) -> Amount:
         keys = {**self.of, **other.of}
         return Amount({key: self.of.get(key, 0.0) + other.of.get(key, 0.0) for key in keys})
-
-    def __sub__(self, other: Amount) -> Amount:
-        return Amount({key: amount - other.of.get(key, 0.0) for key, amount in self.of.items()})
 
 
 NOTHING = Amount({})
@@ -89,6 +90,8 @@ PER_JOB = (
     Resource.GPUS_PER_JOB,
     Resource.NODES_THERE,
 )
+OF_NODES = (Resource.NODES, Resource.GPUS, Resource.CPUS, Resource.JOBS)
+"""What a successor takes over from the job before it: together the two hold no more than the larger of them."""
 _REMEDIES = {Resource.WALL_MINUTES: ": lower wall_minutes, or name a partition or QOS that allows more"}
 
 
@@ -220,18 +223,63 @@ def _without(limit: Limit, spent_gpu_hours: float) -> Limit:
 
 def held_by_sweep(cluster: ClusterConfig, state: SweepState) -> dict[str, Amount]:
     """What this sweep's jobs hold, by allocation, with the GPU-hours that are used or committed."""
-    held: dict[str, dict[Resource, float]] = {
-        allocation.name: {Resource.GPU_HOURS: state.spent_gpu_hours.get(allocation.name, 0.0)}
-        for allocation in cluster.allocations
-    }
+    by_allocation: dict[str, list[TrackedJob]] = defaultdict(list)
     for job in state.jobs.values():
-        request = job.request
-        hours = request.nodes * request.gpus_per_node * request.wall_minutes / 60
-        asks = asked(request.nodes, request.gpus_per_node, request.cpus_per_node, 0, hours)
-        sums = held.setdefault(request.allocation, {})
-        for resource, amount in asks.of.items():
-            sums[resource] = sums.get(resource, 0.0) + amount
-    return {name: Amount(sums) for name, sums in held.items()}
+        by_allocation[job.request.allocation].append(job)
+    return {
+        name: Amount({Resource.GPU_HOURS: state.spent_gpu_hours.get(name, 0.0)}) + held_by_jobs(by_allocation[name])
+        for name in dict.fromkeys([*(allocation.name for allocation in cluster.allocations), *by_allocation])
+    }
+
+
+def held_by_jobs(jobs: Sequence[TrackedJob]) -> Amount:
+    """What those jobs, all of one allocation and in flight, hold."""
+    held = NOTHING
+    for chain in job_chains(jobs):
+        held = held + held_by_chain([job.request for job in chain])
+    return held
+
+
+def chains(jobs: Iterable[Job], name: Callable[[Job], str], after: Callable[[Job], Collection[str]]) -> list[list[Job]]:
+    """Return the jobs in chains, each job behind those that must have ended before it starts.
+
+    A successor names every job before it in its chain. So a chain holds no more at once than the largest of its jobs,
+    however these end, and even where one in the middle is cancelled.
+
+    `jobs` have not ended and are in the order of their submission. `after` are the names of the jobs that must have
+    ended first.
+    """
+    by_last: dict[str, list[Job]] = {}
+    found: list[list[Job]] = []
+    for job in jobs:
+        earlier = set(after(job))
+        behind = (by_last[last] for last in earlier if last in by_last)
+        chain = next((one for one in behind if all(name(before) in earlier for before in one)), None)
+        if chain is None:
+            chain = []
+            found.append(chain)
+        else:
+            del by_last[name(chain[-1])]
+        chain.append(job)
+        by_last[name(job)] = chain
+    return found
+
+
+def job_chains(jobs: Sequence[TrackedJob]) -> list[list[TrackedJob]]:
+    """The jobs in flight of one allocation, each with its successors behind it."""
+    return chains(jobs, lambda job: job.tag, lambda job: job.request.after)
+
+
+def held_by_chain(requests: Sequence[JobRequest]) -> Amount:
+    """What jobs that follow each other on the same nodes hold together."""
+    amounts = [amount_of(request) for request in requests]
+    of = {resource: [amount.of[resource] for amount in amounts] for resource in amounts[0].of}
+    return Amount({resource: max(each) if resource in OF_NODES else sum(each) for resource, each in of.items()})
+
+
+def amount_of(request: JobRequest) -> Amount:
+    gpu_hours = request.nodes * request.gpus_per_node * request.wall_minutes / 60
+    return asked(request.nodes, request.gpus_per_node, request.cpus_per_node, request.wall_minutes, gpu_hours)
 
 
 def _number(value: float) -> str:

@@ -40,6 +40,24 @@ class TrackedJob:
     uid: int | None = None
     submitted_at: float | None = None
     """As in `JobIdentity`."""
+    queued_at: float | None = None
+    """Since when nothing but the cluster's queue keeps it from starting, Unix seconds; None while a job before it in
+    its chain is in flight."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it waits for the end of a job whose nodes it takes."""
+        return self.started_at is None and self.queued_at is None
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is being cancelled, at least unless it starts first."""
+        return self.cancel_pending or bool(self.cancelling)
+
+    def queue_minutes(self, now: float) -> float:
+        """How long it waits, or waited, in the cluster's queue."""
+        until = now if self.started_at is None else self.started_at
+        return 0.0 if self.queued_at is None else max(0.0, until - self.queued_at) / 60
 
     @property
     def identity(self) -> JobIdentity:
@@ -156,7 +174,8 @@ class SweepState:
     def _intended(self, event: Event, request: JobRequest) -> None:
         # A damaged ledger may lack earlier ones: no tag is given twice.
         self.num_jobs = max(self.num_jobs + 1, number_of(request.tag))
-        self.jobs[request.tag] = TrackedJob(request.tag, request, event["time"])
+        queued_at = None if any(tag in self.jobs for tag in request.after) else event["time"]
+        self.jobs[request.tag] = TrackedJob(request.tag, request, event["time"], queued_at=queued_at)
         for attempt in request.attempts:
             run = self.runs.get(attempt.work.name)
             if run is not None:
@@ -178,6 +197,18 @@ class SweepState:
             if run is not None and run.attempts and run.attempts[-1].tag == tag:
                 yield run, run.attempts[-1]
 
+    def jobs_behind(self) -> list[TrackedJob]:
+        """Jobs that wait for the end of others, and are to start then."""
+        return [job for job in self.jobs.values() if job.is_behind and not job.is_ending]
+
+    def runs_behind(self) -> list[RunState]:
+        """Their runs that are not held."""
+        return [run for job in self.jobs_behind() for run, _ in self._attempts_of(job.tag) if run.held is None]
+
+    def not_begun(self) -> list[RunState]:
+        """Runs that wait, or are queued behind others."""
+        return [run for queue in self.waiting.values() for run in queue] + self.runs_behind()
+
     def _refused(self, event: Event) -> None:
         """Not accepted: as if never tried, unless the request itself was wrong."""
         for run, _attempt in list(self._attempts_of(event["tag"])):
@@ -186,7 +217,7 @@ class SweepState:
             if event.get("hold"):
                 run.held = event["hold"]
             self._enter(run)
-        self.jobs.pop(event["tag"], None)
+        self._forget_job(event)
 
     def _started(self, event: Event) -> None:
         if event["tag"] in self.jobs:
@@ -241,7 +272,14 @@ class SweepState:
             self.spent_gpu_hours[allocation] = self.spent_gpu_hours.get(allocation, 0.0) + event["gpu_hours"]
         for node in event["struck_nodes"]:
             self.node_failures.setdefault(node, NodeFailures()).times.append(event["time"])
+        self._forget_job(event)
+
+    def _forget_job(self, event: Event) -> None:
+        """It has ended, or was never there: what was queued behind it now waits for the cluster alone."""
         self.jobs.pop(event["tag"], None)
+        for job in self.jobs.values():
+            if job.queued_at is None and not any(tag in self.jobs for tag in job.request.after):
+                job.queued_at = event["time"]
 
     def _charge(self, event: Event) -> None:
         """Adds the job's hours by kind."""

@@ -18,6 +18,7 @@ _ALLOCATION_KEYS = tuple(
     f.name for f in dataclasses.fields(AllocationConfig) if f.name not in ("name", "gpu_gigabytes", "options")
 )
 _OF_THE_CLUSTER = (
+    "successors",
     "on_alike_failures",
     "retries",
     "max_timeouts",

@@ -114,6 +114,7 @@ def _quiet_seconds(tick: Tick, cluster: SimulatedCluster, next_retry_at: float) 
         cluster.world.next_event_at,
         next_retry_at,
         now + 60 * (cluster.config.heartbeat_timeout_minutes or math.inf),
+        tick.plan.due_at,
     ]
     if cluster.config.slow_node_factor is not None and state.jobs:
         changes.append(now + _SPEEDS_SECONDS)

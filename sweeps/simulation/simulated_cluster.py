@@ -33,6 +33,7 @@ class SimulatedCluster:
     """A cluster whose answers get lost or come late and whose refusals follow the fault model."""
 
     outlives_controller = True
+    queues_successors = True
 
     def __init__(self, config: ClusterConfig, faults: FaultModel, num_nodes: int, now: float) -> None:
         self.config = config
@@ -49,7 +50,7 @@ class SimulatedCluster:
     def submission_scopes(self) -> Sequence[str]:
         return ()
 
-    def submit(self, request: JobRequest) -> str:
+    def submit(self, request: JobRequest, after: Sequence[str] = ()) -> str:
         world, faults = self.world, self.world.faults
         assert request.tag not in world.jobs, f"{request.tag} is submitted twice"
         draw = world.random.random()
@@ -60,7 +61,7 @@ class SimulatedCluster:
             raise Refused(RefusalKind.DEFER, "QOSMaxSubmitJobPerUserLimit")
         is_lost = draw < faults.refusals + faults.lost_answers
         if not is_lost or world.random.random() < 0.5:
-            world.accept(request)
+            world.accept(request, after)
         if is_lost:
             raise Refused(RefusalKind.MAY_EXIST, "Socket timed out on send/recv operation")
         return world.jobs[request.tag].job_id

@@ -10,7 +10,7 @@ import heapq
 import math
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from muloco_runner.record import AttemptTimes
@@ -48,6 +48,8 @@ class Node:
 class Job:
     request: JobRequest
     job_id: str
+    after: frozenset[str]
+    """Numbers of the jobs that must have ended before it starts."""
     accepted_at: float
     started_at: float | None = None
     ended_at: float | None = None
@@ -125,14 +127,14 @@ class World:
 
     # What a user of the cluster does
 
-    def accept(self, request: JobRequest) -> None:
-        """Puts a job into the queue."""
+    def accept(self, request: JobRequest, after: Sequence[str] = ()) -> None:
+        """Puts a job into the queue. `after` are numbers of jobs."""
         for attempt in request.attempts:
             name = attempt.work.name
             assert name not in self._busy, f"{name} runs twice at once"
             assert name not in self._finished, f"{name} is finished and runs again"
             self._busy.add(name)
-        job = Job(request, str(len(self.jobs) + 1), self.now)
+        job = Job(request, str(len(self.jobs) + 1), frozenset(after), self.now)
         self.jobs[request.tag] = self._live[request.tag] = job
         self.queue.append(job)
         self._at(_START_SECONDS / 60, "schedule")
@@ -216,10 +218,16 @@ class World:
 
     def _on_schedule(self, _: str, __: str) -> None:
         for job in list(self.queue):
+            if self.is_behind(job):
+                continue
             nodes = self._place(job.request)
             if nodes is not None:
                 self.queue.remove(job)
                 self._start(job, nodes)
+
+    def is_behind(self, job: Job) -> bool:
+        """Whether a job must wait for others' ends."""
+        return any(other.job_id in job.after for other in self._live.values()) if job.after else False
 
     def _place(self, request: JobRequest) -> list[Node] | None:
         gpus, cpus = request.gpus_per_node, request.cpus_per_node

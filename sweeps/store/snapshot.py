@@ -152,6 +152,7 @@ def _job_to_dict(job: TrackedJob) -> dict[str, Any]:
         "hold": job.hold,
         "uid": job.uid,
         "submitted_at": job.submitted_at,
+        "queued_at": job.queued_at,
     }
 
 
@@ -169,4 +170,6 @@ def _job_from_dict(values: dict[str, Any]) -> TrackedJob:
         values.get("hold", ""),
         values.get("uid"),
         values.get("submitted_at"),
+        # Before there were successors every job was in the cluster's queue from its submission on.
+        values.get("queued_at", values["intended_at"]),
     )

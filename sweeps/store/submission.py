@@ -1,9 +1,12 @@
 """The right to submit jobs, which the sweeps of one user hand to each other, so that a quota they share is kept.
 
     STATE/submission-<uid>/<cluster and partition>/000017      a lease (`sweeps.store.lease`)
+                                                  /wants-<id>  touched at each tick of a sweep that waits for nodes
 
 A sweep reads the queue, decides and submits while it holds the leases of all its allocations, so the next one sees its
 jobs. STATE is `$MULOCO_STATE`, or a folder under the home directory: all hosts that run controllers must share it.
+
+Whose runs wait for nodes says so there, so that nobody keeps more than an equal share with successors.
 
 A look at the queue from before the leases were taken is as good as a new one where nobody else has held them since:
 their tokens tell.
@@ -15,6 +18,7 @@ import contextlib
 import errno
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -79,6 +83,7 @@ class Submission:
         """
         self._scopes, self._sweep = scopes, sweep
         self._leases: dict[str, Lease] = {}
+        self._id = f"wants-{uuid.uuid4().hex}"
 
     @property
     def is_held(self) -> bool:
@@ -150,11 +155,40 @@ class Submission:
             return False
         return True
 
+    def want(self, wants: bool, until: float) -> None:
+        """Say whether runs of this sweep wait for nodes, which holds `until` then (Unix seconds by the file system's
+        clock) unless it is said again: whoever is killed wants nothing for long."""
+        for folder in self._folders().values():
+            path = folder / self._id
+            with contextlib.suppress(OSError):
+                if wants:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    path.touch()
+                    os.utime(path, (until, until))
+                else:
+                    path.unlink(missing_ok=True)
+
+    def num_wanting(self, now: float) -> int:
+        """Return how many other sweeps want nodes of one of the allocations; what is out of date is removed."""
+        most = 0
+        for folder in self._folders().values():
+            others = [path for path in folder.glob("wants-*") if path.name != self._id]
+            most = max(most, sum(_holds(path, now) for path in others))
+        return most
+
     def release(self) -> None:
         os.environ.pop(_SUBMITTER, None)
         for lease in self._leases.values():
             lease.release()
         self._leases = {}
+
+
+def _holds(path: Path, now: float) -> bool:
+    with contextlib.suppress(OSError):
+        if path.stat().st_mtime >= now:
+            return True
+        path.unlink()
+    return False
 
 
 def _own_folder() -> Path:

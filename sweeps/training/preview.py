@@ -11,10 +11,10 @@ from sweeps.engine.capacity import MAX_GPU_HOURS
 from sweeps.engine.cluster import Limit, Limits, Resource
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.decide import decide
+from sweeps.engine.job_needs import job_minutes, num_jobs
 from sweeps.engine.policy import Cause
 from sweeps.engine.quota import Verdict, VerdictKind, all_limits, best_verdict, longest_minutes
 from sweeps.engine.sweep_state import SweepState
-from sweeps.engine.wall_time import job_minutes, num_jobs
 from sweeps.engine.work import Work
 from sweeps.engine.works import Shape, Works, shape_of
 from sweeps.formatting import duration, plural

@@ -183,12 +183,12 @@ def die_around_sbatch(after: bool) -> None:
     """`kill -9` once `sbatch` has accepted a job and nobody has written so down; or while it is asking."""
     submit = SlurmCluster.submit
 
-    def submit_and_die(self: SlurmCluster, request: Any) -> str:
+    def submit_and_die(self: SlurmCluster, request: Any, after: Any = ()) -> str:
         if not after:
             # sbatch goes on without its parent.
             signal.setitimer(signal.ITIMER_REAL, 0.02)
             signal.signal(signal.SIGALRM, lambda number, frame: die())
-        job_id = submit(self, request)
+        job_id = submit(self, request, after)
         die()
         return job_id
 

@@ -12,8 +12,9 @@ from emulated_slurm import OTHER_USER, EmulatedSlurm
 from sweeping import GPU, ONE_NODE, SampleSweep, causes, check, sampled_nodes, standings
 
 from sweeps.controller import Tick
+from sweeps.engine.cluster import Resource
 from sweeps.engine.policy import RULES, Cause
-from sweeps.engine.quota import VerdictKind
+from sweeps.engine.quota import VerdictKind, held_by_jobs
 from sweeps.engine.sweep_state import shape_of
 from sweeps.engine.work import Need
 
@@ -240,8 +241,8 @@ def test_quotas_of_two_allocations_are_kept_and_may_change(slurm: EmulatedSlurm,
 
     def enough(tick: Tick) -> bool:
         for allocation in ("low", "short"):
-            held = sum(job.request.nodes for job in tick.state.jobs.values() if job.request.allocation == allocation)
-            most[allocation] = max(most.get(allocation, 0), held)
+            jobs = [job for job in tick.state.jobs.values() if job.request.allocation == allocation]
+            most[allocation] = max(most.get(allocation, 0), int(held_by_jobs(jobs).of.get(Resource.NODES, 0)))
         return tick.state.counts["done"] >= 4
 
     raised = [(enough, lambda: sweep.folder.send("own_limits", limits={"nodes": 3})), (enough, int), (enough, int)]

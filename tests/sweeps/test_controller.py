@@ -54,6 +54,7 @@ class World:
     """A scheduler with its jobs and clock. It outlives controllers."""
 
     outlives_controller = True
+    queues_successors = False
 
     def __init__(self, root: Path) -> None:
         self.root, self.now = root, 1.8e9
@@ -115,7 +116,7 @@ class World:
     def submission_scopes(self) -> Sequence[str]:
         return ()
 
-    def submit(self, request: JobRequest) -> str:
+    def submit(self, request: JobRequest, after: Sequence[str] = ()) -> str:
         self.step()
         answer = next(self.answers)
         if answer == "defer":

@@ -36,8 +36,11 @@ _PICKLE_PROTOCOL = 4
 """Read by every Python that this project runs on."""
 
 
-def write_job(request: JobRequest, allocation: AllocationConfig, setup: Sequence[str], folder: Path) -> Path:
-    """Write the request, its payload and its script, all before the job is submitted; return the script."""
+def write_job(
+    request: JobRequest, allocation: AllocationConfig, setup: Sequence[str], folder: Path, after: Sequence[str] = ()
+) -> Path:
+    """Write the request, its payload and its script, all before the job is submitted; return the script. `after` are
+    numbers of jobs that must have ended before it starts."""
     from submitit.core.utils import DelayedSubmission
 
     options = options_of_job(request, allocation)
@@ -48,7 +51,7 @@ def write_job(request: JobRequest, allocation: AllocationConfig, setup: Sequence
     )
     # By pickle itself, which knows functions by their names alone.
     write_atomically(folder / PAYLOADS / payload_name(request.tag), pickle.dumps(payload, _PICKLE_PROTOCOL))
-    write_atomically(script, job_script(request, allocation, setup, folder))
+    write_atomically(script, job_script(request, allocation, setup, folder, after))
     return script
 
 

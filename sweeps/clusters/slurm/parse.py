@@ -19,7 +19,7 @@ from sweeps.engine.minutes import parse_minutes
 
 _SQUEUE_FIELDS = ("JobArrayID", "UserID", "State", "NumNodes", "NumCPUs", "NumTasks", "tres-alloc", "tres-per-node",
                   "tres-per-job", "tres-per-task", "Partition", "Account", "QOS", "TimeLimit", "SubmitTime",
-                  "StartTime", "EndTime", "NodeList", "Reason", "Name", "Comment")  # fmt: skip
+                  "StartTime", "EndTime", "NodeList", "Reason", "Dependency", "Name", "Comment")  # fmt: skip
 # What users choose stands last, since it may hold anything: "|", a newline, bytes that are no text.
 SQUEUE_FORMAT = ",".join(f"{name}:|" for name in _SQUEUE_FIELDS)
 SACCT_FIELDS = "JobID,UID,State,ExitCode,NNodes,Submit,Start,End,NodeList,JobName,Comment"
@@ -64,6 +64,8 @@ class QueuedJob:
     ended_at: float | None
     nodes: tuple[str, ...]
     reason: str
+    after: frozenset[str]
+    """Numbers of the jobs that must have ended before it starts."""
     name: str
     """As far as its first "|" or newline."""
     comment: str
@@ -130,7 +132,7 @@ def _rows(text: str, num_fields: int, command: str, job_of: Callable[..., Job]) 
 def _queued_job(
     job_id: str, uid: str, state: str, nodes: str, cpus: str, tasks: str, tres: str, per_node: str, per_job: str,
     per_task: str, partition: str, account: str, qos: str, wall: str, submit: str, start: str, end: str, names: str,
-    reason: str, name: str, comment: str,
+    reason: str, dependency: str, name: str, comment: str,
 ) -> QueuedJob:  # fmt: skip
     # Where the site does not track GPUs (AccountingStorageTRES), only the options say how many were asked for.
     asked = (gpus_in(per_node) * _count(nodes), gpus_in(per_job), gpus_in(per_task) * _count(tasks))
@@ -150,6 +152,7 @@ def _queued_job(
         ended_at=parse_time(end),
         nodes=expand_node_list(names),
         reason=reason,
+        after=ends_waited_for(dependency),
         name=name,
         comment=_text(comment.removesuffix("|")) or "",
     )
@@ -182,6 +185,13 @@ def parse_time(text: str) -> float | None:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
+
+
+def ends_waited_for(dependency: str) -> frozenset[str]:
+    """The jobs whose end "afterany:17(unfulfilled),afterok:18(unfulfilled)" waits for; none where the end of either of
+    two ("?") is enough."""
+    found = re.findall(r"(?:afterany|afterok|afternotok):(\d+)\(unfulfilled\)", dependency)
+    return frozenset() if "?" in dependency else frozenset(found)
 
 
 def submitted_number(text: str) -> str | None:

@@ -78,8 +78,11 @@ def _output_to(log: Path) -> tuple[dict[str, str], list[str]]:
     return {"output": str(log).replace("%", "%%")}, []
 
 
-def job_script(request: JobRequest, allocation: AllocationConfig, setup: Sequence[str], folder: Path) -> str:
-    """Return the script of the job that runs a request, whose payload is in `folder`/submitit."""
+def job_script(
+    request: JobRequest, allocation: AllocationConfig, setup: Sequence[str], folder: Path, after: Sequence[str] = ()
+) -> str:
+    """Return the script of the job that runs a request, whose payload is in `folder`/submitit, once the jobs numbered
+    `after` have ended."""
     options = options_of_job(request, allocation)
     uses_srun = options.use_srun if options.use_srun is not None else bool(options.srun_args)
     log = folder / "logs" / f"{request.tag}.log"
@@ -89,7 +92,7 @@ def job_script(request: JobRequest, allocation: AllocationConfig, setup: Sequenc
     link = f"ln -sfn {payload_name(request.tag)} {shlex.quote(str(payloads))}/{payload_name('${SLURM_JOB_ID}')}"
     return sbatch_text(
         log,
-        _parameters(request, options),
+        _parameters(request, options, after),
         {
             # Without srun the signal must reach the batch shell, which the command has replaced; srun's steps get it
             # without.
@@ -122,13 +125,14 @@ _OUTER_STEP = ("--output=all", "--nodes=1", "--ntasks=1")
 """srun starts one process, which starts the attempts; its output is the job's."""
 
 
-def _parameters(request: JobRequest, options: SlurmOptions) -> dict[str, Any]:
+def _parameters(request: JobRequest, options: SlurmOptions, after: Sequence[str]) -> dict[str, Any]:
     """Return submitit's parameters."""
     same = ("partition", "account", "qos", "constraint", "nodelist", "mem_per_cpu", "mem_per_gpu", "exclusive", "wckey",
-            "mail_type", "mail_user", "dependency")  # fmt: skip
+            "mail_type", "mail_user")  # fmt: skip
     excluded = [*(options.exclude or "").split(","), *request.excluded_nodes]
     return {
         **{name: getattr(options, name) for name in same},
+        "dependency": ":".join(["afterany", *after]) if after else options.dependency,
         "job_name": request.tag,
         "comment": options.comment or request.tag,
         "nodes": request.nodes,

@@ -48,7 +48,13 @@ from sweeps.clusters.slurm.parse import (
 )
 from sweeps.clusters.slurm.reasons import never_starts
 from sweeps.clusters.slurm.script import CONTROLLER_OF, PAYLOADS
-from sweeps.clusters.slurm.slurm_settings import OPTION_KEYS, REFUSED_PARAMETERS, check_settings, options_of
+from sweeps.clusters.slurm.slurm_settings import (
+    OPTION_KEYS,
+    REFUSED_PARAMETERS,
+    check_settings,
+    options_of,
+    options_of_job,
+)
 from sweeps.clusters.slurm.usage import jobs_in, resources_of, without_own
 from sweeps.clusters.slurm.variables import overruled_variables
 from sweeps.engine.cluster import (
@@ -59,6 +65,8 @@ from sweeps.engine.cluster import (
     JobState,
     Limits,
     Observation,
+    RefusalKind,
+    Refused,
     Resource,
 )
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
@@ -88,6 +96,7 @@ class SlurmCluster:
     """`submit`, `observe`, `cancel` and `limits` by SLURM's commands."""
 
     outlives_controller = True
+    queues_successors = True
 
     def __init__(self, config: ClusterConfig, folder: Path) -> None:
         self.config, self.folder = config, folder.resolve()
@@ -124,10 +133,12 @@ class SlurmCluster:
         for name in ("requests", "scripts", "logs", PAYLOADS):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
-    def submit(self, request: JobRequest) -> str:
+    def submit(self, request: JobRequest, after: Sequence[str] = ()) -> str:
         self.start()
         allocation = self.config.allocation(request.allocation)
-        return submit_script(write_job(request, allocation, self.config.setup, self.folder))
+        if after and options_of_job(request, allocation).dependency is not None:
+            raise Refused(RefusalKind.FATAL, "its `dependency` says when it may start")
+        return submit_script(write_job(request, allocation, self.config.setup, self.folder, after))
 
     def observe(self, jobs: Sequence[JobIdentity]) -> Observation:
         self._users |= {job.uid for job in jobs if job.uid is not None}

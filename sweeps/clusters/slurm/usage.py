@@ -1,7 +1,8 @@
 """What jobs in SLURM's queue hold of an allocation.
 
 The user's quota counts pending jobs too, each task of an array by itself: any may start before the next look, and those
-that are held once somebody releases them. How jobs count that share a node is said at `QuotaConfig.nodes`.
+that are held once somebody releases them. A job that waits for the end of another takes its place. How jobs count that
+share a node is said at `QuotaConfig.nodes`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from sweeps.clusters.slurm.parse import QueuedJob, known_state
 from sweeps.clusters.slurm.slurm_settings import options_of
 from sweeps.engine.cluster import Limit, Resource
 from sweeps.engine.cluster_config import AllocationConfig
+from sweeps.engine.quota import chains
 
 
 def jobs_in(
@@ -32,11 +34,13 @@ def jobs_in(
 
 def resources_of(jobs: Sequence[QueuedJob]) -> dict[Resource, float]:
     """Return what the jobs hold together, or will once those that are pending have started."""
+    in_order = sorted(jobs, key=lambda job: (len(job.job_id), job.job_id))
+    found = chains(in_order, lambda job: job.job_id, lambda job: job.after)
     return {
-        Resource.NODES: sum(job.num_nodes for job in jobs),
-        Resource.GPUS: sum(job.num_gpus for job in jobs),
-        Resource.CPUS: sum(job.num_cpus for job in jobs),
-        Resource.JOBS: len(jobs),
+        Resource.NODES: sum(max(job.num_nodes for job in chain) for chain in found),
+        Resource.GPUS: sum(max(job.num_gpus for job in chain) for chain in found),
+        Resource.CPUS: sum(max(job.num_cpus for job in chain) for chain in found),
+        Resource.JOBS: len(found),
         Resource.SUBMITTED: len(jobs),
     }
 

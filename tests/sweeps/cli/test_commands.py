@@ -217,6 +217,34 @@ def test_cancelling_one_of_a_pack_says_whom_it_stops(sweep: SweepFolder) -> None
     assert job.cancelling == {"1ab": Cause.CANCELLED}
 
 
+def test_what_is_queued_behind_others_is_held_and_withdrawn(sweep: SweepFolder) -> None:
+    root = sweep.root
+    (sweep.cluster_dir / "cancel").mkdir(parents=True)
+    lease = Lease(sweep.lease_dir)
+    lease.renew()
+    ledger = Ledger(sweep.ledger_file, lease)
+    before: tuple[str, ...] = ()
+    for number, work in enumerate(sweep.read_definition().works, 1):
+        tag = f"{sweep.tag_prefix}{number:06d}"
+        sweep.write_request(JobRequest(tag, "here", (Attempt(work, 1),), 1, 0, 1, 5.0, after=before))
+        ledger.append("intended", tag=tag, allocation="here", runs={work.name: 1})
+        before = (*before, tag)
+    lease.release()
+    told = say("hold", root, "run=1")
+    assert "1 run held" in told
+    assert "Those of the 2 jobs queued behind running ones that this concerns are withdrawn" in told
+    jobs = sweep.read_state(sweep.read_definition()).state.jobs
+    assert [job.cancel_pending for job in jobs.values()] == [False, True, False]
+    assert "1 job queued behind running ones" in say("quota", root, "--nodes", "1")
+    say("pause", root)
+    jobs = sweep.read_state(sweep.read_definition()).state.jobs
+    assert [job.cancel_pending for job in jobs.values()] == [False, True, True]
+    at_tick = CommandResult("s", "pause", {"paused": True}, at_next_tick=True, num_behind=2).to_text("paused")
+    assert at_tick.endswith(
+        "next tick. Until then those of the 2 jobs queued behind running ones may start whose turn comes"
+    )
+
+
 def test_a_command_in_the_inbox_that_nobody_knows_does_no_harm(sweep: SweepFolder) -> None:
     sweep.send("explode", runs=["0ab"])
     say("hold", sweep.root, "run=1")

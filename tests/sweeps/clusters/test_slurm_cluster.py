@@ -34,7 +34,7 @@ def queued(
 ) -> str:
     """A row as `squeue` prints it."""
     asked = "1|8|1|cpu=8,node=1|N/A|N/A|N/A|gpu|lab|normal|5:00"
-    return f"{number}|{uid}|{state}|{asked}|{when(at)}|{when(at)}|N/A|node01|None|{name}|{comment}|\n"
+    return f"{number}|{uid}|{state}|{asked}|{when(at)}|{when(at)}|N/A|node01|None|(null)|{name}|{comment}|\n"
 
 
 def accounted(number: str = "17", name: str = TAG, at: float = NOW, state: str = "COMPLETED") -> str:

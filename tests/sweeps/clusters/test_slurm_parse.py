@@ -6,6 +6,7 @@ import pytest
 
 from sweeps.clusters.slurm.parse import (
     classify_refusal,
+    ends_waited_for,
     expand_node_list,
     gpus_in,
     known_state,
@@ -18,12 +19,13 @@ from sweeps.engine.minutes import parse_minutes
 
 RUNNING = (
     "17|0|RUNNING|2|192|2|cpu=192,mem=192G,node=2,billing=192,gres/gpu=16|gres:gpu:h100:8|N/A|N/A|gpu|lab|normal"
-    "|1-00:00:00|2026-03-01T09:59:00|2026-03-01T10:00:00|2026-03-02T10:00:00|node[01-02]|None|study-3fa2c1-000004"
+    "|1-00:00:00|2026-03-01T09:59:00|2026-03-01T10:00:00|2026-03-02T10:00:00|node[01-02]|None|(null)|study-3fa2c1-000004"
     "|grant 17|\n"
 )
 WAITING = (
     "18_3|0|PENDING|3|288|3|cpu=288,mem=288G,node=3,billing=288|gres:gpu:8|N/A|N/A|gpu,whole|lab|capped"
-    "|30:00|2026-03-01T09:00:00|N/A|N/A||ReqNodeNotAvail, UnavailableNodes:node[03-04]|study|with|bars|\n"
+    "|30:00|2026-03-01T09:00:00|N/A|N/A||ReqNodeNotAvail, UnavailableNodes:node[03-04]"
+    "|afterany:17(unfulfilled),afterany:16(unfulfilled)|study|with|bars|\n"
 )
 
 
@@ -34,10 +36,27 @@ def test_a_line_of_squeue() -> None:
     assert running.nodes == ("node01", "node02")
     assert not running.is_finished
     assert (waiting.job_id, waiting.started_at, waiting.nodes) == ("18_3", None, ())
+    assert (running.after, waiting.after) == (frozenset(), {"16", "17"})
     assert waiting.reason == "ReqNodeNotAvail, UnavailableNodes:node[03-04]"
     assert (running.name, running.comment, running.uid) == ("study-3fa2c1-000004", "grant 17", 0)
     assert (waiting.name, waiting.comment) == ("study", "with|bars")
     assert running.submitted_at == datetime(2026, 3, 1, 9, 59).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("printed", "jobs"),
+    [
+        ("afterok:17(unfulfilled)", {"17"}),
+        ("afternotok:17(unfulfilled),afterany:18(failed)", {"17"}),
+        # Either end is enough; a start; nothing that can be counted; a task of an array.
+        ("afterany:17(unfulfilled)?afterany:18(unfulfilled)", set()),
+        ("after:17+5(unfulfilled)", set()),
+        ("singleton(unfulfilled)", set()),
+        ("afterany:17_3(unfulfilled)", set()),
+    ],
+)
+def test_only_ends_that_must_come_are_waited_for(printed: str, jobs: set[str]) -> None:
+    assert ends_waited_for(printed) == jobs
 
 
 @pytest.mark.parametrize(
@@ -54,7 +73,7 @@ def test_gpus_asked_for_in_any_way_are_counted(
     tres: str, per_node: str, per_job: str, per_task: str, gpus: int
 ) -> None:
     asked = f"{tres}|{per_node}|{per_job}|{per_task}"
-    line = f"5|0|PENDING|2|2|4|{asked}|gpu|lab|normal|30:00|N/A|N/A|N/A||Priority|name|(null)|"
+    line = f"5|0|PENDING|2|2|4|{asked}|gpu|lab|normal|30:00|N/A|N/A|N/A||Priority|(null)|name|(null)|"
     (job,) = parse_squeue(line)
     assert (job.num_gpus, job.comment) == (gpus, "")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from sweeps.engine.cluster_config import AllocationConfig
-from sweeps.engine.job_memory import job_memory
+from sweeps.engine.job_needs import job_memory
 from sweeps.engine.policy import Cause, PastAttempt, after
 from sweeps.engine.run_states import AttemptState, RunState
 from sweeps.engine.work import Need, Work

@@ -7,12 +7,12 @@ import pytest
 from sweeps.engine.cluster import Limit, Limits, Resource
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.engine.decide import decide
+from sweeps.engine.job_needs import num_jobs, wall_minutes
 from sweeps.engine.minutes import read_minutes
 from sweeps.engine.policy import Cause
 from sweeps.engine.quota import NOTHING, VerdictKind, all_limits, asked, best_verdict, longest_minutes, verdict
 from sweeps.engine.run_states import AttemptState, RunState
 from sweeps.engine.sweep_state import SweepState
-from sweeps.engine.wall_time import num_jobs, wall_minutes
 from sweeps.engine.work import Adapter, Need, Work
 
 NOON = 1.8e9

@@ -27,6 +27,7 @@ from sweeps.engine.work import Adapter, Need, Work
 from sweeps.simulation.faults import FAIR, ROUGH, FaultModel
 from sweeps.simulation.simulate import begin, play, simulate
 from sweeps.simulation.simulated_cluster import SimulatedCluster
+from sweeps.simulation.world import Job, Node, World
 from sweeps.store.folder import SweepFolder
 from sweeps.store.ledger import Ledger
 
@@ -130,23 +131,33 @@ class Watcher:
         self.history, self.folder, self.ticks = history, folder, 0
         self.most = {a.name: a.quota.nodes or 0 for a in history.config.allocations}
         self.held = dict.fromkeys(self.most, 0)
+        self.peak: Counter[str] = Counter()
+        """Most nodes at work at once since the last tick."""
+
+    def started(self, cluster: SimulatedCluster) -> None:
+        at_work: Counter[str] = Counter()
+        for job in cluster.world.live():
+            at_work[job.request.allocation] += len(job.nodes)
+        self.peak |= at_work
 
     def __call__(self, tick: Tick, cluster: SimulatedCluster) -> None:
         live: Counter[str] = Counter()
         nodes: Counter[str] = Counter()
         for job in cluster.world.live():
             live[job.request.allocation] += 1
-            nodes[job.request.allocation] += job.request.nodes
+            if not cluster.world.is_behind(job):
+                nodes[job.request.allocation] += job.request.nodes
         for allocation in self.history.config.allocations:
             name, quota = allocation.name, allocation.quota
             # A quota that sinks below what runs takes nothing away, and lets nothing start.
-            assert nodes[name] <= max(self.most[name], self.held[name])
+            assert max(nodes[name], self.peak[name]) <= max(self.most[name], self.held[name])
             self.held[name] = nodes[name]
             assert quota.submitted_jobs is None or live[name] <= quota.submitted_jobs
             assert quota.gpu_hours is None or cluster.world.gpu_hours(name) <= quota.gpu_hours + 1e-6
         cap = self.history.max_gpu_hours
         if cap is not None:
             assert sum(cluster.world.gpu_hours(name) for name in self.most) <= cap + 1e-6
+        self.peak.clear()
         self.ticks += 1
         command = self.history.commands.get(self.ticks)
         if command is not None:
@@ -172,8 +183,15 @@ def play_with_kills(history: History, root: Path, monkeypatch: pytest.MonkeyPatc
             raise Killed
         return line
 
+    start = World._start
+
+    def start_and_tell(self: World, job: Job, nodes: list[Node]) -> None:
+        start(self, job, nodes)
+        watcher.started(cluster)
+
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "append", append)
+        patch.setattr(World, "_start", start_and_tell)
         patch.setattr(controller_module, "SNAPSHOT_LINES", history.snapshot_lines)
         patch.setattr(decide_module, "_LEAST_WAIT_MINUTES", history.least_wait_minutes)
         while True:

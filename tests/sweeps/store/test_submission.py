@@ -146,3 +146,16 @@ def test_a_folder_that_cannot_be_written_is_one_line(state: Path, monkeypatch: p
         with pytest.raises(ConfigError, match=f"set {STATE} to a folder") as caught:
             ask()
         assert "\n" not in str(caught.value)
+
+
+def test_sweeps_that_want_nodes_of_one_allocation_count_each_other(state: Path) -> None:
+    first, second, third = submission("c-gpu"), submission("c-cpu", "c-gpu"), submission("d-gpu")
+    for one in (first, second, third):
+        one.want(True, until=100.0)
+    assert [one.num_wanting(100.0) for one in (first, second, third)] == [1, 1, 0]
+    # One that was killed says nothing any more.
+    assert first.num_wanting(100.5) == 0
+    assert len(list(state.glob("submission-*/*/wants-*"))) == 3
+    second.want(True, until=200.0)
+    second.want(False, until=200.0)
+    assert first.num_wanting(100.0) == 0

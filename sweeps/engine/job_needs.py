@@ -1,11 +1,12 @@
-"""How long runs and jobs are expected to run, and the time to ask for."""
+"""What jobs ask for: time, by how long their runs are expected to take, and main memory, more after they ran out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sweeps.engine.cluster import JobRequest
+from sweeps.engine.cluster_config import AllocationConfig
 from sweeps.engine.policy import RULES
 from sweeps.engine.run_states import RunState
 from sweeps.engine.work import Work, expected_minutes
@@ -43,3 +44,25 @@ def num_jobs(minutes: float, longest: float) -> int:
 def job_minutes(request: JobRequest) -> float:
     """How long a job is expected to run."""
     return min(request.wall_minutes, max(a.work.need.expected_minutes for a in request.attempts))
+
+
+def job_memory(pack: Sequence[RunState], allocation: AllocationConfig) -> tuple[float | None, bool]:
+    """Return GiB of each node for runs that share it, None for the cluster's default, and whether it could be more.
+
+    Runs share nodes only where a job has its nodes alone: what they ask for is the node's memory as a whole.
+    """
+    asked = [_memory_of(run, allocation) for run in pack]
+    known = [gigabytes for gigabytes, _ in asked if gigabytes is not None]
+    return max(known, default=None), any(can_grow for _, can_grow in asked)
+
+
+def _memory_of(run: RunState, allocation: AllocationConfig) -> tuple[float | None, bool]:
+    need = run.work.need
+    gigabytes = allocation.memory_gigabytes if need.memory_gigabytes is None else need.memory_gigabytes
+    if gigabytes is None:
+        return None, False
+    most = allocation.max_memory_gigabytes if need.max_memory_gigabytes is None else need.max_memory_gigabytes
+    doublings = sum(RULES[attempt.cause].doubles_memory for attempt in run.attempts if attempt.cause is not None)
+    most = max(gigabytes, most or 0.0)
+    wanted = min(most, gigabytes * 2.0**doublings)
+    return wanted, wanted < most
