@@ -171,3 +171,9 @@ def test_init_writes_a_cluster_and_a_sweep_and_overwrites_neither(
     code, said = say("init", "two", "--local")
     assert code == 0, said
     assert "is kept" in said
+
+
+def test_a_sweep_file_without_keys_is_refused(own: Path) -> None:
+    (own / "conf" / "sweep" / "listed.yaml").write_text("- a\n- b\n")
+    with pytest.raises(ConfigError, match=r"\+sweep=listed: the file holds no keys"):
+        read_sweep(use("+sweep=listed", "cluster=local", "model=29k"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from muloco_runner.config import ConfigError, ExecutionConfig
+from muloco_runner.config import ExecutionConfig
 from muloco_runner.paths import config_dir
 from sweeps.cli.display import plan_as_dict, show_plan
 from sweeps.cli.filters import params_of as num_params
@@ -142,12 +142,3 @@ def test_every_model_file_has_its_name_back() -> None:
     names = [path.stem for path in (config_dir() / "model").glob("*.yaml") if path.stem != "ladder"]
     assert {name: model_name(num_params(name)) for name in names} == {name: name for name in names}
     assert _names(("num_params", "algorithm"), (num_params("82k"), "muloco")) == ["82k", "muloco"]
-
-
-def test_a_sweep_file_without_keys_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "conf" / "sweep" / "mine.yaml"
-    file.parent.mkdir(parents=True)
-    file.write_text("- a\n- b\n")
-    monkeypatch.setenv("MULOCO_CONF", str(tmp_path / "conf"))
-    with pytest.raises(ConfigError, match=r"\+sweep=mine: the file holds no keys"):
-        read_sweep(["+sweep=mine", "cluster=local", "model=29k", f"root={tmp_path}"])
