@@ -334,8 +334,10 @@ class Controller:
                 continue
             reported = self._has_reported(job)
             if job.job_id is not None or reported:
-                # A queue that forgets a job at its end, without accounting, does not tell of one that was withdrawn.
-                end = JobEnd.CANCELLED if job.cancel_pending and not reported else JobEnd.LOST
+                # A queue that forgets a job at its end, without accounting, does not tell of one that was withdrawn. It
+                # has held no nodes where one that it waited for is still there; any other may have.
+                waited = any(tag in self.state.jobs for tag in job.request.after)
+                end = JobEnd.CANCELLED if job.cancel_pending and waited and not reported else JobEnd.LOST
                 self._end(job, JobObservation(job.tag, job.job_id or "", JobState.ENDED, end=end), now)
             else:
                 self._record("refused", tag=job.tag, why="it never reached the cluster")
