@@ -78,7 +78,10 @@ def test_on_foreign_ground_every_run_starts_once(
     state = sweep.run()
     assert set(standings(state).values()) == {"done"}
     assert {name: len(sweep.starts(name)) for name in plans} == dict.fromkeys(plans, 1)
-    assert {name: causes(state, name) for name in plans} == {name: [Cause.FINISHED] for name in plans}
+    # Without accounting nobody tells a job that was withdrawn in time from one that ran and vanished unseen.
+    untold = {Cause.LOST} if accounting == "none" else set()
+    for name in plans:
+        assert [cause for cause in causes(state, name) if cause not in untold] == [Cause.FINISHED], name
 
 
 def test_a_job_is_asked_for_by_its_number_before_it_is_lost(slurm: EmulatedSlurm, tmp_path: Path) -> None:
