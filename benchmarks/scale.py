@@ -138,7 +138,7 @@ def measure(arguments: argparse.Namespace, root: Path) -> None:
     memory = megabytes() - before
 
     status = [sys.executable, "-m", "sweeps", "status", str(root)]
-    floor = [sys.executable, "-c", "import sweeps.cli.commands"]
+    floor = [sys.executable, "-c", "import sweeps.cli.queries"]
     aside = folder.path / "aside"
     times: dict[str, list[float]] = {"floor": [], "snapshot": [], "replay": []}
     for _ in range(arguments.repeats):

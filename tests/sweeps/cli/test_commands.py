@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from sweeps.__main__ import main
-from sweeps.cli.commands import CommandResult
+from sweeps.cli.control import CommandResult
 from sweeps.cli.live_snapshot import Snapshot
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.policy import Cause
@@ -254,7 +254,7 @@ def test_a_command_in_the_inbox_that_nobody_knows_does_no_harm(sweep: SweepFolde
 
 def test_help_loads_neither_hydra_nor_submitit() -> None:
     code = (
-        "import sys\nfrom sweeps.__main__ import _parser\n"
+        "import sys\nimport sweeps.__main__\n"
         "heavy = {'torch', 'hydra', 'submitit', 'rich', 'pandas'} & set(sys.modules)\nassert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from sweeps.__main__ import _parser, main
+from sweeps.__main__ import main
+from sweeps.cli.command_line import make_parser
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import Lease
 from sweeps.training.sweep import read_sweep
@@ -64,7 +65,7 @@ def documented() -> dict[str, list[str]]:
 
 
 def verbs() -> list[str]:
-    (commands,) = (one for one in _parser()._actions if isinstance(one, argparse._SubParsersAction))
+    (commands,) = (one for one in make_parser()._actions if isinstance(one, argparse._SubParsersAction))
     return list(commands.choices)
 
 

@@ -1,0 +1,168 @@
+"""The commands that look at a sweep and change nothing: status, watch, explain, logs, and `quota` without limits."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from muloco_runner.config import ConfigError
+from muloco_runner.record import ExitCode
+from sweeps.cli.explain import explain, row
+from sweeps.cli.live_snapshot import Snapshot
+from sweeps.cli.named_sweeps import find_run, find_sweeps, only_one, sweep_arguments
+from sweeps.cli.status_table import status_lines, status_table
+from sweeps.node.last_words import last_words
+from sweeps.store.folder import SweepFolder
+
+Arguments = argparse.Namespace
+_WATCH_SECONDS = 2.0
+_LOG_SECONDS = 0.5
+_WATCHED = ("controlled", "is_over", "paused", "own_limits", "counts", "waiting", "submitted")
+"""Keys of `status --json` whose change is worth a line of `watch --json`, besides the runs'."""
+_MAX_RUNNING_SHOWN = 20
+"""Running runs that `status` lists."""
+_WIDEST_TABLE = 1000
+
+
+def status(arguments: Arguments) -> ExitCode:
+    for folder, filters in find_sweeps(arguments):
+        snapshot = Snapshot(folder)
+        chosen = snapshot.selected(filters) if filters else None
+        if arguments.json:
+            print(json.dumps(snapshot.to_dict(chosen)))
+        else:
+            Console(highlight=False).print(
+                status_table(snapshot.status(chosen), _MAX_RUNNING_SHOWN, sweep_arguments(folder))
+            )
+    return ExitCode.FINISHED
+
+
+def watch(arguments: Arguments) -> ExitCode:
+    """`status`, redrawn until the sweep is over or has no controller."""
+    from rich.live import Live
+
+    ((folder, filters),) = only_one(find_sweeps(arguments))
+    if arguments.json:
+        return _watch_as_lines(folder, filters)
+    with Live(console=Console(highlight=False), auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            snapshot = Snapshot(folder)
+            found = snapshot.status(snapshot.selected(filters) if filters else None)
+            # The running runs get the lines of the terminal that are left.
+            others = len(found.counters.groups) + len(list(status_lines(found, ""))) + 8
+            table = status_table(
+                found, max(1, min(_MAX_RUNNING_SHOWN, live.console.height - others)), sweep_arguments(folder)
+            )
+            live.update(table, refresh=True)
+            if snapshot.state.is_over or not snapshot.is_controlled:
+                break
+            _sleep_watching()
+    print(
+        "The sweep is over."
+        if snapshot.state.is_over
+        else "No controller is running: launch the sweep again to continue."
+    )
+    return ExitCode.FINISHED
+
+
+def _sleep_watching() -> None:
+    try:
+        time.sleep(_WATCH_SECONDS)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("no longer watching; the sweep goes on") from None
+
+
+def _watch_as_lines(folder: SweepFolder, filters: Sequence[str]) -> ExitCode:
+    """Print a line of JSON for each change: `status --json`, with the runs that have changed since the line before."""
+    printed: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
+    while True:
+        snapshot = Snapshot(folder)
+        now = snapshot.to_dict(snapshot.selected(filters) if filters else None)
+        changed = [one for one in now["runs"] if rows.get(one["run"]) != one]
+        rows |= {one["run"]: one for one in changed}
+        # Hours and minutes grow all the time.
+        facts = {key: now[key] for key in _WATCHED}
+        if changed or facts != printed:
+            printed = facts
+            print(json.dumps({**now, "runs": changed}), flush=True)
+        if snapshot.state.is_over or not snapshot.is_controlled:
+            return ExitCode.FINISHED
+        _sleep_watching()
+
+
+def explain_run(arguments: Arguments) -> ExitCode:
+    folder, run, snapshot = find_run(arguments)
+    reason = snapshot.reason(run)
+    longest = max(allocation.max_wall_minutes for allocation in snapshot.config.allocations)
+    lines = explain(run, reason, last_words(run, folder.cluster_dir), time.time(), longest, snapshot.config.retries)
+    if arguments.json:
+        print(json.dumps({"sweep": folder.name, **row(run, reason), "history": lines}))
+    else:
+        print("\n".join(lines))
+    return ExitCode.FINISHED
+
+
+def logs(arguments: Arguments) -> ExitCode:
+    """Print the newest attempt's output, errors last; with -f also what is added to it until the attempt ends.
+
+    For programs one line of JSON holds both, and with -f one more each time that something is added.
+    """
+    folder, run, _ = find_run(arguments)
+    attempts = sorted((Path(run.work.folder) / "attempts").glob("[0-9]*"), key=lambda path: int(path.name))
+    if not attempts:
+        raise ConfigError(f"run {run.work.name} has no attempt yet, so there is no output")
+    attempt = {"sweep": folder.name, "run": run.work.name, "attempt": int(attempts[-1].name)}
+    offsets = dict.fromkeys(("stdout", "stderr"), 0)
+    is_first = True
+    while True:
+        goes_on = arguments.follow and run.in_flight
+        texts = {name: _read_on(attempts[-1] / f"{name}.log", name, offsets) for name in offsets}
+        if not arguments.json:
+            print(*texts.values(), sep="", end="", flush=True)
+        elif is_first or any(texts.values()):
+            print(json.dumps({**attempt, **texts}), flush=True)
+        if not goes_on:
+            return ExitCode.FINISHED
+        is_first = False
+        time.sleep(_LOG_SECONDS)
+        run = Snapshot(folder).state.runs[run.work.name]
+
+
+def _read_on(path: Path, name: str, offsets: dict[str, int]) -> str:
+    """Return what was added to the file since the last time; nothing where it is not there."""
+    with contextlib.suppress(FileNotFoundError), open(path, errors="replace") as file:
+        file.seek(offsets[name])
+        text = file.read()
+        offsets[name] = file.tell()
+        return text
+    return ""
+
+
+def show_quota(arguments: Arguments) -> ExitCode:
+    """Print every limit on the sweep, whoever set it, and what is used of it now."""
+    for folder, _ in find_sweeps(arguments):
+        limits = Snapshot(folder).limits()
+        if arguments.json:
+            print(json.dumps({"sweep": folder.name, "limits": limits}))
+        else:
+            table = Table("allocation", "limit", "of", box=None, pad_edge=False)
+            for title in ("used here", "used outside", "most"):
+                table.add_column(title, justify="right")
+            for one in limits:
+                numbers = [f"{one[key]:,.6g}" for key in ("used", "used_by_others", "most")]
+                table.add_row(one["allocation"], one["limit"], one["resource"], *numbers)
+            console = Console(highlight=False)
+            # Names of limits stay whole: a terminal that is narrower wraps the line.
+            Console(highlight=False, width=_WIDEST_TABLE).print(table)
+            example = f"Change one with, for example, muloco-sweep quota {sweep_arguments(folder)} --nodes 12"
+            console.print(example, soft_wrap=True)
+    return ExitCode.FINISHED
