@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from muloco_runner.config import ConfigError
-from sweeps.engine.charges import AttemptCharge, itemise
 from sweeps.engine.cluster import (
     Cluster,
     JobEnd,
@@ -32,25 +31,23 @@ from sweeps.engine.cluster import (
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.decide import AVOID_NODE_SECONDS, Plan, decide
 from sweeps.engine.durations import Estimates
-from sweeps.engine.outcome import Outcome
 from sweeps.engine.policy import (
     IDENTICAL_FAILURES,
     RULES,
     Cause,
-    cause_beside_cancelled,
-    cause_of,
     changed_retries,
-    how_it_ended,
 )
 from sweeps.engine.quota import VerdictKind, all_limits
 from sweeps.engine.successors import Ahead, unwanted_successors
 from sweeps.engine.sweep_state import SweepState, TrackedJob, failure_group
-from sweeps.engine.work import Work
+from sweeps.engine.work import Attempt
+from sweeps.job_end import AttemptEnd, cause_and_words, ended_event
 from sweeps.node.attempt_files import is_finished
 from sweeps.node.code_snapshot import keep_source
 from sweeps.node.disk_space import full_disk_words, is_disk_full, says_disk_full
 from sweeps.node.reports import likeness, measured_minutes
 from sweeps.node_speeds import NodeSpeeds
+from sweeps.signs_of_jobs import SignsOfJobs
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import Lease
@@ -71,8 +68,6 @@ _SUBMISSION_PATIENCE_SECONDS = 10.0
 """A tick waits so long for other sweeps to submit, or its own length where that is shorter; then it goes without."""
 _RENEW_SECONDS = 30.0
 """Longest time between two renewals of the leases."""
-_OUTCOME_WAIT_SECONDS = 5.0
-"""How long the files of an attempt may take to show up on a network file system after its job has ended."""
 _TICKS_AHEAD = 2
 """Work that is queued behind what runs: the next look may be late, and the one after it counts on that."""
 _TICKS_WANTING = 3
@@ -136,11 +131,7 @@ class Controller:
         """Seconds of the last tick, which the next look comes later by."""
         self.times_on_nodes = Estimates()
         """How long attempts hold their nodes, whatever their work reports of itself."""
-        # By tag, when this controller first saw it so: other clocks than its own are not asked.
-        self._ended_since: dict[str, float] = {}
-        self._missing_since: dict[str, float] = {}
-        self._hopeless_since: dict[str, float] = {}
-        self._running_since: dict[str, float] = {}
+        self.signs = SignsOfJobs(self.cluster, self.config)
         self._cancel_sent_at: dict[str, float] = {}
         self._charged_in_file: dict[str, float] | None = None
         """What the newest `goodput.json` of this controller says; None before it has written one."""
@@ -267,11 +258,11 @@ class Controller:
         for job in jobs:
             seen = self.observation.jobs.get(job.tag)
             if seen is not None:
-                self._missing_since.pop(job.tag, None)
+                self.signs.is_listed(job)
                 self._absorb(job, seen, now)
             elif self.observation.complete:
                 missing.append(job)
-        self._give_up_absent_jobs([job for job in missing if self._is_overdue(job, now)], now)
+        self._give_up_absent_jobs([job for job in missing if self.signs.is_overdue(job, now)], now)
         return now
 
     def _absorb(self, job: TrackedJob, seen: JobObservation, now: float) -> None:
@@ -282,11 +273,11 @@ class Controller:
         if seen.state is JobState.RUNNING and len(seen.nodes) == 1:
             self._compare_speeds(job, seen.nodes[0], now)
         if seen.state is JobState.ENDED:
-            if not self._may_still_report(job, seen, now):
+            if not self.signs.may_still_report(job, seen, now):
                 self._end(job, seen, now)
-        elif seen.state is JobState.RUNNING and not job.cancelling and self._hangs(job, now):
+        elif seen.state is JobState.RUNNING and not job.cancelling and self.signs.hangs(job, now):
             self._record("cancelling", tag=job.tag, cause=Cause.HANG.value)
-        elif seen.state is JobState.PENDING and not job.cancel_pending and self._is_hopeless(seen, now):
+        elif seen.state is JobState.PENDING and not job.cancel_pending and self.signs.is_hopeless(seen, now):
             why = f"can never run: the scheduler gives {seen.reason} as its reason to wait; correct that, then `retry`"
             # It may be for what a successor waits for: submitted alone it will tell.
             held = {} if job.request.after else {"hold": why}
@@ -307,32 +298,13 @@ class Controller:
             if factor is not None and factor >= least and not is_avoided:
                 self._record("slow_node", node=node, run=attempt.work.name, factor=factor)
 
-    def _is_hopeless(self, seen: JobObservation, now: float) -> bool:
-        """The scheduler has said for a while that it will never start: it may say so while it is being configured."""
-        if not seen.never_starts:
-            self._hopeless_since.pop(seen.tag, None)
-            return False
-        return now - self._hopeless_since.setdefault(seen.tag, now) >= self.config.submit_confirm_timeout_seconds
-
-    def _is_overdue(self, job: TrackedJob, now: float) -> bool:
-        """Whether a job that a complete observation misses has been missing for long, and shows no sign of life."""
-        since = self._missing_since.setdefault(job.tag, now)
-        if not self.cluster.outlives_controller:
-            return True
-        timeout = self.config.submit_confirm_timeout_seconds
-        if now - since <= timeout:
-            return False
-        left = [self.cluster.outcome(attempt) for attempt in job.request.attempts]
-        at_work = [found.heartbeat_at for found in left if not found.finished and found.ending is None]
-        return not any(at is not None and now - at <= timeout for at in at_work)
-
     def _give_up_absent_jobs(self, overdue: Sequence[TrackedJob], now: float) -> None:
         """End the jobs that the cluster, asked for exactly them, does not know either."""
         absent = self.cluster.absent([job.identity for job in overdue]) if overdue else ()
         for job in overdue:
             if job.tag not in absent:
                 continue
-            reported = self._has_reported(job)
+            reported = self.signs.has_reported(job)
             if job.job_id is not None or reported:
                 # A queue that forgets a job at its end, without accounting, does not tell of one that was withdrawn. It
                 # has held no nodes where one that it waited for is still there; any other may have.
@@ -340,24 +312,10 @@ class Controller:
                 end = JobEnd.CANCELLED if job.cancel_pending and waited and not reported else JobEnd.LOST
                 self._end(job, JobObservation(job.tag, job.job_id or "", JobState.ENDED, end=end), now)
             else:
+                self.signs.forget(job)
                 self._record("refused", tag=job.tag, why="it never reached the cluster")
                 # Without its request it is not taken in again, should it show up later: its runs are submitted again.
                 self.folder.drop_request(job.tag)
-
-    def _has_reported(self, job: TrackedJob) -> bool:
-        """Whether an attempt of the job has left a result or its exit record: it ran, whoever else knows of it."""
-        left = [self.cluster.outcome(attempt) for attempt in job.request.attempts]
-        return any(found.finished or found.ending is not None for found in left)
-
-    def _may_still_report(self, job: TrackedJob, seen: JobObservation, now: float) -> bool:
-        """The scheduler says that it ended well, and its own files may not have arrived yet."""
-        if seen.end is not JobEnd.EXITED or seen.exit_code not in (None, 0):
-            return False
-        since = self._ended_since.setdefault(job.tag, now)
-        if now - since >= _OUTCOME_WAIT_SECONDS:
-            return False
-        left = [self.cluster.outcome(attempt) for attempt in job.request.attempts]
-        return any(not found.finished and found.ending is None for found in left)
 
     def _reconcile_orphaned_jobs(self) -> None:
         """Jobs of this sweep that the ledger does not have as alive: its line was damaged, or they came so late that
@@ -390,83 +348,38 @@ class Controller:
                 self._cancel_sent_at |= dict.fromkeys([job.tag for job in due], now)
 
     def _end(self, job: TrackedJob, seen: JobObservation, now: float) -> None:
-        assert seen.end is not None
+        self.signs.forget(job)
+        self._cancel_sent_at.pop(job.tag, None)
         if job.cancel_pending and seen.end is JobEnd.CANCELLED and job.started_at is None:
             held = {"hold": job.hold} if job.hold else {}
             self._record("refused", tag=job.tag, why="cancelled while it was pending", **held)
             self.folder.drop_request(job.tag)
             return
-        endings: dict[str, Any] = {}
-        attempts: list[AttemptCharge] = []
-        failed_nodes: set[str] = set()
-        for attempt in job.request.attempts:
-            self.speeds.end(attempt)
-            left = self.cluster.outcome(attempt)
-            cause, detail = _cause(left, job, attempt.work, seen)
-            write_error = self.cluster.write_error(attempt) if cause is Cause.CRASH and not left.message else ""
-            if write_error:
-                cause, detail = Cause.CANNOT_WRITE, write_error
-            if cause in (Cause.CRASH, Cause.CANNOT_WRITE) and says_disk_full(detail):
-                cause, detail = Cause.DISK_FULL, full_disk_words(attempt.folder, detail)
-            started_at, ended_at = _span(left, job, seen, now)
-            endings[attempt.work.name] = {
-                "cause": cause.value,
-                "detail": detail,
-                "checkpoint_step": left.checkpoint_step,
-                "minutes_left": left.minutes_left,
-                "started_at": started_at,
-                "at": ended_at,
-                "progress": _progress(left, cause),
-            }
-            attempts.append(
-                _attempt_charge(attempt.work, left, cause, (started_at, ended_at), len(job.request.attempts))
-            )
-            if cause is Cause.FINISHED:
-                self.estimates.learn(attempt.work, measured_minutes(attempt.work))
-                if started_at is not None:
-                    self.times_on_nodes.learn(attempt.work, (ended_at - started_at) / 60)
-            if RULES[cause].excludes_node:
-                failed_nodes.update(seen.nodes)
-        spans = [(ending["started_at"], ending["at"]) for ending in endings.values()]
-        if seen.end is JobEnd.LOST and all(started_at is None for started_at, _ in spans):
-            # Nobody saw it start: it may have held its nodes all the time that it could.
-            spans = [(max(job.intended_at, now - 60 * job.request.wall_minutes), now)]
-        gpu_hours = _hours(job.request, job.request.gpus_per_node, spans)
-        charge = _charge(job.request, spans, attempts, endings)
+        ends = [self._attempt_end(job, attempt, seen) for attempt in job.request.attempts]
+        values = ended_event(job, seen, ends, now)
+        for end in ends:
+            self.speeds.end(end.attempt)
+            if end.cause is Cause.FINISHED:
+                work, ending = end.attempt.work, values["endings"][end.attempt.work.name]
+                self.estimates.learn(work, measured_minutes(work))
+                if ending["started_at"] is not None:
+                    self.times_on_nodes.learn(work, (ending["at"] - ending["started_at"]) / 60)
+        struck = {node for end in ends if RULES[end.cause].excludes_node for node in seen.nodes}
         changed = changed_retries(self.config.retries, self.config.max_timeouts)
         # In the ledger, so that replaying it decides as was decided, whatever is set by then.
         as_set = {"retries": changed} if changed else {}
-        self._record(
-            "ended",
-            tag=job.tag,
-            endings=endings,
-            gpu_hours=gpu_hours,
-            charge=charge,
-            struck_nodes=sorted(failed_nodes),
-            **as_set,
-        )
-        for seen_at in (
-            self._ended_since,
-            self._missing_since,
-            self._hopeless_since,
-            self._running_since,
-            self._cancel_sent_at,
-        ):
-            seen_at.pop(job.tag, None)
+        self._record("ended", tag=job.tag, struck_nodes=sorted(struck), **values, **as_set)
         self.folder.drop_request(job.tag)
 
-    def _hangs(self, job: TrackedJob, now: float) -> bool:
-        """Every attempt of the job has had time to report, and none has a recent heartbeat.
-
-        Heartbeats are files: their age is by the file system's clock, as is `now`.
-        """
-        if self.config.heartbeat_timeout_minutes is None:
-            return False
-        timeout = 60 * self.config.heartbeat_timeout_minutes
-        if now - self._running_since.setdefault(job.tag, now) < timeout:
-            return False
-        last = [self.cluster.outcome(attempt).heartbeat_at for attempt in job.request.attempts]
-        return all(at is not None and now - at > timeout for at in last)
+    def _attempt_end(self, job: TrackedJob, attempt: Attempt, seen: JobObservation) -> AttemptEnd:
+        left = self.cluster.outcome(attempt)
+        cause, detail = cause_and_words(left, job, attempt.work, seen)
+        write_error = self.cluster.write_error(attempt) if cause is Cause.CRASH and not left.message else ""
+        if write_error:
+            cause, detail = Cause.CANNOT_WRITE, write_error
+        if cause in (Cause.CRASH, Cause.CANNOT_WRITE) and says_disk_full(detail):
+            cause, detail = Cause.DISK_FULL, full_disk_words(attempt.folder, detail)
+        return AttemptEnd(attempt, left, cause, detail)
 
     def _hold_identical_failures(self) -> None:
         """Holds the waiting runs of a group in which several failed in the same way: one bug is paid for once."""
@@ -641,69 +554,3 @@ class Controller:
 
     def _record(self, event: str, request: JobRequest | None = None, /, **values: Any) -> None:
         self.state.apply(self.ledger.append(event, **values), request)
-
-
-def _span(left: Outcome, job: TrackedJob, seen: JobObservation, now: float) -> tuple[float | None, float]:
-    """Start and end, Unix seconds, both by one clock: the scheduler's, or else the attempt's own."""
-    if job.started_at is None and left.ending is not None:
-        return left.ending.started_at, left.ending.ended_at
-    return job.started_at, seen.ended_at if seen.ended_at is not None else now
-
-
-def _hours(request: JobRequest, per_node: int, spans: Sequence[tuple[float | None, float]]) -> float:
-    """Hours of the whole job's processors, including those that no attempt used: they are paid for too."""
-    started = [started_at for started_at, _ in spans if started_at is not None]
-    if not started:
-        return 0.0
-    seconds = max(0.0, max(ended_at for _, ended_at in spans) - min(started))
-    return request.nodes * per_node * seconds / 3600
-
-
-def _charge(
-    request: JobRequest,
-    spans: Sequence[tuple[float | None, float]],
-    attempts: Sequence[AttemptCharge],
-    endings: dict[str, Any],
-) -> dict[str, Any]:
-    """What the job was charged; each attempt's part of it goes into its ending as `hours`, by kind."""
-    per_node = request.gpus_per_node or request.cpus_per_node
-    charged = _hours(request, per_node, spans)
-    by_name, unused = itemise(charged, attempts)
-    for name, ending in endings.items():
-        ending["hours"] = by_name.get(name, {})
-    return {"processor": "GPU" if request.gpus_per_node else "CPU", "hours": charged, "unused": unused}
-
-
-def _attempt_charge(
-    work: Work, left: Outcome, cause: Cause, span: tuple[float | None, float], num_attempts: int
-) -> AttemptCharge:
-    started_at, ended_at = span
-    if num_attempts > 1 and left.ending is not None:
-        # In a pack its processors idle from its own end on.
-        ended_at = min(ended_at, left.ending.ended_at)
-    processors = work.need.gpus or work.need.nodes * work.need.cpus_per_node
-    times = left.report.times if left.report is not None else None
-    return AttemptCharge(work.name, processors, started_at, ended_at, cause, times)
-
-
-def _progress(left: Outcome, cause: Cause) -> dict[str, float]:
-    """What the attempt has added to results and checkpoints, by unit; empty where it does not say."""
-    if left.report is None or not left.report.unit:
-        return {}
-    return {left.report.unit: left.report.done if cause is Cause.FINISHED else left.report.kept}
-
-
-def _cause(left: Outcome, job: TrackedJob, work: Work, seen: JobObservation) -> tuple[Cause, str]:
-    """The cause and one line on how the attempt of that work ended, whose job has ended."""
-    assert seen.end is not None
-    if left.finished:
-        return Cause.FINISHED, ""
-    if work.name in job.cancelling:
-        return job.cancelling[work.name], ""
-    ended = (left.ending, seen.end, seen.exit_code)
-    cause = (cause_beside_cancelled if job.cancelling else cause_of)(*ended, work.adapter.speaks_exit_codes)
-    if cause is Cause.FINISHED:
-        # Its exit code says so, but there is no result: another attempt will tell.
-        return Cause.CRASH, "exit code 0 without a result"
-    in_words = how_it_ended(*ended) if cause is Cause.CRASH else ""
-    return cause, left.message or in_words or seen.reason

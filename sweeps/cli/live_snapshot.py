@@ -14,11 +14,10 @@ from sweeps.clusters import make_cluster
 from sweeps.controller import CANCELLED, COMMANDS
 from sweeps.engine.cluster import Cluster, Limits, Refused
 from sweeps.engine.decide import decide
-from sweeps.engine.events import Event
 from sweeps.engine.outcome import Progress
 from sweeps.engine.quota import PER_JOB, Verdict, VerdictKind, all_limits, held_by_sweep
 from sweeps.engine.run_states import RunState
-from sweeps.engine.sweep_state import SweepState
+from sweeps.engine.sweep_state import Event, SweepState
 from sweeps.engine.works import Shape
 from sweeps.node.reports import read_progress
 from sweeps.store.definition import Definition

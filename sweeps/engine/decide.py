@@ -5,28 +5,22 @@ before it only where they end by then or leave its nodes free (EASY backfill), s
 node that is handed out whole are packed together: of one width first, narrower ones into what is left. Runs of one
 shape differ in length only, so a tick looks at the shapes, not at every run.
 
-Of several allocations with room each run takes the one where it will end first, by its length and the waits that the
-sweep has seen there; of those that differ by less than a minute the cheapest by GPU-hour, then the one where fewest of
-the sweep's jobs wait. A job that has waited moves where room is left after that and none of the sweep's jobs waits: it
-is cancelled while it is pending and submitted anew, which counts as no attempt. It moves once it has waited as long as
-the last one did in its new place, and twice as long as when jobs last left its own, so that none goes back and forth.
-
-Runs that find no room may be queued behind jobs that have (`sweeps.engine.successors`).
+Which of several allocations a run takes, and when a pending job moves, says `sweeps.engine.moves`. Runs that find no
+room may be queued behind jobs that have (`sweeps.engine.successors`).
 """
 
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sweeps.engine.capacity import MAX_GPU_HOURS, Budget, Capacity
 from sweeps.engine.cluster import JobRequest, Limit, Resource
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.job_needs import indivisible_minutes, job_memory, job_minutes, minutes_left
+from sweeps.engine.job_needs import indivisible_minutes, job_memory, minutes_left
+from sweeps.engine.moves import Move, first_to_end, moves_of, queue_minutes
 from sweeps.engine.quota import (
     NOTHING,
     Verdict,
@@ -40,7 +34,7 @@ from sweeps.engine.quota import (
     job_shape,
     verdict,
 )
-from sweeps.engine.run_states import Queue, RunState
+from sweeps.engine.run_states import Candidates, RunState
 from sweeps.engine.successors import (
     Ahead,
     Chain,
@@ -56,24 +50,10 @@ from sweeps.engine.sweep_state import SweepState, TrackedJob
 from sweeps.engine.work import Attempt, Work, expected_minutes
 from sweeps.engine.works import Shape, shape_of
 
-_SAME_END_MINUTES = 1.0
-"""Ends that differ by no more are as good as each other."""
-_LEAST_WAIT_MINUTES = 5.0
-"""A pending job keeps its place in a queue at least so long."""
 AVOID_NODE_SECONDS = 6 * 3600.0
 """How long a node is avoided after it failed a run, or was seen to be slow."""
 _CANDIDATES_BEHIND = 16
 """Runs of one shape that are looked at for each successor: few ask for more wall time than there is."""
-
-
-@dataclass(frozen=True)
-class Move:
-    """A pending job to be cancelled, since another allocation has room for it."""
-
-    tag: str
-    to: str
-    waited_minutes: float
-    """The longest wait of the sweep's jobs that are pending where it is."""
 
 
 @dataclass(frozen=True)
@@ -94,42 +74,6 @@ class Plan:
 
     def verdict_of(self, run: RunState) -> Verdict | None:
         return self.verdicts.get(shape_of(run.work)) if run.is_waiting else None
-
-
-class _Candidates:
-    """The runs of one queue that may start by now, the longest first, seen a few at a time."""
-
-    def __init__(self, queue: Queue, now: float) -> None:
-        self.queue, self.now = queue, now
-        self._removed: set[int] = set()
-        self.skip_to(math.inf)
-
-    def skip_to(self, minutes: float) -> None:
-        """Continues with the runs that are not longer than that."""
-        self._seen: deque[RunState] = deque()
-        self._rest: Iterator[RunState] = self._ready(minutes)
-
-    def first(self, count: int) -> list[RunState]:
-        while self._seen and self._seen[0].position in self._removed:
-            self._seen.popleft()
-        while len(self._seen) < count:
-            run = next(self._rest, None)
-            if run is None:
-                break
-            self._seen.append(run)
-        return list(self._seen)[:count]
-
-    def not_longer_than(self, minutes: float, count: int) -> list[RunState]:
-        """Return up to `count` runs that are not longer than that, the longest of them first."""
-        return list(itertools.islice(self._ready(minutes), count))
-
-    def remove(self, runs: Sequence[RunState]) -> None:
-        self._removed.update(run.position for run in runs)
-
-    def _ready(self, minutes: float) -> Iterator[RunState]:
-        for run in self.queue.not_longer_than(minutes):
-            if run.not_before <= self.now and run.position not in self._removed:
-                yield run
 
 
 def decide(
@@ -158,7 +102,7 @@ def decide(
     if queue is not None:
         queue.plan(cancel_pending)
         cancel_pending += queue.withdraw
-    moves = list(_moves(state, capacities, now, cancel_pending))
+    moves = list(moves_of(state, capacities, now, cancel_pending))
     due_at = queue.due_at if queue is not None else math.inf
     return Plan(filling.submit, cancel_pending, moves, filling.verdicts, unschedulable, due_at)
 
@@ -176,7 +120,7 @@ def _capacities(
             held[allocation.name],
             budget,
             state.defer_until.get(allocation.name, 0.0),
-            _queue_minutes(allocation.name, state, now),
+            queue_minutes(allocation.name, state, now),
             sum(
                 job.request.allocation == allocation.name and job.started_at is None and not job.is_behind
                 for job in state.jobs.values()
@@ -196,7 +140,7 @@ class _Filling:
         self.shapes = sorted(state.waiting, key=_width_first)
         self.submit: list[JobRequest] = []
         self.verdicts: dict[Shape, Verdict] = {}
-        self._candidates = {shape: _Candidates(state.waiting[shape], now) for shape in self.shapes}
+        self._candidates = {shape: Candidates(state.waiting[shape], now) for shape in self.shapes}
         self._excluded = _excluded_nodes(state, now)
 
     def has_candidates(self) -> bool:
@@ -211,7 +155,7 @@ class _Filling:
             answers = {one.allocation.name: one.verdict_on(shape, minutes, self.now, wall) for one in self.capacities}
             free = [one for one in self.capacities if answers[one.allocation.name].kind is VerdictKind.RUN]
             if free:
-                self._add_job(shape, minutes, _first_to_end(shape, minutes, free))
+                self._add_job(shape, minutes, first_to_end(shape, minutes, free))
                 continue
             self.verdicts.setdefault(shape, _combined(answers))
             if wall > max(one.longest_wall_minutes(shape) for one in self.capacities):
@@ -315,66 +259,6 @@ class _QueueBehind:
             chain = chains[number]
             if self.filling.behind(chain, capacity, self.ahead) is not None and chain.is_open:
                 heapq.heappush(ends, (chain.ends_at, number))
-
-
-def _first_to_end(shape: Shape, minutes: float, capacities: Sequence[Capacity]) -> Capacity:
-    """The allocation, of several that have room, for a run of that shape and length."""
-    ends = [one.minutes_to_end(shape, minutes) for one in capacities]
-    equal = [n for n, end in enumerate(ends) if end <= min(ends) + _SAME_END_MINUTES]
-    best = min(equal, key=lambda n: (capacities[n].allocation.highest_price, capacities[n].num_queued, ends[n]))
-    return capacities[best]
-
-
-def _moves(
-    state: SweepState, capacities: Sequence[Capacity], now: float, cancel_pending: Sequence[str]
-) -> Iterator[Move]:
-    """Pending jobs, the newest first, for which another allocation has room."""
-    waits = {one.allocation.name: _pending_minutes(one.allocation.name, state, now) for one in capacities}
-    without_queue = [one for one in capacities if not one.num_queued]
-    for job in reversed(state.jobs.values()):
-        if job.started_at is not None or job.job_id is None or job.is_ending or job.is_behind:
-            continue
-        here, request = job.request.allocation, job.request
-        waited = waits.get(here, 0.0)
-        if job.tag in cancel_pending or waited < max(_LEAST_WAIT_MINUTES, 2 * state.left_after.get(here, 0.0)):
-            continue
-        works = [attempt.work for attempt in request.attempts]
-        shape = shape_of(works[0])
-        minutes, wall = job_minutes(request), max(indivisible_minutes(work) for work in works)
-        room = [
-            one
-            for one in without_queue
-            if one.allocation.name != here
-            and waited >= _latest_wait(one.allocation.name, state)
-            and one.slots(shape) >= len(works)
-            and one.verdict_on(shape, minutes, now, wall).kind is VerdictKind.RUN
-        ]
-        if room:
-            to = _first_to_end(shape, minutes, room)
-            to.add(request, now + 60 * minutes)
-            yield Move(job.tag, to.allocation.name, waited)
-
-
-def _latest_wait(allocation: str, state: SweepState) -> float:
-    """Minutes that the job waited that started there last, or those that made jobs leave, whichever are more."""
-    started = [
-        (job.started_at, job.queue_minutes(job.started_at))
-        for job in state.jobs.values()
-        if job.request.allocation == allocation and job.started_at is not None
-    ]
-    return max(max(started, default=(0.0, 0.0))[1], state.left_after.get(allocation, 0.0))
-
-
-def _pending_minutes(allocation: str, state: SweepState, now: float) -> float:
-    """The longest wait of the sweep's jobs that are pending there."""
-    jobs = [job for job in state.jobs.values() if job.request.allocation == allocation and job.started_at is None]
-    return max((job.queue_minutes(now) for job in jobs), default=0.0)
-
-
-def _queue_minutes(allocation: str, state: SweepState, now: float) -> float:
-    """The longest wait in the queue of the sweep's jobs that are pending or running, or have left for another one."""
-    waits = [job.queue_minutes(now) for job in state.jobs.values() if job.request.allocation == allocation]
-    return max(max(waits, default=0.0), state.left_after.get(allocation, 0.0))
 
 
 def _jobs_to_cancel(capacity: Capacity, state: SweepState) -> Iterator[str]:

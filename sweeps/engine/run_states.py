@@ -7,8 +7,10 @@ hundred thousand runs needs few of them.
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
-from collections import Counter
+import math
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -235,3 +237,39 @@ def queues(runs: Runs, waiting: Iterable[int]) -> dict[Shape, Queue]:
     for position in waiting:
         keys.setdefault(works.shape(position), []).append((works.minutes(position), -position))
     return {shape: Queue(runs, found) for shape, found in keys.items()}
+
+
+class Candidates:
+    """The runs of one queue that may start by now, the longest first, seen a few at a time."""
+
+    def __init__(self, queue: Queue, now: float) -> None:
+        self.queue, self.now = queue, now
+        self._removed: set[int] = set()
+        self.skip_to(math.inf)
+
+    def skip_to(self, minutes: float) -> None:
+        """Continues with the runs that are not longer than that."""
+        self._seen: deque[RunState] = deque()
+        self._rest: Iterator[RunState] = self._ready(minutes)
+
+    def first(self, count: int) -> list[RunState]:
+        while self._seen and self._seen[0].position in self._removed:
+            self._seen.popleft()
+        while len(self._seen) < count:
+            run = next(self._rest, None)
+            if run is None:
+                break
+            self._seen.append(run)
+        return list(self._seen)[:count]
+
+    def not_longer_than(self, minutes: float, count: int) -> list[RunState]:
+        """Return up to `count` runs that are not longer than that, the longest of them first."""
+        return list(itertools.islice(self._ready(minutes), count))
+
+    def remove(self, runs: Sequence[RunState]) -> None:
+        self._removed.update(run.position for run in runs)
+
+    def _ready(self, minutes: float) -> Iterator[RunState]:
+        for run in self.queue.not_longer_than(minutes):
+            if run.not_before <= self.now and run.position not in self._removed:
+                yield run

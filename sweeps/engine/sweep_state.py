@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from muloco_runner.record import Goodput, Kind
 from sweeps.engine.cluster import JobIdentity, JobRequest
 from sweeps.engine.counters import Counters
-from sweeps.engine.events import Event
 from sweeps.engine.policy import RULES, Cause, PastAttempt, after
 from sweeps.engine.run_states import AttemptState, Queue, Runs, RunState, queues
 from sweeps.engine.work import Work
 from sweeps.engine.works import Shape, shape_of
+
+Event = dict[str, Any]
+"""A line of the ledger: `event` names it, `time` is in Unix seconds; other keys are its own (`SweepState.apply`)."""
 
 
 @dataclass

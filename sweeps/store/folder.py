@@ -28,9 +28,8 @@ from typing import Any, NamedTuple
 from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically, write_goodput
 from sweeps.engine.cluster import JobRequest
-from sweeps.engine.events import Event
 from sweeps.engine.run_states import Runs
-from sweeps.engine.sweep_state import SweepState, number_of
+from sweeps.engine.sweep_state import Event, SweepState, number_of
 from sweeps.engine.work import Attempt
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import START, Damage, Position, read_events

@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sweeps.engine.events import Event
+from sweeps.engine.sweep_state import Event
 from sweeps.store.lease import Lease
 
 _REPEATED = ("submitted", "started")

@@ -9,7 +9,7 @@ import pytest
 from state_values import values_of
 
 from sweeps.engine.cluster import JobRequest
-from sweeps.engine.events import Event
+from sweeps.engine.sweep_state import Event
 from sweeps.engine.work import Adapter, Need, Work
 from sweeps.hydra_apps.job_adapter import HYDRA_JOB
 from sweeps.node.run_attempt import resolve_entry
