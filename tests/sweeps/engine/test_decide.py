@@ -1,144 +1,15 @@
 """Histories of sweeps, played through the pure decision: quotas hold, nothing runs twice, nothing starves."""
 
-import heapq
-import itertools
-from collections import Counter
-from dataclasses import dataclass, field
-
+from histories import NOON, History, cluster_of, decide_at_noon, state_of, work
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeps.engine.cluster import JobRequest, Limit, Resource
-from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
-from sweeps.engine.decide import Plan, decide
+from sweeps.engine.cluster_config import QuotaConfig
+from sweeps.engine.decide import decide
 from sweeps.engine.policy import Cause
-from sweeps.engine.quota import VerdictKind, own_limits
-from sweeps.engine.sweep_state import SweepState
+from sweeps.engine.quota import VerdictKind
 from sweeps.engine.work import Attempt, Need, Work
-
-NOON = 1.8e9
-"""Unix seconds at which histories begin."""
-
-
-def work(name: str, nodes: int = 1, gpus: int = 8, minutes: float = 60.0) -> Work:
-    return Work(name, f"runs/{name}", "m:f", need=Need(nodes, gpus, 1, minutes, minutes))
-
-
-def state_of(*works: Work) -> SweepState:
-    return SweepState.of(works, "s-")
-
-
-def cluster_of(*quotas: QuotaConfig, whole_nodes: bool = True, gpus_per_node: int = 8) -> ClusterConfig:
-    allocations = [
-        AllocationConfig(f"a{n}", gpus_per_node=gpus_per_node, whole_nodes=whole_nodes, quota=quota)
-        for n, quota in enumerate(quotas)
-    ]
-    return ClusterConfig("c", "slurm", allocations)
-
-
-@dataclass
-class History:
-    """Plays a sweep on a cluster that starts each job at once. Checks what must hold at every step."""
-
-    state: SweepState
-    cluster: ClusterConfig
-    others: dict[str, float] = field(default_factory=dict)
-    """Nodes that others hold, by allocation."""
-    endings: dict[str, list[Cause]] = field(default_factory=dict)
-    """How the first attempts of a run end; the later ones finish."""
-    speed: float = 1.0
-    """True over expected minutes."""
-    now: float = NOON
-    ends: list[tuple[float, str]] = field(default_factory=list)
-    node_minutes: float = 0.0
-    finished: Counter[str] = field(default_factory=Counter)
-    started_at: dict[str, float] = field(default_factory=dict)
-
-    def limits(self) -> dict[str, list[Limit]]:
-        found = {}
-        for allocation in self.cluster.allocations:
-            used = self.others.get(allocation.name, 0.0)
-            limits = own_limits(allocation, self.state.own_limits)
-            found[allocation.name] = [
-                Limit(limit.name, limit.resource, limit.most, used if limit.resource is Resource.NODES else 0.0)
-                for limit in limits
-            ]
-        return found
-
-    def tick(self) -> Plan:
-        plan = decide(self.state, self.cluster, self.limits(), self.now)
-        for request in plan.submit:
-            self._start(request)
-        self.check()
-        return plan
-
-    def _start(self, request: JobRequest) -> None:
-        assert request.tag not in self.state.jobs
-        for attempt in request.attempts:
-            run = self.state.runs[attempt.work.name]
-            assert not run.done
-            assert not run.in_flight
-            assert run.held is None
-            assert run.not_before <= self.now
-            self.started_at.setdefault(attempt.work.name, self.now)
-        self.state.apply({"event": "intended", "tag": request.tag, "time": self.now}, request)
-        self.state.apply({"event": "submitted", "tag": request.tag, "job_id": "1", "time": self.now})
-        self.state.apply({"event": "started", "tag": request.tag, "at": self.now, "nodes": ["n1"], "time": self.now})
-        minutes = self.speed * max(attempt.work.need.expected_minutes for attempt in request.attempts)
-        self.node_minutes += request.nodes * minutes
-        heapq.heappush(self.ends, (self.now + 60 * minutes, request.tag))
-
-    def check(self) -> None:
-        for allocation in self.cluster.allocations:
-            jobs = [job.request for job in self.state.jobs.values() if job.request.allocation == allocation.name]
-            quota = allocation.quota
-            if quota.nodes is not None and jobs:
-                nodes = sum(request.nodes for request in jobs) + self.others.get(allocation.name, 0.0)
-                assert nodes <= quota.nodes
-            if quota.jobs is not None:
-                assert len(jobs) <= quota.jobs
-            for request in jobs:
-                gpus = sum(attempt.work.need.gpus for attempt in request.attempts)
-                assert gpus <= request.nodes * allocation.gpus_per_node
-        names = [a.work.name for job in self.state.jobs.values() for a in job.request.attempts]
-        assert len(names) == len(set(names))
-
-    def end_next(self) -> None:
-        self.now, tag = heapq.heappop(self.ends)
-        request = self.state.jobs[tag].request
-        endings = {}
-        started_at = self.state.jobs[tag].started_at or self.now
-        for attempt in request.attempts:
-            name = attempt.work.name
-            planned = self.endings.get(name, [])
-            cause = planned.pop(0) if planned else Cause.FINISHED
-            self.finished[name] += cause is Cause.FINISHED
-            endings[name] = {
-                "cause": cause.value, "detail": "", "advanced": False, "at": self.now, "started_at": started_at,
-                "checkpoint_step": 0,
-            }  # fmt: skip
-        hours = request.nodes * request.gpus_per_node * (self.now - started_at) / 3600
-        self.state.apply(
-            {
-                "event": "ended", "tag": tag, "time": self.now, "endings": endings, "gpu_hours": hours,
-                "struck_nodes": [],
-            }
-        )  # fmt: skip
-
-    def play(self) -> dict[str, VerdictKind]:
-        """To the end; returns the verdicts on what was left."""
-        for _ in range(100_000):
-            plan = self.tick()
-            if self.ends:
-                self.end_next()
-                continue
-            later = [run.not_before for run in self.state.runs.values() if run.is_waiting and run.not_before > self.now]
-            if not later:
-                verdicts = {name: plan.verdict_of(run) for name, run in self.state.runs.items()}
-                return {name: verdict.kind for name, verdict in verdicts.items() if verdict is not None}
-            self.now = min(later)
-        raise AssertionError("no end")
-
 
 needs = st.one_of(
     st.builds(lambda gpus, minutes: (1, gpus, minutes), st.sampled_from([1, 2, 4, 8]), st.integers(1, 600)),
@@ -245,10 +116,6 @@ def test_a_long_run_goes_where_its_pieces_need_not_queue() -> None:
         history.state.apply({"event": "intended", "tag": job.tag, "time": NOON - 60 * minutes}, job)
     chosen = {request.attempts[0].work.name: request.allocation for request in decide_at_noon(history).submit}
     assert chosen == {"long": "a1", "short": "a0"}
-
-
-def decide_at_noon(history: History) -> Plan:
-    return decide(history.state, history.cluster, history.limits(), NOON)
 
 
 def test_a_lowered_quota_takes_back_the_newest_waiting_jobs() -> None:
@@ -398,87 +265,6 @@ def test_bad_nodes_are_forgiven_and_never_too_many_at_once() -> None:
     assert avoided(2) == avoided(1) == ()
     assert len(avoided(None)) == 1
     assert avoided(64, 24 * 3600) == ()
-
-
-def priced(*prices: float | dict[str, float], nodes: int = 2) -> ClusterConfig:
-    cluster = cluster_of(*[QuotaConfig(nodes=nodes)] * len(prices))
-    for allocation, price in zip(cluster.allocations, prices, strict=True):
-        allocation.price_per_gpu_hour = price
-    return cluster
-
-
-def test_of_equal_allocations_the_cheapest_is_filled_first() -> None:
-    works = [work(f"r{n}") for n in range(5)]
-    history = History(state_of(*works), priced(2.0, {"p": 1.0, "q": 1.5}, 3.0))
-    assert [request.allocation for request in history.tick().submit] == ["a1", "a1", "a0", "a0", "a2"]
-
-
-def test_an_earlier_end_counts_more_than_a_price() -> None:
-    history = History(state_of(*[work(f"r{n}") for n in range(3)]), priced(1.0, 2.0))
-    pend(history, "r0", "a0", waited=10)
-    assert [request.allocation for request in decide_at_noon(history).submit] == ["a1", "a1"]
-
-
-def pend(history: History, name: str, allocation: str, waited: float) -> str:
-    """A job that has been pending for that many minutes."""
-    tag = f"s-{len(history.state.jobs) + 1:06d}"
-    job = JobRequest(tag, allocation, (Attempt(history.state.runs[name].work, 1),), 1, 8, 1, 90.0)
-    history.state.apply({"event": "intended", "tag": tag, "time": history.now - 60 * waited}, job)
-    history.state.apply({"event": "submitted", "tag": tag, "job_id": "1", "time": history.now})
-    return tag
-
-
-def moves_of(history: History) -> dict[str, str]:
-    plan = decide(history.state, history.cluster, history.limits(), history.now)
-    for move in plan.moves:
-        event = {"event": "withdrawing", "tag": move.tag, "to": move.to, "waited_minutes": move.waited_minutes}
-        history.state.apply({**event, "time": history.now})
-        history.state.apply({"event": "refused", "tag": move.tag, "why": "", "time": history.now})
-    return {move.tag: move.to for move in plan.moves}
-
-
-def test_pending_jobs_move_to_a_freed_allocation_without_a_count() -> None:
-    history = History(state_of(*[work(f"r{n}") for n in range(3)]), cluster_of(*[QuotaConfig(nodes=2)] * 2))
-    tags = [pend(history, "r0", "a0", waited=30), pend(history, "r1", "a0", waited=6)]
-    history.others = {"a1": 2}
-    assert moves_of(history) == {}
-    history.others = {"a1": 1}
-    # The run that waits for a first job comes before those that are pending.
-    assert [request.allocation for request in decide_at_noon(history).submit] == ["a1"]
-    history.state.apply({"event": "held", "runs": ["r2"], "why": "by hand", "time": NOON})
-    # Of two the newer goes: the older one keeps its place.
-    assert moves_of(history) == {tags[1]: "a1"}
-    assert history.state.runs["r1"].is_waiting
-    assert not history.state.runs["r1"].attempts
-    (request,) = decide_at_noon(history).submit
-    assert (request.allocation, request.attempts[0].number) == ("a1", 1)
-
-
-def test_jobs_keep_their_place_where_nothing_is_better() -> None:
-    history = History(state_of(work("r0"), work("r1")), cluster_of(*[QuotaConfig(nodes=2)] * 2))
-    pend(history, "r0", "a0", waited=4.9)
-    assert moves_of(history) == {}
-    history.now += 60
-    # A job of ours waits in the other one too.
-    other = pend(history, "r1", "a1", waited=4)
-    assert moves_of(history) == {}
-    history.state.apply({"event": "started", "tag": other, "at": history.now - 235, "nodes": [], "time": history.now})
-    assert moves_of(history) == {"s-000001": "a1"}
-
-
-def test_jobs_do_not_go_back_and_forth_between_two_queues() -> None:
-    history = History(state_of(work("r0")), cluster_of(*[QuotaConfig(nodes=2)] * 2))
-    moved_at = []
-    for minute in range(600):
-        history.now = NOON + 60 * minute
-        if moves_of(history):
-            moved_at.append(minute)
-        for request in decide(history.state, history.cluster, history.limits(), history.now).submit:
-            pend(history, "r0", request.allocation, waited=0)
-    # In each of the two it stays twice as long as before.
-    assert 4 <= len(moved_at) <= 12
-    stays = [later - earlier for earlier, later in itertools.pairwise([0, *moved_at])]
-    assert all(later >= 2 * earlier for earlier, later in zip(stays, stays[2:], strict=False))
 
 
 def test_two_jobs_that_share_a_node_count_as_two_nodes() -> None:
