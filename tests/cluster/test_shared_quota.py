@@ -17,7 +17,7 @@ from sweeping import GPU, SampleSweep, put_before, sampled_nodes
 
 from sweeps.clusters.slurm.slurm_cluster import SlurmCluster
 from sweeps.controller import Tick
-from sweeps.engine import decide
+from sweeps.engine import moves
 from sweeps.engine.cluster import Resource
 
 pytestmark = pytest.mark.slurm
@@ -78,7 +78,7 @@ def test_a_killed_controllers_submission_is_waited_for(slurm: EmulatedSlurm, tmp
 def test_a_pending_job_moves_to_an_allocation_that_frees_up(
     slurm: EmulatedSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decide, "_LEAST_WAIT_MINUTES", 0.05)
+    monkeypatch.setattr(moves, "_LEAST_WAIT_MINUTES", 0.05)
     full = {**GPU, "name": "full", "quota": {"nodes": 1}, "sbatch": {"begin": "now+1hour"}}
     free = {**GPU, "name": "free", "quota": {"nodes": 1}}
     sweep = SampleSweep(tmp_path, {f"w{n}": {"seconds": [4]} for n in range(2)}, full, free)

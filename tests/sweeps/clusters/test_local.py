@@ -185,10 +185,10 @@ def test_runs_wait_for_disk_space_and_are_done_once_there_is_some(
 def test_a_controller_on_a_full_disk_waits_and_loses_nothing(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweeps.engine.policy.RULES", {c: _without_backoff(r) for c, r in _rules().items()})
     said: list[str] = []
-    controller = controller_of(small_disk, {f"w{n}": {"seconds": 0.1} for n in range(6)})
+    controller = controller_of(small_disk, {f"w{n}": {"seconds": 0.3} for n in range(6)})
 
     def on_tick(tick: Tick) -> None:
-        if tick.state.counts["done"] == 1 and not said:
+        if tick.state.counts["done"] and not said:
             fill(small_disk / "filler")
         said.extend([tick.waits_for] if tick.waits_for else [])
         if len(said) == 20:

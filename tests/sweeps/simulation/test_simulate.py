@@ -17,7 +17,7 @@ from state_values import counted_anew, counter_values, values_of
 from muloco_runner.record import ExitCode, Goodput, Kind
 from sweeps import controller as controller_module
 from sweeps.controller import Controller, Tick
-from sweeps.engine import decide as decide_module
+from sweeps.engine import moves
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.engine.decide import MAX_GPU_HOURS
 from sweeps.engine.lower_bound import lower_bound_minutes
@@ -193,7 +193,7 @@ def play_with_kills(history: History, root: Path, monkeypatch: pytest.MonkeyPatc
         patch.setattr(Ledger, "append", append)
         patch.setattr(World, "_start", start_and_tell)
         patch.setattr(controller_module, "SNAPSHOT_LINES", history.snapshot_lines)
-        patch.setattr(decide_module, "_LEAST_WAIT_MINUTES", history.least_wait_minutes)
+        patch.setattr(moves, "_LEAST_WAIT_MINUTES", history.least_wait_minutes)
         while True:
             controller = take_over(folder, history, cluster)
             if luck.random() < 0.1:
