@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.page.page_table import Column, Table
+from analysis.report.table_fields import table
 from muloco_runner.record import RecordError, read_all_goodput
 
 
@@ -35,16 +36,14 @@ def charged_hours(source: str) -> dict[str, Any]:
 
 def table_of(report: dict[str, Any]) -> Table:
     """A row for each sweep and kind."""
-    columns = [
-        Column("sweep"),
-        Column("charged for"),
-        Column("hours of"),
-        Column("hours", "number"),
-        Column("share", "share"),
-        Column("tokens for each charged hour", "count"),
-    ]
-    rows = [
-        [row["sweep"], row["kind"], row["processor"], row["hours"], row["share"], row["tokens_per_hour"]]
-        for row in report["goodput"]["rows"]
-    ]
-    return Table("goodput", "Charged hours of the sweeps by what they were spent on", columns, rows)
+    return table(
+        "goodput",
+        "Charged hours of the sweeps by what they were spent on",
+        report["goodput"]["rows"],
+        (Column("sweep"), "sweep"),
+        (Column("charged for"), "kind"),
+        (Column("hours of"), "processor"),
+        (Column("hours", "number"), "hours"),
+        (Column("share", "share"), "share"),
+        (Column("tokens for each charged hour", "count"), "tokens_per_hour"),
+    )
