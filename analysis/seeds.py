@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.confidence import t_quantile
-from analysis.runs import POINT, SCALE
+from analysis.runs import POINT, SCALE, Study
+from muloco_runner.record import RunFolder
 
 SETTING = [*POINT, "hyper_parameters"]
 """What runs share that differ in their seed alone."""
@@ -69,6 +70,17 @@ def losses_of_settings(runs: pd.DataFrame) -> Settings:
     )
     spread = losses.where(shown).groupby(keys, observed=True).std()
     return Settings(means.assign(loss_se=spread / np.sqrt(means["seeds"])), by_seed)
+
+
+def run_folders(study: Study, settings: pd.DataFrame) -> list[RunFolder]:
+    """The run behind each row of `settings` (columns `SETTING`): of its seeds that with the lowest loss.
+
+    The study must have been read from run folders.
+    """
+    assert study.folder is not None
+    finished = study.runs[~study.runs["diverged"]].sort_values(["loss", "run_id"], kind="stable")
+    run_ids = finished.drop_duplicates(SETTING).set_index(SETTING)["run_id"]
+    return [RunFolder(study.folder / run_ids[key]) for key in settings[SETTING].itertuples(index=False, name=None)]
 
 
 def _candidates(runs: pd.DataFrame) -> pd.DataFrame:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import least_squares
 
 from analysis.confidence import t_quantile
@@ -24,7 +24,7 @@ from analysis.page.drawing import Drawing, Styles, legend, log_axis, panel, seri
 from analysis.page.numbers import count, integer
 from analysis.page.page_table import Column, Table
 from analysis.questions.question import Inputs, Question
-from analysis.seeds import SETTING
+from analysis.seeds import run_folders
 from muloco_runner.record import RecordError, RunFolder
 
 MIN_BATCHES = 4
@@ -58,21 +58,21 @@ class CurveBatches:
 
 def compute(inputs: Inputs) -> CurveBatches:
     """The critical batch of every series and scale whose best runs logged validation losses."""
-    if inputs.study.columns:
+    if inputs.study.folder is None:
         return CurveBatches([], "a table has one loss a run, and no curves")
     if against := inputs.optima.reason_against("global_batch_tokens", "loss"):
         return CurveBatches([], against)
     keys = ["series", "num_params", "tokens_per_parameter"]
-    runs = inputs.study.runs.drop_duplicates(SETTING).set_index(SETTING)["run_id"]
     scales = []
-    for key, rows in inputs.optima.points.groupby(keys, sort=True, observed=True):
+    points = inputs.optima.points
+    points = points.assign(folder=pd.Series(run_folders(inputs.study, points), points.index, dtype=object))
+    for key, rows in points.groupby(keys, sort=True, observed=True):
         series, num_params, budget = cast("tuple[str, int, float]", key)
         if rows["global_batch_tokens"].nunique() < MIN_BATCHES:
             continue
-        curves = {}
-        for row in rows.to_dict("records"):
-            run_id = str(runs[tuple(row[name] for name in SETTING)])
-            curves[float(row["global_batch_tokens"])] = _curve(Path(inputs.study.source), run_id)
+        curves = {
+            float(b): _curve(folder) for b, folder in zip(rows["global_batch_tokens"], rows["folder"], strict=True)
+        }
         if not any(len(curve) for curve in curves.values()):
             continue
         scales.append(steps_to_target(series, int(num_params), float(budget), curves))
@@ -81,10 +81,10 @@ def compute(inputs: Inputs) -> CurveBatches:
     )
 
 
-def _curve(root: Path, run_id: str) -> Array:
+def _curve(folder: RunFolder) -> Array:
     """Steps and validation losses of a run, (points, 2)."""
     try:
-        logged = RunFolder.of(root, run_id).read_steps()
+        logged = folder.read_steps()
     except (RecordError, OSError):
         return np.zeros((0, 2))
     return np.array([(s.step, s.validation_loss) for s in logged if s.validation_loss], dtype=float).reshape(-1, 2)
@@ -176,7 +176,7 @@ def rows(result: CurveBatches) -> list[Table]:
             [
                 s.series, s.num_params, s.tokens_per_parameter, s.target_loss,
                 s.critical_batch.value if s.critical_batch else None,
-                list(s.critical_batch.ci) if s.critical_batch and s.critical_batch.ci else None, s.fewest_steps,
+                s.critical_batch.ci if s.critical_batch else None, s.fewest_steps,
                 len(s.batches), s.reason or "–",
             ]
             for s in result.scales

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.runs import Study
-from analysis.seeds import SETTING
+from analysis.seeds import run_folders
 from muloco_runner.record import RecordError, RunFolder
 
 _MOST_POINTS = 120
@@ -19,14 +19,10 @@ def training_curves(best: pd.DataFrame, study: Study) -> list[dict[str, Any]]:
     """The curve of the best run (lowest loss among its setting's seeds) of each row; none for tables."""
     if study.folder is None:
         return []
-    finished = study.runs[~study.runs["diverged"]].sort_values(["loss", "run_id"], kind="stable")
-    runs = finished.drop_duplicates(SETTING).set_index(SETTING)["run_id"]
-    out = []
-    for row in best.to_dict("records"):
-        run_id = str(runs[tuple(row[name] for name in SETTING)])
-        points = _points(RunFolder(study.folder / run_id))
-        out.append({"series": row["series"], "num_params": row["num_params"], "run_id": run_id, "points": points})
-    return out
+    return [
+        {"series": series, "num_params": n, "run_id": folder.run_id, "points": _points(folder)}
+        for series, n, folder in zip(best["series"], best["num_params"], run_folders(study, best), strict=True)
+    ]
 
 
 def _points(folder: RunFolder) -> list[dict[str, float]]:
