@@ -34,14 +34,14 @@ def draw_parameters(
     model, log_y = law.model, law.log_y
     if not bootstrap:
         return theta[None][:0], "none"
-    if model.num_points > MANY_POINTS:
-        generator = np.random.default_rng(seed)
-        covariance = _covariance(model, theta, log_y, weight_n, delta, resample_by)
-        how = "asymptotic covariance of an M-estimator" + ("" if resample_by is None else ", clustered")
-        return generator.multivariate_normal(theta, covariance, bootstrap), how
     units = list(range(model.num_points)) if resample_by is None else list(resample_by)
     order = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
     member = np.array([order[unit] for unit in units])
+    if model.num_points > MANY_POINTS:
+        generator = np.random.default_rng(seed)
+        covariance = _covariance(model, theta, log_y, weight_n, delta, member)
+        how = "asymptotic covariance of an M-estimator" + ("" if resample_by is None else ", clustered")
+        return generator.multivariate_normal(theta, covariance, bootstrap), how
     drawn_Ru = np.stack([_weights_of(unit, seed, bootstrap) for unit in order], axis=1)
     weight_Rn = weight_n * (drawn_Ru / drawn_Ru.mean(axis=1, keepdims=True))[:, member]
     starts = [theta]
@@ -172,18 +172,14 @@ def _covariance(
     log_y: Array,
     weight_n: Array,
     delta: float,
-    resample_by: Sequence[Any] | None = None,
+    member: np.ndarray,
 ) -> Array:
-    """Huber's sandwich, H^-1 (sum s s') H^-1: s is a point's psi g, or its sum over a cluster of points."""
+    """Huber's sandwich, H^-1 (sum s s') H^-1: s is the sum of psi g over a cluster of points, `member` its number."""
     _, hessian, _ = derivatives(model, theta[None], log_y, weight_n[None], delta)
     g_np = model.jacobian(theta)
     psi = weight_n * np.clip(model.log_value(theta[None])[0] - log_y, -delta, delta)
     inverse = np.linalg.pinv(hessian[0])
-    scores = psi[:, None] * g_np
-    if resample_by is not None:
-        position = {unit: i for i, unit in enumerate(dict.fromkeys(resample_by))}
-        summed = np.zeros((len(position), scores.shape[1]))
-        np.add.at(summed, [position[unit] for unit in resample_by], scores)
-        scores = summed
+    scores = np.zeros((int(member.max()) + 1, g_np.shape[1]))
+    np.add.at(scores, member, psi[:, None] * g_np)
     covariance: Array = inverse @ (scores.T @ scores) @ inverse
     return covariance

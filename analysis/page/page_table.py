@@ -65,7 +65,8 @@ class Table:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         pairs = [
-            any(isinstance(row[i], list) and len(row[i]) == 2 for row in self.rows) for i in range(len(self.columns))
+            any(isinstance(row[i], (list, tuple)) and len(row[i]) == 2 for row in self.rows)
+            for i in range(len(self.columns))
         ]
         header: list[str] = []
         for column, pair in zip(self.columns, pairs, strict=True):
@@ -77,7 +78,7 @@ class Table:
                 if pair:
                     line += value if value else ["", ""]
                 else:
-                    line.append("; ".join(map(str, value)) if isinstance(value, list) else value)
+                    line.append("; ".join(map(str, value)) if isinstance(value, (list, tuple)) else value)
             writer.writerow(["" if v is None else csv_cell(v) for v in line])
         return out.getvalue()
 
@@ -97,4 +98,4 @@ class Table:
 
 
 def _is_numeric(value: Any) -> bool:
-    return isinstance(value, (int, float)) or (isinstance(value, list) and all(_is_numeric(v) for v in value))
+    return isinstance(value, (int, float)) or (isinstance(value, (list, tuple)) and all(_is_numeric(v) for v in value))

@@ -105,12 +105,12 @@ def compute_iso_loss(
             if name == baseline:
                 continue
             own = rows[rows["series"] == name].sort_values("flops")["flops"].to_numpy()
-            found = [_ratio(fit, scales, baseline, name, float(c)) for c in own]
+            found = [equal_loss_ratio(fit, scales, baseline, name, float(c)) for c in own]
             if why := _not_identified(found):
                 refused[name] = why
                 continue
             ratios += found
-            curves[name] = [_ratio(fit, scales, baseline, name, float(c)) for c in grid]
+            curves[name] = [equal_loss_ratio(fit, scales, baseline, name, float(c)) for c in grid]
     holdouts, reason = _leave_largest_out(rows, delta)
     return IsoLoss(baseline, fit, scales, ratios, curves, holdouts, reason, used, refused)
 
@@ -119,6 +119,11 @@ def ratio_grid(fit: Fit) -> Array:
     """Compute at which ratio curves are drawn: the data's range and a decade beyond, no further."""
     low, high = fit.inputs["flops"]
     return np.geomspace(low, high * 10, 41)
+
+
+def loss_at(fit: Fit, series: str, flops: float) -> float:
+    """Loss of the series' law at `flops`."""
+    return float(fit.value("E") + fit.value(f"A[{series}]") * flops ** -fit.value(f"alpha[{series}]"))
 
 
 def is_beyond(fit: Fit, flops: float) -> bool:
@@ -154,7 +159,8 @@ def interval_of(draws: Array, value: float, scales: int) -> tuple[tuple[float, f
     return (min(float(low), value), max(float(high), value)), len(draws) - len(finite)
 
 
-def _ratio(fit: Fit, scales: int, baseline: str, series: str, flops: float) -> Ratio:
+def equal_loss_ratio(fit: Fit, scales: int, baseline: str, series: str, flops: float) -> Ratio:
+    """The ratio with its interval where `series` has `flops`; `scales` sizes are behind the laws."""
     point = ratio_at({k: np.array([e.value]) for k, e in fit.parameters.items()}, baseline, series, flops)
     ci, undefined = None, 0
     if fit.draws:
@@ -196,6 +202,5 @@ def _leave_largest_out(rows: pd.DataFrame, delta: float) -> tuple[list[Holdout],
         name = row["series"]
         if f"A[{name}]" not in fit.parameters:
             continue
-        reducible = fit.value(f"A[{name}]") * row["flops"] ** -fit.value(f"alpha[{name}]")
-        out.append(Holdout(name, int(largest), fit.value("E") + reducible, float(row["loss"])))
+        out.append(Holdout(name, int(largest), loss_at(fit, name, row["flops"]), float(row["loss"])))
     return out, None

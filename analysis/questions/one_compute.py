@@ -12,13 +12,12 @@ from typing import Literal, assert_never
 
 import numpy as np
 
-from analysis.laws.fit import Fit
 from analysis.page.drawing import Drawing, Styles
 from analysis.page.numbers import flops, integer, ratio, spread
 from analysis.page.page_table import Column, Table
-from analysis.questions.iso_loss import TRUSTED_SCALES, IsoLoss, interval_of, ratio_at
+from analysis.questions.iso_loss import TRUSTED_SCALES, IsoLoss, Ratio, equal_loss_ratio, loss_at
 from analysis.questions.question import Inputs, Question
-from analysis.questions.time_ratio import shared_definition, time_ratio_at
+from analysis.questions.time_ratio import compute_time_ratios, shared_definition
 
 Standing = Literal["established", "not established", "too few sizes", "cannot be told apart"]
 _MANY_SERIES = 6
@@ -72,34 +71,27 @@ def compute(inputs: Inputs) -> OneCompute:
     rows = inputs.best[inputs.best["series"].isin([inputs.baseline, *named])]
     at = float(rows.groupby("series")["flops"].max().min())
     definition, batch_laws = shared_definition(inputs.critical_batch_laws, inputs.baseline)
-    few = iso.scales < TRUSTED_SCALES
-    compared = [_compare(iso, batch_laws, name, inputs, at, few) for name in named]
+    times: dict[str, Ratio] = {}
+    if definition is not None:
+        points, grid = {name: [at] for name in named}, np.empty(0)
+        found = compute_time_ratios(
+            iso.fit, batch_laws, definition, inputs.baseline, points, grid, inputs.budget, iso.scales
+        )
+        times = {one.series: one for one in found.ratios}
+    compared = [_compare(iso, name, at, times.get(name)) for name in named]
     behind = inputs.optima.runs_behind(rows)
     return OneCompute(inputs.baseline, at, definition, iso.holdout_reason, behind, compared)
 
 
-def _compare(
-    iso: IsoLoss, batch_laws: dict[str, Fit], series: str, inputs: Inputs, at: float, few: bool
-) -> AtOneCompute:
-    base, fit = inputs.baseline, iso.fit
-    point = {name: np.array([e.value]) for name, e in fit.parameters.items()}
-    value = float(ratio_at(point, base, series, at)[0])
-    ci = interval_of(ratio_at(fit.draws, base, series, at), value, iso.scales)[0] if fit.draws else None
-    time, time_ci = None, None
-    if series in batch_laws and base in batch_laws:
-        laws = {name: {key: np.array([e.value]) for key, e in f.parameters.items()} for name, f in batch_laws.items()}
-        time = float(time_ratio_at(point, laws, base, series, at, inputs.budget)[0])
-        draws = {name: f.draws for name, f in batch_laws.items()}
-        if fit.draws and draws[series] and draws[base]:
-            time_ci = interval_of(time_ratio_at(fit.draws, draws, base, series, at, inputs.budget), time, iso.scales)[0]
-    gap = _loss(fit, base, at) / _loss(fit, series, at) - 1
+def _compare(iso: IsoLoss, series: str, at: float, time: Ratio | None) -> AtOneCompute:
+    ratio = equal_loss_ratio(iso.fit, iso.scales, iso.baseline, series, at)
+    gap = loss_at(iso.fit, iso.baseline, at) / loss_at(iso.fit, series, at) - 1
     errors = {one.series: abs(one.relative_error) for one in iso.holdouts}
-    error = max(errors[base], errors[series]) if base in errors and series in errors else None
-    return AtOneCompute(series, value, ci, time, time_ci, gap, error, standing_of(ci, gap, error, few))
-
-
-def _loss(fit: Fit, series: str, at: float) -> float:
-    return float(fit.value("E") + fit.value(f"A[{series}]") * at ** -fit.value(f"alpha[{series}]"))
+    known = series in errors and iso.baseline in errors
+    error = max(errors[iso.baseline], errors[series]) if known else None
+    standing = standing_of(ratio.ci, gap, error, iso.scales < TRUSTED_SCALES)
+    time_ratio, time_ci = (time.value, time.ci) if time else (None, None)
+    return AtOneCompute(series, ratio.value, ratio.ci, time_ratio, time_ci, gap, error, standing)
 
 
 def standing_of(ci: tuple[float, float] | None, gap: float, error: float | None, few: bool) -> Standing:
@@ -207,8 +199,8 @@ def rows(result: OneCompute) -> list[Table]:
         ],
         [
             [
-                one.series, result.flops, one.compute_ratio, list(one.compute_ci) if one.compute_ci else None,
-                one.time_ratio, list(one.time_ci) if one.time_ci else None, one.gap, one.prediction_error, one.standing,
+                one.series, result.flops, one.compute_ratio, one.compute_ci,
+                one.time_ratio, one.time_ci, one.gap, one.prediction_error, one.standing,
             ]
             for one in result.series
         ],

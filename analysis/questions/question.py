@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import pandas as pd
@@ -58,9 +59,14 @@ class Question(Generic[Result]):
     rows: Callable[[Result], list[Table]]
     plot: Callable[[Result, Styles], list[Drawing]]
 
+    @cached_property
+    def adapter(self) -> TypeAdapter[Result]:
+        """Reads a result, and has its JSON schema."""
+        return TypeAdapter(self.result)
+
     def read(self, report: dict[str, Any]) -> Result:
         """The result that a report.json holds."""
-        return TypeAdapter(self.result).validate_python(report["questions"][self.name])
+        return self.adapter.validate_python(report["questions"][self.name])
 
     def findings_in(self, report: dict[str, Any]) -> list[str]:
         return self.findings(self.read(report))

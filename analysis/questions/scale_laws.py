@@ -83,11 +83,9 @@ class ScaleLaws:
 
 def compute(inputs: Inputs) -> ScaleLaws:
     """Laws of every series and quantity of the study, and what they say of the sizes that were asked for."""
-    laws = [_law(inputs, series, quantity) for series in inputs.study.series for quantity in COLUMNS]
-    predictions = [
-        predict(law, size, inputs.budget) for size in inputs.options.predict for law in laws if law.scales or law.reason
-    ]
-    return ScaleLaws([law for law in laws if law.scales or law.reason], predictions)
+    found = [_law(inputs, series, quantity) for series in inputs.study.series for quantity in COLUMNS]
+    laws = [law for law in found if law.scales or law.reason]
+    return ScaleLaws(laws, [predict(law, size, inputs.budget) for size in inputs.options.predict for law in laws])
 
 
 def _law(inputs: Inputs, series: str, quantity: Quantity) -> ScaleLaw:
@@ -132,7 +130,7 @@ def predict(law: ScaleLaw, size: Size, budget: float) -> Prediction:
 
     form = next((form for form in law.forms if form.law), None)
     if form is None or form.law is None:
-        return without(f"no law: {law.reason or '; '.join(dict.fromkeys(f.reason or '' for f in law.forms[:1]))}")
+        return without(f"no law: {law.reason or law.forms[0].reason}")
     if len(form.inputs) == 1 and (off := _off_the_line(form.inputs[0], law.scales, at)):
         return without(off)
     remark = _extrapolation(form.law, law.scales, at)
@@ -237,7 +235,7 @@ def rows(result: ScaleLaws) -> list[Table]:
         [
             [
                 law.quantity, law.series, *_exponent(form, "num_params"), *_exponent(form, "num_tokens"),
-                *(_pair(law.at_one_ratio) if form.law and len(form.inputs) > 1 else (None, None)),
+                *_pair(law.at_one_ratio if form.law and len(form.inputs) > 1 else None),
                 form.coefficient, form.law.scatter if form.law else None,
                 form.law.num_known if form.law else None,
                 form.law.num_above + form.law.num_below if form.law else None, law.without,
@@ -277,13 +275,11 @@ def rows(result: ScaleLaws) -> list[Table]:
     return [table for table in (predictions, laws, scales) if table.rows]
 
 
-def _pair(estimate: Estimate | None) -> tuple[float | None, list[float] | None]:
-    if estimate is None:
-        return None, None
-    return estimate.value, list(estimate.ci) if estimate.ci else None
+def _pair(estimate: Estimate | None) -> tuple[float | None, tuple[float, float] | None]:
+    return (estimate.value, estimate.ci) if estimate else (None, None)
 
 
-def _exponent(form: ScaleForm, name: str) -> tuple[float | None, list[float] | None]:
+def _exponent(form: ScaleForm, name: str) -> tuple[float | None, tuple[float, float] | None]:
     return _pair(form.law.exponents.get(name) if form.law else None)
 
 

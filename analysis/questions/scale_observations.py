@@ -8,7 +8,7 @@ grid the optimum lies beyond the middle between it and its neighbour: a bound, n
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import numpy as np
@@ -63,9 +63,7 @@ def _critical_batches(optima: Optima, series: str, quantity: Quantity) -> Iterat
     for budget in sorted(mine["tokens_per_parameter"].unique()):
         at_budget = mine[mine["tokens_per_parameter"] == budget]
         largest = at_budget.groupby("num_params")["global_batch_tokens"].max()
-        for point in find_critical_batches(optima, budget):
-            if point.series != series:
-                continue
+        for point in find_critical_batches(replace(optima, points=mine), budget):
             low, high = _ends(point, float(largest[point.num_params]), quantity)
             if low is not None or high is not None:
                 yield ScaleObservation(float(point.num_params), float(point.num_tokens), low, high)

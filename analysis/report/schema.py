@@ -14,7 +14,7 @@ from analysis.questions.registry import QUESTIONS
 def report_schema() -> dict[str, Any]:
     """Draft 2020-12, with every question of the registry."""
     schema: dict[str, Any] = json.loads((Path(__file__).parent / "schema.json").read_text())
-    adapters = [(question.name, "serialization", TypeAdapter(question.result)) for question in QUESTIONS]
+    adapters = [(question.name, "serialization", question.adapter) for question in QUESTIONS]
     found, definitions = TypeAdapter.json_schemas(adapters)  # type: ignore[arg-type]
     names = [question.name for question in QUESTIONS]
     schema["properties"]["questions"] = {
