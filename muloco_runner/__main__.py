@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from muloco_runner.config import ConfigError
 from muloco_runner.paths import announce, choices_of, config_dir, config_path, take_config_path, use_config_path
 from muloco_runner.record import ExitCode, RunFolder
-from muloco_runner.targets import check_targets, record_code
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -195,6 +194,7 @@ def train_here(tree: DictConfig, same_code: bool = False) -> tuple[ExitCode, flo
     from muloco_runner.job import check_can_run, check_same_data, run_with_progress
     from muloco_runner.model.attention import choose_attention
     from muloco_runner.optimizers.orthogonalize import choose_backend
+    from muloco_runner.targets import check_targets, record_code
     from muloco_runner.training.devices import check_device, choose_device
 
     app = to_app_config(tree)
@@ -207,14 +207,14 @@ def train_here(tree: DictConfig, same_code: bool = False) -> tuple[ExitCode, flo
     Topology(run.num_workers, process.rank, process.num_ranks).check(run)
     folder = RunFolder.of(app.root, run.run_id)
     check_same_data(folder, check_can_run(run, folder))
-    if process.rank == 0:
+    is_main = process.rank == 0
+    if is_main:
         check_targets([run], Path(app.root), same_code)
     folder.write_config(run.to_dict())
-    if process.rank == 0:
+    if is_main:
         record_code([run], Path(app.root), snapshot=False)
-    if process.rank == 0 and config_path().folders:
-        folder.write_config_sources(config_path().to_dict())
-    is_main = process.rank == 0
+        if config_path().folders:
+            folder.write_config_sources(config_path().to_dict())
     code = run_with_progress(folder, app.execution, next_attempt(folder))
     result = folder.read_result()
     if is_main:

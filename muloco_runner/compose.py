@@ -126,7 +126,10 @@ def _with_arguments(config: DictConfig) -> DictConfig:
     defaults = values.pop("defaults", ["base_target"])
     own = {key: value for key, value in values.items() if key not in known}
     kept = {key: value for key, value in values.items() if key in known}
-    return OmegaConf.create({"defaults": defaults, **kept, "arguments": {**own, **values.get("arguments", {})}})
+    arguments = values.get("arguments") or {}
+    if not isinstance(arguments, dict):
+        raise ValueError(f"arguments: {arguments!r}: must be keys with their values")
+    return OmegaConf.create({"defaults": defaults, **kept, "arguments": {**own, **arguments}})
 
 
 class OwnFolders(SearchPathPlugin):

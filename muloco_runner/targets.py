@@ -11,19 +11,18 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from muloco_runner.config import ConfigError, RunConfig, TargetConfig
 from muloco_runner.paths import config_path
-from muloco_runner.record import RunFolder, write_atomically
+from muloco_runner.record import RunFolder, write_atomically, write_folder
 
 _TRY_SECONDS = 300.0
 
@@ -62,7 +61,7 @@ def targets_of(run: RunConfig) -> list[str]:
 def find_source(target: str) -> Source:
     """The source of a target: on Python's path, or beside a config folder of the user's. One that is nowhere raises
     `ConfigError`."""
-    package = target.partition(".")[0]
+    package = _package(target)
     if package == "torch":
         # Thousands of files, and its version is recorded with every run.
         return Source(package, Path(), package, installed=True)
@@ -87,35 +86,39 @@ def check_targets(runs: Sequence[RunConfig], root: Path, same_code: bool) -> dic
     concerned = [run for run in runs if targets_of(run)]
     if not concerned:
         return {}
-    hashes = _hashes(concerned)
+    sources = _sources(concerned)
     if not same_code:
-        _refuse_changed(concerned, root, hashes)
-    keys = {run.run_id: _trial_key(run, hashes) for run in concerned}
-    of_key = {keys[run.run_id]: run for run in concerned}
+        _refuse_changed(concerned, root, sources)
+    keys = {run.run_id: _trial_key(run, sources) for run in concerned}
+    of_key = dict(zip(keys.values(), concerned, strict=True))
     answers = {key: answer for key in of_key if (answer := _read_answer(key)) is not None}
     new = {key: run for key, run in of_key.items() if key not in answers}
     if new:
         answers |= _try(new)
-    for run in concerned:
-        if problem := answers[keys[run.run_id]].problem:
+    for key, run in of_key.items():
+        if problem := answers[key].problem:
             raise ConfigError(f"inner_optimizer._target_={targets_of(run)[0]}: {problem}")
-    return {run.run_id: answers[keys[run.run_id]] for run in concerned}
+    return {name: answers[key] for name, key in keys.items()}
 
 
 def record_code(runs: Sequence[RunConfig], root: Path, snapshot: bool) -> None:
     """Write beside each run with targets which code they are; with `snapshot`, also keep a copy under `root` from which
     its jobs import."""
-    for run in runs:
-        if not targets_of(run):
-            continue
-        sources = {source.package: source for source in map(find_source, targets_of(run))}
-        values: dict[str, Any] = {"targets": targets_of(run), "hashes": {}, "folders": []}
-        answer = _read_answer(_trial_key(run, _hashes([run])))
-        values["takes_dtensors"] = None if answer is None else answer.takes_dtensors
-        for source in sources.values():
-            values["hashes"][source.package] = source.hash
-            if not source.installed:
-                values["folders"].append(str(_keep(source, root) if snapshot else source.folder))
+    concerned = [run for run in runs if targets_of(run)]
+    sources = _sources(concerned)
+    folders = {
+        package: str(_keep(source, root) if snapshot else source.folder)
+        for package, source in sources.items()
+        if not source.installed
+    }
+    for run in concerned:
+        packages, answer = _packages(run), _read_answer(_trial_key(run, sources))
+        values: dict[str, Any] = {
+            "targets": targets_of(run),
+            "hashes": {package: sources[package].hash for package in packages},
+            "folders": [folders[package] for package in packages if package in folders],
+            "takes_dtensors": None if answer is None else answer.takes_dtensors,
+        }
         folder = RunFolder.of(root, run.run_id)
         before = _recorded(folder)
         if before is not None:
@@ -133,7 +136,7 @@ def make_importable(run: RunConfig, folder: RunFolder) -> None:
     recorded = _recorded(folder)
     folders = recorded["folders"] if recorded is not None else []
     if recorded is None:
-        folders = [str(s.folder) for s in map(find_source, targets_of(run)) if not s.installed]
+        folders = _own_folders([run])
     sys.path[:0] = [place for place in folders if place not in sys.path]
 
 
@@ -165,17 +168,30 @@ def _hash(folder: Path, files: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _hashes(runs: Sequence[RunConfig]) -> dict[str, str]:
-    """Hashes of the code by package."""
-    targets = {target.partition(".")[0]: target for run in runs for target in targets_of(run)}
-    return {package: find_source(target).hash for package, target in targets.items()}
+def _package(target: str) -> str:
+    return target.partition(".")[0]
 
 
-def _refuse_changed(runs: Sequence[RunConfig], root: Path, hashes: dict[str, str]) -> None:
+def _packages(run: RunConfig) -> list[str]:
+    return list(dict.fromkeys(map(_package, targets_of(run))))
+
+
+def _sources(runs: Iterable[RunConfig]) -> dict[str, Source]:
+    """The sources of all targets by package, each read once."""
+    targets = {_package(target): target for run in runs for target in targets_of(run)}
+    return {package: find_source(target) for package, target in targets.items()}
+
+
+def _own_folders(runs: Iterable[RunConfig]) -> list[str]:
+    """Folders to import from, as they are now; installed packages are found without."""
+    return [str(source.folder) for source in _sources(runs).values() if not source.installed]
+
+
+def _refuse_changed(runs: Sequence[RunConfig], root: Path, sources: Mapping[str, Source]) -> None:
     changed: dict[str, list[str]] = {}
     for run in runs:
         for package, before in (_recorded(RunFolder.of(root, run.run_id)) or {"hashes": {}})["hashes"].items():
-            if package in hashes and hashes[package] != before:
+            if package in sources and sources[package].hash != before:
                 changed.setdefault(package, []).append(run.run_id)
     for package, names in changed.items():
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
@@ -201,31 +217,26 @@ def _code_file(folder: RunFolder) -> Path:
 
 
 def _keep(source: Source, root: Path) -> Path:
-    """A copy of the package's Python files under `root`, complete once it has its name."""
+    """A copy of the package's Python files under `root`."""
     copy = root.resolve() / "code" / f"{source.package}-{source.hash}"
     if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=copy.parent, prefix=f".{copy.name}-"))
-        for file in source.files():
-            place = draft / file.relative_to(source.folder)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, place)
-        draft.chmod(0o755)
-        # Where another launch was faster the folder is there, with the same files.
-        with contextlib.suppress(OSError):
-            draft.rename(copy)
-        shutil.rmtree(draft, ignore_errors=True)
+        write_folder(copy, {str(file.relative_to(source.folder)): file.read_bytes() for file in source.files()})
     return copy
 
 
-def _trial_key(run: RunConfig, hashes: dict[str, str]) -> str:
+@cache
+def _versions() -> tuple[str, str]:
+    return metadata.version("torch"), metadata.version("muloco-sweeps")
+
+
+def _trial_key(run: RunConfig, sources: Mapping[str, Source]) -> str:
     """The same for what cannot turn out otherwise: rates are not in it."""
     inner = run.inner_optimizer
     assert isinstance(inner, TargetConfig)
-    own = {package: hashes[package] for package in (target.partition(".")[0] for target in inner.targets)}
+    own = {package: sources[package].hash for package in _packages(run)}
     values = [
         inner.targets, inner.arguments, inner.rest, inner.applies_to, own, run.weight_decay != 0, run.method.name,
-        metadata.version("torch"), metadata.version("muloco-sweeps"),
+        *_versions(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
@@ -243,8 +254,7 @@ def _read_answer(key: str) -> Answer | None:
 
 def _try(runs: dict[str, RunConfig]) -> dict[str, Answer]:
     """Try the targets of these runs in one process that loads torch."""
-    places = [str(s.folder) for run in runs.values() for s in map(find_source, targets_of(run)) if not s.installed]
-    words = {"path": places, "runs": {key: run.to_dict() for key, run in runs.items()}}
+    words = {"path": _own_folders(runs.values()), "runs": {key: run.to_dict() for key, run in runs.items()}}
     print(f"trying {len(runs)} optimizer(s) from outside, once", file=sys.stderr, flush=True)
     # The same roots as this process, and not the folder it was started in.
     here = [place for place in sys.path if place]

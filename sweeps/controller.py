@@ -36,6 +36,7 @@ from sweeps.engine.policy import (
     RULES,
     Cause,
     changed_retries,
+    doubled,
 )
 from sweeps.engine.quota import VerdictKind, all_limits
 from sweeps.engine.successors import Ahead, unwanted_successors
@@ -470,7 +471,7 @@ class Controller:
             return True
         if refusal.kind is RefusalKind.DEFER:
             self._record("refused", tag=request.tag, why=refusal.message)
-            wait = min(_LONGEST_DEFER_SECONDS, self.config.tick_seconds * 2 ** self._refusals[request.allocation])
+            wait = doubled(self.config.tick_seconds, self._refusals[request.allocation], _LONGEST_DEFER_SECONDS)
             self._refusals[request.allocation] += 1
             self._record("deferred", allocation=request.allocation, until=self.clock() + wait, why=refusal.message)
             return False
@@ -483,7 +484,7 @@ class Controller:
         self._record("refused", tag=request.tag, why=refusal.message)
         allocation = request.allocation
         if refusal.kind is RefusalKind.DEFER:
-            wait = min(_LONGEST_DEFER_SECONDS, self.config.tick_seconds * 2 ** self._refused_successors[allocation])
+            wait = doubled(self.config.tick_seconds, self._refused_successors[allocation], _LONGEST_DEFER_SECONDS)
             self._refused_successors[allocation] += 1
             self._no_successors_until[allocation] = self.clock() + wait
             return

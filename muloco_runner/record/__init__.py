@@ -16,6 +16,7 @@ from muloco_runner.record.run_folder import (
     RunStatus,
     StepRecord,
     write_atomically,
+    write_folder,
 )
 
 __all__ = [
@@ -37,5 +38,6 @@ __all__ = [
     "lost_to",
     "read_all_goodput",
     "write_atomically",
+    "write_folder",
     "write_goodput",
 ]

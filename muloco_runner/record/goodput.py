@@ -100,11 +100,12 @@ def read_all_goodput(root: Path) -> Iterator[tuple[str, str, Goodput]]:
     for path in sorted(root.glob("sweeps/*/goodput.json")):
         try:
             values = json.loads(path.read_text())
-            if values["format_version"] != FORMAT_VERSION:
-                raise RecordError(f"{path}: format version {values['format_version']}, this program reads 1")
+            version = values["format_version"]
+            if version != FORMAT_VERSION:
+                raise RecordError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}")
             found = {name: Goodput.from_dict(one) for name, one in values["processors"].items()}
+        except RecordError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, RecordError):
-                raise
             raise RecordError(f"{path}: not readable ({error})") from error
         yield from ((str(values["sweep"]), name, goodput) for name, goodput in found.items())

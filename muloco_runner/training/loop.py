@@ -68,10 +68,8 @@ class Trainer:
             last, interval = state.step == run.num_steps, execution.evaluate_interval_steps
             evaluates = last or bool(interval and state.step % interval == 0)
             if evaluates and self.method.has_local_models:
-                with (
-                    self.clock.paused(),
-                    self.phases.measured("evaluation"),
-                ):  # just before the method may bring them together
+                # Just before the method may bring them together.
+                with self.clock.paused(), self.phases.measured("evaluation"):
                     state.local_validation_loss = self.evaluation.of_local_models(state.workers)
             state.last_outer_step = self.method.after_inner_step(state.step) or state.last_outer_step
             if evaluates or self._logs(state.step):

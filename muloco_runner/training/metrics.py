@@ -153,15 +153,12 @@ class Metrics:
                 loss=loss,
                 warning=self.store.warning,
                 resumed_step=self._resumed_step,
-                times=self._times(ended=state in ("finished", "stopped")),
+                times=self.phases.times(self.store.step == self.state.step, state in ("finished", "stopped")).to_dict(),
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 **ending,  # type: ignore[arg-type]
             )
         )
-
-    def _times(self, ended: bool) -> dict[str, Any]:
-        return self.phases.times(self.store.step == self.state.step, ended).to_dict()
 
     def _tokens_per_second(self) -> float | None:
         """Since the last line that this attempt logged."""

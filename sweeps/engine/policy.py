@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -73,6 +74,8 @@ class Rule:
 IDENTICAL_FAILURES = 3
 """So many runs with the same failure hold the others of their group: one bug is not paid for a hundred times."""
 _LONGEST_BACKOFF_SECONDS = 3600.0
+_LARGEST_EXPONENT = sys.float_info.max_exp - 1
+"""A larger power of two is an `OverflowError`."""
 _MOST_FAILURES = 10
 """So many failures of one kind are too many, also where each attempt gets a little further."""
 _NO_PROGRESS = "no new checkpoint in {attempts}: give it more wall time or checkpoint more often"
@@ -268,8 +271,12 @@ def after(attempts: Sequence[PastAttempt], changed: Mapping[str, int] | None = N
         attempts_in_words = {1: "one attempt", 2: "two attempts"}.get(same, f"{same} attempts")
         advice = rule.advice.format(again=" again" if in_all > 1 else "", attempts=attempts_in_words)
         return NextStep(hold=f"{cause.value}: {advice}")
-    doublings = min(32, max(0, same - 1))
-    return NextStep(wait_seconds=min(_LONGEST_BACKOFF_SECONDS, rule.backoff_seconds * 2.0**doublings))
+    return NextStep(wait_seconds=doubled(rule.backoff_seconds, max(0, same - 1), _LONGEST_BACKOFF_SECONDS))
+
+
+def doubled(seconds: float, times: int, most: float) -> float:
+    """Return a pause that doubles with each failure, up to `most` seconds, however many failures there are."""
+    return min(most, seconds * 2.0 ** min(times, _LARGEST_EXPONENT))
 
 
 def _since_progress(attempts: Sequence[PastAttempt]) -> list[Cause]:

@@ -15,14 +15,14 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from muloco_runner.record import write_folder
 
 HERE = Path(__file__).resolve().parents[2]
 """What this process imports from: a working tree, site-packages, or a copy."""
@@ -43,7 +43,9 @@ def keep_source(root: Path, base: Path = HERE) -> Path:
     patch = _changes(base, _PARTS) if git and git["changed_files"] else ""
     copy = root.resolve() / "code" / _digest(files, git, patch)
     if not copy.exists():
-        _write(copy, files, {"version": _version(), "git": git}, patch)
+        source = {"id": copy.name, "version": _version(), "git": git}
+        changes = {"changes.patch": patch.encode()} if patch else {}
+        write_folder(copy, {**files, **changes, "source.json": (json.dumps(source, indent=1) + "\n").encode()})
     return copy
 
 
@@ -67,27 +69,6 @@ def _digest(files: Mapping[str, bytes], git: Mapping[str, Any] | None, patch: st
     for name, content in [*files.items(), ("git", json.dumps(git).encode()), ("patch", patch.encode())]:
         digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
-
-
-def _write(copy: Path, files: Mapping[str, bytes], source: Mapping[str, Any], patch: str) -> None:
-    """Writes under another name first, so that the copy is complete once it has its name."""
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=copy.parent, prefix=f".{copy.name}-"))
-    try:
-        for name, content in files.items():
-            (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            (draft / name).write_bytes(content)
-        if patch:
-            (draft / "changes.patch").write_text(patch)
-        (draft / "source.json").write_text(json.dumps({"id": copy.name, **source}, indent=1) + "\n")
-        draft.chmod(0o755)
-        # Where another controller was faster the folder is not empty, and holds the same files.
-        with contextlib.suppress(FileExistsError, OSError):
-            os.rename(draft, copy)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    if not (copy / "source.json").exists():
-        raise OSError(f"{copy}: the code could not be copied there")
 
 
 def describe_source(base: Path = HERE) -> dict[str, Any]:

@@ -26,6 +26,8 @@ TRAINING = Adapter(
     adjustments={Cause.OUT_OF_MEMORY.value: "memory_halvings"},
     speaks_exit_codes=True,
 )
+_NOT_OF_SPEED = ("seed", "tokens_per_parameter", "lr", "weight_decay", "schedule", "gradient_clip_norm")
+"""Settings that change no step's time."""
 
 
 def read_progress(folder: Path) -> Progress | None:
@@ -90,9 +92,6 @@ def _of_speed(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
     return {key: _of_speed(value) for key, value in values.items() if key not in _NOT_OF_SPEED}
-
-
-_NOT_OF_SPEED = ("seed", "tokens_per_parameter", "lr", "weight_decay", "schedule", "gradient_clip_norm")
 
 
 def _minutes_left(status: RunStatus) -> float | None:

@@ -73,9 +73,10 @@ def spaces_of(
         one, one_files = sizes[key], run.num_workers + 3
         lines = run.num_steps // execution.log_interval_steps + 1
         records = _FOLDER_BYTES + _LINE_BYTES * lines
-        files = _FOLDER_FILES + _FILES_OF_A_JOB * num_jobs.get(run.run_id, 1)
+        name = run.run_id
+        files = _FOLDER_FILES + _FILES_OF_A_JOB * num_jobs.get(name, 1)
         most = CHECKPOINTS_KEPT + 1
-        found[run.run_id] = RunSpace(
+        found[name] = RunSpace(
             one,
             records + most * one,
             files + most * one_files,

@@ -34,15 +34,15 @@ def works_of(runs: Sequence[RunConfig], root: Path, execution: ExecutionConfig, 
     arguments, gpus = {"execution": settings}, Gpus(cluster, execution)
     return [
         Work(
-            name=run.run_id,
-            folder=str(RunFolder.of(root.resolve(), run.run_id).path),
+            name=name,
+            folder=str(RunFolder.of(root.resolve(), name).path),
             entry="sweeps.training.entry:train",
             arguments=arguments,
             need=need_of(run, gpus),
             labels=labels_of(run),
             adapter=TRAINING,
         )
-        for run in runs
+        for run, name in ((run, run.run_id) for run in runs)
     ]
 
 

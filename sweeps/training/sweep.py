@@ -80,7 +80,8 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
         execution = replace(execution, wandb_group=name)
     answers = check_targets(runs, root, same_code)
     works = refine(works_of(runs, root, execution, cluster), measured_minutes)
-    _refuse_sharded(runs, works, Gpus(cluster, execution), answers)
+    if answers:
+        _refuse_sharded(runs, works, Gpus(cluster, execution), answers)
     definition = Definition(name, cluster_name, cluster.to_dict(), works)
     return Sweep(name, root, runs, execution, definition, cluster)
 
@@ -90,12 +91,12 @@ def _refuse_sharded(
 ) -> None:
     """A run whose target does not take sharded parameters, and that would have them, raises `ConfigError`."""
     for run, work in zip(runs, works, strict=True):
-        answer = answers.get(run.run_id)
+        answer = answers.get(work.name)
         if answer is None or answer.takes_dtensors or not work.need.gpus:
             continue
         if work.need.gpus > run.num_workers and gpus.fit(run, work.need.gpus).placement.sharded:
             raise ConfigError(
-                f"run {run.run_id} would be sharded over {work.need.gpus} GPUs (FSDP2), and "
+                f"run {work.name} would be sharded over {work.need.gpus} GPUs (FSDP2), and "
                 f"{run.inner_optimizer.label} does not take sharded parameters: {answer.why_not}; say "
                 "execution.sharding=none, or give it fewer GPUs by cluster.gpus_per_run"
             )

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from muloco_runner.record import write_atomically
 from sweeps.controller import Tick
+from sweeps.engine.policy import doubled
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Work
 
@@ -67,7 +68,7 @@ class Syncer:
         if time.monotonic() < self.next_at:
             return False
         attempts = list(islice(self._unsent(state), _ATTEMPTS_AT_ONCE))
-        self.next_at = time.monotonic() + min(_LONGEST_SECONDS, _INTERVAL_SECONDS * 2**self.failures)
+        self._wait()
         if attempts:
             self._start(attempts)
         return bool(attempts)
@@ -107,12 +108,15 @@ class Syncer:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         self.failures = self.failures + 1 if lines else 0
         if lines:
-            self.next_at = time.monotonic() + min(_LONGEST_SECONDS, _INTERVAL_SECONDS * 2**self.failures)
+            self._wait()
         words = lines[-1] if lines else ""
         if words and words != self.told:
             more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
             self.print_line(f"Weights & Biases: not sent yet, tried again later: {words}{more}")
         self.told = words
+
+    def _wait(self) -> None:
+        self.next_at = time.monotonic() + doubled(_INTERVAL_SECONDS, self.failures, _LONGEST_SECONDS)
 
 
 def _unsent_files(attempt: Path) -> Iterator[Path]:
@@ -145,14 +149,16 @@ def send(attempt: Path) -> str:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return ""
+        sent = _read_sent(attempt)
         for file in _unsent_files(attempt):
             # wandb marks what it has sent and passes it over: also where this process was killed before it noted so.
-            is_newer = file.parent.name in _read_sent(attempt)
+            is_newer = file.parent.name in sent
             state = _state_of(file)
             error = _sync(file.parent, is_newer)
             if error:
                 return error
-            write_atomically(attempt / _SENT, json.dumps({**_read_sent(attempt), file.parent.name: state}) + "\n")
+            sent[file.parent.name] = state
+            write_atomically(attempt / _SENT, json.dumps(sent) + "\n")
     return ""
 
 

@@ -17,7 +17,7 @@ from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig, Target
 from muloco_runner.job import run_job
 from muloco_runner.optimizers.target import evaluated_weights
 from muloco_runner.paths import ConfigPath, config_dir, use_config_path
-from muloco_runner.record import ExitCode, RunFolder
+from muloco_runner.record import ExitCode, RunFolder, write_folder
 from muloco_runner.targets import check_targets, find_source, record_code
 from sweeps.training.sweep import read_sweep
 
@@ -210,6 +210,35 @@ def test_changed_code_under_the_same_version_stops(lab: Path, tmp_path: Path, mo
         check_targets([run_of("my_lab.Lion", version="2")], root, same_code=False)
     finally:
         (lab / "my_lab" / "more.py").unlink()
+
+
+def test_each_package_is_read_once_for_all_runs(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(targets, "find_source", lambda target: read.append(target) or find_source(target))
+    runs = [run_of("my_lab.Lion", lr=lr) for lr in (0.1, 0.2, 0.3)]
+    record_code(runs, tmp_path, snapshot=True)
+    assert read == ["my_lab.Lion"]
+    assert all(targets._recorded(RunFolder.of(tmp_path, run.run_id)) for run in runs)
+
+
+def test_a_copy_that_cannot_be_put_there_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "code").write_text("a file has its name")
+    with pytest.raises(OSError, match="could not be put there"):
+        write_folder(tmp_path / "code", {"lab/a.py": b"x = 1"})
+    assert [path.name for path in tmp_path.iterdir()] == ["code"], "and nothing is left of it"
+
+
+@pytest.mark.parametrize("arguments", ["", "{}", "[1]"])
+def test_a_files_arguments_are_keys_or_none(arguments: str, lab: Path) -> None:
+    file = lab / "conf" / "inner_optimizer" / "bare.yaml"
+    file.write_text(f"_target_: my_lab.Lion\narguments: {arguments}\n")
+    if arguments == "[1]":
+        with pytest.raises(ConfigError, match=r"bare\.yaml: arguments: \[1\]: must be keys"):
+            compose_app_config(["inner_optimizer=bare"])
+        return
+    inner = compose_app_config(["inner_optimizer=bare"]).run.inner_optimizer
+    assert isinstance(inner, TargetConfig)
+    assert inner.arguments == {}
 
 
 def test_a_package_that_is_nowhere_is_named(lab: Path) -> None:

@@ -10,7 +10,16 @@ from muloco_runner.record import ExitCode
 from sweeps.engine import policy
 from sweeps.engine.cluster import JobEnd
 from sweeps.engine.outcome import Ending
-from sweeps.engine.policy import RULES, Cause, PastAttempt, after, cause_beside_cancelled, cause_of, how_it_ended
+from sweeps.engine.policy import (
+    RULES,
+    Cause,
+    PastAttempt,
+    after,
+    cause_beside_cancelled,
+    cause_of,
+    doubled,
+    how_it_ended,
+)
 
 
 def ending(code: int) -> Ending:
@@ -174,6 +183,7 @@ def test_a_cause_code_or_end_without_a_row_fails_at_import(old: str, new: str, m
 
 def test_an_endless_number_of_stops_waits_no_longer_than_an_hour() -> None:
     assert after(history(*[Cause.STOPPED] * 5000)).wait_seconds <= 3600.0
+    assert [doubled(30.0, times, 100.0) for times in (0, 1, 2, 5000)] == [30.0, 60.0, 100.0, 100.0]
 
 
 @pytest.mark.parametrize("code", [2, 65, 70, 71, 78, 3])
