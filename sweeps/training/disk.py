@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -61,19 +61,21 @@ class DiskUse:
 
 
 def spaces_of(
-    runs: Iterable[RunConfig], execution: ExecutionConfig, num_jobs: Mapping[str, int], keeps_final: bool
+    runs: Mapping[str, RunConfig], execution: ExecutionConfig, num_jobs: Mapping[str, int], keeps_final: bool
 ) -> dict[str, RunSpace]:
-    """What each run takes, by its id, as is `num_jobs`. `keeps_final`: a finished run keeps its last checkpoint."""
+    """What each run takes; `runs` and `num_jobs` are by its id, as is what is returned.
+
+    `keeps_final`: a finished run keeps its last checkpoint.
+    """
     sizes: dict[object, int] = {}
     found = {}
-    for run in runs:
+    for name, run in runs.items():
         key = sizes_of(run)
         if key not in sizes:
             sizes[key] = checkpoint_bytes(run)
         one, one_files = sizes[key], run.num_workers + 3
         lines = run.num_steps // execution.log_interval_steps + 1
         records = _FOLDER_BYTES + _LINE_BYTES * lines
-        name = run.run_id
         files = _FOLDER_FILES + _FILES_OF_A_JOB * num_jobs.get(name, 1)
         most = CHECKPOINTS_KEPT + 1
         found[name] = RunSpace(

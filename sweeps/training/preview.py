@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from muloco_runner.config import RunConfig
 from sweeps.engine.capacity import MAX_GPU_HOURS
 from sweeps.engine.cluster import Limit, Limits, Resource
 from sweeps.engine.cluster_config import ClusterConfig
@@ -83,14 +84,14 @@ def preview(sweep: Sweep, live: Limits, max_gpu_hours: float | None = None) -> P
         makespan,
         live.note,
         cuts_of(to_run, sweep.cluster, limits),
-        disk_use(sweep.root, spans, _spaces(sweep, planned), source_space(sweep.root)),
+        disk_use(sweep.root, spans, _spaces(sweep, runs, planned), source_space(sweep.root)),
         None if max_gpu_hours is None else done,
     )
 
 
-def _spaces(sweep: Sweep, planned: Sequence[PlannedRun]) -> dict[str, RunSpace]:
+def _spaces(sweep: Sweep, runs: Mapping[str, RunConfig], planned: Sequence[PlannedRun]) -> dict[str, RunSpace]:
     num_jobs = {run.work.name: run.num_jobs for run in planned}
-    return spaces_of(sweep.runs, sweep.execution, num_jobs, keeps_final=bool(sweep.execution.final_checkpoint))
+    return spaces_of(runs, sweep.execution, num_jobs, keeps_final=bool(sweep.execution.final_checkpoint))
 
 
 def cuts_of(works: Sequence[Work], cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]]) -> list[str]:
