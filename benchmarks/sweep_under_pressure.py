@@ -8,6 +8,7 @@ In some minutes: a quota of three nodes, a run that cannot be, a lost node, a pr
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pty
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = 80
@@ -122,23 +124,21 @@ class Recording:
         text = text.replace(str(self.home.resolve()), "/home/you").replace(socket.gethostname(), "login1")
         return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
 
-    def statuses(self) -> dict[str, int]:
+    def status(self) -> dict[str, Any]:
         command = [sys.executable, "-m", "sweeps", "status", "demo", "--json"]
-        found: dict[str, int] = json.loads(subprocess.check_output(command, cwd=self.home))["counts"]
+        found: dict[str, Any] = json.loads(subprocess.check_output(command, cwd=self.home))
         return found
 
     def wait(self, happens: Callable[[dict[str, int]], bool], what: str) -> None:
         deadline = time.monotonic() + 240
-        while not happens(self.statuses()):
+        while not happens(counts := self.status()["counts"]):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no {what}: {self.statuses()}")
+                raise TimeoutError(f"no {what}: {counts}")
             time.sleep(0.5)
 
     def run_in(self, status: str) -> str:
         """Some run of that status."""
-        command = [sys.executable, "-m", "sweeps", "status", "demo", "--json"]
-        runs = json.loads(subprocess.check_output(command, cwd=self.home))["runs"]
-        return str(next(one["run"] for one in runs if one["standing"] == status))
+        return str(next(one["run"] for one in self.status()["runs"] if one["standing"] == status))
 
 
 def record(home: Path) -> list[tuple[str, str]]:
@@ -189,7 +189,14 @@ def record(home: Path) -> list[tuple[str, str]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sys.path[:0] = [str(ROOT / "tests" / "cluster"), str(ROOT / "benchmarks")]
+    from emulated_slurm import why_unavailable
+
+    reason = why_unavailable()
+    if reason is not None:
+        print(f"skipped: {reason}", file=sys.stderr)
+        return
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
     os.environ["COLUMNS"], os.environ["LINES"] = str(COLUMNS), "40"
     with tempfile.TemporaryDirectory(prefix="home-", ignore_cleanup_errors=True) as home:

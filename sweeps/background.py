@@ -81,8 +81,7 @@ def main(root: str, name: str) -> None:
 
     def on_tick(tick: Tick) -> None:
         lines(tick)
-        if notify is not None:
-            notify(tick)
+        notify(tick)
 
     Controller(folder, folder.read_definition(), make_cluster).run(on_tick)
 

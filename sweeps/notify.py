@@ -23,9 +23,9 @@ _TIMEOUT_SECONDS = 20
 _STANDARD_ERROR = 2
 
 
-def notifier_of(sweep: str, target: str | None) -> Notifier | None:
-    """Return the notifier of a target; None where there is no target."""
-    return Notifier(sweep, target) if target else None
+def notifier_of(sweep: str, target: str | None) -> Callable[[Tick], None]:
+    """Return the notifier of a target, one that does nothing where there is none. A mistake raises `ConfigError`."""
+    return Notifier(sweep, target) if target else lambda tick: None
 
 
 class Notifier:

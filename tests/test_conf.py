@@ -57,6 +57,7 @@ def test_published_sizes_carry_the_published_weight_decay(size: str, algorithm: 
         (["++method.streaming.fragments=3", "algorithm=muloco"], "did you mean method.streaming.num_fragments?"),
         (["+inner_optimizer.momentum=0.9"], "another choice of inner_optimizer has it"),
         (["+execution.quickness=0.9"], "execution.quickness: no such setting; known there: device"),
+        (["cluster.successors=false"], "+cluster.successors=VALUE"),
         (["+wrong=0.9"], "wrong: no such setting; known there: model"),
         (["model=43k"], "43k"),
         (["inner_optimizer.learning_rate=1"], "did you mean inner_optimizer.lr?"),

@@ -168,6 +168,10 @@ def test_init_writes_a_cluster_and_a_sweep_and_overwrites_neither(
     assert say("init", "here", "--local")[0] == 2
     assert (own / "conf" / "cluster" / "here.yaml").read_text() == "mine"
     assert say("init", "h100", "--local")[0] == 2
+    assert say("init", "", "--local") == (
+        2,
+        "muloco-sweep: init '': a name is one or more of letters, digits, - and _\n",
+    )
     code, said = say("init", "two", "--local")
     assert code == 0, said
     assert "is kept" in said

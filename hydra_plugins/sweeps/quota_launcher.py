@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
-from omegaconf import OmegaConf
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
@@ -162,17 +161,22 @@ class QuotaLauncher(Launcher):
         self.multirun.detach(job_overrides)
 
 
-def _without_settings(instantiate: "Callable[[Plugins, Any], Any]") -> "Callable[[Plugins, Any], Any]":
-    """Hydra resolves a plugin's settings before it makes it, and so before there are jobs, whose values some of ours
-    are to take: they are left unread there."""
+def _without_settings(instantiate: Callable[..., Launcher]) -> Callable[..., Launcher]:
+    """Hydra resolves a launcher's settings before it makes it, and so before there are jobs, whose values some of ours
+    are to take: this one is made without them."""
 
-    def make(plugins: Plugins, config: Any) -> Any:
-        target = config.get("_target_")
-        return instantiate(plugins, OmegaConf.create({"_target_": target}) if target == _TARGET else config)
+    def make(
+        plugins: Plugins, hydra_context: "HydraContext", task_function: "TaskFunction", config: "DictConfig"
+    ) -> Launcher:
+        chosen = config.hydra.launcher
+        if chosen is None or chosen.get("_target_") != QuotaLauncherConf._target_:
+            return instantiate(plugins, hydra_context=hydra_context, task_function=task_function, config=config)
+        launcher = QuotaLauncher()
+        launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        return launcher
 
     return make
 
 
-_TARGET = QuotaLauncherConf._target_
-Plugins._instantiate = _without_settings(Plugins._instantiate)  # type: ignore[method-assign, assignment]
+Plugins.instantiate_launcher = _without_settings(Plugins.instantiate_launcher)  # type: ignore[method-assign]
 ConfigStore.instance().store(group="hydra/launcher", name="quota", node=QuotaLauncherConf, provider="muloco-sweeps")

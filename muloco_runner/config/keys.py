@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable
 from functools import cache
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from muloco_runner.config.run import VARIANTS
 
@@ -50,8 +50,10 @@ def nearest_key(key: str, known: Iterable[str]) -> str | None:
 def no_such_setting(key: str, schema: type, also: Iterable[str] = ()) -> str:
     """Says that `schema` has no setting `key`, and which one may be meant; `also` are keys beside its own."""
     known = list(dict.fromkeys([*known_keys(schema), *also]))
+    choice, _, rest = key.partition(".")
+    if rest and get_type_hints(schema).get(choice) is Any:
+        return f"{key}: the chosen {choice}'s file does not set it: add it with +{key}=VALUE"
     if key in known:
-        choice = key.partition(".")[0]
         return f"{key}: no such setting here; another choice of {choice} has it"
     nearest = nearest_key(key, known)
     if nearest is not None:

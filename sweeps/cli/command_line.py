@@ -13,7 +13,7 @@ Plan, launch and watch many runs under a quota.
 
   muloco-sweep init                                   write a file for this cluster, and a sweep to begin from
   muloco-sweep plan +sweep=demo                       what it would cost; submits nothing
-  muloco-sweep simulate +sweep=demo --faults rough   simulated, with failures; submits nothing
+  muloco-sweep simulate +sweep=demo --faults rough    simulated, with failures; submits nothing
   muloco-sweep launch +sweep=demo root=demo           run it; the same command again continues it
   muloco-sweep launch +sweep=demo model=29k seed=0,1  values on the command line narrow the grid or add to it
   muloco-sweep launch +sweep=demo cluster=h100 --controller slurm    run its controller as a small job

@@ -145,8 +145,7 @@ def _control(folder: SweepFolder, own_job: str) -> SweepState:
     def on_tick(tick: Tick) -> None:
         succession.ensure()
         lines(tick)
-        if notify is not None:
-            notify(tick)
+        notify(tick)
         if send_records is not None:
             send_records(tick)
 

@@ -16,6 +16,7 @@ from sweeps.engine.run_states import AttemptState, RunState
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.works import shape_of
 from sweeps.formatting import duration, when
+from sweeps.node.disk_space import place_in
 
 
 def why(run: RunState, state: SweepState, verdicts: Mapping[Any, Verdict], now: float, is_controlled: bool) -> str:
@@ -28,7 +29,7 @@ def why(run: RunState, state: SweepState, verdicts: Mapping[Any, Verdict], now: 
     if general:
         return general
     if run.not_before > now and run.attempts and run.attempts[-1].cause is Cause.DISK_FULL:
-        place, _, _ = run.attempts[-1].detail.partition(", where ")
+        place = place_in(run.attempts[-1].detail)
         return f"waits for disk space ({place}): tried again after pauses of up to an hour"
     if run.not_before > now:
         return f"is retried after a pause (last attempt: {_last_cause(run)}), at {when(run.not_before)}"

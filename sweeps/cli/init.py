@@ -44,9 +44,9 @@ allocations:
 def init(arguments: argparse.Namespace) -> ExitCode:
     """Write both files below ./conf. A cluster's file of another content raises `ConfigError`; a sweep's is kept."""
     found, text = _this_machine() if arguments.local or shutil.which("sinfo") is None else _slurm_cluster()
-    name = arguments.cluster or re.sub(r"[^A-Za-z0-9_-]+", "_", found)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", found) if arguments.cluster is None else arguments.cluster
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise ConfigError(f"init {name}: a name is letters, digits, - and _")
+        raise ConfigError(f"init {name!r}: a name is one or more of letters, digits, - and _")
     if (config_dir() / "cluster" / f"{name}.yaml").exists():
         raise ConfigError(f"init {name}: a built-in cluster has that name: give another, muloco-sweep init NAME")
     cluster, sweep = Path("conf", "cluster", f"{name}.yaml"), Path("conf", "sweep", "mine.yaml")

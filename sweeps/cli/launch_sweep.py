@@ -87,8 +87,7 @@ def _launch_here(arguments: argparse.Namespace) -> ExitCode:
             nonlocal verdicts
             verdicts = tick.plan.verdicts
             show(tick)
-            if notify is not None:
-                notify(tick)
+            notify(tick)
             if send_records is not None:
                 send_records(tick)
 

@@ -10,6 +10,7 @@ from muloco_runner.config import ConfigError
 from muloco_runner.data.epochs import epochs_of_sweep
 from muloco_runner.record import ExitCode
 from sweeps.cli.display import outcome_as_dict, plan_as_dict, show_outcome, show_plan, waiting
+from sweeps.cli.launch_sweep import check_cap
 from sweeps.clusters import make_cluster
 from sweeps.engine.lower_bound import lower_bound_minutes
 from sweeps.engine.quota import VerdictKind
@@ -25,8 +26,7 @@ def plan(arguments: argparse.Namespace) -> ExitCode:
     live = cluster.limits(sweep.folder.owns)
     if not live.note:
         cluster.check()
-    if arguments.max_gpu_hours is not None and not arguments.max_gpu_hours >= 0:
-        raise ConfigError(f"--max-gpu-hours {arguments.max_gpu_hours}: must be zero or more")
+    check_cap(sweep, arguments.max_gpu_hours)
     found = preview(sweep, live, arguments.max_gpu_hours)
     epochs = epochs_of_sweep(sweep.runs)
     if arguments.json:

@@ -113,8 +113,7 @@ def status_of(
     """Return the status of the chosen runs; of all where `chosen` is None.
 
     `waiting` counts runs by why they wait, `pending` has the scheduler's reason of each pending job by tag, `holder` is
-    the running controller,
-    `waits_for` says whom it waits for.
+    the running controller, `waits_for` says whom it waits for.
     """
     names = None if chosen is None else {run.work.name for run in chosen}
     counters = state.counters if chosen is None else _counters_of(chosen)

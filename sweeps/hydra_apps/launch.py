@@ -118,8 +118,7 @@ class Multirun:
 
         def on_tick(tick: Tick) -> None:
             lines(tick)
-            if notify is not None:
-                notify(tick)
+            notify(tick)
 
         try:
             return controller.run(on_tick)

@@ -54,7 +54,7 @@ def needs_of(launchers: Sequence[Mapping[str, Any]]) -> list[Need]:
     option_keys = backend_of(first["cluster"], f"{_NAME}.cluster").option_keys
     for number, one in enumerate(launchers):
         for key in one:
-            if key not in ("resources", *_all_option_keys()) and one[key] != first[key]:
+            if key not in ("resources", *_all_option_keys()) and _differs(one[key], first[key]):
                 raise ConfigError(
                     f"{_NAME}.{key}: {one[key]!r} for job #{number}, {first[key]!r} for job #0: it holds for the whole "
                     "multirun: give one value"
@@ -98,7 +98,12 @@ def _all_option_keys() -> set[str]:
 
 def _differing(launchers: Sequence[Mapping[str, Any]], option_keys: Sequence[str]) -> list[str]:
     first = launchers[0]
-    return [key for key in option_keys if any(one.get(key) != first.get(key) for one in launchers)]
+    return [key for key in option_keys if any(_differs(one.get(key), first.get(key)) for one in launchers)]
+
+
+def _differs(value: object, other: object) -> bool:
+    """Whether two jobs' values of a setting are two. NaN, which equals nothing, is one: its own check refuses it."""
+    return value != other and repr(value) != repr(other)
 
 
 def _options_of(launcher: Mapping[str, Any], option_keys: Sequence[str], with_setup: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 """No space or no inodes left, or the user's quota is used up."""
+_FREE = ", where "
 
 
 def is_disk_full(error: OSError) -> bool:
@@ -31,4 +32,9 @@ def full_disk_words(folder: Path, words: str) -> str:
     """Return one line on a failure for want of disk space: the file system of `folder`, and what is free there now."""
     place = file_system_of(folder)
     left = os.statvfs(place)
-    return f"its folder is in {place}, where {left.f_bavail * left.f_frsize / 1e9:.3g} GB are free: {words}"
+    return f"its folder is in {place}{_FREE}{left.f_bavail * left.f_frsize / 1e9:.3g} GB are free: {words}"
+
+
+def place_in(words: str) -> str:
+    """Return what `full_disk_words` say of the place, without what was free there then."""
+    return words.partition(_FREE)[0]

@@ -15,6 +15,7 @@ import os
 import socket
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -104,21 +105,19 @@ class Lease:
             self.path.write_text(_NOBODY)
 
 
+@dataclass(frozen=True)
 class Holder:
     """Who wrote the newest lease, and whether it still lives."""
 
-    def __init__(
-        self,
-        host: str,
-        pid: int,
-        started_at: float,
-        age: float,
-        purpose: str = "",
-        taken_at: float | None = None,
-    ) -> None:
-        """`age` is in seconds since it was last renewed; leases of earlier code do not say when they were taken."""
-        self.host, self.pid, self.started_at, self.age = host, pid, started_at, age
-        self.purpose, self.taken_at = purpose, taken_at
+    host: str
+    pid: int
+    """0: it has given the lease back."""
+    started_at: float
+    age: float
+    """Seconds since it was last renewed."""
+    purpose: str = ""
+    taken_at: float | None = None
+    """Unix seconds; leases of earlier code do not say."""
 
     @property
     def is_here(self) -> bool:
@@ -171,8 +170,8 @@ def _read(folder: Path, token: int) -> Holder | None:
         age = _file_system_now(folder) - path.stat().st_mtime
     except (FileNotFoundError, ValueError):
         return None
-    since = values.get("purpose", ""), values.get("taken_at")
-    return Holder(values["host"], values["pid"], values["started_at"], age, *since)
+    purpose, taken_at = values.get("purpose", ""), values.get("taken_at")
+    return Holder(values["host"], values["pid"], values["started_at"], age, purpose, taken_at)
 
 
 def _holder_json(purpose: str, taken_at: float) -> str:

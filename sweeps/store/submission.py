@@ -84,6 +84,7 @@ class Submission:
         self._scopes, self._sweep = scopes, sweep
         self._leases: dict[str, Lease] = {}
         self._id = f"wants-{uuid.uuid4().hex}"
+        self._wants = False
 
     @property
     def is_held(self) -> bool:
@@ -158,6 +159,9 @@ class Submission:
     def want(self, wants: bool, until: float) -> None:
         """Say whether runs of this sweep wait for nodes, which holds `until` then (Unix seconds by the file system's
         clock) unless it is said again: whoever is killed wants nothing for long."""
+        if not wants and not self._wants:
+            return
+        self._wants = wants
         for folder in self._folders().values():
             path = folder / self._id
             with contextlib.suppress(OSError):

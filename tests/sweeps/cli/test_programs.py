@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sweeps.__main__ import main
 from sweeps.cli.command_line import make_parser
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import Lease
-from sweeps.training.sweep import read_sweep
+from sweeps.training.sweep import Sweep, read_sweep
 
 SWEEP = ["+sweep=demo", "model=29k", "algorithm=ddp_adamw", "global_batch_tokens=2048", "cluster=local"]
 ON_RUNS = ["explain", "logs"]
@@ -110,7 +111,15 @@ def test_a_launch_answers_with_the_status(
 
 @pytest.mark.parametrize(
     "words",
-    [["explode"], [], ["status", "--jsn"], ["status", "/nowhere"], ["quota", "--nodes", "many"], ["plan", "+sweep=no"]],
+    [
+        ["explode"],
+        [],
+        ["status", "--jsn"],
+        ["status", "/nowhere"],
+        ["quota", "--nodes", "many"],
+        ["plan", "+sweep=no"],
+        ["plan", *SWEEP, "--max-gpu-hours", "3"],
+    ],
     ids=" ".join,
 )
 def test_mistakes_are_told_in_json(
@@ -121,12 +130,23 @@ def test_mistakes_are_told_in_json(
     assert "\n" not in told["error"]
 
 
-def test_commands_that_wait_for_the_controller_count_as_done(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def controlled(tmp_path: Path) -> Iterator[tuple[Sweep, Lease]]:
+    """A sweep that nobody has begun, with the lease of a controller that does nothing."""
     sweep = read_sweep([*SWEEP, f"root={tmp_path}"])
     sweep.folder.write_definition(sweep.definition)
     lease = Lease(sweep.folder.lease_dir)
+    yield sweep, lease
+    lease.release()
+
+
+def test_commands_that_wait_for_the_controller_count_as_done(
+    controlled: tuple[Sweep, Lease],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sweep, _ = controlled
     names = [work.name for work in sweep.definition.works]
     assert ask(capsys, monkeypatch, "hold", str(tmp_path), "--all")[1]["runs"] == names
     told = ask(capsys, monkeypatch, "hold", str(tmp_path), "--all")[1]
@@ -137,15 +157,15 @@ def test_commands_that_wait_for_the_controller_count_as_done(
     assert ask(capsys, monkeypatch, "pause", str(tmp_path))[1]["changed"]
     assert ask(capsys, monkeypatch, "resume", str(tmp_path))[1]["changed"]
     assert not ask(capsys, monkeypatch, "resume", str(tmp_path))[1]["changed"]
-    lease.release()
 
 
 def test_a_change_is_a_line_of_watch(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    controlled: tuple[Sweep, Lease],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sweep = read_sweep([*SWEEP, f"root={tmp_path}"])
-    sweep.folder.write_definition(sweep.definition)
-    lease = Lease(sweep.folder.lease_dir)
+    _, lease = controlled
     seen: list[float] = []
 
     def go_on(seconds: float) -> None:

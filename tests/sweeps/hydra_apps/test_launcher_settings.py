@@ -93,3 +93,13 @@ def test_each_task_over_several_nodes_has_a_cpu(nodes: int, cpus: int, is_refuse
     resources = {**SLURM["resources"], "nodes": nodes, "tasks_per_node": 2, "cpus_per_node": cpus}
     with pytest.raises(ConfigError, match="set at least 2") if is_refused else contextlib.nullcontext():
         needs_of([{**SLURM, "resources": resources}])
+
+
+def test_a_value_that_equals_nothing_is_no_difference_between_jobs() -> None:
+    nan = float("nan")
+    for launcher in ({**SLURM, "heartbeat_timeout_minutes": nan}, {**SLURM, "mem_gb": nan}):
+        # As composed for each job by itself.
+        needs = needs_of([launcher, {key: float("nan") if value is nan else value for key, value in launcher.items()}])
+        assert needs[0].options == {}
+    with pytest.raises(ConfigError, match="heartbeat_timeout_minutes=nan: must be a number above zero"):
+        cluster_of({**SLURM, "heartbeat_timeout_minutes": nan}, needs)
