@@ -123,8 +123,8 @@ class QuotaLauncherConf:
     submit_confirm_timeout_seconds: float = 120.0
     """A job that SLURM does not list is given up after this, unless it reports progress meanwhile."""
     on_event: str | None = None
-    """Told of held jobs and of the end: a command, which gets JSON on its input, or an http(s) address. Hydra writes
-    settings into each job's folder: ${oc.env:NAME} keeps a secret."""
+    """Told of held jobs, slow nodes and the end: a command, which gets JSON on its input, or an http(s) address. Hydra
+    writes settings into each job's folder: ${oc.env:NAME} keeps a secret."""
     tick_seconds: float | None = None
     """Interval at which the cluster is observed; null takes 0.1 on this machine, 30 under SLURM."""
     root: str = "multirun"

@@ -107,7 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     launching.add_argument("--max-gpu-hours", type=float, metavar="H", help="submit nothing that could exceed this")
     launching.add_argument(
         "--on-event", metavar="TARGET", help="a command (gets JSON on its input) or an http(s) address, notified of "
-        "held runs and of the sweep's end; overrides on_event of the cluster file",
+        "held runs, slow nodes and the sweep's end; overrides on_event of the cluster file",
     )  # fmt: skip
     commands.choices["plan"].add_argument(
         "--max-gpu-hours", type=float, metavar="H", help="which runs would be done under this cap"

@@ -120,11 +120,14 @@ def logs(arguments: Arguments) -> ExitCode:
     attempts = sorted((Path(run.work.folder) / "attempts").glob("[0-9]*"), key=lambda path: int(path.name))
     if not attempts:
         raise ConfigError(f"run {run.work.name} has no attempt yet, so there is no output")
-    attempt = {"sweep": folder.name, "run": run.work.name, "attempt": int(attempts[-1].name)}
+    number = int(attempts[-1].name)
+    attempt = {"sweep": folder.name, "run": run.work.name, "attempt": number}
     offsets = dict.fromkeys(("stdout", "stderr"), 0)
     is_first = True
+    # Reading a sweep of many runs takes seconds, and only what is in the ledger can end the attempt.
+    length = -1
     while True:
-        goes_on = arguments.follow and run.in_flight
+        goes_on = arguments.follow and run.in_flight and run.attempts[-1].number == number
         texts = {name: _read_on(attempts[-1] / f"{name}.log", name, offsets) for name in offsets}
         if not arguments.json:
             print(*texts.values(), sep="", end="", flush=True)
@@ -134,7 +137,9 @@ def logs(arguments: Arguments) -> ExitCode:
             return ExitCode.FINISHED
         is_first = False
         time.sleep(_LOG_SECONDS)
-        run = Snapshot(folder).state.runs[run.work.name]
+        before, length = length, folder.ledger_file.stat().st_size
+        if length != before:
+            run = Snapshot(folder).state.runs[run.work.name]
 
 
 def _read_on(path: Path, name: str, offsets: dict[str, int]) -> str:

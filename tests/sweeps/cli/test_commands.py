@@ -1,5 +1,6 @@
 """`muloco-sweep` as people type it: one process a command, exit codes and last lines as they see them."""
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from sweeps.__main__ import main
+from sweeps.cli import queries
 from sweeps.cli.control import CommandResult
 from sweeps.cli.live_snapshot import Snapshot
 from sweeps.engine.cluster import JobRequest
@@ -243,6 +245,44 @@ def test_what_is_queued_behind_others_is_held_and_withdrawn(sweep: SweepFolder) 
     assert at_tick.endswith(
         "next tick. Until then those of the 2 jobs queued behind running ones may start whose turn comes"
     )
+
+
+def test_logs_follow_an_attempt_to_its_end_alone(
+    sweep: SweepFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = sweep.read_definition().works[0]
+    output = Path(work.folder) / "attempts" / "1" / "stdout.log"
+    output.parent.mkdir(parents=True)
+    output.write_text("one\n")
+    lease = Lease(sweep.lease_dir)
+    ledger = Ledger(sweep.ledger_file, lease)
+
+    def begin(number: int) -> None:
+        tag = f"{sweep.tag_prefix}{number:06d}"
+        sweep.write_request(JobRequest(tag, "here", (Attempt(work, number),), 1, 0, 1, 5.0))
+        ledger.append("intended", tag=tag, allocation="here", runs={work.name: number})
+
+    def add() -> None:
+        output.write_text(output.read_text() + "two\n")
+
+    def end() -> None:
+        output.write_text(output.read_text() + "three\n")
+        ledger.append("refused", tag=f"{sweep.tag_prefix}000001", why="as a test wants it")
+        begin(2)
+
+    begin(1)
+    happens = iter([add, lambda: None, end])
+    reads: list[SweepFolder] = []
+    monkeypatch.setattr(queries.time, "sleep", lambda seconds: next(happens)())
+    monkeypatch.setattr(queries, "Snapshot", lambda folder: reads.append(folder) or Snapshot(folder))
+    arguments = argparse.Namespace(
+        name="logs", run="0ab", root_and_filters=[str(sweep.root)], sweep=None, follow=True, json=False
+    )
+    assert queries.logs(arguments) == 0
+    assert capsys.readouterr().out == "one\ntwo\nthree\n"
+    # The sweep is read where its ledger has grown, and once more in the beginning.
+    assert len(reads) == 2
+    lease.release()
 
 
 def test_a_command_in_the_inbox_that_nobody_knows_does_no_harm(sweep: SweepFolder) -> None:
