@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from emulated_slurm import EmulatedSlurm, wait_for
+from emulated_slurm import PATIENCE_SECONDS, EmulatedSlurm, wait_for
 from sweeping import GPU, ONE_NODE, SampleSweep, check, die, put_before, sampled_nodes, standings
 
 from sweeps.clusters.slurm.slurm_cluster import SlurmCluster
@@ -42,7 +42,7 @@ def test_sweeps_that_queue_ahead_share_one_quota(slurm: EmulatedSlurm, tmp_path:
     with sampled_nodes(slurm, every=0.3) as samples:
         drivers = [sweep.start() for sweep in sweeps]
         for driver in drivers:
-            driver.join(120)
+            driver.join(PATIENCE_SECONDS)
     assert max(samples) == 3
     for sweep in sweeps:
         assert started_behind(sweep)
@@ -71,7 +71,7 @@ def test_a_controller_killed_at_a_successor_strands_and_doubles_none(
     sweep = sweep_of(tmp_path, 6, nodes=1)
     with sampled_nodes(slurm, every=0.3) as samples:
         for _ in range(2):
-            sweep.start(die_at_a_successor).join(60)
+            sweep.start(die_at_a_successor).join(PATIENCE_SECONDS)
         state = sweep.run()
     assert set(standings(state).values()) == {"done"}
     assert max(samples) == 1
@@ -153,6 +153,6 @@ def test_another_jobs_successor_is_not_counted_beside_it(slurm: EmulatedSlurm, t
         driver = sweep_of(tmp_path, 3, nodes=2).start()
         wait_for(lambda: max(samples, default=0) == 2, "one node beside the other job")
         slurm.run("scancel", first)
-        driver.join(60)
+        driver.join(PATIENCE_SECONDS)
     assert max(samples) == 2
     assert os.path.exists(tmp_path / "runs" / "w2" / "result.json")
