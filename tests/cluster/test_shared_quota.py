@@ -91,7 +91,9 @@ def test_a_pending_job_moves_to_an_allocation_that_frees_up(
 
 
 def test_status_counts_the_sweeps_own_jobs_once(slurm: EmulatedSlurm, tmp_path: Path) -> None:
-    sweep = SampleSweep(tmp_path, {f"w{n}": {"seconds": [8]} for n in range(3)}, {**GPU, "quota": {"nodes": 2}})
+    two_nodes = {**GPU, "quota": {"nodes": 2}}
+    # Until the test ends: a third job that is queued behind the others, or that has their nodes, waits for no quota.
+    sweep = SampleSweep(tmp_path, {f"w{n}": {"seconds": [600]} for n in range(3)}, two_nodes, successors=False)
     driver = sweep.start()
     try:
         wait_for(lambda: sum(bool(sweep.starts(name)) for name in ("w0", "w1", "w2")) == 2, "both jobs")
