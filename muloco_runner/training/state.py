@@ -134,7 +134,10 @@ def _placed(part: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _local_copy(value: Any, parameter: Tensor) -> Any:
-    """A copy, beside the parameter, of this rank's part of a full tensor shaped like it; anything else as it is."""
+    """A copy, beside the parameter, of this rank's part of a full tensor shaped like it, also in lists; anything else as
+    it is."""
+    if isinstance(value, list | tuple):
+        return type(value)(_local_copy(item, parameter) for item in value)
     if not isinstance(value, Tensor):
         return value
     if value.shape != parameter.shape:

@@ -19,6 +19,7 @@ from muloco_runner.optimizers.target import evaluated_weights
 from muloco_runner.paths import ConfigPath, config_dir, use_config_path
 from muloco_runner.record import ExitCode, RunFolder, write_folder
 from muloco_runner.targets import check_targets, find_source, record_code
+from muloco_runner.training import state
 from sweeps.training.sweep import read_sweep
 
 LAB = """
@@ -272,19 +273,30 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert header.config["inner_optimizer"]["label"] == "Lion"
 
 
-def test_built_in_files_of_other_classes_are_what_they_say() -> None:
-    """Those whose package is not installed are left out: they are in the extra `optimizers`."""
-    files = (config_dir() / "inner_optimizer").glob("*.yaml")
-    names = [path.stem for path in files if "_target_" in path.read_text()]
-    assert {"adafactor", "torch_muon"} <= set(names)
-    found = {}
-    for name in names:
-        run = compose_app_config([f"inner_optimizer={name}"]).run
-        if importlib.util.find_spec(targets.targets_of(run)[0].partition(".")[0]) is not None:
-            found[name] = run
-    answers = targets._try(found)
-    assert {name: answer.problem for name, answer in answers.items()} == dict.fromkeys(found, "")
-    assert found["torch_muon"].algorithm == "DDP-torch-Muon"
+OTHERS = [path.stem for path in (config_dir() / "inner_optimizer").glob("*.yaml") if "_target_" in path.read_text()]
+
+
+def test_built_in_files_of_torch_itself_take_part() -> None:
+    assert {"adafactor", "torch_muon"} <= set(OTHERS)
+    assert compose_app_config(["inner_optimizer=torch_muon"]).run.algorithm == "DDP-torch-Muon"
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
+def test_a_built_in_file_of_another_class_is_what_it_says(name: str) -> None:
+    run = compose_app_config([f"inner_optimizer={name}"]).run
+    package = targets.targets_of(run)[0].partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: it is in the extra `optimizers`")
+    assert targets._try({name: run})[name].problem == ""
+
+
+def test_state_in_lists_is_copied_from_the_checkpoint() -> None:
+    """A checkpoint's tensors are views of a file that will be removed."""
+    parameter, saved = torch.zeros(2, 3), [torch.ones(3, 3), [torch.ones(2, 3)], []]
+    loaded = state._local_copy(saved, parameter)
+    assert [type(item) for item in loaded] == [torch.Tensor, list, list]
+    assert loaded[0].data_ptr() != saved[0].data_ptr()
+    assert torch.equal(loaded[1][0], saved[1][0])
 
 
 class TwoSets(torch.optim.SGD):
