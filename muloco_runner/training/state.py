@@ -134,8 +134,8 @@ def _placed(part: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _local_copy(value: Any, parameter: Tensor) -> Any:
-    """A copy, beside the parameter, of this rank's part of a full tensor shaped like it, also in lists; anything else as
-    it is."""
+    """A copy, beside the parameter, of this rank's part of a full tensor shaped like it; of others that it finds, in
+    lists too, a copy."""
     if isinstance(value, list | tuple):
         return type(value)(_local_copy(item, parameter) for item in value)
     if not isinstance(value, Tensor):
