@@ -7,6 +7,7 @@ from muloco_runner.record.attempt_times import AttemptTimes
 from muloco_runner.record.exit_codes import KILLED_BY_SIGNAL, STOP_SIGNALS, STOPPED_CODES, ExitCode
 from muloco_runner.record.goodput import Goodput, Kind, lost_to, read_all_goodput, write_goodput
 from muloco_runner.record.run_folder import (
+    CHECKPOINT_PREFIX,
     CHECKPOINTS_KEPT,
     FORMAT_VERSION,
     RecordError,
@@ -21,6 +22,7 @@ from muloco_runner.record.run_folder import (
 
 __all__ = [
     "CHECKPOINTS_KEPT",
+    "CHECKPOINT_PREFIX",
     "FORMAT_VERSION",
     "KILLED_BY_SIGNAL",
     "STOPPED_CODES",

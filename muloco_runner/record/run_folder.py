@@ -2,12 +2,12 @@
 
 <root>/runs/<run_id>/
   config_sources.json  where it was composed from, if not from the package's files alone
-  config.yaml      resolved RunConfig, in JSON's notation, which YAML reads: no parser beyond the standard library
+  config.yaml      resolved RunConfig: YAML that is JSON as well, so that it needs no parser beyond the standard library
   target_code.json     of an optimizer from outside: hashes of its code, and the copy that jobs import
   record.jsonl     one header, then one line per logged step; append-only; a torn last line is tolerated
   status.json      heartbeat, replaced atomically
   result.json      written once, at the end
-  checkpoint/      the newest two complete ones
+  checkpoint/      step-<n>/: the newest two complete ones while it trains; of a finished run what was to be kept
   attempts/<n>/    what each attempt left: stdout, stderr, environment.json
 """
 
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from muloco_runner.config import ConfigError
+from muloco_runner.record.config_text import config_text
 
 FORMAT_VERSION = 1
 
@@ -181,6 +182,7 @@ class RunResult:
     format_version: int = FORMAT_VERSION
 
 
+CHECKPOINT_PREFIX = "step-"
 CHECKPOINTS_KEPT = 2
 """Checkpoints of a run that trains, besides one that is being written."""
 _RENAMED = {"lr": "scheduled_lr"}
@@ -236,6 +238,17 @@ class RunFolder:
     def checkpoint_dir(self) -> Path:
         return self.path / "checkpoint"
 
+    def checkpoint_at(self, step: int) -> Path:
+        """The folder of the checkpoint after `step` inner steps."""
+        return self.checkpoint_dir / f"{CHECKPOINT_PREFIX}{step:08d}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Inner steps after which there is a complete checkpoint, ascending."""
+        names = (
+            path.name.removeprefix(CHECKPOINT_PREFIX) for path in self.checkpoint_dir.glob(f"{CHECKPOINT_PREFIX}*")
+        )
+        return sorted(int(name) for name in names if name.isdigit())
+
     def attempt_dir(self, attempt: int) -> Path:
         return self.path / "attempts" / str(attempt)
 
@@ -286,7 +299,7 @@ class RunFolder:
         """
         try:
             if not self.config_file.exists() or _data_has_moved(self.read_config(), values):
-                write_atomically(self.config_file, json.dumps(values, indent=1, allow_nan=False) + "\n")
+                write_atomically(self.config_file, config_text(values))
         except OSError as error:
             raise ConfigError(f"{self.path}: {error.strerror}: choose another root") from None
 

@@ -26,11 +26,10 @@ from typing import Any
 import torch
 
 from muloco_runner.distributed.communicator import Communicator
-from muloco_runner.record import CHECKPOINTS_KEPT
+from muloco_runner.record import CHECKPOINT_PREFIX, CHECKPOINTS_KEPT
 from muloco_runner.training.checkpoints.files import is_intact, read_state, sync_folder, write_manifest, write_state
 from muloco_runner.training.checkpoints.host_buffers import HostBuffers
 
-_PREFIX = "step-"
 _LISTED = 8
 """Number of the newest checkpoints that a resume looks at."""
 
@@ -166,7 +165,7 @@ class CheckpointStore:
             self._final(known)
             for known in [*(known for known in self._intact if known < step), step][-CHECKPOINTS_KEPT:]
         }
-        for old in self.folder.glob(f"{_PREFIX}*"):
+        for old in self.folder.glob(f"{CHECKPOINT_PREFIX}*"):
             if old not in kept:
                 shutil.rmtree(old, ignore_errors=True)
 
@@ -213,15 +212,15 @@ class CheckpointStore:
         """Steps of the newest checkpoints, ascending, as the main rank sees them; it clears what a killed one left."""
         steps = torch.zeros(_LISTED, dtype=torch.int64)
         if self.is_main:
-            for half_written in self.folder.glob(f".{_PREFIX}*"):
+            for half_written in self.folder.glob(f".{CHECKPOINT_PREFIX}*"):
                 shutil.rmtree(half_written, ignore_errors=True)
-            names = (path.name.removeprefix(_PREFIX) for path in self.folder.glob(f"{_PREFIX}*"))
+            names = (path.name.removeprefix(CHECKPOINT_PREFIX) for path in self.folder.glob(f"{CHECKPOINT_PREFIX}*"))
             newest = sorted(int(name) for name in names if name.isdigit())[-_LISTED:]
             steps[: len(newest)] = torch.tensor(newest, dtype=torch.int64)
         return [step for step in self.communicator.sum_over_ranks(steps).tolist() if step > 0]
 
     def _temporary(self, step: int) -> Path:
-        return self.folder / f".{_PREFIX}{step:08d}"
+        return self.folder / f".{CHECKPOINT_PREFIX}{step:08d}"
 
     def _final(self, step: int) -> Path:
-        return self.folder / f"{_PREFIX}{step:08d}"
+        return self.folder / f"{CHECKPOINT_PREFIX}{step:08d}"

@@ -1,0 +1,148 @@
+"""A run as its folder holds it: config, result, weights, and the tokenizer of its data."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muloco_runner.config import ConfigError, RunConfig, TargetConfig
+from muloco_runner.data.mixture import content_hash, read_parts
+from muloco_runner.data.prepared.tokenizer import Bytes, Tokenizer, tokenizer_in
+from muloco_runner.model.transformer import Transformer, empty_model
+from muloco_runner.optimizers import build_inner_optimizer
+from muloco_runner.optimizers.target import end_training
+from muloco_runner.record import RecordError, RunFolder, RunResult
+from muloco_runner.targets import make_importable
+from muloco_runner.training.checkpoints.files import is_intact, read_state
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run and the weights of one of its checkpoints."""
+
+    folder: RunFolder
+    config: RunConfig
+    model: Transformer
+    """In float32 and in evaluation mode."""
+    step: int
+    """Inner steps after which the model had these weights."""
+    worker: int | None
+    """Whose weights they are; None for the synchronised model, whose loss a result states."""
+    result: RunResult | None
+    """None for a run that has not trained to its end."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the run's data. Data that is not where it was, or another by now, raises `ConfigError`."""
+        data = self.config.data
+        if data.source != "prepared":
+            return Bytes()
+        parts = read_parts(data)
+        found = content_hash(parts)
+        if data.content_hash not in (None, found):
+            raise ConfigError(
+                f"{self.folder.path} was trained on data {data.content_hash}, {', '.join(data.folders)} holds {found} "
+                "now: put the first data back"
+            )
+        return tokenizer_in(parts[0].folder, parts[0].manifest.tokenizer)
+
+
+def load_run(
+    folder: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    worker: int | None = None,
+    device: str | torch.device = "cpu",
+) -> LoadedRun:
+    """Load a run's config, result and weights.
+
+    folder: ROOT/runs/RUN_ID. step: of which checkpoint; None for the newest. worker: whose own weights, from 0; None
+    for the synchronised model (of DiLoCo and MuLoCo the anchor). device: where the model is put, as torch names it.
+
+    Works while the run still trains as well. A folder that is no run's, weights that were not kept, and a damaged
+    checkpoint raise `ConfigError`, which says what there is instead.
+    """
+    run_folder = RunFolder(folder)
+    try:
+        config, result = RunConfig.from_dict(run_folder.read_config()), run_folder.read_result()
+    except RecordError as error:
+        raise ConfigError(str(error)) from None
+    if worker is not None and not 0 <= worker < config.num_workers:
+        raise ConfigError(
+            f"worker={worker}: the run has {config.num_workers} worker(s), numbered from 0: "
+            "leave it out for the synchronised model"
+        )
+    step = _chosen_step(run_folder, result, step)
+    values = _weights(run_folder, config, step, worker)
+    model = empty_model(config.model).to_empty(device=device)
+    model.fill_buffers()
+    _fill(model, values)
+    return LoadedRun(run_folder, config, model.eval(), step, worker, result)
+
+
+def _chosen_step(folder: RunFolder, result: RunResult | None, step: int | None) -> int:
+    """The step of the checkpoint that is meant; one that is not there raises `ConfigError`."""
+    steps = folder.checkpoint_steps()
+    if not steps:
+        raise ConfigError(f"{folder.path} {_why_without_weights(result)}")
+    if step is None:
+        return steps[-1]
+    if step not in steps:
+        raise ConfigError(f"step={step}: {folder.path} holds checkpoints of step {', '.join(map(str, steps))}")
+    return step
+
+
+def _why_without_weights(result: RunResult | None) -> str:
+    if result is None:
+        return "has no checkpoint yet: let it train on"
+    if result.diverged:
+        return f"has no weights: it diverged ({result.divergence}), and of such a run none are kept"
+    return (
+        "is finished and its weights were not kept: training it again takes "
+        f"{result.train_seconds / 60:,.1f} minutes on {result.num_ranks} rank(s) of {result.device or 'its device'}; "
+        "give the command that trained it another root and execution.final_checkpoint=true"
+    )
+
+
+def _weights(folder: RunFolder, config: RunConfig, step: int, worker: int | None) -> dict[str, Tensor]:
+    """The weights by parameter name: views of a file."""
+    shared, own = _read(folder, step, "shared.pt", f"worker-{worker or 0}.pt")
+    weights: dict[str, Tensor] = own["model"]
+    if worker is None and "anchor" in shared["method"]:
+        return dict(zip(weights, shared["method"]["anchor"], strict=True))
+    if isinstance(config.inner_optimizer, TargetConfig):
+        return _evaluated(folder, config, weights, own["optimizer"])
+    return weights
+
+
+def _read(folder: RunFolder, step: int, *names: str) -> list[dict[str, Any]]:
+    path = folder.checkpoint_at(step)
+    if not is_intact(path, list(names), list(names)):
+        others = [other for other in folder.checkpoint_steps() if other != step]
+        rest = f"there are others, of step {', '.join(map(str, others))}" if others else "there is no other"
+        raise ConfigError(f"{path}: the checkpoint is damaged, or was replaced while it was read: {rest}")
+    return [read_state(path / name) for name in names]
+
+
+def _evaluated(
+    folder: RunFolder, config: RunConfig, weights: dict[str, Tensor], optimizer_state: dict[str, Any]
+) -> dict[str, Tensor]:
+    """The weights that an optimizer from outside evaluates, which may be others than those that it trains."""
+    make_importable(config, folder)
+    model = empty_model(config.model).to_empty(device="cpu")
+    _fill(model, weights)
+    optimizer = build_inner_optimizer(model, config)
+    optimizer.load_state_dict(optimizer_state)
+    end_training(optimizer)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def _fill(model: Transformer, values: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(values[name])
