@@ -16,10 +16,8 @@ import pandas as pd
 from analysis.budgets import nearest_budget
 from analysis.runs import POINT, SCALE, TUNED, Study
 from analysis.seeds import SETTING, losses_of_settings
+from muloco_runner.bracket import PLATEAU, batch_edge_of, edge_of
 from muloco_runner.config import ConfigError
-
-PLATEAU = 1.01
-"""Settings within 1% of the best loss are as good for most purposes."""
 
 
 @dataclass(frozen=True)
@@ -116,24 +114,16 @@ def edges_of(row: Mapping[Any, Any]) -> list[str]:
 
     `row` has each hyper-parameter and, under `lr low` and `lr high`, its smallest and largest value.
     """
-    edges = []
-    for name in TUNED:
-        low, high = row[f"{name} low"], row[f"{name} high"]
-        if low < high and row[name] in (low, high):
-            edges.append(f"{name} low" if row[name] == low else f"{name} high")
-    return edges
+    found = [(name, edge_of(row[name], row[f"{name} low"], row[f"{name} high"])) for name in TUNED]
+    return [f"{name} {edge}" for name, edge in found if edge is not None]
 
 
 def _batch_edges(points: pd.DataFrame) -> pd.Series[Any]:
     """Whether a batch is the smallest or the largest tried at its scale."""
     batch = points["global_batch_tokens"]
     groups = batch.groupby([points[name] for name in ("series", *SCALE)], observed=True)
-    low, high = groups.transform("min"), groups.transform("max")
-    edges = pd.Series(None, index=points.index, dtype=object)
-    edges[batch == high] = "high"
-    edges[batch == low] = "low"
-    edges[low == high] = "only one batch"
-    return edges
+    ends = zip(batch, groups.transform("min"), groups.transform("max"), strict=True)
+    return pd.Series([batch_edge_of(*one) for one in ends], index=points.index, dtype=object)
 
 
 def _losses_by_seed(best: pd.DataFrame, by_seed: pd.DataFrame) -> pd.Series[Any]:

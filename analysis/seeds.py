@@ -15,6 +15,7 @@ import pandas as pd
 
 from analysis.confidence import t_quantile
 from analysis.runs import POINT, SCALE, Study
+from muloco_runner.bracket import Tried, choosing_seeds
 from muloco_runner.record import RunFolder
 
 SETTING = [*POINT, "hyper_parameters"]
@@ -40,22 +41,17 @@ class Settings:
 def losses_of_settings(runs: pd.DataFrame) -> Settings:
     """Means over seeds. Several runs at one seed are one, their mean.
 
-    A setting that diverged at any seed has no mean loss; it takes part only where no other of its batch finished.
-    Settings of one series and scale are compared on the seeds that all of them have, else on those that all of one
-    batch have, else each on its own.
+    `muloco_runner.bracket.choosing_seeds` says which settings may be chosen, and by which seeds they are compared.
     """
-    by_seed = _candidates(runs)
-    setting, point, scale = (
-        by_seed.groupby(keys, observed=True, sort=False).ngroup() for keys in (SETTING, POINT, ["series", *SCALE])
+    by_seed = _with_choices(runs)
+    chooses, whole_scale = by_seed["chooses"], by_seed["whole_scale"]
+    setting, scale = (
+        by_seed.groupby(keys, observed=True, sort=False).ngroup() for keys in (SETTING, ["series", *SCALE])
     )
-    by_scale, by_point = (_have_all(setting, group, by_seed["seed"]) for group in (scale, point))
-    whole_scale = by_scale.groupby(scale).transform("any")
-    whole_point = by_point.groupby(point).transform("any")
-    chooses = by_scale.where(whole_scale, by_point | ~whole_point)
     alone = setting.groupby(scale).transform("nunique") == 1
     spared = ~chooses
     shown = spared | ~spared.groupby(setting).transform("any")
-    by_seed = by_seed.assign(shown=shown)
+    by_seed = by_seed.drop(columns=["chooses", "whole_scale"]).assign(shown=shown)
     keys = [by_seed[name] for name in SETTING]
     losses = by_seed["loss"]
     means = pd.DataFrame(
@@ -83,18 +79,36 @@ def run_folders(study: Study, settings: pd.DataFrame) -> list[RunFolder]:
     return [RunFolder(study.folder / run_ids[key]) for key in settings[SETTING].itertuples(index=False, name=None)]
 
 
-def _candidates(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a setting and seed with its mean loss, of settings that may be chosen."""
+def _with_choices(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting and seed with its mean loss, of settings that may be chosen; whether the seed `chooses`, and
+    whether all settings of its series and scale have it (`whole_scale`)."""
     grouped = runs.groupby([*SETTING, "seed"], observed=True, sort=True)
     by_seed = grouped.agg(loss=("loss", "mean"), diverged=("diverged", "any")).reset_index()
-    diverged = by_seed.groupby(SETTING, observed=True)["diverged"].transform("any")
-    clean = (~diverged).groupby([by_seed[name] for name in POINT], observed=True).transform("any")
-    return by_seed[(~diverged | ~clean) & by_seed["loss"].notna()].drop(columns="diverged").reset_index(drop=True)
+    scales = by_seed.groupby(["series", *SCALE], observed=True, sort=False).ngroup()
+    points = by_seed.groupby(POINT, observed=True, sort=False).ngroup()
+    settings = by_seed.groupby(SETTING, observed=True, sort=False).ngroup()
+    choices = _choices(scales, points, settings, by_seed)
+    keys = zip(scales, points, settings, by_seed["seed"], strict=True)
+    seeds = [(choices[scale][0][point].get(setting), seed) for scale, point, setting, seed in keys]
+    found = by_seed.drop(columns="diverged").assign(
+        chooses=[own is not None and seed in own for own, seed in seeds],
+        whole_scale=[choices[scale][1] for scale in scales],
+    )
+    takes_part = np.array([own is not None for own, _ in seeds])
+    return found[takes_part & found["loss"].notna()].reset_index(drop=True)
 
 
-def _have_all(setting: pd.Series[int], group: pd.Series[int], seed: pd.Series[int]) -> pd.Series[bool]:
-    """Whether all settings of a row's group have the row's seed. There is one row a setting and seed."""
-    return setting.groupby([group, seed]).transform("size") == setting.groupby(group).transform("nunique")
+def _choices(
+    scales: pd.Series[int], points: pd.Series[int], settings: pd.Series[int], by_seed: pd.DataFrame
+) -> dict[int, tuple[dict[int, dict[int, frozenset[int]]], bool]]:
+    """`choosing_seeds` of each scale; scales, points and settings are numbers, row by row of `by_seed`."""
+    tried: dict[int, dict[int, dict[int, Tried]]] = {}
+    columns = (scales, points, settings, by_seed["seed"], by_seed["loss"].notna(), by_seed["diverged"])
+    for scale, point, setting, seed, has_loss, diverged in zip(*columns, strict=True):
+        of_point = tried.setdefault(scale, {}).setdefault(point, {})
+        before = of_point.get(setting, Tried(frozenset(), False))
+        of_point[setting] = Tried(before.seeds | ({seed} if has_loss else set()), before.diverged or bool(diverged))
+    return {scale: choosing_seeds(found) for scale, found in tried.items()}
 
 
 @dataclass(frozen=True)

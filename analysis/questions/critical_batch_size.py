@@ -23,8 +23,8 @@ from analysis.laws.power_law import fit_critical_batch, refit_power_laws
 from analysis.laws.solver import Array
 from analysis.optima import Optima
 from analysis.runs import sort_series
+from muloco_runner.bracket import PLATEAU, bracket_batches
 
-THRESHOLD = 1.01
 OVERHEAD = 1.2
 MIN_BATCHES_ABOVE = 3
 MIN_STEPS = 200
@@ -91,12 +91,8 @@ def find_critical_batches(optima: Optima, budget: float) -> list[CriticalBatch]:
 def _of_curve(series: str, num_params: int, budget: float, rows: pd.DataFrame, others: pd.DataFrame) -> CriticalBatch:
     batch = rows["global_batch_tokens"].to_numpy()
     loss = rows["loss"].to_numpy()
-    best = int(loss.argmin())
-    good = int(np.flatnonzero(loss <= THRESHOLD * loss[best])[-1])
-    above = good + 1 < len(batch)
-    censored = None if above else "right"
-    if best == 0:
-        censored = "left" if censored is None else "left and right"
+    found = bracket_batches(loss.tolist())
+    best, good = found.best, found.largest_good
     num_tokens = int(rows["num_tokens"].iloc[best])
     factor = _overhead_factor(float(loss[best]), num_tokens, others)
     return CriticalBatch(
@@ -107,11 +103,11 @@ def _of_curve(series: str, num_params: int, budget: float, rows: pd.DataFrame, o
         best_loss=float(loss[best]),
         best_batch=int(batch[best]),
         largest_good_batch=int(batch[good]),
-        next_batch=int(batch[good + 1]) if above else None,
-        interpolated=crossing(batch, loss, THRESHOLD * loss[best]),
+        next_batch=None if found.first_risen is None else int(batch[found.first_risen]),
+        interpolated=crossing(batch, loss, PLATEAU * loss[best]),
         overhead20=crossing(batch, loss, factor * loss[best]) if factor else None,
         overhead_factor=factor,
-        censored=censored,
+        censored=found.censored,
         concerns=tuple(_concerns(rows, best, good)),
     )
 
@@ -170,7 +166,7 @@ def value_of(point: CriticalBatch, definition: str) -> float | None:
 
 def factor_of(point: CriticalBatch, definition: str) -> float | None:
     """Loss at the critical batch over the best loss."""
-    return point.overhead_factor if definition == "cbs_overhead20" else THRESHOLD
+    return point.overhead_factor if definition == "cbs_overhead20" else PLATEAU
 
 
 def fit_laws(
@@ -234,7 +230,7 @@ def _with_noise(fit: Fit, points: list[CriticalBatch], definition: str, optima: 
         batch, loss = rows["global_batch_tokens"].to_numpy(), rows["loss"].to_numpy()
         sd = (optima.seed_sd or 0.0) / np.sqrt(rows["seeds"].to_numpy())
         noisy = loss * np.exp(generator.normal(size=(_NOISE_RESAMPLES, len(loss))) * sd)
-        factor = factor_of(p, definition) or THRESHOLD
+        factor = factor_of(p, definition) or PLATEAU
         at = [crossing(batch, curve, factor * float(curve.min())) for curve in noisy]
         tokens.append(float(p.num_tokens))
         crossings.append([np.nan if value is None else value for value in at])

@@ -17,7 +17,7 @@ import pandas as pd
 
 from analysis.beside import beside
 from analysis.confidence import CONFIDENCE
-from analysis.optima import PLATEAU, Optima, find_optima, main_budget
+from analysis.optima import Optima, find_optima, main_budget
 from analysis.page.escape import printable
 from analysis.published.page import overlay
 from analysis.questions import critical_batch_size, iso_loss
@@ -30,6 +30,7 @@ from analysis.report.fitted_parts import LOSS, comparison
 from analysis.report.training_curves import training_curves
 from analysis.runs import TUNED, Study
 from analysis.style import styled
+from muloco_runner.bracket import PLATEAU
 
 SCHEMA_VERSION = 3
 
@@ -71,7 +72,7 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
             "confidence": CONFIDENCE,
             "tokens_per_parameter": budget,
             "baseline": baseline,
-            "cbs_threshold": critical_batch_size.THRESHOLD,
+            "cbs_threshold": PLATEAU,
             "cbs_overhead": critical_batch_size.OVERHEAD,
             "plateau": PLATEAU,
         },
