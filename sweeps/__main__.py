@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from muloco_runner.config import ConfigError
@@ -21,6 +22,7 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """The console script. Never returns: exits with one of `ExitCode`."""
+    from sweeps.node.disk_space import is_disk_full, words_for
     from sweeps.store.lease import LeaseLost
 
     try:
@@ -42,7 +44,8 @@ def main() -> None:
         sys.exit(ExitCode.FINISHED)
     except OSError as error:
         # A full disk, or a folder that disappeared. Running jobs continue; nothing on disk is lost.
-        _fail(f"{error}; fix it, then run the same command to continue", ExitCode.CRASH)
+        what = f"disk full: {words_for(error, Path.cwd())}" if is_disk_full(error) else str(error)
+        _fail(f"{what}; fix it, then run the same command to continue", ExitCode.CRASH)
     except Exception as error:
         # A defect of ours: a person gets the traceback, a program also a line that it can read.
         _tell_program(f"{type(error).__name__}: {error}", ExitCode.CRASH)

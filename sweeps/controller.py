@@ -45,7 +45,7 @@ from sweeps.engine.work import Attempt
 from sweeps.job_end import AttemptEnd, cause_and_words, ended_event
 from sweeps.node.attempt_files import is_finished
 from sweeps.node.code_snapshot import keep_source
-from sweeps.node.disk_space import full_disk_words, is_disk_full, says_disk_full
+from sweeps.node.disk_space import full_disk_words, is_disk_full, may_mean_disk_full, says_disk_full, words_for
 from sweeps.node.reports import likeness, measured_minutes
 from sweeps.node_speeds import NodeSpeeds
 from sweeps.signs_of_jobs import SignsOfJobs
@@ -121,6 +121,7 @@ class Controller:
         self._snapshot_at = replay.end.lines - replay.num_events
         """Lines of the ledger that the newest snapshot stands for."""
         self.cluster = make_cluster(self.config, folder.cluster_dir)
+        self._has_begun = False
         self.submission = Submission(self.cluster.submission_scopes, f"{folder.name} in {folder.root.resolve()}")
         self.observation = Observation({}, complete=False, queue_read=False)
         """The last look at the cluster."""
@@ -154,18 +155,11 @@ class Controller:
 
     def run(self, on_tick: Callable[[Tick], None] = lambda tick: None) -> SweepState:
         """Ticks until the sweep is over. Ctrl-C ends it in order: local work checkpoints, a scheduler's jobs run on."""
-        self._find_finished()
         try:
-            # A sweep that is over begins anew where someone has asked for that.
-            self._apply_commands()
-            if not self.state.is_over:
-                self.submission.check()
-                self.code = str(keep_source(self.folder.root))
-            self.cluster.start()
             while True:
-                tick = self.tick()
+                tick = self.tick() if self._has_begun else self._as_far_as_disk_space(self._begin)
                 on_tick(tick)
-                if self.state.is_over or tick.plan.unschedulable:
+                if self._has_begun and (self.state.is_over or tick.plan.unschedulable):
                     return self.state
                 self._sleep(self.config.tick_seconds)
         except KeyboardInterrupt:
@@ -185,16 +179,31 @@ class Controller:
             self.lease.renew()
             self.submission.renew()
 
+    def _begin(self) -> Tick:
+        """What comes before the first tick, and that tick."""
+        self._file_clock_ahead = self.lease.renew() - time.time()
+        self._find_finished()
+        # A sweep that is over begins anew where someone has asked for that.
+        self._apply_commands()
+        if not self.state.is_over:
+            self.submission.check()
+            self.code = str(keep_source(self.folder.root))
+        self.cluster.start()
+        self._has_begun = True
+        return self._tick()
+
     def tick(self) -> Tick:
         """One look at the cluster and what follows from it, or as much of that as there is disk space for."""
+        return self._as_far_as_disk_space(self._tick)
+
+    def _as_far_as_disk_space(self, step: Callable[[], Tick]) -> Tick:
         try:
-            return self._tick()
+            return step()
         except OSError as error:
             if not is_disk_full(error):
                 raise
             # Nothing is known that is not in the ledger: the next tick sees the rest again.
-            place = error.filename or self.folder.path
-            why = f"disk space for the sweep's own files ({error.strerror}: {place})"
+            why = f"disk space for the sweep's own files ({words_for(error, self.folder.path)})"
             return Tick(self.state, Plan(), complete=False, queue_read=True, waits_for=f"waits for {why}")
 
     def _tick(self) -> Tick:
@@ -375,11 +384,16 @@ class Controller:
     def _attempt_end(self, job: TrackedJob, attempt: Attempt, seen: JobObservation) -> AttemptEnd:
         left = self.cluster.outcome(attempt)
         cause, detail = cause_and_words(left, job, attempt.work, seen)
-        write_error = self.cluster.write_error(attempt) if cause is Cause.CRASH and not left.message else ""
-        if write_error:
-            cause, detail = Cause.CANNOT_WRITE, write_error
-        if cause in (Cause.CRASH, Cause.CANNOT_WRITE) and says_disk_full(detail):
-            cause, detail = Cause.DISK_FULL, full_disk_words(attempt.folder, detail)
+        has_saved = RULES[cause].free_with_progress and self.state.runs[attempt.work.name].advances(
+            left.checkpoint_step
+        )
+        if RULES[cause].may_be_full_disk and not has_saved:
+            error = self.cluster.write_error(attempt) if may_mean_disk_full(left.message) else ""
+            if says_disk_full(detail) or says_disk_full(error):
+                words = "; ".join(dict.fromkeys(said for said in (detail, error) if said))
+                cause, detail = Cause.DISK_FULL, full_disk_words(attempt.folder, words)
+            elif error and cause is Cause.CRASH and not left.message:
+                cause, detail = Cause.CANNOT_WRITE, error
         return AttemptEnd(attempt, left, cause, detail)
 
     def _hold_identical_failures(self) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -301,7 +302,8 @@ class RunFolder:
             if not self.config_file.exists() or _data_has_moved(self.read_config(), values):
                 write_atomically(self.config_file, config_text(values))
         except OSError as error:
-            raise ConfigError(f"{self.path}: {error.strerror}: choose another root") from None
+            remedy = "make room there, or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose"
+            raise ConfigError(f"{self.path}: {error.strerror}: {remedy} another root") from None
 
     def write_config_sources(self, sources: Mapping[str, Any]) -> None:
         """Writes which folders the config was composed from last, and which built-in files were shadowed."""

@@ -25,6 +25,7 @@ from sweeps.engine.cluster import Refused
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.sweep_state import SweepState
 from sweeps.node.code_snapshot import import_lines, keep_source, python_command
+from sweeps.node.disk_space import is_disk_full, words_for
 from sweeps.notify import ON_EVENT, notifier_of
 from sweeps.progress_lines import Lines, summary
 from sweeps.store.folder import SweepFolder
@@ -96,6 +97,8 @@ class _Succession:
     def __init__(self, folder: SweepFolder, cluster: ClusterConfig, own_job: str) -> None:
         self.folder, self.cluster, self.own_job = folder, cluster, own_job
         self.successor: str | None = None
+        self.told = ""
+        """Why there is none yet, as said last."""
 
     def ensure(self) -> None:
         """Queue a successor unless there is one. Tries once; the next call tries again."""
@@ -109,7 +112,16 @@ class _Succession:
             try:
                 self.successor = _submit(self.folder, self.cluster, self.own_job)
             except Refused as refusal:
-                print(f"no successor yet: {refusal.message}", flush=True)
+                self._tell(refusal.message)
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                self._tell(f"no disk space for its script ({words_for(error, _script(self.folder))})")
+
+    def _tell(self, why: str) -> None:
+        if why != self.told:
+            self.told = why
+            print(f"no successor yet: {why}", flush=True)
 
 
 def main(root: str, name: str) -> ExitCode:
@@ -163,17 +175,23 @@ def _cancel_successors(folder: SweepFolder, own_job: str) -> None:
 
 
 def _when_free(folder: SweepFolder, cluster: ClusterConfig, succession: _Succession) -> Controller:
-    """Return the controller once no other is running: one on a lost node counts as alive for a while."""
+    """Return the controller once no other is running, one on a lost node counting as alive for a while, and once there
+    is disk space for its first files."""
     printed = ""
     while True:
         succession.ensure()
         try:
             return Controller(folder, folder.read_definition(), make_cluster)
         except LeaseHeld as error:
-            if str(error) != printed:
-                printed = str(error)
-                print(printed, flush=True)
-            time.sleep(cluster.tick_seconds)
+            why = str(error)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            why = f"waits for disk space for the sweep's own files ({words_for(error, folder.path)})"
+        if why != printed:
+            printed = why
+            print(printed, flush=True)
+        time.sleep(cluster.tick_seconds)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

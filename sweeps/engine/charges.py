@@ -13,6 +13,8 @@ from sweeps.engine.policy import Cause
 
 _BEFORE_THE_WORK = (Cause.SETUP_FAILED, Cause.LAUNCH_FAILURE)
 """An attempt that ended so did nothing of its own."""
+_COULD_SAY_NOTHING = (Cause.DISK_FULL, Cause.CANNOT_WRITE)
+"""What an attempt that ended so has not reported may have been work all the same, and is lost."""
 
 _ROUNDING = 1e-9
 """Of the charge: what sums of its parts may differ from it."""
@@ -57,8 +59,7 @@ def attempt_seconds(attempt: AttemptCharge) -> dict[str, float]:
         return {}
     left = max(0.0, attempt.ended_at - attempt.started_at)
     if attempt.times is None:
-        kind: str = Kind.START_UP if attempt.cause in _BEFORE_THE_WORK else Kind.WORK
-        return {kind: left} if left else {}
+        return {_unreported_kind(attempt.cause): left} if left else {}
     parts: dict[str, float] = {}
     *measured, (rest, _) = _parts(attempt, attempt.started_at, attempt.times)
     for kind, length in measured:
@@ -70,12 +71,18 @@ def attempt_seconds(attempt: AttemptCharge) -> dict[str, float]:
     return {kind: length for kind, length in parts.items() if length}
 
 
+def _unreported_kind(cause: Cause) -> str:
+    if cause in _COULD_SAY_NOTHING:
+        return lost_to(cause.value)
+    return Kind.START_UP if cause in _BEFORE_THE_WORK else Kind.WORK
+
+
 def _parts(attempt: AttemptCharge, started_at: float, times: AttemptTimes) -> list[tuple[str, float]]:
     """Kinds and their seconds, the most certain first; the last takes what is left."""
     checkpoints = (Kind.CHECKPOINTS, times.loading_seconds + times.saving_seconds)
-    if times.first_step_at is None:
-        return [checkpoints, (Kind.START_UP, 0.0)]
     lost = lost_to(attempt.cause.value)
+    if times.first_step_at is None:
+        return [checkpoints, (lost if attempt.cause in _COULD_SAY_NOTHING else Kind.START_UP, 0.0)]
     is_done = attempt.cause is Cause.FINISHED
     unreported = Kind.SHUT_DOWN if is_done or times.ended else lost
     return [

@@ -67,6 +67,8 @@ class Rule:
     """A run that is held for it has failed: neither the cluster nor a person has ended it."""
     done: bool = False
     """Nothing is left to do."""
+    may_be_full_disk: bool = False
+    """Seen from outside, an attempt that found no disk space ends so too: what it said, or else its disk, tells."""
     advice: str = ""
     """What a person can do about a run that is held. "{again}" and "{attempts}" stand for how often it ended so."""
 
@@ -83,8 +85,8 @@ _NO_PROGRESS = "no new checkpoint in {attempts}: give it more wall time or check
 RULES: dict[Cause, Rule] = {
     Cause.FINISHED: Rule(0, done=True),
     # A second attempt in a row that asks for more time without a new checkpoint would be repeated for ever.
-    Cause.WANTS_MORE_TIME: Rule(1, free_with_progress=True, advice=_NO_PROGRESS),
-    Cause.TIMEOUT: Rule(1, free_with_progress=True, doubles_wall_time=True, advice=_NO_PROGRESS),
+    Cause.WANTS_MORE_TIME: Rule(1, free_with_progress=True, may_be_full_disk=True, advice=_NO_PROGRESS),
+    Cause.TIMEOUT: Rule(1, free_with_progress=True, doubles_wall_time=True, may_be_full_disk=True, advice=_NO_PROGRESS),
     # Not the run's fault, whatever it had done by then.
     Cause.PREEMPTED: Rule(
         50,
@@ -97,13 +99,22 @@ RULES: dict[Cause, Rule] = {
     Cause.NODE_FAILURE: Rule(
         5, 5.0, excludes_node=True, is_failure=False, advice="lost its node over and over: ask the administrators"
     ),
-    Cause.LOST: Rule(5, 1.0, is_failure=False, advice="vanished over and over: look at the scheduler's log"),
-    Cause.LAUNCH_FAILURE: Rule(3, 30.0, excludes_node=True, advice="could not be started: see its attempts' folder"),
+    Cause.LOST: Rule(
+        5,
+        1.0,
+        is_failure=False,
+        may_be_full_disk=True,
+        advice="vanished over and over: look at the scheduler's log",
+    ),
+    Cause.LAUNCH_FAILURE: Rule(
+        3, 30.0, excludes_node=True, may_be_full_disk=True, advice="could not be started: see its attempts' folder"
+    ),
     Cause.SETUP_FAILED: Rule(
         1,
         30.0,
         excludes_node=True,
         holds_group=True,
+        may_be_full_disk=True,
         advice="`setup` or `python` fails before the work begins: correct it, launch again, then `retry`",
     ),
     Cause.OUT_OF_MEMORY: Rule(1, adjusts=True, advice="out of memory again: ask for more GPUs or nodes"),
@@ -114,7 +125,12 @@ RULES: dict[Cause, Rule] = {
         advice="set memory_gigabytes, and max_memory_gigabytes for what it may be given after that",
     ),
     Cause.CRASH: Rule(
-        1, 5.0, excludes_node=True, holds_group=True, advice="crashed{again}: correct what it says, then `retry`"
+        1,
+        5.0,
+        excludes_node=True,
+        holds_group=True,
+        may_be_full_disk=True,
+        advice="crashed{again}: correct what it says, then `retry`",
     ),
     Cause.CANNOT_WRITE: Rule(
         1, 5.0, advice="nothing can be written into its folder: make room or fix it, then `retry`"

@@ -105,6 +105,10 @@ class RunState:
         """Actual duration of all attempts that have ended."""
         return sum(attempt.minutes for attempt in self.attempts)
 
+    def advances(self, checkpoint_step: int) -> bool:
+        """Whether a checkpoint that its newest attempt has left is newer than what there was before."""
+        return checkpoint_step > max((earlier.checkpoint_step for earlier in self.attempts[:-1]), default=0)
+
     def to_line(self) -> bytes:
         """What its work does not say, as one line of JSON."""
         attempts = [[_plain(getattr(attempt, name)) for name in _ATTEMPT_FIELDS] for attempt in self.attempts]

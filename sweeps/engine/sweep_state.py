@@ -253,9 +253,8 @@ class SweepState:
                 continue
             self._leave(run)
             attempt.cause, attempt.detail = Cause(ending["cause"]), ending["detail"]
-            before = max((earlier.checkpoint_step for earlier in run.attempts[:-1]), default=0)
             attempt.checkpoint_step = ending["checkpoint_step"]
-            attempt.advanced = attempt.checkpoint_step > before
+            attempt.advanced = run.advances(attempt.checkpoint_step)
             attempt.minutes_left = ending.get("minutes_left")
             attempt.ended_at = ending["at"]
             attempt.hours = ending.get("hours", {})

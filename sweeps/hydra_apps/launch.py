@@ -43,6 +43,7 @@ from sweeps.hydra_apps.launcher_settings import cluster_of, launcher_of_all, nee
 from sweeps.hydra_apps.program import RESULT, Program, read_return, set_value, write_program
 from sweeps.hydra_apps.state_folder import find_state_folder, is_by_position
 from sweeps.node.attempt_files import is_finished
+from sweeps.node.disk_space import is_disk_full, words_for
 from sweeps.node.last_words import why_not_done
 from sweeps.notify import notifier_of
 from sweeps.progress_lines import Lines, after_interrupt
@@ -65,6 +66,12 @@ def hydra_errors() -> Iterator[None]:
         raise CompactHydraException(str(error)) from None
     except LeaseHeld as error:
         raise CompactHydraException(error.to_text("hydra.launcher.take_over=true")) from None
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise CompactHydraException(
+            f"disk full: {words_for(error, Path.cwd())}; make room, then the same command continues"
+        ) from None
     except (InterpolationResolutionError, OmegaConfValidationError) as error:
         raise CompactHydraException(
             f"{error.full_key}: {str(error).splitlines()[0]}: what it interpolates must have a fitting value in the "

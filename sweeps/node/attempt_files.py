@@ -13,7 +13,8 @@ from sweeps.engine.outcome import Ending, Outcome
 from sweeps.engine.work import Attempt, Work
 from sweeps.node.reports import read_progress
 
-_PROBE_BYTES = 4096
+_PROBE_BYTES = 1 << 20
+"""More than what an attempt says of itself; of random content, which no file system stores in less."""
 SETUP_FAILURE = "setup_failed.txt"
 """Left by a job's script whose setup failed before the attempt: exit code, last line of output, command."""
 
@@ -79,7 +80,7 @@ def write_error_in_folder(attempt: Attempt) -> str:
     """Why an attempt can write nothing where it must, seen by trying; nothing where it can."""
     probe = attempt.folder / ".probe"
     try:
-        write_atomically(probe, bytes(_PROBE_BYTES))
+        write_atomically(probe, os.urandom(_PROBE_BYTES))
         probe.unlink()
     except OSError as error:
         return f"{error.strerror}: {error.filename or attempt.folder}"

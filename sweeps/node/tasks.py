@@ -206,9 +206,12 @@ def _fork(work: Callable[[], int], environment: Mapping[str, str]) -> int:
         os.environ.update(environment)
         code = work()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            # Nothing, such as a full disk, may let this copy go on as its parent.
+            os._exit(code)
 
 
 def main(request_file: str) -> int:

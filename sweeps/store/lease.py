@@ -9,6 +9,7 @@ are differences of the file system's own times, so clocks of hosts may disagree.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -102,7 +103,9 @@ class Lease:
     def release(self) -> None:
         """The token stays, so that the next holder's is higher."""
         if self.path.exists():
-            self.path.write_text(_NOBODY)
+            # A full disk leaves it empty, which is nobody's too.
+            with contextlib.suppress(OSError):
+                self.path.write_text(_NOBODY)
 
 
 @dataclass(frozen=True)
@@ -204,11 +207,11 @@ def _link_new(path: Path, purpose: str) -> None:
 
 
 def _file_system_now(folder: Path) -> float:
-    """The file system's time; this host's, for a reader who may not write there."""
+    """The file system's time; this host's, for a reader who cannot write there."""
     try:
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=".now")
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
             return time.time()
         raise
     try:

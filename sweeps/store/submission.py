@@ -26,6 +26,7 @@ import psutil
 
 from muloco_runner.config import ConfigError
 from sweeps.formatting import when
+from sweeps.node.disk_space import is_disk_full
 from sweeps.store.lease import Holder, Lease, LeaseHeld, LeaseLost, newest_token, read_holder
 
 STATE = "MULOCO_STATE"
@@ -204,6 +205,8 @@ def _words_for_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if is_disk_full(error):
+            raise
         raise ConfigError(
             f"{error.filename or state_folder()}: {error.strerror}: there your sweeps agree on who submits next, so "
             f"that they keep their quota together; set {STATE} to a folder that you may write and all login nodes share"

@@ -45,7 +45,7 @@ def read_progress(folder: Path) -> Progress | None:
         heartbeat_at,
         status.checkpoint_step,
         _minutes_left(status),
-        status.exit_cause or "",
+        _message(status),
         status.step / status.num_steps if status.num_steps else None,
         {"loss": status.loss} if status.loss is not None else {},
         done=_tokens_since_resumed(status, status.step),
@@ -55,6 +55,12 @@ def read_progress(folder: Path) -> Progress | None:
         # Its speed is the mean over all attempts, so this is their training time.
         headway=Headway(status.tokens, status.tokens / status.tokens_per_second) if status.tokens_per_second else None,
     )
+
+
+def _message(status: RunStatus) -> str:
+    """One line on how the attempt failed; on one that was only asked to stop, why it has saved nothing."""
+    was_asked = status.state == "stopped"
+    return (status.warning if was_asked else None) or status.exit_cause or status.warning or ""
 
 
 def measured_minutes(folder: Path) -> float | None:

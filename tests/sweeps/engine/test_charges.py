@@ -56,6 +56,12 @@ def test_who_says_nothing_is_not_itemised() -> None:
     assert attempt_seconds(charge(Cause.CRASH, AttemptTimes(700.0))) == {"start-up": 720.0}
 
 
+@pytest.mark.parametrize("times", [None, AttemptTimes(700.0)])
+def test_hours_of_who_could_write_nothing_are_lost(times: AttemptTimes | None) -> None:
+    assert attempt_seconds(charge(Cause.DISK_FULL, times)) == {"lost: disk full": 720.0}
+    assert attempt_seconds(charge(Cause.CANNOT_WRITE, times)) == {"lost: cannot write": 720.0}
+
+
 def test_unused_gpus_of_a_pack_are_idle() -> None:
     whole, short = charge(Cause.FINISHED, processors=2), AttemptCharge("short", 1, 0.0, 360.0, Cause.FINISHED)
     hours, unused = itemise(4 * 720 / 3600, [whole, short])
