@@ -76,9 +76,16 @@ def find_optima(study: Study) -> Optima:
         delay_steps=("delay_steps", "first"),
         gathered_values=("gathered_values", "first"),
         wait_seconds=("wait_seconds", "mean"),
+        memory_bytes=("memory_bytes", "max"),
+        num_ranks=("num_ranks", "min"),
+        most_ranks=("num_ranks", "max"),
+        device=("device", "min"),
+        other_device=("device", "max"),
         **{name: (name, "first") for name in TUNED},
     )
-    settings = losses.means.join(settings).reset_index()
+    alike = (settings["num_ranks"] == settings["most_ranks"]) & (settings["device"] == settings["other_device"])
+    settings["num_ranks"] = settings["num_ranks"].where(alike)
+    settings = losses.means.join(settings.drop(columns=["most_ranks", "other_device"])).reset_index()
     points = _best_at_each_batch(settings, study.runs)
     chosen = points.loc[points.groupby(["series", *SCALE], observed=True)["selection_loss"].idxmin()]
     best = chosen.sort_values(["series", *SCALE]).reset_index(drop=True)

@@ -204,6 +204,7 @@ def _read_run(folder: RunFolder) -> dict[str, Any] | str:
         "bytes_sent": result.bytes_sent,
         "attempts": result.attempts,
         "num_ranks": result.num_ranks,
+        "memory_bytes": math.nan,
         "device": result.device,
         "corpus_hash": result.corpus_hash,
         **_from_steps(folder, config, result),

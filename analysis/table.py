@@ -355,7 +355,7 @@ def _completed(runs: pd.DataFrame, tolerance: float) -> pd.DataFrame:
         own_budget=per_parameter,
         num_steps=runs["num_steps"].fillna(steps).round().astype("int64"),
         flops=runs["flops"].fillna(6.0 * runs["num_params"] * tokens),
-        attempts=1, num_ranks=1, device="", corpus_hash="",
+        attempts=1, device="", corpus_hash="",
     )  # fmt: skip
     # Zero stands for no interval, as an empty cell does.
     runs = runs.assign(sync_interval=runs["sync_interval"].replace(0, np.nan))

@@ -62,6 +62,8 @@ COLUMNS: dict[str, Column] = {
     "wait_seconds": Column("seconds", math.nan),
     "wall_seconds": Column("seconds", math.nan),
     "bytes_sent": Column("bytes", math.nan),
+    "memory_bytes": Column("bytes", math.nan, "peak_memory peak_memory_bytes max_memory_bytes", sign="positive"),
+    "num_ranks": Column("count", math.nan, "gpus num_gpus n_gpus devices num_devices world_size", sign="positive"),
     "pseudogradient_cosine": Column("number", math.nan),
     "diverged": Column(None, others="is_diverged"),
     "state": Column(None, others="status run_state run_status"),

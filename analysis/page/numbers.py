@@ -76,6 +76,12 @@ def seconds(value: float) -> str:
     return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
 
 
+def size_in_bytes(value: float) -> str:
+    """1.21 GB; powers of a thousand."""
+    text = count(value)
+    return f"{text[:-1]} {text[-1].replace('B', 'G')}B" if text[-1] in "kMBT" else f"{text} B"
+
+
 FORMATS: dict[str, Callable[[float], str]] = {
     "count": count,
     "flops": flops,
@@ -89,6 +95,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "share": share,
     "integer": integer,
     "seconds": seconds,
+    "bytes": size_in_bytes,
 }
 
 

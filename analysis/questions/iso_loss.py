@@ -154,9 +154,13 @@ def interval_of(draws: Array, value: float, scales: int) -> tuple[tuple[float, f
     finite = draws[np.isfinite(draws) & (draws > 0)]
     if len(finite) < len(draws) / 2:
         return None, len(draws) - len(finite)
-    wider = t_quantile(max(1, scales - 2)) / special.ndtri(0.5 + CONFIDENCE / 2)
-    low, high = np.exp(np.log(value) + wider * np.log(np.quantile(finite, [0.025, 0.975]) / value))
+    low, high = np.exp(np.log(value) + widening(scales) * np.log(np.quantile(finite, [0.025, 0.975]) / value))
     return (min(float(low), value), max(float(high), value)), len(draws) - len(finite)
+
+
+def widening(scales: int) -> float:
+    """Reach of Student's t with scales - 2 degrees of freedom over that of the normal distribution."""
+    return t_quantile(max(1, scales - 2)) / float(special.ndtri(0.5 + CONFIDENCE / 2))
 
 
 def equal_loss_ratio(fit: Fit, scales: int, baseline: str, series: str, flops: float) -> Ratio:

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 import numpy as np
+import pandas as pd
 
 from analysis.page.drawing import Drawing, Styles
 from analysis.page.numbers import flops, integer, ratio, spread
 from analysis.page.page_table import Column, Table
-from analysis.questions.iso_loss import TRUSTED_SCALES, IsoLoss, Ratio, equal_loss_ratio, loss_at
+from analysis.questions.iso_loss import TRUSTED_SCALES, IsoLoss, equal_loss_ratio, loss_at
+from analysis.questions.measured_ratio import at_equal_loss, measured_ratio
 from analysis.questions.question import Inputs, Question
-from analysis.questions.time_ratio import compute_time_ratios, shared_definition
+from analysis.questions.time_ratio import TimeRatio, compute_time_ratios, shared_definition
 
 Standing = Literal["established", "not established", "too few sizes", "cannot be told apart"]
 _MANY_SERIES = 6
@@ -36,6 +38,20 @@ class AtOneCompute:
     time_ratio: float | None
     """Training time of the baseline over the series', each at its critical batch; None without laws of both."""
     time_ci: tuple[float, float] | None
+    tokens_ratio: float
+    """Training tokens of the baseline over the series', both at the tokens per parameter that sizes are compared at."""
+    tokens_ci: tuple[float, float] | None
+    steps_ratio: float | None
+    """Steps of the baseline over the series', each at its critical batch."""
+    steps_ci: tuple[float, float] | None
+    device_time_ratio: float | None
+    """Device time of the baseline over the series', for the same loss, at the speed of their best runs."""
+    device_time_ci: tuple[float, float] | None
+    memory_ratio: float | None
+    """Peak memory of the baseline's best run over that of the series', at the size of the stated compute."""
+    memory_ci: tuple[float, float] | None
+    not_measured: dict[str, str]
+    """Device time and memory without a ratio or an interval, and why."""
     gap: float
     """Loss of the baseline's law at the stated compute over that of the series' law, minus one."""
     prediction_error: float | None
@@ -71,27 +87,50 @@ def compute(inputs: Inputs) -> OneCompute:
     rows = inputs.best[inputs.best["series"].isin([inputs.baseline, *named])]
     at = float(rows.groupby("series")["flops"].max().min())
     definition, batch_laws = shared_definition(inputs.critical_batch_laws, inputs.baseline)
-    times: dict[str, Ratio] = {}
+    times: dict[str, TimeRatio] = {}
     if definition is not None:
         points, grid = {name: [at] for name in named}, np.empty(0)
         found = compute_time_ratios(
             iso.fit, batch_laws, definition, inputs.baseline, points, grid, inputs.budget, iso.scales
         )
         times = {one.series: one for one in found.ratios}
-    compared = [_compare(iso, name, at, times.get(name)) for name in named]
+    rows = rows.assign(seconds_per_flop=rows["train_seconds"] * rows["num_ranks"] / rows["flops"])
+    compared = [_compare(iso, name, at, times.get(name), rows) for name in named]
     behind = inputs.optima.runs_behind(rows)
     return OneCompute(inputs.baseline, at, definition, iso.holdout_reason, behind, compared)
 
 
-def _compare(iso: IsoLoss, series: str, at: float, time: Ratio | None) -> AtOneCompute:
+def _compare(iso: IsoLoss, series: str, at: float, time: TimeRatio | None, best: pd.DataFrame) -> AtOneCompute:
     ratio = equal_loss_ratio(iso.fit, iso.scales, iso.baseline, series, at)
     gap = loss_at(iso.fit, iso.baseline, at) / loss_at(iso.fit, series, at) - 1
     errors = {one.series: abs(one.relative_error) for one in iso.holdouts}
     known = series in errors and iso.baseline in errors
     error = max(errors[iso.baseline], errors[series]) if known else None
     standing = standing_of(ratio.ci, gap, error, iso.scales < TRUSTED_SCALES)
-    time_ratio, time_ci = (time.value, time.ci) if time else (None, None)
-    return AtOneCompute(series, ratio.value, ratio.ci, time_ratio, time_ci, gap, error, standing)
+    speed, memory = (
+        measured_ratio(best, iso.baseline, series, name, at) for name in ("seconds_per_flop", "memory_bytes")
+    )
+    device_time = at_equal_loss(speed, ratio.value, ratio.ci)
+    reasons = {"device time": speed.reason, "memory": memory.reason}
+    return AtOneCompute(
+        series,
+        ratio.value,
+        ratio.ci,
+        time.value if time else None,
+        time.ci if time else None,
+        float(np.sqrt(ratio.value)),
+        (float(np.sqrt(ratio.ci[0])), float(np.sqrt(ratio.ci[1]))) if ratio.ci else None,
+        time.steps if time else None,
+        time.steps_ci if time else None,
+        device_time.value if device_time else None,
+        device_time.ci if device_time else None,
+        memory.ratio.value if memory.ratio else None,
+        memory.ratio.ci if memory.ratio else None,
+        {name: reason for name, reason in reasons.items() if reason},
+        gap,
+        error,
+        standing,
+    )
 
 
 def standing_of(ci: tuple[float, float] | None, gap: float, error: float | None, few: bool) -> Standing:
@@ -181,9 +220,14 @@ def section(result: OneCompute) -> list[str]:
         f"{result.baseline}'s compute for the same loss over that. Where the law misses the largest size, predicted "
         "from the smaller ones, by more than the gap between two series, it cannot tell them apart."
     )
+    what = (
+        "Tokens, at as many for each parameter; steps and time with each at its critical batch, time were a step as "
+        "long as its model is large; device time at the speed of the best runs, on the same device and number of "
+        "ranks as far as records say; peak memory of the main rank at one size."
+    )
     if result.prediction_error_reason:
         text += f" Here that error is not known: {result.prediction_error_reason}."
-    return [text]
+    return [text, what]
 
 
 def rows(result: OneCompute) -> list[Table]:
@@ -193,19 +237,26 @@ def rows(result: OneCompute) -> list[Table]:
         "Every series at one compute: what the baseline needs for the same loss, over what the series needs",
         [
             Column("series"), Column("compute", "flops", "FLOPs"), Column("compute ratio", "ratio"),
-            Column("compute ratio 95% interval", "ratio", joint=" "), Column("time ratio", "ratio"),
-            Column("time ratio 95% interval", "ratio", joint=" "), Column("gap in loss", "percent"),
-            Column("error at the largest size", "spread"), Column("standing"),
+            Column("compute ratio 95% interval", "ratio", joint=" "), *_columns("tokens ratio"),
+            *_columns("steps ratio"), *_columns("time ratio"), *_columns("device time ratio"),
+            *_columns("memory ratio"), Column("gap in loss", "percent"),
+            Column("error at the largest size", "spread"), Column("standing"), Column("not measured"),
         ],
         [
             [
-                one.series, result.flops, one.compute_ratio, one.compute_ci,
-                one.time_ratio, one.time_ci, one.gap, one.prediction_error, one.standing,
+                one.series, result.flops, one.compute_ratio, one.compute_ci, one.tokens_ratio, one.tokens_ci,
+                one.steps_ratio, one.steps_ci, one.time_ratio, one.time_ci, one.device_time_ratio, one.device_time_ci,
+                one.memory_ratio, one.memory_ci, one.gap, one.prediction_error, one.standing,
+                "; ".join(f"{name}: {why}" for name, why in one.not_measured.items()) or "–",
             ]
             for one in result.series
         ],
     )  # fmt: skip
     return [table] if table.rows else []
+
+
+def _columns(name: str) -> tuple[Column, Column]:
+    return Column(name, "ratio"), Column(f"{name} 95% interval", "ratio", joint=" ")
 
 
 def plot(result: OneCompute, styles: Styles) -> list[Drawing]:

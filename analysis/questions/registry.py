@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.questions import one_compute, scale_laws, steps_to_target
+from analysis.questions import crossings, one_compute, pairwise_tests, scale_laws, steps_to_target
 from analysis.questions.question import Question
 
-QUESTIONS: tuple[Question[Any], ...] = (one_compute.QUESTION, scale_laws.QUESTION, steps_to_target.QUESTION)
+QUESTIONS: tuple[Question[Any], ...] = (
+    one_compute.QUESTION,
+    crossings.QUESTION,
+    pairwise_tests.QUESTION,
+    scale_laws.QUESTION,
+    steps_to_target.QUESTION,
+)

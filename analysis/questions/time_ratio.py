@@ -31,13 +31,22 @@ def shared_definition(laws: Sequence[CriticalBatchLaw], baseline: str) -> tuple[
 
 
 @dataclass(frozen=True)
+class TimeRatio(Ratio):
+    """T_baseline / T_series, and the ratio of their steps alone."""
+
+    steps: float = 1.0
+    """Steps of the baseline over the series': models that are larger take fewer for the same compute."""
+    steps_ci: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class TimeRatios:
     """Ratios at each scale's own compute, curves for the figure, and series without one."""
 
     definition: str
     """Definition of the critical batch."""
-    ratios: list[Ratio]
-    curves: dict[str, list[Ratio]]
+    ratios: list[TimeRatio]
+    curves: dict[str, list[TimeRatio]]
     refused: dict[str, str]
 
 
@@ -89,13 +98,17 @@ def compute_time_ratios(
     }
     batch_draws = {name: fit.draws for name, fit in batch_fits.items()}
 
-    def ratio(series: str, flops: float) -> Ratio:
+    def ratio(series: str, flops: float) -> TimeRatio:
         arguments = (baseline, series, flops, tokens_per_parameter)
         value = float(time_ratio_at(loss_laws, batch_laws, *arguments)[0])
-        ci, undefined = None, 0
+        # Tokens, and so parameters, grow as the root of compute; steps are time over the size of the model.
+        steps = value / float(np.sqrt(ratio_at(loss_laws, baseline, series, flops)[0]))
+        ci, undefined, steps_ci = None, 0, None
         if loss_fit.draws and batch_draws[series] and batch_draws[baseline]:
-            ci, undefined = interval_of(time_ratio_at(loss_fit.draws, batch_draws, *arguments), value, scales)
-        return Ratio(series, flops, value, ci, is_beyond(loss_fit, flops), undefined)
+            draws = time_ratio_at(loss_fit.draws, batch_draws, *arguments)
+            ci, undefined = interval_of(draws, value, scales)
+            steps_ci, _ = interval_of(draws / np.sqrt(ratio_at(loss_fit.draws, baseline, series, flops)), steps, scales)
+        return TimeRatio(series, flops, value, ci, is_beyond(loss_fit, flops), undefined, steps, steps_ci)
 
     named = [name for name in points if name != baseline and name in batch_fits]
     return TimeRatios(

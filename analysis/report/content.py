@@ -19,6 +19,7 @@ from analysis.beside import beside
 from analysis.confidence import CONFIDENCE
 from analysis.optima import Optima, find_optima, main_budget
 from analysis.page.escape import printable
+from analysis.peak_memory import with_peak_memory
 from analysis.published.page import overlay
 from analysis.questions import critical_batch_size, iso_loss
 from analysis.questions.options import Options
@@ -29,10 +30,11 @@ from analysis.report.charged_hours import charged_hours
 from analysis.report.fitted_parts import LOSS, comparison
 from analysis.report.training_curves import training_curves
 from analysis.runs import TUNED, Study
+from analysis.seeds import SETTING
 from analysis.style import styled
 from muloco_runner.bracket import PLATEAU
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def build_report(study: Study, options: Options) -> dict[str, Any]:
@@ -44,6 +46,7 @@ def build_report(study: Study, options: Options) -> dict[str, Any]:
     against = optima.reason_against("flops", "loss", "num_params", "num_tokens")
     at_budget = optima.best[optima.best["tokens_per_parameter"] == budget]
     at_budget = at_budget.sort_values("series", key=lambda s: s.map(study.series.index), kind="stable")
+    at_budget = with_peak_memory(at_budget, study)
     baseline = iso_loss.choose_baseline(study.series, options.baseline or style.baseline)
     points = critical_batch_size.find_critical_batches(optima, budget)
     other_laws = beside(
@@ -122,7 +125,7 @@ def _best_rows(
     """The best of every series and size, compared with the baseline."""
     names = ["series", "num_params", "num_tokens", "flops", *LOSS, "selection_loss", "selection_seeds", "shared_seeds"]
     names += ["unbiased", "global_batch_tokens", "num_steps", *TUNED, "edges", "batch_edge", "settings", "num_workers"]
-    names += ["train_seconds", "bytes_sent", "pseudogradient_cosine"]
+    names += ["train_seconds", "memory_bytes", "bytes_sent", "pseudogradient_cosine"]
     of_baseline = best[best["series"] == baseline].set_index("num_params")["seed_losses"]
     compute = {(r["series"], r["flops"]): r for r in compute_ratios.get("ratios") or []}
     time = {(r["series"], r["flops"]): r for r in time_ratios.get("ratios") or []}
@@ -217,10 +220,10 @@ def _audit(study: Study, optima: Optima, budget: float) -> dict[str, Any]:
                 "runs": len(group),
                 "sizes": int(group["num_params"].nunique()),
                 "batches": int(group["global_batch_tokens"].nunique()),
-                "settings": int(group["hyper_parameters"].nunique()),
+                "settings": group.groupby(SETTING, observed=True).ngroups,
                 "seeds": int(group["seed"].nunique()),
                 "diverged": int(group["diverged"].sum()),
-                "device_hours": _device_hours(group, study),
+                "device_hours": _device_hours(group),
             }
             for series in study.series
             for group in [runs[runs["series"] == series]]
@@ -228,11 +231,10 @@ def _audit(study: Study, optima: Optima, budget: float) -> dict[str, Any]:
     }
 
 
-def _device_hours(runs: pd.DataFrame, study: Study) -> float | None:
-    """Training time of all attempts times devices over all runs of a series; None for tables, which lack devices."""
-    if study.folder is None:
-        return None
-    return float((runs["train_seconds"] * runs["num_ranks"]).sum()) / 3600
+def _device_hours(runs: pd.DataFrame) -> float | None:
+    """Training time of all attempts times devices over all runs of a series; None where a table lacks one of them."""
+    hours = runs["train_seconds"] * runs["num_ranks"] / 3600
+    return None if hours.isna().any() else float(hours.sum())
 
 
 def _budgets(runs: pd.DataFrame, budget: float) -> list[dict[str, Any]]:

@@ -103,6 +103,7 @@ def _cost(report: dict[str, Any]) -> Table:
         (Column("steps", "integer"), "num_steps"),
         (Column("tokens", "count"), "num_tokens"),
         (Column("training time", "seconds", "s"), "train_seconds"),
+        (Column("peak memory", "bytes"), "memory_bytes"),
         (Column("tau = B/(lr wd D)", "number", "share of the run"), "weight_decay_timescale"),
         (Column("runs of the series", "integer"), inside("tuning", "runs")),
         (Column("settings tried", "integer"), inside("tuning", "settings")),
@@ -146,7 +147,7 @@ def _audit(report: dict[str, Any]) -> Table:
         (Column("runs", "integer"), "runs"),
         (Column("sizes", "integer"), "sizes"),
         (Column("batches", "integer"), "batches"),
-        (Column("hyper-parameter settings", "integer"), "settings"),
+        (Column("settings tried", "integer"), "settings"),
         (Column("seeds", "integer"), "seeds"),
         (Column("diverged", "integer"), "diverged"),
     )

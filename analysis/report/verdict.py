@@ -6,6 +6,7 @@ from typing import Any
 
 from analysis.page import numbers
 from analysis.page.numbers import count, integer, loss, number, spread
+from analysis.questions import pairwise_tests
 from analysis.questions.registry import QUESTIONS
 
 _MANY_SERIES = 6
@@ -48,7 +49,11 @@ def _noise_sentence(report: dict[str, Any]) -> str:
         return ""
     if gap["se"] is not None:
         seeds = f", seed by seed over {gap['paired_seeds']} seeds" if gap["paired_seeds"] else ""
-        end = "the difference is established." if gap["distinct"] else "the difference is not established."
+        tested = pairwise_tests.find(pairwise_tests.QUESTION.read(report), *report["ranking"]["series"][:2])
+        distinct, how = gap["distinct"], ""
+        if tested is not None and tested.adjusted_p is not None:
+            distinct, how = tested.outcome != "tie", f" (p = {number(tested.adjusted_p)} with Holm's correction)"
+        end = f"the difference is {'' if distinct else 'not '}established{how}."
         return f" The second lies {spread(gap['relative'])} ± {spread(gap['se'])} above the first{seeds}: {end}"
     if sd is None:
         return " No setting was run with two seeds, so the noise in these differences is unknown."

@@ -22,7 +22,9 @@ BUDGETS = (5.0, 20.0, 80.0)
 
 
 def step_law(n: float, d: float) -> tuple[float, float]:
-    """Learning rate and batch of arXiv 2503.04715."""
+    """Learning rate and batch (tokens) of arXiv 2503.04715, equation 1: compared with the formulas as summaries of the
+    paper state them, eta = 1.79 N^-.713 D^.307 and B = .58 D^.571.
+    """
     return 1.79 * n**-0.713 * d**0.307, 0.58 * d**0.571
 
 

@@ -1,0 +1,187 @@
+"""Where the laws of two series cross: the compute below which the one is better and above which the other.
+
+The difference of the logs of both reducible losses is a straight line in log compute. Its 95% interval is found at each
+compute from the resamples that drive all ratios; what of the data's compute has an interval with zero in it is the
+interval of the crossing (Fieller's inversion), which holds the true one as often as those intervals hold the truth.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from analysis.laws.solver import Array
+from analysis.page.drawing import Drawing, Styles
+from analysis.page.numbers import count, flops, integer
+from analysis.page.page_table import Column, Table
+from analysis.questions.iso_loss import IsoLoss, widening
+from analysis.questions.question import Inputs, Question
+
+Standing = Literal["cross", "do not cross within the data", "cannot be told"]
+_ALL_PAIRS_UP_TO = 8
+_GRID = 400
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Two series with laws of loss against compute."""
+
+    first: str
+    second: str
+    standing: Standing
+    flops: float | None
+    """Where the laws cross, inside the data of both."""
+    low: float | None
+    """Below this compute one is better for sure; None where that is not known of any compute in the data."""
+    high: float | None
+    num_params: float | None
+    """The size at `flops`, at the tokens per parameter that sizes are compared at."""
+    better_below: str | None
+    """The series with the lower loss at the smallest compute, where that is known."""
+    better_above: str | None
+    data: tuple[float, float] | None
+    """Compute that both were trained with."""
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """Every pair, or why there are none."""
+
+    pairs: list[Crossing]
+    all_pairs: bool
+    """False: each series against the baseline, as there are many."""
+    reason: str | None = None
+
+
+def compute(inputs: Inputs) -> Crossings:
+    """Crossings of all series with a law."""
+    iso = inputs.iso_loss
+    if isinstance(iso, str):
+        return Crossings([], True, iso)
+    if not iso.fit.draws:
+        return Crossings([], True, "without resamples (--bootstrap) no interval is known")
+    names = [name for name in inputs.study.series if name in iso.series]
+    all_pairs = len(names) <= _ALL_PAIRS_UP_TO
+    wanted = [*combinations(names, 2)]
+    if not all_pairs:
+        wanted = [(name, inputs.baseline) for name in names if name != inputs.baseline and inputs.baseline in names]
+    ranges = inputs.best.groupby("series", observed=True)["flops"].agg(["min", "max"])
+    pairs = []
+    for first, second in wanted:
+        low = float(ranges.loc[[first, second], "min"].max())
+        high = float(ranges.loc[[first, second], "max"].min())
+        pairs.append(cross(iso, first, second, low, high, inputs.budget))
+    return Crossings(pairs, all_pairs, None if pairs else "fewer than two series have a law of loss against compute")
+
+
+def cross(iso: IsoLoss, first: str, second: str, low: float, high: float, budget: float) -> Crossing:
+    """Where two laws cross between `low` and `high` flops."""
+    if not high > low:
+        return Crossing(first, second, "cannot be told", None, None, None, None, None, None, None)
+    grid = np.linspace(np.log(low), np.log(high), _GRID)
+    point = {name: np.array([one.value]) for name, one in iso.fit.parameters.items()}
+    value = _difference(point, first, second, grid)[0]
+    reach = np.quantile(_difference(iso.fit.draws, first, second, grid), [0.025, 0.975], axis=0) - value
+    lowest, highest = value + widening(iso.scales) * np.array([np.minimum(reach[0], 0), np.maximum(reach[1], 0)])
+    side = np.where(highest < 0, -1, np.where(lowest > 0, 1, 0))
+    below, above = ({-1: first, 0: None, 1: second}[int(side[i])] for i in (0, -1))
+    if below and (side == side[0]).all():
+        return Crossing(
+            first, second, "do not cross within the data", None, None, None, None, below, above, (low, high)
+        )
+    at = float(np.exp(np.interp(0.0, *_rising(value, grid)))) if value[0] * value[-1] < 0 else None
+    return Crossing(
+        first,
+        second,
+        "cross" if below and above and below != above else "cannot be told",
+        at,
+        float(np.exp(grid[np.flatnonzero(side != side[0])[0] - 1])) if below else None,
+        float(np.exp(grid[np.flatnonzero(side != side[-1])[-1] + 1])) if above else None,
+        float(np.sqrt(at / (6 * budget))) if at is not None else None,
+        below,
+        above,
+        (low, high),
+    )
+
+
+def _rising(value: Array, grid: Array) -> tuple[Array, Array]:
+    """`grid` as a function of the rising `value`."""
+    return (value, grid) if value[-1] > value[0] else (value[::-1], grid[::-1])
+
+
+def _difference(parameters: Mapping[str, Array], first: str, second: str, log_c: Array) -> Array:
+    """Log reducible loss of the first over the second, (draws, points)."""
+    level = np.log(parameters[f"A[{first}]"]) - np.log(parameters[f"A[{second}]"])
+    slope = parameters[f"alpha[{first}]"] - parameters[f"alpha[{second}]"]
+    return np.asarray(level[:, None] - slope[:, None] * log_c)
+
+
+def findings(result: Crossings) -> list[str]:
+    """One sentence for each pair that crosses."""
+    return [_sentence(one) for one in result.pairs if one.standing == "cross"]
+
+
+def _sentence(one: Crossing) -> str:
+    interval = f" [{flops(one.low)}, {flops(one.high)}]" if one.low and one.high else ""
+    return (
+        f"The laws of {one.better_below} and {one.better_above} cross at {flops(one.flops or 0)}{interval} FLOPs, "
+        f"{count(one.num_params or 0)} parameters: below, {one.better_below} has the lower loss, above, "
+        f"{one.better_above}."
+    )
+
+
+def section(result: Crossings) -> list[str]:
+    """What a crossing is, and how many pairs have one."""
+    if result.reason:
+        return [f"Not identified: {result.reason}."]
+    which = "Every pair of laws" if result.all_pairs else "The law of each series and the baseline's"
+    counted = Counter(one.standing for one in result.pairs)
+    each = "; ".join(f"{integer(counted[standing])} {standing}" for standing in get_args(Standing) if counted[standing])
+    return [
+        f"{which}, within the compute that both were trained with: {each}. The interval of a crossing is where the "
+        "95% interval of the difference holds zero; an end that lies beyond the data is not known."
+    ]
+
+
+def rows(result: Crossings) -> list[Table]:
+    """One row a pair."""
+    table = Table(
+        "crossings",
+        "Compute at which the laws of two series cross",
+        [
+            Column("first"), Column("second"), Column("standing"), Column("compute", "flops", "FLOPs"),
+            Column("not below", "flops", "FLOPs"), Column("not above", "flops", "FLOPs"),
+            Column("size", "count", "parameters"), Column("better below"), Column("better above"),
+            Column("compute of both", "flops", "FLOPs"),
+        ],
+        [
+            [
+                one.first, one.second, one.standing, one.flops, one.low, one.high, one.num_params,
+                one.better_below or "not known", one.better_above or "not known", one.data,
+            ]
+            for one in result.pairs
+        ],
+    )  # fmt: skip
+    return [table] if table.rows else []
+
+
+def plot(result: Crossings, styles: Styles) -> list[Drawing]:
+    """None: the laws have a figure of their own."""
+    return []
+
+
+QUESTION: Question[Any] = Question(
+    name="crossings",
+    title="Where curves cross",
+    result=Crossings,
+    compute=compute,
+    findings=findings,
+    section=section,
+    rows=rows,
+    plot=plot,
+)

@@ -1,0 +1,255 @@
+"""Which series differ: a test of every pair by one rule that is fixed before any loss is looked at.
+
+The statistic is the difference of log losses of both series' best settings. Where two seeds or more are common to both
+at the largest size that both have, it is paired by seed there; where both have two seeds or more and none in common,
+Welch's; with one seed and three sizes or more it is paired by size, and speaks of the mean difference over sizes.
+Else there is no test. Holm's correction holds the chance of any false difference among all tested pairs at 5%.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, Literal, assert_never
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from analysis.confidence import CONFIDENCE
+from analysis.laws.solver import Array
+from analysis.page.drawing import Drawing, Styles
+from analysis.page.numbers import integer, number, share, spread
+from analysis.page.page_table import Column, Table
+from analysis.questions.question import Inputs, Question
+
+Pairing = Literal["seeds", "none (Welch)", "sizes"]
+Outcome = Literal["first lower", "second lower", "tie", "not tested"]
+_ALL_PAIRS_UP_TO = 8
+"""Series up to which every pair is tested; of more, each against the baseline."""
+_LEAST_SIZES = 3
+_POWER = 0.8
+_ASSUMED_SD = 0.0013 / 3.28
+"""Standard deviation of log loss between seeds of the public 124M optimization benchmark (modded-nanogpt)."""
+_MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class PairTest:
+    """Two series, the first over the second."""
+
+    first: str
+    second: str
+    num_params: int | None
+    """The size that is compared; None for a mean over sizes, and where they share no size."""
+    pairing: Pairing | None
+    pairs: int
+    """Seeds or sizes behind the difference; of an unpaired test the fewer seeds of both."""
+    gap: float | None
+    """Loss of the first over that of the second, minus one."""
+    gap_ci: tuple[float, float] | None
+    """95% interval of this pair alone."""
+    p: float | None
+    adjusted_p: float | None
+    """By Holm over all tested pairs."""
+    outcome: Outcome
+    seeds_needed: int | None
+    """Seeds of each series that would tell this gap from none; None where it was tested, or more would be needed."""
+
+
+@dataclass(frozen=True)
+class PairwiseTests:
+    """Every pair that the rule asks about."""
+
+    level: float
+    """Chance of any false difference among all pairs."""
+    power: float
+    """Chance with which `seeds_needed` seeds would show a true gap of this size."""
+    seed_sd: float
+    """Standard deviation of log loss between seeds behind `seeds_needed`."""
+    seed_sd_is_measured: bool
+    all_pairs: bool
+    """False: each series against the baseline, as there are many."""
+    tested: int
+    pairs: list[PairTest]
+
+
+def compute(inputs: Inputs) -> PairwiseTests:
+    """Tests of the best settings at the budget that sizes are compared at."""
+    measured = inputs.optima.seed_sd
+    names = inputs.study.series
+    all_pairs = len(names) <= _ALL_PAIRS_UP_TO
+    wanted = [*combinations(names, 2)]
+    if not all_pairs:
+        wanted = [(name, inputs.baseline) for name in names if name != inputs.baseline]
+    if inputs.study.withheld or inputs.optima.reason_against("loss", "num_params"):
+        wanted = []
+    found = holm([_test(inputs.best, first, second) for first, second in wanted])
+    sd = measured or _ASSUMED_SD
+    pairs = [replace(one, seeds_needed=_seeds_needed(one, sd, len(found))) for one in found]
+    tested = sum(one.p is not None for one in pairs)
+    return PairwiseTests(1 - CONFIDENCE, _POWER, sd, bool(measured), all_pairs, tested, pairs)
+
+
+def _test(best: pd.DataFrame, first: str, second: str) -> PairTest:
+    losses = {
+        name: {int(n): dict(by_seed) for n, by_seed in zip(rows["num_params"], rows["seed_losses"], strict=True)}
+        for name in (first, second)
+        for rows in [best[best["series"] == name]]
+    }
+    sizes = sorted(losses[first].keys() & losses[second].keys())
+    if not sizes:
+        return PairTest(first, second, None, None, 0, None, None, None, None, "not tested", None)
+    return compare_pair(first, second, {n: (losses[first][n], losses[second][n]) for n in sizes})
+
+
+def compare_pair(
+    first: str, second: str, losses: Mapping[int, tuple[Mapping[int, float], Mapping[int, float]]]
+) -> PairTest:
+    """The test of two series by the rule; `losses` maps sizes to both series' losses by seed. p is not yet adjusted."""
+    largest = max(losses)
+    one, other = losses[largest]
+    common = sorted(one.keys() & other.keys())
+    if len(common) > 1:
+        differences = np.array([np.log(one[seed] / other[seed]) for seed in common])
+        return _of_differences(first, second, largest, "seeds", differences)
+    if len(one) > 1 and len(other) > 1:
+        return _welch(first, second, largest, np.log([*one.values()]), np.log([*other.values()]))
+    over_sizes = np.array([np.log(np.mean([*a.values()]) / np.mean([*b.values()])) for a, b in losses.values()])
+    if len(over_sizes) >= _LEAST_SIZES:
+        return _of_differences(first, second, None, "sizes", over_sizes)
+    gap = float(np.mean([*one.values()]) / np.mean([*other.values()]) - 1)
+    return PairTest(first, second, largest, None, 1, gap, None, None, None, "not tested", None)
+
+
+def _of_differences(first: str, second: str, size: int | None, pairing: Pairing, differences: Array) -> PairTest:
+    error = float(differences.std(ddof=1) / np.sqrt(len(differences)))
+    return _tested(
+        first, second, size, pairing, len(differences), float(differences.mean()), error, len(differences) - 1
+    )
+
+
+def _welch(first: str, second: str, size: int, one: Array, other: Array) -> PairTest:
+    parts = np.array([one.var(ddof=1) / len(one), other.var(ddof=1) / len(other)])
+    freedom = min(len(one), len(other)) - 1.0
+    if parts.sum() > 0:
+        freedom = float(parts.sum() ** 2 / (parts**2 / np.array([len(one) - 1, len(other) - 1])).sum())
+    mean = float(one.mean() - other.mean())
+    fewer = min(len(one), len(other))
+    return _tested(first, second, size, "none (Welch)", fewer, mean, float(np.sqrt(parts.sum())), freedom)
+
+
+def _tested(
+    first: str, second: str, size: int | None, pairing: Pairing, pairs: int, mean: float, error: float, freedom: float
+) -> PairTest:
+    p = float(2 * special.stdtr(freedom, -abs(mean) / error)) if error > 0 else float(mean == 0)
+    reach = float(special.stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * error
+    interval = (float(np.expm1(mean - reach)), float(np.expm1(mean + reach)))
+    return PairTest(first, second, size, pairing, pairs, float(np.expm1(mean)), interval, p, p, "tie", None)
+
+
+def holm(pairs: Sequence[PairTest]) -> list[PairTest]:
+    """The same pairs with Holm's adjusted p and what may be said; untested pairs take no part."""
+    order = sorted((i for i, one in enumerate(pairs) if one.p is not None), key=lambda i: pairs[i].p or 0.0)
+    out, highest = list(pairs), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * (pairs[i].p or 0.0)))
+        lower: Outcome = "first lower" if (pairs[i].gap or 0.0) < 0 else "second lower"
+        out[i] = replace(pairs[i], adjusted_p=highest, outcome=lower if highest < 1 - CONFIDENCE else "tie")
+    return out
+
+
+def _seeds_needed(pair: PairTest, sd: float, pairs: int) -> int | None:
+    """Seeds of each series with which an unpaired test, at Holm's first step, finds this gap with `_POWER`."""
+    if pair.p is not None or not pair.gap:
+        return None
+    gap, tail = abs(float(np.log1p(pair.gap))), (1 - CONFIDENCE) / (2 * pairs)
+    n = np.arange(2, _MOST_SEEDS + 1)
+    reach = special.stdtrit(2 * n - 2, 1 - tail) + special.stdtrit(2 * n - 2, _POWER)
+    enough = gap >= reach * sd * np.sqrt(2 / n)
+    return int(n[enough.argmax()]) if enough.any() else None
+
+
+def find(result: PairwiseTests, one: str, other: str) -> PairTest | None:
+    """The pair of two series, in either order."""
+    return next((pair for pair in result.pairs if {pair.first, pair.second} == {one, other}), None)
+
+
+def findings(result: PairwiseTests) -> list[str]:
+    """Nothing in the verdict: the ranking says what the test of its first two gives."""
+    return []
+
+
+def section(result: PairwiseTests) -> list[str]:
+    """The rule, in words, and which pairs have no test."""
+    if not result.pairs:
+        return ["There is no pair of series whose losses may be compared."]
+    which = "every pair of series" if result.all_pairs else "each series against the baseline, as there are many"
+    text = [
+        f"The rule, fixed beforehand: {which}; two-sided tests of the difference of log losses of both series' best "
+        "settings. At the largest size that both have: paired by seed (Student's t) where they share two seeds or "
+        "more, else Welch's where both have two or more. With one seed: paired by size, over three sizes or more, "
+        f"of the mean difference over sizes. Holm's correction over the {integer(result.tested)} tested pair"
+        f"{'s' if result.tested != 1 else ''}; level {number(result.level)}. A pair with an adjusted p of "
+        f"{number(result.level)} or more is a tie: not told apart, which does not say that they are equal. Intervals "
+        "are those of one pair alone."
+    ]
+    if result.tested < len(result.pairs):
+        sd = "as measured here" if result.seed_sd_is_measured else "as in the public 124M benchmark, for want of own"
+        text.append(
+            f"{integer(len(result.pairs) - result.tested)} of {integer(len(result.pairs))} pairs cannot be tested: one "
+            "seed, and too few sizes. Seeds needed are those of each series that would show the gap seen now with "
+            f"{share(result.power)} power, at losses that vary by {spread(result.seed_sd)} between seeds, {sd}."
+        )
+    return text
+
+
+def rows(result: PairwiseTests) -> list[Table]:
+    """One row a pair."""
+    table = Table(
+        "pairwise_tests",
+        "Pairs of series: loss of the first over that of the second, minus one",
+        [
+            Column("first"), Column("second"), Column("size", "count", "parameters"), Column("paired by"),
+            Column("pairs", "integer"), Column("gap", "percent"), Column("gap 95% interval", "percent", joint=" "),
+            Column("p", "number"), Column("p by Holm", "number"), Column("outcome"), Column("seeds needed", "integer"),
+        ],
+        [
+            [
+                one.first, one.second, one.num_params, one.pairing or "–", one.pairs, one.gap, one.gap_ci, one.p,
+                one.adjusted_p, _in_words(one), one.seeds_needed,
+            ]
+            for one in result.pairs
+        ],
+    )  # fmt: skip
+    return [table] if table.rows else []
+
+
+def _in_words(pair: PairTest) -> str:
+    match pair.outcome:
+        case "first lower":
+            return f"{pair.first} is lower"
+        case "second lower":
+            return f"{pair.second} is lower"
+        case "tie" | "not tested":
+            return pair.outcome
+        case _:
+            assert_never(pair.outcome)
+
+
+def plot(result: PairwiseTests, styles: Styles) -> list[Drawing]:
+    """None: the table has it all."""
+    return []
+
+
+QUESTION: Question[Any] = Question(
+    name="pairwise_tests",
+    title="Which series differ",
+    result=PairwiseTests,
+    compute=compute,
+    findings=findings,
+    section=section,
+    rows=rows,
+    plot=plot,
+)

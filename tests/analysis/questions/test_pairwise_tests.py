@@ -1,0 +1,92 @@
+"""The rule for pairs of series: how they are paired, Holm's correction, and what one seed allows."""
+
+import os
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.stats import binom
+
+from analysis.questions.pairwise_tests import PairTest, PairwiseTests, compare_pair, holm, section
+from analysis.questions.pairwise_tests import _seeds_needed as seeds_needed
+
+SEEDED = int(os.environ.get("MULOCO_STUDIES", "20"))
+
+
+def by_seed(losses: np.ndarray, first: int = 0) -> dict[int, float]:
+    return {first + i: float(loss) for i, loss in enumerate(losses)}
+
+
+def test_shared_seeds_are_paired_and_others_are_not() -> None:
+    generator = np.random.default_rng(0)
+    shared = generator.normal(size=6) * 0.05
+    one = np.exp(1 + shared + 0.001 * generator.normal(size=6))
+    other = np.exp(1.002 + shared + 0.001 * generator.normal(size=6))
+    paired = compare_pair("a", "b", {10: (by_seed(one), by_seed(other))})
+    assert (paired.pairing, paired.pairs, paired.num_params) == ("seeds", 6, 10)
+    assert paired.p == pytest.approx(stats.ttest_rel(np.log(one), np.log(other)).pvalue)
+    apart = compare_pair("a", "b", {10: (by_seed(one), by_seed(other[:4], 100))})
+    assert (apart.pairing, apart.pairs) == ("none (Welch)", 4)
+    assert apart.p == pytest.approx(stats.ttest_ind(np.log(one), np.log(other[:4]), equal_var=False).pvalue)
+
+
+def test_one_seed_is_paired_by_size_or_not_tested_at_all() -> None:
+    losses = {n: ({0: 3.0 - n / 100}, {0: (3.0 - n / 100) * gap}) for n, gap in ((1, 1.01), (2, 1.012), (3, 1.011))}
+    sizes = compare_pair("a", "b", losses)
+    assert (sizes.pairing, sizes.pairs, sizes.num_params) == ("sizes", 3, None)
+    logs = -np.log([1.01, 1.012, 1.011])
+    assert sizes.p == pytest.approx(stats.ttest_1samp(logs, 0).pvalue)
+    few = compare_pair("a", "b", {n: losses[n] for n in (1, 2)})
+    assert (few.outcome, few.p, few.num_params) == ("not tested", None, 2)
+    assert few.gap == pytest.approx(1 / 1.012 - 1)
+
+
+def test_the_seeds_that_are_needed_would_suffice() -> None:
+    """By simulation: with so many seeds the test finds the gap as often as it says, with two fewer it does not."""
+    pair = PairTest("a", "b", 10, None, 1, 0.002, None, None, None, "not tested", None)
+    needed = seeds_needed(pair, 0.001, 3)
+    assert needed is not None
+    generator, found = np.random.default_rng(0), {}
+    for n in (needed, needed - 2):
+        one, other = generator.normal(np.log(1.002), 0.001, (4000, n)), generator.normal(0, 0.001, (4000, n))
+        found[n] = np.mean(stats.ttest_ind(one, other, axis=1).pvalue < 0.05 / 3)
+    assert found[needed] > 0.78
+    assert found[needed - 2] < 0.8
+    assert seeds_needed(PairTest("a", "b", 10, None, 1, 1e-9, None, None, None, "not tested", None), 0.001, 3) is None
+
+
+def test_holm_steps_down_and_never_back() -> None:
+    def pair(p: float | None) -> PairTest:
+        return PairTest("a", "b", 10, "seeds", 3, -0.01, None, p, p, "tie" if p is not None else "not tested", None)
+
+    found = holm([pair(0.01), pair(None), pair(0.04), pair(0.03)])
+    assert [one.adjusted_p for one in found] == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
+    assert [one.outcome for one in found] == ["first lower", "not tested", "tie", "tie"]
+
+
+def test_the_page_says_what_cannot_be_tested() -> None:
+    pair = PairTest("a", "b", 10, None, 1, 0.002, None, None, None, "not tested", 7)
+    said = " ".join(section(PairwiseTests(0.05, 0.8, 0.0004, False, True, 0, [pair])))
+    assert "Holm" in said
+    assert "is a tie: not told apart" in said
+    assert "1 of 1 pairs cannot be tested: one seed" in said
+    assert "for want of own" in said
+
+
+def test_no_difference_is_found_in_one_study_of_twenty() -> None:
+    """Five equal series in `SEEDED` studies: the chance of any false difference is 5% over all ten pairs."""
+    false, held = 0, []
+    for study in range(10 * SEEDED):
+        generator = np.random.default_rng(study)
+        losses = np.exp(generator.normal(size=(5, 4)) * 0.001)
+        pairs = [
+            compare_pair(str(i), str(j), {10: (by_seed(losses[i], 10 * i), by_seed(losses[j], 10 * j))})
+            for i in range(5)
+            for j in range(i)
+        ]
+        false += any(one.outcome != "tie" for one in holm(pairs))
+        ci = pairs[0].gap_ci
+        assert ci is not None
+        held.append(ci[0] <= 0 <= ci[1])
+    assert false <= binom.ppf(0.999, 10 * SEEDED, 0.05)
+    assert 0.90 <= np.mean(held) <= 0.99
