@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sweeps.cli.goodput_lines import goodput_lines, goodput_of
+from sweeps.cli.status import Basis, TimeLeft
 from sweeps.engine.counters import Counters
 from sweeps.engine.decide import next_attempt_number
 from sweeps.engine.job_needs import minutes_left, wall_minutes
@@ -67,7 +68,7 @@ def _verdict_text(verdict: Verdict | None) -> str:
     return verdict.why if verdict.kind is VerdictKind.WAIT else f"can never run: {verdict.why}"
 
 
-def row(run: RunState, reason: str) -> dict[str, Any]:
+def row(run: RunState, reason: str, left: TimeLeft | None) -> dict[str, Any]:
     """Return one run's values for `--json`."""
     return {
         "run": run.work.name,
@@ -75,6 +76,8 @@ def row(run: RunState, reason: str) -> dict[str, Any]:
         "why": reason,
         "folder": run.work.folder,
         "expected_minutes": round(run.work.need.expected_minutes, 3),
+        "minutes_left": left and round(left.minutes, 3),
+        "minutes_left_by": left and left.by.value,
         "labels": run.work.labels,
         "attempts": [
             {
@@ -94,11 +97,19 @@ def row(run: RunState, reason: str) -> dict[str, Any]:
     }
 
 
-def explain(run: RunState, reason: str, words: str, now: float, longest_minutes: float, retries: int) -> list[str]:
+def explain(
+    run: RunState,
+    reason: str,
+    words: str,
+    now: float,
+    longest_minutes: float,
+    retries: int,
+    left: TimeLeft | None = None,
+) -> list[str]:
     """Return the whole history of a run and what happens next, one sentence a line.
 
     `words` are the newest attempt's last (`last_words`); `longest_minutes` are the most that a job may ask for;
-    `retries` is the cluster's setting.
+    `retries` is the cluster's setting, `left` how long the run has yet to work.
     """
     labels = ", ".join(f"{key}={value}" for key, value in run.work.labels.items())
     need = run.work.need
@@ -113,7 +124,7 @@ def explain(run: RunState, reason: str, words: str, now: float, longest_minutes:
     elif words and not run.done and not run.in_flight:
         lines.append(f"Its last attempt said: {words}")
     lines += goodput_lines(goodput_of([run]), "of its attempts")
-    return [*lines, _next(run, reason, longest_minutes, retries)]
+    return [*lines, _next(run, reason, longest_minutes, retries, left)]
 
 
 def _sentence(attempt: AttemptState, now: float) -> str:
@@ -133,16 +144,21 @@ def _sentence(attempt: AttemptState, now: float) -> str:
     return f"{head}{start}{where} and ended{took}, {attempt.cause.value}{detail}.{saved}"
 
 
-def _next(run: RunState, reason: str, longest_minutes: float, retries: int) -> str:
+def _next(run: RunState, reason: str, longest_minutes: float, retries: int, left: TimeLeft | None) -> str:
     if run.done:
         return "It is done."
     if run.held is not None:
         return f"It is held ({run.held}). `muloco-sweep retry` tries it again."
     if run.in_flight:
-        return f"Next: the end of attempt {run.attempts[-1].number}. {_if_it_fails(run, retries)}"
+        return f"Next: the end of attempt {run.attempts[-1].number}{_in(left)}. {_if_it_fails(run, retries)}"
     wall = duration(60 * wall_minutes(run, longest_minutes, minutes_left(run)))
     because = f"; it waits: {reason}" if reason else ""
     return f"Next: attempt {next_attempt_number(run)}, asking for {wall}{because}."
+
+
+def _in(left: TimeLeft | None) -> str:
+    whose = {Basis.PROGRESS: "its own progress", Basis.ESTIMATE: "an estimate"}
+    return f", in about {duration(60 * left.minutes)} by {whose[left.by]}" if left is not None else ""
 
 
 def _if_it_fails(run: RunState, retries: int) -> str:

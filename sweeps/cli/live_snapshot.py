@@ -9,7 +9,7 @@ from typing import Any
 
 from sweeps.cli.explain import row, why, why_they_wait
 from sweeps.cli.filters import select
-from sweeps.cli.status import Status, status_of
+from sweeps.cli.status import Status, TimeLeft, status_of, time_left
 from sweeps.clusters import make_cluster
 from sweeps.controller import CANCELLED, COMMANDS
 from sweeps.engine.cluster import Cluster, Limits, Refused
@@ -82,10 +82,16 @@ class Snapshot:
             return self.pending.get(run.attempts[-1].tag, "")
         return why(run, self.state, self.verdicts, self.now, self.has_verdicts)
 
+    def time_left(self, run: RunState) -> TimeLeft | None:
+        """Return how long the run has yet to work; None where it is done or held."""
+        if run.done or run.held is not None:
+            return None
+        return time_left(run, self.state, progress_of(run) if run.in_flight else None, self.now)
+
     def to_dict(self, chosen: Sequence[RunState] | None = None) -> dict[str, Any]:
         """Return the values of `--json`: the chosen runs, or all, each with its history."""
         runs = self.state.runs.values() if chosen is None else chosen
-        rows = [row(run, self.reason(run)) for run in runs]
+        rows = [row(run, self.reason(run), self.time_left(run)) for run in runs]
         return {**self.settings(), **self.status(chosen).to_dict(), "runs": rows}
 
     @property

@@ -87,9 +87,9 @@ def _watch_as_lines(folder: SweepFolder, filters: Sequence[str]) -> ExitCode:
     while True:
         snapshot = Snapshot(folder)
         now = snapshot.to_dict(snapshot.selected(filters) if filters else None)
-        changed = [one for one in now["runs"] if rows.get(one["run"]) != one]
-        rows |= {one["run"]: one for one in changed}
-        # Hours and minutes grow all the time.
+        # Hours and minutes change all the time.
+        changed = [one for one in now["runs"] if rows.get(one["run"]) != {**one, "minutes_left": None}]
+        rows |= {one["run"]: {**one, "minutes_left": None} for one in changed}
         facts = {key: now[key] for key in _WATCHED}
         if changed or facts != printed:
             printed = facts
@@ -103,9 +103,11 @@ def explain_run(arguments: Arguments) -> ExitCode:
     folder, run, snapshot = find_run(arguments)
     reason = snapshot.reason(run)
     longest = max(allocation.max_wall_minutes for allocation in snapshot.config.allocations)
-    lines = explain(run, reason, last_words(run, folder.cluster_dir), time.time(), longest, snapshot.config.retries)
+    left = snapshot.time_left(run)
+    words = last_words(run, folder.cluster_dir)
+    lines = explain(run, reason, words, time.time(), longest, snapshot.config.retries, left)
     if arguments.json:
-        print(json.dumps({"sweep": folder.name, **row(run, reason), "history": lines}))
+        print(json.dumps({"sweep": folder.name, **row(run, reason, left), "history": lines}))
     else:
         print("\n".join(lines))
     return ExitCode.FINISHED

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from muloco_runner.record import Goodput
@@ -13,6 +14,7 @@ from sweeps.engine.capacity import MAX_GPU_HOURS
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.counters import Counters
 from sweeps.engine.decide import AVOID_NODE_SECONDS
+from sweeps.engine.job_needs import measured_minutes_left
 from sweeps.engine.lower_bound import makespan_lower_bound
 from sweeps.engine.outcome import Progress
 from sweeps.engine.run_states import RunState
@@ -22,6 +24,25 @@ from sweeps.store.lease import Holder
 from sweeps.store.ledger import Damage
 
 
+class Basis(StrEnum):
+    """What a time that is left is from."""
+
+    PROGRESS = "progress"
+    """What the run itself has reported: the share done, and the speed of its newest attempt that has one."""
+    ESTIMATE = "estimate"
+    """What runs like it have taken, or the first guess."""
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """How long a run has yet to work."""
+
+    minutes: float
+    by: Basis
+    attempt_minutes: float
+    """That its next attempt, or the one at work, takes from start to end."""
+
+
 @dataclass(frozen=True)
 class RunningRun:
     """A run whose attempt is running."""
@@ -29,8 +50,7 @@ class RunningRun:
     run: RunState
     minutes: float
     """Since it started."""
-    expected_minutes: float
-    """The first estimate, corrected by the runs that have finished."""
+    left: TimeLeft
     progress: Progress | None = None
 
 
@@ -52,6 +72,8 @@ class Status:
     gpu_hours_cap: float | None
     minutes_left: float | None
     """Lower bound until the sweep is over; None where it is not known, or only some runs were chosen."""
+    minutes_left_by: Mapping[Basis, int]
+    """How many unfinished runs count in it by what."""
     is_over: bool
     group_labels: tuple[str, ...]
     """What the values of the counters' groups are called."""
@@ -82,6 +104,7 @@ class Status:
             "max_gpu_hours": self.gpu_hours_cap,
             "goodput": {name: one.to_dict() | {"rates": one.rates} for name, one in self.goodput.items()},
             "minutes_left": self.minutes_left,
+            "minutes_left_by": dict(self.minutes_left_by),
             "finished": [
                 {**_NO_LABELS, **self._labels(group), **vars(finished)} for group, finished in counters.finished.items()
             ],
@@ -120,16 +143,22 @@ def status_of(
     running = []
     submitted: Counter[str] = Counter()
     left = counters.minutes_left
+    begun: dict[str, TimeLeft] = {}
     for run, job in _in_flight(state):
         if names is not None and run.work.name not in names:
             continue
-        minutes = 0.0 if job.started_at is None else max(0.0, now - job.started_at) / 60
+        found = progress(run) if job.started_at is not None else None
+        begun[run.work.name] = time_left(run, state, found, now)
         if job.started_at is None:
             submitted[pending.get(job.tag, "")] += 1
         else:
-            expected = run.work.need.expected_minutes * state.counters.correction(group_of(run.work))
-            running.append(RunningRun(run, minutes, expected, progress(run)))
-            left[shape_of(run.work)] -= min(minutes, expected)
+            minutes = max(0.0, now - job.started_at) / 60
+            running.append(RunningRun(run, minutes, begun[run.work.name], found))
+    begun |= {tried: time_left(state.runs[tried], state, None, now) for tried in counters.tried}
+    for run, one in ((state.runs[key], one) for key, one in begun.items()):
+        left[shape_of(run.work)] -= _estimate(run, state) - one.minutes
+    by = Counter(one.by for one in begun.values())
+    by[Basis.ESTIMATE] += sum(counters.fresh.values())
     return Status(
         name=name,
         cluster_name=config.name,
@@ -140,7 +169,8 @@ def status_of(
         gpu_hours_used=sum(state.spent_gpu_hours.values()) + sum(_gpu_hours_so_far(state, now)),
         gpu_hours_left=sum(nodes * gpus * minutes / 60 for (nodes, gpus, _), minutes in left.items()),
         gpu_hours_cap=state.own_limits.get(MAX_GPU_HOURS),
-        minutes_left=_minutes_left(state, config, left, running) if chosen is None else None,
+        minutes_left=_minutes_left(state, config, left, running, now) if chosen is None else None,
+        minutes_left_by={basis: by[basis] for basis in Basis},
         is_over=state.is_over,
         group_labels=state.runs.works.group_labels,
         controller=f"pid {holder.pid} on {holder.host}" if holder is not None else "",
@@ -149,6 +179,23 @@ def status_of(
         goodput=state.goodput if chosen is None else goodput_of(chosen),
         slow_nodes=state.slow_nodes,
     )
+
+
+def time_left(run: RunState, state: SweepState, progress: Progress | None, now: float) -> TimeLeft:
+    """Return how long a run that is neither done nor held has yet to work; `progress` is its running attempt's."""
+    started_at = run.attempts[-1].started_at if run.in_flight else None
+    so_far = 0.0 if started_at is None else max(0.0, now - started_at) / 60
+    own = progress.minutes_to_end(started_at, now) if progress is not None and started_at is not None else None
+    if own is not None:
+        return TimeLeft(own, Basis.PROGRESS, so_far + own)
+    measured = measured_minutes_left(run)
+    whole = _estimate(run, state) if measured is None else measured
+    return TimeLeft(max(0.0, whole - so_far), Basis.ESTIMATE if measured is None else Basis.PROGRESS, whole)
+
+
+def _estimate(run: RunState, state: SweepState) -> float:
+    """Minutes of the whole run: the first estimate, corrected by the runs that have finished."""
+    return run.work.need.expected_minutes * state.counters.correction(group_of(run.work))
 
 
 def _counters_of(runs: Iterable[RunState]) -> Counters:
@@ -173,11 +220,11 @@ def _gpu_hours_so_far(state: SweepState, now: float) -> Iterable[float]:
 
 
 def _minutes_left(
-    state: SweepState, config: ClusterConfig, left: Mapping[Shape, float], running: Sequence[RunningRun]
+    state: SweepState, config: ClusterConfig, left: Mapping[Shape, float], running: Sequence[RunningRun], now: float
 ) -> float | None:
     if state.is_over:
         return 0.0
-    heads = [queue.longest().work for queue in state.waiting.values() if len(queue)]
-    longest = [work.need.expected_minutes * state.counters.correction(group_of(work)) for work in heads]
-    longest += [max(0.0, one.expected_minutes - one.minutes) for one in running]
+    heads = [queue.longest() for queue in state.waiting.values() if len(queue)]
+    longest = [time_left(run, state, None, now).minutes for run in heads]
+    longest += [one.left.minutes for one in running]
     return makespan_lower_bound(left, max(longest, default=0.0), config, state.own_limits)

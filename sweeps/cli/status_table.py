@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.cli.goodput_lines import goodput_lines
-from sweeps.cli.status import RunningRun, Status
+from sweeps.cli.status import Basis, RunningRun, Status
 from sweeps.engine.counters import Finished
 from sweeps.engine.run_states import STATUSES
 from sweeps.engine.work import Work
@@ -113,7 +113,7 @@ def _row(one: RunningRun) -> tuple[str, ...]:
         _nodes(attempt.nodes),
         str(attempt.number),
         about(60 * one.minutes),
-        about(60 * one.expected_minutes),
+        about(60 * one.left.attempt_minutes),
         f"{100 * progress.share:.0f}%" if progress is not None and progress.share is not None else "",
         f"{progress.figures['loss']:.3f}" if progress is not None and "loss" in progress.figures else "",
     )
@@ -151,6 +151,12 @@ def status_lines(status: Status, command: str) -> Iterator[str]:
         yield f"Damage in {where}: {one.why}; ignored."
 
 
+def _by(status: Status) -> str:
+    """Return how many runs the time that is left is from, where some have measured theirs."""
+    measured, unfinished = status.minutes_left_by[Basis.PROGRESS], sum(status.minutes_left_by.values())
+    return f", {measured:,} of {plural(unfinished, 'run')} by their own progress" if measured else ""
+
+
 def _cost(status: Status) -> Iterator[str]:
     parts = []
     used, left, cap = status.gpu_hours_used, status.gpu_hours_left, status.gpu_hours_cap
@@ -158,7 +164,7 @@ def _cost(status: Status) -> Iterator[str]:
         of_cap = f" of at most {cap:,g}" if cap is not None else ""
         parts.append(f"{used:,.1f} GPU-hours used{of_cap}, about {left:,.1f} left")
     if status.minutes_left is not None and not status.is_over:
-        parts.append(f"at least {duration(60 * status.minutes_left)} left")
+        parts.append(f"at least {duration(60 * status.minutes_left)} left{_by(status)}")
     if parts:
         text = "; ".join(parts)
         yield text[0].upper() + text[1:] + "."

@@ -19,8 +19,14 @@ _LEAST_WALL_MINUTES = 10.0
 
 def minutes_left(run: RunState, minutes_of: Callable[[Work], float] = expected_minutes) -> float:
     """To the run's end: at the speed that its last attempt measured, or else by the estimate for the whole."""
-    measured = run.attempts[-1].minutes_left if run.attempts else None
+    measured = measured_minutes_left(run)
     return minutes_of(run.work) if measured is None else measured
+
+
+def measured_minutes_left(run: RunState) -> float | None:
+    """From its last checkpoint to its end, at the speed of its last attempt that has ended; None where that is not
+    known."""
+    return next((attempt.minutes_left for attempt in reversed(run.attempts) if attempt.cause is not None), None)
 
 
 def wall_minutes(run: RunState, longest: float, expected: float) -> float:

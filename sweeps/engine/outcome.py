@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -64,6 +65,8 @@ class Progress:
     """One line on how the attempt failed."""
     share: float | None = None
     """Done so far, of the whole; None for work that does not say."""
+    share_before: float | None = None
+    """Of the whole, what this attempt began from; None where it has not begun, or does not say."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """What it measures on its way, such as a loss."""
     done: float = 0.0
@@ -76,3 +79,20 @@ class Progress:
     """What the attempt has spent its time on; None where it does not say."""
     headway: Headway | None = None
     """None where nothing has been measured."""
+
+    def minutes_to_end(self, started_at: float, now: float) -> float | None:
+        """From now on at this attempt's speed so far; None where it does not say how far it is, or has only begun.
+
+        `started_at`, when its job started, counts where the attempt has not measured when it took its first step; both
+        in Unix seconds.
+        """
+        if self.share is None or self.share_before is None or self.heartbeat_at is None:
+            return None
+        since, until = started_at, self.heartbeat_at
+        if self.times is not None:
+            since, until = self.times.first_step_at or math.inf, self.times.as_of
+        gained = self.share - self.share_before
+        if gained <= 0 or until <= since:
+            return None
+        seconds = max(0.0, 1.0 - self.share) / gained * (until - since)
+        return max(0.0, seconds - max(0.0, now - self.heartbeat_at)) / 60

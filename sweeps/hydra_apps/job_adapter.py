@@ -28,6 +28,7 @@ def read_progress(folder: Path) -> Progress | None:
         checkpoint_step=status.checkpoint_step,
         message=status.exit_cause or "",
         share=status.step / status.num_steps if status.num_steps else None,
+        share_before=(status.resumed_step or 0) / status.num_steps if status.num_steps else None,
         done=max(0, status.step - (status.resumed_step or 0)),
         kept=max(0, status.checkpoint_step - (status.resumed_step or 0)),
         unit="steps",

@@ -47,6 +47,7 @@ def read_progress(folder: Path) -> Progress | None:
         _minutes_left(status),
         _message(status),
         status.step / status.num_steps if status.num_steps else None,
+        status.resumed_step / status.num_steps if status.resumed_step is not None and status.num_steps else None,
         {"loss": status.loss} if status.loss is not None else {},
         done=_tokens_since_resumed(status, status.step),
         kept=_tokens_since_resumed(status, status.checkpoint_step),
