@@ -25,7 +25,7 @@ muloco-train: train one run, here.
   muloco-train algorithm=muloco model=42k              MuLoCo on a model of 42k parameters
   muloco-train algorithm=diloco method.num_workers=4   DiLoCo with K=4 workers in this process
   muloco-train --multirun algorithm=ddp_muon,muloco seed=0,1
-  torchrun --nproc-per-node 4 -m muloco_runner algorithm=muloco method.num_workers=4
+  torchrun --nproc-per-node 4 --no-python muloco-train algorithm=muloco method.num_workers=4
 
 Choices, each a file under conf/ (your own ./conf, and the built-in ones):
 {choices}

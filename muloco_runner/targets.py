@@ -23,6 +23,7 @@ from typing import Any
 from muloco_runner.config import ConfigError, RunConfig, TargetConfig
 from muloco_runner.paths import config_path
 from muloco_runner.record import RunFolder, write_atomically, write_folder
+from muloco_sweeps import python_command
 
 _TRY_SECONDS = 300.0
 
@@ -260,7 +261,7 @@ def _try(runs: dict[str, RunConfig]) -> dict[str, Answer]:
     here = [place for place in sys.path if place]
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "muloco_runner.optimizers.try_target"],
+            python_command("muloco_runner.optimizers.try_target"),
             input=json.dumps(words), capture_output=True, text=True, timeout=_TRY_SECONDS, check=False,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(here), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip

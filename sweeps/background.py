@@ -15,6 +15,7 @@ from pathlib import Path
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode
+from muloco_sweeps import python_command
 from sweeps.notify import ON_EVENT, notifier_of
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import read_holder
@@ -24,7 +25,7 @@ _START_SECONDS = 60.0
 
 def start(folder: SweepFolder, on_event: str | None = None) -> int:
     """Start the controller of a sweep that is defined; return its pid. `on_event` is told of events (`Notifier`)."""
-    command = [sys.executable, "-m", "sweeps.background", str(folder.root), folder.name]
+    command = [*python_command("sweeps.background"), str(folder.root), folder.name]
     return start_process(command, folder, {ON_EVENT: on_event or ""})
 
 

@@ -56,6 +56,12 @@ class GridSweeper(Sweeper):
             )
 
     def sweep(self, arguments: list[str]) -> Any:
+        from hydra.errors import CompactHydraException
+
+        from muloco_sweeps import claim_names
+
+        # The application's folder, which is on the path, may hold a `sweeps` of its own.
+        claim_names(error=CompactHydraException)
         from sweeps.hydra_apps.grid_sweep import hand_over, sweep
 
         if self.launch_with is not None:

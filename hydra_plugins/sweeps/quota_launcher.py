@@ -144,6 +144,12 @@ class QuotaLauncher(Launcher):
         self.multirun: Multirun | None = None
 
     def setup(self, *, hydra_context: "HydraContext", task_function: "TaskFunction", config: "DictConfig") -> None:
+        from hydra.errors import CompactHydraException
+
+        from muloco_sweeps import claim_names
+
+        # The application's folder, which is on the path, may hold a `sweeps` of its own.
+        claim_names(error=CompactHydraException)
         from sweeps.hydra_apps.launch import Multirun, hydra_errors
         from sweeps.hydra_apps.launcher_settings import check_names
 

@@ -17,6 +17,7 @@ from types import FrameType
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import ExitCode, write_atomically
+from muloco_sweeps import python_command
 from sweeps.clusters import make_cluster
 from sweeps.clusters.slurm.commands import answer_of, submit_script
 from sweeps.clusters.slurm.script import CONTROLLER_OF, controller_script
@@ -24,7 +25,7 @@ from sweeps.controller import Controller, Tick
 from sweeps.engine.cluster import Refused
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.sweep_state import SweepState
-from sweeps.node.code_snapshot import import_lines, keep_source, python_command
+from sweeps.node.code_snapshot import import_lines, keep_source
 from sweeps.node.disk_space import is_disk_full, words_for
 from sweeps.notify import ON_EVENT, notifier_of
 from sweeps.progress_lines import Lines, summary

@@ -13,6 +13,7 @@ from typing import Any
 from muloco_runner.config import ConfigError
 from muloco_runner.paths import config_path
 from muloco_runner.record import ExitCode
+from muloco_sweeps import python_command
 from sweeps.background import how_to_watch, start_process
 from sweeps.cli import controller_job
 from sweeps.cli.display import progress, show_end
@@ -178,7 +179,7 @@ def _detach(arguments: argparse.Namespace) -> ExitCode:
 
 def _start_detached(arguments: argparse.Namespace, sweep: Sweep) -> int:
     _check_alone(sweep)
-    command = [sys.executable, "-m", "sweeps", "launch", *arguments.overrides]
+    command = [*python_command("sweeps"), "launch", *arguments.overrides]
     for option, value in (("--max-gpu-hours", arguments.max_gpu_hours), ("--on-event", arguments.on_event)):
         command += [option, str(value)] if value is not None else []
     command += config_path().as_arguments()

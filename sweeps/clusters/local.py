@@ -28,6 +28,7 @@ from typing import IO, Any
 
 from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
+from muloco_sweeps import PYTHON
 from sweeps.clusters.backend import Backend
 from sweeps.clusters.this_machine import usable_cores, usable_gpus
 from sweeps.engine.cluster import JobEnd, JobIdentity, JobObservation, JobRequest, JobState, Limits, Observation
@@ -35,7 +36,7 @@ from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.outcome import Outcome
 from sweeps.engine.work import Attempt, Need
 from sweeps.node.attempt_files import read_outcome, write_error_in_folder
-from sweeps.node.code_snapshot import PYTHON, importing_from
+from sweeps.node.code_snapshot import importing_from
 from sweeps.node.disk_space import is_disk_full
 from sweeps.node.run_attempt import preload
 from sweeps.node.tasks import exit_code_of, fork_attempt

@@ -16,17 +16,17 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from muloco_runner.record import write_folder
+from muloco_sweeps import PYTHON
 
 HERE = Path(__file__).resolve().parents[2]
 """What this process imports from: a working tree, site-packages, or a copy."""
-_PARTS = ("muloco_runner", "sweeps", "hydra_plugins/sweeps", "conf")
+_PARTS = ("muloco_sweeps.py", "muloco_runner", "sweeps", "hydra_plugins/sweeps", "conf")
 """All that an attempt may import or read; conf lies within muloco_runner where it was installed from a wheel."""
 _KEPT = {".py", ".pyi", ".typed", ".yaml", ".json", ".txt", ".cu", ".cpp"}
 _GIT_SECONDS = 10.0
@@ -59,7 +59,7 @@ def source_space(root: Path, base: Path = HERE) -> tuple[int, int]:
 
 def _files(base: Path) -> Iterator[Path]:
     for part in _PARTS:
-        for path in sorted((base / part).rglob("*")):
+        for path in sorted((base / part).rglob("*")) if (base / part).is_dir() else [base / part]:
             if path.suffix in _KEPT and path.is_file() and "__pycache__" not in path.parts:
                 yield path
 
@@ -114,15 +114,6 @@ def _version() -> str | None:
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version("muloco-sweeps")
     return None
-
-
-PYTHON = [sys.executable, "-P"]
-"""Imports nothing from the folder where it happens to be started."""
-
-
-def python_command(module: str) -> list[str]:
-    """The command that runs a module of this project."""
-    return [*PYTHON, "-m", module]
 
 
 def python_text(command: str | None) -> str:

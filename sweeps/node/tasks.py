@@ -22,11 +22,11 @@ from pathlib import Path
 from types import FrameType
 
 from muloco_runner.record import KILLED_BY_SIGNAL, STOP_SIGNALS, ExitCode
+from muloco_sweeps import python_command
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.outcome import Ending
 from sweeps.engine.work import Attempt
 from sweeps.node.attempt_files import write_ending
-from sweeps.node.code_snapshot import python_command
 from sweeps.node.environment import installed_packages, record_environment
 from sweeps.node.run_attempt import die_with, run_attempt, run_task, saying
 

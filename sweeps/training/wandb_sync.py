@@ -22,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 
 from muloco_runner.record import write_atomically
+from muloco_sweeps import PYTHON, python_command
 from sweeps.controller import Tick
 from sweeps.engine.policy import doubled
 from sweeps.engine.sweep_state import SweepState
@@ -97,7 +98,7 @@ class Syncer:
 
     def _start(self, attempts: Sequence[Path]) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "sweeps.training.wandb_sync", *map(str, attempts)]
+        command = [*python_command("sweeps.training.wandb_sync"), *map(str, attempts)]
         with open(self.log, "wb") as file:
             # A session of its own: Ctrl-C ends the controller, and what is being sent is sent.
             self.process = subprocess.Popen(
@@ -163,7 +164,7 @@ def send(attempt: Path) -> str:
 
 
 def _sync(folder: Path, again: bool) -> str:
-    command = [sys.executable, "-m", "wandb", "sync", *(["--include-synced"] if again else []), str(folder)]
+    command = [*PYTHON, "-m", "wandb", "sync", *(["--include-synced"] if again else []), str(folder)]
     # The mode is about runs that write, and would keep what they wrote here.
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
     try:
