@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from muloco_runner.config import ConfigError
 from muloco_runner.data.prepared.file_kinds import KINDS
 from muloco_runner.data.prepared.manifest import Manifest, damaged_files, read_manifest
+from muloco_runner.flags import Parser, any_number, any_path, any_text, one_of, whole_number
 from muloco_runner.record import ExitCode
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 def main() -> None:
     """The console script."""
-    arguments = _parser().parse_args()
     try:
+        arguments = _parser().parse_args()
         arguments.run(arguments)
     except ConfigError as error:
         _end(ExitCode.USAGE, f"muloco-data: {error}")
@@ -57,67 +58,101 @@ def _end(code: int, line: str) -> NoReturn:
     sys.exit(code)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "muloco-data", description=f"Prepares text for training.\n\n{EXAMPLES}", formatter_class=raw
-    )
-    commands = parser.add_subparsers(required=True, metavar="prepare | inspect")
+    parser = Parser(prog="muloco-data", description=f"Prepares text for training.\n\n{EXAMPLES}", formatter_class=raw)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     prepare = commands.add_parser(
         "prepare", help="text to memory-mapped tokens", description=_PREPARE, formatter_class=raw
     )
     prepare.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders of them, or hf://datasets/NAME")
-    prepare.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="new folder for the result")
+    prepare.add_argument(
+        "--out", required=True, type=any_path("a new folder"), metavar="FOLDER", help="new folder for the result"
+    )
     prepare.add_argument(
         "--tokenizer",
+        type=any_text("a tokenizer's file, or bytes"),
         default="bytes",
         metavar="FILE",
         help="a Hugging Face tokenizer.json, or Llama 3's tokenizer.model; default: bytes",
     )
     prepare.add_argument(
         "--special-tokens",
-        choices=("text", "token"),
+        type=one_of("text", "token"),
+        metavar="{text,token}",
         default="text",
         help="what a special token's name means that is spelled in a document; default: text like any other",
     )
     prepare.add_argument(
         "--end-of-document",
+        type=any_text("a token, or none"),
         metavar="TOKEN",
         help="token appended to each document, or none; default: the usual one, if the tokenizer has one",
     )
-    prepare.add_argument("--column", default="text", help="key (jsonl) or column (tables) that holds the text")
+    prepare.add_argument(
+        "--column",
+        type=any_text("a column's name"),
+        default="text",
+        help="key (jsonl) or column (tables) that holds the text",
+    )
     named = prepare.add_argument_group("of hf://datasets/NAME, through the datasets library")
-    named.add_argument("--config", metavar="NAME", help="the configuration, where there are several")
-    named.add_argument("--split", help="default: train")
-    named.add_argument("--columns", metavar="A,B", help="columns whose texts make a document; default: --column")
-    named.add_argument("--revision", help="branch, tag or commit; the manifest holds the commit")
-    named.add_argument("--mirror", type=Path, metavar="FOLDER", help="holds data sets by name: read there, no network")
-    prepare.add_argument("--format", choices=KINDS, help="default: what each file is")
+    named.add_argument(
+        "--config",
+        type=any_text("a configuration's name"),
+        metavar="NAME",
+        help="the configuration, where there are several",
+    )
+    named.add_argument("--split", type=any_text("a split's name"), help="default: train")
+    named.add_argument(
+        "--columns", type=any_text("names of columns, with commas between"), metavar="A,B",
+        help="columns whose texts make a document; default: --column",
+    )  # fmt: skip
+    named.add_argument(
+        "--revision",
+        type=any_text("a branch, tag or commit"),
+        help="branch, tag or commit; the manifest holds the commit",
+    )
+    named.add_argument(
+        "--mirror", type=any_path("a folder of data sets"), metavar="FOLDER",
+        help="holds data sets by name: read there, no network",
+    )  # fmt: skip
+    prepare.add_argument(
+        "--format", type=one_of(*KINDS), metavar=f"{{{','.join(KINDS)}}}", help="default: what each file is"
+    )
     prepare.add_argument(
         "--documents",
-        choices=("file", "paragraph"),
+        type=one_of("file", "paragraph"),
+        metavar="{file,paragraph}",
         help="of text: each file is one, or each paragraph; default: file, paragraph where there is one file",
     )
     prepare.add_argument(
-        "--validation-fraction", type=float, default=0.01, metavar="F", help="share of documents held out; default 0.01"
-    )
+        "--validation-fraction", type=any_number(0.01, below=1, is_open=True), default=0.01, metavar="F",
+        help="share of documents held out; default 0.01",
+    )  # fmt: skip
     prepare.add_argument(
-        "--bad-documents", choices=("fail", "skip"), default="fail", help="what cannot be read; default: fail"
-    )
-    prepare.add_argument("--processes", type=int, metavar="N", help="default: one for each core")
+        "--bad-documents", type=one_of("fail", "skip"), metavar="{fail,skip}", default="fail",
+        help="what cannot be read; default: fail",
+    )  # fmt: skip
+    prepare.add_argument("--processes", type=whole_number(8, least=1), metavar="N", help="default: one for each core")
     prepare.add_argument(
         "--chunk-megabytes",
         "--shard-megabytes",  # its earlier name
-        type=int,
+        type=whole_number(256, least=1),
         default=256,
         metavar="N",
         help="input read at a time by one process, which becomes one pair of files; default 256",
     )
     prepare.set_defaults(run=_prepare)
     inspect = commands.add_parser("inspect", help="what a prepared folder holds", formatter_class=raw)
-    inspect.add_argument("folder", type=Path)
-    inspect.add_argument("--split", choices=("train", "validation"), default="train")
-    inspect.add_argument("--samples", type=int, default=3, metavar="N", help="documents to show; default 3")
+    inspect.add_argument("folder", type=Path, metavar="FOLDER", help="what `prepare` wrote")
+    inspect.add_argument(
+        "--split",
+        type=one_of("train", "validation"),
+        metavar="{train,validation}",
+        default="train",
+        help="default: train",
+    )
+    inspect.add_argument("--samples", type=whole_number(3), default=3, metavar="N", help="documents to show; default 3")
     inspect.add_argument("--verify", action="store_true", help="read every file and compare it with its hash")
     inspect.set_defaults(run=_inspect)
     return parser
@@ -127,13 +162,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
     from muloco_runner.data.prepared.input_chunk import PrepareOptions
     from muloco_runner.data.prepared.prepare import prepare
 
-    if not 0 < arguments.validation_fraction < 1:
-        raise ConfigError(f"--validation-fraction {arguments.validation_fraction}: must lie between 0 and 1")
     cores = len(os.sched_getaffinity(0))
     processes = cores if arguments.processes is None else arguments.processes
-    for name, value in (("--processes", processes), ("--chunk-megabytes", arguments.chunk_megabytes)):
-        if value < 1:
-            raise ConfigError(f"{name} {value}: must be at least 1")
     files = _find_inputs(arguments)
     options = PrepareOptions(
         tokenizer=arguments.tokenizer,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
 
 from muloco_runner.config import ConfigError
+from muloco_runner.flags import Parser, any_number, any_text, one_of, whole_number
 
 DESCRIPTION = """\
 Plan, launch and watch many runs under a quota.
@@ -52,35 +52,39 @@ _ON_RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parse a command line whose options may stand before, between or after its other words."""
     parser = make_parser()
+    arguments: argparse.Namespace
     arguments, others = parser.parse_known_args(words)
     unknown = [word for word in others if word.startswith("-")]
     if unknown:
-        raise ConfigError(f"unrecognized arguments: {' '.join(unknown)}; see muloco-sweep {arguments.name} --help")
+        raise command_of(parser, arguments.name).unknown(unknown)
     for name in ("root_and_filters", "overrides"):
         if hasattr(arguments, name):
             getattr(arguments, name).extend(others)
-            return arguments
+            others = []
     if others:
-        raise ConfigError(f"unrecognized arguments: {' '.join(others)}; see muloco-sweep {arguments.name} --help")
+        raise command_of(parser, arguments.name).unknown(others)
+    for word in getattr(arguments, "overrides", ()):
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(f"{word}: give KEY=VALUE, such as model=29k; see muloco-sweep {arguments.name} --help")
     return arguments
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells of a mistake in one line, as all else that refuses."""
+def command_of(parser: Parser, name: str) -> Parser:
+    """Return the parser of a command."""
+    (commands,) = (one for one in parser._actions if isinstance(one, argparse._SubParsersAction))
+    found: Parser = commands.choices[name]
+    return found
 
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
 
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="muloco-sweep", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    parser = Parser(prog="muloco-sweep", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
-    for name, text in (
+    for name, words in (
         ("plan", "runs, verdicts and cost of a sweep; submits nothing"),
         ("simulate", "simulate the sweep, with failures: makespan, retries, held runs; submits nothing"),
         ("launch", "run a sweep, or continue it"),
     ):
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=words, description=words)
         command.add_argument(
             "overrides", nargs="+", metavar="KEY=VALUE", help="+sweep=NAME, cluster=NAME, root=FOLDER, keys of the grid"
         )
@@ -89,51 +93,60 @@ def make_parser() -> argparse.ArgumentParser:
             "--same-code", action="store_true", help="code of an optimizer (_target_) that has changed since its runs "
             "were begun, under the same version, makes no difference",
         )  # fmt: skip
-    text = "write a commented conf/cluster/NAME.yaml for the cluster that this is, and conf/sweep/mine.yaml"
-    beginning = commands.add_parser("init", help=text, description=text)
+    words = "write a commented conf/cluster/NAME.yaml for the cluster that this is, and conf/sweep/mine.yaml"
+    beginning = commands.add_parser("init", help=words, description=words)
     beginning.add_argument("cluster", nargs="?", metavar="NAME", help="of the file; default: the cluster's own name")
     beginning.add_argument("--local", action="store_true", help="for this machine alone, whatever scheduler it has")
     launching = commands.choices["launch"]
     where = launching.add_mutually_exclusive_group()
     where.add_argument("--detach", action="store_true", help="run in the background, independent of this terminal")
     where.add_argument(
-        "--controller", default="here", choices=("here", "slurm"), help="slurm: as a small job that queues its own "
-        "successor, and so survives time limits, preemption, node failures and the end of this login",
+        "--controller", default="here", type=one_of("here", "slurm"), metavar="{here,slurm}",
+        help="slurm: as a small job that queues its own successor, and so survives time limits, preemption, node "
+        "failures and the end of this login",
     )  # fmt: skip
     launching.add_argument(
         "--take-over", action="store_true", help="replace a controller of another host that is known to be dead, "
         "without waiting for its lease to end",
     )  # fmt: skip
-    launching.add_argument("--max-gpu-hours", type=float, metavar="H", help="submit nothing that could exceed this")
     launching.add_argument(
-        "--on-event", metavar="TARGET", help="a command (gets JSON on its input) or an http(s) address, notified of "
-        "held runs, slow nodes and the sweep's end; overrides on_event of the cluster file",
+        "--max-gpu-hours", type=any_number(500), metavar="H", help="submit nothing that could exceed this"
+    )
+    launching.add_argument(
+        "--on-event", metavar="TARGET", type=any_text("a command or an http(s) address", may_be_empty=True),
+        help="a command (gets JSON on its input) or an http(s) address, notified of held runs, slow nodes and the "
+        "sweep's end; overrides on_event of the cluster file",
     )  # fmt: skip
     commands.choices["plan"].add_argument(
-        "--max-gpu-hours", type=float, metavar="H", help="which runs would be done under this cap"
+        "--max-gpu-hours", type=any_number(500), metavar="H", help="which runs would be done under this cap"
     )
     simulating = commands.choices["simulate"]
     simulating.add_argument(
-        "--faults", "--weather", default="fair", choices=("calm", "fair", "rough"),
+        "--faults", "--weather", default="fair", type=one_of("calm", "fair", "rough"), metavar="{calm,fair,rough}",
         help="calm: as planned; fair: run times vary; rough: jobs also crash, hang or are preempted, nodes fail",
     )  # fmt: skip
-    simulating.add_argument("--seed", type=int, default=0, metavar="N", help="of the random faults")
-    for name, (text, options) in {**_ON_RUNS, **_ON_SWEEPS}.items():
-        command = commands.add_parser(name, help=text, description=text)
+    simulating.add_argument("--seed", type=whole_number(1), default=0, metavar="N", help="of the random faults")
+    for name, (words, options) in {**_ON_RUNS, **_ON_SWEEPS}.items():
+        command = commands.add_parser(name, help=words, description=words)
         if name in _ON_RUNS:
             command.add_argument("run", metavar="RUN", help="a run id, or its first digits")
         command.add_argument(
             "root_and_filters", nargs="*", metavar="ROOT | KEY=VALUE", help="the sweeps' root, and filters"
         )
-        command.add_argument("--sweep", help="which of the root's sweeps; needed only where there are several")
+        command.add_argument(
+            "--sweep", metavar="NAME", type=any_text("the name of a sweep of that root"),
+            help="which of the root's sweeps; needed only where there are several",
+        )  # fmt: skip
         for option in options:
             command.add_argument(option, action="store_true", help="all runs, where no filter is given")
     commands.choices["logs"].add_argument(
         "-f", "--follow", action="store_true", help="keep printing while the attempt runs"
     )
-    for name in ("nodes", "gpus", "jobs", "submitted-jobs", "gpu-hours", "max-gpu-hours"):
-        text = "of all allocations together" if name == "max-gpu-hours" else "of each allocation"
-        commands.choices["quota"].add_argument(f"--{name}", type=float, metavar="N", help=text)
+    limiting = commands.choices["quota"]
+    for name in ("nodes", "gpus", "jobs", "submitted-jobs"):
+        limiting.add_argument(f"--{name}", type=whole_number(12), metavar="N", help="of each allocation")
+    for name, words in (("gpu-hours", "of each allocation"), ("max-gpu-hours", "of all allocations together")):
+        limiting.add_argument(f"--{name}", type=any_number(500), metavar="H", help=words)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="for programs: JSON alone on standard output")
     return parser

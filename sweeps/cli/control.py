@@ -41,9 +41,6 @@ def resume(arguments: Arguments) -> ExitCode:
 def quota(arguments: Arguments) -> ExitCode:
     names = ("nodes", "gpus", "jobs", "submitted_jobs", "gpu_hours", "max_gpu_hours")
     limits = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    for name, value in limits.items():
-        if not value >= 0:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be zero or more")
     if not limits:
         return show_quota(arguments)
     text = ", ".join(f"{name}={value:g}" for name, value in limits.items())

@@ -142,8 +142,6 @@ def _event_target(arguments: argparse.Namespace, sweep: Sweep) -> str | None:
 def check_cap(sweep: Sweep, max_gpu_hours: float | None) -> None:
     if max_gpu_hours is None:
         return
-    if not max_gpu_hours >= 0:
-        raise ConfigError(f"--max-gpu-hours {max_gpu_hours}: must be zero or more")
     if not any(allocation.gpus_per_node for allocation in sweep.cluster.allocations):
         raise ConfigError(f"--max-gpu-hours has no effect: cluster {sweep.cluster.name} has no GPUs; drop it")
 

@@ -30,8 +30,8 @@ from muloco_runner.data.prepared.prepare import prepare
         (b'{"text": "ok"}\n', ["--tokenizer", "nowhere.json"], "nowhere.json"),
         (b'{"text": "ok"}\n', ["--tokenizer", __file__], "tokenizer"),
         (b'{"text": "ok"}\n', ["--end-of-document", "</s>"], "no effect"),
-        (b'{"text": "ok"}\n', ["--validation-fraction", "1.5"], "between 0 and 1"),
-        (b'{"text": "ok"}\n', ["--processes", "0"], "at least 1"),
+        (b'{"text": "ok"}\n', ["--validation-fraction", "1.5"], "more than zero and less than 1"),
+        (b'{"text": "ok"}\n', ["--processes", "0"], "one or more"),
         (b'{"text": "ok"}\n', ["--format", "parquet"], "not a parquet file"),
     ],
 )
