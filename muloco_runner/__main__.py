@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from muloco_runner.config import ConfigError
 from muloco_runner.paths import announce, choices_of, config_dir, config_path, take_config_path, use_config_path
-from muloco_runner.record import ExitCode, RunFolder
+from muloco_runner.record import ExitCode, RunFolder, why_without_weights
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -199,6 +199,7 @@ def train_here(tree: DictConfig, same_code: bool = False) -> tuple[ExitCode, flo
 
     app = to_app_config(tree)
     run, process = app.run, process_rank()
+    app.execution.keeps.check(run.num_steps)
     check_device(app.execution.device)
     device = choose_device(app.execution.device, process)
     choose_backend(app.execution.muon_backend, device)
@@ -215,8 +216,11 @@ def train_here(tree: DictConfig, same_code: bool = False) -> tuple[ExitCode, flo
         record_code([run], Path(app.root), snapshot=False)
         if config_path().folders:
             folder.write_config_sources(config_path().to_dict())
+    before = folder.read_result()
     code = run_with_progress(folder, app.execution, next_attempt(folder))
     result = folder.read_result()
+    if is_main and before is not None and app.execution.keep not in (None, "none") and not folder.checkpoint_steps():
+        print(f"{folder.path} {why_without_weights(before)}", file=sys.stderr)
     if is_main:
         print(last_line(folder, result), flush=True)
     return code, result.validation_loss if result else None

@@ -95,6 +95,7 @@ def _run(arguments: argparse.Namespace) -> ExitCode:
         "cancel": control.cancel,
         "hold": control.hold,
         "retry": control.retry,
+        "clean": control.clean,
     }
     return commands[arguments.name](arguments)
 

@@ -39,3 +39,12 @@ def size(num_params: int) -> str:
         if num_params >= scale:
             return f"{num_params / scale:.3g}{unit}"
     return str(num_params)
+
+
+def in_bytes(number: int) -> str:
+    """Format a number of bytes with three digits: 1.25 GB."""
+    unit, size = next(((unit, size) for unit, size in _UNITS if number >= size), _UNITS[-1])
+    return f"{number / size:,.3g} {unit}"
+
+
+_UNITS = (("PB", 10**15), ("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))

@@ -33,6 +33,7 @@ from muloco_runner.config.inner_optimizer import (
     TargetConfig,
     WeightDecayRule,
 )
+from muloco_runner.config.keep import Keep
 from muloco_runner.config.method import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig, StreamingConfig
 from muloco_runner.config.model import ModelConfig
 from muloco_runner.config.outer_optimizer import (
@@ -67,6 +68,7 @@ __all__ = [
     "ExecutionConfig",
     "Granularity",
     "InnerOptimizerConfig",
+    "Keep",
     "LossyCompressionConfig",
     "LrScale",
     "MethodConfig",

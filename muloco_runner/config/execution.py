@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
+from muloco_runner.config.keep import Keep, read_keep
 
 MuonBackend = Literal["auto", "reference", "cpu", "triton", "triton_bfloat16"]
 AttentionKernel = Literal["auto", "sdpa", "flex"]
@@ -52,9 +53,13 @@ class ExecutionConfig:
     evaluate_interval_steps: int | None = None
     """Steps between evaluations on the held-out set; None evaluates at the end only."""
     checkpoint_interval_seconds: float = 300.0
+    keep: Any = None
+    """Checkpoints that stay once the run has ended. none; final: its last state; best: the one of the lowest validation
+    loss, of those at `evaluate_interval_steps`; last_N: the newest N; a list of steps, such as [1000,2000], after which
+    one is written; best_of_sweep: final, and when its sweep is over only the best run's of each series and size. null:
+    final for a run trained by itself, none in a sweep, where hundreds of large models would fill a disk."""
     final_checkpoint: bool | None = None
-    """Whether a finished run keeps its last state; null: one trained by itself does, one of a sweep does not, where
-    hundreds of large models would fill a disk."""
+    """The earlier name of two values of `keep`: true is final, false none."""
     wall_minutes: float | None = None
     """Minutes from its start after which an attempt checkpoints and asks for more time; None for no deadline."""
     link_megabits_per_second: float | None = None
@@ -64,6 +69,7 @@ class ExecutionConfig:
     """Emulated time of a bit from rank to rank, added once to each message: twice to an all-reduce."""
 
     def __post_init__(self) -> None:
+        self._check_keep()
         require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))
         require_choice("execution.muon_backend", self.muon_backend, get_args(MuonBackend))
         require_choice("execution.attention", self.attention, get_args(AttentionKernel))
@@ -91,6 +97,25 @@ class ExecutionConfig:
         for name in optional:
             value = getattr(self, name)
             require(value is None or value > 0, f"execution.{name}={value}: must be a positive number or null")
+
+    @property
+    def keeps(self) -> Keep:
+        """What `keep` and `final_checkpoint` ask for."""
+        if self.keep is None:
+            return Keep("none" if self.final_checkpoint is False else "final")
+        return read_keep(self.keep)
+
+    def _check_keep(self) -> None:
+        require(
+            self.keep is None or self.final_checkpoint is None,
+            f"execution.keep={self.keep} and execution.final_checkpoint={self.final_checkpoint}: leave the second out, "
+            "it is the earlier name of the first",
+        )
+        require(
+            self.keeps.kind != "best" or self.evaluate_interval_steps is not None,
+            "execution.keep=best chooses among evaluations, and there is one at the end alone: set "
+            "execution.evaluate_interval_steps, or say final",
+        )
 
     def sums_in_order(self, device_type: str) -> bool:
         """Whether gradients are summed in one fixed order there."""

@@ -16,7 +16,7 @@ from muloco_runner.data.prepared.tokenizer import Bytes, Tokenizer, tokenizer_in
 from muloco_runner.model.transformer import Transformer, empty_model
 from muloco_runner.optimizers import build_inner_optimizer
 from muloco_runner.optimizers.target import end_training
-from muloco_runner.record import RecordError, RunFolder, RunResult
+from muloco_runner.record import RecordError, RunFolder, RunResult, why_without_weights
 from muloco_runner.targets import make_importable
 from muloco_runner.training.checkpoints.files import is_intact, read_state
 
@@ -89,24 +89,12 @@ def _chosen_step(folder: RunFolder, result: RunResult | None, step: int | None) 
     """The step of the checkpoint that is meant; one that is not there raises `ConfigError`."""
     steps = folder.checkpoint_steps()
     if not steps:
-        raise ConfigError(f"{folder.path} {_why_without_weights(result)}")
+        raise ConfigError(f"{folder.path} {why_without_weights(result)}")
     if step is None:
         return steps[-1]
     if step not in steps:
         raise ConfigError(f"step={step}: {folder.path} holds checkpoints of step {', '.join(map(str, steps))}")
     return step
-
-
-def _why_without_weights(result: RunResult | None) -> str:
-    if result is None:
-        return "has no checkpoint yet: let it train on"
-    if result.diverged:
-        return f"has no weights: it diverged ({result.divergence}), and of such a run none are kept"
-    return (
-        "is finished and its weights were not kept: training it again takes "
-        f"{result.train_seconds / 60:,.1f} minutes on {result.num_ranks} rank(s) of {result.device or 'its device'}; "
-        "give the command that trained it another root and execution.final_checkpoint=true"
-    )
 
 
 def _weights(folder: RunFolder, config: RunConfig, step: int, worker: int | None) -> dict[str, Tensor]:

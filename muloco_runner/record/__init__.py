@@ -16,6 +16,7 @@ from muloco_runner.record.run_folder import (
     RunResult,
     RunStatus,
     StepRecord,
+    why_without_weights,
     write_atomically,
     write_folder,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "StepRecord",
     "lost_to",
     "read_all_goodput",
+    "why_without_weights",
     "write_atomically",
     "write_folder",
     "write_goodput",

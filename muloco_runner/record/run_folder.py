@@ -183,6 +183,19 @@ class RunResult:
     format_version: int = FORMAT_VERSION
 
 
+def why_without_weights(result: RunResult | None) -> str:
+    """Return why a run with this result, or none yet, has no checkpoint, and what one costs: the end of a sentence."""
+    if result is None:
+        return "has no checkpoint yet: let it train on"
+    if result.diverged:
+        return f"has no weights: it diverged ({result.divergence})"
+    return (
+        "is finished and its weights were not kept: training it again takes "
+        f"{result.train_seconds / 60:,.1f} minutes on {result.num_ranks} rank(s) of {result.device or 'its device'}; "
+        "give the command that trained it another root and execution.keep=final"
+    )
+
+
 CHECKPOINT_PREFIX = "step-"
 CHECKPOINTS_KEPT = 2
 """Checkpoints of a run that trains, besides one that is being written."""

@@ -53,6 +53,7 @@ class Trainer:
     def train(self) -> RunResult | None:
         """Trains to the end of the budget; None when asked to stop before it (a checkpoint is left)."""
         run, execution, state = self.run, self.session.execution, self.state
+        execution.keeps.check(run.num_steps)
         self.checkpointing.resume()
         for worker in state.workers:
             start_training(worker.optimizer)
@@ -72,21 +73,22 @@ class Trainer:
                 with self.clock.paused(), self.phases.measured("evaluation"):
                     state.local_validation_loss = self.evaluation.of_local_models(state.workers)
             state.last_outer_step = self.method.after_inner_step(state.step) or state.last_outer_step
+            validation_loss = None
             if evaluates or self._logs(state.step):
                 with self.clock.paused():
                     validation_loss = self._evaluate() if evaluates else None
                     divergence = self.metrics.log(validation_loss)
                 if divergence is not None:
-                    self.checkpointing.end(keep_final=False)
+                    self.checkpointing.end(None)
                     return self.metrics.result(None, divergence)
-            if not last and self.checkpointing.must_stop():
+            if not last and self.checkpointing.must_stop(validation_loss):
                 return None
         if validation_loss is None:
             # Killed after its last checkpoint and before its result.
             validation_loss = self._evaluate()
         for worker in state.workers:
             end_training(worker.optimizer)
-        self.checkpointing.end(keep_final=execution.final_checkpoint is not False)
+        self.checkpointing.end(validation_loss)
         return self.metrics.result(validation_loss, None)
 
     def step_workers(self) -> None:

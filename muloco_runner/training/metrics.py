@@ -131,7 +131,7 @@ class Metrics:
         """Ends the run; checkpoints that it no longer needs go."""
         if self.topology.is_main:
             self.session.folder.write_result(result)
-            self.store.trim(int(self.session.execution.final_checkpoint is not False))
+            self.store.trim(self.session.execution.keeps)
             self.write_status("finished", loss=result.train_loss, exit_code=0)
 
     def write_status(self, state: str, loss: float | None = None, **ending: int | str | None) -> None:

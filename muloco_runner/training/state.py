@@ -43,6 +43,8 @@ class TrainingState:
         self.started_at = time.time()
         """Unix seconds, of the first attempt."""
         self.local_validation_loss: float | None = None
+        self.best: tuple[float, int] | None = None
+        """The lowest validation loss and its step, where the best checkpoint is to be kept."""
         # In no checkpoint: they describe the last steps alone.
         self.gradient_norms = torch.zeros(len(workers), device=device)
         self.last_outer_step: OuterStep | None = None
@@ -65,6 +67,7 @@ class TrainingState:
             "train_seconds": self.clock.seconds,
             "started_at": self.started_at,
             "local_validation_loss": self.local_validation_loss,
+            "best": self.best,
             "random": _random_state(),
         }
         return Checkpoint(self.step, shared, workers)
@@ -82,6 +85,8 @@ class TrainingState:
         self.method.outer_steps = shared.get("outer_steps", self.method.outer_steps)
         self.clock.seconds, self.started_at = shared["train_seconds"], shared["started_at"]
         self.local_validation_loss = shared["local_validation_loss"]
+        best = shared.get("best")
+        self.best = None if best is None else (float(best[0]), int(best[1]))
         _load_random_state(shared["random"])
 
 

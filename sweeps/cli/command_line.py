@@ -21,6 +21,7 @@ Plan, launch and watch many runs under a quota.
   muloco-sweep explain 3fa demo                       the history of the run 3fa... under demo/
   muloco-sweep quota demo --nodes 12                  another quota, from the next tick on
   muloco-sweep retry demo model=82k                   try held runs again
+  muloco-sweep clean demo --keep best --all           of the weights that finished runs keep leave the best ones'
 
 A sweep is a file under conf/sweep, or any other by its path (+sweep=./mine.yaml); a cluster one under conf/cluster
 (cluster=NAME). Own files of all choices are found before the built-in ones in --config-dir DIR (may be said several
@@ -42,6 +43,7 @@ _ON_SWEEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cancel": ("end runs and hold them", ("--all",)),
     "hold": ("keep waiting runs from starting", ("--all",)),
     "retry": ("try held runs again, with new budgets", ("--all",)),
+    "clean": ("what weights finished runs keep, and what they take; with --keep, remove others", ("--all",)),
 }
 _ON_RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "explain": ("the whole history of a run and what happens next", ()),
@@ -142,6 +144,10 @@ def make_parser() -> Parser:
     commands.choices["logs"].add_argument(
         "-f", "--follow", action="store_true", help="keep printing while the attempt runs"
     )
+    commands.choices["clean"].add_argument(
+        "--keep", choices=("best", "none"), help="remove the weights of the chosen finished runs: all of them (none), "
+        "or but of the best run of each series and size; what trains keeps its checkpoints",
+    )  # fmt: skip
     limiting = commands.choices["quota"]
     for name in ("nodes", "gpus", "jobs", "submitted-jobs"):
         limiting.add_argument(f"--{name}", type=whole_number(12), metavar="N", help="of each allocation")

@@ -1,4 +1,4 @@
-"""The commands that ask for a change of a sweep: pause, resume, quota, cancel, hold, retry."""
+"""The commands that change a sweep: pause, resume, quota, cancel, hold, retry; clean, which frees its disk space."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from sweeps.clusters import make_cluster
 from sweeps.controller import Controller
 from sweeps.engine.run_states import RunState
 from sweeps.engine.sweep_state import SweepState
-from sweeps.formatting import plural
+from sweeps.formatting import in_bytes, plural
 from sweeps.node.attempt_files import is_finished
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld
+from sweeps.training.weights import best_among, kept_weights, remove
 
 Arguments = argparse.Namespace
 _MAX_NAMES_SHOWN = 8
@@ -76,6 +77,35 @@ def hold(arguments: Arguments) -> ExitCode:
 
 def retry(arguments: Arguments) -> ExitCode:
     return _send_for_runs(arguments, "released", "released", lambda run, state: run.held is not None, False)
+
+
+def clean(arguments: Arguments) -> ExitCode:
+    """Say what weights finished runs keep; with --keep remove those of the chosen ones but the best."""
+    for folder, filters in only_one(find_sweeps(arguments)):
+        if arguments.keep and not filters and not arguments.all:
+            raise ConfigError("clean: name runs by filters such as algorithm=muloco or run=3fa, or say --all")
+        kept = kept_weights(run.work for run in Snapshot(folder).selected(filters))
+        best = best_among(kept)
+        stay = {None: {one.run for one in kept}, "best": best, "none": set[str]()}[arguments.keep]
+        others = [one for one in kept if one.run not in stay]
+        try:
+            freed = remove(others)
+        except PermissionError as error:
+            raise ConfigError(f"clean: {error.filename}: permission denied: ask its owner") from None
+        if arguments.json:
+            told = {"runs": [one.run for one in others], "kept": sorted(stay), "freed_bytes": freed}
+            print(json.dumps({"sweep": folder.name, "command": "clean", **told, "changed": bool(others)}))
+            continue
+        if arguments.keep:
+            print(f"{folder.name}: removed the weights of {plural(len(others), 'run')}, {in_bytes(freed)}")
+        for one in kept:
+            if one.run in stay:
+                steps = ", ".join(map(str, one.steps))
+                note = "  best of its series and size" if one.run in best else ""
+                print(f"{one.run}  {in_bytes(one.num_bytes):>8}  step {steps}{note}")
+        total = sum(one.num_bytes for one in kept) - freed
+        print(f"{folder.name}: {plural(len(stay), 'finished run')} with weights, {in_bytes(total)}")
+    return ExitCode.FINISHED
 
 
 def _send_for_sweep(arguments: Arguments, event: str, values: Mapping[str, Any], done: str, for_runs: str) -> ExitCode:

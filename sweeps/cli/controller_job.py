@@ -33,6 +33,7 @@ from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld
 from sweeps.store.submission import STATE, state_folder
 from sweeps.training.wandb_sync import syncer_of
+from sweeps.training.weights import end_of_sweep
 
 _TICKS_BETWEEN_CONTROLLERS = 2
 
@@ -165,6 +166,8 @@ def _control(folder: SweepFolder, own_job: str) -> SweepState:
     state = controller.run(on_tick)
     if send_records is not None:
         send_records.finish(state)
+    if state.is_over and (line := end_of_sweep(folder, controller.definition.works)):
+        print(line, flush=True)
     return state
 
 

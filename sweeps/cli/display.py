@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
-from muloco_runner.record import CHECKPOINTS_KEPT
 from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.works import Shape
-from sweeps.formatting import duration, plural
+from sweeps.formatting import duration, in_bytes, plural
 from sweeps.node.reports import read_progress
 from sweeps.progress_lines import NO_ANSWER, Lines, held_line, summary
 from sweeps.training.best import best_results
+from sweeps.training.disk import checkpoints_at_once
 from sweeps.training.entry import speed_of
 from sweeps.training.model_names import model_name
 
@@ -142,28 +142,22 @@ def _totals(preview: Preview) -> Iterator[str]:
     measured = " for what finished runs do not tell yet" if done else ""
     yield f"Times are a first guess{measured}, {speed_of(cluster)}; launched, they follow what runs take."
     if preview.disk is not None:
-        yield _disk_line(preview.disk)
+        yield _disk_line(preview.disk, checkpoints_at_once(preview.sweep.execution))
+    if preview.weights:
+        yield preview.weights
     if preview.note:
         yield preview.note
 
 
-def _disk_line(disk: DiskUse) -> str:
+def _disk_line(disk: DiskUse, checkpoints: int) -> str:
     files = "" if disk.free_files is None else f" and {disk.free_files:,} files"
     line = (
-        f"Disk: up to {_in_bytes(disk.peak_bytes)} and {disk.peak_files:,} files while it runs (checkpoints of up to "
-        f"{_in_bytes(disk.largest_checkpoint_bytes)}, {CHECKPOINTS_KEPT} of each run and one being written), "
-        f"{_in_bytes(disk.left_bytes)} and {disk.left_files:,} files in the end; free in {disk.file_system}: "
-        f"{_in_bytes(disk.free_bytes)}{files}"
+        f"Disk: up to {in_bytes(disk.peak_bytes)} and {disk.peak_files:,} files while it runs (checkpoints of up to "
+        f"{in_bytes(disk.largest_checkpoint_bytes)}, {checkpoints - 1} of each run and one being written), "
+        f"{in_bytes(disk.left_bytes)} and {disk.left_files:,} files in the end; free in {disk.file_system}: "
+        f"{in_bytes(disk.free_bytes)}{files}"
     )
     return line if disk.fits else f"{line}: it will NOT fit: make room, choose another root=, or lower the quota"
-
-
-def _in_bytes(number: int) -> str:
-    unit, size = next(((unit, size) for unit, size in _UNITS if number >= size), _UNITS[-1])
-    return f"{number / size:,.3g} {unit}"
-
-
-_UNITS = (("PB", 10**15), ("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 
 def _spread(seconds: Sequence[float]) -> str:
@@ -206,6 +200,7 @@ def plan_as_dict(preview: Preview) -> dict[str, Any]:
         "note": preview.note,
         "speed": speed_of(preview.sweep.cluster),
         "cuts": list(preview.cuts),
+        "weights": preview.weights,
         "disk": preview.disk and {**dataclasses.asdict(preview.disk), "fits": preview.disk.fits},
         "runs": [
             {

@@ -30,6 +30,7 @@ from sweeps.training.entry import prepare
 from sweeps.training.preview import cuts_of
 from sweeps.training.sweep import Sweep, read_sweep
 from sweeps.training.wandb_sync import syncer_of
+from sweeps.training.weights import cost_of_weights, end_of_sweep, without_weights
 
 
 def launch(arguments: argparse.Namespace) -> ExitCode:
@@ -57,6 +58,8 @@ def _make_controller(sweep: Sweep, max_gpu_hours: float | None) -> Controller:
         print(f"ledger line {damage.line}: {damage.why}; ignored", file=sys.stderr)
     limits = all_limits(sweep.cluster, controller.cluster.limits(sweep.folder.owns), controller.state)
     for line in cuts_of(sweep.definition.works, sweep.cluster, limits):
+        print(line, file=sys.stderr)
+    if line := cost_of_weights(without_weights(sweep.definition.works)):
         print(line, file=sys.stderr)
     return controller
 
@@ -100,6 +103,8 @@ def _launch_here(arguments: argparse.Namespace) -> ExitCode:
             ) from None
     if send_records is not None:
         send_records.finish(state)
+    if state.is_over and (line := end_of_sweep(sweep.folder, sweep.definition.works)):
+        print(line, file=sys.stderr)
     if arguments.json:
         print(json.dumps(Snapshot(sweep.folder, verdicts).to_dict()))
     else:

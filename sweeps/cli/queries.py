@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from sweeps.cli.explain import explain, row
 from sweeps.cli.live_snapshot import Snapshot
 from sweeps.cli.named_sweeps import find_run, find_sweeps, only_one, sweep_arguments
 from sweeps.cli.status_table import status_lines, status_table
+from sweeps.formatting import in_bytes, plural
 from sweeps.node.last_words import last_words
 from sweeps.store.folder import SweepFolder
+from sweeps.training.weights import kept_weights
 
 Arguments = argparse.Namespace
 _WATCH_SECONDS = 2.0
@@ -38,9 +41,14 @@ def status(arguments: Arguments) -> ExitCode:
         chosen = snapshot.selected(filters) if filters else None
         if arguments.json:
             print(json.dumps(snapshot.to_dict(chosen)))
-        else:
-            Console(highlight=False).print(
-                status_table(snapshot.status(chosen), _MAX_RUNNING_SHOWN, sweep_arguments(folder))
+            continue
+        Console(highlight=False).print(
+            status_table(snapshot.status(chosen), _MAX_RUNNING_SHOWN, sweep_arguments(folder))
+        )
+        if kept := kept_weights(run.work for run in (snapshot.state.runs.values() if chosen is None else chosen)):
+            print(
+                f"weights of {plural(len(kept), 'finished run')} take {in_bytes(sum(one.num_bytes for one in kept))}; "
+                f"free: {in_bytes(shutil.disk_usage(folder.root).free)} (muloco-sweep clean {sweep_arguments(folder)})"
             )
     return ExitCode.FINISHED
 

@@ -33,7 +33,7 @@ class RunSpace:
     checkpoint_bytes: int
     at_work: int
     at_work_files: int
-    """While it trains: `CHECKPOINTS_KEPT` checkpoints, one more that is being written, and records."""
+    """While it trains: its newest checkpoints and those to be kept, one more that is being written, and records."""
     left: int
     left_files: int
     """Once it is finished."""
@@ -60,13 +60,20 @@ class DiskUse:
         return self.peak_bytes <= self.free_bytes and (self.free_files is None or self.peak_files <= self.free_files)
 
 
+def checkpoints_at_once(execution: ExecutionConfig) -> int:
+    """Return how many checkpoints a run has at most while it trains, the one that is being written included."""
+    keep = execution.keeps
+    return max(CHECKPOINTS_KEPT, keep.number) + len(keep.steps) + (keep.kind == "best") + 1
+
+
 def spaces_of(
-    runs: Mapping[str, RunConfig], execution: ExecutionConfig, num_jobs: Mapping[str, int], keeps_final: bool
+    runs: Mapping[str, RunConfig], execution: ExecutionConfig, num_jobs: Mapping[str, int]
 ) -> dict[str, RunSpace]:
     """What each run takes; `runs` and `num_jobs` are by its id, as is what is returned.
 
-    `keeps_final`: a finished run keeps its last checkpoint.
+    Of a sweep that keeps the best of each series each run counts as keeping its last: so it is until the sweep ends.
     """
+    keep, most = execution.keeps, checkpoints_at_once(execution)
     sizes: dict[object, int] = {}
     found = {}
     for name, run in runs.items():
@@ -77,21 +84,26 @@ def spaces_of(
         lines = run.num_steps // execution.log_interval_steps + 1
         records = _FOLDER_BYTES + _LINE_BYTES * lines
         files = _FOLDER_FILES + _FILES_OF_A_JOB * num_jobs.get(name, 1)
-        most = CHECKPOINTS_KEPT + 1
         found[name] = RunSpace(
             one,
             records + most * one,
             files + most * one_files,
-            records + keeps_final * one,
-            files + keeps_final * one_files,
+            records + keep.most * one,
+            files + keep.most * one_files,
         )
     return found
 
 
 def disk_use(
-    root: Path, spans: Sequence[Span], spaces: Mapping[str, RunSpace], code: tuple[int, int] = (0, 0)
+    root: Path,
+    spans: Sequence[Span],
+    spaces: Mapping[str, RunSpace],
+    code: tuple[int, int] = (0, 0),
+    freed_bytes: int = 0,
 ) -> DiskUse | None:
     """What runs at work in these spans take, and `code`, bytes and files of the copy of the source that they run.
+
+    `freed_bytes`: of weights that the sweep removes when it ends.
 
     None where none of the runs is known in `spaces`.
     """
@@ -107,7 +119,7 @@ def disk_use(
     return DiskUse(
         peak_bytes=code[0] + max(accumulate(change for _, change, _ in changes)),
         peak_files=code[1] + max(accumulate(change for _, _, change in changes)),
-        left_bytes=code[0] + sum(space.left for _, _, space in known),
+        left_bytes=code[0] + sum(space.left for _, _, space in known) - freed_bytes,
         left_files=code[1] + sum(space.left_files for _, _, space in known),
         largest_checkpoint_bytes=max(space.checkpoint_bytes for _, _, space in known),
         file_system=str(place),

@@ -29,8 +29,7 @@ def works_of(runs: Sequence[RunConfig], root: Path, execution: ExecutionConfig, 
     settings = dataclasses.asdict(execution)
     if cluster.device != "auto":
         settings["device"] = cluster.device
-    if execution.final_checkpoint is None:
-        settings["final_checkpoint"] = False
+    settings |= {"keep": keep_of(execution), "final_checkpoint": None}
     arguments, gpus = {"execution": settings}, Gpus(cluster, execution)
     return [
         Work(
@@ -44,6 +43,13 @@ def works_of(runs: Sequence[RunConfig], root: Path, execution: ExecutionConfig, 
         )
         for run, name in ((run, run.run_id) for run in runs)
     ]
+
+
+def keep_of(execution: ExecutionConfig) -> Any:
+    """Return the runs' `execution.keep`: none where nothing is said."""
+    if execution.keep is None:
+        return "final" if execution.final_checkpoint else "none"
+    return execution.keep
 
 
 def labels_of(run: RunConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from sweeps.node.code_snapshot import source_space
 from sweeps.training.disk import DiskUse, RunSpace, Span, disk_use, spaces_of
 from sweeps.training.gpus import Fit, Gpus
 from sweeps.training.sweep import Sweep
+from sweeps.training.weights import BEST_OF_SWEEP, cost_of_weights, series_of, without_weights
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Preview:
     """Why the cluster's own limits are not in it, where they are not."""
     cuts: Sequence[str] = ()
     """What limits on the time of a job do to longer runs, one sentence each."""
+    weights: str = ""
+    """What weights of runs that are finished without any would cost, where they are asked for."""
     disk: DiskUse | None = None
     """What its training runs write; None where there are none."""
     affordable: frozenset[str] | None = None
@@ -76,6 +79,7 @@ def preview(sweep: Sweep, live: Limits, max_gpu_hours: float | None = None) -> P
     gpu_hours = sum(work.need.gpus * work.need.expected_minutes for work in to_run) / 60
     alone = {name: [_without_others(limit) for limit in found] for name, found in limits.items()}
     makespan, node_minutes, done, spans = replay(to_run, sweep.cluster, alone, max_gpu_hours)
+    spaces = _spaces(sweep, runs, planned)
     return Preview(
         sweep,
         planned,
@@ -84,14 +88,27 @@ def preview(sweep: Sweep, live: Limits, max_gpu_hours: float | None = None) -> P
         makespan,
         live.note,
         cuts_of(to_run, sweep.cluster, limits),
-        disk_use(sweep.root, spans, _spaces(sweep, runs, planned), source_space(sweep.root)),
+        cost_of_weights(without_weights(sweep.definition.works)),
+        disk_use(sweep.root, spans, spaces, source_space(sweep.root), _freed_at_end(sweep, to_run, spaces)),
         None if max_gpu_hours is None else done,
     )
 
 
 def _spaces(sweep: Sweep, runs: Mapping[str, RunConfig], planned: Sequence[PlannedRun]) -> dict[str, RunSpace]:
     num_jobs = {run.work.name: run.num_jobs for run in planned}
-    return spaces_of(runs, sweep.execution, num_jobs, keeps_final=bool(sweep.execution.final_checkpoint))
+    return spaces_of(runs, sweep.execution, num_jobs)
+
+
+def _freed_at_end(sweep: Sweep, works: Sequence[Work], spaces: Mapping[str, RunSpace]) -> int:
+    """Bytes of weights that the sweep removes when it ends, where it keeps the best of each series alone."""
+    if sweep.execution.keep != BEST_OF_SWEEP:
+        return 0
+    names = {work.name for work in works}
+    series: dict[str, list[int]] = {}
+    for run in sweep.runs:
+        if run.run_id in names:
+            series.setdefault(series_of(run), []).append(spaces[run.run_id].checkpoint_bytes)
+    return sum(sum(sizes) - max(sizes) for sizes in series.values())
 
 
 def cuts_of(works: Sequence[Work], cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]]) -> list[str]:

@@ -26,7 +26,7 @@ from sweeps.engine.work import Work
 from sweeps.node.reports import measured_minutes
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
-from sweeps.training.entry import works_of
+from sweeps.training.entry import keep_of, works_of
 from sweeps.training.expansion import expand
 from sweeps.training.gpus import Gpus
 
@@ -75,7 +75,9 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     for path in (root, root / "runs", root / "sweeps"):
         if path.exists() and not path.is_dir():
             raise ConfigError(f"root={root}: {path} is a file, not a folder: choose another root")
-    execution = app.execution
+    execution = replace(app.execution, keep=keep_of(app.execution), final_checkpoint=None)
+    for run in runs:
+        execution.keeps.check(run.num_steps)
     if execution.wandb_project is not None and execution.wandb_group is None:
         execution = replace(execution, wandb_group=name)
     answers = check_targets(runs, root, same_code)

@@ -18,13 +18,14 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from muloco_runner.config import Keep
 from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.record import CHECKPOINT_PREFIX, CHECKPOINTS_KEPT
 from muloco_runner.training.checkpoints.files import is_intact, read_state, sync_folder, write_manifest, write_state
@@ -59,6 +60,10 @@ class CheckpointStore:
         """Step of the newest complete checkpoint that this attempt knows of: a resume would start there."""
         self.warning: str | None = None
         """Why the last checkpoint was not written, if it was not."""
+        self.newest_kept = CHECKPOINTS_KEPT
+        """Number of the newest checkpoints that stay."""
+        self.kept_besides: frozenset[int] = frozenset()
+        """Steps whose checkpoints stay besides these."""
         self._buffers = HostBuffers(pinned)
         self._intact: list[int] = []
         """Steps of checkpoints not known to be damaged, ascending."""
@@ -161,10 +166,11 @@ class CheckpointStore:
             shutil.rmtree(final)
         os.rename(temporary, final)
         sync_folder(self.folder)
-        kept = {
-            self._final(known)
-            for known in [*(known for known in self._intact if known < step), step][-CHECKPOINTS_KEPT:]
-        }
+        newest = [*(known for known in self._intact if known < step), step][-self.newest_kept :]
+        self._remove_all_but({*newest, *self.kept_besides})
+
+    def _remove_all_but(self, steps: set[int]) -> None:
+        kept = {self._final(step) for step in steps}
         for old in self.folder.glob(f"{CHECKPOINT_PREFIX}*"):
             if old not in kept:
                 shutil.rmtree(old, ignore_errors=True)
@@ -203,10 +209,17 @@ class CheckpointStore:
         """Whether this rank does: the main one what all share, a worker's first replica the worker's file."""
         return self.is_main if name == "shared.pt" else self.communicator.topology.replica == 0
 
-    def trim(self, kept: int) -> None:
-        """Removes all but the newest `kept` checkpoints of a finished run, from the main rank."""
-        for step in self._intact[: len(self._intact) - kept]:
-            shutil.rmtree(self._final(step), ignore_errors=True)
+    def trim(self, keep: Keep) -> None:
+        """Removes the checkpoints of a run that has ended which are not to be kept, from the main rank."""
+        best = max(self._there(self.kept_besides), default=None)
+        self._remove_all_but(keep.after_end(sorted(self._there({*self._intact, *self.kept_besides})), best))
+
+    def keep_best(self, step: int) -> None:
+        """Keeps the checkpoint of this step, which is about to be written, and until then the best one before."""
+        self.kept_besides = frozenset([*sorted(self._there(self.kept_besides))[-1:], step])
+
+    def _there(self, steps: Iterable[int]) -> set[int]:
+        return {step for step in steps if self._final(step).is_dir()}
 
     def _listed(self) -> list[int]:
         """Steps of the newest checkpoints, ascending, as the main rank sees them; it clears what a killed one left."""

@@ -22,9 +22,9 @@ def test_a_real_runs_folder_is_as_large_as_planned(tmp_path: Path) -> None:
     (run,) = read_sweep(["algorithm=muloco", *small, f"root={tmp_path}"]).runs
     folder = RunFolder.of(tmp_path, run.run_id)
     folder.write_config(run.to_dict())
-    execution = ExecutionConfig(device="cpu", final_checkpoint=True)
+    execution = ExecutionConfig(device="cpu", keep="final")
     assert run_job(folder, execution, 1) == 0
-    planned = spaces_of({run.run_id: run}, execution, {}, keeps_final=True)[run.run_id]
+    planned = spaces_of({run.run_id: run}, execution, {})[run.run_id]
     files = [path for path in folder.path.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) == pytest.approx(planned.left, rel=0.2)
     saved = [path.stat().st_size for path in files if "checkpoint" in path.parts]

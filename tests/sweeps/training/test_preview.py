@@ -95,10 +95,13 @@ def test_the_clusters_limits_and_other_peoples_jobs_count(tmp_path: Path) -> Non
     assert found.makespan_minutes == pytest.approx(120)
 
 
-@pytest.mark.parametrize(("asked", "keeps"), [([], False), (["execution.final_checkpoint=true"], True)])
-def test_runs_of_a_sweep_keep_their_last_state_only_where_asked(asked: list[str], keeps: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("asked", "keeps"),
+    [([], "none"), (["execution.final_checkpoint=true"], "final"), (["execution.keep=last_2"], "last_2")],
+)
+def test_runs_of_a_sweep_keep_their_last_state_only_where_asked(asked: list[str], keeps: str, tmp_path: Path) -> None:
     sweep = read_sweep(["+sweep=demo", "model=29k", f"root={tmp_path}", *asked])
-    assert {work.arguments["execution"]["final_checkpoint"] for work in sweep.definition.works} == {keeps}
+    assert {work.arguments["execution"]["keep"] for work in sweep.definition.works} == {keeps}
 
 
 def test_a_cap_on_gpu_hours_says_which_runs_fit(tmp_path: Path) -> None:
