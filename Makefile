@@ -5,7 +5,7 @@ NEXT_VENV ?= .venv-hydra-next
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slurm test-hydra-next test-extras soak check bench
+.PHONY: demo test test-slurm test-hydra-next test-extras soak check bench gpu-check
 
 demo: $(VENV)/installed  ## four algorithms, three sizes, real text, a scaling-law report: minutes on two cores
 	$(BIN)/muloco-sweep launch +sweep=demo cluster=local root=demo
@@ -23,7 +23,8 @@ test-hydra-next: $(NEXT_VENV)/installed  ## the Hydra plugins under the next Hyd
 	MULOCO_REQUIRE_SLURM=1 $(NEXT_VENV)/bin/python -m pytest -q tests/hydra
 
 test-extras: $(VENV)/installed-extras  ## what needs packages that are large and seldom used
-	$(BIN)/python -m pytest -q tests/muloco_runner/data/test_named_datasets.py tests/muloco_runner/test_targets.py
+	$(BIN)/python -m pytest -q tests/muloco_runner/data/test_named_datasets.py tests/muloco_runner/test_targets.py \
+		tests/muloco_runner/whole_machine_check.py
 
 soak: $(VENV)/installed-dev  ## thousands of random histories and inputs: an hour
 	MULOCO_HISTORIES=10000 $(BIN)/python -m pytest -q tests/sweeps/simulation/test_simulate.py
@@ -37,6 +38,9 @@ check: $(VENV)/installed-dev  ## format, lint, types
 
 bench: $(VENV)/installed-dev  ## measurements, printed as ratios; takes a while
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+gpu-check:  ## everything that a GPU has to tell, in minutes; wherever there are torch, triton and numpy
+	$(PYTHON) -m benchmarks.gpu_check
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -44,6 +44,7 @@ one continues where its last checkpoint left it.
   --estimate       GB a GPU, by number of GPUs, and stop     --multirun   one run for each combination
   --cfg job        print the composed config and stop
   --info           where each value comes from               --hydra-help all of Hydra's flags
+  --check-gpu      is this GPU fit, and how fast will it train? Minutes; --check-gpu --help tells more
   --config-dir DIR own choices, found before the built-in ones; may be said several times. So are those under ./conf,
                    and in the folders that MULOCO_CONF lists; conf_path=none turns these off
   --same-code      go on with a run whose optimizer's code (_target_) has changed under the same version
@@ -54,6 +55,7 @@ trained on this data, 70 out of memory, 75 checkpointed after a signal or at exe
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _SAME_CODE = "--same-code"
+_CHECK_GPU = "--check-gpu"
 _MULTIRUN = {"--multirun", "-m"}
 _GROUPS = ("algorithm", "model", "method", "inner_optimizer", "data", "schedule", "cluster")
 
@@ -72,9 +74,13 @@ def main() -> None:
         print(f"muloco-train: {_SAME_CODE}: not with --multirun: say muloco-sweep launch {_SAME_CODE}", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
     sys.argv[1:] = arguments
-    if "--help" in arguments or "-h" in arguments:
+    if arguments[:1] != [_CHECK_GPU] and {"--help", "-h"} & set(arguments):
         print(help_text(), end="")
         sys.exit(0)
+    if arguments[:1] == [_CHECK_GPU]:
+        from muloco_runner.machine_check.run import main as check_machine
+
+        sys.exit(check_machine(arguments[1:], program=f"muloco-train {_CHECK_GPU}"))
     if (line := announce(path)) and os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr)
     if "--estimate" in arguments:

@@ -1,4 +1,5 @@
-"""Muon steps to compare: ours, the usual loop, torch's, and what packages offer where they run here.
+"""Muon steps to compare: ours, the usual loop, torch's, and what packages offer where they are installed: as their
+authors ship them (`pip install --no-deps` of their wheels, on a machine that reaches no registry).
 
 All use Keller Jordan's coefficients in five steps, momentum as a moving average with Nesterov, the learning rate scaled
 by sqrt(max(1, rows/columns)), and no decay.
@@ -130,21 +131,66 @@ def cublas(parameters: list[nn.Parameter]) -> Step:
 
 
 def gram_newton_schulz(parameters: list[nn.Parameter]) -> Step:
-    if parameters[0].device.type != "cuda":
-        raise Absent("multiplies in float16, for GPUs only")
+    """Dao-AILab's, with its kernels and compiled as it ships: with CUDA graphs."""
+    _for_gpus(parameters)
     package = _import("gram_newton_schulz")
-    method = package.GramNewtonSchulz(ns_coefficients=[[A, B, C]] * 5, compile_kwargs=None)
-    return batched(method)(parameters)
+    return batched(package.GramNewtonSchulz(ns_coefficients=[[A, B, C]] * 5))(parameters)
 
 
-def emerging_optimizers(parameters: list[nn.Parameter]) -> Step:
-    utils = _import("emerging_optimizers.orthogonalized_optimizers.muon_utils")
+def emerging_optimizers(*, symmetric: bool) -> MakeStep:
+    """NVIDIA's, in bfloat16, which it takes where torch multiplies float32 at "medium"; `symmetric`: its own kernel."""
+
+    def make(parameters: list[nn.Parameter]) -> Step:
+        if symmetric:
+            _for_gpus(parameters)
+        utils = _import("emerging_optimizers.orthogonalized_optimizers.muon_utils")
+
+        def orthogonalize(x: Tensor) -> Tensor:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("medium")
+            try:
+                return torch.stack([one(matrix) for matrix in x])
+            finally:
+                torch.set_float32_matmul_precision(before)
+
+        def one(matrix: Tensor) -> Tensor:
+            out: Tensor = utils.newton_schulz(
+                matrix, 5, "custom", custom_coefficient_sets=[(A, B, C)] * 5, use_syrk=symmetric
+            )
+            return out
+
+        return batched(orthogonalize)(parameters)
+
+    return make
+
+
+def dions_kernels(parameters: list[nn.Parameter]) -> Step:
+    """Microsoft's Triton kernels, which tune themselves at the first call, in batches and bfloat16."""
+    _for_gpus(parameters)
+    kernels = _import("dion.newton_schulz_triton")
 
     def orthogonalize(x: Tensor) -> Tensor:
-        coefficients = {"coefficient_type": "custom", "custom_coefficient_sets": [(A, B, C)] * 5}
-        return torch.stack([utils.newton_schulz(matrix, steps=5, **coefficients) for matrix in x])
+        tall = x.size(-2) > x.size(-1)
+        x = (x.mT if tall else x).bfloat16().contiguous()
+        x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+        for _ in range(5):
+            polynomial = kernels.ns_line_2(kernels.ns_line_1(x), alpha=C, beta=B)
+            x = kernels.ns_line_3(polynomial, x, A)
+        return x.mT if tall else x
 
     return batched(orthogonalize)(parameters)
+
+
+def flash_muon(parameters: list[nn.Parameter]) -> Step:
+    """Its Triton product of a matrix and its transpose, one matrix at a time."""
+    _for_gpus(parameters)
+    muon = _import("flash_muon.muon")
+    return batched(lambda x: torch.stack([muon.fast_newtonschulz(matrix, 5) for matrix in x]))(parameters)
+
+
+def _for_gpus(parameters: list[nn.Parameter]) -> None:
+    if parameters[0].device.type != "cuda":
+        raise Absent("for GPUs only")
 
 
 def _import(name: str) -> Any:
@@ -160,7 +206,10 @@ def peers(device: torch.device) -> dict[str, MakeStep]:
         "Keller Jordan's loop": usual_loop,
         "torch.optim.Muon": torchs_own,
         "gram-newton-schulz": gram_newton_schulz,
-        "emerging-optimizers": emerging_optimizers,
+        "emerging-optimizers": emerging_optimizers(symmetric=False),
+        "emerging-optimizers, symmetric": emerging_optimizers(symmetric=True),
+        "dion's kernels": dions_kernels,
+        "flash-muon": flash_muon,
     }
     if device.type == "cpu":
         return {**common, "ours": ours()}
