@@ -78,4 +78,13 @@ def slurm_session() -> Iterator[EmulatedSlurm]:
 @pytest.fixture
 def slurm(slurm_session: EmulatedSlurm) -> EmulatedSlurm:
     slurm_session.cancel_everything()
+    slurm_session.is_used = True
+    return slurm_session
+
+
+@pytest.fixture
+def shared_slurm(slurm_session: EmulatedSlurm) -> EmulatedSlurm:
+    """For tests that do not mind the jobs of others like them."""
+    if slurm_session.is_used:
+        slurm_session.cancel_everything()
     return slurm_session

@@ -39,8 +39,10 @@ PROGRAMS = (
 GPUS_PER_NODE = 8
 CPUS_PER_NODE = 96
 TEMPLATES = Path(__file__).parent
-PATIENCE_SECONDS = 180
+PATIENCE_SECONDS = 600
 """How long tests wait for an event: far longer than it takes, however busy the machine is."""
+ANSWER_SECONDS, SILENCE_SECONDS = 60, 2
+"""How long SLURM's commands wait for an answer, and try to reach a slurmctld that a test has stopped."""
 OTHER_USER = "nobody"
 """A user of every Debian, whose jobs hold nodes beside ours."""
 
@@ -86,6 +88,10 @@ class EmulatedSlurm:
         self._limits: dict[str, str] = {}
         self._original: str | None = None
         """The configuration, where a test has changed it."""
+        self._num_limits = 0
+        """How often limits have been set."""
+        self.is_used = False
+        """Whether a test that may leave it changed has had it."""
         self._ports = PortBlock(3 + num_nodes)
         self._controller_port, self._daemon_port, self._database_port, *node_ports = self._ports.numbers
         self._node_ports = dict(zip(self.nodes, node_ports, strict=True))
@@ -126,7 +132,7 @@ class EmulatedSlurm:
 
     # What a test may do
 
-    def run(self, *command: str, timeout: float = 60) -> str:
+    def run(self, *command: str, timeout: float = PATIENCE_SECONDS) -> str:
         """Standard output of a SLURM command; fails with its words."""
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
         if done.returncode != 0:
@@ -144,14 +150,45 @@ class EmulatedSlurm:
     def occupy(self, num_nodes: int, **options: str) -> str:
         """The same with another user's job, and no return before it has its nodes."""
         job = self.hold_nodes(num_nodes, OTHER_USER, **options)
-        wait_for(lambda: self.run("squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING", f"start of job {job}")
+        self.wait_for_start(job)
         return job
 
+    def wait_for_start(self, job: str) -> None:
+        wait_for(lambda: self.run("squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING", f"start of job {job}")
+
+    def accounted_end(self, which: str) -> str:
+        """State, exit code and signal of the job that this option of sacct names, once accounting has its end."""
+        said: list[str] = []
+
+        def ended() -> bool:
+            said[:] = self.run("sacct", "-nPX", which, "-o", "State,ExitCode").split("\n")[:1]
+            return bool(said[0]) and not said[0].startswith(("PENDING", "RUNNING", "COMPLETING"))
+
+        wait_for(ended, f"end of the job {which} in accounting")
+        return said[0]
+
+    def end_time(self, job: str) -> None:
+        """The running job has reached its time limit, which SLURM counts in whole minutes."""
+
+        def is_taken() -> bool:
+            # Refused within the second in which the job has started.
+            self.run("scontrol", "update", f"JobId={job}", "EndTime=now")
+            return True
+
+        wait_for(is_taken, f"end of the time of job {job}")
+
     def limit(self, **limits: str) -> None:
-        """Sets limits of the QOS `capped` (GrpTRES="node=3") until the next test."""
+        """Sets limits of the QOS `capped` (GrpTRES="node=3") until the next test; they bind once this returns."""
+        self._num_limits += 1
+        # A limit that binds nobody, and that slurmctld, which hears of all from the database, shows.
+        mark = f"GrpJobsAccrue={1_000_000 + self._num_limits}"
         words = [f"{key}={value}" for key, value in limits.items()]
-        self.run("sacctmgr", "-iQ", "modify", "qos", "capped", "set", *words)
+        self.run("sacctmgr", "-iQ", "modify", "qos", "capped", "set", *words, mark)
         self._limits |= {key: f"{value.rpartition('=')[0]}=-1".lstrip("=") for key, value in limits.items()}
+        wait_for(
+            lambda: f"{mark}(" in self.run("scontrol", "show", "assoc_mgr", "qos=capped", "flags=qos"),
+            f"limits {' '.join(words)} in slurmctld",
+        )
 
     def configure(self, **settings: str | None) -> None:
         """Sets lines of slurm.conf, or removes those that are None, until the next test; slurmctld starts anew."""
@@ -164,8 +201,19 @@ class EmulatedSlurm:
 
     def _restart_with(self, configuration: str) -> None:
         self.stop_controller()
-        self.configuration.write_text(configuration)
+        self._write_configuration(configuration)
         self.start_controller()
+
+    def _write_configuration(self, text: str) -> None:
+        """Whole at every moment: commands read it whenever they start."""
+        draft = self.configuration.with_suffix(".draft")
+        draft.write_text(text)
+        draft.rename(self.configuration)
+
+    def _set_message_timeout(self, seconds: int) -> None:
+        lines = self.configuration.read_text().splitlines()
+        changed = [f"MessageTimeout={seconds}" if line.startswith("MessageTimeout=") else line for line in lines]
+        self._write_configuration("\n".join(changed) + "\n")
 
     def cancel_everything(self) -> None:
         """All daemons there, no job left in the queue, all nodes idle, no limit set: where every test starts."""
@@ -185,6 +233,7 @@ class EmulatedSlurm:
             if self._daemons[node].poll() is not None:
                 self.revive_node(node)
         self.wait_until_idle()
+        self.is_used = False
 
     def wait_until_idle(self) -> None:
         def all_idle() -> bool:
@@ -197,8 +246,9 @@ class EmulatedSlurm:
         """The node's power fails: its daemon, its step daemons and every task on it die at once."""
         self._daemons[node].kill()
         self._daemons[node].wait()
-        for _ in range(2):  # a step daemon may start a task while its siblings are being listed
-            for process in self._processes_of_jobs(node):
+        # A step daemon may start a task while others are being listed, and must not tell of one that is gone.
+        while processes := list(self._processes_of_jobs(node)):
+            for process in sorted(processes, key=lambda process: process.name() != "slurmstepd"):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
 
@@ -211,22 +261,45 @@ class EmulatedSlurm:
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
 
     def declare_up(self, node: str) -> None:
-        self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        def is_up() -> bool:
+            if "down" not in self.run("sinfo", "-hN", "-p", "gpu", "-n", node, "-o", "%T"):
+                return True
+            # Refused where it has come back by itself meanwhile.
+            self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+            return False
+
+        wait_for(is_up, f"node {node}")
 
     def start_controller(self) -> None:
+        self._set_message_timeout(ANSWER_SECONDS)
         self._start("slurmctld", "slurmctld", "-D")
-        wait_for(lambda: "UP" in self.run("scontrol", "ping", timeout=10), "slurmctld")
+        wait_for(lambda: "UP" in self.run("scontrol", "ping"), "slurmctld")
 
     def stop_controller(self) -> None:
         """By TERM: killed, it would lose its last seconds and might give a job id twice."""
-        self._stop("slurmctld")
+        self._stop("slurmctld", PATIENCE_SECONDS)
+        # Commands try to reach it for as long as they would wait for its answer.
+        self._set_message_timeout(SILENCE_SECONDS)
 
     def start_database_daemon(self) -> None:
         self._start("slurmdbd", "slurmdbd", "-D")
-        wait_for(lambda: self.run("sacctmgr", "-n", "show", "cluster", timeout=10) is not None, "slurmdbd")
+        wait_for(lambda: self.run("sacctmgr", "-n", "show", "cluster") is not None, "slurmdbd")
 
     def stop_database_daemon(self) -> None:
-        self._stop("slurmdbd")
+        self._stop("slurmdbd", PATIENCE_SECONDS)
+
+    @contextlib.contextmanager
+    def suspended_tasks(self) -> Iterator[None]:
+        """All that jobs run stands still meanwhile; signals wait for it."""
+        tasks = [process for process in self._processes_of_jobs() if process.name() != "slurmstepd"]
+        for task in tasks:
+            task.suspend()
+        try:
+            yield
+        finally:
+            for task in tasks:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    task.resume()
 
     # Inside
 
@@ -253,6 +326,7 @@ class EmulatedSlurm:
             text = string.Template((TEMPLATES / f"{name}.template").read_text()).substitute(
                 host=host,
                 state=self.state,
+                answer_seconds=ANSWER_SECONDS,
                 controller_port=self._controller_port,
                 database_daemon_port=self._daemon_port,
                 database_port=self._database_port,
@@ -347,10 +421,11 @@ def wait_for(happens: Callable[[], bool], what: str) -> None:
         except subprocess.SubprocessError as error:
             failure = f"\nlast failure: {error}"
         time.sleep(0.1)
-    raise TimeoutError(f"no {what} within {PATIENCE_SECONDS} s{failure}\n{_queue_and_nodes()}")
+    raise TimeoutError(f"no {what} within {PATIENCE_SECONDS} s{failure}\n{queue_and_nodes()}")
 
 
-def _queue_and_nodes() -> str:
+def queue_and_nodes() -> str:
+    """What SLURM says of its jobs and nodes, for whoever has waited in vain."""
     said = []
     for command in (["squeue", "-o", "%i %j %u %T %M %r %N"], ["sinfo", "-N", "-o", "%N %T %E"]):
         with contextlib.suppress(OSError, subprocess.SubprocessError):

@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from emulated_slurm import EmulatedSlurm, wait_for
+from emulated_slurm import PATIENCE_SECONDS, EmulatedSlurm, queue_and_nodes, wait_for
 
 import sweeps
 from sweeps.clusters.slurm.parse import SACCT_FIELDS, parse_sacct
@@ -28,6 +29,8 @@ from sweeps.engine.work import Need, Work
 from sweeps.store.folder import Definition, SweepFolder
 from sweeps.training.adapter import TRAINING
 
+LONGEST_SWEEP_SECONDS = 1800
+"""A sweep that what a test waits for never ends gives up then: far later than any ends, however busy the machine is."""
 PACKAGE = str(Path(sweeps.__file__).parent)
 ONE_NODE = Need(1, 8, 8, wall_minutes=5, expected_minutes=0.1)
 GPU = {"name": "gpu", "partition": "gpu", "account": "lab", "gpus_per_node": 8, "cpus_per_node": 8}
@@ -69,7 +72,14 @@ class SampleSweep:
         return Controller(self.folder, self.definition, SlurmCluster)
 
     def run(self, on_tick: Callable[[Tick], None] = lambda tick: None) -> SweepState:
-        return self.controller().run(on_tick)
+        end = time.monotonic() + LONGEST_SWEEP_SECONDS
+
+        def on_tick_in_time(tick: Tick) -> None:
+            on_tick(tick)
+            if time.monotonic() > end:
+                raise TimeoutError(f"{dict(tick.state.counts)} after {LONGEST_SWEEP_SECONDS} s\n{queue_and_nodes()}")
+
+        return self.controller().run(on_tick_in_time)
 
     def start(self, before: Callable[[], None] = lambda: None) -> multiprocessing.process.BaseProcess:
         """A driver in a process of its own, which may be killed."""
@@ -141,7 +151,7 @@ def sampled_nodes(slurm: EmulatedSlurm, every: float = 1.0) -> Iterator[list[int
     def sample() -> None:
         while not over.wait(every):
             with contextlib.suppress(subprocess.SubprocessError):
-                samples.append(sum(map(int, slurm.run("squeue", "-h", "-t", "R,CG", "-o", "%D").split())))
+                samples.append(sum(map(int, slurm.run("squeue", "-h", "--me", "-t", "R,CG", "-o", "%D").split())))
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -159,6 +169,21 @@ def put_before(command: str, script: str, folder: Path) -> None:
     (folder / command).write_text(f"#!/bin/bash\nREAL={real}\nHERE={folder}\n{script}\n")
     (folder / command).chmod(0o755)
     os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+
+
+def kill_drivers(sweep: SampleSweep, deaths: Sequence[Callable[[], None]], later: Sequence[str]) -> None:
+    """Starts one driver after the other, each of which dies in its own way.
+
+    Each finds another of the runs `later` to submit; and the sweep must have a run that does not end meanwhile. So none
+    of them sees the sweep's end, however fast its jobs are and however slow SLURM is.
+    """
+    sweep.folder.send("held", runs=list(later), why="for a later driver")
+    for death, name in zip(deaths, later, strict=False):
+        sweep.folder.send("released", runs=[name])
+        driver = sweep.start(death)
+        driver.join(PATIENCE_SECONDS)
+        assert driver.exitcode == -signal.SIGKILL, f"the driver that found {name} ended with {driver.exitcode}"
+    sweep.folder.send("released", runs=list(later[len(deaths) :]))
 
 
 def die() -> None:
@@ -183,12 +208,12 @@ def die_around_sbatch(after: bool) -> None:
     """`kill -9` once `sbatch` has accepted a job and nobody has written so down; or while it is asking."""
     submit = SlurmCluster.submit
 
-    def submit_and_die(self: SlurmCluster, request: Any, after: Any = ()) -> str:
+    def submit_and_die(self: SlurmCluster, request: Any, predecessors: Any = ()) -> str:
         if not after:
             # sbatch goes on without its parent.
             signal.setitimer(signal.ITIMER_REAL, 0.02)
             signal.signal(signal.SIGALRM, lambda number, frame: die())
-        job_id = submit(self, request, after)
+        job_id = submit(self, request, predecessors)
         die()
         return job_id
 

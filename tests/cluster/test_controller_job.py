@@ -39,27 +39,19 @@ def wait_for_controller(slurm: EmulatedSlurm, sweep: SampleSweep, other_than: st
     return controllers(slurm, sweep, "R")[0]
 
 
-def ends_now(slurm: EmulatedSlurm, job: str) -> bool:
-    """Let the job reach its time limit; refused within the second in which it started."""
-    try:
-        slurm.run("scontrol", "update", f"JobId={job}", "EndTime=now")
-    except subprocess.SubprocessError:
-        return False
-    return True
-
-
 def test_a_controllers_job_outlives_limit_preemption_and_node(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     # However long the four controllers take, the sweep is not over before.
     gate = tmp_path / "gate"
     plans: dict[str, Any] = {"gated": {"gate": str(gate)}} | {f"w{n}": {"seconds": [4]} for n in range(8)}
-    sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 2}}, controller={"qos": "low"})
+    # Whoever preempts a controller wants its whole node, so the runs that may be there make way too.
+    sweep = SampleSweep(tmp_path, plans, {**GPU, "qos": "low", "quota": {"nodes": 2}}, controller={"qos": "low"})
     sweep.folder.write_definition(sweep.definition)
     cluster = sweep.definition.read_cluster()
     first, is_new = controller_job.start(sweep.folder, cluster)
     assert is_new
     assert controller_job.start(sweep.folder, cluster) == (first, False)
     assert wait_for_controller(slurm, sweep) == first
-    wait_for(lambda: ends_now(slurm, first), "a time limit that may be reached")
+    slurm.end_time(first)
     second = wait_for_controller(slurm, sweep, first)
     holder = read_holder(sweep.folder.lease_dir)
     assert holder is not None
@@ -90,16 +82,19 @@ def test_a_queued_controller_of_other_code_is_replaced(slurm: EmulatedSlurm, tmp
     before = slurm.run(
         "sbatch", "--parsable", "--hold", f"--job-name={controller_job.job_name(sweep.folder)}", str(script)
     ).strip()
+    # The new one shall not queue its successor before it has been looked at.
+    slurm.occupy(8)
     job, is_new = controller_job.start(sweep.folder, sweep.definition.read_cluster())
     assert is_new
     assert controllers(slurm, sweep, "PD,R") == [job]
     assert job != before
+    slurm.run("scancel", f"--user={OTHER_USER}")
     wait_for(lambda: not slurm.run("squeue", "-h"), "the sweep's end")
     assert set(standings(sweep.folder.read_state(sweep.definition).state).values()) == {"done"}
 
 
 def test_a_mistake_ends_the_succession(slurm: EmulatedSlurm, tmp_path: Path) -> None:
-    sweep = SampleSweep(tmp_path, {"w": {"seconds": [30]}}, GPU)
+    sweep = SampleSweep(tmp_path, {"w": {"seconds": [3600]}}, GPU)
     sweep.folder.write_definition(sweep.definition)
     first, _ = controller_job.start(sweep.folder, sweep.definition.read_cluster())
     wait_for_controller(slurm, sweep)

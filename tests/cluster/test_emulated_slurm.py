@@ -20,7 +20,7 @@ def test_a_job_sees_the_gpus_that_it_asked_for(slurm: EmulatedSlurm, tmp_path) -
 
 def test_a_lost_node_ends_its_job_and_comes_back(slurm: EmulatedSlurm) -> None:
     job = slurm.hold_nodes(1)
-    wait_for(lambda: slurm.run("squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING", "running job")
+    slurm.wait_for_start(job)
     node = slurm.run("squeue", "-h", "-j", job, "-o", "%N").strip()
     slurm.lose_node(node)
     slurm.declare_down(node)
@@ -34,6 +34,7 @@ def test_a_lost_node_ends_its_job_and_comes_back(slurm: EmulatedSlurm) -> None:
 def test_a_limit_of_a_qos_binds(slurm: EmulatedSlurm) -> None:
     slurm.limit(GrpTRES="node=1")
     jobs = [slurm.hold_nodes(1, qos="capped") for _ in range(2)]
+    slurm.wait_for_start(jobs[0])
     wait_for(lambda: "QOSGrpNodeLimit" in slurm.run("squeue", "-h", "-o", "%i %r"), "job that waits for its limit")
     assert len(jobs) == 2
     assert len(slurm.run("squeue", "-h", "-t", "R").splitlines()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from emulated_slurm import OTHER_USER, EmulatedSlurm
 from sweeping import GPU, ONE_NODE, SampleSweep, causes, check, sampled_nodes, standings
 
+from sweeps.clusters.slurm import slurm_cluster
 from sweeps.controller import Tick
 from sweeps.engine.cluster import Resource
 from sweeps.engine.policy import RULES, Cause
@@ -19,6 +21,9 @@ from sweeps.engine.sweep_state import shape_of
 from sweeps.engine.work import Need
 
 pytestmark = pytest.mark.slurm
+HEARTBEAT_TIMEOUT_SECONDS = 15.0
+"""Far longer than between two heartbeats, however busy the machine is."""
+CANCEL_OTHERS = ("scancel", f"--user={OTHER_USER}")
 
 
 class Script:
@@ -53,8 +58,7 @@ def test_a_job_that_runs_into_its_time_limit_gets_more_time(slurm: EmulatedSlurm
     sweep = SampleSweep(tmp_path, {"slow": {"seconds": [300, 0], "deaf": True}, "fine": {}})
 
     def expire() -> None:
-        # SLURM's limits are whole minutes; the clock of this job runs out at once.
-        slurm.run("scontrol", "update", f"JobId={first_job(slurm, sweep)}", "EndTime=now")
+        slurm.end_time(first_job(slurm, sweep))
 
     state = sweep.run(Script((lambda tick: sweep.starts("slow"), expire)))
     assert standings(state) == {"slow": "done", "fine": "done"}
@@ -69,7 +73,7 @@ def test_preempted_runs_go_on_when_there_is_room_again(slurm: EmulatedSlurm, tmp
     sweep = SampleSweep(tmp_path, plans, {**GPU, "qos": "low"})
     script = Script(
         (lambda tick: all(map(sweep.starts, plans)), lambda: slurm.occupy(8, qos="high")),
-        (lambda tick: tick.state.counts["waiting"] == 2, lambda: slurm.run("scancel", f"--user={OTHER_USER}")),
+        (lambda tick: all(causes(tick.state, name)[0] for name in plans), lambda: slurm.run(*CANCEL_OTHERS)),
     )
     state = sweep.run(script)
     assert set(standings(state).values()) == {"done"}
@@ -120,7 +124,7 @@ def test_a_run_on_a_full_disk_waits_alone_until_there_is_room(
     try:
         script = Script(
             (
-                lambda tick: len(tick.state.runs["full"].attempts) == 3 and tick.state.runs["fine"].done,
+                lambda tick: len(tick.state.runs["full"].attempts) >= 3 and tick.state.runs["fine"].done,
                 lambda: slurm.run("mount", "-o", "remount,size=4m", str(place)),
             )
         )
@@ -142,15 +146,28 @@ def test_clocks_of_nodes_that_disagree_change_nothing(slurm: EmulatedSlurm, tmp_
         f"export LD_PRELOAD={library} NO_FAKE_STAT=1",
         f'case "$SLURMD_NODENAME" in {odd_nodes}) export FAKETIME=+7200 ;; *) export FAKETIME=-7200 ;; esac',
     ]
-    plans = {f"w{n}": {"seconds": [6 if n == 0 else 1]} for n in range(8)}
-    sweep = SampleSweep(tmp_path, plans, setup=setup, heartbeat_timeout_minutes=0.05)
-    state = sweep.run()
+    gate = tmp_path / "gate"
+    plans: dict[str, Any] = {f"w{n}": {"seconds": [1]} for n in range(8)}
+    plans["w0"] = {"gate": str(gate)}
+    sweep = SampleSweep(tmp_path, plans, setup=setup, heartbeat_timeout_minutes=HEARTBEAT_TIMEOUT_SECONDS / 60)
+    seen_since: list[float] = []
+
+    def look(tick: Tick) -> None:
+        # Only of a run that has been at work for as long is it asked whether it hangs.
+        if tick.state.runs["w0"].status == "running":
+            seen_since.append(time.monotonic())
+            if seen_since[-1] - seen_since[0] > 1.2 * HEARTBEAT_TIMEOUT_SECONDS:
+                gate.touch()
+
+    state = sweep.run(look)
     assert set(standings(state).values()) == {"done"}
     check(sweep, state, slurm)
     seen = [start["time"] for name in plans for start in sweep.starts(name)]
     assert max(seen) - min(seen) > 2 * 7200 - 60, "the nodes' clocks do disagree"
     assert {len(run.attempts) for run in state.runs.values()} == {1}
-    assert sum(state.spent_gpu_hours.values()) < 8 * 8 * 60 / 3600
+    tags = ",".join(run.attempts[0].tag for run in state.runs.values())
+    seconds = sum(map(int, slurm.run("sacct", "-nPX", f"--name={tags}", "-o", "ElapsedRaw").split()))
+    assert sum(state.spent_gpu_hours.values()) == pytest.approx(8 * seconds / 3600, abs=8 * 8 * 5 / 3600)
 
 
 def test_a_run_that_can_never_fit_says_so_and_keeps_no_other_back(slurm: EmulatedSlurm, tmp_path: Path) -> None:
@@ -178,7 +195,7 @@ def test_a_qos_lowered_while_the_sweep_runs_is_kept(slurm: EmulatedSlurm, tmp_pa
     slurm.occupy(7)
     script = Script(
         (lambda tick: tick.state.runs["wide"].in_flight, lambda: slurm.limit(GrpTRES="node=1")),
-        (lambda tick: tick.state.runs["wide"].is_waiting, lambda: slurm.run("scancel", f"--user={OTHER_USER}")),
+        (lambda tick: tick.state.runs["wide"].is_waiting, lambda: slurm.run(*CANCEL_OTHERS)),
     )
     with sampled_nodes(slurm, 0.5) as samples:
         state = sweep.run(script)
@@ -186,7 +203,7 @@ def test_a_qos_lowered_while_the_sweep_runs_is_kept(slurm: EmulatedSlurm, tmp_pa
     verdict = script.ticks[-1].plan.verdicts[shape_of(state.runs["wide"].work)]
     assert verdict.kind is VerdictKind.NEVER
     assert "QOS capped GrpTRES node=1" in verdict.why
-    assert max(samples) <= 8
+    assert max(samples) <= 1
     assert not state.runs["wide"].attempts, "cancelled while it was pending"
     check(sweep, state, slurm)
     slurm.limit(GrpTRES="node=2")
@@ -195,18 +212,22 @@ def test_a_qos_lowered_while_the_sweep_runs_is_kept(slurm: EmulatedSlurm, tmp_pa
     check(sweep, state, slurm)
 
 
-def test_a_submit_limit_defers_and_fails_nothing(slurm: EmulatedSlurm, tmp_path: Path) -> None:
-    names = [f"w{n}" for n in range(4)]
-    sweep = SampleSweep(
-        tmp_path, {name: {"seconds": [1]} for name in names}, {**GPU, "qos": "capped", "quota": {"nodes": 1}}
-    )
+def test_a_submit_limit_defers_and_fails_nothing(
+    slurm: EmulatedSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Before the next look at the limits: only the refusal itself can tell.
+    monkeypatch.setattr(slurm_cluster, "_TICKS_PER_LIMITS", 1e6)
+    gate = tmp_path / "gate"
+    plans = {f"w{n}": {"gate": str(gate)} for n in range(4)}
+    sweep = SampleSweep(tmp_path, plans, {**GPU, "qos": "capped", "quota": {"nodes": 1}})
 
     def refuse() -> None:
-        # Between two looks at the limits: only the refusal itself can tell.
         slurm.limit(MaxSubmitJobsPerUser="1")
         sweep.folder.send("own_limits", limits={"nodes": 5})
 
-    state = sweep.run(Script((lambda tick: tick.state.jobs, refuse)))
+    state = sweep.run(
+        Script((lambda tick: tick.state.jobs, refuse), (lambda tick: sweep.events("deferred"), gate.touch))
+    )
     assert set(standings(state).values()) == {"done"}
     assert {len(run.attempts) for run in state.runs.values()} == {1}
     (first, *_) = sweep.events("deferred")
@@ -233,20 +254,25 @@ def test_packed_runs_have_their_own_gpus_and_fail_apart(slurm: EmulatedSlurm, tm
 
 
 def test_quotas_of_two_allocations_are_kept_and_may_change(slurm: EmulatedSlurm, tmp_path: Path) -> None:
-    names = [f"w{n}" for n in range(10)]
+    # The first four end at once; the others hold their nodes until the raised quota is used.
+    gate = tmp_path / "gate"
+    plans: dict[str, Any] = {f"w{n}": {"seconds": [2]} if n < 4 else {"gate": str(gate)} for n in range(10)}
     low = {**GPU, "name": "low", "qos": "low", "quota": {"nodes": 1}}
     short = {**GPU, "name": "short", "quota": {"nodes": 1, "gpu_hours": 8 * 5 / 60}}
-    sweep = SampleSweep(tmp_path, {name: {"seconds": [2]} for name in names}, low, short)
-    most: dict[str, int] = {}
+    sweep = SampleSweep(tmp_path, plans, low, short)
+    most = {"low": 0, "short": 0}
+    act = Script(
+        (lambda tick: tick.state.counts["done"] >= 4, lambda: sweep.folder.send("own_limits", limits={"nodes": 3})),
+        (lambda tick: most["low"] >= 3, gate.touch),
+    )
 
-    def enough(tick: Tick) -> bool:
-        for allocation in ("low", "short"):
+    def look(tick: Tick) -> None:
+        for allocation, before in most.items():
             jobs = [job for job in tick.state.jobs.values() if job.request.allocation == allocation]
-            most[allocation] = max(most.get(allocation, 0), int(held_by_jobs(jobs).of.get(Resource.NODES, 0)))
-        return tick.state.counts["done"] >= 4
+            most[allocation] = max(before, int(held_by_jobs(jobs).of.get(Resource.NODES, 0)))
+        act(tick)
 
-    raised = [(enough, lambda: sweep.folder.send("own_limits", limits={"nodes": 3})), (enough, int), (enough, int)]
-    state = sweep.run(Script(*raised))
+    state = sweep.run(look)
     assert set(standings(state).values()) == {"done"}
     # A job of five minutes asks for all the GPU-hours of `short`: one at a time, whatever its nodes.
     assert most == {"low": 3, "short": 1}
@@ -259,11 +285,15 @@ def test_under_a_lowered_quota_jobs_that_wait_are_taken_back(slurm: EmulatedSlur
     sweep = SampleSweep(tmp_path, plans, {**GPU, "quota": {"nodes": 3}})
     script = Script(
         (lambda tick: len(tick.state.jobs) == 3, lambda: sweep.folder.send("own_limits", limits={"nodes": 1})),
-        (lambda tick: len(tick.state.jobs) == 1, lambda: slurm.run("scancel", f"--user={OTHER_USER}")),
+        # One may be queued behind the other, and so waits for no node of its own.
+        (
+            lambda tick: sum(not job.is_behind for job in tick.state.jobs.values()) == 1,
+            lambda: slurm.run(*CANCEL_OTHERS),
+        ),
     )
     with sampled_nodes(slurm, 0.3) as samples:
         state = sweep.run(script)
     assert set(standings(state).values()) == {"done"}
-    assert max(nodes for nodes in samples if nodes < 8) == 1
+    assert max(samples) == 1
     assert {len(run.attempts) for run in state.runs.values()} == {1}
     check(sweep, state, slurm)

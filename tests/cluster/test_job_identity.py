@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +12,17 @@ from typing import Any
 
 import pytest
 from emulated_slurm import EmulatedSlurm, wait_for
-from sweeping import GPU, SampleSweep, causes, check, die_around_sbatch, die_at_line, put_before, standings
+from sweeping import (
+    GPU,
+    SampleSweep,
+    causes,
+    check,
+    die_around_sbatch,
+    die_at_line,
+    kill_drivers,
+    put_before,
+    standings,
+)
 
 from sweeps.clusters.slurm.slurm_cluster import SlurmCluster
 from sweeps.controller import Tick
@@ -62,19 +71,19 @@ def test_on_foreign_ground_every_run_starts_once(
     for name, value in FOREIGN.items():
         monkeypatch.setenv(name, value)
     chance = random.Random(accounting)
-    plans = {f"w{n:02d}": {"seconds": [2.0]} for n in range(12)}
+    gate = tmp_path / "gate"
+    plans: dict[str, Any] = {f"w{n:02d}": {"seconds": [2.0]} for n in range(12)}
+    plans["w00"] = {"gate": str(gate)}
     sweep = SampleSweep(
         tmp_path, plans, {**GPU, "quota": {"nodes": 4}}, tick_seconds=0.2, submit_confirm_timeout_seconds=4.0
     )
-    for kill in range(KILLS):
-        deaths: list[Callable[[], None]] = [
-            partial(die_around_sbatch, after=True),
-            partial(die_at_line, chance.randrange(1, 12_000)),
-            partial(die_around_sbatch, after=False),
-        ]
-        driver = sweep.start(deaths[kill % 3])
-        driver.join(60)
-        assert driver.exitcode == -signal.SIGKILL, f"the sweep was over after {kill} kills"
+    ways: list[Callable[[], Callable[[], None]]] = [
+        lambda: partial(die_around_sbatch, after=True),
+        lambda: partial(die_at_line, chance.randrange(1, 12_000)),
+        lambda: partial(die_around_sbatch, after=False),
+    ]
+    kill_drivers(sweep, [ways[kill % 3]() for kill in range(KILLS)], later=list(plans)[5:])
+    gate.touch()
     state = sweep.run()
     assert set(standings(state).values()) == {"done"}
     assert {name: len(sweep.starts(name)) for name in plans} == dict.fromkeys(plans, 1)

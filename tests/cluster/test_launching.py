@@ -69,15 +69,8 @@ class Job:
         return (self.folder / "logs" / "job-000001.log").read_text()
 
     def end(self, slurm: EmulatedSlurm) -> str:
-        """The job's state, exit code and signal once it has ended, by accounting."""
-        said: list[str] = []
-
-        def ended() -> bool:
-            said[:] = slurm.run("sacct", "-nPX", "-j", self.number, "-o", "State,ExitCode").split("\n")[:1]
-            return bool(said) and not said[0].startswith(("PENDING", "RUNNING", "COMPLETING")) and bool(said[0])
-
-        wait_for(ended, f"end of job {self.number}")
-        return said[0]
+        """The job's state, exit code and signal once it has ended."""
+        return slurm.accounted_end(f"--jobs={self.number}")
 
 
 def test_submitits_runner_runs_a_job_of_an_odd_path(slurm: EmulatedSlurm, tmp_path: Path) -> None:

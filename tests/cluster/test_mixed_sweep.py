@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from emulated_slurm import EmulatedSlurm, wait_for
+from emulated_slurm import EmulatedSlurm
 from sweeping import GPU, SampleSweep, check, sampled_nodes, standings
 
 from sweeps.controller import Tick
@@ -27,7 +27,7 @@ def test_sixty_mixed_runs_keep_the_quota_and_leave_no_node_idle(slurm: EmulatedS
     whole = {**GPU, "partition": "whole", "cpus_per_node": 96, "whole_nodes": True, "quota": {"nodes": QUOTA}}
     sweep = SampleSweep(tmp_path, plans, whole, needs=needs, tick_seconds=0.2)
     other = slurm.hold_nodes(1, partition="whole")
-    wait_for(lambda: slurm.run("squeue", "-h", "-j", other, "-o", "%T").strip() == "RUNNING", "the other job")
+    slurm.wait_for_start(other)
     while_runs_waited = 0
 
     def on_tick(tick: Tick) -> None:

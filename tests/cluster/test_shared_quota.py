@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from emulated_slurm import EmulatedSlurm, wait_for
+from emulated_slurm import PATIENCE_SECONDS, EmulatedSlurm, wait_for
 from sweeping import GPU, SampleSweep, put_before, sampled_nodes
 
 from sweeps.clusters.slurm.slurm_cluster import SlurmCluster
@@ -36,12 +36,15 @@ def work_of(sweeps: list[SampleSweep]) -> set[str]:
 
 @pytest.mark.parametrize("hosts", [["login1", "login1"], ["login1", "login2", "login3"]], ids=["one host", "three"])
 def test_sweeps_started_at_once_share_one_quota(slurm: EmulatedSlurm, tmp_path: Path, hosts: list[str]) -> None:
-    plans = {f"w{n}": {"seconds": [2.5]} for n in range(3)}
+    gate = tmp_path / "gate"
+    plans = {f"w{n}": {"seconds": [2.5], "gate": str(gate)} for n in range(3)}
     sweeps = [SampleSweep(tmp_path / str(n), plans, TWO_NODES) for n in range(len(hosts))]
     with sampled_nodes(slurm, every=0.3) as samples:
         drivers = [sweep.start(partial(call_this_host, host)) for sweep, host in zip(sweeps, hosts, strict=True)]
+        wait_for(lambda: max(samples, default=0) >= 2, "both nodes at work")
+        gate.touch()
         for driver in drivers:
-            driver.join(90)
+            driver.join(PATIENCE_SECONDS)
     assert work_of(sweeps) == {"done"}
     assert max(samples) == 2
 
@@ -60,17 +63,22 @@ def die_in_sbatch() -> None:
 
 
 def test_a_killed_controllers_submission_is_waited_for(slurm: EmulatedSlurm, tmp_path: Path) -> None:
-    put_before("sbatch", 'sleep 3; "$REAL" "$@"', tmp_path / "bin")
+    put_before("sbatch", 'until [ -e $HERE/go ]; do sleep 0.1; done; "$REAL" "$@"', tmp_path / "bin")
     one_node = {**GPU, "quota": {"nodes": 1}}
     first, second = (SampleSweep(tmp_path / name, {"w": {"seconds": [4]}}, one_node) for name in ("first", "second"))
     with sampled_nodes(slurm, every=0.3) as samples:
         killed = first.start(die_in_sbatch)
-        killed.join(30)
+        killed.join(PATIENCE_SECONDS)
         assert killed.exitcode == -signal.SIGKILL
+
+        def look(tick: Tick) -> None:
+            (tmp_path / "bin" / "go").touch()
+            said.append(tick.waits_for)
+
         said: list[str] = []
-        second.run(lambda tick: said.append(tick.waits_for))
+        second.run(look)
         first.run()
-    assert any("has submitted its jobs" in words for words in said)
+    assert "has submitted its jobs" in said[0]
     assert work_of([first, second]) == {"done"}
     assert max(samples) == 1
 

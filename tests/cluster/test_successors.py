@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from emulated_slurm import PATIENCE_SECONDS, EmulatedSlurm, wait_for
@@ -23,12 +25,13 @@ SHORT = replace(ONE_NODE, expected_minutes=1.5 / 60)
 HALF_A_NODE = replace(SHORT, gpus_per_node=4, cpus_per_node=4)
 
 
-def sweep_of(root: Path, number: int, nodes: int, seconds: float = 1.0, tick: float = TICK) -> SampleSweep:
+def sweep_of(root: Path, number: int, nodes: int, tick: float = TICK, **plan: Any) -> SampleSweep:
     """Runs of 1 s each, every third of which shares its node with another."""
     names = [f"w{n}" for n in range(number)]
     needs = {name: HALF_A_NODE if n % 3 == 0 else SHORT for n, name in enumerate(names)}
     gpu = {**GPU, "whole_nodes": True, "quota": {"nodes": nodes}}
-    return SampleSweep(root, {name: {"seconds": [seconds]} for name in names}, gpu, needs=needs, tick_seconds=tick)
+    plans = {name: {"seconds": [1.0], **plan} for name in names}
+    return SampleSweep(root, plans, gpu, needs=needs, tick_seconds=tick)
 
 
 def started_behind(sweep: SampleSweep) -> int:
@@ -38,9 +41,12 @@ def started_behind(sweep: SampleSweep) -> int:
 
 
 def test_sweeps_that_queue_ahead_share_one_quota(slurm: EmulatedSlurm, tmp_path: Path) -> None:
-    sweeps = [sweep_of(tmp_path / str(n), 9, nodes=3) for n in range(2)]
+    gate = tmp_path / "gate"
+    sweeps = [sweep_of(tmp_path / str(n), 9, nodes=3, gate=str(gate)) for n in range(2)]
     with sampled_nodes(slurm, every=0.3) as samples:
         drivers = [sweep.start() for sweep in sweeps]
+        wait_for(lambda: max(samples, default=0) >= 3, "three nodes at work")
+        gate.touch()
         for driver in drivers:
             driver.join(PATIENCE_SECONDS)
     assert max(samples) == 3
@@ -71,7 +77,9 @@ def test_a_controller_killed_at_a_successor_strands_and_doubles_none(
     sweep = sweep_of(tmp_path, 6, nodes=1)
     with sampled_nodes(slurm, every=0.3) as samples:
         for _ in range(2):
-            sweep.start(die_at_a_successor).join(PATIENCE_SECONDS)
+            driver = sweep.start(die_at_a_successor)
+            driver.join(PATIENCE_SECONDS)
+            assert driver.exitcode == -signal.SIGKILL
         state = sweep.run()
     assert set(standings(state).values()) == {"done"}
     assert max(samples) == 1
@@ -80,25 +88,29 @@ def test_a_controller_killed_at_a_successor_strands_and_doubles_none(
 
 
 def test_cancels_preemption_and_a_lowered_quota_keep_the_quota(slurm: EmulatedSlurm, tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, 15, nodes=3, seconds=2.0)
+    # Until the quota is lowered no job ends but those that are told to.
+    gate = tmp_path / "gate"
+    sweep = sweep_of(tmp_path, 15, nodes=3, gate=str(gate))
     done: list[str] = []
 
     def look(tick: Tick) -> None:
         behind = [job for job in tick.state.jobs.values() if job.is_behind and job.job_id is not None]
-        at_work = [job for job in tick.state.jobs.values() if job.started_at is not None]
-        if not done and len(behind) > 1:
+        at_work = [job for job in tick.state.jobs.values() if sweep.starts(job.request.attempts[0].work.name)]
+        if not done and len(behind) > 3 and at_work:
             # The one in the middle of a chain, and one that runs: by nobody who asks the sweep.
             slurm.run("scancel", str(behind[0].job_id))
             done.append(behind[0].request.attempts[0].work.name)
-            for job in at_work[:1]:
-                slurm.run("scancel", "--signal=TERM", str(job.job_id))
+            slurm.run("scancel", "--signal=TERM", str(at_work[0].job_id))
         elif len(done) == 1 and behind:
             sweep.folder.send("own_limits", limits={"nodes": 1})
             sweep.folder.send("cancel", runs=[behind[-1].request.attempts[0].work.name])
             done.append(behind[-1].request.attempts[0].work.name)
+        elif tick.state.own_limits:
+            gate.touch()
 
     with sampled_nodes(slurm, every=0.3) as samples:
         state = sweep.run(look)
+    assert len(done) == 2
     assert max(samples) <= 3
     assert max(samples[-5:]) <= 1
     assert Counter(standings(state).values())["done"] >= 11
@@ -110,13 +122,16 @@ def test_cancels_preemption_and_a_lowered_quota_keep_the_quota(slurm: EmulatedSl
 
 
 def test_pause_withdraws_what_is_queued_and_resume_brings_it_back(slurm: EmulatedSlurm, tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, 6, nodes=1, seconds=5.0)
+    gate = tmp_path / "gate"
+    sweep = sweep_of(tmp_path, 6, nodes=1, gate=str(gate))
     looks: list[tuple[int, int]] = []
 
     def look(tick: Tick) -> None:
         looks.append((len(tick.state.jobs), sum(job.is_behind for job in tick.state.jobs.values())))
         if len(looks) == 2:
             sweep.folder.send("paused", paused=True)
+        if tick.state.paused:
+            gate.touch()
         if tick.state.paused and not tick.state.jobs:
             sweep.folder.send("paused", paused=False)
 
@@ -140,6 +155,7 @@ def test_where_sbatch_refuses_dependencies_todays_way_goes_on(
 
 
 def test_another_jobs_successor_is_not_counted_beside_it(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
     first = slurm.hold_nodes(1)
     slurm.run(
         "sbatch",
@@ -150,9 +166,10 @@ def test_another_jobs_successor_is_not_counted_beside_it(slurm: EmulatedSlurm, t
         "--wrap=sleep 1",
     )
     with sampled_nodes(slurm, every=0.3) as samples:
-        driver = sweep_of(tmp_path, 3, nodes=2).start()
-        wait_for(lambda: max(samples, default=0) == 2, "one node beside the other job")
+        driver = sweep_of(tmp_path, 3, nodes=2, gate=str(gate)).start()
+        wait_for(lambda: max(samples, default=0) >= 2, "one node beside the other job")
         slurm.run("scancel", first)
+        gate.touch()
         driver.join(PATIENCE_SECONDS)
     assert max(samples) == 2
     assert os.path.exists(tmp_path / "runs" / "w2" / "result.json")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from emulated_slurm import OTHER_USER, EmulatedSlurm, wait_for
+from emulated_slurm import OTHER_USER, PATIENCE_SECONDS, EmulatedSlurm, wait_for
 from sweeping import causes
 
 from muloco_runner.record import ExitCode, RunFolder
@@ -42,11 +42,15 @@ def test_preempted_trainers_resume_from_their_checkpoints(slurm: EmulatedSlurm, 
     command = sweep_command("launch", *SWEEP, *SLOWLY, f"root={tmp_path}", *cluster(qos="low"))
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        wait_for(lambda: len(list(tmp_path.glob("runs/*/checkpoint/*"))) >= 2, "first checkpoints")
-        slurm.hold_nodes(8, OTHER_USER, qos="high")
+        saved = "runs/*/checkpoint/step-*"
+        wait_for(lambda: len({path.parents[1] for path in tmp_path.glob(saved)}) == 2, "first checkpoints")
+        # However fast they train, they have not finished before they are told to stop.
+        with slurm.suspended_tasks():
+            slurm.hold_nodes(8, OTHER_USER, qos="high")
+            wait_for(lambda: "PreemptTime=2" in slurm.run("scontrol", "show", "job", "-o"), "preemption")
         wait_for(lambda: len(list(tmp_path.glob("runs/*/attempts/1/ending.json"))) == 2, "preempted attempts")
         slurm.run("scancel", f"--user={OTHER_USER}")
-        output, _ = driver.communicate(timeout=180)
+        output, _ = driver.communicate(timeout=PATIENCE_SECONDS)
     finally:
         driver.kill()
     assert driver.returncode == ExitCode.FINISHED, output
@@ -61,8 +65,7 @@ def test_preempted_trainers_resume_from_their_checkpoints(slurm: EmulatedSlurm, 
         record = (RunFolder(run.work.folder).path / "record.jsonl").read_text().splitlines()
         steps = [line["step"] for line in map(json.loads, record) if "step" in line]
         assert steps == sorted(set(steps)), "no step is trained twice on the record"
-        said = slurm.run("sacct", "-nPX", f"--name={second.tag}", "-o", "State,ExitCode").split()
-        assert said == ["COMPLETED|0:0"]
+        assert slurm.accounted_end(f"--name={second.tag}") == "COMPLETED|0:0"
 
 
 def test_a_sweep_is_left_to_a_controller_on_the_cluster(slurm: EmulatedSlurm, tmp_path: Path) -> None:
@@ -96,7 +99,7 @@ def test_what_the_cluster_has_not_is_one_line_before_the_queue(slurm: EmulatedSl
         for what, words in mistakes.items()
     }  # fmt: skip
     for what, driver in drivers.items():
-        _, errors = driver.communicate(timeout=120)
+        _, errors = driver.communicate(timeout=PATIENCE_SECONDS)
         assert driver.returncode == ExitCode.USAGE, errors
         assert len(errors.splitlines()) == 1, errors
         assert what in errors

@@ -55,6 +55,7 @@ def test_limits_of_partitions_and_nodes_say_never_by_name(slurm: EmulatedSlurm, 
 def test_a_job_that_slurm_will_never_start_is_held_in_words(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     failed = slurm.run("sbatch", "--parsable", "--account=lab", "--output=/dev/null", "--wrap=exit 1").strip()
     held = slurm.hold_nodes(8)
+    slurm.wait_for_start(held)
     sweep = SampleSweep(tmp_path, {"w": {"seconds": [1]}}, submit_confirm_timeout_seconds=2.0)
     changed: list[str] = []
 

@@ -20,7 +20,7 @@ def start_command(folder: Path, *words: str, app: Path = APP) -> "subprocess.Pop
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(process: "subprocess.Popen[str]", seconds: float = 120) -> str:
+def finish(process: "subprocess.Popen[str]", seconds: float = 600) -> str:
     """What it printed; ended well."""
     output, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, output
@@ -33,7 +33,7 @@ def run(folder: Path, *words: str, app: Path = APP) -> str:
 
 def fail(folder: Path, *words: str, app: Path = APP) -> str:
     process = start(folder, *words, app=app)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 1, output
     return output
 
@@ -52,7 +52,7 @@ def numbers(count: int) -> str:
     return "number=" + ",".join(map(str, range(count)))
 
 
-def wait_until(happens: Callable[[], bool], seconds: float = 180) -> None:
+def wait_until(happens: Callable[[], bool], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < deadline, f"it did not happen within {seconds:.0f} s"

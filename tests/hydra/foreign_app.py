@@ -13,6 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 class Config:
     number: int = 0
     seconds: float = 0.0
+    gate: str = ""
+    """A file that it waits for."""
     fails: bool = False
     part: str = "gpu"
     priority: str = "normal"
@@ -26,6 +28,8 @@ def main(config: Config) -> int:
     with open(Path(HydraConfig.get().runtime.cwd) / "starts", "a") as file:
         file.write(f"{config.number}\n")
     time.sleep(config.seconds)
+    while config.gate and not Path(config.gate).exists():
+        time.sleep(0.05)
     if config.fails:
         raise ValueError(f"cannot square {config.number}")
     (Path(HydraConfig.get().runtime.output_dir) / "square").write_text(str(config.number**2))

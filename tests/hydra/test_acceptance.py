@@ -34,9 +34,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cluster(slurm_session: EmulatedSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs of these suites do not mind those of others: the cluster need not be idle."""
-    monkeypatch.setenv("SLURM_CONF", str(slurm_session.configuration))
+def cluster(shared_slurm: EmulatedSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(shared_slurm.configuration))
 
 
 @pytest.mark.parametrize(("launcher_name", "overrides"), [("quota", LOCAL)])

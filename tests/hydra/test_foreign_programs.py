@@ -33,7 +33,7 @@ def run(folder: Path, name: str, *launcher: str) -> tuple[dict[str, str], list[s
     done = subprocess.run(
         [sys.executable, *program, *own, "--multirun", "hydra.sweep.dir=out", "++x=2,3", *launcher],
         cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, timeout=300, check=False,
+        text=True, timeout=900, check=False,
     )  # fmt: skip
     results = {path.parent.name: path.read_text() for path in (folder / "out").glob("*/result")}
     starts = folder / "starts"
@@ -169,7 +169,7 @@ def test_a_job_that_reports_nothing_is_tried_again_and_the_end_told(tmp_path: Pa
     own = ["hydra.launcher.heartbeat_timeout_minutes=0.15", f"hydra.launcher.on_event='tee -a {told}'"]
     done = subprocess.run(
         [sys.executable, "hangs.py", "--multirun", "hydra.sweep.dir=out", "+x=1", *LOCAL, *own],
-        cwd=tmp_path, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+        cwd=tmp_path, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     (ledger,) = tmp_path.glob("multirun/sweeps/*/ledger.jsonl")
@@ -187,8 +187,8 @@ def test_every_program_on_this_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.slurm
-def test_every_program_on_slurm(slurm_session: EmulatedSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_CONF", str(slurm_session.configuration))
+def test_every_program_on_slurm(shared_slurm: EmulatedSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(shared_slurm.configuration))
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda name: both(tmp_path / name, name, *SLURM), [*NAMES, *AS_MODULES]))
     assert [difference for difference in found if difference] == []

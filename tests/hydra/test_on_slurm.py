@@ -82,10 +82,12 @@ def test_after_a_kill_the_same_command_starts_nothing_twice(launcher: list[str],
 
 
 def test_a_multirun_can_be_left_alone(launcher: list[str], tmp_path: Path) -> None:
-    words = [*launcher, "hydra/sweeper=grid", numbers(2), "seconds=3"]
+    gate = tmp_path / "gate"
+    words = [*launcher, "hydra/sweeper=grid", numbers(2), f"gate={gate}"]
     said = run(tmp_path, *words, "hydra.sweeper.detach=true")
     assert "muloco-sweep status" in said
     assert squares(tmp_path) == set()
+    gate.touch()
     wait_until(lambda: squares(tmp_path) == {0, 1})
     (lease,) = tmp_path.glob("multirun/sweeps/*/lease")
     wait_until(lambda: not is_held(lease))
@@ -106,8 +108,11 @@ def test_a_foreign_application_under_a_quota_is_killed_and_goes_on(
         most = max(most, len(slurm.run("squeue", "-h", "-t", "CF,R", "-o", "%i").split()))
         return len(starts(tmp_path)) >= count
 
-    words = [*QUOTA, *CAPPED, "hydra.launcher.quota.nodes=2", numbers(20)]
+    gate = tmp_path / "gate"
+    words = [*QUOTA, *CAPPED, "hydra.launcher.quota.nodes=2", numbers(20), f"gate={gate}"]
     first = start(tmp_path, *words)
+    wait_until(lambda: enough(2) and most >= 2)
+    gate.touch()
     wait_until(lambda: enough(7))
     kill(first)
     second = start(tmp_path, *words)

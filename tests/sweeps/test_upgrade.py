@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulated_slurm import EmulatedSlurm, wait_for
+from emulated_slurm import PATIENCE_SECONDS, EmulatedSlurm, wait_for
 
 from sweeps.clusters import make_cluster
 from sweeps.controller import Controller, Tick
@@ -58,7 +58,7 @@ def launch_again(folder: SweepFolder, entry: str, **cluster: Any) -> SweepState:
     works = [replace(work, entry=entry, arguments={}) for work in before.works]
     definition = Definition("sample", before.cluster_name, {**before.cluster, **cluster}, works)
     folder.write_definition(definition)
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + PATIENCE_SECONDS
 
     def on_tick(tick: Tick) -> None:
         assert time.monotonic() < deadline, tick.state.counts
@@ -101,12 +101,12 @@ def test_jobs_on_this_machine_finish(old_sweep: SweepFolder, monkeypatch: pytest
         wait_until(taken.exists)
         give_request(old_sweep, PENDING)
         state = launch_again(old_sweep, "sample_work:count")
-        assert process.wait(timeout=180) == 0
+        assert process.wait(timeout=PATIENCE_SECONDS) == 0
     check(old_sweep, state)
 
 
 def wait_until(happens: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not happens():
         assert time.monotonic() < deadline
         time.sleep(0.02)
