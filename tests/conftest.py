@@ -45,6 +45,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes, such as an archive's, may hold the time at which they were made: processes must agree on a test's name."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def environment_left_as_found() -> Iterator[None]:
     """Which tests share a process is chance: one that leaves a variable behind would fail another, now and then."""

@@ -84,8 +84,11 @@ class Submission:
         """
         self._scopes, self._sweep = scopes, sweep
         self._leases: dict[str, Lease] = {}
-        self._id = f"wants-{uuid.uuid4().hex}"
-        self._wants = False
+        # Whoever replaces a killed controller of a sweep says so in the same place, and is not counted beside it.
+        name = uuid.uuid5(uuid.NAMESPACE_URL, sweep) if sweep else uuid.uuid4()
+        self._id = f"wants-{name.hex}"
+        self._wants: bool | None = None
+        """What has been said; None while what the controller before has said may stand."""
 
     @property
     def is_held(self) -> bool:
@@ -160,7 +163,7 @@ class Submission:
     def want(self, wants: bool, until: float) -> None:
         """Say whether runs of this sweep wait for nodes, which holds `until` then (Unix seconds by the file system's
         clock) unless it is said again: whoever is killed wants nothing for long."""
-        if not wants and not self._wants:
+        if not wants and self._wants is False:
             return
         self._wants = wants
         for folder in self._folders().values():

@@ -143,8 +143,8 @@ def signalled(root: Path, stage: str, given: dict[str, Any]) -> Job:
     """A submitted job that waits at the stage."""
     setup = [f"export PATH={root.parent}:$PATH HOLD_IN='{root / 'cluster'}' HOLD_AT='{stage}'"]
     setup += [f"export PYTHONPATH={root.parent / 'hooks'}:{Path(__file__).parent}:$PYTHONPATH"]
-    setup += [f"touch '{root}/cluster/in setup'", "sleep 60"] if stage == "setup" else []
-    job = Job(root, setup, arguments={"seconds": [0.0 if stage == "end" else 60.0]}, **given)
+    setup += [f"touch '{root}/cluster/in setup'", "sleep 3600"] if stage == "setup" else []
+    job = Job(root, setup, arguments={"seconds": [0.0 if stage == "end" else 3600.0]}, **given)
     job.submit()
     return job
 

@@ -28,7 +28,7 @@ def sweep(old: Old) -> Iterator[SweepFolder]:
 def command(*words: str, code: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "sweeps", *words],
-        capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     assert done.returncode == code, done.stdout + done.stderr

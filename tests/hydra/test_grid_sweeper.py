@@ -94,7 +94,7 @@ def test_hydras_own_flags_and_completion_know_the_plugins(tmp_path: Path) -> Non
         [sys.executable, str(GRID_APP), "-sc", "query=bash"],
         cwd=tmp_path,
         env={"COMP_LINE": line, "COMP_POINT": str(len(line)), "PATH": ""},
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["hydra/launcher=quota"]
     assert not starts(tmp_path)

@@ -20,10 +20,14 @@ def only_sweep(folder: Path) -> SweepFolder:
 
 
 def test_a_killed_command_goes_on_and_then_starts_anew(tmp_path: Path) -> None:
-    words = [*QUOTA, "hydra.launcher.quota.jobs=2", numbers(6), "seconds=0.5", "hydra.sweep.dir=${now:%S-%f}"]
+    own = [numbers(6), f"gate={tmp_path}/gate-${{number}}", "hydra.sweep.dir=${now:%S-%f}"]
+    words = [*QUOTA, "hydra.launcher.quota.jobs=2", *own]
+    (tmp_path / "gate-0").touch()
     first = start(tmp_path, *words)
     wait_until(lambda: len(starts(tmp_path)) >= 3)
     kill(first)
+    for number in range(1, 6):
+        (tmp_path / f"gate-{number}").touch()
     # Another quota is no other command; the clock would name another folder.
     assert "continues a multirun" in run(tmp_path, *words, "hydra.launcher.quota.jobs=1")
     assert starts(tmp_path) == sorted(map(str, range(6)))
@@ -35,11 +39,13 @@ def test_a_killed_command_goes_on_and_then_starts_anew(tmp_path: Path) -> None:
 
 
 def test_after_ctrl_c_or_a_dead_host_the_command_continues(tmp_path: Path) -> None:
-    words = [*QUOTA, numbers(1), "seconds=5"]
+    gate = tmp_path / "gate"
+    words = [*QUOTA, numbers(1), f"gate={gate}"]
     interrupted = start(tmp_path, *words)
     wait_until(lambda: len(starts(tmp_path)) == 1)
     interrupted.send_signal(signal.SIGINT)
-    said, _ = interrupted.communicate(timeout=60)
+    said, _ = interrupted.communicate(timeout=600)
+    gate.touch()
     assert (interrupted.returncode, "Traceback" in said) == (130, False), said
     assert "the same command continues" in said
     # Somebody elsewhere controls it, and was heard of just now.

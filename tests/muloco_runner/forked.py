@@ -12,23 +12,49 @@ import runpy
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import muloco_runner.job
+from muloco_runner.record import RecordHeader, RunFolder, StepRecord
 
 JOB = Path(muloco_runner.job.__file__)
 """What `python -m muloco_runner.job` runs."""
 
 
+@dataclass(frozen=True)
+class SignalAt:
+    """A signal that a process sends once it has recorded a step: whoever watches from outside may be late."""
+
+    number: int
+    step: int = 0
+    checkpoint_step: int = 0
+    """There is a checkpoint of this step or a later one by then."""
+    pid: int | None = None
+    """To whom; None for itself."""
+
+
 class ForkedProcess:
     """`python SCRIPT ARGUMENTS` on one thread, with the methods of `subprocess.Popen` that tests need."""
 
-    def __init__(self, script: Path, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        script: Path,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        signal_at: SignalAt | None = None,
+    ) -> None:
         self._errors = tempfile.NamedTemporaryFile(prefix="stderr-")  # noqa: SIM115  # as long as this object
         values = dict(os.environ if environment is None else environment)
-        self._process = _server().Process(target=_run, args=(str(script), list(arguments), values, self._errors.name))
+        given = (str(script), list(arguments), values, self._errors.name, signal_at)
+        self._process = _server().Process(target=_run, args=given)
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
 
     @property
     def returncode(self) -> int | None:
@@ -65,8 +91,13 @@ def _server() -> ForkServerContext:
     return context
 
 
-def _run(script: str, arguments: list[str], environment: dict[str, str], errors: str) -> None:
+def _run(
+    script: str, arguments: list[str], environment: dict[str, str], errors: str, signal_at: SignalAt | None
+) -> None:
     import torch
+
+    if signal_at is not None:
+        _send_once_recorded(signal_at)
 
     os.environ.clear()
     os.environ.update(environment)
@@ -74,3 +105,19 @@ def _run(script: str, arguments: list[str], environment: dict[str, str], errors:
     torch.set_num_threads(1)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
+
+
+def _send_once_recorded(told: SignalAt) -> None:
+    append, sent = RunFolder.append_record, False
+
+    def append_and_send(self: RunFolder, line: RecordHeader | StepRecord) -> None:
+        nonlocal sent
+        append(self, line)
+        if sent or not isinstance(line, StepRecord) or line.step < told.step:
+            return
+        newest = max((int(path.name.rpartition("-")[2]) for path in self.checkpoint_dir.glob("step-*")), default=0)
+        if newest >= told.checkpoint_step:
+            sent = True
+            os.kill(os.getpid() if told.pid is None else told.pid, told.number)
+
+    RunFolder.append_record = append_and_send  # type: ignore[method-assign]

@@ -23,7 +23,7 @@ SMALL = [
 
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "muloco_runner", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_a_run_ends_with_its_name_its_loss_and_its_folder(tmp_path: Path, text_dir: Path) -> None:

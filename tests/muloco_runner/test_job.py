@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import JOB, ForkedProcess
+from forked import JOB, ForkedProcess, SignalAt
 
 from muloco_runner.config import DataConfig, ExecutionConfig, RunConfig
 from muloco_runner.job import run_job
@@ -21,13 +21,14 @@ MakeRun = Callable[..., RunConfig]
 MakeFolder = Callable[..., RunFolder]
 
 
-def start(folder: RunFolder, attempt: int = 1, **execution: object) -> ForkedProcess:
+def start(folder: RunFolder, attempt: int = 1, signal_at: SignalAt | None = None, **execution: object) -> ForkedProcess:
     settings = json.dumps({"device": "cpu", "log_interval_steps": 1, "checkpoint_interval_seconds": 0.05, **execution})
-    return ForkedProcess(JOB, [str(folder.path), "--attempt", str(attempt), "--execution", settings])
+    words = [str(folder.path), "--attempt", str(attempt), "--execution", settings]
+    return ForkedProcess(JOB, words, signal_at=signal_at)
 
 
 def wait_for_step(folder: RunFolder, step: int) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         if folder.record_file.exists() and folder.record_file.read_text().count('"step"') >= step:
             return
@@ -47,10 +48,8 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     whole, cut = new_folder(run, "whole"), new_folder(run, "cut")
     assert run_job(whole, execution) is ExitCode.FINISHED
     for attempt, step in ((1, 40), (2, 90)):
-        process = start(cut, attempt)
-        wait_for_step(cut, step)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        killed = start(cut, attempt, SignalAt(signal.SIGKILL, step))
+        assert killed.wait() == -signal.SIGKILL
         assert cut.read_result() is None
     assert start(cut, 3).wait() == ExitCode.FINISHED
     expected, result = whole.read_result(), cut.read_result()
@@ -66,9 +65,7 @@ def test_a_stop_signal_leaves_a_checkpoint_and_asks_for_more_time(
     number: signal.Signals, tiny_run: MakeRun, new_folder: MakeFolder
 ) -> None:
     folder = new_folder(tiny_run(num_steps=3000))
-    process = start(folder, checkpoint_interval_seconds=1000.0)
-    wait_for_step(folder, 10)
-    process.send_signal(number)
+    process = start(folder, signal_at=SignalAt(number, 10), checkpoint_interval_seconds=1000.0)
     assert process.wait() == ExitCode.WANTS_MORE_TIME
     status = folder.read_status()
     assert status is not None
@@ -94,7 +91,7 @@ def test_an_attempt_says_once_what_it_runs_with(tiny_run: MakeRun, new_folder: M
 
 
 def test_two_processes_never_train_one_run(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
-    folder = new_folder(tiny_run(num_steps=3000))
+    folder = new_folder(tiny_run(num_steps=100_000))
     first = start(folder)
     wait_for_step(folder, 5)
     second = start(folder, 2)

@@ -8,7 +8,8 @@ from typing import Any
 
 
 def count(folder: str, attempt: int, memory_halvings: int = 0, **plan: Any) -> int:
-    """Takes `plan["seconds"]`, obeys TERM with 75, and ends with the attempt's exit code of `plan["codes"]`.
+    """Takes `plan["seconds"]`, and until the file `plan["gate"]` is there; obeys TERM with 75, and ends with the
+    attempt's exit code of `plan["codes"]`.
 
     `result.json` is written once, by an attempt that ends with 0; `started` has a line for each start.
     """
@@ -19,7 +20,7 @@ def count(folder: str, attempt: int, memory_halvings: int = 0, **plan: Any) -> i
     with open(place / "started", "a") as file:
         file.write(f"{attempt} {os.getpid()} {time.time()}\n")
     deadline = time.monotonic() + plan.get("seconds", 0.0)
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or not os.path.exists(plan.get("gate", folder)):
         if stopped:
             return 75
         time.sleep(0.01)

@@ -11,12 +11,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forked import ForkedProcess
+from forked import ForkedProcess, SignalAt
 from random_runs import random_runs
 from submitit.helpers import TorchDistributedEnvironment
 
@@ -45,17 +44,24 @@ ONE_SIZE: dict[str, int] = {"micro_batch_sequences": 2, "log_interval_steps": SY
 """Of micro-batch, that splits every share of a batch below. Logging asks all ranks, which takes longer than a step."""
 
 
-def start_ranks(count: int, folders: list[RunFolder], job: str, **execution: object) -> list[ForkedProcess]:
-    return start_jobs(count, [(execution, folders)], job)
+def start_ranks(
+    count: int, folders: list[RunFolder], job: str, to_last: SignalAt | None = None, **execution: object
+) -> list[ForkedProcess]:
+    return start_jobs(count, [(execution, folders)], job, to_last)
 
 
-def start_jobs(count: int, jobs: list[tuple[dict[str, object], list[RunFolder]]], job: str) -> list[ForkedProcess]:
+def start_jobs(
+    count: int, jobs: list[tuple[dict[str, object], list[RunFolder]]], job: str, to_last: SignalAt | None = None
+) -> list[ForkedProcess]:
+    """`to_last` is sent by rank 0, which keeps the record, to the last rank."""
     arguments = []
     for execution, folders in jobs:
         arguments.append(json.dumps({"device": "cpu", "log_interval_steps": 1, **execution}))
         arguments += [str(folder.path) for folder in folders]
-    processes = []
-    for rank in range(count):
+    processes: list[ForkedProcess] = []
+    for rank in reversed(range(count)):
+        if to_last is not None and processes:
+            to_last = dataclasses.replace(to_last, pid=processes[0].pid)
         environment = {
             **os.environ,
             "SLURM_PROCID": str(rank),
@@ -63,8 +69,8 @@ def start_jobs(count: int, jobs: list[tuple[dict[str, object], list[RunFolder]]]
             "SLURM_LOCALID": str(rank),
             "SLURM_JOB_ID": job,
         }
-        processes.append(ForkedProcess(SCRIPT, arguments, environment))
-    return processes
+        processes.append(ForkedProcess(SCRIPT, arguments, environment, to_last if rank == 0 else None))
+    return processes[::-1]
 
 
 def runs_of_the_table(tiny_run: MakeRun) -> list[RunConfig]:
@@ -126,10 +132,6 @@ def check_formula(run: RunConfig, count: int, last: StepRecord) -> None:
     elif isinstance(method, DiLoCoConfig) and method.compression == QuantisationConfig(bits=2):
         held = run.num_workers // count
         assert last.rank_bytes_sent == [(count - 1) * held * last.bytes_sent + flags] * count
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def finish(processes: list[ForkedProcess], code: ExitCode = ExitCode.FINISHED) -> None:
@@ -226,12 +228,8 @@ def test_a_run_may_move_to_another_number_of_processes(
     )
     whole, moved = new_folder(run, "whole"), new_folder(run, "moved")
     run_job(whole, execution)
-    processes = start_ranks(first, [moved], "7")
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and len(moved.read_steps()) < 15:
-        time.sleep(0.02)
     # One rank hears the signal; all stop at the same step.
-    processes[-1].send_signal(signal.SIGUSR1)
+    processes = start_ranks(first, [moved], "7", SignalAt(signal.SIGUSR1, step=15))
     assert [process.wait() for process in processes] == [ExitCode.WANTS_MORE_TIME] * first
     assert [process.wait() for process in start_ranks(then, [moved], "9")] == [ExitCode.FINISHED] * then
     assert [s.loss for s in moved.read_steps()] == [s.loss for s in whole.read_steps()]
@@ -274,12 +272,9 @@ def test_a_rank_that_dies_ends_the_job_at_once_and_changes_nothing(
         streaming=StreamingConfig(2, 2, 0.1),
     )
     whole, cut = new_folder(run, "whole"), new_folder(run, "cut")
-    processes = start_ranks(2, [cut], "8", checkpoint_interval_seconds=0.01)
-    deadline = time.monotonic() + 240
     # Late enough that there are errors to remember.
-    while time.monotonic() < deadline and max(map(step_of, cut.checkpoint_dir.glob("step-*")), default=0) < 20:
-        time.sleep(0.02)
-    processes[1].kill()
+    at = SignalAt(signal.SIGKILL, checkpoint_step=20)
+    processes = start_ranks(2, [cut], "8", at, checkpoint_interval_seconds=0.01)
     assert processes[0].wait() == ExitCode.CRASH
     status = cut.read_status()
     assert status is not None
@@ -323,7 +318,7 @@ def test_torchrun_starts_the_ranks_too(tiny_run: MakeRun, new_folder: MakeFolder
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
         capture_output=True,
-        timeout=240,
+        timeout=900,
     )
     result = folder.read_result()
     assert result is not None

@@ -190,7 +190,7 @@ def test_training_goes_on_while_one_checkpoint_is_written(
     def slow_disk(handle: int) -> None:
         if threading.current_thread().name == "checkpoint-writer":
             writing.append(handle)
-            assert disk.wait(timeout=60)
+            assert disk.wait(timeout=600)
         sync(handle)
 
     monkeypatch.setattr("muloco_runner.training.checkpoints.files.os.fsync", slow_disk)

@@ -24,6 +24,13 @@ from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld
 
 
+def wait_for_start(root: Path, name: str) -> None:
+    deadline = time.monotonic() + 600
+    while not (root / "runs" / name / "started").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_every_piece_of_work_is_done_once(root: Path) -> None:
     plans: dict[str, dict[str, Any]] = {f"w{n}": {"seconds": 0.05} for n in range(12)}
     state = run_sweep(root, plans)
@@ -173,11 +180,11 @@ def test_a_controller_killed_repeatedly_loses_and_repeats_nothing(root: Path, se
 
 
 def test_work_whose_slot_is_killed_is_done_again(root: Path) -> None:
-    plans = {f"w{n}": {"seconds": 1.5} for n in range(2)}
+    gate = root / "gate"
+    plans = {f"w{n}": {"gate": str(gate)} for n in range(2)}
     process = start_controller(root, plans)
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and not all((root / "runs" / name / "started").exists() for name in plans):
-        time.sleep(0.05)
+    for name in plans:
+        wait_for_start(root, name)
     victims = [
         child
         for child in psutil.process_iter(["cmdline"])
@@ -185,7 +192,8 @@ def test_work_whose_slot_is_killed_is_done_again(root: Path) -> None:
     ]
     for victim in victims:
         victim.kill()
-    assert process.wait(timeout=180) == 0
+    gate.touch()
+    assert process.wait(timeout=600) == 0
     folder = SweepFolder(root, "sample")
     state = folder.read_state(folder.read_definition()).state
     assert set(words(state).values()) == {"done"}
@@ -195,13 +203,11 @@ def test_work_whose_slot_is_killed_is_done_again(root: Path) -> None:
 
 
 def test_a_polite_stop_saves_the_work_at_hand(root: Path) -> None:
-    plans = {f"w{n}": {"seconds": 60} for n in range(3)}
+    plans = {f"w{n}": {"seconds": 3600} for n in range(3)}
     process = start_controller(root, plans)
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and not (root / "runs" / "w0" / "started").exists():
-        time.sleep(0.05)
+    wait_for_start(root, "w0")
     os.kill(process.pid, signal.SIGINT)
-    assert process.wait(timeout=180) != 0
+    assert process.wait(timeout=600) != 0
     folder = SweepFolder(root, "sample")
     state = folder.read_state(folder.read_definition()).state
     assert not state.jobs

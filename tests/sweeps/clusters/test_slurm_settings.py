@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from submitit.slurm import slurm
 
@@ -211,7 +212,7 @@ class SetupJob:
 
     def words(self) -> list[str]:
         """What each attempt's folder says."""
-        has_failed = self.process.wait(30) == ExitCode.SETUP_FAILED
+        has_failed = self.process.wait(600) == ExitCode.SETUP_FAILED
         outcomes = [read_outcome(attempt) for attempt in self.attempts]
         assert {one.ending is not None and one.ending.exit_code == ExitCode.SETUP_FAILED for one in outcomes} == {
             has_failed
@@ -237,15 +238,17 @@ def test_a_failed_setup_has_its_words_in_each_attempts_folder(tmp_path: Path, li
     assert "too far" not in job.log.read_text()
 
 
-@pytest.mark.parametrize("line", ["sleep 5", "false || sleep 5"])
+@pytest.mark.parametrize("line", ["sleep 300", "false || sleep 300"])
 def test_a_setup_that_is_stopped_has_not_failed(tmp_path: Path, line: str) -> None:
-    job = SetupJob(tmp_path, f"touch {tmp_path}/began", line)
-    while not (tmp_path / "began").exists():
+    job = SetupJob(tmp_path, line)
+    bash = psutil.Process(job.process.pid)
+    while not (asleep := [child for child in bash.children() if child.name() == "sleep"]):
+        assert job.process.poll() is None
         time.sleep(0.02)
-    time.sleep(0.3)
     job.process.send_signal(signal.SIGTERM)
     assert job.words() == [""]
     assert job.process.returncode == -signal.SIGTERM
+    asleep[0].kill()
 
 
 def test_the_pin_is_the_installed_version() -> None:

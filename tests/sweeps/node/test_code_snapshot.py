@@ -126,7 +126,7 @@ def test_queued_work_runs_the_code_of_its_time(tmp_path: Path) -> None:
 
 
 def wait_for_end(cluster: LocalCluster, tag: str) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while cluster.observe([JobIdentity(tag)]).jobs[tag].state is not JobState.ENDED:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -64,7 +64,7 @@ def test_one_that_waits_gets_it_when_it_is_given_back() -> None:
     assert second.acquire(0.3) != ""
     assert time.monotonic() - began >= 0.3
     first.release()
-    assert second.acquire(5) == ""
+    assert second.acquire(600) == ""
 
 
 def test_the_queue_is_read_again_only_after_somebody_else() -> None:
@@ -146,6 +146,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(state: Path, monkeypatch: p
         with pytest.raises(ConfigError, match=f"set {STATE} to a folder") as caught:
             ask()
         assert "\n" not in str(caught.value)
+
+
+def test_a_killed_controllers_wants_are_those_of_the_next_one(state: Path) -> None:
+    killed, other = (Submission(lambda: ["c-gpu"], f"{name} in /scratch") for name in ("demo", "other"))
+    for one in (killed, other):
+        one.want(True, until=100.0)
+    following = Submission(lambda: ["c-gpu"], "demo in /scratch")
+    assert following.num_wanting(50.0) == 1
+    assert other.num_wanting(50.0) == 1
+    following.want(False, until=0.0)
+    assert other.num_wanting(50.0) == 0
 
 
 def test_sweeps_that_want_nodes_of_one_allocation_count_each_other(state: Path) -> None:

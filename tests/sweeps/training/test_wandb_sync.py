@@ -113,12 +113,12 @@ def test_a_sender_that_outlives_its_controller_is_alone(wandb: Path, tmp_path: P
     attempt = leave(tmp_path / "ab", 1)
     (wandb / "seconds").write_text("2")
     orphan = subprocess.Popen([sys.executable, "-m", "sweeps.training.wandb_sync", str(attempt)])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while not calls(wandb):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert send(attempt) == ""
-    assert orphan.wait(30) == 0
+    assert orphan.wait(600) == 0
     assert send(attempt) == ""
     assert len(calls(wandb)) == 1
     assert len(json.loads((attempt / "wandb-sent.json").read_text())) == 1
