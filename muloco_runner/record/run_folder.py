@@ -197,6 +197,8 @@ def why_without_weights(result: RunResult | None) -> str:
 
 
 CHECKPOINT_PREFIX = "step-"
+WANDB_FAILURE = "wandb-failure.txt"
+"""In an attempt's folder: one line on why Weights & Biases has not got its records."""
 CHECKPOINTS_KEPT = 2
 """Checkpoints of a run that trains, besides one that is being written."""
 _RENAMED = {"lr": "scheduled_lr"}

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from muloco_runner.config import RunConfig
-from muloco_runner.record import StepRecord
+from muloco_runner.record import WANDB_FAILURE, StepRecord
 
 FLUSH_TIMEOUT_SECONDS = 60.0
 """Time that the end of an attempt waits for the last records to be sent."""
@@ -49,7 +49,7 @@ def wandb_sink(
         records.put(None)
         thread.join(FLUSH_TIMEOUT_SECONDS)
         if thread.is_alive():
-            _warn(f"did not accept the last records within {FLUSH_TIMEOUT_SECONDS:.0f} s")
+            _warn(folder, f"did not accept the last records within {FLUSH_TIMEOUT_SECONDS:.0f} s")
 
 
 def _send(
@@ -84,7 +84,7 @@ def _send(
         # Waits for its own process, which may not have written the last of them yet.
         wandb.teardown()
     except Exception as error:
-        _warn(f"does not record this run ({type(error).__name__}: {' '.join(str(error).split())})")
+        _warn(folder, f"does not record this run ({type(error).__name__}: {' '.join(str(error).split())})")
 
 
 def _mode(mode: str) -> Any:
@@ -118,5 +118,8 @@ def _values(record: StepRecord) -> dict[str, Any]:
     return values
 
 
-def _warn(what: str) -> None:
+def _warn(folder: Path, what: str) -> None:
     print(f"Weights & Biases {what}; record.jsonl has everything", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / WANDB_FAILURE).write_text(f"it {what}\n")

@@ -24,6 +24,7 @@ from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import read_holder
 from sweeps.store.submission import Submission
+from sweeps.training.wandb_unsent import read_unsent
 
 
 class Snapshot:
@@ -75,6 +76,7 @@ class Snapshot:
             self.holder if self.is_controlled else None,
             self.damage,
             self.waits_for,
+            read_unsent(self.folder.path),
         )
 
     def reason(self, run: RunState) -> str:

@@ -22,6 +22,7 @@ from sweeps.engine.sweep_state import SlowNode, SweepState, TrackedJob
 from sweeps.engine.works import Group, Shape, group_of, shape_of
 from sweeps.store.lease import Holder
 from sweeps.store.ledger import Damage
+from sweeps.training.wandb_unsent import Unsent
 
 
 class Basis(StrEnum):
@@ -85,6 +86,8 @@ class Status:
     goodput: Mapping[str, Goodput] = field(default_factory=dict)
     """Where the hours of ended jobs went, by processor; for chosen runs those of their own attempts."""
     slow_nodes: Mapping[str, SlowNode] = field(default_factory=dict)
+    unsent: Sequence[Unsent] = field(default=())
+    """Records that Weights & Biases has not got."""
 
     def _labels(self, group: Group) -> dict[str, Any]:
         return {label: value for label, value in zip(self.group_labels, group, strict=True) if value is not None}
@@ -112,6 +115,7 @@ class Status:
                 {"node": node, **vars(slow), "avoided_until": slow.at + AVOID_NODE_SECONDS}
                 for node, slow in self.slow_nodes.items()
             ],
+            "wandb": [one.to_dict() for one in self.unsent],
             "damage": [{"line": one.line, "why": one.why} for one in self.damage],
         }
 
@@ -132,11 +136,12 @@ def status_of(
     holder: Holder | None = None,
     damage: Sequence[Damage] = (),
     waits_for: str = "",
+    unsent: Sequence[Unsent] = (),
 ) -> Status:
     """Return the status of the chosen runs; of all where `chosen` is None.
 
     `waiting` counts runs by why they wait, `pending` has the scheduler's reason of each pending job by tag, `holder` is
-    the running controller, `waits_for` says whom it waits for.
+    the running controller, `waits_for` says whom it waits for, `unsent` are records that Weights & Biases has not got.
     """
     names = None if chosen is None else {run.work.name for run in chosen}
     counters = state.counters if chosen is None else _counters_of(chosen)
@@ -178,6 +183,7 @@ def status_of(
         waits_for=waits_for,
         goodput=state.goodput if chosen is None else goodput_of(chosen),
         slow_nodes=state.slow_nodes,
+        unsent=unsent,
     )
 
 

@@ -146,6 +146,8 @@ def status_lines(status: Status, command: str) -> Iterator[str]:
         yield f"{len(names):,} held: {why} (muloco-sweep explain {shlex.quote(first)} {command})"
     for node, slow in status.slow_nodes.items():
         yield f"Slow: {slow_line(node, slow)}."
+    for unsent in status.unsent:
+        yield f"{unsent.to_text()}."
     for one in status.damage:
         where = f"line {one.line} of the ledger" if one.line else "the ledger"
         yield f"Damage in {where}: {one.why}; ignored."

@@ -177,6 +177,10 @@ class Runs(Mapping[str, RunState]):
     def has_history(self, position: int) -> bool:
         return self.works.names[position] in self._lines
 
+    def with_history(self) -> Iterator[RunState]:
+        """Runs of which more is known than their work."""
+        return (self[name] for name in list(self._lines))
+
     def untouched(self) -> Iterator[int]:
         """Positions of the runs of which nothing is known but their work."""
         return (position for name, position in self._positions.items() if name not in self._lines)

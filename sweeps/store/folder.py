@@ -4,6 +4,7 @@ definition.jsonl  cluster and pieces of work, replaced atomically by each launch
 config_sources.json  the folders that the last launch was composed from, if not the package's alone
 ledger.jsonl      the event log (`sweeps.store.ledger`)
 snapshot.jsonl    what replaying it gave a while ago (`sweeps.store.snapshot`)
+wandb.json        what Weights & Biases has not got (`sweeps.training.wandb_unsent`)
 goodput.json      where the charged hours of its jobs went (`muloco_runner.record.goodput`)
 jobs/<tag>.json   what was asked for with each job, written before it is submitted
 inbox/            people's commands on their way to the controller

@@ -18,15 +18,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
-from muloco_runner.record import write_atomically
+from muloco_runner.record import WANDB_FAILURE, write_atomically
 from muloco_sweeps import PYTHON, python_command
 from sweeps.controller import Tick
 from sweeps.engine.policy import doubled
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Work
+from sweeps.training.wandb_unsent import BEING_SENT, Unsent, left_behind, not_kept, waiting, was_told, write_unsent
 
 _INTERVAL_SECONDS = 30.0
 """Least time between two processes; doubled after each that has failed, up to `_LONGEST_SECONDS`."""
@@ -40,21 +40,35 @@ _SENT = "wandb-sent.json"
 
 
 def syncer_of(works: Sequence[Work], log: Path, print_line: Callable[[str], None]) -> Syncer | None:
-    """Return what sends the sweep's records; None where its runs do not keep them for that."""
+    """Return what sends the sweep's records where its runs keep them for that, and tells what is not sent.
+
+    None where neither this launch nor an earlier one has a project there.
+    """
     execution = works[0].arguments.get("execution", {}) if works else {}
-    return Syncer(log, print_line) if execution.get("wandb_mode") == "offline" else None
+    if execution.get("wandb_project") is None and not was_told(log.parent) and not log.exists():
+        return None
+    return Syncer(log, print_line, execution.get("wandb_mode") == "offline")
 
 
 class Syncer:
-    """Called after each tick: sends attempts that have ended, a few at a time, in a process beside the controller."""
+    """Called after each tick: sends attempts that have ended, a few at a time, in a process beside the controller.
 
-    def __init__(self, log: Path, print_line: Callable[[str], None]) -> None:
-        """`log` gets what the process prints: one line for each attempt that could not be sent."""
-        self.log, self.print_line = log, print_line
+    What W&B has not got, and why, is printed when that changes, and kept beside the log for `status`.
+    """
+
+    def __init__(self, log: Path, print_line: Callable[[str], None], sends: bool = True) -> None:
+        """`log` gets what the process prints: one line for each attempt that could not be sent. Unless it `sends`,
+        what earlier launches have left is only told."""
+        self.log, self.print_line, self.sends = log, print_line, sends
         self.process: subprocess.Popen[bytes] | None = None
         self.settled: set[Path] = set()
         """Attempts of which there is nothing to send any more."""
-        self.next_at, self.failures, self.told = 0.0, 0, ""
+        self.failed: dict[Path, str] = {}
+        """Attempts in which wandb itself failed, and its words."""
+        self.next_at, self.failures, self.why, self.num_unsent = 0.0, 0, "", 0
+        self.told: dict[str, str] = {}
+        """Why records are not sent, as printed last, by what is the matter with them."""
+        self.written: list[Unsent] | None = None
 
     def __call__(self, tick: Tick) -> None:
         self.advance(tick.state)
@@ -68,11 +82,13 @@ class Syncer:
             self._take_in()
         if time.monotonic() < self.next_at:
             return False
-        attempts = list(islice(self._unsent(state), _ATTEMPTS_AT_ONCE))
+        attempts = self._unsent(state)
+        self.num_unsent = len(attempts)
         self._wait()
-        if attempts:
-            self._start(attempts)
-        return bool(attempts)
+        if self.sends and attempts:
+            self._start(attempts[:_ATTEMPTS_AT_ONCE])
+        self._tell()
+        return self.process is not None
 
     def finish(self, state: SweepState) -> None:
         """Send what is left once the sweep has ended; one that takes longer goes on by itself."""
@@ -85,18 +101,47 @@ class Syncer:
             time.sleep(0.1)
             self.next_at = 0.0
 
-    def _unsent(self, state: SweepState) -> Iterator[Path]:
-        for run in state.runs.values():
+    def _unsent(self, state: SweepState) -> list[Path]:
+        """Return the attempts that have left records; take in what wandb failed at in others."""
+        found = []
+        for run in state.runs.with_history():
             for attempt in run.attempts:
                 path = Path(run.work.folder) / "attempts" / str(attempt.number)
-                if attempt.cause is None or path in self.settled:
+                if path in self.settled:
+                    continue
+                if path not in self.failed and (path / WANDB_FAILURE).exists():
+                    self.failed[path] = (path / WANDB_FAILURE).read_text(errors="replace").strip()
+                if attempt.cause is None:
                     continue
                 if any(_unsent_files(path)):
-                    yield path
+                    found.append(path)
                 else:
                     self.settled.add(path)
+        return found
+
+    def _tell(self) -> None:
+        found = []
+        if self.num_unsent:
+            found = [waiting(self.num_unsent, self.why) if self.sends else left_behind(self.num_unsent)]
+        if self.failed:
+            found.append(not_kept(len(self.failed), next(reversed(self.failed.values()))))
+        if found != self.written:
+            self.written = found
+            write_unsent(self.log.parent, found)
+        # Numbers change all the time.
+        for one in found:
+            if self.told.get(one.what) != one.why:
+                self.told[one.what] = one.why
+                if one.why != BEING_SENT:
+                    self.print_line(one.to_text())
 
     def _start(self, attempts: Sequence[Path]) -> None:
+        try:
+            self._start_process(attempts)
+        except OSError as error:
+            self._failed(f"{error.strerror}: {error.filename or self.log}")
+
+    def _start_process(self, attempts: Sequence[Path]) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [*python_command("sweeps.training.wandb_sync"), *map(str, attempts)]
         with open(self.log, "wb") as file:
@@ -107,14 +152,15 @@ class Syncer:
 
     def _take_in(self) -> None:
         lines = self.log.read_text(errors="replace").strip().splitlines()
-        self.failures = self.failures + 1 if lines else 0
         if lines:
-            self._wait()
-        words = lines[-1] if lines else ""
-        if words and words != self.told:
-            more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
-            self.print_line(f"Weights & Biases: not sent yet, tried again later: {words}{more}")
-        self.told = words
+            self._failed(lines[-1])
+        else:
+            self.failures, self.why = 0, ""
+
+    def _failed(self, why: str) -> None:
+        self.failures, self.why = self.failures + 1, why
+        self._wait()
+        self._tell()
 
     def _wait(self) -> None:
         self.next_at = time.monotonic() + doubled(_INTERVAL_SECONDS, self.failures, _LONGEST_SECONDS)

@@ -12,7 +12,7 @@ import pytest
 
 from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.job import run_job
-from muloco_runner.record import ExitCode, RunFolder
+from muloco_runner.record import WANDB_FAILURE, ExitCode, RunFolder
 from muloco_runner.training.wandb_sink import _has_key
 
 MakeRun = Callable[..., RunConfig]
@@ -89,6 +89,9 @@ def test_a_run_does_not_notice_that_it_is_missing_broken_or_away(
     message = capsys.readouterr().err
     assert words in message
     assert len(message.splitlines()) == 1, message
+    # For whoever does not read the attempt's log.
+    assert words in (with_it.attempt_dir(1) / WANDB_FAILURE).read_text()
+    assert not (without.attempt_dir(1) / WANDB_FAILURE).exists()
 
 
 def test_without_a_key_it_stays_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from muloco_runner.record import WANDB_FAILURE
+from sweeps.cli.status import status_of
+from sweeps.cli.status_table import status_lines
+from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.policy import Cause
 from sweeps.engine.run_states import AttemptState
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Work
 from sweeps.training.adapter import TRAINING
 from sweeps.training.wandb_sync import Syncer, send, syncer_of
+from sweeps.training.wandb_unsent import left_behind, read_unsent
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 # Stands for `python -m wandb`: notes its words, and fails while a file says so.
@@ -56,7 +61,9 @@ def leave(run: Path, attempt: int, text: str = "records") -> Path:
 
 def state_of(run: Path, *causes: Cause | None) -> SweepState:
     state = SweepState.of([Work(run.name, str(run), "m:f", adapter=TRAINING)], "tag-")
-    state.runs[run.name].attempts.extend(
+    known = state.runs[run.name]
+    state.runs.changes(known)
+    known.attempts.extend(
         AttemptState(number, f"tag-{number}", "here", 0, 0.0, cause=cause) for number, cause in enumerate(causes, 1)
     )
     return state
@@ -96,15 +103,17 @@ def test_a_failure_is_one_line_without_the_key_and_tried_again(wandb: Path, tmp_
     for _ in range(2):
         syncer.finish(state)
     assert said == [
-        "Weights & Biases: not sent yet, tried again later: ab, attempt 1: wandb sync ended with 1: "
-        "wandb: ERROR refused: ***"
+        "Weights & Biases: records of 1 attempt wait in their folders: ab, attempt 1: wandb sync ended with 1: "
+        "wandb: ERROR refused: ***; tried again later; `python -m wandb sync` must work where the controller runs"
     ]
+    assert [one.to_text() for one in read_unsent(tmp_path)] == said
     # It is left alone for a while.
     assert not syncer.advance(state)
     assert len(calls(wandb)) == 2
     (wandb / "broken").unlink()
     syncer.finish(state)
     assert len(calls(wandb)) == 3
+    assert read_unsent(tmp_path) == []
     left = [path for path in run.rglob("*") if path.is_file()]
     assert not any(KEY in path.read_text() for path in [*left, tmp_path / "log", wandb / "calls"])
 
@@ -124,9 +133,71 @@ def test_a_sender_that_outlives_its_controller_is_alone(wandb: Path, tmp_path: P
     assert len(json.loads((attempt / "wandb-sent.json").read_text())) == 1
 
 
-def test_nothing_is_sent_unless_runs_keep_their_records_for_that(tmp_path: Path) -> None:
-    works = [Work("ab", "/ab", "m:f", {"execution": {"wandb_project": "p", "wandb_mode": "auto"}}, adapter=TRAINING)]
-    assert syncer_of(works, tmp_path / "log", print) is None
+def test_without_wandb_here_records_wait_and_that_is_told(wandb: Path, tmp_path: Path) -> None:
+    (wandb / "__init__.py").write_text("raise ImportError('no protobuf')")
+    leave(tmp_path / "ab", 1)
+    said: list[str] = []
+    Syncer(tmp_path / "log", said.append).finish(state_of(tmp_path / "ab", Cause.FINISHED))
+    (told,) = read_unsent(tmp_path)
+    assert said == [told.to_text()]
+    assert (told.attempts, told.what) == (1, "wait in their folders")
+    assert "ImportError: no protobuf" in told.why
+
+
+def works_with(**execution: str) -> list[Work]:
+    return [Work("ab", "/ab", "m:f", {"execution": execution}, adapter=TRAINING)]
+
+
+def test_what_a_launch_leaves_unsent_is_told_by_the_next(wandb: Path, tmp_path: Path) -> None:
+    log = tmp_path / "wandb.log"
+    said: list[str] = []
+    assert syncer_of(works_with(), log, said.append) is None
+    first = syncer_of(works_with(wandb_project="p", wandb_mode="auto"), log, said.append)
+    assert first is not None
+    first.advance(state_of(tmp_path / "ab", None))
+    leave(tmp_path / "ab", 1)
+    # Killed there; the next launch names neither project nor mode.
+    second = syncer_of(works_with(), log, said.append)
+    assert second is not None
+    assert not second.advance(state_of(tmp_path / "ab", Cause.FINISHED))
+    assert calls(wandb) == []
+    assert said == [
+        "Weights & Biases: records of 1 attempt wait in their folders: this launch does not send them (without "
+        "execution.wandb_mode=offline); launch with execution.wandb_project=NAME execution.wandb_mode=offline, which "
+        "sends them"
+    ]
+    third = syncer_of(works_with(wandb_project="p", wandb_mode="offline"), log, said.append)
+    assert third is not None
+    third.finish(state_of(tmp_path / "ab", Cause.FINISHED))
+    assert (len(calls(wandb)), len(said), read_unsent(tmp_path)) == (1, 1, [])
+
+
+def test_records_that_an_attempt_could_not_keep_are_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    syncer = Syncer(tmp_path / "log", said.append, sends=False)
+    failed = tmp_path / "ab" / "attempts" / "1"
+    failed.mkdir(parents=True)
+    (failed / WANDB_FAILURE).write_text("it does not record this run (ModuleNotFoundError: No module named 'wandb')\n")
+    syncer.advance(state_of(tmp_path / "ab", None))
+    (told,) = read_unsent(tmp_path)
+    assert said == [told.to_text()]
+    assert "No module named 'wandb'); record.jsonl has everything; correct that in the jobs' Python" in said[0]
+
+
+def test_a_full_disk_stops_no_controller(wandb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave(tmp_path / "ab", 1)
+    said: list[str] = []
+    (tmp_path / "log").mkdir()  # where a file is to be written
+    Syncer(tmp_path / "log", said.append).finish(state_of(tmp_path / "ab", Cause.FINISHED))
+    assert "wait in their folders: Is a directory: " in said[0]
+
+
+def test_status_tells_what_is_not_sent() -> None:
+    unsent = [left_behind(3)]
+    found = status_of("s", SweepState.of([], "t-"), ClusterConfig("here", "local", []), None, lambda counters: {}, {},
+                      lambda run: None, 0.0, unsent=unsent)  # fmt: skip
+    assert found.to_dict()["wandb"] == [unsent[0].to_dict()]
+    assert any(line.startswith("Weights & Biases: records of 3 attempts wait") for line in status_lines(found, ""))
 
 
 def test_wandb_itself_takes_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
