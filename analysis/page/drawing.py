@@ -1,7 +1,6 @@
-"""How a figure looks and is written: styles of series, panels, axes, SVG and PDF.
+"""How a figure is laid out and written: panels with room for their labels and legend, SVG and PDF.
 
-One panel a figure, so that a phone can stack them. Colour and line tell algorithms apart, shade and marker what else of
-a method differs (K, H, bits), so that every series stands for itself in grey.
+One panel a figure, or two with one horizontal axis, so that a phone can stack figures.
 """
 
 from __future__ import annotations
@@ -9,34 +8,34 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from markupsafe import escape
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FixedLocator, ScalarFormatter
 
+from analysis.page.axes import Numbers
 from analysis.page.numbers import count
 
 INK = "#1b1f24"
 """Text and axes; on a page it is replaced by the page's own text colour."""
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
-"""One an algorithm, in the order in which a report shows them; told apart by the colour-blind (Okabe and Ito)."""
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", "p", ">", "d")
-_LINES = ("-", "--", "-.", ":")
-_FILLS = ("full", "none", "left", "top", "right", "bottom")
-_DARKER, _LIGHTER = -0.3, 0.45
-"""How far the first and last of several series of one algorithm lie from its colour towards black and white."""
-_HIGHEST = 1.1
-"""Losses above this multiple of the worst series' best are not drawn against batch or learning rate."""
-_NARROW = 0.3
-"""Decades below which a log axis holds too few powers of ten and their halves."""
-_MOST_TICKS = 7
+WIDTH = 4.0
+"""Inches of a figure: on a phone its text is as large as the page's small print."""
+_TOP, _HEIGHT, _BOTTOM, _GAP, _RIGHT = 0.3, 2.3, 0.5, 0.32, 0.16
+_POINTS = 72.0
+"""Points an inch."""
+_LEGEND_SIZE, _LEGEND_ROW = 8.0, 0.172
+_HANDLE = 31.0
+"""Points that a legend's line takes, with the space after it."""
+_BETWEEN = 4.0
+"""Fewest points between the labels of two ticks."""
 RC: Any = {
     "text.parse_math": False,
     "svg.fonttype": "none",
@@ -58,9 +57,8 @@ RC: Any = {
     "lines.linewidth": 1.4,
     "lines.markersize": 5.0,
     "legend.frameon": False,
-    "legend.fontsize": 8.0,
+    "legend.fontsize": _LEGEND_SIZE,
     "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
     "axes.titley": 1.0,
 }
 
@@ -114,172 +112,166 @@ def _without_glyph_warnings() -> Iterator[None]:
         yield
 
 
-class Styles:
-    """Colour, marker, line and filling of each series, the same in every figure of a report.
-
-    `algorithms` has the algorithm of each series (default: the first word of its name). `colours` has those that a user
-    chose, by series or by algorithm; one of an algorithm is shaded over its series.
-    """
-
-    def __init__(
-        self,
-        series: list[str],
-        algorithms: Mapping[str, str] | None = None,
-        colours: Mapping[str, str] | None = None,
-    ) -> None:
-        chosen = colours or {}
-        of = {name: (algorithms or {}).get(name) or name.split(" ")[0] for name in series}
-        kinds = list(dict.fromkeys(of.values()))
-        members = {kind: [name for name in series if of[name] == kind] for kind in kinds}
-        self._styles: dict[str, dict[str, Any]] = {}
-        for i, name in enumerate(series):
-            kind, mine = kinds.index(of[name]), members[of[name]]
-            colour = chosen.get(of[name], COLOURS[kind % len(COLOURS)])
-            shade = shaded(colour, mine.index(name), len(mine))
-            again, rounds = i // len(_MARKERS), i // (len(_MARKERS) * len(_FILLS))
-            self._styles[name] = {
-                "color": chosen.get(name, shade),
-                "marker": _MARKERS[i % len(_MARKERS)],
-                "linestyle": _LINES[(kind + rounds) % len(_LINES)],
-                "fillstyle": _FILLS[again % len(_FILLS)],
-                "label": legend_label(name),
-                "linewidth": 1.4,
-            }
-
-    def line(self, name: str) -> dict[str, Any]:
-        return dict(self._styles[name])
-
-    def points(self, name: str) -> dict[str, Any]:
-        return {**self._styles[name], "linestyle": "none"}
-
-    def published(self, name: str) -> dict[str, Any]:
-        """Points that others published: the series' marker, hollow and grey; one entry in the legend for all."""
-        marker = self._styles[name]["marker"] if name in self._styles else "o"
-        return {"marker": marker, "linestyle": "none", "fillstyle": "none", "color": "#808080", "label": "published"}
-
-    def nth(self, i: int) -> dict[str, Any]:
-        """For curves that are no series: the i-th of all styles."""
-        return {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": _MARKERS[i % len(_MARKERS)],
-            "linestyle": _LINES[i % len(_LINES)],
-        }
-
-    def of_size(self, name: str, i: int, sizes: int) -> dict[str, Any]:
-        """For the i-th of several sizes of one algorithm: a shade of the series' colour and a marker."""
-        color = shaded(self._styles[name]["color"], i, sizes)
-        return {**self._styles[name], "color": color, "marker": _MARKERS[i % len(_MARKERS)], "fillstyle": "full"}
-
-    def curve(self, name: str) -> dict[str, Any]:
-        return {**self._styles[name], "marker": "none", "label": None}
-
-
-def shaded(colour: str, i: int, of: int) -> str:
-    """The i-th of `of` shades of a colour, from dark to light; the colour itself where there is one."""
-    if of < 2:
-        return colour
-    reach = _DARKER + (_LIGHTER - _DARKER) * i / (of - 1)
-    target = 1.0 if reach > 0 else 0.0
-    red, green, blue = (part + abs(reach) * (target - part) for part in to_rgb(colour))
-    return to_hex((red, green, blue))
-
-
-def legend_label(name: str) -> str:
-    """The name in a legend. Matplotlib drops labels that begin with an underscore."""
-    return f" {name}" if name.startswith("_") else name
-
-
-def panel(
-    title: str, x: str, y: str, num_entries: int, left: float = 0.155, height: float = 3.15
-) -> tuple[Figure, Any]:
-    """Axes 4.6 inches wide with the legend below them, as many rows of it as its entries need."""
-    rows = (num_entries + 1) // 2
-    total = height + 0.19 * rows
-    figure = Figure(figsize=(4.6, total))
-    left += 0.035 * y.count("\n")
-    bottom = (0.52 + 0.19 * rows) / total
-    axes = figure.add_axes((left, bottom, 0.97 - left, 1 - bottom - 0.3 / total))
-    axes.set_title(title)
+def panel(title: str, x: str, y: str, height: float = _HEIGHT) -> tuple[Figure, Any]:
+    """Axes for one figure. `finish` makes room for what turns out to stand around them; sizes are in inches."""
+    figure = Figure(figsize=(WIDTH, _TOP + height + _BOTTOM))
+    axes = figure.add_axes((0.2, _BOTTOM / (_TOP + height + _BOTTOM), 0.77, height / (_TOP + height + _BOTTOM)))
+    axes.set_title(title, loc="left")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     return figure, axes
 
 
-def legend(figure: Figure, axes: Any) -> None:
+def panel_below(figure: Figure, axes: Any, title: str, height: float) -> Any:
+    """A second panel below the first, over the same horizontal axis, which only the lower one labels."""
+    _grow(figure, height + _GAP)
+    (left, _, width, _), total = axes.get_position().bounds, figure.get_figheight()
+    lower = figure.add_axes((left, _BOTTOM / total, width, height / total), sharex=axes)
+    lower.set_xlabel(axes.get_xlabel())
+    lower.set_title(fitted(title, 8.5, 0.75 * WIDTH * _POINTS), loc="left", fontsize=8.5)
+    axes.set_xlabel("")
+    axes.tick_params(labelbottom=False)
+    return lower
+
+
+def finish(figure: Figure, *panels: Any) -> None:
+    """Room for labels left of the panels and for the legend below; ticks that do not overlap, text that fits."""
+    upper, lower = panels[0], panels[-1]
+    left = max(_room_left(axes) for axes in panels) / _POINTS
+    for axes in panels:
+        _, bottom, _, height = axes.get_position().bounds
+        axes.set_position((left / WIDTH, bottom, 1 - (left + _RIGHT) / WIDTH, height))
+        _thin(axes.yaxis)
+        axes.set_ylabel("\n".join(fitted(line, 9.0, _height_of(axes) + 24) for line in axes.get_ylabel().split("\n")))
+    _thin(lower.xaxis)
+    _place_x_label(figure, lower, left)
+    _place_title(upper, left)
+    _add_legend(figure, upper)
+
+
+def _room_left(axes: Any) -> float:
+    """Points that labels of the ticks and of the axis take."""
+    labels = axes.yaxis.get_major_formatter().format_ticks(_ticks(axes.yaxis))
+    size = _tick_size(axes.yaxis)
+    lines = 1 + axes.get_ylabel().count("\n") if axes.get_ylabel() else 0
+    return max([20.0, *(text_width(line, size) for label in labels for line in label.split("\n"))]) + 12 + 13 * lines
+
+
+def _height_of(axes: Any) -> float:
+    return float(axes.get_position().height * axes.figure.get_figheight() * _POINTS)
+
+
+def _tick_size(axis: Any) -> float:
+    return float(next((label.get_fontsize() for label in axis.get_ticklabels()), 9.0))
+
+
+def _ticks(axis: Any) -> list[float]:
+    """Places of the ticks in view, in order."""
+    low, high = sorted(axis.get_view_interval())
+    room = 1e-9 * (high - low)
+    return sorted(tick for tick in axis.get_majorticklocs() if low - room <= tick <= high + room)
+
+
+def _thin(axis: Any) -> None:
+    """Leaves out ticks whose labels would overlap one before; names of rows all stay."""
+    across = axis.axis_name == "x"
+    if not across and not isinstance(axis.get_major_formatter(), (Numbers, ScalarFormatter)):
+        return
+    ticks, size = _ticks(axis), _tick_size(axis)
+    labels = axis.get_major_formatter().format_ticks(ticks)
+    points = [(tick, 0) if across else (0, tick) for tick in ticks]
+    at = [place[0 if across else 1] for place in axis.axes.transData.transform(points)] if ticks else []
+    kept: list[float] = []
+    end = -np.inf
+    for tick, label, middle in zip(ticks, labels, at, strict=True):
+        half = (text_width(label, size) if across else size) / 2 * axis.figure.dpi / _POINTS
+        if middle - half > end:
+            kept.append(tick)
+            end = middle + half + _BETWEEN * axis.figure.dpi / _POINTS
+    if len(kept) < len(ticks):
+        axis.set_major_locator(FixedLocator(kept))
+
+
+def _place_x_label(figure: Figure, axes: Any, left: float) -> None:
+    """In the middle of the panel, or up to its right end where it is long; in two lines where one does not hold it."""
+    lines, widest = [axes.get_xlabel()], (WIDTH - _RIGHT) * _POINTS - 12
+    words = lines[0].split(" ")
+    starts = [i for i in range(1, len(words)) if text_width(" ".join(words[:i]), 9.0) <= widest]
+    if text_width(lines[0], 9.0) > widest and starts:
+        lines = [" ".join(words[: starts[-1]]), " ".join(words[starts[-1] :])]
+        _grow(figure, 0.16)
+    label = "\n".join(fitted(line, 9.0, widest) for line in lines)
+    room = (WIDTH - left + _RIGHT) * _POINTS
+    fits = max(text_width(line, 9.0) for line in label.split("\n")) < room - 4
+    axes.set_xlabel(label, loc="center" if fits else "right")
+
+
+def _place_title(axes: Any, left: float) -> None:
+    """Begins at the panel, or further left where it is long; the middle of one that is too long is left out."""
+    title = fitted(axes.get_title(loc="left"), 9.5, WIDTH * _POINTS - 12)
+    beyond = left * _POINTS + text_width(title, 9.5) + 4 - WIDTH * _POINTS
+    width = (WIDTH - left - _RIGHT) * _POINTS
+    axes.set_title(title, loc="left", x=-max(0.0, beyond) / width)
+
+
+def _add_legend(figure: Figure, axes: Any) -> None:
+    """Below the panels, in as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
     seen = dict(zip(labels, handles, strict=True))
-    if seen:
-        figure.legend(seen.values(), seen.keys(), loc="lower center", ncols=2, handlelength=3.2, borderaxespad=0.15)
+    if not seen:
+        return
+    # The crowd behind the named series comes last.
+    seen = dict(sorted(seen.items(), key=lambda entry: -entry[1].get_zorder()))
+    names = [fitted(label, _LEGEND_SIZE, WIDTH * _POINTS - _HANDLE - 6) for label in seen]
+    columns = _columns([text_width(name, _LEGEND_SIZE) + _HANDLE for name in names])
+    _grow(figure, _LEGEND_ROW * -(-len(names) // columns) + 0.12)
+    figure.legend(
+        seen.values(), names, loc="lower center", ncols=columns, handlelength=3.0, borderaxespad=0.1, borderpad=0.2,
+        columnspacing=1.0,
+    )  # fmt: skip
 
 
-def log_axis(axis: Any, values: list[float], numbers: Callable[[float], str]) -> None:
-    """Ticks at powers of ten, at rounder steps where the data span less, at even ones where they hardly differ."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    span = np.log10(max(values) / min(values)) if values else 0
-    subs: tuple[float, ...] = (1.0,) if span > 2.5 else (1.0, 2.0, 5.0) if span > 0.7 else (1.0, 2.0, 3.0, 5.0, 7.0)
-    narrow = span < _NARROW
-    axis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(base=10, subs=subs, numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: numbers(v)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
+def _columns(widths: list[float]) -> int:
+    """The most columns, three at most, that names filled in column by column fit in."""
+    for columns in (3, 2):
+        # Matplotlib gives the first columns one name more where they do not come out even.
+        parts = np.array_split(np.array(widths), columns)
+        if len(widths) >= columns and sum(part.max() for part in parts) + 8 * (columns - 1) < WIDTH * _POINTS - 6:
+            return columns
+    return 1
 
 
-def batch_axis(axes: Any, batches: Sequence[float]) -> None:
-    """Powers of two, labelled at the batches that were tried, those that would overlap left out."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(_apart(batches))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: count(v)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.12)
+def _grow(figure: Figure, below: float) -> None:
+    """Adds inches at the bottom of a figure and leaves its panels as they are."""
+    before = figure.get_figheight()
+    figure.set_figheight(before + below)
+    for axes in figure.axes:
+        left, bottom, width, height = axes.get_position().bounds
+        axes.set_position(
+            (left, (bottom * before + below) / (before + below), width, height * before / (before + below))
+        )
 
 
-def _apart(values: Sequence[float]) -> list[float]:
-    """Values in order, on a log axis at least a seventh of their span apart."""
-    ticks: list[float] = []
-    for value in sorted(set(values)):
-        if not ticks or np.log(value / ticks[-1]) >= np.log(max(values) / min(values)) / _MOST_TICKS:
-            ticks.append(value)
-    return ticks
+def text_width(text: str, size: float) -> float:
+    """Points that a line of text takes in the figures' font."""
+    with _without_glyph_warnings():
+        width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
+    return float(width)
 
 
-def loss_axis(axes: Any, axis: Literal["x", "y"] = "y") -> None:
-    """At most six ticks with all of their digits."""
-    (axes.yaxis if axis == "y" else axes.xaxis).set_major_locator(MaxNLocator(6 if axis == "y" else 4))
-    axes.ticklabel_format(axis=axis, style="plain", useOffset=False)
+def fitted(text: str, size: float, points: float) -> str:
+    """The text, its middle left out where it is wider; both ends tell methods apart."""
+    if text_width(text, size) <= points:
+        return text
 
+    def shorter(kept: int) -> str:
+        return f"{text[: -(-kept // 2)]}…{text[len(text) - kept // 2 :]}"
 
-def upper_end(axes: Any, losses: Sequence[float]) -> None:
-    """The panel ends a little above and below `losses`; what lies beyond leaves it."""
-    room = 0.06 * (max(losses) - min(losses)) or 0.05 * max(losses)
-    axes.set_ylim(min(losses) - room, max(losses) + room)
-
-
-def power_of_ten(value: float) -> str:
-    exponent = int(np.floor(np.log10(value) + 1e-9))
-    lead = value / 10.0**exponent
-    return f"1e{exponent}" if abs(lead - 1) < 1e-6 else f"{lead:g}e{exponent}"
-
-
-def cut_above(axes: Any, curves: Sequence[Sequence[float]]) -> None:
-    """Losses a tenth above the best of the worst curve leave the panel: each curve shows its low end."""
-    low, high = min(map(min, curves)), max(map(max, curves))
-    limit = _HIGHEST * max(map(min, curves))
-    if high > limit:
-        room = 0.04 * (limit - low)
-        axes.set_ylim(low - room, limit + room)
-
-
-def error_bars(axes: Any, x: Sequence[float], y: Sequence[float], se: Sequence[float | None], color: str) -> None:
-    """Upright bars of one standard error to each side, where there is one."""
-    bars = [(at, value - error, value + error) for at, value, error in zip(x, y, se, strict=True) if error]
-    if bars:
-        at, low, high = zip(*bars, strict=True)
-        axes.vlines(at, low, high, colors=color, linewidth=1.0, alpha=0.8)
-
-
-def arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], color: str) -> None:
-    style = {"arrowstyle": "-|>", "color": color, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9}
-    axes.annotate("", xy=end, xytext=start, arrowprops=style, annotation_clip=False)
+    few, many = 1, min(len(text), int(4 * points / size))
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (middle, many) if text_width(shorter(middle), size) <= points else (few, middle)
+    return shorter(few)
 
 
 def series_slug(name: str) -> str:

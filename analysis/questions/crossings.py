@@ -16,9 +16,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from analysis.laws.solver import Array
-from analysis.page.drawing import Drawing, Styles
+from analysis.page.drawing import Drawing
 from analysis.page.numbers import count, flops, integer
 from analysis.page.page_table import Column, Table
+from analysis.page.styles import Styles
 from analysis.questions.iso_loss import IsoLoss, widening
 from analysis.questions.question import Inputs, Question
 

@@ -13,9 +13,10 @@ from typing import Literal, assert_never
 import numpy as np
 import pandas as pd
 
-from analysis.page.drawing import Drawing, Styles
+from analysis.page.drawing import Drawing
 from analysis.page.numbers import flops, integer, ratio, spread
 from analysis.page.page_table import Column, Table
+from analysis.page.styles import Styles
 from analysis.questions.iso_loss import TRUSTED_SCALES, IsoLoss, equal_loss_ratio, loss_at
 from analysis.questions.measured_ratio import at_equal_loss, measured_ratio
 from analysis.questions.question import Inputs, Question

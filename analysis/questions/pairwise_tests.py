@@ -19,9 +19,10 @@ from scipy import special
 
 from analysis.confidence import CONFIDENCE
 from analysis.laws.solver import Array
-from analysis.page.drawing import Drawing, Styles
+from analysis.page.drawing import Drawing
 from analysis.page.numbers import integer, number, share, spread
 from analysis.page.page_table import Column, Table
+from analysis.page.styles import Styles
 from analysis.questions.question import Inputs, Question
 
 Pairing = Literal["seeds", "none (Welch)", "sizes"]

@@ -15,8 +15,9 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from analysis.optima import Optima
-from analysis.page.drawing import Drawing, Styles
+from analysis.page.drawing import Drawing
 from analysis.page.page_table import Table
+from analysis.page.styles import Styles
 from analysis.questions.critical_batch_size import CriticalBatchLaw
 from analysis.questions.iso_loss import IsoLoss
 from analysis.questions.options import Options

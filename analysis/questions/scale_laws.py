@@ -17,9 +17,11 @@ import numpy as np
 
 from analysis.laws.censored_product import Bounds, ProductLaw, fit_censored_product
 from analysis.laws.fit import Estimate, NotIdentified
-from analysis.page.drawing import Drawing, Styles, arrow, legend, log_axis, panel
+from analysis.page.axes import arrow, log_axis
+from analysis.page.drawing import Drawing, finish, panel
 from analysis.page.numbers import count, estimate, number
 from analysis.page.page_table import Column, Table
+from analysis.page.styles import Styles
 from analysis.questions.options import Size
 from analysis.questions.question import Inputs, Question
 from analysis.questions.scale_observations import COLUMNS, Quantity, ScaleObservation, observe
@@ -284,21 +286,21 @@ def _exponent(form: ScaleForm, name: str) -> tuple[float | None, tuple[float, fl
 
 
 def plot(result: ScaleLaws, styles: Styles) -> list[Drawing]:
-    """Each quantity against tokens; arrows are bounds, lines the form in D."""
+    """Each quantity known at two scales against tokens; arrows are bounds, lines the form in D."""
     out = []
     for i, quantity in enumerate(COLUMNS):
         laws = [law for law in result.laws if law.quantity == quantity and any(one.known for one in law.scales)]
-        if not laws:
+        if len({one.num_tokens for law in laws for one in law.scales if one.known}) < 2:
             continue
         title = f"{quantity[0].upper()}{quantity[1:]}, every scale"
         unit = "" if quantity == "best learning rate" else " (tokens)"
-        figure, axes = panel(title, "tokens D", quantity.split(",")[0] + unit, len(laws))
+        figure, axes = panel(title, "tokens D", quantity.split(",")[0] + unit)
         for law in laws:
             _draw(axes, law, styles)
         values = [v for law in laws for s in law.scales for v in (s.low, s.high) if v is not None]
         log_axis(axes.xaxis, [s.num_tokens for law in laws for s in law.scales], count)
         log_axis(axes.yaxis, values, number if quantity == "best learning rate" else count)
-        legend(figure, axes)
+        finish(figure, axes)
         alt = f"{quantity} against training tokens for {', '.join(law.series for law in laws)}."
         out.append(Drawing(f"scale_law_{i + 1}", QUESTION.name, title, alt, figure))
     return out
@@ -308,7 +310,7 @@ def _draw(axes: Any, law: ScaleLaw, styles: Styles) -> None:
     known = [one for one in law.scales if one.known]
     axes.plot([s.num_tokens for s in known], [s.low for s in known], **styles.points(law.series))
     color = styles.line(law.series)["color"]
-    for at, end, factor in _bounds(law.scales):
+    for at, end, factor in _bounds(law.scales if law.series in styles.named else []):
         arrow(axes, (at, end), (at, end * factor), color)
     fitted = next((form.law for form in law.forms if form.law and form.inputs == ("num_tokens",)), None)
     if fitted:

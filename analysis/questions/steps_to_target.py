@@ -20,9 +20,11 @@ from scipy.optimize import least_squares
 from analysis.confidence import t_quantile
 from analysis.laws.fit import Estimate, NotIdentified
 from analysis.laws.solver import Array
-from analysis.page.drawing import Drawing, Styles, legend, log_axis, panel, series_slug
+from analysis.page.axes import log_axis
+from analysis.page.drawing import Drawing, finish, panel, series_slug
 from analysis.page.numbers import count, integer
 from analysis.page.page_table import Column, Table
+from analysis.page.styles import Styles
 from analysis.questions.question import Inputs, Question
 from analysis.seeds import run_folders
 from muloco_runner.record import RecordError, RunFolder
@@ -186,13 +188,13 @@ def rows(result: CurveBatches) -> list[Table]:
 
 
 def plot(result: CurveBatches, styles: Styles) -> list[Drawing]:
-    """Steps to the target against batch, a figure a series."""
+    """Steps to the target against batch, a figure a named series."""
     out = []
     fitted = [one for one in result.scales if one.critical_batch]
-    for series in dict.fromkeys(one.series for one in fitted):
+    for series in dict.fromkeys(one.series for one in fitted if one.series in styles.named):
         mine = [one for one in fitted if one.series == series]
         title = f"{series}: steps to one loss"
-        figure, axes = panel(title, "batch B (tokens)", "steps", len(mine))
+        figure, axes = panel(title, "batch B (tokens)", "steps")
         for i, one in enumerate(mine):
             style: dict[str, Any] = styles.nth(i)
             label = f"{count(one.num_params)}, D/N {one.tokens_per_parameter:g}"
@@ -203,7 +205,7 @@ def plot(result: CurveBatches, styles: Styles) -> list[Drawing]:
             axes.plot(grid, line, color=style["color"], linestyle=style["linestyle"])
         log_axis(axes.xaxis, [b for one in mine for b in one.batches], count)
         log_axis(axes.yaxis, [s for one in mine for s in one.steps], integer)
-        legend(figure, axes)
+        finish(figure, axes)
         alt = f"Steps to one loss against batch for {series}."
         out.append(Drawing(f"steps_{series_slug(series)}", QUESTION.name, title, alt, figure))
     return out

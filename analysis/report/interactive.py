@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.page import axis_labels
-from analysis.page.drawing import Styles
 from analysis.page.numbers import count
+from analysis.page.styles import Styles
 from muloco_runner.config import ConfigError
 from muloco_runner.record import write_atomically
 

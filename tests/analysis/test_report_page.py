@@ -11,8 +11,8 @@ import html5lib
 import jsonschema
 import pytest
 
-from analysis.page.drawing import Styles
 from analysis.page.numbers import FORMATS
+from analysis.page.styles import Styles
 from analysis.report.figures import draw_all
 from analysis.report.schema import report_schema
 from analysis.report.verdict import statements
@@ -92,7 +92,7 @@ def test_the_json_follows_its_schema(report: dict[str, Any]) -> None:
 
 def test_every_figure_stands_for_itself_without_colour(planted: tuple[Path, Path]) -> None:
     """Series differ by marker, line or filling, not by colour alone; each figure has a text in its place."""
-    from analysis.page.drawing import Styles
+    from analysis.page.styles import Styles
 
     series = ["DDP-AdamW", "DDP-Muon", *(f"{a} K={k}" for a in ("DiLoCo", "MuLoCo") for k in (1, 2, 4, 8, 16)), "Other"]
     styles = Styles(series)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from analysis.__main__ import run
-from analysis.page.drawing import Styles
+from analysis.page.styles import Styles
 
 ROWS = [
     {"algorithm": algorithm, "num_workers": k, "num_params": n, "num_tokens": 20 * n, "global_batch_tokens": 1024,

@@ -9,7 +9,8 @@ from typing import Any
 
 import matplotlib as mpl
 
-from analysis.page.drawing import RC, Drawing, Styles
+from analysis.page.drawing import RC, Drawing
+from analysis.page.styles import Styles
 from analysis.questions.registry import QUESTIONS
 from analysis.report.figures.batch_size import plot_critical_batch, plot_loss_vs_batch
 from analysis.report.figures.compute import (
@@ -22,6 +23,7 @@ from analysis.report.figures.compute import (
 from analysis.report.figures.hyper_parameters import plot_learning_rates, plot_maps
 from analysis.report.figures.num_workers import plot_num_workers
 from analysis.report.figures.overview import plot_overview, plot_training_curves
+from analysis.report.named_series import named_series
 
 _PLOTS: tuple[Callable[[dict[str, Any], Styles], list[Drawing]], ...] = (
     plot_overview,
@@ -41,7 +43,7 @@ _PLOTS: tuple[Callable[[dict[str, Any], Styles], list[Drawing]], ...] = (
 
 def draw_all(report: dict[str, Any]) -> list[Drawing]:
     """Every figure for which the report has points."""
-    styles = Styles(report["series"], **report["style"])
+    styles = Styles(report["series"], **report["style"], named=named_series(report))
     with mpl.rc_context(RC):
         drawings: list[Drawing] = []
         for plot in _PLOTS:

@@ -8,20 +8,10 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter
 
 from analysis.page import axis_labels
-from analysis.page.drawing import (
-    Drawing,
-    Styles,
-    arrow,
-    batch_axis,
-    cut_above,
-    error_bars,
-    legend,
-    log_axis,
-    loss_axis,
-    panel,
-    size_slug,
-)
+from analysis.page.axes import arrow, cut_above, error_bars, log_axis, loss_axis, tried_axis
+from analysis.page.drawing import Drawing, finish, panel, size_slug
 from analysis.page.numbers import count
+from analysis.page.styles import Styles
 
 _ARROW = 0.07
 """Length of an arrow over the width of the panel, inside its margin."""
@@ -40,7 +30,6 @@ def plot_loss_vs_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
             title,
             axis_labels.across(report, "global batch B", "global_batch_tokens", "tokens"),
             axis_labels.upright(report, "validation loss", "loss", "nats per token"),
-            len(curves),
         )
         tried = [p["global_batch_tokens"] for curve in curves for p in curve["points"]]
         for name in report["series"]:
@@ -52,17 +41,17 @@ def plot_loss_vs_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
                 axes.plot(batch, loss, **styles.line(name))
                 error_bars(axes, batch, loss, [p["loss_se"] for p in curve["points"]], styles.line(name)["color"])
                 mark = marks.get((name, n))
-                if mark:
+                if mark and name in styles.named:
                     threshold = report["settings"]["cbs_threshold"]
                     reach = (max(tried) / min(tried)) ** _ARROW
                     _mark_critical(axes, mark, styles.line(name)["color"], threshold, reach)
-        batch_axis(axes, tried)
+        tried_axis(axes.xaxis, tried)
         loss_axis(axes)
         cut_above(axes, [[p["loss"] for p in curve["points"]] for curve in curves])
         low, high = axes.get_ylim()
         for annotation in axes.texts:  # arrows; those of curves that left the panel would stand outside it
             annotation.set_visible(low <= annotation.xy[1] <= high)
-        legend(figure, axes)
+        finish(figure, axes)
         alt = f"Validation loss against global batch in tokens, models of {count(n)} parameters, one curve a series."
         out.append(Drawing(f"loss_vs_batch_{size_slug(n)}", "loss_vs_batch", title, alt, figure))
     return out
@@ -96,13 +85,13 @@ def _critical_batch(report: dict[str, Any], styles: Styles, definition: str, key
     names = [name for name in report["series"] if any(p["series"] == name for p in points)]
     x_label = axis_labels.across(report, "training tokens D", "num_tokens")
     y_label = axis_labels.upright(report, "critical batch", "global_batch_tokens", "tokens")
-    figure, axes = panel(title, x_label, y_label, len(names) + bool(published))
+    figure, axes = panel(title, x_label, y_label)
     values: list[float] = []
     tokens: list[float] = []
     for i, name in enumerate(names):
         style = styles.points(name)
         axes.plot([], [], **style)
-        for p in (p for p in points if p["series"] == name):
+        for p in (p for p in points if p["series"] == name and (name in styles.named or not p["censored"])):
             x = p["num_tokens"] * 1.04 ** (i - (len(names) - 1) / 2)
             tokens.append(x)
             values += _critical_batch_point(axes, p, x, key, {**style, "label": None})
@@ -123,7 +112,7 @@ def _critical_batch(report: dict[str, Any], styles: Styles, definition: str, key
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: count(v)))
     axes.set_ylim(min(values) / 1.5, max(values) * 1.5)
-    legend(figure, axes)
+    finish(figure, axes)
     alt = f"{title} against training tokens; arrows are bounds where the batches tried do not hold it."
     return Drawing(
         "critical_batch" if key == "interpolated" else f"critical_batch_{key}", "critical_batch", title, alt, figure

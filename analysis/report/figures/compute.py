@@ -8,8 +8,10 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from analysis.page import axis_labels
-from analysis.page.drawing import INK, Drawing, Styles, error_bars, legend, log_axis, panel, power_of_ten, series_slug
+from analysis.page.axes import error_bars, log_axis, power_of_ten
+from analysis.page.drawing import INK, Drawing, finish, panel, series_slug
 from analysis.page.numbers import count, flops, hours
+from analysis.page.styles import Styles
 
 _FELT = 1.1
 """A slower link that lengthens no training by more than this factor is no finding."""
@@ -27,8 +29,8 @@ def plot_loss_compute(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     title = "Loss above the shared irreducible loss"
     across = axis_labels.compute(report)
     upright = axis_labels.upright(report, "L - E", "loss", "nats per token")
-    figure, axes = panel(title, across, upright, len(names))
-    residuals, lower = panel("Residuals of the laws", across, "fitted / observed loss - 1 (%)", len(names))
+    figure, axes = panel(title, across, upright)
+    residuals, lower = panel("Residuals of the laws", across, "fitted / observed loss - 1 (%)")
     values: list[float] = []
     for name in names:
         rows = [p for p in iso["points"] if p["series"] == name]
@@ -43,8 +45,8 @@ def plot_loss_compute(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     log_axis(axes.xaxis, flops_seen, power_of_ten)
     log_axis(lower.xaxis, flops_seen, power_of_ten)
     log_axis(axes.yaxis, values, lambda v: f"{v:g}")
-    legend(figure, axes)
-    legend(residuals, lower)
+    finish(figure, axes)
+    finish(residuals, lower)
     return [
         Drawing(
             "loss_compute",
@@ -76,12 +78,7 @@ def plot_ratios(report: dict[str, Any], styles: Styles) -> list[Drawing]:
             continue
         title = f"{word} of {baseline} for the same loss"
         y = f"{word.lower()} of {baseline} / series"
-        figure, axes = panel(
-            title,
-            axis_labels.across(report, "compute C of the series", "flops", "flops"),
-            y,
-            len(part["curves"]) + bool(report["published"]),
-        )
+        figure, axes = panel(title, axis_labels.across(report, "compute C of the series", "flops", "flops"), y)
         for name in report["series"]:
             if name in part["curves"]:
                 _ratio_curve(
@@ -98,7 +95,7 @@ def plot_ratios(report: dict[str, Any], styles: Styles) -> list[Drawing]:
                 axes.plot([p["flops"] for p in curve], [p["value"] for p in curve], **style)
         log_axis(axes.xaxis, reach, power_of_ten)
         _ratio_axis(axes, shown)
-        legend(figure, axes)
+        finish(figure, axes)
         alt = f"{word} {baseline} needs over that of each series at the same loss; dotted beyond the data."
         out.append(Drawing(key, "iso_loss", title, alt, figure))
     return out
@@ -111,12 +108,12 @@ def _ratio_curve(axes: Any, curve: list[Any], own: list[Any], styles: Styles, na
     axes.plot([r["flops"] for r in inside], [r["value"] for r in inside], **styles.curve(name))
     dotted = (0, (1, 2.5))
     axes.plot([r["flops"] for r in beyond], [r["value"] for r in beyond], color=color, linestyle=dotted, linewidth=1.2)
-    if all(r["ci"] for r in curve):
+    if name in styles.named and all(r["ci"] for r in curve):
         low, high = zip(*(r["ci"] for r in curve), strict=True)
         axes.fill_between([r["flops"] for r in curve], low, high, color=color, alpha=0.08, linewidth=0)
     axes.plot([r["flops"] for r in own], [r["value"] for r in own], **styles.points(name))
     for r in own:
-        if r["ci"]:
+        if name in styles.named and r["ci"]:
             axes.plot([r["flops"]] * 2, r["ci"], color=color, linewidth=0.8, alpha=0.7)
 
 
@@ -135,13 +132,13 @@ def plot_isoflop(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     """Loss against size at equal compute, with parabolas; a ring at a minimum inside the sizes tried."""
     budgets = report["size_and_data"]["budgets"]
     out = []
-    for name in report["series"]:
+    for name in styles.named:
         mine = [b for b in budgets if b["series"] == name]
         if not mine:
             continue
         across = axis_labels.across(report, "parameters N", "num_params")
         upright = axis_labels.upright(report, "validation loss", "loss", "nats per token")
-        figure, axes = panel(f"{name} at equal compute", across, upright, len(mine))
+        figure, axes = panel(f"{name} at equal compute", across, upright)
         for i, b in enumerate(mine):
             sizes, losses = zip(*b["points"], strict=True)
             style = {**styles.nth(i), "label": f"{flops(b['flops'])} flops"}
@@ -158,7 +155,7 @@ def plot_isoflop(report: dict[str, Any], styles: Styles) -> list[Drawing]:
                               fillstyle="none", color=style["color"])  # fmt: skip
         log_axis(axes.xaxis, [float(n) for b in mine for n, _ in b["points"]], count)
         axes.yaxis.set_major_locator(MaxNLocator(6))
-        legend(figure, axes)
+        finish(figure, axes)
         alt = (
             f"Loss of {name} against size at equal compute; rings mark the minima of parabolas inside the sizes tried."
         )
@@ -173,7 +170,7 @@ def plot_wall_clock(report: dict[str, Any], styles: Styles) -> list[Drawing]:
         return []
     title = f"Training time, {count(clock['num_params'])} parameters"
     names = [name for name in report["series"] if name in clock["curves"]]
-    figure, axes = panel(title, "link between workers (Gbit/s)", "hours (idealised)", len(names))
+    figure, axes = panel(title, "link between workers (Gbit/s)", "hours (idealised)")
     values: list[float] = []
     links: list[float] = []
     for name in names:
@@ -188,15 +185,16 @@ def plot_wall_clock(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     log_axis(axes.xaxis, links, lambda v: f"{v:g}")
     axes.set_xlim(min(links) / 1.2, max(links) * 1.2)
     log_axis(axes.yaxis, values, hours)
-    legend(figure, axes)
+    finish(figure, axes)
     alt = "Hours of training against the bandwidth of the link between workers, one curve a series."
     return [Drawing("wall_clock", "wall_clock", title, alt, figure)]
 
 
 def _links_matter(curves: dict[str, Any]) -> bool:
-    """Whether several series are compared, and the link changes what one of them takes by a tenth."""
+    """Whether the link changes what a series takes by a tenth, and series differ by as much at some link."""
     hours_of = [[p["idealised_hours"] for p in curve] for curve in curves.values()]
-    return len(hours_of) > 1 and any(max(each) > _FELT * min(each) for each in hours_of)
+    at_links = list(zip(*hours_of, strict=True))
+    return all(any(max(each) > _FELT * min(each) for each in some) for some in (hours_of, at_links))
 
 
 def plot_sensitivity(report: dict[str, Any], styles: Styles) -> list[Drawing]:
@@ -208,7 +206,7 @@ def plot_sensitivity(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     names = [name for name in report["series"] if any(v["series"] == name for v in rows)]
     title = f"Compute ratio at {flops(rows[0]['flops'])} flops under other choices"
     x = f"compute of {report['settings']['baseline']} / series"
-    figure, axes = panel(title, x, "choice made otherwise", len(names), left=0.45, height=1.2 + 0.27 * len(choices))
+    figure, axes = panel(title, x, "choice", height=0.3 + 0.3 * len(choices))
     for i, name in enumerate(names):
         shift = 0.5 * ((i + 0.5) / len(names) - 0.5)
         mine = [v for v in rows if v["series"] == name]
@@ -216,7 +214,7 @@ def plot_sensitivity(report: dict[str, Any], styles: Styles) -> list[Drawing]:
     axes.axvline(1, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(choices)), [_wrapped(c) for c in choices], fontsize=8)
     axes.set_ylim(len(choices) - 0.5, -0.5)
-    legend(figure, axes)
+    finish(figure, axes)
     alt = "The compute ratio of each series under other loss functions, irreducible losses and subsets of the data."
     return [Drawing("sensitivity", "sensitivity", title, alt, figure)]
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis.page import axis_labels
-from analysis.page.drawing import INK, Drawing, Styles, error_bars, legend, legend_label, panel
+from analysis.page.axes import error_bars, tried_axis
+from analysis.page.drawing import INK, Drawing, finish, panel
 from analysis.page.numbers import count
+from analysis.page.styles import Styles, legend_label
 
 
 def plot_num_workers(report: dict[str, Any], styles: Styles) -> list[Drawing]:
-    """Loss relative to the partner against K, one line an algorithm and size; how alike the pseudogradients are."""
+    """Loss relative to the partner against K, one line an algorithm and size with several K; how alike the
+    pseudogradients are.
+    """
     points, published = report["num_workers"]["points"], report["published"]
     across = axis_labels.across(report, "workers K", "num_workers")
     sizes = sorted({r["num_params"] for r in points})
-    lines = _lines(points)
+    lines = {key: mine for key, mine in _lines(points).items() if len({r["num_workers"] for r in mine}) > 1}
     out = []
-    if any(len({r["num_workers"] for r in mine}) > 1 for mine in lines.values()):
+    if lines:
         title = "Loss against the number of workers"
-        figure, axes = panel(title, across, "loss over the partner's - 1 (%)", len(lines) + bool(published))
+        figure, axes = panel(title, across, "loss over the partner's - 1 (%)")
         for (algorithm, n), mine in lines.items():
             style = {**styles.of_size(mine[0]["series"], sizes.index(n), len(sizes))}
             style["label"] = legend_label(f"{algorithm}, {count(n)}")
@@ -34,18 +37,21 @@ def plot_num_workers(report: dict[str, Any], styles: Styles) -> list[Drawing]:
             for p in (p for p in published["num_workers"] if p["num_params"] == nearest):
                 axes.plot([p["num_workers"]], [100 * p["relative"]], **styles.published(f"{p['algorithm']} K=1"))
         axes.axhline(0, color=INK, linewidth=0.8)
-        _workers_axis(axes, [r["num_workers"] for r in points])
-        legend(figure, axes)
+        tried_axis(axes.xaxis, [r["num_workers"] for mine in lines.values() for r in mine], _whole)
+        finish(figure, axes)
         alt = "Loss relative to that of the partner against the number of workers, one line an algorithm and size."
         out.append(Drawing("num_workers", "num_workers", title, alt, figure))
     return out + _plot_cosines(points, styles, across)
 
 
 def _lines(points: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """The points of each algorithm and size by K."""
+    """The points of each algorithm and size by K, at each K the one with the lowest loss."""
+    best: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for row in sorted(points, key=lambda r: r["against_baseline"]["relative"]):
+        best.setdefault((row["algorithm"], row["num_params"], row["num_workers"]), row)
     out: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in sorted(points, key=lambda r: (r["algorithm"], r["num_params"], r["num_workers"])):
-        out.setdefault((row["algorithm"], row["num_params"]), []).append(row)
+    for (algorithm, n, _), row in sorted(best.items()):
+        out.setdefault((algorithm, n), []).append(row)
     return out
 
 
@@ -55,19 +61,16 @@ def _plot_cosines(points: list[dict[str, Any]], styles: Styles, across: str) -> 
         return []
     title = "Mean cosine between workers' pseudogradients"
     sizes, lines = sorted({r["num_params"] for r in known}), _lines(known)
-    figure, axes = panel(title, across, "cosine, last quarter of the run", len(lines))
+    figure, axes = panel(title, across, "cosine, last quarter of the run")
     for (algorithm, n), mine in lines.items():
         style = styles.of_size(mine[0]["series"], sizes.index(n), len(sizes))
         style["label"] = legend_label(f"{algorithm}, {count(n)}")
         axes.plot([r["num_workers"] for r in mine], [r["pseudogradient_cosine"] for r in mine], **style)
-    _workers_axis(axes, [r["num_workers"] for r in known])
-    legend(figure, axes)
+    tried_axis(axes.xaxis, [r["num_workers"] for r in known], _whole)
+    finish(figure, axes)
     alt = "Mean pairwise cosine between workers' pseudogradients against the number of workers."
     return [Drawing("pseudogradient_cosine", "num_workers", title, alt, figure)]
 
 
-def _workers_axis(axes: Any, workers: list[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(set(workers)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+def _whole(value: float) -> str:
+    return f"{value:g}"

@@ -5,24 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from analysis.page import axis_labels
-from analysis.page.drawing import (
-    Drawing,
-    Styles,
-    error_bars,
-    legend,
-    log_axis,
-    loss_axis,
-    panel,
-    power_of_ten,
-    size_slug,
-    upper_end,
-)
+from analysis.page.axes import error_bars, log_axis, loss_axis, power_of_ten, upper_end
+from analysis.page.drawing import INK, Drawing, finish, fitted, panel, panel_below, size_slug
 from analysis.page.numbers import count
+from analysis.page.styles import Styles
 
 _FIRST_SHARE = 0.1
 """Of a run: its steep beginning, which is not what curves are compared by."""
+_NAME_POINTS = 120.0
+"""Widest name of a series beside its row."""
 
 
 def plot_overview(report: dict[str, Any], styles: Styles) -> list[Drawing]:
@@ -37,7 +31,7 @@ def _loss_against_compute(report: dict[str, Any], styles: Styles) -> Drawing:
     across = axis_labels.compute(report)
     upright = axis_labels.upright(report, "validation loss", "loss", "nats per token")
     title = "Best loss of each series" if iso["reason"] else "Best loss of each series, with the fitted laws"
-    figure, axes = panel(title, across, upright, len(names))
+    figure, axes = panel(title, across, upright)
     fitted = {} if iso["reason"] else iso["fit"]["parameters"]
     for name in names:
         rows = [row for row in best if row["series"] == name]
@@ -51,30 +45,48 @@ def _loss_against_compute(report: dict[str, Any], styles: Styles) -> Drawing:
             grid = np.geomspace(min(at), max(at), 50)
             above = fitted[f"A[{name}]"]["value"] * grid ** -fitted[f"alpha[{name}]"]["value"]
             axes.plot(grid, fitted["E"]["value"] + above, **styles.curve(name))
+    panels = [axes]
+    if {row["series"] for row in best if row["against_baseline"]}:
+        panels.append(panel_below(figure, axes, f"% over {report['settings']['baseline']} at the same size", 1.0))
+        _differences(panels[1], report, styles)
     log_axis(axes.xaxis, [row["flops"] for row in best], power_of_ten)
     loss_axis(axes)
-    legend(figure, axes)
-    alt = "Best validation loss of every series against compute; lines are the fitted laws where there are any."
+    finish(figure, *panels)
+    alt = (
+        "Best validation loss of every series against compute; lines are the fitted laws where there are any. Below, "
+        "how far each lies above the baseline at the same size, in percent."
+    )
     return Drawing("overview", "overview", title, alt, figure)
+
+
+def _differences(axes: Any, report: dict[str, Any], styles: Styles) -> None:
+    """Loss of each series over the baseline's at the same size, less one."""
+    for name in report["series"]:
+        rows = [row for row in report["best"] if row["series"] == name and row["against_baseline"]]
+        at, over = [row["flops"] for row in rows], [100 * row["against_baseline"]["relative"] for row in rows]
+        axes.plot(at, over, **{**styles.line(name), "linewidth": 0.8})
+        error = [row["against_baseline"]["se"] for row in rows]
+        error_bars(axes, at, over, [se and 100 * se for se in error], styles.line(name)["color"])
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
 
 
 def _losses_of_one_size(report: dict[str, Any], styles: Styles) -> Drawing:
     rows = sorted(report["best"], key=lambda row: -row["loss"])
     title = f"Best loss of each series, {count(rows[0]['num_params'])} parameters"
     across = axis_labels.across(report, "validation loss", "loss", "nats per token")
-    longest = max(len(row["series"]) for row in rows)
-    left = min(0.5, 0.06 + 0.0185 * longest)
-    figure, axes = panel(title, across, "", 0, left=left, height=1.1 + 0.2 * len(rows))
+    figure, axes = panel(title, across, "", height=0.2 + 0.17 * len(rows))
     for i, row in enumerate(rows):
         look = styles.points(row["series"])
         axes.plot([row["loss"]], [i], **{**look, "label": None})
         if row["loss_se"]:
             reach = [row["loss"] - row["loss_se"], row["loss"] + row["loss_se"]]
             axes.plot(reach, [i, i], color=look["color"], linewidth=1.0)
-    axes.set_yticks(range(len(rows)), [shortened(row["series"]) for row in rows], fontsize=7.5)
+    axes.set_yticks(range(len(rows)), [fitted(row["series"], 7.5, _NAME_POINTS) for row in rows], fontsize=7.5)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.margins(x=0.15)
     loss_axis(axes, "x")
+    finish(figure, axes)
     alt = "Best validation loss of every series, the lowest at the bottom."
     return Drawing("overview", "overview", title, alt, figure)
 
@@ -88,7 +100,7 @@ def plot_training_curves(report: dict[str, Any], styles: Styles) -> list[Drawing
             continue
         title = f"{count(n)} parameters"
         across = axis_labels.across(report, "training tokens", "num_tokens")
-        figure, axes = panel(title, across, "training loss (nats per token)", len(curves))
+        figure, axes = panel(title, across, "training loss (nats per token)")
         late: list[float] = []
         for curve in curves:
             tokens, losses = [p["tokens"] for p in curve["points"]], [p["loss"] for p in curve["points"]]
@@ -97,12 +109,7 @@ def plot_training_curves(report: dict[str, Any], styles: Styles) -> list[Drawing
         upper_end(axes, late)
         axes.xaxis.set_major_formatter(lambda value, _: count(value))
         loss_axis(axes)
-        legend(figure, axes)
+        finish(figure, axes)
         alt = f"Training loss against tokens of the best run of each series, models of {count(n)} parameters."
         out.append(Drawing(f"training_curves_{size_slug(n)}", "training_curves", title, alt, figure))
     return out
-
-
-def shortened(name: str, longest: int = 27) -> str:
-    """A name for a place of limited width, its middle left out; both ends tell methods apart."""
-    return name if len(name) <= longest else f"{name[: longest - 12]}…{name[-11:]}"

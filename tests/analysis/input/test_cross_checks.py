@@ -172,7 +172,7 @@ def test_batches_in_sequences_give_no_critical_batch(tmp_path: Path) -> None:
     assert "sequences of 2048 tokens" in report["critical_batch"]["reason"]
     assert "factor: 2048" in (tmp_path / "report.md").read_text()
     assert not (tmp_path / "tables" / "critical_batch.csv").exists()
-    labels = {drawing.name: drawing.figure.axes[0].get_xlabel() for drawing in draw_all(report)}
+    labels = {drawing.name: drawing.figure.axes[0].get_xlabel().replace("\n", " ") for drawing in draw_all(report)}
     assert labels["loss_vs_batch_10M"] == "global batch B (unit not clear; column global_batch_tokens)"
     assert "| batch (unit not clear) |" in (tmp_path / "report.md").read_text()
 
@@ -190,7 +190,9 @@ def test_axes_name_the_column_that_was_mapped(tmp_path: Path) -> None:
     assert run(["--table", str(path), "--mapping", str(mapping), "--out", str(tmp_path), "--bootstrap", "0"]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     axes = {drawing.name: drawing.figure.axes[0] for drawing in draw_all(report)}
-    assert axes["loss_vs_batch_10M"].get_xlabel() == "global batch B (tokens; column batch_size x 2,048)"
+    assert axes["loss_vs_batch_10M"].get_xlabel().replace("\n", " ") == (
+        "global batch B (tokens; column batch_size x 2,048)"
+    )
     assert axes["loss_vs_batch_10M"].get_ylabel() == "validation loss (nats per token)\n(column <b>loss)"
     assert axes["loss_compute"].get_xlabel() == "compute C (flops; column gflops x 1e+09)"
     assert "training tokens D (" not in str([one.get_xlabel() for one in axes.values()])
