@@ -132,6 +132,11 @@ def sweep() -> None:
     _program("sweeps.__main__")
 
 
+def model() -> None:
+    """`muloco-model`."""
+    _program("muloco_runner.inference.command")
+
+
 def report() -> None:
     """`muloco-report`."""
     _program("analysis.__main__", ("muloco_runner", "analysis"))

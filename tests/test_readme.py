@@ -76,7 +76,7 @@ def test_files_that_the_readme_names_exist() -> None:
         assert (ROOT / link).exists(), link
 
 
-@pytest.mark.parametrize("command", ["muloco-train", "muloco-data", "muloco-sweep", "muloco-report"])
+@pytest.mark.parametrize("command", ["muloco-train", "muloco-data", "muloco-sweep", "muloco-model", "muloco-report"])
 def test_help_teaches_with_an_example(command: str) -> None:
     program = str(Path(sys.executable).parent / command)
     done = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +52,19 @@ class LoadedRun:
                 "now: put the first data back"
             )
         return tokenizer_in(parts[0].folder, parts[0].manifest.tokenizer)
+
+    @property
+    def end(self) -> int | None:
+        """The token that ends a document; None without one."""
+        return self.tokenizer.describe().end_of_document_id
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of the beginning of a document."""
+        tokens: list[int] = self.tokenizer.encode([text.encode()])[0].tolist()
+        return tokens if self.end is None else tokens[:-1]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(np.array(tokens, dtype=np.int64))
 
 
 def load_run(

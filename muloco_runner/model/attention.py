@@ -19,8 +19,9 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from muloco_runner.config import ConfigError
 from muloco_runner.model.compile import compile_each_shape
+from muloco_runner.model.key_value_cache import KeyValueCache
 
-Mask = Tensor | BlockMask | None
+Mask = Tensor | BlockMask | KeyValueCache | None
 _SMALLEST_FLEX_HEAD = 16
 
 
@@ -63,7 +64,10 @@ def make_mask(documents_BT: Tensor | None, kind: str, dtype: torch.dtype) -> Mas
 
 
 def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: Mask) -> Tensor:
-    """Scaled dot-product attention under a mask of `make_mask`."""
+    """Scaled dot-product attention under a mask of `make_mask`, or over all that a cache holds."""
+    if isinstance(mask, KeyValueCache):
+        k_BHTK, v_BHTK = mask.extended_by(k_BHTK, v_BHTK)
+        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=mask.mask_B1QT)
     if isinstance(mask, BlockMask):
         # In a compiled block it becomes a part of that block's graph.
         flex: Callable[..., Any] = flex_attention

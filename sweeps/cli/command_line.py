@@ -145,9 +145,12 @@ def make_parser() -> Parser:
         "-f", "--follow", action="store_true", help="keep printing while the attempt runs"
     )
     commands.choices["clean"].add_argument(
-        "--keep", choices=("best", "none"), help="remove the weights of the chosen finished runs: all of them (none), "
-        "or but of the best run of each series and size; what trains keeps its checkpoints",
-    )  # fmt: skip
+        "--keep",
+        type=one_of("best", "none"),
+        metavar="{best,none}",
+        help="remove the weights of the chosen finished runs: all of them (none), or but of the best of each series "
+        "and size; what trains keeps its checkpoints",
+    )
     limiting = commands.choices["quota"]
     for name in ("nodes", "gpus", "jobs", "submitted-jobs"):
         limiting.add_argument(f"--{name}", type=whole_number(12), metavar="N", help="of each allocation")

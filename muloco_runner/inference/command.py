@@ -1,0 +1,149 @@
+"""`muloco-model`: what is done with the weights of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from muloco_runner.config import ConfigError
+from muloco_runner.flags import Parser, any_number, any_path, any_text, whole_number
+from muloco_runner.record import ExitCode, RunFolder
+
+if TYPE_CHECKING:
+    from muloco_runner.inference.load import LoadedRun
+
+DESCRIPTION = """\
+Samples, exports, evaluates and continues trained models.
+
+  muloco-model sample results/runs/RUN_ID --prompt 'def main' --tokens 200     continue a text
+  muloco-model sample 3fa --root demo --prompt 'import' --temperature 0        of the run 3fa... under demo/
+
+RUN is a run's folder, or its id or the first digits of it under --root (default: results). Its weights are those of the
+newest checkpoint, or of --step; of DiLoCo and MuLoCo the synchronised model's, or --worker K's own. A run keeps weights
+where it was trained by itself, or with execution.keep=final in a sweep.
+Exit codes: 0 done, 2 a mistake in what was asked, of which one line tells, 130 interrupted.
+"""
+
+
+def main() -> None:
+    """The console script. Never returns: exits with one of `ExitCode`."""
+    try:
+        arguments = make_parser().parse_args()
+        code = arguments.run(arguments)
+    except ConfigError as error:
+        print(f"muloco-model: {error}", file=sys.stderr)
+        sys.exit(ExitCode.USAGE)
+    except OSError as error:
+        print(f"muloco-model: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        sys.exit(ExitCode.CRASH)
+    except KeyboardInterrupt:
+        print("muloco-model: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code)
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="muloco-model", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
+    sampling = _command(commands, "sample", "continue a text", _sample)
+    prompt, one = any_text("a text", may_be_empty=True), whole_number(200, least=1)
+    sampling.add_argument(
+        "--prompt", type=prompt, action="append", required=True, metavar="TEXT", help="may be said several times"
+    )
+    sampling.add_argument("--tokens", type=one, default=200, metavar="N", help="new tokens of each; default 200")
+    sampling.add_argument(
+        "--temperature", type=any_number(0.8), default=1.0, metavar="T", help="0: the likeliest; default 1"
+    )
+    sampling.add_argument("--top-k", type=whole_number(40, 1), metavar="K", help="draw among the K likeliest tokens")
+    sampling.add_argument(
+        "--top-p", type=any_number(0.9, is_open=True), metavar="P", help="draw among the likeliest that make up P"
+    )
+    sampling.add_argument(
+        "--seed", type=whole_number(0), default=0, metavar="N", help="the same seed draws the same; default 0"
+    )
+    sampling.add_argument(
+        "--samples", type=whole_number(4, 1), default=1, metavar="N", help="of each prompt; default 1"
+    )
+    sampling.add_argument("--json", action="store_true", help="one line of JSON for each sample")
+    return parser
+
+
+def _command(commands: Any, name: str, text: str, run: Any) -> Parser:
+    command: Parser = commands.add_parser(name, help=text, description=text)
+    folder = any_path("a folder")
+    command.add_argument(
+        "model", type=any_text("a folder or an id"), metavar="RUN", help="a run's folder, or its id under --root"
+    )
+    command.add_argument(
+        "--root", type=folder, default=Path("results"), metavar="ROOT", help="holds runs/RUN_ID; default: results"
+    )
+    command.add_argument("--step", type=whole_number(1000, 1), metavar="N", help="of which checkpoint; the newest")
+    command.add_argument(
+        "--worker", type=whole_number(0), metavar="K", help="its own weights, not the synchronised model's"
+    )
+    command.add_argument(
+        "--device",
+        type=any_text("a device, such as cuda"),
+        default="cpu",
+        metavar="NAME",
+        help="of torch; default: cpu",
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def find_folder(said: str, root: Path) -> Path:
+    """The folder of the run that is named by it, or by the first digits of its id. None, or several, raise
+    `ConfigError`."""
+    if RunFolder(said).config_file.is_file():
+        return Path(said)
+    found = [folder.path for folder in RunFolder.all_under(root) if folder.run_id.startswith(said)]
+    if len(found) != 1:
+        what = f"{len(found)} runs under {root} start with it" if found else f"no run's folder, and no run under {root}"
+        raise ConfigError(f"{said}: {what}: give a folder ROOT/runs/RUN_ID, or more digits of an id and --root ROOT")
+    return found[0]
+
+
+def _load(arguments: argparse.Namespace) -> LoadedRun:
+    from muloco_runner.inference.load import load_run
+
+    folder = find_folder(arguments.model, arguments.root)
+    try:
+        loaded = load_run(folder, step=arguments.step, worker=arguments.worker, device=arguments.device)
+    except RuntimeError as error:  # torch's, of a device that is not there
+        raise ConfigError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from None
+    end = f" of {loaded.config.num_steps}" if loaded.step != loaded.config.num_steps else ""
+    print(f"{loaded.config.algorithm} {folder}: step {loaded.step}{end}", file=sys.stderr, flush=True)
+    return loaded
+
+
+def _sample(arguments: argparse.Namespace) -> ExitCode:
+    from muloco_runner.inference.sample import SamplingOptions, sample
+    from muloco_runner.training.precision import DTYPES
+
+    options = SamplingOptions(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    loaded = _load(arguments)
+    texts = [text for text in arguments.prompt for _ in range(arguments.samples)]
+    prompts = [loaded.encode(text) for text in texts]
+    length, known = max(map(len, prompts)) + arguments.tokens, loaded.config.model.sequence_length
+    if length > known:
+        print(f"{length} tokens are more than the {known} that the model was trained on at once", file=sys.stderr)
+    started = time.monotonic()
+    rows = sample(
+        loaded.model, prompts, arguments.tokens, options, end=loaded.end, dtype=DTYPES[loaded.config.precision]
+    )
+    seconds, number = time.monotonic() - started, sum(map(len, rows))
+    for text, row in zip(texts, rows, strict=True):
+        continuation = loaded.decode(row)
+        values = {"prompt": text, "text": continuation, "tokens": row}
+        print(json.dumps(values) if arguments.json else f"{text}{continuation}", flush=True)
+    print(f"{number:,} tokens in {seconds:.1f} s, {number / seconds:,.0f} tokens/s", file=sys.stderr)
+    return ExitCode.FINISHED
+
+
+if __name__ == "__main__":
+    main()
