@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from muloco_runner.machine_check.findings import Findings
-from muloco_runner.machine_check.run import SECTIONS, Section, main
+from muloco_runner.machine_check.sections import SECTIONS, Section, main
 from muloco_runner.machine_check.timing import Machine
 
 MOST_OF_FLOOR = 1.25

@@ -78,7 +78,7 @@ def main() -> None:
         print(help_text(), end="")
         sys.exit(0)
     if arguments[:1] == [_CHECK_GPU]:
-        from muloco_runner.machine_check.run import main as check_machine
+        from muloco_runner.machine_check.sections import main as check_machine
 
         sys.exit(check_machine(arguments[1:], program=f"muloco-train {_CHECK_GPU}"))
     if (line := announce(path)) and os.environ.get("RANK", "0") == "0":

@@ -7,6 +7,7 @@ Axes: B batch, T time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,11 @@ class Batch:
             strict=True,
         )
         return [Batch(*part) for part in parts]
+
+
+def one_of_each_size(batches: Sequence[Batch]) -> list[Batch]:
+    """One batch of each number of sequences: what a compiled model compiles for."""
+    return list({len(batch): batch for batch in batches}.values())
 
 
 class TrainingData:

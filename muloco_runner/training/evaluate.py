@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from muloco_runner.config import RunConfig
-from muloco_runner.data.batches import Batch, validation_batch
+from muloco_runner.data.batches import Batch, one_of_each_size, validation_batch
 from muloco_runner.data.corpus import Corpus
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.communicator import Communicator
@@ -27,6 +27,14 @@ class Evaluation:
             DTYPES[run.precision],
             communicator,
         )
+
+    @torch.no_grad()
+    def warm_up(self, worker: Worker) -> None:
+        """Runs each size of chunk through the worker's model once, so that all compile before the clock starts."""
+        worker.model.eval()
+        for chunk in one_of_each_size(_chunks(self.batch)):
+            mean_loss(worker.model, chunk, self.dtype)
+        worker.model.train()
 
     def of_synchronised_model(self, worker: Worker, parameters: Sequence[Tensor]) -> float:
         """The loss of `parameters`, which are like `worker.tensors`, computed in that worker's model."""

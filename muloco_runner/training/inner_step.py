@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from muloco_runner.config import RunConfig
-from muloco_runner.data.batches import Batch, TrainingData
+from muloco_runner.data.batches import Batch, TrainingData, one_of_each_size
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.optimizers import Muon
 from muloco_runner.training.learning_rate import scheduled_lr
 from muloco_runner.training.precision import DTYPES, mean_loss
 from muloco_runner.training.replicas import Replicas
@@ -58,6 +59,21 @@ class InnerStep:
             if self.micro_batch_sequences == 1:
                 raise torch.OutOfMemoryError("one sequence does not fit: more ranks, or execution.sharding=full")
             self.micro_batch_sequences //= 2
+
+    def warm_up(self, worker: Worker) -> None:
+        """Runs each kernel of a step once, so that all compile before the clock starts: every size of micro-batch, and
+        Muon's step without gradients, which launches all and changes nothing (of others' nobody knows).
+
+        Not under FSDP, where a pass needs all replicas.
+        """
+        if not self.communicator.sharded:
+            topology = self.communicator.topology
+            batch = self.data.worker_batch(0, worker.index, topology.replica, topology.replicas)
+            for micro_batch in one_of_each_size(batch.split(self.micro_batch_sequences)):
+                self._loss(worker.model, micro_batch).backward()
+                worker.drop_gradients()
+        if isinstance(worker.optimizer, Muon):
+            worker.optimizer.step()
 
     def _fails(self, worker: Worker, batch: Batch) -> bool:
         try:

@@ -57,8 +57,8 @@ class Trainer:
         self.checkpointing.resume()
         for worker in state.workers:
             start_training(worker.optimizer)
-        if self.session.device.type == "cuda" and execution.micro_batch_sequences is None:
-            self.inner_step.shrink_to_memory(state.workers[0])
+        if self.session.device.type == "cuda":
+            self._warm_up()
         validation_loss = None
         self.metrics.start()
         self.phases.begin_training()
@@ -90,6 +90,14 @@ class Trainer:
             end_training(worker.optimizer)
         self.checkpointing.end(validation_loss)
         return self.metrics.result(validation_loss, None)
+
+    def _warm_up(self) -> None:
+        """Finds the micro-batch that fits and compiles all kernels, none of which is training."""
+        first = self.state.workers[0]
+        if self.session.execution.micro_batch_sequences is None:
+            self.inner_step.shrink_to_memory(first)
+        self.inner_step.warm_up(first)
+        self.evaluation.warm_up(first)
 
     def step_workers(self) -> None:
         """Takes the next inner step of every worker of this rank."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from muloco_runner.machine_check import run as checks
+from muloco_runner.machine_check import sections as checks
 from muloco_runner.machine_check.findings import Finding, Findings, read_findings
-from muloco_runner.machine_check.run import Outcome, Section, summary
+from muloco_runner.machine_check.sections import Outcome, Section, summary
 from muloco_runner.machine_check.timing import Machine
 from muloco_runner.record import ExitCode
 

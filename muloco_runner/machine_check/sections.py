@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from muloco_runner.machine_check import attention, ceilings, kernels, ranks, speed, tile_sweep, workers
+from muloco_runner.machine_check import attention_kernels, ceilings, kernels, ranks, speed, tile_sweep, workers
 from muloco_runner.machine_check.findings import Finding, Findings, read_findings
 from muloco_runner.record import ExitCode, write_atomically
 
@@ -36,7 +36,7 @@ class Section:
 SECTIONS: Mapping[str, Section] = {
     "ceilings": Section(ceilings.check, 30),
     "kernels": Section(kernels.check, 90),
-    "attention": Section(attention.check, 60),
+    "attention": Section(attention_kernels.check, 60),
     "workers": Section(workers.check, 90),
     "speed": Section(speed.check, 120),
     "ranks": Section(ranks.check, 90),
