@@ -157,9 +157,12 @@ def _file(folder: SweepFolder) -> Path:
 
 def _read(folder: SweepFolder) -> Record | None:
     try:
-        return Record(**json.loads(_file(folder).read_text()))
+        record = Record(**json.loads(_file(folder).read_text()))
     except FileNotFoundError:
         return None
+    if folder.definition_file.exists() and (move := folder.read_definition().move) is not None:
+        record.sweep_dir = move.path(record.sweep_dir)
+    return record
 
 
 def _write(folder: SweepFolder, record: Record) -> None:

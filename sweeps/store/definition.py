@@ -19,6 +19,7 @@ from muloco_runner.config import ConfigError
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.work import Work
 from sweeps.engine.works import Works
+from sweeps.store.moved_root import Move, move_of
 from sweeps.store.old_formats import head_now, work_now
 
 
@@ -32,6 +33,8 @@ class Definition:
     works: Sequence[Work]
     read_id: str = ""
     """Id of the file that it was read from; empty for a new definition."""
+    move: Move | None = None
+    """Where its root has come since the file was written; None where that is where it was. Its works know."""
 
     @property
     def id(self) -> str:
@@ -64,23 +67,31 @@ class Definition:
         return "\n".join([json.dumps(head, allow_nan=False), *lines, ""]), head["id"]
 
     @classmethod
-    def read(cls, path: Path) -> Definition:
-        """A file that is damaged raises `ConfigError`; one that is not there `FileNotFoundError`."""
+    def read(cls, path: Path, root: Path) -> Definition:
+        """Reads the definition of a sweep below `root`, wherever that was when the file was written.
+
+        A file that is damaged raises `ConfigError`; one that is not there `FileNotFoundError`.
+        """
         head, *lines = path.read_bytes().split(b"\n")
         try:
             values = head_now(json.loads(head))
             common = values["common"]
 
+            def read_values(position: int) -> dict[str, Any]:
+                return work_now({**common, **json.loads(lines[position])})
+
             def read(position: int) -> Work:
                 try:
-                    return Work.from_dict(work_now({**common, **json.loads(lines[position])}))
+                    found = read_values(position)
+                    return Work.from_dict(move.work(found) if move is not None else found)
                 except (ValueError, KeyError, TypeError) as error:
                     raise _damaged(f"{works.names[position]}: {error}") from None
 
             works = Works(values, read)
             if len(lines) != len(works) + 1:
                 raise ValueError(f"it holds {len(lines) - 1} pieces of work instead of {len(works)}")
-            return cls(values["name"], values["cluster_name"], values["cluster"], works, values["id"])
+            move = move_of(read_values(0), values["name"], root) if works.names else None
+            return cls(values["name"], values["cluster_name"], values["cluster"], works, values["id"], move)
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(str(error)) from None
 

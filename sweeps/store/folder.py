@@ -34,6 +34,7 @@ from sweeps.engine.sweep_state import Event, SweepState, number_of
 from sweeps.engine.work import Attempt
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import START, Damage, Position, read_events
+from sweeps.store.moved_root import move_of
 from sweeps.store.old_formats import request_now
 from sweeps.store.snapshot import read_snapshot, write_snapshot
 
@@ -132,7 +133,7 @@ class SweepFolder:
     def read_definition(self) -> Definition:
         """A sweep that is not there, or not readable, raises `ConfigError`."""
         try:
-            return Definition.read(self.definition_file)
+            return Definition.read(self.definition_file, self.root)
         except FileNotFoundError:
             raise ConfigError(f"no sweep {self.name!r} under {self.root}: launch it, or name another folder") from None
 
@@ -141,7 +142,11 @@ class SweepFolder:
 
     def read_request(self, tag: str) -> JobRequest | None:
         try:
-            return JobRequest.from_dict(request_now(json.loads((self.path / "jobs" / f"{tag}.json").read_text())))
+            values = request_now(json.loads((self.path / "jobs" / f"{tag}.json").read_text()))
+            for attempt in values["attempts"]:
+                move = move_of(attempt["work"], self.name, self.root)
+                attempt["work"] = attempt["work"] if move is None else move.work(attempt["work"])
+            return JobRequest.from_dict(values)
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
@@ -157,6 +162,8 @@ class SweepFolder:
         damage += reading.damage
         ends = {event["tag"]: n for n, event in enumerate(reading.events) if event["event"] in ("ended", "refused")}
         for n, event in enumerate(reading.events):
+            if definition.move is not None:
+                event = definition.move.words(event)  # noqa: PLW2901
             request = None
             if event["event"] == "intended":
                 is_past = ends.get(event["tag"], -1) > n
