@@ -21,6 +21,14 @@ from muloco_runner.config import ConfigError
 
 
 @dataclass(frozen=True)
+class RunsBehind:
+    """Runs of the settings behind a result, of all used runs of their series."""
+
+    runs: int
+    of: int
+
+
+@dataclass(frozen=True)
 class Optima:
     """`points`: the best setting at each batch. `best`: the best batch of each series and scale.
 
@@ -42,11 +50,11 @@ class Optima:
         """Why no law may rest on these columns; None where it may."""
         return next((self.unusable[name] for name in columns if name in self.unusable), None)
 
-    def runs_behind(self, rows: pd.DataFrame) -> dict[str, int]:
-        """The runs of `rows` (of any of the three tables, each setting once), `of` all used runs of their series."""
+    def runs_behind(self, rows: pd.DataFrame) -> RunsBehind:
+        """The runs of `rows`, of any of the three tables, each setting once."""
         chosen = rows.drop_duplicates(SETTING)
         of_series = self.settings["series"].isin(chosen["series"].unique())
-        return {"runs": int(chosen["runs"].sum()), "of": int(self.settings.loc[of_series, "runs"].sum())}
+        return RunsBehind(int(chosen["runs"].sum()), int(self.settings.loc[of_series, "runs"].sum()))
 
 
 def find_optima(study: Study) -> Optima:

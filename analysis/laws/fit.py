@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -45,6 +45,61 @@ class Diagnostics:
 
 
 @dataclass(frozen=True)
+class EstimateRecord:
+    """An estimate in JSON: null is what is not finite."""
+
+    value: float | None
+    """Point estimate."""
+    se: float | None
+    """Standard error."""
+    ci: tuple[float | None, float | None] | None
+    """95% interval, low and high; null where none was asked for or none exists."""
+
+
+@dataclass(frozen=True)
+class DiagnosticsRecord:
+    """Diagnostics in JSON."""
+
+    starts: int
+    starts_agree: float
+    """Share of the starts that ended within one millionth of the best objective."""
+    converged: bool
+    gradient: float
+    """Relative; zero at an optimum."""
+    condition: float | None
+    """Of the Jacobian with columns of unit length."""
+    residual_sd: float
+    """Of log residuals."""
+    at_bounds: list[str]
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """A fitted law in JSON."""
+
+    form: str
+    """power, loss-compute, chinchilla, critical-batch or power-product."""
+    formula: str
+    parameters: dict[str, EstimateRecord]
+    """By their usual names: E, A, B, alpha, beta; with a group in brackets where groups share a law."""
+    objective: float
+    """Sum over points of Huber losses of log residuals, r^2/2 within delta."""
+    delta: float | Literal["inf"]
+    """Huber's delta; "inf" is least squares."""
+    num_points: int
+    num_parameters: int
+    confidence: float
+    interval: str
+    """How se and ci were found."""
+    bootstrap: int
+    """Resamples."""
+    inputs: dict[str, list[float]]
+    """Smallest and largest value of each input."""
+    diagnostics: DiagnosticsRecord
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
 class Fit:
     """A fitted law."""
 
@@ -77,38 +132,41 @@ class Fit:
         low, high = self.inputs[name]
         return float(max(0.0, np.log10(low / at), np.log10(at / high)))
 
-    def to_dict(self) -> dict[str, Any]:
-        """What `muloco-report fit --json` prints. A number that JSON cannot hold is null."""
-        return {
-            "form": self.form,
-            "formula": self.formula,
-            "parameters": {
-                name: {
-                    "value": _finite(e.value),
-                    "se": _finite(e.se),
-                    "ci": [_finite(bound) for bound in e.ci] if e.ci else None,
-                }
+    def record(self) -> FitRecord:
+        """What report.json and `muloco-report fit --json` hold."""
+        found = self.diagnostics
+        return FitRecord(
+            form=self.form,
+            formula=self.formula,
+            parameters={
+                name: EstimateRecord(
+                    _finite(e.value), _finite(e.se), (_finite(e.ci[0]), _finite(e.ci[1])) if e.ci else None
+                )
                 for name, e in self.parameters.items()
             },
-            "objective": self.objective,
-            "delta": self.delta if np.isfinite(self.delta) else "inf",
-            "num_points": self.num_points,
-            "num_parameters": self.num_parameters,
-            "confidence": CONFIDENCE,
-            "interval": self.interval,
-            "bootstrap": self.bootstrap,
-            "inputs": {name: list(bounds) for name, bounds in self.inputs.items()},
-            "diagnostics": {
-                "starts": self.diagnostics.starts,
-                "starts_agree": self.diagnostics.starts_agree,
-                "converged": self.diagnostics.converged,
-                "gradient": self.diagnostics.gradient,
-                "condition": _finite(self.diagnostics.condition),
-                "residual_sd": self.diagnostics.residual_sd,
-                "at_bounds": list(self.diagnostics.at_bounds),
-            },
-            "warnings": list(self.warnings),
-        }
+            objective=self.objective,
+            delta=self.delta if np.isfinite(self.delta) else "inf",
+            num_points=self.num_points,
+            num_parameters=self.num_parameters,
+            confidence=CONFIDENCE,
+            interval=self.interval,
+            bootstrap=self.bootstrap,
+            inputs={name: list(bounds) for name, bounds in self.inputs.items()},
+            diagnostics=DiagnosticsRecord(
+                starts=found.starts,
+                starts_agree=found.starts_agree,
+                converged=found.converged,
+                gradient=found.gradient,
+                condition=_finite(found.condition),
+                residual_sd=found.residual_sd,
+                at_bounds=list(found.at_bounds),
+            ),
+            warnings=list(self.warnings),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """`record` as plain values."""
+        return asdict(self.record())
 
 
 def _finite(value: float | None) -> float | None:

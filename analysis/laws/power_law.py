@@ -22,7 +22,7 @@ from scipy.optimize import nnls
 
 from analysis.laws.fit import DEFAULT_DELTA, Fit, NotIdentified
 from analysis.laws.fit_law import fit_law
-from analysis.laws.intervals import students_t, widened_by_students_t, without_absurd_intervals
+from analysis.laws.intervals import students_t, widened_by_students_t, with_students_t, without_absurd_intervals
 from analysis.laws.optimum import Law
 from analysis.laws.solver import Array, LogSumExpModel, solve
 
@@ -31,6 +31,9 @@ MAX_CORRELATION = 0.99
 
 MIN_SPAN = 1.3
 """Factor between the smallest and largest value of an input, below which noise makes any exponent."""
+
+_FEW_POINTS = 30
+"""Independent points below which Student's t alone makes the interval of a power law."""
 
 
 class FitOptions(TypedDict, total=False):
@@ -55,7 +58,8 @@ def fit_power_law(
     names: tuple[str, str] = ("x", "y"),
     resample_by: Sequence[Any] | None = None,
 ) -> Fit:
-    """y = A x^alpha. Intervals are the wider of Student's t on the log-log line and the bootstrap."""
+    """y = A x^alpha. Intervals are Student's t on the log-log line; of many points, or clusters, the wider of that and
+    the bootstrap."""
     formula = f"{names[1]} = A * {names[0]}^alpha"
     inputs = {names[0]: x}
     return _fit_product(form, formula, inputs, ["alpha"], names[1], y, weights, delta, bootstrap, seed, resample_by)
@@ -125,9 +129,10 @@ def _fit_product(
     fit = fit_law(law, weight_n, delta, bootstrap, seed, resample_by)
     if not bootstrap:
         return fit
-    t_intervals = students_t(np.stack(log_inputs, axis=1), log_y, weight_n)
-    widened = widened_by_students_t(fit, dict(zip(["A", *exponents], t_intervals, strict=True)))
-    return without_absurd_intervals(widened)
+    t_intervals = dict(zip(["A", *exponents], students_t(np.stack(log_inputs, axis=1), log_y, weight_n), strict=True))
+    independent = resample_by is None or len(set(resample_by)) == len(log_y)
+    found = with_students_t if independent and len(log_y) < _FEW_POINTS else widened_by_students_t
+    return without_absurd_intervals(found(fit, t_intervals))
 
 
 def fit_critical_batch(num_tokens: ArrayLike, critical_batch_size: ArrayLike, **options: Unpack[FitOptions]) -> Fit:

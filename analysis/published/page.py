@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -51,21 +52,61 @@ def to_markdown(rows: list[Row]) -> str:
     return "".join(parts)
 
 
-def overlay() -> dict[str, Any]:
+@dataclass(frozen=True)
+class PublishedBatch:
+    """A published critical batch."""
+
+    series: str
+    num_tokens: float
+    critical_batch_size: float
+
+
+@dataclass(frozen=True)
+class PublishedRatio:
+    """A point of a published curve."""
+
+    flops: float
+    value: float
+
+
+@dataclass(frozen=True)
+class PublishedWorkers:
+    """A published loss against K."""
+
+    algorithm: str
+    num_workers: int
+    num_params: int
+    loss: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Published points, drawn beside the study where it was asked for."""
+
+    source: str
+    baseline: str
+    critical_batch: list[PublishedBatch]
+    curves: dict[str, dict[str, list[PublishedRatio]]]
+    num_workers: list[PublishedWorkers]
+
+
+def overlay() -> Overlay:
     """Published points and curves for the figures of a report."""
     batches, workers = tables.critical_batches(), tables.losses_by_num_workers()
-    curves: dict[str, dict[str, list[dict[str, float]]]] = {}
+    curves: dict[str, dict[str, list[PublishedRatio]]] = {}
     for quantity in ("compute_ratio", "time_ratio"):
         curves[quantity] = {}
         for series in list(tables.ALGORITHMS.values())[1:]:
             flops, ratio = tables.iso_loss_curve(quantity, series)
-            curves[quantity][series] = [
-                {"flops": float(c), "value": float(r)} for c, r in zip(flops, ratio, strict=True)
-            ]
-    return {
-        "source": "arXiv 2505.23725: points read off its figures and tables",
-        "baseline": BASELINE,
-        "critical_batch": batches[["series", "num_tokens", "critical_batch_size"]].to_dict("records"),
-        "curves": curves,
-        "num_workers": workers.to_dict("records"),
-    }
+            curves[quantity][series] = [PublishedRatio(float(c), float(r)) for c, r in zip(flops, ratio, strict=True)]
+    names = ["series", "num_tokens", "critical_batch_size"]
+    points: list[Any] = batches[names].to_dict("records")
+    losses: list[Any] = workers.to_dict("records")
+    return Overlay(
+        "arXiv 2505.23725: points read off its figures and tables",
+        BASELINE,
+        [PublishedBatch(**point) for point in points],
+        curves,
+        [PublishedWorkers(**point) for point in losses],
+    )

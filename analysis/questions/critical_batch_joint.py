@@ -1,11 +1,11 @@
 """cbs_joint: the critical batch from one model of all scales and batches of a series.
 
-    L = E + A N^-alpha + B D_eff^-beta,    D_eff = D / (1 + B/B_c),    B_c = c D^p
+    L = E + A N^-alpha + B D_eff^-beta,    D_eff = D / (1 + B/B_c),    B_c = c N^q D^p, and its form in D alone
 
-Steps above the critical batch bring ever less: a batch of B_c doubles the tokens that a loss costs. Only batches from
-the best one upwards take part: below it, other effects raise the loss. Where sizes and tokens rise together alpha and
-beta cannot be told apart and are one exponent. The model is an assumption, and the interval (asymptotic, Student's t)
-knows of no other.
+Steps above the critical batch bring ever less: a batch of B_c doubles the tokens that a loss costs. Only batches above
+the best one take part: at it and below, other effects raise the loss, and the lowest of noisy losses lies too low.
+Where sizes and tokens rise together alpha and beta cannot be told apart and are one exponent, and B_c has its form in D
+alone. The model is an assumption, and the interval (asymptotic of an M-estimator, Student's t) knows of no other.
 """
 
 from __future__ import annotations
@@ -30,12 +30,26 @@ MAX_FACTOR = 100.0
 
 
 @dataclass(frozen=True)
+class JointInBoth:
+    """B_c = c N^q D^p."""
+
+    exponents: dict[str, Estimate]
+    """q of `num_params`, p of `num_tokens`."""
+    at: dict[str, float]
+    """N and D in the middle of the data, where B_c is known best."""
+    critical_batch_size: Estimate
+    """B_c there, tokens."""
+    residual_sd: float
+    objective: float
+
+
+@dataclass(frozen=True)
 class JointLaw:
-    """B_c = c D^p of one series."""
+    """B_c = c D^p of one series, and its form in N and D."""
 
     series: str
     exponent: Estimate
-    """p."""
+    """p of the form in D alone."""
     at_tokens: float
     """D in the middle of the data, where B_c is known best."""
     critical_batch_size: Estimate
@@ -47,85 +61,165 @@ class JointLaw:
     residual_sd: float
     objective: float
     converged: bool
+    in_both: JointInBoth | None = None
+    in_both_reason: str | None = None
+    """Why there is no form in N and D."""
 
 
 def fit_joint(points: pd.DataFrame, series: str, delta: float) -> JointLaw:
     """`points` holds the best loss at each scale and batch (num_params, num_tokens, global_batch_tokens, loss).
 
-    Raises `NotIdentified` where the data do not determine the model.
+    Raises `NotIdentified` where the data do not determine the model in D alone.
     """
-    rows = from_the_best_batch(points[points["series"] == series])
+    rows = above_the_best_batch(points[points["series"] == series])
     scales = rows.groupby(["num_params", "tokens_per_parameter"]).ngroups
     sizes = rows["num_params"].nunique()
     if sizes < MIN_SCALES:
         raise NotIdentified(f"{sizes} size(s), {MIN_SCALES} are needed")
-    log_n, log_d, log_b, log_l = (
-        np.log(rows[name].to_numpy(dtype=float)) for name in ("num_params", "num_tokens", "global_batch_tokens", "loss")
+    model = _Model.of(rows, ("num_tokens",))
+    found = _fit(model, delta, scales)
+    both, reason = None, "num_params and num_tokens rise together" if model.tied else None
+    if not model.tied:
+        try:
+            both = _in_both(_Model.of(rows, ("num_params", "num_tokens")), delta, scales)
+        except NotIdentified as error:
+            reason = str(error)
+    return JointLaw(
+        series,
+        found.exponents[0],
+        float(np.exp(model.log_d.mean())),
+        found.critical_batch_size,
+        len(rows),
+        scales,
+        model.tied,
+        found.residual_sd,
+        found.objective,
+        True,
+        both,
+        reason,
     )
-    n, d = log_n - log_n.mean(), log_d - log_d.mean()
-    tied = abs(float(np.corrcoef(log_n, log_d)[0, 1])) > MAX_CORRELATION
-    num_parameters = 6 if tied else 7
-    if len(rows) < num_parameters + scales:
-        raise NotIdentified(f"{len(rows)} losses at or above the best batches: {num_parameters + scales} are needed")
 
-    def parts(theta: Array) -> tuple[Array, Array, Array]:
-        """Logs of the three terms, and the share of tokens lost, (3, n), (n,), (n,)."""
-        e, a, alpha, b, c, p = theta[:6]
-        beta = alpha if tied else theta[6]
-        wasted = np.logaddexp(0.0, log_b - c - p * d)
+
+def _in_both(model: _Model, delta: float, scales: int) -> JointInBoth:
+    found = _fit(model, delta, scales)
+    centre = {"num_params": float(np.exp(model.log_n.mean())), "num_tokens": float(np.exp(model.log_d.mean()))}
+    exponents = dict(zip(("num_params", "num_tokens"), found.exponents, strict=True))
+    return JointInBoth(exponents, centre, found.critical_batch_size, found.residual_sd, found.objective)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Losses of one series, and what B_c depends on. Parameters: e, a, alpha, b, c, exponents of B_c, beta unless tied.
+
+    Logs are of E, A, B and c where N and D have their geometric means.
+    """
+
+    log_n: Array
+    log_d: Array
+    log_b: Array
+    log_l: Array
+    inputs_pn: Array
+    """Centred logs of what B_c depends on."""
+    tied: bool
+
+    @classmethod
+    def of(cls, rows: pd.DataFrame, inputs: tuple[str, ...]) -> _Model:
+        names = ("num_params", "num_tokens", "global_batch_tokens", "loss")
+        logs = {name: np.log(rows[name].to_numpy(dtype=float)) for name in names}
+        log_n, log_d, log_b, log_l = logs.values()
+        tied = abs(float(np.corrcoef(log_n, log_d)[0, 1])) > MAX_CORRELATION
+        return cls(log_n, log_d, log_b, log_l, np.stack([logs[name] - logs[name].mean() for name in inputs]), tied)
+
+    @property
+    def num_parameters(self) -> int:
+        return 5 + len(self.inputs_pn) + (not self.tied)
+
+    def _parts(self, theta: Array) -> tuple[Array, Array, Array, float]:
+        """Logs of the three terms (3, n), tokens wasted (log) and the share of tokens lost (n,), beta."""
+        e, a, alpha, b, c = theta[:5]
+        beta = alpha if self.tied else theta[-1]
+        n, d = self.log_n - self.log_n.mean(), self.log_d - self.log_d.mean()
+        critical = c + theta[5 : 5 + len(self.inputs_pn)] @ self.inputs_pn
+        wasted = np.logaddexp(0.0, self.log_b - critical)
         terms = np.stack([np.full_like(n, e), a - alpha * n, b - beta * (d - wasted)])
-        return terms, wasted, 1 - np.exp(-wasted)
+        return terms, wasted, 1 - np.exp(-wasted), float(beta)
 
-    def residual(theta: Array) -> Array:
-        terms, _, _ = parts(theta)
-        return np.asarray(np.logaddexp.reduce(terms, axis=0) - log_l)
+    def residual(self, theta: Array) -> Array:
+        return np.asarray(np.logaddexp.reduce(self._parts(theta)[0], axis=0) - self.log_l)
 
-    def jacobian(theta: Array) -> Array:
-        terms, wasted, share = parts(theta)
+    def jacobian(self, theta: Array) -> Array:
+        terms, wasted, share, beta = self._parts(theta)
         weight = np.exp(terms - np.logaddexp.reduce(terms, axis=0))
-        beta = theta[2] if tied else theta[6]
-        by_alpha, by_beta = -weight[1] * n, -weight[2] * (d - wasted)
+        by_alpha = -weight[1] * (self.log_n - self.log_n.mean())
+        by_beta = -weight[2] * (self.log_d - self.log_d.mean() - wasted)
         by_c = -weight[2] * beta * share
-        columns = [weight[0], weight[1], by_alpha + by_beta if tied else by_alpha, weight[2], by_c, by_c * d]
-        return np.stack(columns if tied else [*columns, by_beta], axis=1)
+        first = by_alpha + by_beta if self.tied else by_alpha
+        columns = [weight[0], weight[1], first, weight[2], by_c, *(by_c * self.inputs_pn)]
+        return np.stack(columns if self.tied else [*columns, by_beta], axis=1)
 
+    def starts(self) -> list[Array]:
+        out = []
+        for share in (0.4, 0.8):
+            for position in (0.5, 1.0):
+                floor = np.log(share) + self.log_l.min()
+                rest = np.log(np.expm1(np.median(self.log_l) - floor) / 2) + floor
+                middle = self.log_b.min() + position * np.ptp(self.log_b)
+                exponents = [0.0] * (len(self.inputs_pn) - 1) + [0.6]
+                theta = [floor, rest, 0.3, rest, middle, *exponents]
+                out.append(np.array(theta if self.tied else [*theta, 0.3]))
+        return out
+
+
+@dataclass(frozen=True)
+class _Found:
+    exponents: list[Estimate]
+    critical_batch_size: Estimate
+    residual_sd: float
+    objective: float
+
+
+def _fit(model: _Model, delta: float, scales: int) -> _Found:
+    points, needed = len(model.log_l), model.num_parameters + scales
+    if points < needed:
+        raise NotIdentified(f"{points} losses above the best batches: {needed} are needed")
+    finite = np.isfinite(delta)
     best = min(
         (
             least_squares(
-                residual, start, jac=jacobian, method="trf", loss="huber" if np.isfinite(delta) else "linear",
-                f_scale=delta if np.isfinite(delta) else 1.0, x_scale="jac", xtol=1e-10, ftol=1e-12, gtol=1e-12,
-                max_nfev=200,
+                model.residual, start, jac=model.jacobian, method="trf", loss="huber" if finite else "linear",
+                f_scale=delta if finite else 1.0, x_scale="jac", xtol=1e-10, ftol=1e-12, gtol=1e-12, max_nfev=200,
             )
-            for start in _starts(log_l, log_b, tied)
+            for start in model.starts()
         ),
         key=lambda found: found.cost,
     )  # fmt: skip
-    theta, slope = best.x, jacobian(best.x)
+    theta, slope = best.x, model.jacobian(best.x)
     length = np.linalg.norm(slope, axis=0)
     condition = np.linalg.cond(slope / np.maximum(length, 1e-300))
     if not condition < _MAX_CONDITION:
         raise NotIdentified(
             f"its parameters trade off against each other (condition {condition:.1e}): larger batches are needed"
         )
-    left = residual(theta)
-    freedom = len(rows) - num_parameters
-    covariance = np.linalg.inv(slope.T @ slope) * float((left**2).sum()) / freedom
+    left = model.residual(theta)
+    freedom = points - model.num_parameters
+    errors = np.sqrt(np.diag(np.linalg.inv(slope.T @ slope)) * _variance(left, delta, freedom))
     t = t_quantile(freedom)
-    p_se, c_se = np.sqrt(covariance[5, 5]), np.sqrt(covariance[4, 4])
-    c, p = theta[4], theta[5]
-    _require_sense(p, t * p_se, t * c_se, bool(best.status > 0))
-    return JointLaw(
-        series,
-        Estimate(float(theta[5]), float(p_se), (float(theta[5] - t * p_se), float(theta[5] + t * p_se))),
-        float(np.exp(log_d.mean())),
-        Estimate(float(np.exp(c)), float(np.exp(c) * c_se), (float(np.exp(c - t * c_se)), float(np.exp(c + t * c_se)))),
-        len(rows),
-        scales,
-        tied,
-        float(np.std(left)),
-        float(best.cost),
-        bool(best.status > 0),
+    exponents = []
+    for value, se in zip(theta[5 : 5 + len(model.inputs_pn)], errors[5:], strict=False):
+        _require_sense(value, t * se, t * errors[4], bool(best.status > 0))
+        exponents.append(Estimate(float(value), float(se), (float(value - t * se), float(value + t * se))))
+    c, c_se = theta[4], errors[4]
+    size = Estimate(
+        float(np.exp(c)), float(np.exp(c) * c_se), (float(np.exp(c - t * c_se)), float(np.exp(c + t * c_se)))
     )
+    return _Found(exponents, size, float(np.std(left)), float(best.cost))
+
+
+def _variance(left: Array, delta: float, freedom: int) -> float:
+    """Of one residual as it drives the parameters: Huber's psi over its mean slope, never less than least squares'."""
+    plain = float((left**2).sum()) / freedom
+    psi, inside = np.clip(left, -delta, delta), float(np.mean(np.abs(left) < delta))
+    return max(plain, float((psi**2).sum()) / freedom / inside**2) if inside else plain
 
 
 def _require_sense(exponent: float, exponent_width: float, log_width: float, converged: bool) -> None:
@@ -144,21 +238,9 @@ def _require_sense(exponent: float, exponent_width: float, log_width: float, con
         )
 
 
-def from_the_best_batch(rows: pd.DataFrame) -> pd.DataFrame:
+def above_the_best_batch(rows: pd.DataFrame) -> pd.DataFrame:
     """The points of one series that the model is fitted to."""
     scales = ["num_params", "tokens_per_parameter"]
     best = rows.loc[rows.groupby(scales)["loss"].idxmin()].set_index(scales)["global_batch_tokens"]
     best_of_scale = best.reindex(pd.MultiIndex.from_frame(rows[scales])).to_numpy()
-    return rows[rows["global_batch_tokens"].to_numpy() >= best_of_scale].sort_values(scales, kind="stable")
-
-
-def _starts(log_l: Array, log_b: Array, tied: bool) -> list[Array]:
-    out = []
-    for share in (0.4, 0.8):
-        for position in (0.5, 1.0):
-            floor = np.log(share) + log_l.min()
-            rest = np.log(np.expm1(np.median(log_l) - floor) / 2) + floor
-            middle = log_b.min() + position * np.ptp(log_b)
-            theta = [floor, rest, 0.3, rest, middle, 0.6]
-            out.append(np.array(theta if tied else [*theta, 0.3]))
-    return out
+    return rows[rows["global_batch_tokens"].to_numpy() > best_of_scale].sort_values(scales, kind="stable")

@@ -101,13 +101,20 @@ def cross(iso: IsoLoss, first: str, second: str, low: float, high: float, budget
         second,
         "cross" if below and above and below != above else "cannot be told",
         at,
-        float(np.exp(grid[np.flatnonzero(side != side[0])[0] - 1])) if below else None,
-        float(np.exp(grid[np.flatnonzero(side != side[-1])[-1] + 1])) if above else None,
+        _end(grid, highest if below == first else lowest) if below else None,
+        _end(grid[::-1], (highest if above == first else lowest)[::-1]) if above else None,
         float(np.sqrt(at / (6 * budget))) if at is not None else None,
         below,
         above,
         (low, high),
     )
+
+
+def _end(grid: Array, bound: Array) -> float:
+    """Where `bound`, straight between points of `grid`, first loses the sign that it begins with."""
+    i = int(np.flatnonzero(bound * bound[0] <= 0)[0])
+    share = bound[i - 1] / (bound[i - 1] - bound[i])
+    return float(np.exp(grid[i - 1] + share * (grid[i] - grid[i - 1])))
 
 
 def _rising(value: Array, grid: Array) -> tuple[Array, Array]:

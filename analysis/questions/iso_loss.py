@@ -25,6 +25,8 @@ TRUSTED_SCALES = 5
 """With fewer, resampling scales says little, and the report says so."""
 
 _MOST_DECADES = 2.0
+_FARTHEST = 700.0
+"""Logs beyond which a double overflows."""
 
 
 @dataclass(frozen=True)
@@ -141,26 +143,31 @@ def ratio_at(parameters: Mapping[str, Array], baseline: str, series: str, flops:
         above = parameters[f"E[{series}]"] + np.exp(log_reducible) - parameters[f"E[{baseline}]"]
         log_reducible = np.log(np.where(above > 0, above, np.nan))
     log_base = (np.log(parameters[f"A[{baseline}]"]) - log_reducible) / parameters[f"alpha[{baseline}]"]
-    ratio: Array = np.exp(np.clip(log_base - np.log(flops), -700, 700))
+    ratio: Array = np.exp(np.clip(log_base - np.log(flops), -_FARTHEST, _FARTHEST))
     return ratio
 
 
 def interval_of(draws: Array, value: float, scales: int) -> tuple[tuple[float, float] | None, int]:
     """95% interval that holds `value`, and the number of draws in which there is no ratio.
 
-    Percentiles of few scales lie too close together: their distance from `value`, in logs, is that of Student's t with
-    scales - 2 degrees of freedom instead of the normal's.
+    Percentiles of few scales lie too close together: their distance from `value`, in logs, grows by `widening`.
     """
     finite = draws[np.isfinite(draws) & (draws > 0)]
     if len(finite) < len(draws) / 2:
         return None, len(draws) - len(finite)
-    low, high = np.exp(np.log(value) + widening(scales) * np.log(np.quantile(finite, [0.025, 0.975]) / value))
+    apart = widening(scales) * np.log(np.quantile(finite, [0.025, 0.975]) / value)
+    low, high = np.exp(np.clip(np.log(value) + apart, -_FARTHEST, _FARTHEST))
     return (min(float(low), value), max(float(high), value)), len(draws) - len(finite)
 
 
 def widening(scales: int) -> float:
-    """Reach of Student's t with scales - 2 degrees of freedom over that of the normal distribution."""
-    return t_quantile(max(1, scales - 2)) / float(special.ndtri(0.5 + CONFIDENCE / 2))
+    """By how much percentiles over `scales` sizes lie too close together, for laws of two parameters each.
+
+    Student's t instead of the normal distribution, and residuals that the fit has made smaller (Hesterberg 2015,
+    section 3.5).
+    """
+    freedom = max(1, scales - 2)
+    return t_quantile(freedom) / float(special.ndtri(0.5 + CONFIDENCE / 2)) * float(np.sqrt(scales / freedom))
 
 
 def equal_loss_ratio(fit: Fit, scales: int, baseline: str, series: str, flops: float) -> Ratio:

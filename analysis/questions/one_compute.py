@@ -13,6 +13,7 @@ from typing import Literal, assert_never
 import numpy as np
 import pandas as pd
 
+from analysis.optima import RunsBehind
 from analysis.page.drawing import Drawing
 from analysis.page.numbers import flops, integer, ratio, spread
 from analysis.page.page_table import Column, Table
@@ -71,7 +72,7 @@ class OneCompute:
     """Of the critical batch behind time ratios."""
     prediction_error_reason: str | None
     """Why no error of a prediction is known."""
-    stands_on: dict[str, int] | None
+    stands_on: RunsBehind | None
     series: list[AtOneCompute]
     reason: str | None = None
 
@@ -149,7 +150,7 @@ def findings(result: OneCompute) -> list[str]:
     """Every series at the same compute: one sentence each, or a shared one where they are many."""
     if result.flops is None or result.stands_on is None:
         return []
-    runs = f"(on {integer(result.stands_on['runs'])} of {integer(result.stands_on['of'])} runs)"
+    runs = f"(on {integer(result.stands_on.runs)} of {integer(result.stands_on.of)} runs)"
     if len(result.series) > _MANY_SERIES:
         return [_shared_sentence(result, runs), *_shared_standings(result)]
     return [_sentence(result, one, runs) for one in result.series]

@@ -1,7 +1,7 @@
-"""What a question of the report is: a result from the study, and the tables, figures and text that show the result.
+"""What report.json is made of: results from the study, with the tables, figures and text that show them.
 
 A new question is a module that ends in a `Question`, and a line in `registry`. Its result is a dataclass: report.json
-holds it under `questions`, and the JSON schema follows from its type.
+holds it under `questions`, and the JSON schema follows from its type. A `Part` is the same for a key of its own.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from analysis.optima import Optima
 from analysis.page.drawing import Drawing
 from analysis.page.page_table import Table
 from analysis.page.styles import Styles
-from analysis.questions.critical_batch_size import CriticalBatchLaw
+from analysis.questions.critical_batch_size import CriticalBatch, CriticalBatchLaw
 from analysis.questions.iso_loss import IsoLoss
 from analysis.questions.options import Options
+from analysis.questions.time_ratio import TimeRatios
 from analysis.runs import Study
 
 Result = TypeVar("Result")
@@ -40,8 +41,25 @@ class Inputs:
     options: Options
     iso_loss: IsoLoss | str
     """Laws of loss against compute, or why there are none."""
+    critical_batches: list[CriticalBatch]
+    """Of every series and size at `budget` with two batches."""
     critical_batch_laws: list[CriticalBatchLaw]
     """B = A D^alpha at `budget`, by series and definition."""
+    time_ratios: TimeRatios | str
+    """Time at the critical batch, or why there are no ratios."""
+
+
+@dataclass(frozen=True)
+class Part(Generic[Result]):
+    """A key of report.json. Its page is in the templates, its figures in `report.figures`."""
+
+    name: str
+    """Key in report.json."""
+    result: Any
+    """Type of what `compute` returns: dataclasses, or lists and dictionaries of them."""
+    compute: Callable[[Inputs], Result]
+    tables: Callable[[dict[str, Any]], list[Table]]
+    """Tables from the whole report."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +67,7 @@ class Question(Generic[Result]):
     """One question of the report. Everything but `compute` reads the result alone."""
 
     name: str
-    """Key in report.json and id of the section."""
+    """Key below `questions` in report.json and id of the section."""
     title: str
     result: type[Result]
     compute: Callable[[Inputs], Result]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from analysis.page import numbers
@@ -14,9 +15,17 @@ _TOO_MANY_SERIES = 12
 """Series beyond which the ranking names the first `_MANY_SERIES` and refers to the table."""
 
 
-def statements(report: dict[str, Any]) -> dict[str, list[str]]:
-    """`findings` and `cautions`, strongest first."""
-    return {"findings": _findings(report), "cautions": _cautions(report)}
+@dataclass(frozen=True)
+class Verdict:
+    """Sentences, strongest first."""
+
+    findings: list[str]
+    cautions: list[str]
+
+
+def statements(report: dict[str, Any]) -> Verdict:
+    """What report.json's content allows to be said."""
+    return Verdict(_findings(report), _cautions(report))
 
 
 def _findings(report: dict[str, Any]) -> list[str]:

@@ -9,12 +9,12 @@ from planted import run_config, write_run
 from analysis.optima import find_optima
 from analysis.page.styles import Styles
 from analysis.questions.options import Options
+from analysis.questions.parts.training_curves import CurvePoint, training_curves
 from analysis.report.content import build_report
 from analysis.report.figures.compute import plot_wall_clock
 from analysis.report.figures.num_workers import plot_num_workers
 from analysis.report.figures.overview import plot_training_curves
 from analysis.report.tables import all_tables
-from analysis.report.training_curves import training_curves
 from analysis.runs import load_study
 from muloco_runner.record import StepRecord
 
@@ -39,10 +39,10 @@ def test_a_curve_is_of_the_lowest_seed_in_means_of_stretches(tmp_path: Path) -> 
     study = load_study(tmp_path)
     optima = find_optima(study)
     (curve,) = training_curves(optima.best, study)
-    assert curve["run_id"] == configs[1].run_id
-    assert len(curve["points"]) == 120
-    assert curve["points"][0] == {"tokens": 2 * 4096, "loss": 1.5}
-    assert curve["points"][-1] == {"tokens": 240 * 4096, "loss": 239.5}
+    assert curve.run_id == configs[1].run_id
+    assert len(curve.points) == 120
+    assert curve.points[0] == CurvePoint(2 * 4096, 1.5)
+    assert curve.points[-1] == CurvePoint(240 * 4096, 239.5)
 
 
 def test_the_steep_beginning_of_a_curve_leaves_the_panel() -> None:

@@ -189,7 +189,7 @@ def test_many_series_share_their_sentences(planted: tuple[Path, Path]) -> None:
     laws = [{"series": name, "definition": "cbs_1pct", "fit": None, "reason": "too few"} for name in names]
     report["critical_batch"]["laws"] = laws
     said = statements(report)
-    assert len([line for line in said["findings"] if "variant-11" in line and "variant-0 " in line]) == 1
-    assert [line for line in said["cautions"] if "variant-3" in line] == [
+    assert len([line for line in said.findings if "variant-11" in line and "variant-0 " in line]) == 1
+    assert [line for line in said.cautions if "variant-3" in line] == [
         f"The growth of the critical batches of {', '.join(names)} is not identified: too few."
     ]

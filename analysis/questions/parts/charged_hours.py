@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from analysis.page.page_table import Column, Table
-from analysis.report.table_fields import table
+from analysis.page.table_fields import table
+from analysis.questions.question import Part
 from muloco_runner.record import RecordError, read_all_goodput
 
 
-def charged_hours(source: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class KindOfHours:
+    """Hours of one sweep of one kind."""
+
+    sweep: str
+    processor: str
+    kind: str
+    hours: float
+    share: float
+    tokens_per_hour: float | None
+    """Of the whole sweep, for each charged hour."""
+
+
+@dataclass(frozen=True)
+class ChargedHours:
+    """Charged hours of the sweeps under the source, by kind."""
+
+    rows: list[KindOfHours]
+    problem: str | None
+    """Why a sweep's are not readable."""
+
+
+def charged_hours(source: str) -> ChargedHours:
     """Hours by kind of every sweep under the folder that the runs came from; none for a table."""
     root = Path(source)
     root = root.parent if root.name == "runs" else root
-    rows, problem = [], None
+    rows: list[KindOfHours] = []
     try:
         for sweep, processor, goodput in read_all_goodput(root) if root.is_dir() else ():
-            rates = goodput.rates
-            rows += [
-                {
-                    "sweep": sweep,
-                    "processor": processor,
-                    "kind": kind,
-                    "hours": goodput.hours[kind],
-                    "share": share,
-                    "tokens_per_hour": rates.get("tokens"),
-                }
-                for kind, share in goodput.shares.items()
-            ]
+            tokens = goodput.rates.get("tokens")
+            for kind, share in goodput.shares.items():
+                rows.append(KindOfHours(sweep, processor, kind, goodput.hours[kind], share, tokens))
     except RecordError as error:
-        problem = str(error)
-    return {"rows": rows, "problem": problem}
+        return ChargedHours(rows, str(error))
+    return ChargedHours(rows, None)
 
 
 def table_of(report: dict[str, Any]) -> Table:
@@ -47,3 +62,8 @@ def table_of(report: dict[str, Any]) -> Table:
         (Column("share", "share"), "share"),
         (Column("tokens for each charged hour", "count"), "tokens_per_hour"),
     )
+
+
+PART = Part(
+    "goodput", ChargedHours, lambda inputs: charged_hours(inputs.study.source), lambda report: [table_of(report)]
+)

@@ -1,0 +1,1 @@
+"""The keys of report.json that stand beside `questions`: one module a part of the page."""

@@ -1,0 +1,140 @@
+"""Loss against the number of workers, relative to each series' partner, and the law L = A N^a K^b."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.laws.fit import FitRecord, NotIdentified
+from analysis.laws.power_law import fit_power_product
+from analysis.optima import RunsBehind
+from analysis.page.page_table import Column, Table
+from analysis.page.table_fields import LOSS, LOSS_SE, SERIES, SIZE, WHY_NOT, against, estimate, stands_on, table
+from analysis.questions.question import Inputs, Part
+from analysis.seeds import Comparison, compare_seeds
+from analysis.style import Style, partner_of
+
+
+@dataclass(frozen=True)
+class WorkerPoint:
+    """A series at one size, beside its partner."""
+
+    series: str
+    algorithm: str
+    num_params: int
+    num_workers: int
+    loss: float
+    """Mean over seeds: those that took no part in choosing the setting, where it has such seeds."""
+    loss_se: float | None
+    """Standard error of the mean over seeds; null for one seed."""
+    seeds: int
+    """Seeds behind the loss."""
+    baseline: str
+    """The partner: data parallel with the same inner optimizer, or what --style says."""
+    baseline_loss: float
+    against_baseline: Comparison
+    pseudogradient_cosine: float | None
+    """Mean over pairs of workers, last quarter of the run."""
+
+
+@dataclass(frozen=True)
+class WorkerLaw:
+    """L = A N^a K^b of one algorithm."""
+
+    algorithm: str
+    fit: FitRecord | None
+    reason: str | None
+    stands_on: RunsBehind | None
+
+
+@dataclass(frozen=True)
+class WorkerCounts:
+    """Points of every series with a partner, and the law of each algorithm."""
+
+    points: list[WorkerPoint]
+    laws: list[WorkerLaw]
+
+
+def worker_counts(inputs: Inputs) -> WorkerCounts:
+    """Loss against K over that of each series' partner (`partner_of`), and the law L = A N^a K^b."""
+    points = [
+        point
+        for row in inputs.best.to_dict("records")
+        if (point := _point(row, inputs.best, inputs.options.style)) is not None
+    ]
+    return WorkerCounts(points, [_law(name, points, inputs) for name in sorted({point.algorithm for point in points})])
+
+
+def _point(row: Any, best: pd.DataFrame, style: Style) -> WorkerPoint | None:
+    same = best[best["algorithm"] == row["algorithm"]]
+    workers = dict(zip(same["series"], same["num_workers"], strict=True))
+    partner = partner_of(style, row["series"], row["algorithm"], workers)
+    reference = best[(best["series"] == partner) & (best["num_params"] == row["num_params"])]
+    if partner is None or partner == row["series"] or reference.empty:
+        return None
+    (other,) = reference.to_dict("records")
+    names = ("series", "algorithm", "num_params", "num_workers", "loss", "loss_se", "seeds", "pseudogradient_cosine")
+    return WorkerPoint(
+        **{name: row[name] for name in names},
+        baseline=partner,
+        baseline_loss=other["loss"],
+        against_baseline=compare_seeds(row["seed_losses"], other["seed_losses"]),
+    )
+
+
+def _law(algorithm: str, points: list[WorkerPoint], inputs: Inputs) -> WorkerLaw:
+    if against := inputs.optima.reason_against("flops", "loss", "num_params", "num_tokens"):
+        return WorkerLaw(algorithm, None, against, None)
+    mine, options, best = [point for point in points if point.algorithm == algorithm], inputs.options, inputs.best
+    try:
+        fit = fit_power_product(
+            {name: [float(getattr(point, name)) for point in mine] for name in ("num_params", "num_workers")},
+            [point.loss for point in mine],
+            name="loss",
+            delta=options.delta,
+            bootstrap=options.bootstrap,
+            seed=options.seed,
+        )
+    except NotIdentified as error:
+        return WorkerLaw(algorithm, None, str(error), None)
+    keys = {(point.series, point.num_params) for point in mine}
+    fitted = [key in keys for key in zip(best["series"], best["num_params"], strict=True)]
+    return WorkerLaw(algorithm, fit.record(), None, inputs.optima.runs_behind(best[fitted]))
+
+
+def _num_workers(report: dict[str, Any]) -> Table:
+    return table(
+        "num_workers",
+        "Loss against the number of workers, relative to the partner: data parallel with the same inner "
+        "optimizer, or what --style says",
+        report["num_workers"]["points"],
+        SIZE,
+        SERIES,
+        (Column("K", "integer"), "num_workers"),
+        LOSS,
+        LOSS_SE,
+        (Column("partner"), "baseline"),
+        (Column("its loss", "loss", "nats per token"), "baseline_loss"),
+        *against(Column("relative", "percent")),
+        (Column("pseudogradient cosine", "ratio"), "pseudogradient_cosine"),
+    )
+
+
+def _num_workers_laws(report: dict[str, Any]) -> Table:
+    return table(
+        "num_workers_laws",
+        "Loss against size and workers, L = A N^a K^b",
+        report["num_workers"]["laws"],
+        (Column("algorithm"), "algorithm"),
+        *estimate(Column("a", "ratio"), "fit", "parameters", "alpha[num_params]"),
+        *estimate(Column("b", "ratio"), "fit", "parameters", "alpha[num_workers]"),
+        *stands_on(),
+        WHY_NOT,
+    )
+
+
+PART = Part(
+    "num_workers", WorkerCounts, worker_counts, lambda report: [_num_workers(report), _num_workers_laws(report)]
+)
