@@ -9,6 +9,7 @@ from torch import nn
 from muloco_runner.config import MuonConfig, RunConfig
 from muloco_runner.config.variants import load
 from muloco_runner.distributed.traffic import Traffic
+from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.muon import Muon
 from muloco_runner.optimizers.parameter_groups import parameter_groups
 
@@ -19,14 +20,15 @@ def build_inner_optimizer(
     muon_backend: str = "auto",
     process_group: dist.ProcessGroup | None = None,
     traffic: Traffic | None = None,
+    arena: Arena | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer that `run.inner_optimizer` describes.
 
     `muon_backend` is `ExecutionConfig.muon_backend`; `process_group` holds the replicas that share Muon's work, and
-    `traffic` is told what they send.
+    `traffic` is told what they send. `arena` is Muon's workspace on this device, for all workers that step in turn.
     """
     optimizer: torch.optim.Optimizer = load(run.inner_optimizer)(
-        model, run, muon_backend=muon_backend, process_group=process_group, traffic=traffic
+        model, run, muon_backend=muon_backend, process_group=process_group, traffic=traffic, arena=arena
     )
     return optimizer
 
@@ -51,6 +53,7 @@ def build_muon(
     muon_backend: str,
     process_group: dist.ProcessGroup | None,
     traffic: Traffic | None,
+    arena: Arena | None,
 ) -> Muon:
     """Muon on the hidden matrices and AdamW, same lr and decay, on the rest."""
     config = run.inner_optimizer
@@ -71,4 +74,5 @@ def build_muon(
         backend=muon_backend,
         process_group=process_group,
         traffic=traffic,
+        arena=arena,
     )

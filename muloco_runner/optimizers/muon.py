@@ -33,6 +33,7 @@ from muloco_runner.optimizers.ancestors import (
     saved_settings,
     saved_state,
 )
+from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.buckets.base import Bucket, GraphCapturable
 from muloco_runner.optimizers.buckets.bucketing import BucketContext
 from muloco_runner.optimizers.buckets.replicated import (
@@ -55,10 +56,11 @@ from muloco_runner.optimizers.validate import (
 class Muon(torch.optim.Optimizer):
     """Muon on matrices and AdamW on all other parameters.
 
-    Every setting but `process_group`, `average`, `traffic` and `cuda_graph` may also be a key of a parameter group, as
-    may `algorithm`: "muon" (the default; two dimensions or more) or "adamw". State is 4 bytes a parameter of a Muon
-    group (the momentum) and 8 of an AdamW group (both moments). A setting out of its range, or a backend that cannot
-    run, is a `ValueError`. "The study" is arXiv 2505.23725 with its authors' training code; muloco-1 is their package.
+    Every setting but `process_group`, `average`, `traffic`, `arena` and `cuda_graph` may also be a key of a parameter
+    group, as may `algorithm`: "muon" (the default; two dimensions or more) or "adamw". State is 4 bytes a parameter of
+    a Muon group (the momentum) and 8 of an AdamW group (both moments). A setting out of its range, or a backend that
+    cannot run, is a `ValueError`. "The study" is arXiv 2505.23725 with its authors' training code; muloco-1 is their
+    package.
     `Muon.like` has the defaults of other implementations.
 
     As of any torch optimizer, `param_groups` and `state` are what a step uses: parameters, groups and settings may be
@@ -104,6 +106,8 @@ class Muon(torch.optim.Optimizer):
     average: whether a step averages gradients over `process_group` by itself, as nanochat's DistMuon does. Default
         False.
     traffic: counts the bytes sent to other ranks. Default None: a count of its own.
+    arena: workspace of fused kernels, which optimizers that step in turn on one stream may share. Default None: one of
+        its own.
     cuda_graph: whether to replay a step as one CUDA graph, which pays for small models; needs a Triton backend and no
         `process_group`. Default False.
     others: other implementations' names: `mu` (momentum), `ns_steps` (num_iterations), `ns_coefficients`
@@ -137,6 +141,7 @@ class Muon(torch.optim.Optimizer):
         process_group: dist.ProcessGroup | None = None,
         average: bool = False,
         traffic: Traffic | None = None,
+        arena: Arena | None = None,
         cuda_graph: bool = False,
         **others: Any,
     ) -> None:
@@ -163,7 +168,8 @@ class Muon(torch.optim.Optimizer):
         replicas = None if process_group is None else Collectives(process_group, traffic)
         if average and replicas is None:
             raise ValueError("average=True: over which ranks? give process_group as well")
-        self._context = BucketContext(replicas if replicas is not None and replicas.size > 1 else None, traffic)
+        shares = replicas if replicas is not None and replicas.size > 1 else None
+        self._context = BucketContext(shares, traffic, arena=arena or Arena())
         self._graph = StepGraph() if cuda_graph else None
         self._averages = average
         self._begin()

@@ -15,6 +15,7 @@ from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.model.attention import choose_attention
 from muloco_runner.model.transformer import Transformer
 from muloco_runner.optimizers import build_inner_optimizer
+from muloco_runner.optimizers.arena import Arena
 from muloco_runner.training.micro_batches import LossOf
 from muloco_runner.training.precision import DTYPES
 from muloco_runner.training.replicated import OrderedReplicas, OverlappedReplicas, OwnerReplicas
@@ -70,10 +71,10 @@ def build_workers(
     group = communicator.among_replicas.group if shares_work else None
     attention = choose_attention(execution.attention, run.model.head_width, device)
     compiled = device.type == "cuda" if execution.compile is None else execution.compile
-    workers = []
+    workers, arena = [], Arena()
     for index in topology.local_workers:
         model, tensors = replicas.build(run.model, run.seed, device)
         model.set_execution(attention, recompute, compiled)
-        optimizer = build_inner_optimizer(model, run, execution.muon_backend, group, traffic)
+        optimizer = build_inner_optimizer(model, run, execution.muon_backend, group, traffic, arena)
         workers.append(Worker(index, model, optimizer, tensors))
     return workers

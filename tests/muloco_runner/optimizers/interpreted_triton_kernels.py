@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from triton.runtime.interpreter import GridExecutor
 
 from muloco_runner.optimizers import MuLoCo1, Muon
+from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.buckets.fused import FusedAdamWBucket, FusedMatrixBucket
 from muloco_runner.optimizers.orthogonalize import orthogonalize, result_dtype
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
@@ -298,6 +299,22 @@ def test_muloco_with_fused_inner_steps() -> None:
         fused.step()
         reference.step()
     assert relative_error(ours.detach(), plain.detach().double()) < 1e-2
+
+
+def test_workers_share_one_workspace_and_step_as_alone() -> None:
+    results = []
+    for arenas in ([Arena(), Arena()], [Arena()] * 2):
+        models = [[nn.Parameter(random(70, 40, seed=s)), nn.Parameter(random(40, 40, seed=s + 1))] for s in (0, 10)]
+        workers = [Muon(ps, 0.02, backend="triton", arena=arena) for ps, arena in zip(models, arenas, strict=True)]
+        for step in range(2):
+            for number, (parameters, worker) in enumerate(zip(models, workers, strict=True)):
+                for parameter in parameters:
+                    parameter.grad = random(*parameter.shape, seed=100 * step + number)
+                worker.step()
+        results.append([p.detach().clone() for parameters in models for p in parameters])
+        memories = {b.workspace.memory.untyped_storage().data_ptr() for w in workers for b in w._followed.buckets}
+        assert len(memories) == len({id(arena) for arena in arenas})
+    assert all(map(torch.equal, *results))
 
 
 def test_large_buckets_are_worked_on_in_parts_in_one_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
