@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -89,8 +90,13 @@ def sort_series(labels: Sequence[str]) -> list[str]:
     return sorted(labels, key=key)
 
 
-def load_study(root: Path, corpus: str | None = None) -> Study:
-    """Every run folder under `root`; runs on other data than `corpus` (default: the commonest) are left out by name."""
+def load_study(root: str | os.PathLike[str], corpus: str | None = None) -> Study:
+    """Read every run folder under `root` as one table; what is not used is named with its reason in `excluded`.
+
+    root: the folder that holds runs/RUN_ID. corpus: first digits of the hash of the data to compare on; None for the
+    commonest. Where there is nothing to read, `ConfigError` says what to give.
+    """
+    root = Path(root)
     folders = RunFolder.all_under(root)
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder; give the folder that holds runs/<run_id>, such as results")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -108,20 +108,25 @@ def styled(study: Study, style: Style) -> tuple[Study, Style]:
     )
 
 
-def partner_of(style: Style, series: str, algorithm: str, workers: Mapping[str, int]) -> str | None:
+def partner_of(
+    style: Style, series: str, algorithm: str, workers: Mapping[str, int], known: Container[str]
+) -> str | None:
     """The series that `series` is compared with over K: of the style, of the same inner optimizer, or its own least K.
 
-    `workers` has K of each series of the same algorithm.
+    `workers` has K of each series of the same algorithm, `known` all series.
     """
     chosen = style.partners.get(series) or style.partners.get(algorithm) or PARTNERS.get(algorithm)
     if chosen:
         return chosen
+    inner = algorithm.removeprefix("DiLoCo-")
+    if inner != algorithm and f"DDP-{inner}" in known:
+        return f"DDP-{inner}"
     least = min(workers, key=lambda name: workers[name])
     return least if len(set(workers.values())) > 1 else None
 
 
 PARTNERS = {"DiLoCo": "DDP-AdamW", "MuLoCo": "DDP-Muon"}
-"""The data-parallel algorithm with the same inner optimizer, of the algorithms that this project trains."""
+"""The data-parallel algorithm with the same inner optimizer, where the name of the other does not say it."""
 
 
 def _known(key: str, names: Iterable[str], allowed: Iterable[str]) -> None:

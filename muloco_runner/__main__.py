@@ -9,12 +9,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from muloco_runner.config import ConfigError
-from muloco_runner.paths import announce, choices_of, config_dir, config_path, take_config_path, use_config_path
-from muloco_runner.record import ExitCode, RunFolder, why_without_weights
+from muloco_runner.paths import announce, choices_of, config_dir, take_config_path, use_config_path
+from muloco_runner.record import ExitCode
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -90,6 +89,7 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from muloco_runner.compose import register
+    from muloco_runner.library import train_composed
 
     register()
     if _MULTIRUN & set(arguments):
@@ -98,14 +98,15 @@ def main() -> None:
 
     def task(tree: DictConfig) -> float | None:
         try:
-            code, loss = train_here(tree, same_code)
+            code, folder = train_composed(tree, same_code)
         except (ConfigError, OmegaConfBaseException) as error:
             _give_up(error)
         endings.append(code)
         if code is ExitCode.WANTS_MORE_TIME:
             # The rest of a multirun would begin only to be stopped.
             sys.exit(code)
-        return loss
+        result = folder.read_result()
+        return result.validation_loss if result else None
 
     try:
         with _errors_raised_by_hydra():
@@ -185,70 +186,6 @@ def help_text() -> str:
         names = choices_of(group)
         lines.append(f"  {group + '=':18}{' | '.join(names)}\n")
     return HELP.format(choices="".join(lines))
-
-
-def train_here(tree: DictConfig, same_code: bool = False) -> tuple[ExitCode, float | None]:
-    """Trains what `tree` composes, with progress, and prints one last line. Mistakes raise before a folder is made.
-
-    `same_code`: take a target's code that has changed since the run was begun as the same.
-    Returns the exit code and, of a finished run, the validation loss (for Hydra's optimizing sweepers).
-    """
-    from muloco_runner.compose import to_app_config
-    from muloco_runner.distributed.rendezvous import process_rank
-    from muloco_runner.distributed.topology import Topology
-    from muloco_runner.distributed.traffic import emulated_link
-    from muloco_runner.job import check_can_run, check_same_data, run_with_progress
-    from muloco_runner.model.attention import choose_attention
-    from muloco_runner.optimizers.orthogonalize import choose_backend
-    from muloco_runner.targets import check_targets, record_code
-    from muloco_runner.training.devices import check_device, choose_device
-
-    app = to_app_config(tree)
-    run, process = app.run, process_rank()
-    app.execution.keeps.check(run.num_steps)
-    check_device(app.execution.device)
-    device = choose_device(app.execution.device, process)
-    choose_backend(app.execution.muon_backend, device)
-    choose_attention(app.execution.attention, run.model.head_width, device)
-    emulated_link(app.execution, device.type)
-    Topology(run.num_workers, process.rank, process.num_ranks).check(run)
-    folder = RunFolder.of(app.root, run.run_id)
-    check_same_data(folder, check_can_run(run, folder))
-    is_main = process.rank == 0
-    if is_main:
-        check_targets([run], Path(app.root), same_code)
-    folder.write_config(run.to_dict())
-    if is_main:
-        record_code([run], Path(app.root), snapshot=False)
-        if config_path().folders:
-            folder.write_config_sources(config_path().to_dict())
-    before = folder.read_result()
-    code = run_with_progress(folder, app.execution, next_attempt(folder))
-    result = folder.read_result()
-    if is_main and before is not None and app.execution.keep not in (None, "none") and not folder.checkpoint_steps():
-        print(f"{folder.path} {why_without_weights(before)}", file=sys.stderr)
-    if is_main:
-        print(last_line(folder, result), flush=True)
-    return code, result.validation_loss if result else None
-
-
-def next_attempt(folder: RunFolder) -> int:
-    """One more than the attempts that left something behind."""
-    attempts = folder.path / "attempts"
-    numbers = [int(path.name) for path in attempts.glob("*") if path.name.isdigit()]
-    return max(numbers, default=0) + 1
-
-
-def last_line(folder: RunFolder, result: Any) -> str:
-    """run_id, what came of it, folder."""
-    if result is None:
-        status = folder.read_status()
-        ending = f"{status.state} at step {status.step} of {status.num_steps}" if status else "not started"
-    elif result.diverged:
-        ending = f"diverged: {result.divergence}"
-    else:
-        ending = f"validation loss {result.validation_loss:.4f} nats per token"
-    return f"{folder.run_id}  {ending}  {folder.path}"
 
 
 if __name__ == "__main__":

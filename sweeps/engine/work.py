@@ -5,10 +5,16 @@ A training run is one kind, a job of a Hydra application another. The engine kno
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from muloco_runner.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Work:
 
     name: str
     folder: str
-    """Attempts leave their files in folder/attempts/<n>/."""
+    """Attempts leave their files in folder/attempts/<n>/. Empty until it is launched, of a function's work."""
     entry: str
     """`module:function`, called as function(folder, attempt, **arguments, **adjustments) in a process of its own;
     returns an exit code (`ExitCode`). Where its module has `preload(folder)`, that runs once before processes are
@@ -88,6 +94,42 @@ class Work:
     source: str = ""
     """A folder whose git commit each attempt records, for work that is not this project's own code."""
     adapter: Adapter = field(default_factory=Adapter)
+
+    @classmethod
+    def calling(cls, function: Callable[..., Any], /, **arguments: Any) -> Work:
+        """The work of calling a function of the user's own, for `sweeps.launch`; named by function and arguments.
+
+        `function` is any that a module or a script defines at its top level; the arguments, and what it returns, are
+        values that JSON can hold. Anything else raises `ConfigError`.
+        """
+        name = getattr(function, "__qualname__", "")
+        place = getattr(function, "__module__", None)
+        if place == "__main__":
+            place = getattr(sys.modules["__main__"], "__file__", None)
+            place = os.path.abspath(place) if place else None
+        if place is None or not name.isidentifier():
+            raise ConfigError(
+                f"{name or function!r}: its jobs could not find it by name: define it with def at the top level of a "
+                "module or a script"
+            )
+        try:
+            content = json.dumps([place, name, arguments], sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{name}: arguments must be what JSON can hold, numbers, text, lists and dicts ({error}): for others "
+                "pass the path of a file"
+            ) from None
+        return cls(
+            name=hashlib.sha256(content.encode()).hexdigest()[:12],
+            folder="",
+            entry="sweeps.functions:call",
+            arguments={"function": f"{place}:{name}", "arguments": json.loads(content)[2]},
+            labels={key: value for key, value in arguments.items() if isinstance(value, str | int | float | bool)},
+        )
+
+    def needing(self, need: Need) -> Work:
+        """The same work, asking for something else of the cluster."""
+        return replace(self, need=need)
 
     def expecting(self, minutes: float) -> Work:
         """The same work with another expectation of its time."""

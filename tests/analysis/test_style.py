@@ -8,6 +8,7 @@ import pytest
 
 from analysis.__main__ import run
 from analysis.page.styles import Styles
+from analysis.style import Style, partner_of
 
 ROWS = [
     {"algorithm": algorithm, "num_workers": k, "num_params": n, "num_tokens": 20 * n, "global_batch_tokens": 1024,
@@ -60,6 +61,12 @@ def test_without_a_partner_the_smallest_k_is_one(table: Path) -> None:
         ("sophia K=4", "sophia"),
         ("Zeta Adam K=4", "Zeta Adam"),
     }
+
+
+def test_an_own_optimizer_is_compared_with_itself_in_data_parallel() -> None:
+    workers = {"DiLoCo-Lion K=1": 1, "DiLoCo-Lion K=4": 4}
+    for known, partner in (({"DDP-Lion", *workers}, "DDP-Lion"), (set(workers), "DiLoCo-Lion K=1")):
+        assert partner_of(Style(), "DiLoCo-Lion K=4", "DiLoCo-Lion", workers, known) == partner
 
 
 @pytest.mark.parametrize(

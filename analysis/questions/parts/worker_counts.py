@@ -70,7 +70,7 @@ def worker_counts(inputs: Inputs) -> WorkerCounts:
 def _point(row: Any, best: pd.DataFrame, style: Style) -> WorkerPoint | None:
     same = best[best["algorithm"] == row["algorithm"]]
     workers = dict(zip(same["series"], same["num_workers"], strict=True))
-    partner = partner_of(style, row["series"], row["algorithm"], workers)
+    partner = partner_of(style, row["series"], row["algorithm"], workers, set(best["series"]))
     reference = best[(best["series"] == partner) & (best["num_params"] == row["num_params"])]
     if partner is None or partner == row["series"] or reference.empty:
         return None
