@@ -54,7 +54,7 @@ $(NEXT_VENV)/installed: pyproject.toml tests/hydra/next.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,files,wandb,interactive,excel]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,files,wandb,interactive,excel,export]"
 	# Kernels are tested without a GPU too. A CPU build of torch does not bring triton; off Linux there is none.
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps triton || test "$$(uname)" != Linux
 	touch $@

@@ -88,12 +88,17 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from muloco_runner.compose import register
+    from muloco_runner.compose import register, with_foreign_models
     from muloco_runner.library import train_composed
 
     register()
     if _MULTIRUN & set(arguments):
         sys.argv[1:] = [_as_choice(word) for word in arguments]
+    else:
+        try:
+            sys.argv[1:] = with_foreign_models(arguments)
+        except ConfigError as error:
+            _give_up(error)
     endings: list[ExitCode] = []
 
     def task(tree: DictConfig) -> float | None:

@@ -41,11 +41,13 @@ from muloco_runner.config.names import OLD_CHOICES, OLD_VALUES, warn_renamed
 from muloco_runner.config.run import VARIANTS
 from muloco_runner.data.identity import named_by_content
 from muloco_runner.paths import config_dir, config_groups, config_path
+from muloco_runner.warm_start import named_by_weights
 
 AROUND_RUNS = ("root", "cluster", "execution")
 """What the command line may say of a sweep beside its runs."""
 
 
+_FOREIGN_MODEL = "model=hf:"
 _HYDRAS_ADVICE = re.compile(r"Could not override '([^']+)'\.\s+To append to your config use \+")
 
 
@@ -69,7 +71,7 @@ class AppConfig(RunConfig):
     def run(self) -> RunConfig:
         """The run, named by the content of its data where there is any."""
         run = RunConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(RunConfig)})
-        return named_by_content([run], self.root)[0]
+        return named_by_content(named_by_weights([run]), self.root)[0]
 
 
 class OwnFolderSource(ConfigSource):
@@ -180,9 +182,27 @@ def compose_tree(overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base=None, job_name="muloco"):
-            return compose("config", overrides=list(overrides))
+            return compose("config", overrides=with_foreign_models(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(one_line(error)) from error
+
+
+def with_foreign_models(words: Sequence[str]) -> list[str]:
+    """A command line in which `model=hf:DIR`, a Hugging Face folder, is what it stands for: the folder's model and its
+    weights. A folder of another kind of model raises `ConfigError`."""
+    found: list[str] = []
+    for word in words:
+        if not word.startswith(_FOREIGN_MODEL):
+            found.append(word)
+            continue
+        from muloco_runner.model.foreign_config import read_model_config
+
+        folder = word.removeprefix(_FOREIGN_MODEL)
+        values = dataclasses.asdict(read_model_config(Path(folder)))
+        found += ["model=ladder", *(f"model.{key}={value}" for key, value in values.items())]
+        if not any(other.startswith("init_from=") for other in words):
+            found.append(f"init_from='{folder}'")
+    return found
 
 
 def to_app_config(tree: DictConfig) -> AppConfig:

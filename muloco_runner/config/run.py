@@ -14,7 +14,7 @@ from muloco_runner.config.method import METHODS, DataParallelConfig, MethodConfi
 from muloco_runner.config.model import ModelConfig
 from muloco_runner.config.names import names_in_hash, names_now
 from muloco_runner.config.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizerConfig
-from muloco_runner.config.plain import Variants, from_plain, to_plain
+from muloco_runner.config.plain import UNNAMED_AT_DEFAULT, Variants, from_plain, to_plain
 from muloco_runner.config.schedule import SCHEDULES, CosineConfig, ScheduleConfig
 from muloco_runner.config.variants import require_variant
 
@@ -46,6 +46,14 @@ class RunConfig:
     precision: str = "float32"
     """Forward and backward pass; master weights, gradient reductions and optimizer state are float32."""
     seed: int = 0
+    init_from: str | None = field(default=None, metadata=UNNAMED_AT_DEFAULT)
+    """Weights that the model starts from: a run's folder (its newest checkpoint), a checkpoint's own, or a Hugging Face
+    folder that `muloco-model export` wrote. Optimizers begin anew. Null for random weights."""
+    init_exclude: list[str] = field(default_factory=list, metadata=UNNAMED_AT_DEFAULT)
+    """Patterns of parameters that start at random all the same, such as head.*"""
+    init_hash: str | None = field(default=None, metadata=UNNAMED_AT_DEFAULT)
+    """Content of these weights, 16 hex digits, filled in when a run is composed: it names the run in place of the path,
+    and other weights are refused."""
 
     def __post_init__(self) -> None:
         require_variant("method", self.method, METHODS)
@@ -66,6 +74,10 @@ class RunConfig:
             f"global_batch_tokens={self.global_batch_tokens} does not split into sequences of "
             f"{self.model.sequence_length} tokens for {self.num_workers} worker(s): "
             f"use a multiple of {unit}, such as {fits}",
+        )
+        require(
+            self.init_from is not None or not (self.init_exclude or self.init_hash),
+            f"init_exclude={self.init_exclude} has no effect without init_from: name the weights to start from",
         )
         self.method.check(self.num_steps, self.model.num_layers)
 
@@ -158,6 +170,8 @@ class RunConfig:
         if self.data.content_hash is not None:
             # A mixture's weights are part of that content.
             values["data"] = {key: value for key, value in values["data"].items() if key not in ("path", "mixture")}
+        if self.init_hash is not None:
+            del values["init_from"]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muloco_runner.config import ConfigError
-from muloco_runner.flags import Parser, any_number, any_path, any_text, whole_number
+from muloco_runner.flags import Parser, any_number, any_path, any_text, one_of, whole_number
 from muloco_runner.record import ExitCode, RunFolder
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ DESCRIPTION = """\
 Samples, exports, evaluates and continues trained models.
 
   muloco-model sample results/runs/RUN_ID --prompt 'def main' --tokens 200     continue a text
+  muloco-model export results/runs/RUN_ID --out my_model                       as a Hugging Face folder
   muloco-model sample 3fa --root demo --prompt 'import' --temperature 0        of the run 3fa... under demo/
 
 RUN is a run's folder, or its id or the first digits of it under --root (default: results). Its weights are those of the
@@ -69,6 +71,14 @@ def make_parser() -> Parser:
         "--samples", type=whole_number(4, 1), default=1, metavar="N", help="of each prompt; default 1"
     )
     sampling.add_argument("--json", action="store_true", help="one line of JSON for each sample")
+    exporting = _command(commands, "export", "write a folder that other programs load", _export)
+    exporting.add_argument(
+        "--format", type=one_of("hf", "huggingface"), default="hf", metavar="NAME", help="hf: Hugging Face's; default"
+    )
+    exporting.add_argument("--out", type=any_path("a new folder"), required=True, metavar="DIR", help="a new folder")
+    exporting.add_argument(
+        "--dtype", type=one_of("float32", "bfloat16"), default="float32", metavar="NAME", help="float32 or bfloat16"
+    )
     return parser
 
 
@@ -142,6 +152,16 @@ def _sample(arguments: argparse.Namespace) -> ExitCode:
         values = {"prompt": text, "text": continuation, "tokens": row}
         print(json.dumps(values) if arguments.json else f"{text}{continuation}", flush=True)
     print(f"{number:,} tokens in {seconds:.1f} s, {number / seconds:,.0f} tokens/s", file=sys.stderr)
+    return ExitCode.FINISHED
+
+
+def _export(arguments: argparse.Namespace) -> ExitCode:
+    from muloco_runner.inference.export import export_run
+
+    loaded = _load(arguments)
+    export_run(loaded, arguments.out, arguments.dtype)
+    folder = shlex.quote(str(arguments.out))
+    print(f"{folder}  Gemma3ForCausalLM, {arguments.dtype}; init_from={folder} or model=hf:{folder} brings it back")
     return ExitCode.FINISHED
 
 

@@ -6,21 +6,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from muloco_runner.config import ConfigError, RunConfig, TargetConfig
+from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.data.mixture import content_hash, read_parts
 from muloco_runner.data.prepared.tokenizer import Bytes, Tokenizer, tokenizer_in
 from muloco_runner.model.transformer import Transformer, empty_model
-from muloco_runner.optimizers import build_inner_optimizer
-from muloco_runner.optimizers.target import end_training
 from muloco_runner.record import RecordError, RunFolder, RunResult, why_without_weights
-from muloco_runner.targets import make_importable
-from muloco_runner.training.checkpoints.files import is_intact, read_state
+from muloco_runner.training.checkpoints.run_weights import fill, read_weights_of_run
 
 
 @dataclass(frozen=True)
@@ -93,10 +88,10 @@ def load_run(
             "leave it out for the synchronised model"
         )
     step = _chosen_step(run_folder, result, step)
-    values = _weights(run_folder, config, step, worker)
+    values = read_weights_of_run(run_folder, config, step, worker)
     model = empty_model(config.model).to_empty(device=device)
     model.fill_buffers()
-    _fill(model, values)
+    fill(model, values)
     return LoadedRun(run_folder, config, model.eval(), step, worker, result)
 
 
@@ -110,42 +105,3 @@ def _chosen_step(folder: RunFolder, result: RunResult | None, step: int | None) 
     if step not in steps:
         raise ConfigError(f"step={step}: {folder.path} holds checkpoints of step {', '.join(map(str, steps))}")
     return step
-
-
-def _weights(folder: RunFolder, config: RunConfig, step: int, worker: int | None) -> dict[str, Tensor]:
-    """The weights by parameter name: views of a file."""
-    shared, own = _read(folder, step, "shared.pt", f"worker-{worker or 0}.pt")
-    weights: dict[str, Tensor] = own["model"]
-    if worker is None and "anchor" in shared["method"]:
-        return dict(zip(weights, shared["method"]["anchor"], strict=True))
-    if isinstance(config.inner_optimizer, TargetConfig):
-        return _evaluated(folder, config, weights, own["optimizer"])
-    return weights
-
-
-def _read(folder: RunFolder, step: int, *names: str) -> list[dict[str, Any]]:
-    path = folder.checkpoint_at(step)
-    if not is_intact(path, list(names), list(names)):
-        others = [other for other in folder.checkpoint_steps() if other != step]
-        rest = f"there are others, of step {', '.join(map(str, others))}" if others else "there is no other"
-        raise ConfigError(f"{path}: the checkpoint is damaged, or was replaced while it was read: {rest}")
-    return [read_state(path / name) for name in names]
-
-
-def _evaluated(
-    folder: RunFolder, config: RunConfig, weights: dict[str, Tensor], optimizer_state: dict[str, Any]
-) -> dict[str, Tensor]:
-    """The weights that an optimizer from outside evaluates, which may be others than those that it trains."""
-    make_importable(config, folder)
-    model = empty_model(config.model).to_empty(device="cpu")
-    _fill(model, weights)
-    optimizer = build_inner_optimizer(model, config)
-    optimizer.load_state_dict(optimizer_state)
-    end_training(optimizer)
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-@torch.no_grad()
-def _fill(model: Transformer, values: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(values[name])

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import torch
 
-from muloco_runner.config import RunConfig
+from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.data.batches import TrainingData
 from muloco_runner.data.corpus import Corpus
 from muloco_runner.diloco.method import build_method
 from muloco_runner.optimizers.target import end_training, evaluated_weights, start_training
 from muloco_runner.record import RunResult
 from muloco_runner.training.checkpointing import Checkpointing
+from muloco_runner.training.checkpoints.initial_weights import start_from_weights
 from muloco_runner.training.checkpoints.store import CheckpointStore
 from muloco_runner.training.clock import Phases, TrainingClock
 from muloco_runner.training.devices import choose_placement_on
@@ -39,6 +40,11 @@ class Trainer:
         self.inner_step = InnerStep(run, data, replicas, communicator, placement.micro_batch_sequences)
         self.evaluation = Evaluation(run, corpus, communicator, device)
         workers = build_workers(run, execution, replicas, communicator, device, placement.recompute)
+        self._no_first_weights: ConfigError | None = None
+        try:
+            start_from_weights(run, workers)
+        except ConfigError as error:
+            self._no_first_weights = error  # a run that goes on from a checkpoint does not need them
         self.method = build_method(run, workers, communicator, execution.muon_backend)
         self.clock, self.phases = TrainingClock(device, communicator.traffic), Phases()
         self.state = TrainingState(run, workers, self.method, self.clock, device)
@@ -55,6 +61,8 @@ class Trainer:
         run, execution, state = self.run, self.session.execution, self.state
         execution.keeps.check(run.num_steps)
         self.checkpointing.resume()
+        if state.step == 0 and self._no_first_weights is not None:
+            raise self._no_first_weights
         for worker in state.workers:
             start_training(worker.optimizer)
         if self.session.device.type == "cuda":

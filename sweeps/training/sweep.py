@@ -19,6 +19,7 @@ from muloco_runner.data.check import check_data
 from muloco_runner.data.identity import named_by_content
 from muloco_runner.paths import choices_of
 from muloco_runner.targets import Answer, check_targets
+from muloco_runner.warm_start import named_by_weights
 from sweeps.clusters import read_cluster
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.durations import refine
@@ -70,7 +71,7 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
         check_data(run)
     root = Path(app.root)
     # Several paths may lead to one text.
-    runs = list({run.run_id: run for run in named_by_content(runs, root)}.values())
+    runs = list({run.run_id: run for run in named_by_content(named_by_weights(runs), root)}.values())
     name = name or _name_of(runs)
     for path in (root, root / "runs", root / "sweeps"):
         if path.exists() and not path.is_dir():

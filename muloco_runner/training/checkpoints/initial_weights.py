@@ -1,0 +1,61 @@
+"""A run's first weights where they are others': `init_from`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.diloco.worker import Worker
+from muloco_runner.distributed.dtensor import copy_into
+from muloco_runner.model.huggingface import read_weights
+from muloco_runner.record import RecordError
+from muloco_runner.training.checkpoints.run_weights import read_weights_of_run
+from muloco_runner.warm_start import WeightsOfRun, find_weights
+
+
+@torch.no_grad()
+def start_from_weights(run: RunConfig, workers: Sequence[Worker]) -> None:
+    """Put the weights that `run.init_from` names into every worker's model, but for excluded parameters.
+
+    Weights that are not there, are others than those that name the run, or do not fit raise `ConfigError`.
+    """
+    if run.init_from is None:
+        return
+    found = find_weights(run.init_from)
+    if run.init_hash not in (None, content := found.content_hash()):
+        raise ConfigError(
+            f"init_from={run.init_from} holds weights {content} now, this run starts from {run.init_hash}: put the "
+            "first ones back, or start the run from the others as a new one"
+        )
+    weight = _weights_of_run(found) if isinstance(found, WeightsOfRun) else read_weights(found.path)
+    names = [name for name, _ in workers[0].model.named_parameters()]
+    for pattern in run.init_exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"init_exclude: {pattern!r} matches no parameter; there are {names[0]}, ..., {names[-1]}")
+    for name in names:
+        if any(fnmatchcase(name, pattern) for pattern in run.init_exclude):
+            continue
+        try:
+            value = weight(name)
+        except KeyError:
+            raise ConfigError(f"init_from={run.init_from} holds no {name}: exclude it with init_exclude") from None
+        for worker in workers:
+            parameter = worker.model.get_parameter(name)
+            if parameter.shape != value.shape:
+                raise ConfigError(
+                    f"init_from={run.init_from}: {name} is {tuple(value.shape)} there and {tuple(parameter.shape)} "
+                    "here: choose the same model, or exclude it with init_exclude"
+                )
+            copy_into(parameter, value)
+
+
+def _weights_of_run(found: WeightsOfRun) -> Callable[[str], Tensor]:
+    try:
+        config = RunConfig.from_dict(found.folder.read_config())
+    except RecordError as error:
+        raise ConfigError(f"init_from: {error}") from None
+    return read_weights_of_run(found.folder, config, found.step, None).__getitem__

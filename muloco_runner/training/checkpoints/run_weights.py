@@ -1,0 +1,59 @@
+"""The weights in one checkpoint of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from muloco_runner.config import ConfigError, RunConfig, TargetConfig
+from muloco_runner.model.transformer import empty_model
+from muloco_runner.optimizers import build_inner_optimizer
+from muloco_runner.optimizers.target import end_training
+from muloco_runner.record import RunFolder
+from muloco_runner.targets import make_importable
+from muloco_runner.training.checkpoints.files import is_intact, read_state
+
+
+def read_weights_of_run(folder: RunFolder, config: RunConfig, step: int, worker: int | None) -> dict[str, Tensor]:
+    """Weights by parameter name, views of a file: the worker's own, or where `worker` is None the synchronised model's.
+
+    A damaged checkpoint raises `ConfigError`.
+    """
+    shared, own = _read(folder, step, "shared.pt", f"worker-{worker or 0}.pt")
+    weights: dict[str, Tensor] = own["model"]
+    if worker is None and "anchor" in shared["method"]:
+        return dict(zip(weights, shared["method"]["anchor"], strict=True))
+    if isinstance(config.inner_optimizer, TargetConfig):
+        return _evaluated(folder, config, weights, own["optimizer"])
+    return weights
+
+
+@torch.no_grad()
+def fill(model: nn.Module, values: dict[str, Tensor]) -> None:
+    """Copies the values into the model's parameters of these names, which must be all."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(values[name])
+
+
+def _read(folder: RunFolder, step: int, *names: str) -> list[dict[str, Any]]:
+    path = folder.checkpoint_at(step)
+    if not is_intact(path, list(names), list(names)):
+        others = [other for other in folder.checkpoint_steps() if other != step]
+        rest = f"there are others, of step {', '.join(map(str, others))}" if others else "there is no other"
+        raise ConfigError(f"{path}: the checkpoint is damaged, or was replaced while it was read: {rest}")
+    return [read_state(path / name) for name in names]
+
+
+def _evaluated(
+    folder: RunFolder, config: RunConfig, weights: dict[str, Tensor], optimizer_state: dict[str, Any]
+) -> dict[str, Tensor]:
+    """The weights that an optimizer from outside evaluates, which may be others than those that it trains."""
+    make_importable(config, folder)
+    model = empty_model(config.model).to_empty(device="cpu")
+    fill(model, weights)
+    optimizer = build_inner_optimizer(model, config)
+    optimizer.load_state_dict(optimizer_state)
+    end_training(optimizer)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
