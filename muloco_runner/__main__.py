@@ -88,17 +88,11 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from muloco_runner.compose import register, with_foreign_models
+    from muloco_runner.compose import register
     from muloco_runner.library import train_composed
 
     register()
-    if _MULTIRUN & set(arguments):
-        sys.argv[1:] = [_as_choice(word) for word in arguments]
-    else:
-        try:
-            sys.argv[1:] = with_foreign_models(arguments)
-        except ConfigError as error:
-            _give_up(error)
+    sys.argv[1:] = _for_hydra(arguments)
     endings: list[ExitCode] = []
 
     def task(tree: DictConfig) -> float | None:
@@ -136,6 +130,18 @@ def _errors_raised_by_hydra() -> Iterator[None]:
             del os.environ[_FULL_ERROR]
         else:
             os.environ[_FULL_ERROR] = before
+
+
+def _for_hydra(arguments: list[str]) -> list[str]:
+    """The command line in words that Hydra takes as they are meant."""
+    from muloco_runner.compose import with_foreign_models
+
+    if _MULTIRUN & set(arguments):
+        return [_as_choice(word) for word in arguments]
+    try:
+        return with_foreign_models(arguments)
+    except ConfigError as error:
+        _give_up(error)
 
 
 def _as_choice(word: str) -> str:
