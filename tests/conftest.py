@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "cluster"))
 from emulated_slurm import EmulatedSlurm, why_unavailable
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background, by a shell: all that tests start, and then interrupt, would be deaf too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Set in many people's shells; here one line is asked of a mistake.
 os.environ.pop("HYDRA_FULL_ERROR", None)
 # What a user's sweeps have in common; two processes of tests have a cluster each.
