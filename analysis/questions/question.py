@@ -51,7 +51,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Part(Generic[Result]):
-    """A key of report.json. Its page is in the templates, its figures in `report.figures`."""
+    """A key of report.json. Its page is in the templates."""
 
     name: str
     """Key in report.json."""
@@ -60,6 +60,8 @@ class Part(Generic[Result]):
     compute: Callable[[Inputs], Result]
     tables: Callable[[dict[str, Any]], list[Table]]
     """Tables from the whole report."""
+    plots: tuple[Callable[[dict[str, Any], Styles], list[Drawing]], ...] = ()
+    """Figures from the whole report."""
 
 
 @dataclass(frozen=True)

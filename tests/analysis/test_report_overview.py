@@ -7,13 +7,13 @@ import pytest
 from planted import run_config, write_run
 
 from analysis.optima import find_optima
+from analysis.page.figures.compute import plot_wall_clock
+from analysis.page.figures.num_workers import plot_num_workers
+from analysis.page.figures.overview import plot_training_curves
 from analysis.page.styles import Styles
 from analysis.questions.options import Options
 from analysis.questions.parts.training_curves import CurvePoint, training_curves
 from analysis.report.content import build_report
-from analysis.report.figures.compute import plot_wall_clock
-from analysis.report.figures.num_workers import plot_num_workers
-from analysis.report.figures.overview import plot_training_curves
 from analysis.report.tables import all_tables
 from analysis.runs import load_study
 from muloco_runner.record import StepRecord

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
+from analysis.page.figures.batch_size import plot_loss_vs_batch
 from analysis.page.page_table import Column, Table
 from analysis.page.table_fields import EDGES, LOSS, LOSS_SE, SEEDS, SERIES, SIZE, batch, table
 from analysis.questions.question import Inputs, Part
@@ -70,4 +71,6 @@ def _loss_vs_batch(report: dict[str, Any]) -> Table:
     )
 
 
-PART = Part("loss_vs_batch", list[BatchCurve], batch_curves, lambda report: [_loss_vs_batch(report)])
+PART = Part(
+    "loss_vs_batch", list[BatchCurve], batch_curves, lambda report: [_loss_vs_batch(report)], (plot_loss_vs_batch,)
+)

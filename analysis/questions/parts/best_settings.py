@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.optima import RunsBehind
+from analysis.page.figures.overview import plot_overview
 from analysis.page.numbers import count
 from analysis.page.page_table import Column, Table
 from analysis.page.table_fields import (
@@ -249,5 +250,5 @@ def _tables(report: Entry) -> list[Table]:
     return [_overview(report), _verdict(report), _cost(report)]
 
 
-BEST = Part("best", list[BestSetting], best_settings, _tables)
+BEST = Part("best", list[BestSetting], best_settings, _tables, (plot_overview,))
 RANKING = Part("ranking", Ranking, ranking, lambda report: [])

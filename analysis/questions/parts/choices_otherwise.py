@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from analysis.optima import RunsBehind
+from analysis.page.figures.compute import plot_sensitivity
 from analysis.page.page_table import Column, Table
 from analysis.page.table_fields import SERIES, WHY_NOT, stands_on, table
 from analysis.questions.critical_batch_size import fit_laws
@@ -129,4 +130,5 @@ PART = Part(
     Choices,
     choices_otherwise,
     lambda report: [_sensitivity_loss(report), _sensitivity_critical_batch(report)],
+    (plot_sensitivity,),
 )

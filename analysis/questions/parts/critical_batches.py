@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.laws.fit import FitRecord, NotIdentified
 from analysis.optima import Optima, RunsBehind
+from analysis.page.figures.batch_size import plot_critical_batch
 from analysis.page.page_table import Column, Table
 from analysis.page.table_fields import (
     SERIES,
@@ -182,4 +183,5 @@ PART = Part(
     CriticalBatches,
     critical_batches,
     lambda report: [_critical_batch(report), _critical_batch_laws(report), _critical_batch_joint(report)],
+    (plot_critical_batch,),
 )

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.laws.fit import FitRecord
 from analysis.optima import RunsBehind
+from analysis.page.figures.compute import plot_loss_compute, plot_ratios
 from analysis.page.page_table import Column, Table
 from analysis.page.table_fields import COMPUTE, SERIES, SIZE, estimate, table
 from analysis.questions.iso_loss import TRUSTED_SCALES, IsoLoss, Ratio
@@ -194,5 +195,5 @@ def _tables_of_time(report: dict[str, Any]) -> list[Table]:
     return [_ratios(report, "time_ratio", "Training time of the baseline over that of the series, at equal loss")]
 
 
-COMPUTE_PART = Part("iso_loss", EqualLoss | NotFitted, equal_loss, _tables)
+COMPUTE_PART = Part("iso_loss", EqualLoss | NotFitted, equal_loss, _tables, (plot_loss_compute, plot_ratios))
 TIME_PART = Part("time_ratio", EqualLossTime | NotFitted, equal_loss_time, _tables_of_time)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.page.figures.compute import plot_wall_clock
 from analysis.page.page_table import Column, Table
 from analysis.page.table_fields import SERIES, batch, table
 from analysis.questions import wall_clock
@@ -156,4 +157,4 @@ def _wall_clock(report: dict[str, Any]) -> Table:
     )
 
 
-PART = Part("wall_clock", WallClock, link_hours, lambda report: [_wall_clock(report)])
+PART = Part("wall_clock", WallClock, link_hours, lambda report: [_wall_clock(report)], (plot_wall_clock,))

@@ -7,6 +7,7 @@ from typing import Any
 
 from analysis.laws.fit import FitRecord
 from analysis.optima import Optima, RunsBehind
+from analysis.page.figures.compute import plot_isoflop
 from analysis.page.page_table import Column, Table
 from analysis.page.table_fields import COMPUTE, SERIES, WHY_NOT, estimate, inside, stands_on, table
 from analysis.questions.isoflop import Budget, find_budgets, fit_size_and_data
@@ -94,4 +95,10 @@ def _isoflop(report: dict[str, Any]) -> Table:
     )
 
 
-PART = Part("size_and_data", SizesAndData, sizes_and_data, lambda report: [_size_and_data(report), _isoflop(report)])
+PART = Part(
+    "size_and_data",
+    SizesAndData,
+    sizes_and_data,
+    lambda report: [_size_and_data(report), _isoflop(report)],
+    (plot_isoflop,),
+)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.page.figures.overview import plot_training_curves
 from analysis.questions.question import Part
 from analysis.runs import Study
 from analysis.seeds import run_folders
@@ -69,4 +70,5 @@ PART = Part(
     list[TrainingCurve],
     lambda inputs: training_curves(inputs.best, inputs.study),
     lambda report: [],
+    (plot_training_curves,),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.page.figures.hyper_parameters import plot_learning_rates, plot_maps
 from analysis.page.page_table import Column, Table
 from analysis.page.table_fields import EDGES, SERIES, SIZE, batch, table
 from analysis.questions.question import Inputs, Part
@@ -124,4 +125,10 @@ def _hyper_parameters(report: dict[str, Any]) -> Table:
     )
 
 
-PART = Part("hyper_parameters", TunedRates, tuned_rates, lambda report: [_hyper_parameters(report)])
+PART = Part(
+    "hyper_parameters",
+    TunedRates,
+    tuned_rates,
+    lambda report: [_hyper_parameters(report)],
+    (plot_learning_rates, plot_maps),
+)

@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.laws.fit import FitRecord, NotIdentified
 from analysis.laws.power_law import fit_power_product
 from analysis.optima import RunsBehind
+from analysis.page.figures.num_workers import plot_num_workers
 from analysis.page.page_table import Column, Table
 from analysis.page.table_fields import LOSS, LOSS_SE, SERIES, SIZE, WHY_NOT, against, estimate, stands_on, table
 from analysis.questions.question import Inputs, Part
@@ -136,5 +137,9 @@ def _num_workers_laws(report: dict[str, Any]) -> Table:
 
 
 PART = Part(
-    "num_workers", WorkerCounts, worker_counts, lambda report: [_num_workers(report), _num_workers_laws(report)]
+    "num_workers",
+    WorkerCounts,
+    worker_counts,
+    lambda report: [_num_workers(report), _num_workers_laws(report)],
+    (plot_num_workers,),
 )

@@ -11,7 +11,9 @@ import pandas as pd
 
 from analysis.laws.fit import Estimate, Fit
 from analysis.laws.power_law import fit_chinchilla, fit_critical_batch, fit_power_product
+from analysis.optima import Optima
 from analysis.questions.critical_batch_joint import fit_joint
+from analysis.questions.critical_batch_size import find_critical_batches, fit_laws
 from analysis.questions.crossings import cross
 from analysis.questions.iso_loss import compute_iso_loss
 from analysis.questions.measured_ratio import at_equal_loss, measured_ratio
@@ -179,6 +181,24 @@ def joint(generator: np.random.Generator) -> Held:
     yield "cbs_joint in D alone, B_c", estimated(alone.critical_batch_size, truth)
 
 
+def batch_curves(generator: np.random.Generator) -> Held:
+    """Parabolas in log batch about D^.6 with a scatter of .15: the 1% rule's crossing lies a factor of four above."""
+    rows = []
+    for n in SIZES:
+        d = 20 * n
+        best = 4e4 * (d / 2e9) ** 0.6 * np.exp(0.15 * generator.normal())
+        for b in 2.0 ** np.arange(9, 24):
+            loss = 3 * (1 + 0.01 * (np.log(b / best) / np.log(4)) ** 2) * np.exp(5e-4 * generator.normal())
+            rows.append(("s", int(n), 20.0, d, int(b), int(d / b), loss, 6 * n * d, [], 2))
+    names = ["series", "num_params", "tokens_per_parameter", "num_tokens", "global_batch_tokens", "num_steps", "loss"]
+    points = pd.DataFrame(rows, columns=[*names, "flops", "edges", "seeds"])
+    lowest = points.loc[points.groupby("num_params")["loss"].idxmin()].reset_index(drop=True)
+    optima = Optima(points, points, lowest, 5e-4 * np.sqrt(2), 1)
+    for law in fit_laws(find_critical_batches(optima, 20.0), optima, 1e-3, BOOTSTRAP, 0):
+        if law.fit is not None:
+            yield f"exponent of {law.definition}", estimated(law.fit.parameters["alpha"], 0.6)
+
+
 def best_batches(generator: np.random.Generator) -> Held:
     """Best batches .58 D^.571 with a scatter of .2; grids that end at 2^19 leave bounds."""
     scales = []
@@ -222,5 +242,5 @@ def workers(generator: np.random.Generator) -> Held:
 
 
 STUDIES: tuple[Callable[[np.random.Generator], Held], ...] = (
-    ratios, crossing, measured, joint, best_batches, steps_to_target, size_and_data, workers,
+    ratios, crossing, measured, joint, batch_curves, best_batches, steps_to_target, size_and_data, workers,
 )  # fmt: skip

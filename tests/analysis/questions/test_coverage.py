@@ -13,7 +13,7 @@ from scipy.stats import binom
 
 STUDIES = int(os.environ.get("MULOCO_STUDIES", "20"))
 """Studies a check; 200 for a soak."""
-_COST = {"joint": 4, "ratios": 2}
+_COST = {"joint": 4, "batch_curves": 4, "ratios": 2, "size_and_data": 2, "crossing": 2}
 """Studies are fewer by this in the tests, where one takes long."""
 
 

@@ -1,0 +1,1 @@
+"""Figures of the parts of a report, drawn from report.json's content alone."""
