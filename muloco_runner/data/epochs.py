@@ -55,8 +55,11 @@ def _line(runs: Sequence[RunConfig], name: str, train_tokens: int) -> str:
         for budget in budgets[:: len(budgets) - 1 or 1]
     ]
     count = "" if len(runs) == 1 else f" ({sum(one > 1 for one in epochs):,} of {len(runs):,} runs repeat it)"
+    is_built_in = name == runs[0].data.source
+    more = "; your own text: data=prepared data.path=FOLDER" if is_built_in and len(runs) > 1 and epochs[-1] > 1 else ""
     return (
         f"data {name}: {train_tokens:,} training tokens, {taken} epochs{count}; text repeats above {', '.join(sizes)}"
+        f"{more}"
     )
 
 

@@ -11,26 +11,36 @@ from muloco_runner.flags import Parser, any_number, any_text, one_of, whole_numb
 DESCRIPTION = """\
 Plan, launch and watch many runs under a quota.
 
-  muloco-sweep init                                   write a file for this cluster, and a sweep to begin from
-  muloco-sweep plan +sweep=demo                       what it would cost; submits nothing
-  muloco-sweep simulate +sweep=demo --faults rough    simulated, with failures; submits nothing
-  muloco-sweep launch +sweep=demo root=demo           run it; the same command again continues it
-  muloco-sweep launch +sweep=demo model=29k seed=0,1  values on the command line narrow the grid or add to it
-  muloco-sweep launch +sweep=demo cluster=h100 --controller slurm    run its controller as a small job
-  muloco-sweep status demo algorithm=muloco           what is done, running, waiting and held, and why
-  muloco-sweep explain 3fa demo                       the history of the run 3fa... under demo/
-  muloco-sweep quota demo --nodes 12                  another quota, from the next tick on
-  muloco-sweep retry demo model=82k                   try held runs again
-  muloco-sweep clean demo --keep best --all           of the weights that finished runs keep leave the best ones'
+  muloco-sweep init                           a file for this cluster, a sweep
+  muloco-sweep plan +sweep=demo               what it would cost
+  muloco-sweep simulate +sweep=demo --faults rough
+                                              in numbers alone, with failures
+  muloco-sweep launch +sweep=demo root=demo   run it; again: continue it
+  muloco-sweep launch +sweep=demo model=29k seed=0,1
+                                              narrows the grid, or adds to it
+  muloco-sweep launch +sweep=demo cluster=h100 --controller slurm
+                                              its controller as a small job
+  muloco-sweep status demo algorithm=muloco   what is done, waits, is held; why
+  muloco-sweep explain 3fa demo               the history of the run 3fa...
+  muloco-sweep quota demo --nodes 12          another quota, from now on
+  muloco-sweep retry demo model=82k           try held runs again
+  muloco-sweep clean demo --keep best --all   leave the best runs' weights alone
 
-A sweep is a file under conf/sweep, or any other by its path (+sweep=./mine.yaml); a cluster one under conf/cluster
-(cluster=NAME). Own files of all choices are found before the built-in ones in --config-dir DIR (may be said several
-times), in the folders that MULOCO_CONF lists, and in ./conf; conf_path=none turns that off. A sweep may be stopped at
-any moment, with Ctrl-C or harder; launched again it continues, and trains no finished run twice.
-Filters: algorithm=muloco, model=82k, seed=0,1, inner_optimizer.lr=0.02, run=3fa. ROOT defaults to results.
-For programs: every command takes --json, asks nothing, and says the same when it is given twice. Exit codes: 0 done as
-said; 1 runs are left or held, or something broke and the same command continues; 2 a mistake in what was asked, of
-which one line tells, and nothing was submitted; 130 interrupted. docs/programs.md lists what each command prints.
+A sweep is a file under conf/sweep, or any other by its path
+(+sweep=./mine.yaml); a cluster one under conf/cluster (cluster=NAME). Own files
+of all choices are found before the built-in ones in --config-dir DIR (may be
+said several times), in the folders that MULOCO_CONF lists, and in ./conf;
+conf_path=none turns that off. A sweep may be stopped at any moment, with Ctrl-C
+or harder; launched again it continues, and trains no finished run twice.
+
+Filters: algorithm=muloco, model=82k, seed=0,1, inner_optimizer.lr=0.02, run=3f.
+ROOT is the folder that launch was given as root=; results where none is named.
+
+For programs: every command takes --json, asks nothing, and says the same when
+it is given twice. Exit codes: 0 done as said; 1 runs are left or held, or
+something broke and the same command continues; 2 a mistake in what was asked,
+of which one line tells, and nothing was submitted; 130 interrupted.
+docs/programs.md lists what each command prints.
 """
 
 # Name, what it does, options. Those that change runs need a filter or --all.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from sweeps.cli.terminal import make_console, wrapped
 from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.works import Shape
@@ -43,9 +44,9 @@ _HELD = {
 """What the words of the column `each holds` mean (`Placement`)."""
 
 
-def show_plan(preview: Preview) -> None:
+def show_plan(preview: Preview, epochs: Sequence[str]) -> None:
     """Print one line for runs of one kind, sums by size, then the whole and what it rests on."""
-    console = Console(highlight=False)
+    console = make_console()
     kinds: dict[tuple[Any, ...], list[PlannedRun]] = {}
     for run in preview.runs:
         algorithm, num_params = run.work.labels["algorithm"], run.work.labels["num_params"]
@@ -66,15 +67,15 @@ def show_plan(preview: Preview) -> None:
             table.add_row("together", size, count, done, "", "", "", hours, "", style="bold")
     console.print(table)
     for line in _reasons(preview.runs):
-        console.print(line, soft_wrap=True)
+        console.print(wrapped(line, console.width), soft_wrap=True)
     if any(run.fit for run in preview.runs):
         console.print()
         console.print(_memory_table(preview.runs))
         held = " ".join({run.fit.description for run in preview.runs if run.fit is not None})
         legend = [f"{word}: {meaning}" for word, meaning in _HELD.items() if word in held]
-        console.print("Each GPU holds " + "; ".join(legend), soft_wrap=True, end="\n\n")
-    for line in _totals(preview):
-        console.print(line, soft_wrap=True)
+        console.print(wrapped("Each GPU holds " + "; ".join(legend), console.width), soft_wrap=True, end="\n\n")
+    for line in (*_totals(preview), *epochs):
+        console.print(wrapped(line, console.width), soft_wrap=True)
 
 
 def _reasons(runs: Sequence[PlannedRun]) -> Iterator[str]:
@@ -238,19 +239,19 @@ def _memory_as_dict(fit: Fit | None) -> dict[str, Any] | None:
 
 def show_outcome(sweep: Sweep, outcome: Outcome) -> None:
     """Print the result of a simulation."""
-    console = Console()
-    console.print(f"{sweep.name} on {sweep.cluster.name}, simulated: {summary(outcome.state)}", highlight=False)
+    console = make_console()
+    console.print(f"{sweep.name} on {sweep.cluster.name}, simulated: {summary(outcome.state)}")
     text = f"makespan {duration(60 * outcome.makespan_minutes)}, {outcome.node_hours:.1f} node-hours held"
     if outcome.lower_bound_minutes:
         share = outcome.makespan_minutes / outcome.lower_bound_minutes
         text += f"; {share:.3f} times the lower bound {duration(60 * outcome.lower_bound_minutes)}"
-    console.print(text, highlight=False)
+    console.print(text)
     table = Table("attempts", "ended by", box=None)
     for cause, count in outcome.attempts.most_common():
         table.add_row(str(count), cause)
     console.print(table)
     for why, names in outcome.state.counters.held.items():
-        console.print(f"{len(names)} held: {why}", highlight=False, soft_wrap=True)
+        console.print(wrapped(f"{len(names)} held: {why}", console.width), soft_wrap=True)
 
 
 def outcome_as_dict(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.run_states import AttemptState, RunState
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.works import shape_of
-from sweeps.formatting import duration, when
+from sweeps.formatting import duration, plural, when
 from sweeps.node.disk_space import place_in
 
 
@@ -104,27 +104,33 @@ def explain(
     now: float,
     longest_minutes: float,
     retries: int,
+    command: str,
     left: TimeLeft | None = None,
 ) -> list[str]:
     """Return the whole history of a run and what happens next, one sentence a line.
 
     `words` are the newest attempt's last (`last_words`); `longest_minutes` are the most that a job may ask for;
-    `retries` is the cluster's setting, `left` how long the run has yet to work.
+    `retries` is the cluster's setting, `command` the root and the sweep for commands that are proposed, `left` how long
+    the run has yet to work.
     """
     labels = ", ".join(f"{key}={value}" for key, value in run.work.labels.items())
     need = run.work.need
-    gpus = f"{need.gpus_per_node} GPUs a node" if need.gpus_per_node else f"{need.cpus_per_node} CPUs"
+    processors = plural(need.gpus_per_node, "GPU") if need.gpus_per_node else plural(need.cpus_per_node, "CPU")
+    each = " each" if need.nodes > 1 else ""
     lines = [
         f"Run {run.work.name} ({labels}).",
-        f"It needs {need.nodes} node(s) with {gpus} for about {duration(60 * need.expected_minutes)}.",
+        f"It needs {plural(need.nodes, 'node')} with {processors}{each} for about "
+        f"{duration(60 * need.expected_minutes)}.",
     ]
     lines += [_sentence(attempt, now) for attempt in run.attempts]
     if not run.attempts:
         lines.append("It has not been tried by this sweep.")
     elif words and not run.done and not run.in_flight:
-        lines.append(f"Its last attempt said: {words}")
+        # What its attempt's sentence holds already is not said twice.
+        said = words.removeprefix(f"{run.attempts[-1].detail}; see ")
+        lines.append(f"Its output: {said}" if said != words else f"Its last attempt said: {words}")
     lines += goodput_lines(goodput_of([run]), "of its attempts")
-    return [*lines, _next(run, reason, longest_minutes, retries, left)]
+    return [*lines, _next(run, reason, longest_minutes, retries, command, left)]
 
 
 def _sentence(attempt: AttemptState, now: float) -> str:
@@ -144,11 +150,11 @@ def _sentence(attempt: AttemptState, now: float) -> str:
     return f"{head}{start}{where} and ended{took}, {attempt.cause.value}{detail}.{saved}"
 
 
-def _next(run: RunState, reason: str, longest_minutes: float, retries: int, left: TimeLeft | None) -> str:
+def _next(run: RunState, reason: str, longest_minutes: float, retries: int, command: str, left: TimeLeft | None) -> str:
     if run.done:
         return "It is done."
     if run.held is not None:
-        return f"It is held ({run.held}). `muloco-sweep retry` tries it again."
+        return f"It is held ({run.held}). Try it again: muloco-sweep retry {command} run={run.work.name}"
     if run.in_flight:
         return f"Next: the end of attempt {run.attempts[-1].number}{_in(left)}. {_if_it_fails(run, retries)}"
     wall = duration(60 * wall_minutes(run, longest_minutes, minutes_left(run)))
@@ -164,7 +170,7 @@ def _in(left: TimeLeft | None) -> str:
 def _if_it_fails(run: RunState, retries: int) -> str:
     crashed = sum(attempt.cause is Cause.CRASH for attempt in run.attempts if attempt.number > run.released_after)
     left = max(0, retries - crashed)
-    return f"If it crashes, it is tried {left} more time(s) and then held."
+    return f"If it crashes, it is tried {plural(left, 'more time')} and then held."
 
 
 def _last_cause(run: RunState) -> str:

@@ -32,8 +32,7 @@ def plan(arguments: argparse.Namespace) -> ExitCode:
     if arguments.json:
         print(json.dumps({**plan_as_dict(found), "data": epochs}))
     else:
-        show_plan(found)
-        print(*epochs, sep="\n")
+        show_plan(found, epochs)
     return ExitCode.FINISHED
 
 

@@ -20,6 +20,7 @@ from sweeps.cli.explain import explain, row
 from sweeps.cli.live_snapshot import Snapshot
 from sweeps.cli.named_sweeps import find_run, find_sweeps, only_one, sweep_arguments
 from sweeps.cli.status_table import status_lines, status_table
+from sweeps.cli.terminal import WIDEST, make_console, wrapped
 from sweeps.formatting import in_bytes, plural
 from sweeps.node.last_words import last_words
 from sweeps.store.folder import SweepFolder
@@ -32,7 +33,6 @@ _WATCHED = ("controlled", "is_over", "paused", "own_limits", "counts", "waiting"
 """Keys of `status --json` whose change is worth a line of `watch --json`, besides the runs'."""
 _MAX_RUNNING_SHOWN = 20
 """Running runs that `status` lists."""
-_WIDEST_TABLE = 1000
 
 
 def status(arguments: Arguments) -> ExitCode:
@@ -42,13 +42,12 @@ def status(arguments: Arguments) -> ExitCode:
         if arguments.json:
             print(json.dumps(snapshot.to_dict(chosen)))
             continue
-        Console(highlight=False).print(
-            status_table(snapshot.status(chosen), _MAX_RUNNING_SHOWN, sweep_arguments(folder))
-        )
+        console, command = make_console(), sweep_arguments(folder)
+        console.print(status_table(snapshot.status(chosen), _MAX_RUNNING_SHOWN, command, console.width))
         if kept := kept_weights(run.work for run in (snapshot.state.runs.values() if chosen is None else chosen)):
             print(
                 f"weights of {plural(len(kept), 'finished run')} take {in_bytes(sum(one.num_bytes for one in kept))}; "
-                f"free: {in_bytes(shutil.disk_usage(folder.root).free)} (muloco-sweep clean {sweep_arguments(folder)})"
+                f"free: {in_bytes(shutil.disk_usage(folder.root).free)}\n  muloco-sweep clean {command}"
             )
     return ExitCode.FINISHED
 
@@ -60,15 +59,15 @@ def watch(arguments: Arguments) -> ExitCode:
     ((folder, filters),) = only_one(find_sweeps(arguments))
     if arguments.json:
         return _watch_as_lines(folder, filters)
-    with Live(console=Console(highlight=False), auto_refresh=False, vertical_overflow="crop") as live:
+    with Live(console=make_console(), auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             snapshot = Snapshot(folder)
             found = snapshot.status(snapshot.selected(filters) if filters else None)
             # The running runs get the lines of the terminal that are left.
-            others = len(found.counters.groups) + len(list(status_lines(found, ""))) + 8
-            table = status_table(
-                found, max(1, min(_MAX_RUNNING_SHOWN, live.console.height - others)), sweep_arguments(folder)
-            )
+            width, command = live.console.width, sweep_arguments(folder)
+            num_lines = sum(1 + wrapped(line, width).count("\n") for line in status_lines(found, command))
+            num_running = live.console.height - len(found.counters.groups) - num_lines - 8
+            table = status_table(found, max(1, min(_MAX_RUNNING_SHOWN, num_running)), command, width)
             live.update(table, refresh=True)
             if snapshot.state.is_over or not snapshot.is_controlled:
                 break
@@ -113,11 +112,14 @@ def explain_run(arguments: Arguments) -> ExitCode:
     longest = max(allocation.max_wall_minutes for allocation in snapshot.config.allocations)
     left = snapshot.time_left(run)
     words = last_words(run, folder.cluster_dir)
-    lines = explain(run, reason, words, time.time(), longest, snapshot.config.retries, left)
+    command = sweep_arguments(folder)
+    lines = explain(run, reason, words, time.time(), longest, snapshot.config.retries, command, left)
     if arguments.json:
         print(json.dumps({"sweep": folder.name, **row(run, reason, left), "history": lines}))
     else:
-        print("\n".join(lines))
+        console = make_console()
+        for line in lines:
+            console.print(wrapped(line, console.width), soft_wrap=True, markup=False)
     return ExitCode.FINISHED
 
 
@@ -169,15 +171,13 @@ def show_quota(arguments: Arguments) -> ExitCode:
         if arguments.json:
             print(json.dumps({"sweep": folder.name, "limits": limits}))
         else:
-            table = Table("allocation", "limit", "of", box=None, pad_edge=False)
-            for title in ("used here", "used outside", "most"):
+            table = Table("in", "limit", "of", box=None, pad_edge=False)
+            for title in ("used", "by others", "most"):
                 table.add_column(title, justify="right")
             for one in limits:
                 numbers = [f"{one[key]:,.6g}" for key in ("used", "used_by_others", "most")]
                 table.add_row(one["allocation"], one["limit"], one["resource"], *numbers)
-            console = Console(highlight=False)
             # Names of limits stay whole: a terminal that is narrower wraps the line.
-            Console(highlight=False, width=_WIDEST_TABLE).print(table)
-            example = f"Change one with, for example, muloco-sweep quota {sweep_arguments(folder)} --nodes 12"
-            console.print(example, soft_wrap=True)
+            Console(highlight=False, width=WIDEST).print(table)
+            print(f"Change one with, for example, muloco-sweep quota {sweep_arguments(folder)} --nodes 12")
     return ExitCode.FINISHED

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sweeps.cli.goodput_lines import goodput_lines
 from sweeps.cli.status import Basis, RunningRun, Status
+from sweeps.cli.terminal import wrapped
 from sweeps.engine.counters import Finished
 from sweeps.engine.run_states import STATUSES
 from sweeps.engine.work import Work
@@ -26,8 +27,8 @@ _TITLES = {"num_params": "size"}
 _COLOURS = {"done": "green", "running": "cyan", "submitted": "blue", "waiting": "", "held": "red"}
 
 
-def status_table(status: Status, max_running: int, command: str) -> RenderableType:
-    """Draw a status with at most `max_running` running runs.
+def status_table(status: Status, max_running: int, command: str, width: int) -> RenderableType:
+    """Draw a status with at most `max_running` running runs, its lines at most `width` columns wide.
 
     `command` ends the commands that are proposed: root and sweep.
     """
@@ -36,7 +37,7 @@ def status_table(status: Status, max_running: int, command: str) -> RenderableTy
         _counts(status),
         *([_running(status, max_running)] if status.running and max_running > 0 else []),
         Text(),
-        *(Text(line) for line in status_lines(status, command)),
+        *(Text(wrapped(line, width)) for line in status_lines(status, command)),
     )
 
 
@@ -143,7 +144,8 @@ def status_lines(status: Status, command: str) -> Iterator[str]:
         yield f"{count:,} submitted, in the scheduler's queue" + (f": {why}" if why else "")
     for why, names in counters.held.items():
         first = next(iter(names))
-        yield f"{len(names):,} held: {why} (muloco-sweep explain {shlex.quote(first)} {command})"
+        yield f"{len(names):,} held: {why}"
+        yield f"  muloco-sweep explain {shlex.quote(first)} {command}"
     for node, slow in status.slow_nodes.items():
         yield f"Slow: {slow_line(node, slow)}."
     for unsent in status.unsent:

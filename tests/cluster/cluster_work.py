@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from muloco_runner.record import RunFolder, RunStatus
+from muloco_runner.record import ExitCode, RunFolder, RunStatus
 
 TWICE = 99
 """Exit code of an attempt that found another one at work in its folder."""
@@ -25,12 +25,14 @@ def count(
     kilobytes: int = 0,
     memory_halvings: int = 0,
     gate: str | None = None,
+    needs_gigabytes: float = 0.0,
 ) -> int:
     """Attempt n takes seconds[n], and until the file `gate` is there, and ends with codes[n] (the last from then on).
 
     Asked to stop it ends with 75, unless it is deaf. Of several ranks the first alone leaves files: `started` gets a
     line for each start, `result.json` is written by an attempt that ends with 0, `status.json` is its heartbeat. An
-    attempt that meets another in its folder leaves `twice`.
+    attempt that meets another in its folder leaves `twice`. One whose job was given less memory than it needs ends as
+    what watches it ends for one that the kernel has killed for that.
     """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -60,6 +62,8 @@ def count(
                 RunFolder(place).write_status(RunStatus(place.name, "running", attempt=attempt))
                 beat = time.monotonic() + 1.0
             time.sleep(0.02)
+        if 1024 * needs_gigabytes > int(os.environ.get("SLURM_MEM_PER_NODE", "0")):
+            return ExitCode.OUT_OF_HOST_MEMORY
         code = codes[min(attempt, len(codes)) - 1]
         if code == 0:
             (place / "result.json").write_text("{}")

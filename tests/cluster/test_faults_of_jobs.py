@@ -54,6 +54,25 @@ def test_causes_are_true_and_accounting_agrees(slurm: EmulatedSlurm, tmp_path: P
     check(sweep, state, slurm)
 
 
+def test_memory_grows_from_too_little_to_enough(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    gpu = {**GPU, "memory_gigabytes": 2, "max_memory_gigabytes": 7}
+    sweep = SampleSweep(tmp_path, {"grows": {"needs_gigabytes": 6}, "never": {"needs_gigabytes": 9}, "fine": {}}, gpu)
+    state = sweep.run()
+    assert standings(state) == {"grows": "done", "never": "held", "fine": "done"}
+    out = Cause.OUT_OF_HOST_MEMORY
+    assert {name: causes(state, name) for name in ("grows", "never")} == {
+        "grows": [out, out, Cause.FINISHED],
+        # The third had all that it may have.
+        "never": [out] * 3,
+    }
+    assert "max_memory_gigabytes" in (state.runs["never"].held or "")
+    check(sweep, state, slurm)
+    for name in ("grows", "never"):
+        tags = [attempt.tag for attempt in state.runs[name].attempts]
+        asked = [slurm.run("sacct", "-nPX", f"--name={tag}", "-o", "ReqMem").strip() for tag in tags]
+        assert asked == ["2G", "4G", "7G"]
+
+
 def test_a_job_that_runs_into_its_time_limit_gets_more_time(slurm: EmulatedSlurm, tmp_path: Path) -> None:
     sweep = SampleSweep(tmp_path, {"slow": {"seconds": [300, 0], "deaf": True}, "fine": {}})
 

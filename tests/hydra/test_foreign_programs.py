@@ -133,9 +133,9 @@ if __name__ == "__main__":
 """
 
 
-def test_alike_failures_do_not_hold_the_other_jobs(tmp_path: Path) -> None:
+def nine_of_twelve(tmp_path: Path, launcher: list[str]) -> None:
     (tmp_path / "some_diverge.py").write_text(SOME_DIVERGE)
-    words = ["--multirun", "hydra.sweep.dir=out", "+x=range(12)", *LOCAL]
+    words = ["--multirun", "hydra.sweep.dir=out", "+x=range(12)", *launcher]
     done = subprocess.run(
         [sys.executable, "some_diverge.py", *words],
         cwd=tmp_path, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -143,6 +143,63 @@ def test_alike_failures_do_not_hold_the_other_jobs(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").glob("*/result"))) == 9
     assert done.returncode == 1
     assert "#2 failed: FloatingPointError: the loss is not finite; see " in done.stdout
+
+
+def test_alike_failures_do_not_hold_the_other_jobs(tmp_path: Path) -> None:
+    nine_of_twelve(tmp_path, LOCAL)
+
+
+@pytest.mark.slurm
+def test_alike_failures_on_slurm(shared_slurm: EmulatedSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(shared_slurm.configuration))
+    nine_of_twelve(tmp_path, SLURM)
+
+
+TAKES_LISTS = """
+import hydra
+from pathlib import Path
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="config")
+def main(config):
+    with open(config.told, "a") as file:
+        file.write(f"{[type(one).__name__ for one in config.hidden]} {list(config.hidden)}\\n")
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def two_lists(tmp_path: Path, launcher: list[str]) -> None:
+    (tmp_path / "takes_lists.py").write_text(TAKES_LISTS)
+    (tmp_path / "conf" / "sweep").mkdir(parents=True)
+    (tmp_path / "conf" / "config.yaml").write_text("hidden: [1]\ntold: ???\n")
+    (tmp_path / "conf" / "sweep" / "lists.yaml").write_text(
+        "grids:\n  - product: {hidden: [[64, 64], [128, 256, a]]}\n"
+    )
+    told = []
+    for name, words in {
+        "own": ["hidden=[64,64],[128,256,a]"],
+        "quota": ["hydra/sweeper=grid", "+sweep=lists", *launcher],
+    }.items():
+        subprocess.run(
+            [sys.executable, "takes_lists.py", "--multirun", "hydra.sweep.dir=out", f"told={tmp_path}/{name}", *words],
+            cwd=tmp_path, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        told.append(sorted((tmp_path / name).read_text().splitlines()))
+    assert len(told[0]) == 2
+    assert told[0] == told[1]
+
+
+def test_lists_as_values_are_what_they_are_to_hydra(tmp_path: Path) -> None:
+    two_lists(tmp_path, LOCAL)
+
+
+@pytest.mark.slurm
+def test_lists_as_values_on_slurm(shared_slurm: EmulatedSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(shared_slurm.configuration))
+    two_lists(tmp_path, SLURM)
 
 
 HANGS_AT_FIRST = """

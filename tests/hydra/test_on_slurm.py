@@ -140,14 +140,14 @@ def test_each_job_has_its_own_settings(slurm: EmulatedSlurm, monkeypatch: pytest
     said = fail(tmp_path, *words)
     assert re.search(r"part=debug .*\) can never run: partition debug MaxTime=30 minutes", said), said
     assert newest_job(slurm) == before
-    run(tmp_path, *words, "hydra.launcher.resources.wall_minutes=20")
+    run(tmp_path, *words, "hydra.launcher.resources.wall_minutes=1${number}")
 
     def told() -> list[list[str]]:
-        rows = slurm.run("sacct", "-nPX", "-o", "JobIDRaw,Partition,QOS,ReqMem,State").splitlines()
+        rows = slurm.run("sacct", "-nPX", "-o", "JobIDRaw,Partition,QOS,ReqMem,TimelimitRaw,State").splitlines()
         return sorted(row.split("|")[1:] for row in rows if int(row.split("|")[0]) > before)
 
     expected = [
-        [part, qos, f"{number}G", "COMPLETED"]
+        [part, qos, f"{number}G", f"1{number}", "COMPLETED"]
         for part in ("debug", "gpu")
         for qos in ("high", "normal")
         for number in (2, 3)

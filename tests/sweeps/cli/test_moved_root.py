@@ -89,8 +89,8 @@ def mounted(old: Path, new: Path) -> None:
 @pytest.fixture
 def new(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "new"
-    if (tmp_path / "new").is_mount():
-        subprocess.run(["umount", "--lazy", str(tmp_path / "new")], check=True)
+    # Of a folder on the same device nothing tells whether it is mounted: one that is not is refused.
+    subprocess.run(["umount", "--lazy", str(tmp_path / "new")], stderr=subprocess.DEVNULL, check=False)
 
 
 @pytest.mark.parametrize("comes", [copied, moved, mounted])

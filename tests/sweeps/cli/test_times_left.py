@@ -113,7 +113,7 @@ def test_people_are_told_whose_word_it_is(
     snapshot = running(HYDRA_JOB, step=60, num_steps=100, resumed_step=20)
     console = Console(width=120, highlight=False)
     with console.capture() as drawn:
-        console.print(status_table(snapshot.status(None), 5, "root"))
+        console.print(status_table(snapshot.status(None), 5, "root", 120))
     assert "At least 13 min 20 s left, 1 of 1 run by their own progress." in drawn.get()
     assert "33.3 min" in drawn.get()  # 20 so far, and those
     queries.explain_run(parse(["explain", "w", str(snapshot.folder.root)]))
