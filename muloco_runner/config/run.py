@@ -79,6 +79,7 @@ class RunConfig:
             self.init_from is not None or not (self.init_exclude or self.init_hash),
             f"init_exclude={self.init_exclude} has no effect without init_from: name the weights to start from",
         )
+        self.schedule.check(self.num_steps)
         self.method.check(self.num_steps, self.model.num_layers)
 
     # Derived numbers: computed here once, never typed in.

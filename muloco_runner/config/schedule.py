@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from muloco_runner.config.checks import require
+from muloco_runner.config.plain import UNNAMED_AT_DEFAULT
 from muloco_runner.config.variants import table
 
 
@@ -16,7 +17,7 @@ class ScheduleConfig(ABC):
 
     name: str = "???"
     warmup_steps: int = 500
-    """Steps of linear warm-up, where the run is long enough."""
+    """Steps of linear warm-up, where the run is long enough: just so many with `max_warmup_fraction` 1."""
     max_warmup_fraction: float = 0.1
     """Warm-up never takes more than this share of a run's steps."""
     final_lr_fraction: float = 0.1
@@ -29,6 +30,10 @@ class ScheduleConfig(ABC):
         for name in ("max_warmup_fraction", "final_lr_fraction"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"schedule.{name}={value}: must lie between 0 and 1")
+
+    @abstractmethod
+    def check(self, num_steps: int) -> None:
+        """A run of so many steps that it cannot be the schedule of raises `ConfigError`."""
 
     @abstractmethod
     def decay(self, step: int, warmup: int, total: int) -> float:
@@ -45,6 +50,9 @@ class CosineConfig(ScheduleConfig):
         progress = (step - warmup) / max(1, total - warmup)
         return 0.5 * (1 + math.cos(math.pi * progress))
 
+    def check(self, num_steps: int) -> None:
+        """Any will do."""
+
 
 @dataclass
 class WarmupStableDecayConfig(ScheduleConfig):
@@ -52,17 +60,35 @@ class WarmupStableDecayConfig(ScheduleConfig):
 
     name: str = "wsd"
     decay_fraction: float = 0.2
+    decay_steps: int | None = field(default=None, metadata=UNNAMED_AT_DEFAULT)
+    """Steps of decay, in place of a fraction of the run; null for the fraction."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            self.decay_steps is None or self.decay_steps > 0,
+            f"schedule.decay_steps={self.decay_steps}: must be a positive number of steps",
+        )
+        default = WarmupStableDecayConfig.__dataclass_fields__["decay_fraction"].default
+        require(
+            self.decay_steps is None or self.decay_fraction == default,
+            f"schedule.decay_steps={self.decay_steps} and schedule.decay_fraction={self.decay_fraction}: give one",
+        )
         require(
             0 < self.decay_fraction <= 1,
             f"schedule.decay_fraction={self.decay_fraction}: must be above 0 and at most 1",
         )
 
     def decay(self, step: int, warmup: int, total: int) -> float:
-        decay_steps = max(1, round(self.decay_fraction * total))
+        decay_steps = self.decay_steps or max(1, round(self.decay_fraction * total))
         return min(1.0, (total - step) / decay_steps)
+
+    def check(self, num_steps: int) -> None:
+        require(
+            self.decay_steps is None or self.decay_steps <= num_steps,
+            f"schedule.decay_steps={self.decay_steps} is longer than the run of {num_steps} steps: lower it, or raise "
+            "tokens_per_parameter",
+        )
 
 
 SCHEDULES: dict[str, type[ScheduleConfig]] = table(cosine=CosineConfig, wsd=WarmupStableDecayConfig)

@@ -22,11 +22,15 @@ Samples, exports, evaluates and continues trained models.
 
   muloco-model sample results/runs/RUN_ID --prompt 'def main' --tokens 200     continue a text
   muloco-model export results/runs/RUN_ID --out my_model                       as a Hugging Face folder
+  muloco-model continue results/runs/RUN_ID --tokens-per-parameter 40          as if that had been asked for at once
   muloco-model sample 3fa --root demo --prompt 'import' --temperature 0        of the run 3fa... under demo/
 
 RUN is a run's folder, or its id or the first digits of it under --root (default: results). Its weights are those of the
 newest checkpoint, or of --step; of DiLoCo and MuLoCo the synchronised model's, or --worker K's own. A run keeps weights
 where it was trained by itself, or with execution.keep=final in a sweep.
+A run goes on from a checkpoint that the longer run would have come to itself: with schedule=wsd of its stable phase,
+where execution.keep=[N] has kept one, and with schedule.max_warmup_fraction=1. schedule.decay_steps=N sets the decay in
+steps.
 Exit codes: 0 done, 2 a mistake in what was asked, of which one line tells, 130 interrupted.
 """
 
@@ -78,6 +82,21 @@ def make_parser() -> Parser:
     exporting.add_argument("--out", type=any_path("a new folder"), required=True, metavar="DIR", help="a new folder")
     exporting.add_argument(
         "--dtype", type=one_of("float32", "bfloat16"), default="float32", metavar="NAME", help="float32 or bfloat16"
+    )
+    going_on = _command(commands, "continue", "train on to a larger budget", _continue)
+    going_on.add_argument(
+        "--tokens-per-parameter", type=any_number(40, is_open=True), required=True, metavar="D/N", help="the new budget"
+    )
+    going_on.add_argument(
+        "--only-prepare", action="store_true", help="make the run's folder; what trains the run goes on from there"
+    )
+    going_on.add_argument(
+        "--set",
+        type=any_text("execution.KEY=VALUE"),
+        action="append",
+        default=[],
+        metavar="execution.KEY=VALUE",
+        help="how it is carried out, such as execution.keep=final; may be said several times",
     )
     return parser
 
@@ -153,6 +172,30 @@ def _sample(arguments: argparse.Namespace) -> ExitCode:
         print(json.dumps(values) if arguments.json else f"{text}{continuation}", flush=True)
     print(f"{number:,} tokens in {seconds:.1f} s, {number / seconds:,.0f} tokens/s", file=sys.stderr)
     return ExitCode.FINISHED
+
+
+def _continue(arguments: argparse.Namespace) -> ExitCode:
+    from muloco_runner.compose import compose_app_config
+    from muloco_runner.inference.continuation import prepare_continuation
+    from muloco_runner.job import run_with_progress
+    from muloco_runner.library import last_line, next_attempt
+
+    for word in arguments.set:
+        if not word.startswith("execution."):
+            raise ConfigError(
+                f"--set {word}: a run goes on as it began, so that only execution.KEY=VALUE can be said here"
+            )
+    if arguments.worker is not None:
+        raise ConfigError("--worker has no effect on continue, which takes all workers: leave it out")
+    execution = compose_app_config([*arguments.set, f"execution.device={arguments.device}"]).execution
+    parent = RunFolder(find_folder(arguments.model, arguments.root))
+    child = prepare_continuation(parent, arguments.tokens_per_parameter, arguments.step)
+    print(f"{parent.run_id} goes on as {child.run_id}: {child.path}", flush=True)
+    if arguments.only_prepare:
+        return ExitCode.FINISHED
+    code = run_with_progress(child, execution, next_attempt(child))
+    print(last_line(child, child.read_result()), flush=True)
+    return code
 
 
 def _export(arguments: argparse.Namespace) -> ExitCode:

@@ -5,6 +5,7 @@
   config.yaml      resolved RunConfig: YAML that is JSON as well, so that it needs no parser beyond the standard library
   target_code.json     of an optimizer from outside: hashes of its code, and the copy that jobs import
   record.jsonl     one header, then one line per logged step; append-only; a torn last line is tolerated
+  parent.json      of a run that goes on from another's checkpoint: that run, and the step
   status.json      heartbeat, replaced atomically
   result.json      written once, at the end
   checkpoint/      step-<n>/: the newest two complete ones while it trains; of a finished run what was to be kept
@@ -343,7 +344,7 @@ class RunFolder:
 
     def append_record(self, line: RecordHeader | StepRecord) -> None:
         """Appends one line. A torn line left by a killed writer is closed first, so that it stays alone."""
-        text = _to_json(line) + "\n"
+        text = to_line(line)
         with open(self.record_file, "ab+") as file:
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)
@@ -404,6 +405,11 @@ def _plain(line: Any) -> dict[str, Any]:
         if value is not None or f.default is dataclasses.MISSING:
             values[f.name] = value
     return values
+
+
+def to_line(line: RecordHeader | StepRecord) -> str:
+    """One line of `record.jsonl`."""
+    return _to_json(line) + "\n"
 
 
 def _to_json(line: Any) -> str:

@@ -1,0 +1,100 @@
+"""More tokens for a run: the run of a larger budget, begun from a checkpoint that it would have come to itself.
+
+Up to the first step at which their learning rates differ, two runs that differ in their budget alone are one. So the
+longer one is named as any other run of its config is, and ends to the bit as if it had been asked for at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.record import RecordError, RecordHeader, RunFolder, StepRecord, why_without_weights, write_atomically
+from muloco_runner.record.run_folder import to_line
+from muloco_runner.training.learning_rate import lr_fraction
+
+
+def prepare_continuation(parent: RunFolder, tokens_per_parameter: float, step: int | None = None) -> RunFolder:
+    """Make the folder of the run of this budget beside its parent's, with the parent's record and checkpoint.
+
+    step: of the checkpoint to go on from; None for the newest that the longer run would have come to. A folder that
+    has begun is left as it is. A run that cannot go on raises `ConfigError`, which says what would let it.
+    """
+    try:
+        config, header = RunConfig.from_dict(parent.read_config()), parent.read_header()
+        result = parent.read_result()
+    except RecordError as error:
+        raise ConfigError(str(error)) from None
+    run = dataclasses.replace(config, tokens_per_parameter=tokens_per_parameter)
+    if run.num_steps <= config.num_steps:
+        raise ConfigError(
+            f"--tokens-per-parameter {tokens_per_parameter:g} is {run.num_steps} steps, and {parent.path} has "
+            f"{config.num_steps}: give more"
+        )
+    child = RunFolder.of(parent.path.parents[1], run.run_id)
+    if child.result_file.exists() or child.checkpoint_steps():
+        return child
+    if not parent.checkpoint_steps() or header is None:
+        raise ConfigError(f"{parent.path} {why_without_weights(result)}")
+    step = _chosen_step(parent, config, run, step)
+    child.write_config(run.to_dict())
+    longer = dataclasses.replace(
+        header,
+        run_id=run.run_id,
+        config=run.to_dict(),
+        num_steps=run.num_steps,
+        num_tokens=run.num_tokens,
+        created_at=time.time(),
+    )
+    lines: list[RecordHeader | StepRecord] = [
+        longer,
+        *(record for record in parent.read_steps() if record.step <= step),
+    ]
+    write_atomically(child.record_file, "".join(to_line(line) for line in lines))
+    write_atomically(child.path / "parent.json", json.dumps({"run_id": config.run_id, "step": step}) + "\n")
+    _copy(parent.checkpoint_at(step), child.checkpoint_at(step))
+    return child
+
+
+def _chosen_step(parent: RunFolder, config: RunConfig, run: RunConfig, step: int | None) -> int:
+    """The step of the checkpoint to go on from. Where none will do `ConfigError` says why."""
+    total = config.num_steps
+    parted = next((s for s in range(total) if lr_fraction(config, s) != lr_fraction(run, s)), total)
+    # Its last step ended it: DiLoCo's workers were brought together there, whatever the interval.
+    most = min(parted, total - 1)
+    steps = parent.checkpoint_steps()
+    usable = [one for one in steps if one <= most]
+    if step in usable or (step is None and usable):
+        return usable[-1] if step is None else step
+    there = ", ".join(map(str, steps))
+    if parted < config.warmup_steps or parted < run.warmup_steps:
+        why = "their warm-up differs, which is a share of a run's steps: set schedule.max_warmup_fraction=1"
+    else:
+        why = (
+            f"up to step {most} the learning rates are equal: train with schedule=wsd, whose stable phase is, and "
+            f"execution.keep=[{most}]"
+        )
+    raise ConfigError(
+        f"{parent.path}: its checkpoints are of step {there}, and a run of {run.num_steps} steps would have come to "
+        f"none of them{'' if step is None else f' ({step} was asked for)'}: {why}"
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a checkpoint, complete once it has its name; its files, which nobody changes, are shared where possible."""
+    draft = target.with_name(f".{target.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    for file in source.iterdir():
+        try:
+            os.link(file, draft / file.name)
+        except OSError:
+            shutil.copy2(file, draft / file.name)
+    with contextlib.suppress(FileExistsError):
+        draft.rename(target)

@@ -1,0 +1,127 @@
+"""A run that goes on ends, to the bit, as the run of its budget that was asked for at once."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from muloco_runner.config import ConfigError, CosineConfig, ExecutionConfig, RunConfig, WarmupStableDecayConfig
+from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.distributed.topology import Topology
+from muloco_runner.inference.command import main
+from muloco_runner.inference.continuation import prepare_continuation
+from muloco_runner.job import run_job
+from muloco_runner.record import ExitCode, RunFolder
+from muloco_runner.training.checkpoints.store import CheckpointStore
+from muloco_runner.training.learning_rate import lr_fraction
+
+MakeRun = Callable[..., RunConfig]
+MakeFolder = Callable[..., RunFolder]
+IN_STEPS = WarmupStableDecayConfig(warmup_steps=4, max_warmup_fraction=1.0, decay_steps=6)
+IN_SHARES = WarmupStableDecayConfig(warmup_steps=4, max_warmup_fraction=1.0, decay_fraction=0.25)
+CPU = ExecutionConfig(device="cpu", log_interval_steps=1, keep=[14])
+
+
+def state_of(folder: RunFolder, num_workers: int) -> dict[str, Any]:
+    found = CheckpointStore(folder.checkpoint_dir, Communicator(Topology(num_workers))).load(range(num_workers))
+    assert found is not None
+    shared = {key: value for key, value in found.shared.items() if key not in ("train_seconds", "started_at")}
+    return {"step": found.step, "shared": shared, "workers": found.workers}
+
+
+def flat(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [item for key in value for item in (key, *flat(value[key]))]
+    return [item for one in value for item in flat(one)] if isinstance(value, list | tuple) else [value]
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    for one, other in zip(flat(found), flat(expected), strict=True):
+        assert torch.equal(one, other) if isinstance(other, torch.Tensor) else one == other
+
+
+@pytest.mark.parametrize("schedule", [IN_STEPS, IN_SHARES], ids=["steps", "shares"])
+@pytest.mark.parametrize(
+    "method", [{"optimizer": "muon"}, {"method": "diloco", "num_workers": 2}, {"method": "diloco", "optimizer": "muon"}]
+)
+def test_a_continued_run_is_the_longer_run(
+    method: dict[str, Any],
+    schedule: WarmupStableDecayConfig,
+    tiny_run: MakeRun,
+    new_folder: MakeFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    short, long = (tiny_run(schedule=schedule, num_steps=steps, **method) for steps in (23, 36))
+    parent, at_once = new_folder(short), new_folder(long, "at_once")
+    assert run_job(parent, CPU) is ExitCode.FINISHED
+    assert run_job(at_once, replace(CPU, keep="final")) is ExitCode.FINISHED
+    assert parent.checkpoint_steps() == [14]
+    words = ["continue", str(parent.path), "--tokens-per-parameter", repr(long.tokens_per_parameter)]
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["muloco-model", *words, "--set", "execution.log_interval_steps=1", "--set", "execution.keep=final"],
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    child = RunFolder.of(tmp_path / "root", long.run_id)
+    assert '"step": 14' in (child.path / "parent.json").read_text()
+    assert_same(state_of(child, long.num_workers), state_of(at_once, long.num_workers))
+    found, expected = child.read_result(), at_once.read_result()
+    assert found is not None
+    assert expected is not None
+    assert (found.validation_loss, found.train_loss, found.num_tokens) == (
+        expected.validation_loss, expected.train_loss, expected.num_tokens,
+    )  # fmt: skip
+    assert [step.loss for step in child.read_steps()] == [step.loss for step in at_once.read_steps()]
+    assert parent.checkpoint_steps() == [14]
+
+
+def test_a_run_goes_on_only_where_the_longer_one_would_have_been(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
+    def refused(run: RunConfig, budget: float, step: int | None = None, **execution: Any) -> str:
+        folder = new_folder(run)
+        assert run_job(folder, replace(CPU, **execution)) is ExitCode.FINISHED
+        with pytest.raises(ConfigError) as refusal:
+            prepare_continuation(folder, budget, step)
+        assert len(list(folder.path.parent.iterdir())) == len({run.run_id for run in tried})
+        return str(refusal.value)
+
+    tried: list[RunConfig] = []
+
+    def make(**changes: Any) -> RunConfig:
+        tried.append(tiny_run(num_steps=23, **changes))
+        return tried[-1]
+
+    run = make(schedule=IN_STEPS)
+    budget = 2 * run.tokens_per_parameter
+    assert "give more" in refused(run, run.tokens_per_parameter)
+    assert "has 23" in refused(run, run.tokens_per_parameter / 2)
+    cosine = refused(make(schedule=CosineConfig(warmup_steps=4, max_warmup_fraction=1.0)), budget)
+    assert "up to step 5 the learning rates are equal: train with schedule=wsd" in cosine
+    assert "set schedule.max_warmup_fraction=1" in refused(make(schedule=WarmupStableDecayConfig()), budget)
+    decayed = refused(make(schedule=IN_STEPS, seed=1), budget, keep="final")
+    assert "checkpoints are of step 23" in decayed
+    assert "execution.keep=[18]" in decayed
+    assert "were not kept" in refused(make(schedule=IN_STEPS, seed=2), budget, keep="none")
+    assert "(3 was asked for)" in refused(make(schedule=IN_STEPS, seed=3), budget, 3)
+
+
+def test_decay_is_given_in_steps_or_as_a_share(tiny_run: MakeRun) -> None:
+    run = tiny_run(schedule=IN_STEPS, num_steps=23)
+    rates = [lr_fraction(run, step) for step in range(23)]
+    assert rates[3:18] == [1.0] * 15
+    assert rates[18] < 1.0
+    assert rates[-1] == pytest.approx(0.1 + 0.9 / 6)
+    assert "decay_steps" not in tiny_run(schedule=IN_SHARES).to_dict()["schedule"]
+    with pytest.raises(ConfigError, match="give one"):
+        WarmupStableDecayConfig(decay_steps=5, decay_fraction=0.3)
+    with pytest.raises(ConfigError, match="decay_steps=0"):
+        WarmupStableDecayConfig(decay_steps=0)
+    with pytest.raises(ConfigError, match="longer than the run of 23 steps"):
+        tiny_run(schedule=WarmupStableDecayConfig(decay_steps=24), num_steps=23)
