@@ -3,6 +3,8 @@
 The difference of the logs of both reducible losses is a straight line in log compute. Its 95% interval is found at each
 compute from the resamples that drive all ratios; what of the data's compute has an interval with zero in it is the
 interval of the crossing (Fieller's inversion), which holds the true one as often as those intervals hold the truth.
+Which series is better at an end of the data is known where that interval leaves zero out and the law, predicting the
+largest size from the smaller ones, misses by less than the gap.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from analysis.page.drawing import Drawing
 from analysis.page.numbers import count, flops, integer
 from analysis.page.page_table import Column, Table
 from analysis.page.styles import Styles
-from analysis.questions.iso_loss import IsoLoss, widening
+from analysis.questions.iso_loss import IsoLoss, loss_at, widening
 from analysis.questions.question import Inputs, Question
 
 Standing = Literal["cross", "do not cross within the data", "cannot be told"]
@@ -47,6 +49,8 @@ class Crossing:
     better_above: str | None
     data: tuple[float, float] | None
     """Compute that both were trained with."""
+    prediction_error: float | None = None
+    """The larger of both series' errors at the largest size, predicted from the smaller ones, relative to the loss."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,15 @@ def cross(iso: IsoLoss, first: str, second: str, low: float, high: float, budget
     reach = np.quantile(_difference(iso.fit.draws, first, second, grid), [0.025, 0.975], axis=0) - value
     lowest, highest = value + widening(iso.scales) * np.array([np.minimum(reach[0], 0), np.maximum(reach[1], 0)])
     side = np.where(highest < 0, -1, np.where(lowest > 0, 1, 0))
-    below, above = ({-1: first, 0: None, 1: second}[int(side[i])] for i in (0, -1))
-    if below and (side == side[0]).all():
+    error = _prediction_error(iso, first, second)
+    gaps = [abs(loss_at(iso.fit, first, c) / loss_at(iso.fit, second, c) - 1) for c in (low, high)]
+    below, above = (
+        {-1: first, 0: None, 1: second}[int(side[i])] if error is None or error <= gap else None
+        for i, gap in zip((0, -1), gaps, strict=True)
+    )
+    if below and above and (side == side[0]).all():
         return Crossing(
-            first, second, "do not cross within the data", None, None, None, None, below, above, (low, high)
+            first, second, "do not cross within the data", None, None, None, None, below, above, (low, high), error
         )
     at = float(np.exp(np.interp(0.0, *_rising(value, grid)))) if value[0] * value[-1] < 0 else None
     return Crossing(
@@ -107,12 +116,21 @@ def cross(iso: IsoLoss, first: str, second: str, low: float, high: float, budget
         below,
         above,
         (low, high),
+        error,
     )
 
 
-def _end(grid: Array, bound: Array) -> float:
-    """Where `bound`, straight between points of `grid`, first loses the sign that it begins with."""
-    i = int(np.flatnonzero(bound * bound[0] <= 0)[0])
+def _prediction_error(iso: IsoLoss, first: str, second: str) -> float | None:
+    errors = {one.series: abs(one.relative_error) for one in iso.holdouts}
+    return max(errors[first], errors[second]) if {first, second} <= errors.keys() else None
+
+
+def _end(grid: Array, bound: Array) -> float | None:
+    """Where `bound`, straight between points of `grid`, first loses the sign that it begins with; None: nowhere."""
+    lost = np.flatnonzero(bound * bound[0] <= 0)
+    if not len(lost):
+        return None
+    i = int(lost[0])
     share = bound[i - 1] / (bound[i - 1] - bound[i])
     return float(np.exp(grid[i - 1] + share * (grid[i] - grid[i - 1])))
 
@@ -152,7 +170,8 @@ def section(result: Crossings) -> list[str]:
     each = "; ".join(f"{integer(counted[standing])} {standing}" for standing in get_args(Standing) if counted[standing])
     return [
         f"{which}, within the compute that both were trained with: {each}. The interval of a crossing is where the "
-        "95% interval of the difference holds zero; an end that lies beyond the data is not known."
+        "95% interval of the difference holds zero; an end that lies beyond the data is not known. Nor is which series "
+        "is better where the law misses the largest size, predicted from the smaller ones, by more than the gap."
     ]
 
 
@@ -165,12 +184,13 @@ def rows(result: Crossings) -> list[Table]:
             Column("first"), Column("second"), Column("standing"), Column("compute", "flops", "FLOPs"),
             Column("not below", "flops", "FLOPs"), Column("not above", "flops", "FLOPs"),
             Column("size", "count", "parameters"), Column("better below"), Column("better above"),
-            Column("compute of both", "flops", "FLOPs"),
+            Column("error at the largest size", "spread"), Column("compute of both", "flops", "FLOPs"),
         ],
         [
             [
                 one.first, one.second, one.standing, one.flops, one.low, one.high, one.num_params,
-                one.better_below or "not known", one.better_above or "not known", one.data,
+                one.better_below or "not known", one.better_above or "not known",
+                one.prediction_error, one.data,
             ]
             for one in result.pairs
         ],

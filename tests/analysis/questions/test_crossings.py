@@ -8,6 +8,7 @@ import pytest
 
 from analysis.input.table_files import read_tables
 from analysis.questions.crossings import Crossing, cross
+from analysis.questions.crossings import _end as end_of
 from analysis.questions.iso_loss import compute_iso_loss
 from analysis.questions.options import Options
 from analysis.report.content import build_report
@@ -48,6 +49,26 @@ def test_laws_that_do_not_cross_and_those_that_cannot_be_told() -> None:
     apart = crossing_of(best_of(0.1, 0.0, noise=2e-4))
     assert (apart.standing, apart.flops, apart.better_below) == ("do not cross within the data", None, "DDP-Muon")
     assert crossing_of(best_of(0.0, 0.001, noise=3e-3)).standing == "cannot be told"
+
+
+def test_a_law_that_misses_by_more_than_the_gap_knows_no_side() -> None:
+    best = best_of(0.1, 0.0, noise=2e-4)
+    best.loc[best["num_params"] == best["num_params"].max(), "loss"] *= 1.2
+    found = crossing_of(best)
+    assert (found.standing, found.better_below, found.better_above) == ("cannot be told", None, None)
+    assert found.prediction_error is not None
+    assert found.prediction_error > 0.1
+
+
+def test_one_side_may_be_known_where_the_other_is_not() -> None:
+    """The gap shrinks with compute: at the largest size the law misses by more."""
+    best = best_of(0.02, -0.004, noise=1e-5)
+    best.loc[best["num_params"] == best["num_params"].max(), "loss"] *= 1.006
+    found = crossing_of(best)
+    assert (found.standing, found.better_below, found.better_above) == ("cannot be told", "DDP-Muon", None)
+    assert found.high is None
+    assert end_of(np.arange(4.0), np.array([-3.0, -1.0, 1.0, 2.0])) == pytest.approx(np.exp(1.5))
+    assert end_of(np.arange(3.0), np.ones(3)) is None
 
 
 def test_an_exact_crossing_has_a_narrow_interval() -> None:
