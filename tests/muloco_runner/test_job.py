@@ -44,10 +44,10 @@ def newest_parameters(folder: RunFolder) -> dict[str, torch.Tensor]:
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig
 ) -> None:
-    run = tiny_run("diloco", "muon", num_workers=2, num_steps=150)
+    run = tiny_run("diloco", "muon", num_workers=2, num_steps=60)
     whole, cut = new_folder(run, "whole"), new_folder(run, "cut")
     assert run_job(whole, execution) is ExitCode.FINISHED
-    for attempt, step in ((1, 40), (2, 90)):
+    for attempt, step in ((1, 15), (2, 40)):
         killed = start(cut, attempt, SignalAt(signal.SIGKILL, step))
         assert killed.wait() == -signal.SIGKILL
         assert cut.read_result() is None

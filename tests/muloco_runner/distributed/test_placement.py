@@ -37,7 +37,7 @@ from muloco_runner.record import ExitCode, RunFolder, StepRecord
 SCRIPT = Path(__file__).parent / "ranks_script.py"
 MakeRun = Callable[..., RunConfig]
 MakeFolder = Callable[..., RunFolder]
-STEPS, SYNC_INTERVAL = 24, 6
+STEPS, SYNC_INTERVAL = 18, 6
 ROUNDING = 2e-4
 """Relative bound on losses over so many steps where the order of a sum differs; 6e-8 a step, grown by training."""
 ONE_SIZE: dict[str, int] = {"micro_batch_sequences": 2, "log_interval_steps": SYNC_INTERVAL}
@@ -221,7 +221,7 @@ def test_a_run_may_move_to_another_number_of_processes(
         "diloco",
         "muon",
         num_workers=2,
-        num_steps=80,
+        num_steps=40,
         sync_interval=10,
         compression=QuantisationConfig(bits=2),
         streaming=StreamingConfig(2, 3, 0.1),
@@ -266,7 +266,7 @@ def test_a_rank_that_dies_ends_the_job_at_once_and_changes_nothing(
         "diloco",
         "adamw",
         num_workers=2,
-        num_steps=150,
+        num_steps=100,
         sync_interval=5,
         compression=TopKConfig(fraction=0.1, values="linear", bits=4),
         streaming=StreamingConfig(2, 2, 0.1),
