@@ -32,8 +32,9 @@ ALGORITHMS = ("DDP-AdamW", "DDP-Muon", "DiLoCo", "MuLoCo")
 
 def sleep(folder: str, attempt: int, seconds: float, is_broken: bool = False, memory_halvings: int = 0) -> int:
     """One run: goes on from its checkpoint, reports as the trainer does, and checkpoints when asked to stop."""
-    from muloco_runner.record import RunFolder, RunStatus
+    from muloco_runner.record import AttemptTimes, RunFolder, RunStatus
 
+    begun_at = time.time()
     place = RunFolder(Path(folder))
     place.path.mkdir(parents=True, exist_ok=True)
     if is_broken:
@@ -44,16 +45,24 @@ def sleep(folder: str, attempt: int, seconds: float, is_broken: bool = False, me
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, frame: asked.append(number))
     before = place.read_status()
-    step = before.checkpoint_step if before is not None else 0
+    first = step = before.checkpoint_step if before is not None else 0
     num_steps = int(2 * seconds)
+
+    def report(state: str) -> None:
+        saved = step if state == "stopped" else 10 * (step // 10)
+        times = AttemptTimes(time.time(), begun_at, unsaved_seconds=(step - saved) / 2, ended=state != "running")
+        place.write_status(
+            RunStatus(
+                place.path.name, state, step, num_steps, 512 * step, saved, attempt, loss=5.5 - 2.5 * step / num_steps,
+                resumed_step=first, times=times.to_dict(),
+            )
+        )  # fmt: skip
+
     while step < num_steps and not asked:
         time.sleep(0.5)
         step += 1
-        loss = 5.5 - 2.5 * step / num_steps
-        done = 10 * (step // 10)
-        place.write_status(
-            RunStatus(place.path.name, "running", step, num_steps, checkpoint_step=done, attempt=attempt, loss=loss)
-        )
+        report("running")
+    report("stopped" if asked else "finished")
     if asked:
         return 75
     (place.path / "result.json").write_text("{}")
@@ -74,7 +83,7 @@ class Recording:
         works = []
         for number, (algorithm, size) in enumerate((a, s) for s in SIZES for a in ALGORITHMS):
             name = f"{0x3FA1B20C55D0 + 0x9E3779B97F * number:012x}"
-            seconds = 60.0 if size == "29k" else 90.0
+            seconds = 120.0 if size == "29k" else 180.0
             need = Need(1, 8, 8, wall_minutes=10, expected_minutes=seconds / 60)
             arguments = {"seconds": seconds, "is_broken": number == 0}
             labels = {"algorithm": algorithm, "num_params": SIZES[size]}

@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from muloco_runner.config import ConfigError
@@ -44,7 +43,7 @@ def main() -> None:
         sys.exit(ExitCode.FINISHED)
     except OSError as error:
         # A full disk, or a folder that disappeared. Running jobs continue; nothing on disk is lost.
-        what = f"disk full: {words_for(error, Path.cwd())}" if is_disk_full(error) else str(error)
+        what = f"disk full: {words_for(error)}" if is_disk_full(error) else str(error)
         _fail(f"{what}; fix it, then run the same command to continue", ExitCode.CRASH)
     except Exception as error:
         # A defect of ours: a person gets the traceback, a program also a line that it can read.

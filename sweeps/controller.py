@@ -203,7 +203,7 @@ class Controller:
             if not is_disk_full(error):
                 raise
             # Nothing is known that is not in the ledger: the next tick sees the rest again.
-            why = f"disk space for the sweep's own files ({words_for(error, self.folder.path)})"
+            why = f"disk space for the sweep's own files ({words_for(error)})"
             return Tick(self.state, Plan(), complete=False, queue_read=True, waits_for=f"waits for {why}")
 
     def _tick(self) -> Tick:

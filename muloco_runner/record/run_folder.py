@@ -359,12 +359,23 @@ def _data_has_moved(before: dict[str, Any], now: dict[str, Any]) -> bool:
     return content is not None and there != here and there.get("content_hash") == content
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors within that name no file, as those of writing do, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replaces `path` so that a reader, or a crash, sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -385,7 +396,8 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         for name, content in files.items():
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            (draft / name).write_bytes(content)
+            with naming(draft / name):
+                (draft / name).write_bytes(content)
         draft.chmod(0o755)
         with contextlib.suppress(OSError):
             draft.rename(folder)

@@ -118,7 +118,7 @@ class _Succession:
             except OSError as error:
                 if not is_disk_full(error):
                     raise
-                self._tell(f"no disk space for its script ({words_for(error, _script(self.folder))})")
+                self._tell(f"no disk space for its script ({words_for(error)})")
 
     def _tell(self, why: str) -> None:
         if why != self.told:
@@ -191,7 +191,7 @@ def _when_free(folder: SweepFolder, cluster: ClusterConfig, succession: _Success
         except OSError as error:
             if not is_disk_full(error):
                 raise
-            why = f"waits for disk space for the sweep's own files ({words_for(error, folder.path)})"
+            why = f"waits for disk space for the sweep's own files ({words_for(error)})"
         if why != printed:
             printed = why
             print(printed, flush=True)

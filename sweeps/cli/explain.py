@@ -130,7 +130,7 @@ def explain(
         said = words.removeprefix(f"{run.attempts[-1].detail}; see ")
         lines.append(f"Its output: {said}" if said != words else f"Its last attempt said: {words}")
     lines += goodput_lines(goodput_of([run]), "of its attempts")
-    return [*lines, _next(run, reason, longest_minutes, retries, command, left)]
+    return [*lines, *_next(run, reason, longest_minutes, retries, command, left)]
 
 
 def _sentence(attempt: AttemptState, now: float) -> str:
@@ -150,16 +150,18 @@ def _sentence(attempt: AttemptState, now: float) -> str:
     return f"{head}{start}{where} and ended{took}, {attempt.cause.value}{detail}.{saved}"
 
 
-def _next(run: RunState, reason: str, longest_minutes: float, retries: int, command: str, left: TimeLeft | None) -> str:
+def _next(
+    run: RunState, reason: str, longest_minutes: float, retries: int, command: str, left: TimeLeft | None
+) -> list[str]:
     if run.done:
-        return "It is done."
+        return ["It is done."]
     if run.held is not None:
-        return f"It is held ({run.held}). Try it again: muloco-sweep retry {command} run={run.work.name}"
+        return [f"It is held ({run.held}). To try it again:", f"  muloco-sweep retry {command} run={run.work.name}"]
     if run.in_flight:
-        return f"Next: the end of attempt {run.attempts[-1].number}{_in(left)}. {_if_it_fails(run, retries)}"
+        return [f"Next: the end of attempt {run.attempts[-1].number}{_in(left)}. {_if_it_fails(run, retries)}"]
     wall = duration(60 * wall_minutes(run, longest_minutes, minutes_left(run)))
     because = f"; it waits: {reason}" if reason else ""
-    return f"Next: attempt {next_attempt_number(run)}, asking for {wall}{because}."
+    return [f"Next: attempt {next_attempt_number(run)}, asking for {wall}{because}."]
 
 
 def _in(left: TimeLeft | None) -> str:

@@ -70,7 +70,7 @@ def hydra_errors() -> Iterator[None]:
         if not is_disk_full(error):
             raise
         raise CompactHydraException(
-            f"disk full: {words_for(error, Path.cwd())}; make room, then the same command continues"
+            f"disk full: {words_for(error)}; make room, then the same command continues"
         ) from None
     except (InterpolationResolutionError, OmegaConfValidationError) as error:
         raise CompactHydraException(

@@ -41,12 +41,11 @@ def full_disk_words(folder: Path, words: str) -> str:
     return f"its folder is in {_place_and_free(folder)}: {words}"
 
 
-def words_for(error: OSError, otherwise: Path) -> str:
-    """Return one line on an error for want of disk space: what could not be written, where, and what is free there.
-
-    `otherwise` is what was to be written where the error itself does not say.
-    """
-    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else otherwise
+def words_for(error: OSError) -> str:
+    """Return one line on an error for want of disk space: what could not be written, where, and what is free there."""
+    if not isinstance(error.filename, str | bytes):
+        return f"{error.strerror}"
+    path = Path(os.fsdecode(error.filename))
     return f"{error.strerror}: {path}, in {_place_and_free(path)}"
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from muloco_runner.record import write_atomically
+from muloco_runner.record import naming, write_atomically
 
 TTL_SECONDS = 90.0
 _NOBODY = json.dumps({"host": "", "pid": 0, "started_at": 0.0})
@@ -191,7 +191,7 @@ def newest_token(folder: Path) -> int:
 def _link_new(path: Path, purpose: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".lease")
     try:
-        with os.fdopen(handle, "w") as file:
+        with naming(path), os.fdopen(handle, "w") as file:
             # The file system's own time.
             file.write(_holder_json(purpose, os.fstat(handle).st_mtime))
         # Whoever may read the sweep's other files may also see who controls it.

@@ -20,6 +20,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from muloco_runner.record import naming
 from sweeps.engine.sweep_state import Event
 from sweeps.store.lease import Lease
 
@@ -91,7 +92,7 @@ class Ledger:
         self.lease.renew()
         line = {"token": self.lease.token, "time": self.clock(), "event": event, **values}
         text = encode(line)
-        with open(self.path, "ab", buffering=0) as file:
+        with naming(self.path), open(self.path, "ab", buffering=0) as file:
             start = file.tell()
             try:
                 if file.write(text) != len(text):

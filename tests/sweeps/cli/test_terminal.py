@@ -78,7 +78,7 @@ def test_explain_says_each_thing_once_and_the_whole_command() -> None:
     assert lines[1] == "It needs 1 node with 8 GPUs for about 1 h."
     assert "Its output: /logs/demo-1.log" in lines
     assert sum("no such folder" in line for line in lines) == 1
-    assert lines[-1] == f"It is held ({HELD}). Try it again: muloco-sweep retry {COMMAND} run=3fa1b20c55d0"
+    assert lines[-2:] == [f"It is held ({HELD}). To try it again:", f"  muloco-sweep retry {COMMAND} run=3fa1b20c55d0"]
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from sample_sweeps import controller_of, fill, rules_without_backoff, words
 from state_values import values_of
 
+from sweeps.__main__ import main
+from sweeps.cli import controller_job
 from sweeps.cli.explain import why
 from sweeps.controller import Controller, Tick
 from sweeps.engine import policy
@@ -126,7 +129,7 @@ def test_who_leaves_a_full_disk_says_so_and_frees_its_lease(small_disk: Path) ->
     assert holder is None or not holder.is_alive
     with pytest.raises(OSError, match="No space left on device") as caught:
         Lease(controller.folder.lease_dir)
-    assert words_for(caught.value, small_disk).endswith(f", in {small_disk}, where 0 GB are free")
+    assert words_for(caught.value).endswith(f", in {small_disk}, where 0 GB are free")
 
 
 @pytest.fixture
@@ -185,3 +188,52 @@ def test_a_stop_without_a_checkpoint_for_want_of_space_waits(controller: Control
     said = "the checkpoint of step 9 was not written ([Errno 28] No space left on device): there is none yet"
     assert cause_of_end(controller, JobEnd.EXITED, 75, message=said)[0] is Cause.DISK_FULL
     assert cause_of_end(controller, JobEnd.EXITED, 75, message=said, checkpoint_step=5)[0] is Cause.WANTS_MORE_TIME
+
+
+def test_a_controller_job_waits_for_its_first_files(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, full = (
+        controller_of(root, {"w": {}}),
+        [OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(root / "f"))] * 2,
+    )
+
+    def without_space(*arguments: Any) -> Controller:
+        if full:
+            raise full[-1]
+        return found
+
+    def make_room(seconds: float) -> None:
+        full.pop()
+
+    monkeypatch.setattr(controller_job, "Controller", without_space)
+    monkeypatch.setattr(controller_job, "_submit", without_space)
+    monkeypatch.setattr(controller_job, "queued", lambda *arguments: [])
+    monkeypatch.setattr(controller_job.time, "sleep", make_room)
+    succession = controller_job._Succession(found.folder, found.config, "17")
+    assert controller_job._when_free(found.folder, found.config, succession) is found
+    assert succession.successor is found
+    no_successor, waits = capsys.readouterr().out.splitlines()
+    assert no_successor.startswith(
+        f"no successor yet: no disk space for its script (Disk quota exceeded: {root}/f, in "
+    )
+    assert waits.startswith(f"waits for disk space for the sweep's own files (Disk quota exceeded: {root}/f, in ")
+
+
+def test_a_command_that_finds_no_space_names_the_file_system(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    controller = controller_of(small_disk, {"w": {}})
+    controller.lease.release()
+    fill(small_disk / "filler")
+    for command, code in ((["status"], 0), (["pause"], 1), (["hold", "--all"], 1)):
+        monkeypatch.setattr(sys, "argv", ["muloco-sweep", *command, str(small_disk)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        assert ended.value.code == code, told
+        if code:
+            assert told.err.startswith("muloco-sweep: disk full: No space left on device: ")
+            assert told.err.endswith(
+                f", in {small_disk}, where 0 GB are free; fix it, then run the same command to continue\n"
+            )
