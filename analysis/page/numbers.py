@@ -78,7 +78,7 @@ def seconds(value: float) -> str:
 
 def size_in_bytes(value: float) -> str:
     """1.21 GB; powers of a thousand."""
-    text = count(value)
+    text = count(value) if abs(value) >= 1 else f"{value:.0f}"
     return f"{text[:-1]} {text[-1].replace('B', 'G')}B" if text[-1] in "kMBT" else f"{text} B"
 
 

@@ -31,6 +31,9 @@ from analysis.page.page_table import Column, Table
         ("standard_error", 0.00212, "0.0021"),
         ("standard_error", 0.000084, "0.000084"),
         ("loss", 2.93534, "2.9353"),
+        ("bytes", 1.2149e9, "1.21 GB"),
+        ("bytes", 512.0, "512 B"),
+        ("bytes", 0.0, "0 B"),
     ],
 )
 def test_a_number_has_three_digits_and_powers_of_ten(kind: str, value: float, text: str) -> None:
@@ -42,7 +45,7 @@ def test_no_number_is_long() -> None:
         for exponent in range(-25, 26):
             for mantissa in (1.0, 1.23456789, 9.9999):
                 text = form(mantissa * 10.0**exponent)
-                if kind not in ("seconds", "percent", "spread", "share"):
+                if kind not in ("seconds", "bytes", "percent", "spread", "share"):
                     assert len(text) <= 9, (kind, mantissa, exponent, text)
                     assert float(re.sub(r"[kMBT\u202f]", "", text)) > 0 or exponent < 0
 
