@@ -44,6 +44,21 @@ class Table:
         """Texts of a page, row by row."""
         return [[text for text, _ in row] for row in self._cells()]
 
+    def spread_cells(self) -> list[list[tuple[str, bool, int]]]:
+        """Texts of a page, whether each stands under numbers, and over how many columns it goes.
+
+        A text in the last column takes the place of the empty cells before it: what there is instead of numbers.
+        """
+        numeric = [column.kind != "text" for column in self.shown_columns]
+        out = []
+        for row in self.cells():
+            first = len(row) - 1
+            while not numeric[-1] and row[-1] != NONE and first > 0 and numeric[first - 1] and row[first - 1] == NONE:
+                first -= 1
+            line = [(text, under, 1) for text, under in zip(row[:first], numeric, strict=False)]
+            out.append([*line, (row[-1], numeric[-1], len(row) - first)])
+        return out
+
     def _cells(self) -> list[list[tuple[str, bool]]]:
         """Texts, and whether each is made of numbers alone."""
         out = []

@@ -13,9 +13,12 @@ from analysis.beside import beside
 from analysis.page.drawing import Drawing
 from analysis.page.escape import markdown_markup
 from analysis.page.numbers import show
+from analysis.page.page_table import Table
 from analysis.questions.registry import QUESTIONS
 from analysis.report.figures import draw_all
 from analysis.report.fonts import small_fonts
+from analysis.report.named_series import named_series
+from analysis.report.page_sections import page_sections
 from analysis.report.tables import all_tables
 from muloco_runner.record import write_atomically
 
@@ -37,10 +40,7 @@ def write_report(report: dict[str, Any], out: Path) -> list[Path]:
     for name, table in tables.items():
         files[out / "tables" / f"{name}.csv"] = table.to_csv()
         files[out / "tables" / f"{name}.tex"] = table.to_latex()
-    sections = [question.section_in(report) for question in QUESTIONS]
-    for page, environment in _environments().items():
-        template = environment.get_template(f"{page}.j2")
-        files[out / page] = template.render(report=report, tables=tables, figures=figures, sections=sections)
+    files |= {out / name: page for name, page in render_pages(report, tables, figures).items()}
     for path, content in files.items():
         if isinstance(content, bytes):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +48,25 @@ def write_report(report: dict[str, Any], out: Path) -> list[Path]:
         else:
             write_atomically(path, content)
     return list(files)
+
+
+def render_pages(
+    report: dict[str, Any], tables: dict[str, Table], figures: dict[str, list[dict[str, Any]]]
+) -> dict[str, str]:
+    """report.html and report.md by name. `figures`: name, alt and SVG of those of each section."""
+    sections = page_sections(report, tables, figures)
+    values = {
+        "report": report,
+        "tables": tables,
+        "figures": figures,
+        "questions": [question.section_in(report) for question in QUESTIONS],
+        "shown": {section.id: section for section in sections if section.reason is None},
+        "silent": [section for section in sections if section.reason],
+        "named": named_series(report),
+    }
+    return {
+        page: environment.get_template(f"{page}.j2").render(values) for page, environment in _environments().items()
+    }
 
 
 def _written(drawings: list[Drawing]) -> list[tuple[str, bytes]]:

@@ -61,8 +61,13 @@ def test_the_overview_has_losses_by_size_and_the_cost_of_each(small_study: Path)
     overview = tables["overview"]
     names = [column.name for column in overview.columns]
     small, large = (f"{config.num_params / 1e3:.3g}k" for config in (run_config(), run_config(model="42k")))
-    assert names == ["series", large, f"{large}, standard error", small, f"{small}, standard error"]
-    assert overview.rows == [["DDP-AdamW", 2.1, None, 2.6, None], ["DDP-Muon", 2.0, None, None, None]]
+    ratio = ["ratio", "ratio, standard error", "paired seeds"]
+    assert names == ["series", *ratio, large, f"{large}, standard error", small, f"{small}, standard error"]
+    over = pytest.approx(2.0 / 2.1 - 1)
+    assert overview.rows == [
+        ["DDP-AdamW", None, None, None, 2.1, None, 2.6, None],
+        ["DDP-Muon", over, None, None, 2.0, None, None, None],
+    ]
     cost = [dict(zip([c.name for c in tables["cost"].columns], row, strict=True)) for row in tables["cost"].rows]
     config = run_config(model="42k", lr=0.02)
     adamw, muon = cost

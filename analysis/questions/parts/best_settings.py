@@ -168,29 +168,41 @@ def ranking(inputs: Inputs) -> Ranking:
 
 
 def _overview(report: Entry) -> Table:
-    """A row a series: its best loss at each size, and the compute ratio at the largest size it has one for."""
+    """A row a series: its best loss at each size, and the compute ratio at the largest size it has one for.
+
+    Where there are no such ratios, its loss over the baseline's at the largest size.
+    """
     best = {(row["series"], row["num_params"]): row for row in report["best"]}
     sizes = sorted({n for _, n in best}, reverse=True)
+    largest = {name: row for (name, n), row in best.items() if n == sizes[0]}
     entries = []
     for name in report["series"]:
         mine = [best[name, n] for n in sizes if (name, n) in best]
         ratio = next((row["compute_ratio"] for row in mine if row["compute_ratio"]), None)
         if mine:
-            entries.append({"series": name, "ratio": ratio, **{str(n): best.get((name, n)) for n in sizes}})
+            over = largest[name]["against_baseline"] if name in largest else None
+            by_size = {str(n): best.get((name, n)) for n in sizes}
+            entries.append({"series": name, "ratio": ratio, "against_baseline": over, **by_size})
     losses: list[Field] = []
     for n in sizes:
         losses += [
             (Column(count(n), "loss"), inside(str(n), "loss")),
             (Column(f"{count(n)}, standard error", "standard_error", joint=" ± "), inside(str(n), "loss_se")),
         ]
-    has_ratios = any(entry["ratio"] for entry in entries)
+    baseline, told = report["settings"]["baseline"], ""
+    compared: list[Field] = []
+    if any(entry["ratio"] for entry in entries):
+        told = f"; ratio: compute of {baseline} over the series', at equal loss"
+        compared += estimate(Column("ratio", "ratio"), "ratio")
+    elif any(row["against_baseline"] for row in largest.values()):
+        told = f"; ratio: loss over {baseline}'s, less one, at {count(sizes[0])}"
+        compared += against(Column("ratio", "percent"))
     return table(
         "overview",
-        "Best loss by size (parameters) in nats per token"
-        + (f"; ratio: compute of {report['settings']['baseline']} over the series', at equal loss" * has_ratios),
+        f"Best loss by size (parameters) in nats per token{told}",
         entries,
         SERIES,
-        *(estimate(Column("ratio", "ratio"), "ratio") if has_ratios else ()),
+        *compared,
         *losses,
     )
 

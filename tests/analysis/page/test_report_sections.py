@@ -1,0 +1,105 @@
+"""The page opens with its picture and one table; what has nothing to show is one line; many series are folded."""
+
+import copy
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planted import Law, run_config, write_run
+
+from analysis.page.page_table import Column, Table
+from analysis.questions.options import Options
+from analysis.report.content import build_report
+from analysis.report.named_series import OF_MANY
+from analysis.report.page_sections import page_sections
+from analysis.report.render import render_pages
+from analysis.report.tables import all_tables
+from analysis.runs import load_study
+
+FIGURES: dict[str, list[dict[str, Any]]] = {
+    name: [{"name": name, "alt": "alt", "svg": "<svg></svg>"}]
+    for name in ("overview", "loss_vs_batch", "critical_batch", "loss_compute", "hyper_parameters", "wall_clock")
+}
+
+
+@pytest.fixture(scope="module")
+def report(planted: tuple[Path, Path]) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((planted[1] / "report.json").read_text())
+    return loaded
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<(style|title)\b.*?</\1>|<[^>]*>", " ", page, flags=re.S)).strip()
+
+
+def test_the_page_opens_with_its_picture_and_one_table(report: dict[str, Any]) -> None:
+    page = render_pages(report, all_tables(report), FIGURES)["report.html"]
+    before, after = page.split("<figure>", 1)
+    assert len(text_of(before).split()) < 40
+    beside = after.split('<section id="verdict">')[0]
+    assert beside.index("<table>") < 600
+    rows = re.findall(r"<tr><td>([^<]*)</td>", beside.split("</table>")[0])
+    assert rows == report["series"]
+    assert "Best loss by size" in beside
+
+
+def test_many_series_open_with_the_named_ones_and_fold_the_rest(report: dict[str, Any]) -> None:
+    many = copy.deepcopy(report)
+    for i in range(20):
+        name = f"variant-{i}"
+        many["series"].append(name)
+        many["style"]["algorithms"][name] = "variant"
+        many["best"] += [{**row, "series": name} for row in report["best"] if row["series"] == report["series"][0]]
+        many["audit"]["by_series"].append({**report["audit"]["by_series"][0], "series": name})
+    many["verdict"]["findings"] = [f"finding {i}" for i in range(11)]
+    page = render_pages(many, all_tables(many), FIGURES)["report.html"]
+    beside = page.split('<section id="overview">')[1].split("</section>")[0]
+    first, folded = beside.split("<details", 1)
+    assert first.count("<tr><td>") == OF_MANY
+    assert folded.count("<tr><td>") == len(many["series"])
+    assert "The other series are grey in figures" in beside
+    assert re.search(r"<summary>More findings</summary>\s*<ul>\s*<li>finding 8</li>", page)
+
+
+def test_what_a_single_run_cannot_say_is_a_line_each(tmp_path: Path) -> None:
+    config = run_config()
+    write_run(tmp_path, config, Law().loss(config))
+    report = build_report(load_study(tmp_path), Options(bootstrap=0))
+    tables = all_tables(report)
+    sections = page_sections(report, tables, ["overview"])
+    silent = {section.title: section.reason for section in sections if section.reason}
+    assert silent["Loss against batch"] == "no series has two batches at one size"
+    assert set(silent) >= {"Loss against compute", "Workers", "Wall clock", "Hyper-parameters", "Sensitivity"}
+    pages = render_pages(report, tables, {"overview": FIGURES["overview"]})
+    for title, reason in silent.items():
+        assert f"<li><strong>{title}</strong>: {reason}.</li>" in html.unescape(pages["report.html"])
+        assert f"- {title}: " in pages["report.md"]
+        assert f"<h2>{title}" not in pages["report.html"]
+    targets = re.findall(r'href="#([^"]*)"', pages["report.html"])
+    ids = re.findall(r'\bid="([^"]*)"', pages["report.html"])
+    assert set(targets) <= set(ids)
+    assert {section.id for section in sections if section.reason is None} <= set(ids)
+
+
+def test_a_reason_takes_the_place_of_missing_numbers() -> None:
+    columns = [Column("series"), Column("alpha", "ratio"), Column("sizes", "integer"), Column("why not")]
+    rows = [["a", None, None, "too few"], ["b", 0.5, 3, "–"], ["c", 0.5, None, "odd"]]
+    assert Table("t", "t", columns, rows).spread_cells() == [
+        [("a", False, 1), ("too few", False, 3)],
+        [("b", False, 1), ("0.500", True, 1), ("3", True, 1), ("–", False, 1)],
+        [("c", False, 1), ("0.500", True, 1), ("odd", False, 2)],
+    ]
+
+
+def test_where_no_law_gives_ratios_losses_are_compared(tmp_path: Path) -> None:
+    for algorithm, loss in (("DDP-AdamW", 2.0), ("DDP-Muon", 1.9)):
+        for seed in (0, 1):
+            write_run(tmp_path, run_config(algorithm, seed=seed), loss + seed / 100)
+    overview = all_tables(build_report(load_study(tmp_path), Options(bootstrap=0)))["overview"]
+    assert "ratio: loss over DDP-AdamW's, less one, at 29.1k" in overview.caption
+    adamw, muon = overview.cells()
+    assert adamw[1] == "–"
+    assert muon[1].startswith("-4.99%")
