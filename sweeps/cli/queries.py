@@ -7,7 +7,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,16 @@ def status(arguments: Arguments) -> ExitCode:
     return ExitCode.FINISHED
 
 
+@contextlib.contextmanager
+def _only_looking(words: str) -> Iterator[None]:
+    """Let Ctrl-C, whenever it comes, say that nothing but the looking has ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(words) from None
+
+
+@_only_looking("no longer watching; the sweep goes on")
 def watch(arguments: Arguments) -> ExitCode:
     """`status`, redrawn until the sweep is over or has no controller."""
     from rich.live import Live
@@ -71,20 +81,13 @@ def watch(arguments: Arguments) -> ExitCode:
             live.update(table, refresh=True)
             if snapshot.state.is_over or not snapshot.is_controlled:
                 break
-            _sleep_watching()
+            time.sleep(_WATCH_SECONDS)
     print(
         "The sweep is over."
         if snapshot.state.is_over
         else "No controller is running: launch the sweep again to continue."
     )
     return ExitCode.FINISHED
-
-
-def _sleep_watching() -> None:
-    try:
-        time.sleep(_WATCH_SECONDS)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("no longer watching; the sweep goes on") from None
 
 
 def _watch_as_lines(folder: SweepFolder, filters: Sequence[str]) -> ExitCode:
@@ -103,7 +106,7 @@ def _watch_as_lines(folder: SweepFolder, filters: Sequence[str]) -> ExitCode:
             print(json.dumps({**now, "runs": changed}), flush=True)
         if snapshot.state.is_over or not snapshot.is_controlled:
             return ExitCode.FINISHED
-        _sleep_watching()
+        time.sleep(_WATCH_SECONDS)
 
 
 def explain_run(arguments: Arguments) -> ExitCode:
@@ -123,6 +126,7 @@ def explain_run(arguments: Arguments) -> ExitCode:
     return ExitCode.FINISHED
 
 
+@_only_looking("no longer reading; the run goes on")
 def logs(arguments: Arguments) -> ExitCode:
     """Print the newest attempt's output, errors last; with -f also what is added to it until the attempt ends.
 

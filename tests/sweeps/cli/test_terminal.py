@@ -81,6 +81,25 @@ def test_explain_says_each_thing_once_and_the_whole_command() -> None:
     assert lines[-2:] == [f"It is held ({HELD}). To try it again:", f"  muloco-sweep retry {COMMAND} run=3fa1b20c55d0"]
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("watch", "no longer watching; the sweep goes on"), ("logs", "no longer reading; the run goes on")],
+)
+def test_an_interrupt_says_that_only_the_looking_ends(
+    command: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(arguments: argparse.Namespace) -> None:
+        raise KeyboardInterrupt
+
+    # Not in a pause: while the sweep is read.
+    monkeypatch.setattr("sweeps.cli.queries.find_sweeps", interrupt)
+    monkeypatch.setattr("sweeps.cli.queries.find_run", interrupt)
+    monkeypatch.setattr(sys, "argv", ["muloco-sweep", command, *(["ab"] if command == "logs" else []), "root"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, f"\n{words}\n")
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_plan_fits_the_terminal(
     width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
