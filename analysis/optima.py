@@ -16,8 +16,8 @@ import pandas as pd
 from analysis.budgets import nearest_budget
 from analysis.runs import POINT, SCALE, TUNED, Study
 from analysis.seeds import SETTING, losses_of_settings
-from muloco_runner.bracket import PLATEAU, batch_edge_of, edge_of
 from muloco_runner.config import ConfigError
+from muloco_runner.record import PLATEAU, batch_edge_of, edge_of
 
 
 @dataclass(frozen=True)

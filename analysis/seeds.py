@@ -15,8 +15,7 @@ import pandas as pd
 
 from analysis.confidence import t_quantile
 from analysis.runs import POINT, SCALE, Study
-from muloco_runner.bracket import Tried, choosing_seeds
-from muloco_runner.record import RunFolder
+from muloco_runner.record import RunFolder, Tried, choosing_seeds
 
 SETTING = [*POINT, "hyper_parameters"]
 """What runs share that differ in their seed alone."""
@@ -41,7 +40,7 @@ class Settings:
 def losses_of_settings(runs: pd.DataFrame) -> Settings:
     """Means over seeds. Several runs at one seed are one, their mean.
 
-    `muloco_runner.bracket.choosing_seeds` says which settings may be chosen, and by which seeds they are compared.
+    `muloco_runner.record.choosing_seeds` says which settings may be chosen, and by which seeds they are compared.
     """
     by_seed = _with_choices(runs)
     chooses, whole_scale = by_seed["chooses"], by_seed["whole_scale"]

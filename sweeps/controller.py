@@ -41,12 +41,13 @@ from sweeps.engine.policy import (
 from sweeps.engine.quota import VerdictKind, all_limits
 from sweeps.engine.successors import Ahead, unwanted_successors
 from sweeps.engine.sweep_state import SweepState, TrackedJob, failure_group
-from sweeps.engine.work import Attempt
+from sweeps.engine.tuning.growth import Addition, Growth
+from sweeps.engine.work import Attempt, Work
 from sweeps.job_end import AttemptEnd, cause_and_words, ended_event
 from sweeps.node.attempt_files import is_finished
 from sweeps.node.code_snapshot import keep_source
 from sweeps.node.disk_space import full_disk_words, is_disk_full, may_mean_disk_full, says_disk_full, words_for
-from sweeps.node.reports import likeness, measured_minutes
+from sweeps.node.reports import derived_work, final_loss, likeness, measured_minutes
 from sweeps.node_speeds import NodeSpeeds
 from sweeps.signs_of_jobs import SignsOfJobs
 from sweeps.store.definition import Definition
@@ -95,6 +96,18 @@ class Tick:
         return list(dict.fromkeys(verdict.why for verdict in waiting if verdict.kind is VerdictKind.NEVER))
 
 
+class Trials:
+    """What a sweep that goes on by its results learns of its runs, and how it makes more."""
+
+    def final_loss(self, work: Work) -> float | None:
+        """Infinite where the run diverged; None where there is no result."""
+        return final_loss(work)
+
+    def derived_work(self, module: str, like: Work, values: Mapping[str, Any], config: ClusterConfig) -> Work:
+        """A run that differs from another in these values. Raises `ConfigError` where there is none."""
+        return derived_work(module, like, values, config)
+
+
 class Controller:
     """Holds the sweep's lease from construction on; `LeaseHeld` where another controller is alive."""
 
@@ -104,8 +117,12 @@ class Controller:
         definition: Definition,
         make_cluster: Callable[[ClusterConfig, Path], Cluster],
         clock: Callable[[], float] | None = None,
+        trials: Trials | None = None,
     ) -> None:
-        """`clock` gives Unix seconds; without one it is the file system's, the same for controllers on all hosts."""
+        """`clock` gives Unix seconds; without one it is the file system's, the same for controllers on all hosts.
+
+        `trials` are other than the runs' own files in simulations.
+        """
         self.folder, self.definition = folder, definition
         self.config = definition.read_cluster()
         self.lease = Lease(folder.lease_dir)
@@ -134,6 +151,8 @@ class Controller:
         self.times_on_nodes = Estimates()
         """How long attempts hold their nodes, whatever their work reports of itself."""
         self.signs = SignsOfJobs(self.cluster, self.config)
+        self.trials = trials or Trials()
+        self.growth = Growth(definition.study) if definition.study is not None else None
         self._cancel_sent_at: dict[str, float] = {}
         self._charged_in_file: dict[str, float] | None = None
         """What the newest `goodput.json` of this controller says; None before it has written one."""
@@ -236,6 +255,7 @@ class Controller:
             self._reconcile_orphaned_jobs()
         self._hold_identical_failures()
         self._stop_after_failures()
+        self._grow()
         limits = all_limits(self.config, self.cluster.limits(self.state.jobs.__contains__), self.state)
         plan = decide(self.state, self.config, limits, now, self.estimates.minutes_of, self._ahead())
         waits = any(verdict.kind is VerdictKind.WAIT for verdict in plan.verdicts.values())
@@ -420,6 +440,32 @@ class Controller:
                 "`retry` starts whatever it names, and counts failures anew"
             )
             self._record("held", runs=waiting, why=why)
+
+    def _grow(self) -> None:
+        """Records results that are new, and adds the runs that they ask for."""
+        if self.growth is None:
+            return
+        found = {name: self.trials.final_loss(self.state.runs[name].work) for name in sorted(self.state.unscored)}
+        losses = {name: loss if loss < math.inf else None for name, loss in found.items() if loss is not None}
+        if losses:
+            self._record("results", losses=losses)
+        for group, additions in self.growth.additions(self.state).items():
+            try:
+                runs = [self._added(addition) for addition in additions]
+            except ConfigError as error:
+                self._record("blocked", group=group, why=str(error))
+            else:
+                # All or none: the next look at the group is once all of them have ended.
+                self._record("added", runs=runs)
+
+    def _added(self, addition: Addition) -> dict[str, Any]:
+        """A run to be added, its folder written; as the ledger has it."""
+        assert self.growth is not None
+        at = self.growth.study.coordinates_of(addition.place)
+        like = self.state.runs[addition.like].work
+        module = self.growth.study.derives
+        work = self.trials.derived_work(module, like, {**at.values, "seed": at.seed}, self.config)
+        return {"work": work.to_dict(), **at._asdict(), "why": addition.why}
 
     def _find_finished(self) -> None:
         """Runs whose result is there already, from this sweep or any other."""

@@ -23,7 +23,7 @@ from analysis.laws.power_law import fit_critical_batch, refit_power_laws
 from analysis.laws.solver import Array
 from analysis.optima import Optima
 from analysis.runs import sort_series
-from muloco_runner.bracket import PLATEAU, bracket_batches
+from muloco_runner.record import PLATEAU, bracket_batches
 
 OVERHEAD = 1.2
 MIN_BATCHES_ABOVE = 3

@@ -18,7 +18,7 @@ from analysis.laws.solver import Array
 from analysis.optima import Optima
 from analysis.questions.critical_batch_size import CriticalBatch, find_critical_batches
 from analysis.runs import SCALE
-from muloco_runner.bracket import PLATEAU
+from muloco_runner.record import PLATEAU
 
 Quantity = Literal["critical batch, 1% rule", "critical batch, 20% overhead", "best batch", "best learning rate"]
 COLUMNS: dict[Quantity, tuple[str, ...]] = {

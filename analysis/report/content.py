@@ -34,7 +34,7 @@ from analysis.report import verdict
 from analysis.report.verdict import Verdict
 from analysis.runs import Study
 from analysis.style import styled
-from muloco_runner.bracket import PLATEAU
+from muloco_runner.record import PLATEAU
 
 SCHEMA_VERSION = 4
 _SLOW = ("critical_batch", "size_and_data")

@@ -1,9 +1,21 @@
 """The reports of a run: the files of its folder, typed and versioned, and the exit codes a scheduler can trust.
 
-The run folder is the only interface between the trainer, the sweeps and the analysis. Standard library only.
+The run folder is the only interface between the trainer, the sweeps and the analysis. What is best, on an edge and
+bracketed among runs is a rule that the latter two share. Standard library only.
 """
 
 from muloco_runner.record.attempt_times import AttemptTimes
+from muloco_runner.record.bracket import (
+    ONLY_ONE_BATCH,
+    PLATEAU,
+    BatchBracket,
+    Tried,
+    batch_edge_of,
+    best_of,
+    bracket_batches,
+    choosing_seeds,
+    edge_of,
+)
 from muloco_runner.record.exit_codes import KILLED_BY_SIGNAL, STOP_SIGNALS, STOPPED_CODES, ExitCode
 from muloco_runner.record.goodput import Goodput, Kind, lost_to, read_all_goodput, write_goodput
 from muloco_runner.record.run_folder import (
@@ -28,10 +40,13 @@ __all__ = [
     "CHECKPOINT_PREFIX",
     "FORMAT_VERSION",
     "KILLED_BY_SIGNAL",
+    "ONLY_ONE_BATCH",
+    "PLATEAU",
     "STOPPED_CODES",
     "STOP_SIGNALS",
     "WANDB_FAILURE",
     "AttemptTimes",
+    "BatchBracket",
     "ExitCode",
     "Goodput",
     "Kind",
@@ -41,6 +56,12 @@ __all__ = [
     "RunResult",
     "RunStatus",
     "StepRecord",
+    "Tried",
+    "batch_edge_of",
+    "best_of",
+    "bracket_batches",
+    "choosing_seeds",
+    "edge_of",
     "lost_to",
     "naming",
     "read_all_goodput",

@@ -166,7 +166,7 @@ def _control(folder: SweepFolder, own_job: str) -> SweepState:
     state = controller.run(on_tick)
     if send_records is not None:
         send_records.finish(state)
-    if state.is_over and (line := end_of_sweep(folder, controller.definition.works)):
+    if state.is_over and (line := end_of_sweep(folder, state.runs.works)):
         print(line, flush=True)
     return state
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from sweeps.cli.study_lines import study_lines
 from sweeps.cli.terminal import make_console, wrapped
 from sweeps.engine.quota import Verdict, VerdictKind
 from sweeps.engine.sweep_state import SweepState
@@ -22,6 +23,7 @@ from sweeps.formatting import duration, in_bytes, plural
 from sweeps.node.reports import read_progress
 from sweeps.progress_lines import NO_ANSWER, Lines, held_line, summary
 from sweeps.training.best import best_results
+from sweeps.training.derive import run_of
 from sweeps.training.disk import checkpoints_at_once
 from sweeps.training.entry import speed_of
 from sweeps.training.model_names import model_name
@@ -306,7 +308,7 @@ def _bar(sweep: Sweep, out: TextIO) -> Iterator[Callable[[Tick], None]]:
 
         def on_tick(tick: Tick) -> None:
             detail = (tick.waits_for or _details(tick.state)) if tick.queue_read else NO_ANSWER
-            bar.update(task, completed=tick.state.counts["done"], detail=detail)
+            bar.update(task, total=len(tick.state.runs), completed=tick.state.counts["done"], detail=detail)
 
         yield on_tick
 
@@ -334,7 +336,10 @@ def show_end(sweep: Sweep, state: SweepState, verdicts: Mapping[Shape, Verdict])
     for why, names in state.counters.held.items():
         for name in names:
             print(held_line(state.runs[name], why, sweep.folder.cluster_dir))
-    best = best_results(sweep.runs, sweep.root)
+    if sweep.definition.study is not None:
+        print(*study_lines(sweep.definition.study, state), sep="\n")
+    added = [run_of(state.runs[name].work) for name in state.added]
+    best = best_results([*sweep.runs, *added], sweep.root)
     for line in best:
         print(line)
     if best:

@@ -106,12 +106,13 @@ def explain(
     retries: int,
     command: str,
     left: TimeLeft | None = None,
+    added: str = "",
 ) -> list[str]:
     """Return the whole history of a run and what happens next, one sentence a line.
 
     `words` are the newest attempt's last (`last_words`); `longest_minutes` are the most that a job may ask for;
     `retries` is the cluster's setting, `command` the root and the sweep for commands that are proposed, `left` how long
-    the run has yet to work.
+    the run has yet to work; `added` says why it was added to those of the sweep's file.
     """
     labels = ", ".join(f"{key}={value}" for key, value in run.work.labels.items())
     need = run.work.need
@@ -122,6 +123,8 @@ def explain(
         f"It needs {plural(need.nodes, 'node')} with {processors}{each} for about "
         f"{duration(60 * need.expected_minutes)}.",
     ]
+    if added:
+        lines.append(f"It was added because {added}.")
     lines += [_sentence(attempt, now) for attempt in run.attempts]
     if not run.attempts:
         lines.append("It has not been tried by this sweep.")

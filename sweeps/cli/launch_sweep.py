@@ -103,7 +103,7 @@ def _launch_here(arguments: argparse.Namespace) -> ExitCode:
             ) from None
     if send_records is not None:
         send_records.finish(state)
-    if state.is_over and (line := end_of_sweep(sweep.folder, sweep.definition.works)):
+    if state.is_over and (line := end_of_sweep(sweep.folder, state.runs.works)):
         print(line, file=sys.stderr)
     if arguments.json:
         print(json.dumps(Snapshot(sweep.folder, verdicts).to_dict()))
@@ -212,4 +212,4 @@ def _is_defined(sweep: Sweep) -> bool:
     """Whether the sweep in the folder has these runs and settings; what runs are expected to take changes with time."""
     before, now = sweep.folder.read_definition(), sweep.definition
     runs = [{work.name: work.arguments for work in one.works} for one in (before, now)]
-    return runs[0] == runs[1] and before.cluster == now.cluster
+    return runs[0] == runs[1] and before.cluster == now.cluster and before.study == now.study

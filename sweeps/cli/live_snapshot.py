@@ -45,7 +45,7 @@ class Snapshot:
         """Whose sweep it is, where it is not the reader's."""
 
     def selected(self, filters: Sequence[str]) -> list[RunState]:
-        return [self.state.runs[work.name] for work in select(self.definition.works, filters)]
+        return [self.state.runs[work.name] for work in select(self.state.runs.works, filters)]
 
     def foresee(self, commands: Sequence[Event]) -> None:
         """Let the state be as it will be once the controller has carried out these commands that wait for it.

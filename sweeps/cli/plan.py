@@ -11,11 +11,13 @@ from muloco_runner.data.epochs import epochs_of_sweep
 from muloco_runner.record import ExitCode
 from sweeps.cli.display import outcome_as_dict, plan_as_dict, show_outcome, show_plan, waiting
 from sweeps.cli.launch_sweep import check_cap
+from sweeps.cli.study_lines import plan_lines, state_so_far, study_as_dict, study_lines
 from sweeps.clusters import make_cluster
 from sweeps.engine.lower_bound import lower_bound_minutes
 from sweeps.engine.quota import VerdictKind
 from sweeps.simulation.faults import FAULT_MODELS
 from sweeps.simulation.simulate import simulate
+from sweeps.simulation.surface import PlantedTrials
 from sweeps.training.preview import preview
 from sweeps.training.sweep import read_sweep
 
@@ -30,9 +32,13 @@ def plan(arguments: argparse.Namespace) -> ExitCode:
     found = preview(sweep, live, arguments.max_gpu_hours)
     epochs = epochs_of_sweep(sweep.runs)
     if arguments.json:
-        print(json.dumps({**plan_as_dict(found), "data": epochs}))
+        study = sweep.definition.study
+        extend = study_as_dict(study, state_so_far(sweep)) if study is not None else None
+        print(json.dumps({**plan_as_dict(found), "data": epochs, "extend": extend}))
     else:
         show_plan(found, epochs)
+        if sweep.definition.study is not None:
+            print(*plan_lines(sweep), sep="\n")
     return ExitCode.FINISHED
 
 
@@ -45,7 +51,10 @@ def simulate_sweep(arguments: argparse.Namespace) -> ExitCode:
         raise ConfigError(
             f"{len(never)} runs can never start ({never[0].verdict}): correct the sweep or the cluster first"
         )
-    works = [run.work for run in found.runs if not run.finished]
+    study = sweep.definition.study
+    trials = PlantedTrials(study, arguments.seed) if study is not None else None
+    # What a planted surface gives is not what finished runs have given.
+    works = [run.work for run in found.runs if trials is not None or not run.finished]
     if lower_bound_minutes(works, sweep.cluster) is None:
         raise ConfigError(
             f"cluster {sweep.cluster.name} has an allocation without a quota of nodes, so its size is unknown: set "
@@ -53,9 +62,13 @@ def simulate_sweep(arguments: argparse.Namespace) -> ExitCode:
         )
     faults = dataclasses.replace(FAULT_MODELS[arguments.faults], seed=arguments.seed)
     with waiting(f"simulating {len(works)} runs"):
-        outcome = simulate(works, sweep.cluster, faults)
+        outcome = simulate(works, sweep.cluster, faults, trials=trials)
     if arguments.json:
-        print(json.dumps(outcome_as_dict(sweep, outcome)))
+        extend = study_as_dict(study, outcome.state) if study is not None else None
+        print(json.dumps({**outcome_as_dict(sweep, outcome), "extend": extend}))
     else:
         show_outcome(sweep, outcome)
+        if study is not None:
+            print(f"On a planted loss surface (--seed {arguments.seed}):")
+            print(*study_lines(study, outcome.state), sep="\n")
     return ExitCode.FINISHED

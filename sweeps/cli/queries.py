@@ -20,6 +20,7 @@ from sweeps.cli.explain import explain, row
 from sweeps.cli.live_snapshot import Snapshot
 from sweeps.cli.named_sweeps import find_run, find_sweeps, only_one, sweep_arguments
 from sweeps.cli.status_table import status_lines, status_table
+from sweeps.cli.study_lines import study_lines
 from sweeps.cli.terminal import WIDEST, make_console, wrapped
 from sweeps.formatting import in_bytes, plural
 from sweeps.node.last_words import last_words
@@ -49,6 +50,8 @@ def status(arguments: Arguments) -> ExitCode:
                 f"weights of {plural(len(kept), 'finished run')} take {in_bytes(sum(one.num_bytes for one in kept))}; "
                 f"free: {in_bytes(shutil.disk_usage(folder.root).free)}\n  muloco-sweep clean {command}"
             )
+        if snapshot.definition.study is not None:
+            print(*study_lines(snapshot.definition.study, snapshot.state), sep="\n")
     return ExitCode.FINISHED
 
 
@@ -113,12 +116,14 @@ def explain_run(arguments: Arguments) -> ExitCode:
     folder, run, snapshot = find_run(arguments)
     reason = snapshot.reason(run)
     longest = max(allocation.max_wall_minutes for allocation in snapshot.config.allocations)
+    added = snapshot.state.added.get(run.work.name)
+    why = added.why if added is not None else ""
     left = snapshot.time_left(run)
     words = last_words(run, folder.cluster_dir)
     command = sweep_arguments(folder)
-    lines = explain(run, reason, words, time.time(), longest, snapshot.config.retries, command, left)
+    lines = explain(run, reason, words, time.time(), longest, snapshot.config.retries, command, left, why)
     if arguments.json:
-        print(json.dumps({"sweep": folder.name, **row(run, reason, left), "history": lines}))
+        print(json.dumps({"sweep": folder.name, **row(run, reason, left), "added": why, "history": lines}))
     else:
         console = make_console()
         for line in lines:

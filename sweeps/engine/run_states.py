@@ -141,7 +141,8 @@ class Runs(Mapping[str, RunState]):
     """Runs by name, in the sweep's order. `lines` are what a snapshot says, by name, of runs that have a history."""
 
     def __init__(self, works: Sequence[Work], lines: Mapping[str, bytes] | None = None) -> None:
-        self.works = Works.of(works)
+        self.works = Works.of(works).copy()
+        """Those of the sweep's file, and behind them the runs that were added."""
         self._positions = {name: position for position, name in enumerate(self.works.names)}
         self._made: dict[int, RunState] = {}
         self._lines: dict[str, bytes | None] = dict(lines or {})

@@ -16,6 +16,8 @@ from sweeps.engine.cluster import JobIdentity, JobRequest
 from sweeps.engine.counters import Counters
 from sweeps.engine.policy import RULES, Cause, PastAttempt, after
 from sweeps.engine.run_states import AttemptState, Queue, Runs, RunState, queues
+from sweeps.engine.tuning.growth import Added
+from sweeps.engine.tuning.study import Coordinates
 from sweeps.engine.work import Work
 from sweeps.engine.works import Shape, shape_of
 
@@ -123,6 +125,14 @@ class SweepState:
     """Runs whose last attempt crashed, by message and `failure_group`."""
     failed: set[str] = field(default_factory=set)
     """Runs that are held for how they ended (`Rule.is_failure`), since someone last said `retry`."""
+    unscored: set[str] = field(default_factory=set)
+    """Runs that are done and have no entry in `losses`."""
+    losses: dict[str, float | None] = field(default_factory=dict)
+    """Final losses of runs of a sweep that goes on by its results, by name; None for those that diverged."""
+    added: dict[str, Added] = field(default_factory=dict)
+    """Runs that were added to those of the sweep's file, by name, in the order in which they were."""
+    blocked: dict[str, str] = field(default_factory=dict)
+    """Why no run can be added to a group of the study, by its id."""
 
     @classmethod
     def of(cls, works: Sequence[Work], prefix: str = "") -> SweepState:
@@ -264,6 +274,8 @@ class SweepState:
             attempts[-1] = replace(attempts[-1], can_change=self.jobs[event["tag"]].request.memory_can_grow)
             step = after(attempts, event.get("retries"))
             run.done = step.done
+            if run.done and run.work.name not in self.losses:
+                self.unscored.add(run.work.name)
             run.held = step.hold
             run.not_before = event["time"] + step.wait_seconds
             if step.hold is not None and RULES[attempts[-1].cause].is_failure:
@@ -329,7 +341,25 @@ class SweepState:
             self._leave(run)
             run.done = True
             self.failed.discard(run.work.name)
+            if run.work.name not in self.losses:
+                self.unscored.add(run.work.name)
             self._enter(run)
+
+    def _results(self, event: Event) -> None:
+        self.losses |= event["losses"]
+        self.unscored -= event["losses"].keys()
+
+    def _added(self, event: Event) -> None:
+        for values in event["runs"]:
+            work = Work.from_dict(values["work"])
+            at = Coordinates(values["group"], values["values"], values["others"], values["seed"])
+            self.added[work.name] = Added(at, values["why"])
+            # A file that was changed since may have it too.
+            if work.name not in self.runs:
+                self.add(work)
+
+    def _blocked(self, event: Event) -> None:
+        self.blocked[event["group"]] = event["why"]
 
     def _paused(self, event: Event) -> None:
         self.paused = event["paused"]
@@ -352,6 +382,9 @@ _HANDLERS: dict[str, Callable[[SweepState, Event], None]] = {
     "found_finished": SweepState._found_finished,
     "held": SweepState._held,
     "released": SweepState._released,
+    "results": SweepState._results,
+    "added": SweepState._added,
+    "blocked": SweepState._blocked,
     "paused": SweepState._paused,
     "own_limits": SweepState._own_limits,
     "deferred": SweepState._deferred,

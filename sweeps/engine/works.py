@@ -44,6 +44,12 @@ class Works(Sequence[Work]):
             made.add(work)
         return made
 
+    def copy(self) -> Works:
+        """The same pieces of work; more may be added without changing these."""
+        made = Works({key: list(values) for key, values in self.columns().items()}, self._read)
+        made._made = dict(self._made)
+        return made
+
     def add(self, work: Work) -> None:
         """One more at the end, in memory."""
         self._made[len(self.names)] = work

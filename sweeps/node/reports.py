@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
+from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.outcome import Progress
 from sweeps.engine.work import Work
 
@@ -23,6 +24,26 @@ class Reports(Protocol):
 
     def likeness(self, work: Work) -> Hashable | None:
         """Equal for works that go equally fast on equal nodes; None where that is not known."""
+
+    def final_loss(self, folder: Path) -> float | None:
+        """The loss of the finished work, infinite where it diverged; None where there is no result, or no loss."""
+
+
+class Derives(Protocol):
+    """The module `Study.derives`."""
+
+    def derived_work(self, like: Work, values: Mapping[str, Any], cluster: ClusterConfig) -> Work:
+        """The same work with other values of some keys, its folder written. Raises `ConfigError` where that cannot
+        be."""
+
+
+def final_loss(work: Work) -> float | None:
+    reports = _reports_of(work)
+    return reports.final_loss(Path(work.folder)) if reports is not None else None
+
+
+def derived_work(module: str, like: Work, values: Mapping[str, Any], cluster: ClusterConfig) -> Work:
+    return cast(Derives, importlib.import_module(module)).derived_work(like, values, cluster)
 
 
 def read_progress(work: Work) -> Progress | None:

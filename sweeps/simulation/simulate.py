@@ -14,9 +14,11 @@ from sweeps.controller import Controller, Tick
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.lower_bound import lower_bound_minutes
 from sweeps.engine.sweep_state import SweepState, TrackedJob
+from sweeps.engine.tuning.study import Study
 from sweeps.engine.work import Work
 from sweeps.simulation.faults import FaultModel
 from sweeps.simulation.simulated_cluster import SimulatedCluster, num_nodes_of
+from sweeps.simulation.surface import PlantedTrials
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 
@@ -47,19 +49,23 @@ def simulate(
     faults: FaultModel,
     on_tick: Callable[[Tick, SimulatedCluster], None] = lambda tick, cluster: None,
     max_days: float = 3650.0,
+    trials: PlantedTrials | None = None,
 ) -> Outcome:
-    """Plays the sweep to its end. One that does not end within `max_days` raises `RuntimeError`."""
+    """Plays the sweep to its end. One that does not end within `max_days` raises `RuntimeError`.
+
+    With `trials` it goes on by the results that are planted there.
+    """
     num_nodes = max(num_nodes_of(allocation) for allocation in config.allocations)
     cluster = SimulatedCluster(config, faults, num_nodes, _BEGIN)
     with tempfile.TemporaryDirectory(dir=_MEMORY_DISK if _MEMORY_DISK.is_dir() else None) as root:
         folder = SweepFolder(Path(root), "simulated")
-        controller = begin(folder, works, cluster)
+        controller = begin(folder, works, cluster, trials)
         ended_at = play(controller, cluster, on_tick, _BEGIN + 86400 * max_days)
     return Outcome(
         controller.state,
         (ended_at - _BEGIN) / 60,
         cluster.world.node_seconds / 3600,
-        lower_bound_minutes(works, config),
+        lower_bound_minutes(list(controller.state.runs.works), config),
         Counter(
             attempt.cause.value
             for run in controller.state.runs.values()
@@ -69,14 +75,20 @@ def simulate(
     )
 
 
-def begin(folder: SweepFolder, works: Sequence[Work], cluster: SimulatedCluster) -> Controller:
+def begin(
+    folder: SweepFolder, works: Sequence[Work], cluster: SimulatedCluster, trials: PlantedTrials | None = None
+) -> Controller:
     """A controller of the sweep in that folder, new or taken over."""
-    definition = definition_of(folder, works, cluster.config)
-    return Controller(folder, definition, lambda _config, _path: cluster, clock=lambda: cluster.world.now)
+    definition = definition_of(folder, works, cluster.config, trials.study if trials is not None else None)
+    return Controller(
+        folder, definition, lambda _config, _path: cluster, clock=lambda: cluster.world.now, trials=trials
+    )
 
 
-def definition_of(folder: SweepFolder, works: Sequence[Work], config: ClusterConfig) -> Definition:
-    return Definition(folder.name, config.name, config.to_dict(), list(works))
+def definition_of(
+    folder: SweepFolder, works: Sequence[Work], config: ClusterConfig, study: Study | None = None
+) -> Definition:
+    return Definition(folder.name, config.name, config.to_dict(), list(works), study=study)
 
 
 def play(

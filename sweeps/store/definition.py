@@ -17,6 +17,7 @@ from typing import Any
 
 from muloco_runner.config import ConfigError
 from sweeps.engine.cluster_config import ClusterConfig
+from sweeps.engine.tuning.study import Study
 from sweeps.engine.work import Work
 from sweeps.engine.works import Works
 from sweeps.store.moved_root import Move, move_of
@@ -35,6 +36,8 @@ class Definition:
     """Id of the file that it was read from; empty for a new definition."""
     move: Move | None = None
     """Where its root has come since the file was written; None where that is where it was. Its works know."""
+    study: Study | None = None
+    """By what rules the sweep goes on by its results; None where it does not."""
 
     @property
     def id(self) -> str:
@@ -60,6 +63,7 @@ class Definition:
             "cluster_name": self.cluster_name,
             "cluster": self.cluster,
             "common": common,
+            **({"study": self.study.to_dict()} if self.study is not None else {}),
             **Works.of(self.works).columns(),
         }
         whole = "\n".join([json.dumps(head, allow_nan=False), *lines])
@@ -91,7 +95,8 @@ class Definition:
             if len(lines) != len(works) + 1:
                 raise ValueError(f"it holds {len(lines) - 1} pieces of work instead of {len(works)}")
             move = move_of(read_values(0), values["name"], root) if works.names else None
-            return cls(values["name"], values["cluster_name"], values["cluster"], works, values["id"], move)
+            study = Study.from_dict(values["study"]) if "study" in values else None
+            return cls(values["name"], values["cluster_name"], values["cluster"], works, values["id"], move, study)
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(str(error)) from None
 

@@ -22,9 +22,13 @@ from sweeps.engine.counters import Counters
 from sweeps.engine.policy import RULES, Cause
 from sweeps.engine.run_states import Runs, queues
 from sweeps.engine.sweep_state import NodeFailures, SlowNode, SweepState, TrackedJob
+from sweeps.engine.tuning.growth import Added
+from sweeps.engine.tuning.study import Coordinates
+from sweeps.engine.work import Work
 from sweeps.engine.works import Works
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import Damage, Position
+from sweeps.store.moved_root import move_of
 from sweeps.store.old_formats import cancelling_now, counters_now, request_now
 
 LAYOUT = 2
@@ -61,6 +65,7 @@ def write_snapshot(path: Path, definition: Definition, state: SweepState, end: P
         "goodput": {processor: goodput.to_dict() for processor, goodput in state.goodput.items()},
         "crashes": [[detail, algorithm, sorted(names)] for (detail, algorithm), names in state.crashes.items()],
         "failed": sorted(state.failed),
+        **({"study": _study_to_dict(state)} if definition.study is not None else {}),
     }
     body = b"\n".join([json.dumps(head).encode(), *state.runs.lines()])
     first = json.dumps({"crc": zlib.crc32(body), "length": len(body)})
@@ -89,11 +94,19 @@ def read_snapshot(
     works = Works.of(definition.works)
     if values["layout"] == _OLD_LAYOUT:
         values["tally"] = counters_now(values["tally"], works.group_labels)
-    state = _state(values, works, lines)
+    for one in values.get("study", {}).get("added", ()):
+        move = move_of(one["work"], definition.name, path.parents[2])
+        one["work"] = one["work"] if move is None else move.work(one["work"])
+    state = _state(values, works.copy(), lines)
     return state, end, [Damage(line, why) for line, why in values["damage"]]
 
 
 def _state(values: dict[str, Any], works: Works, lines: list[bytes]) -> SweepState:
+    study = values.get("study", {"losses": {}, "added": [], "blocked": {}, "unscored": []})
+    of_file = set(works.names) if study["added"] else set()
+    for one in study["added"]:
+        if one["work"]["name"] not in of_file:
+            works.add(Work.from_dict(one["work"]))
     runs = Runs(works, {_name_in(line): line for line in lines})
     waiting = queues(runs, [*runs.untouched(), *values["waiting"]])
     return SweepState(
@@ -114,7 +127,20 @@ def _state(values: dict[str, Any], works: Works, lines: list[bytes]) -> SweepSta
         goodput=_goodput(values),
         crashes={(detail, algorithm): set(names) for detail, algorithm, names in values["crashes"]},
         failed=set(values["failed"] if "failed" in values else _failed_in(values["tally"]["held"])),
+        unscored=set(study["unscored"]),
+        losses=study["losses"],
+        added={one["work"]["name"]: Added(Coordinates(*one["at"]), one["why"]) for one in study["added"]},
+        blocked=study["blocked"],
     )
+
+
+def _study_to_dict(state: SweepState) -> dict[str, Any]:
+    """What the sweep knows of its own results; runs that were added in their order."""
+    added = [
+        {"work": state.runs[name].work.to_dict(), "at": list(one.at), "why": one.why}
+        for name, one in state.added.items()
+    ]
+    return {"unscored": sorted(state.unscored), "losses": state.losses, "added": added, "blocked": state.blocked}
 
 
 def _goodput(values: dict[str, Any]) -> dict[str, Goodput]:

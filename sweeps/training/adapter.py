@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,17 @@ def measured_minutes(folder: Path) -> float | None:
     except RecordError:
         return None
     return result.train_seconds / 60 if result is not None else None
+
+
+def final_loss(folder: Path) -> float | None:
+    """Validation loss, infinite where the run diverged."""
+    try:
+        result = RunFolder(folder).read_result()
+    except RecordError:
+        return None
+    if result is None:
+        return None
+    return math.inf if result.diverged or result.validation_loss is None else result.validation_loss
 
 
 def _tokens_since_resumed(status: RunStatus, step: int) -> float:

@@ -30,6 +30,7 @@ from sweeps.store.folder import SweepFolder
 from sweeps.training.entry import keep_of, works_of
 from sweeps.training.expansion import expand
 from sweeps.training.gpus import Gpus
+from sweeps.training.study_file import split_study, study_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     sweep = OmegaConf.to_container(tree.sweep, resolve=True) if name else {"grids": [{}]}
     if not isinstance(sweep, dict):
         raise ConfigError(f"+sweep={name}: the file holds no keys: give `grids`, or `fixed` and `grid`")
-    runs = expand({str(key): value for key, value in sweep.items()}, narrowing, allow_large=allow_large)
+    plain, narrowing, extend = split_study({str(key): value for key, value in sweep.items()}, narrowing)
+    runs = expand(plain, narrowing, allow_large=allow_large)
     for run in {(repr(run.data), run.model.vocab_size): run for run in runs}.values():
         check_data(run)
     root = Path(app.root)
@@ -85,7 +87,8 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     works = refine(works_of(runs, root, execution, cluster), measured_minutes)
     if answers:
         _refuse_sharded(runs, works, Gpus(cluster, execution), answers)
-    definition = Definition(name, cluster_name, cluster.to_dict(), works)
+    study = study_of(extend, {run.run_id: run for run in runs}) if extend is not None else None
+    definition = Definition(name, cluster_name, cluster.to_dict(), works, study=study)
     return Sweep(name, root, runs, execution, definition, cluster)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from muloco_runner.bracket import (
+from muloco_runner.record import (
     ONLY_ONE_BATCH,
     Tried,
     batch_edge_of,

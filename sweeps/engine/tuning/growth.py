@@ -1,0 +1,151 @@
+"""Which runs a sweep adds next: a pure function of its study and of what its ledger holds.
+
+A group is looked at once all of its runs have a result, so that what is added does not depend on which ended first, or
+on when a controller was killed. Runs that are added are pending like any other; a group with a run that is held waits
+for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sweeps.engine.tuning.extend import Verdict, verdict_on
+from sweeps.engine.tuning.study import Coordinates, ExtendRule, Group, Place, Results, Setting, Study
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A run that a rule asks for."""
+
+    place: Place
+    like: str
+    """Name of a run of the sweep that differs from it in extended keys and the seed alone."""
+    why: str
+
+
+@dataclass(frozen=True)
+class Added:
+    """A run that was added."""
+
+    at: Coordinates
+    why: str
+
+
+class Known(Protocol):
+    """What a sweep's ledger holds (`sweeps.engine.sweep_state.SweepState`)."""
+
+    @property
+    def losses(self) -> Mapping[str, float | None]:
+        """Of runs with a result, by name; None for those that diverged."""
+
+    @property
+    def blocked(self) -> Mapping[str, str]:
+        """Why no run can be added to a group, by the group's id."""
+
+    @property
+    def added(self) -> Mapping[str, Added]:
+        """Runs that were added, by name."""
+
+
+@dataclass
+class _Tracked:
+    """One group as it is now."""
+
+    group: Group
+    results: Results = field(default_factory=Results)
+    runs: dict[Setting, str] = field(default_factory=dict)
+    """The first run of each setting."""
+    pending: set[str] = field(default_factory=set)
+    num_added: int = 0
+    is_new: bool = True
+    """Whether it has changed since it was last looked at."""
+    verdict: Verdict | None = None
+
+
+class Growth:
+    """The groups of one study, brought up to date with each look."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._groups = {group.id: _Tracked(group) for group in study.groups}
+        self._places: dict[str, Place] = {}
+        self._seen = (0, 0)
+        """Numbers of losses and additions that have been taken in."""
+        for name, place in study.places.items():
+            self._enter(name, place)
+
+    def _enter(self, name: str, place: Place) -> None:
+        self._places[name] = place
+        tracked = self._groups[place.group]
+        tracked.runs.setdefault(place.setting, name)
+        tracked.pending.add(name)
+        tracked.is_new = True
+
+    def additions(self, known: Known) -> dict[str, list[Addition]]:
+        """Return what is to be added now, by the group's id."""
+        self._update(known)
+        found: dict[str, list[Addition]] = {}
+        for id, tracked in self._groups.items():
+            if tracked.is_new and not tracked.pending and id not in known.blocked:
+                asked = self._asked(tracked)
+                # Until these are recorded they are asked for again.
+                tracked.is_new = bool(asked)
+                if asked:
+                    found[id] = asked
+        return found
+
+    def _update(self, known: Known) -> None:
+        """Takes in what is new: neither mapping loses a key, and new ones come last."""
+        num_losses, num_added = self._seen
+        for name, added in itertools.islice(known.added.items(), num_added, None):
+            place = self.study.place_of(added.at)
+            if place is not None and name not in self._places:
+                self._enter(name, place)
+                self._groups[place.group].num_added += 1
+        fresh = dict(itertools.islice(known.losses.items(), num_losses, None))
+        if len(known.added) > num_added:
+            # A run may have had its result before it was added.
+            fresh = dict(known.losses)
+        for name, loss in fresh.items():
+            place = self._places.get(name)
+            if place is not None and name in self._groups[place.group].pending:
+                tracked = self._groups[place.group]
+                tracked.results.losses.setdefault(place.setting, {})[place.seed] = loss
+                tracked.pending.discard(name)
+                tracked.is_new = True
+        self._seen = len(known.losses), len(known.added)
+
+    def _asked(self, tracked: _Tracked) -> list[Addition]:
+        rule = self.study.extend
+        if rule is None:
+            return []
+        tracked.verdict = verdict = verdict_on(tracked.group, tracked.results, rule)
+        runs = [
+            Addition(Place(tracked.group.id, one.setting, seed), tracked.runs[one.like], one.why)
+            for one in verdict.wanted
+            for seed in tracked.group.seeds
+        ]
+        return runs[: max(0, rule.max_runs - tracked.num_added)]
+
+    def lines(self, known: Known) -> Iterable[str]:
+        """Yield how each group stands, one sentence each."""
+        self.additions(known)
+        for tracked in self._groups.values():
+            added = f"{tracked.num_added} runs added" if tracked.num_added else "nothing added"
+            yield f"{tracked.group.label}: {self._standing(tracked, known, self.study.extend)}; {added}"
+
+    def _standing(self, tracked: _Tracked, known: Known, rule: ExtendRule | None) -> str:
+        if tracked.group.id in known.blocked:
+            return f"cannot be extended: {known.blocked[tracked.group.id]}"
+        if tracked.pending:
+            return f"waits for {len(tracked.pending)} of its runs"
+        if tracked.verdict is None or rule is None:
+            return "is not extended"
+        if tracked.verdict.is_interior:
+            return "bracketed on all sides"
+        if tracked.verdict.bounds:
+            return "open: " + "; ".join(tracked.verdict.bounds)
+        return f"open: extend.max_runs={rule.max_runs} reached: {tracked.verdict.wanted[0].why}"

@@ -1,0 +1,190 @@
+"""What a sweep studies: series at their sizes, each with a lattice of settings, and where its runs stand on it.
+
+A lattice is all values that a key may take: those of the sweep file, and what goes on from them by their own step to
+the bounds. Runs stand at positions on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from muloco_runner.record import Tried, choosing_seeds
+
+BATCH = "global_batch_tokens"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The lattice of one key in one group."""
+
+    key: str
+    values: tuple[float, ...]
+    """Growing; all that the bounds allow."""
+    first: int
+    last: int
+    """Positions of the smallest and the largest value of the sweep file."""
+    grows: bool = True
+    """Whether values beyond those of the file may be added."""
+
+    def position_of(self, value: float) -> int | None:
+        """None where the lattice has no such value."""
+        found = (n for n, own in enumerate(self.values) if math.isclose(own, value, rel_tol=1e-6))
+        return next(found, None)
+
+    def text(self, position: int) -> str:
+        """The key with its value there."""
+        value = self.values[position]
+        return f"{self.key}={value:,.0f}" if self.key == BATCH else f"{self.key}={value:.6g}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """One series at one scale: one method, inner optimizer, model size and token budget."""
+
+    id: str
+    label: str
+    batches: Axis
+    axes: tuple[Axis, ...]
+    """Of the hyper-parameters that are extended, in the order of the file."""
+    seeds: tuple[int, ...]
+    """Those that a new setting is run with."""
+
+    @property
+    def most_settings(self) -> int:
+        """Settings of the whole lattice, as far as it may be added to."""
+        batches = len(self.batches.values) if self.batches.grows else self.batches.last - self.batches.first + 1
+        return batches * math.prod(len(axis.values) for axis in self.axes)
+
+
+class Setting(NamedTuple):
+    """A point of a group's lattice."""
+
+    batch: int
+    at: tuple[int, ...]
+    """Positions on the group's axes."""
+    others: str = ""
+    """Values of hyper-parameters that the sweep file varies and that are not extended."""
+
+
+class Place(NamedTuple):
+    """Where a run stands."""
+
+    group: str
+    """Its id."""
+    setting: Setting
+    seed: int
+
+
+class Coordinates(NamedTuple):
+    """The same in values, which say where it is whatever the bounds are by then."""
+
+    group: str
+    values: dict[str, float]
+    others: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class ExtendRule:
+    """`extend:` of a sweep file."""
+
+    margin: int = 1
+    """Points of the lattice that are tried on each side of a best value."""
+    max_runs: int = 200
+    """Most runs that are added to each group."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """The groups of a sweep, where the runs of its file stand, and the rules by which it goes on."""
+
+    groups: tuple[Group, ...]
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """By the run's name."""
+    extend: ExtendRule | None = None
+    derives: str = ""
+    """The module that makes a run of another one (`sweeps.node.reports.Derives`)."""
+
+    @cached_property
+    def by_id(self) -> dict[str, Group]:
+        return {group.id: group for group in self.groups}
+
+    def place_of(self, at: Coordinates) -> Place | None:
+        """None where the lattice, as it is now, has no such place."""
+        group = self.by_id.get(at.group)
+        if group is None:
+            return None
+        batch = group.batches.position_of(at.values[BATCH])
+        positions = [axis.position_of(at.values[axis.key]) if axis.key in at.values else None for axis in group.axes]
+        if batch is None or any(position is None for position in positions):
+            return None
+        return Place(at.group, Setting(batch, tuple(p for p in positions if p is not None), at.others), at.seed)
+
+    def coordinates_of(self, place: Place) -> Coordinates:
+        group, setting = self.by_id[place.group], place.setting
+        values = {axis.key: axis.values[at] for axis, at in zip(group.axes, setting.at, strict=True)}
+        return Coordinates(
+            place.group, {BATCH: group.batches.values[setting.batch], **values}, setting.others, place.seed
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "groups": [asdict(group) for group in self.groups],
+            "places": {
+                name: [place.group, place.setting.batch, list(place.setting.at), place.setting.others, place.seed]
+                for name, place in self.places.items()
+            },
+            "extend": self.extend and asdict(self.extend),
+            "derives": self.derives,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Study:
+        return cls(
+            tuple(_group(one) for one in values["groups"]),
+            {
+                name: Place(group, Setting(batch, tuple(at), others), seed)
+                for name, (group, batch, at, others, seed) in values["places"].items()
+            },
+            ExtendRule(**values["extend"]) if values["extend"] else None,
+            values["derives"],
+        )
+
+
+def _group(values: Mapping[str, Any]) -> Group:
+    axes = tuple(_axis(one) for one in values["axes"])
+    return Group(values["id"], values["label"], _axis(values["batches"]), axes, tuple(values["seeds"]))
+
+
+def _axis(values: Mapping[str, Any]) -> Axis:
+    return Axis(**{**values, "values": tuple(values["values"])})
+
+
+@dataclass
+class Results:
+    """What is known of a group's settings."""
+
+    losses: dict[Setting, dict[int, float | None]] = field(default_factory=dict)
+    """By setting and seed; None for a run that diverged."""
+
+    def compared(self) -> dict[int, dict[Setting, float]]:
+        """Return the losses that settings are compared by, by batch (`muloco_runner.record.choosing_seeds`)."""
+        points: dict[int, dict[Setting, Tried]] = {}
+        for setting, by_seed in self.losses.items():
+            seeds = frozenset(seed for seed, loss in by_seed.items() if loss is not None)
+            points.setdefault(setting.batch, {})[setting] = Tried(seeds, None in by_seed.values())
+        choices, _ = choosing_seeds(points)
+        return {
+            batch: {setting: _mean(self.losses[setting], seeds) for setting, seeds in settings.items()}
+            for batch, settings in choices.items()
+            if settings
+        }
+
+
+def _mean(by_seed: Mapping[int, float | None], seeds: Iterable[int]) -> float:
+    values: Sequence[float] = [loss for seed in seeds if (loss := by_seed[seed]) is not None]
+    return sum(values) / len(values)

@@ -1,0 +1,51 @@
+"""A run that differs from another of its sweep in a few values: what a sweep adds by its results."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
+from muloco_runner.record import RunFolder
+from sweeps.engine.cluster_config import ClusterConfig
+from sweeps.engine.work import Work
+from sweeps.training.entry import prepare, works_of
+
+
+def derived_work(like: Work, values: Mapping[str, Any], cluster: ClusterConfig) -> Work:
+    """The same training run with other values of some keys, its folder written.
+
+    It is expected to take as much longer than a first guess as the other does. Values that make no run, and runs that
+    fit on no GPUs, raise `ConfigError`.
+    """
+    before = run_of(like)
+    run = derived(before, values)
+    root = Path(like.folder).parent.parent
+    # Whatever the sweep decided for all its runs stands in their arguments.
+    execution = ExecutionConfig(**like.arguments["execution"])
+    made, guess = works_of([run, before], root, execution, cluster)
+    made = Work(**{**vars(made), "arguments": like.arguments})
+    prepare([run], root)
+    longer = like.need.expected_minutes / guess.need.expected_minutes if guess.need.expected_minutes > 0 else 1.0
+    return made.expecting(made.need.expected_minutes * longer)
+
+
+def run_of(work: Work) -> RunConfig:
+    """The training run that a piece of work is, as its folder has it."""
+    return RunConfig.from_dict(RunFolder(work.folder).read_config())
+
+
+def derived(run: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The run with those values; keys as a sweep file has them. Raises `ConfigError` for values that make no run."""
+    plain = copy.deepcopy(run.to_dict())
+    for key, value in values.items():
+        *path, last = key.split(".")
+        there: Any = plain
+        for name in path:
+            there = there.get(name) if isinstance(there, dict) else None
+        if not isinstance(there, dict) or last not in there:
+            raise ConfigError(f"{key}: {run.algorithm} has no such setting")
+        there[last] = type(there[last])(value) if isinstance(there[last], int | float) else value
+    return RunConfig.from_dict(plain)

@@ -1,0 +1,329 @@
+"""`extend:` of a sweep file and of the command line, read and checked, with the lattices that it spans.
+
+    extend: [inner_optimizer.lr, global_batch_tokens]      # short for:
+    extend:
+      keys:
+        inner_optimizer.lr: {low: 1e-5, high: 1.0}         # bounds; without them ten steps beyond the file's values
+        global_batch_tokens: {}
+      margin: 1                                            # points on each side of a best value
+      max_runs: 200                                        # most that are added to each series and size
+
+Values go on by the step of the file's own: a common ratio, else a common difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from muloco_runner.config import ConfigError, RunConfig
+from sweeps.engine.tuning.study import BATCH, Axis, ExtendRule, Group, Place, Setting, Study
+from sweeps.training.derive import derived
+from sweeps.training.model_names import model_name
+
+STUDY_KEYS = ("extend",)
+"""Keys of a sweep file that say how the sweep goes on by its results."""
+_REACH = 10
+"""Steps beyond the file's values where no bound is given."""
+_LEAST_STEPS = 10
+"""Batches do not grow until a run has fewer inner steps than this."""
+_SAME = 1e-2
+"""Of a step: what a value may lie off its lattice; people write 0.022 for 2^-5.5."""
+_TUNED = ("inner_optimizer", "schedule", "gradient_clip_norm")
+"""Parts of a run's config that are its hyper-parameters, with its outer optimizer."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far the values of one key may go."""
+
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Extend:
+    """`extend:` as it was written."""
+
+    keys: Mapping[str, Bounds] = field(default_factory=dict)
+    rule: ExtendRule = field(default_factory=ExtendRule)
+
+
+def split_study(
+    sweep: Mapping[str, Any], overrides: Mapping[str, list[Any]]
+) -> tuple[dict[str, Any], dict[str, list[Any]], Extend | None]:
+    """Return the sweep and the overrides without what they say of `extend`, and that. Mistakes raise `ConfigError`."""
+    given = sweep.get("extend")
+    rest = {}
+    for key, values in overrides.items():
+        if key.split(".")[0] not in STUDY_KEYS:
+            rest[key] = values
+        elif len(values) != 1:
+            raise ConfigError(f"{key}: one value at a time; several keys are a list: 'extend=[inner_optimizer.lr]'")
+        elif key == "extend":
+            given = values[0]
+        else:
+            before = {} if given is None else {"keys": given} if isinstance(given, list) else given
+            given = {**_mapping("extend", before), key.removeprefix("extend."): values[0]}
+    plain = {key: value for key, value in sweep.items() if key not in STUDY_KEYS}
+    extend = None if given is None or given is False else _read_extend(given)
+    if extend is not None:
+        _check_independent(plain, extend)
+    return plain, rest, extend
+
+
+def _read_extend(given: Any) -> Extend:
+    entry = {"keys": given} if isinstance(given, list) else _mapping("extend", given)
+    known = ["keys", *(one.name for one in fields(ExtendRule))]
+    for key in entry:
+        if key not in known:
+            raise ConfigError(f"extend.{key}: no such key; known here: {', '.join(known)}")
+    keys = entry.get("keys")
+    keys = dict.fromkeys(keys) if isinstance(keys, list) else keys
+    if not isinstance(keys, Mapping) or not keys:
+        raise ConfigError(
+            "extend.keys: name the keys that are to grow, such as [inner_optimizer.lr, global_batch_tokens]"
+        )
+    numbers: dict[str, Any] = {key: value for key, value in entry.items() if key != "keys"}
+    for key, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"extend.{key}={value}: give a whole number of one or more")
+    return Extend({str(key): _read_bounds(str(key), bounds) for key, bounds in keys.items()}, ExtendRule(**numbers))
+
+
+def _read_bounds(key: str, given: Any) -> Bounds:
+    entry = _mapping(f"extend.keys.{key}", given or {})
+    for name, value in entry.items():
+        if name not in ("low", "high"):
+            raise ConfigError(f"extend.keys.{key}.{name}: no such key; known here: low, high")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigError(f"extend.keys.{key}.{name}={value}: give a number, such as 1e-5 written as 1.0e-5")
+    return Bounds(**entry)
+
+
+def _mapping(where: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where}={given!r}: give keys with their values, or a list of the keys that are to grow")
+    return {str(key): value for key, value in given.items()}
+
+
+def _check_independent(sweep: Mapping[str, Any], extend: Extend) -> None:
+    """Refuses what ties other settings to the values of a key: a new value would be without them."""
+    grids = sweep.get("grids")
+    for number, grid in enumerate(grids if isinstance(grids, list) else []):
+        if not isinstance(grid, Mapping):
+            continue
+        lines = [*(grid.get("when") or []), *({"if": line} for line in grid.get("exclude") or [])]
+        tied = {**(grid.get("zip") or {}), **{key: 0 for line in lines for key in (line or {}).get("if") or {}}}
+        for key in extend.keys:
+            if key in tied:
+                raise ConfigError(
+                    f"extend: {key} stands in a zip, an `if` or an exclude of sweep.grids[{number}], which says "
+                    "nothing of the values that are added: vary it in a product of its own, or do not extend it"
+                )
+
+
+def study_of(extend: Extend, runs: Mapping[str, RunConfig]) -> Study:
+    """The study that `extend` makes of a sweep's runs, by name. Mistakes raise `ConfigError`."""
+    members: dict[str, list[tuple[str, RunConfig]]] = {}
+    for name, run in runs.items():
+        members.setdefault(_identity(run), []).append((name, run))
+    for key in extend.keys:
+        if key != BATCH and not any(_value(run, key) is not None for run in runs.values()):
+            raise ConfigError(
+                f"extend.keys: {key}: no run of this sweep has such a setting with a number for its value"
+            )
+    labels = _labels([found[0][1] for found in members.values()])
+    groups: list[Group] = []
+    places: dict[str, Place] = {}
+    for (identity, found), label in zip(members.items(), labels, strict=True):
+        group = _group(identity, label, extend, [run for _, run in found])
+        groups.append(group)
+        places |= {name: _place(group, run) for name, run in found}
+    return Study(tuple(groups), places, extend.rule, "sweeps.training.derive")
+
+
+def _identity(run: RunConfig) -> str:
+    """What tells series and scales apart: the config without hyper-parameters, batch and seed, as a hash."""
+    values = run.to_dict()
+    kept = {key: value for key, value in values.items() if key not in (*_TUNED, BATCH, "seed")}
+    kept["method"] = {key: value for key, value in values["method"].items() if key != "outer_optimizer"}
+    names = [values["inner_optimizer"].get("_target_"), values["inner_optimizer"]["name"], values["schedule"]["name"]]
+    names.append((values["method"].get("outer_optimizer") or {}).get("name"))
+    return _hash([kept, names])
+
+
+def _others(run: RunConfig, keys: Sequence[str]) -> str:
+    """Its hyper-parameters that are not extended, as a hash."""
+    values = run.to_dict()
+    tuned = {key: values[key] for key in _TUNED}
+    tuned["method"] = {"outer_optimizer": values["method"].get("outer_optimizer")}
+    for key in keys:
+        *path, last = key.split(".")
+        there: Any = tuned
+        for name in path:
+            there = (there or {}).get(name)
+        if isinstance(there, dict):
+            there.pop(last, None)
+    return _hash(tuned)
+
+
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _value(run: RunConfig, key: str) -> float | None:
+    """The number at that key; None where the run has none there."""
+    there: Any = run.to_dict()
+    for name in key.split("."):
+        there = there.get(name) if isinstance(there, dict) else None
+    return there if isinstance(there, int | float) and not isinstance(there, bool) else None
+
+
+def _labels(runs: Sequence[RunConfig]) -> list[str]:
+    """A series and size in words, with a number where several are called the same."""
+    several_budgets = len({run.tokens_per_parameter for run in runs}) > 1
+    found = []
+    for run in runs:
+        workers = f" K={run.num_workers}" if run.num_workers > 1 else ""
+        budget = f", {run.tokens_per_parameter:g} tokens a parameter" if several_budgets else ""
+        found.append(f"{run.algorithm}{workers} at {model_name(run.num_params)}{budget}")
+    counts, seen = Counter(found), Counter[str]()
+    for number, label in enumerate(found):
+        seen[label] += 1
+        found[number] = f"{label} ({seen[label]})" if counts[label] > 1 else label
+    return found
+
+
+def _group(identity: str, label: str, extend: Extend, runs: Sequence[RunConfig]) -> Group:
+    axes = []
+    for key, bounds in extend.keys.items():
+        values = sorted({value for run in runs if (value := _value(run, key)) is not None})
+        if values and key != BATCH:
+            axes.append(_grown(key, label, values, bounds, runs[0]))
+    batches = sorted({run.global_batch_tokens for run in runs})
+    if BATCH in extend.keys:
+        axis = _grown(BATCH, label, batches, extend.keys[BATCH], runs[0])
+    else:
+        axis = Axis(BATCH, tuple(batches), 0, len(batches) - 1, grows=False)
+    shared = frozenset.intersection(*_seeds_of_settings(runs))
+    return Group(identity, label, axis, tuple(axes), tuple(sorted(shared or {runs[0].seed})))
+
+
+def _seeds_of_settings(runs: Sequence[RunConfig]) -> list[frozenset[int]]:
+    found: dict[str, set[int]] = {}
+    for run in runs:
+        found.setdefault(_hash({**run.to_dict(), "seed": None}), set()).add(run.seed)
+    return [frozenset(seeds) for seeds in found.values()]
+
+
+def _place(group: Group, run: RunConfig) -> Place:
+    batch = group.batches.position_of(run.global_batch_tokens)
+    positions = [axis.position_of(_value(run, axis.key) or 0.0) for axis in group.axes]
+    assert batch is not None
+    at = tuple(position for position in positions if position is not None)
+    assert len(at) == len(positions)
+    return Place(group.id, Setting(batch, at, _others(run, [axis.key for axis in group.axes])), run.seed)
+
+
+def _grown(key: str, label: str, values: Sequence[float], bounds: Bounds, run: RunConfig) -> Axis:
+    """The lattice of one key, from the lowest to the highest value that bounds and config allow."""
+    written = ", ".join(f"{value:.6g}" for value in values)
+    if len(values) < 2:
+        raise ConfigError(
+            f"extend: {key} has one value ({written}) for {label}, so there is no step to go on by: give it two or "
+            "more, or leave these runs to a sweep of their own"
+        )
+    numbered = _steps(values)
+    if numbered is None:
+        raise ConfigError(
+            f"extend: {key} has values without a common ratio or difference ({written}) for {label}: give them one, "
+            "such as sqrt2(-12..-8) or [0.001, 0.002, 0.004]"
+        )
+    for name, bound, is_inside in (
+        ("low", bounds.low, bounds.low is not None and bounds.low > values[0]),
+        ("high", bounds.high, bounds.high is not None and bounds.high < values[-1]),
+    ):
+        if is_inside:
+            raise ConfigError(
+                f"extend.keys.{key}.{name}={bound:g} lies inside the grid of {label} ({written}): bounds are for what "
+                "is added; narrow the grid itself by its values"
+            )
+    own, going_on = numbered
+    below = list(_allowed(key, (going_on(-n) for n in _counted(bounds.low)), bounds, run))
+    above = list(_allowed(key, (going_on(max(own) + n) for n in _counted(bounds.high)), bounds, run))
+    inside = [own.get(n, going_on(n)) for n in range(max(own) + 1)]
+    return Axis(key, (*reversed(below), *inside, *above), len(below), len(below) + max(own))
+
+
+def _counted(bound: float | None) -> range:
+    """Steps beyond the file's values."""
+    return range(1, (_REACH if bound is None else 100) + 1)
+
+
+def _allowed(key: str, values: Iterator[float], bounds: Bounds, run: RunConfig) -> Iterator[float]:
+    """The values up to the first that a bound or the run's config does not allow."""
+    for value in values:
+        low, high = bounds.low, bounds.high
+        if (low is not None and value < low * (1 - 1e-9)) or (high is not None and value > high * (1 + 1e-9)):
+            return
+        if key == BATCH and (value != round(value) or value < 1):
+            return
+        try:
+            made = derived(run, {key: value})
+        except ConfigError:
+            return
+        if key == BATCH and value > run.global_batch_tokens and made.num_steps < _LEAST_STEPS:
+            return
+        yield int(value) if key == BATCH else value
+
+
+class _Lattice:
+    """Values at whole numbers of steps from the first one of a file."""
+
+    def __init__(self, first: float, step: float, by_ratio: bool) -> None:
+        self.first, self.step, self.by_ratio = first, step, by_ratio
+        # As `sqrt2(..)` and `pow2(..)` write them: the same value is the same run, to the last bit.
+        exponents = (2 * math.log2(first), 2 * math.log2(step)) if by_ratio else (0.5, 0.5)
+        self.halves = (
+            (round(exponents[0]), round(exponents[1]))
+            if all(math.isclose(one, round(one), rel_tol=1e-12, abs_tol=1e-12) for one in exponents)
+            else None
+        )
+
+    def __call__(self, number: int) -> float:
+        if self.halves is not None:
+            return float(2.0 ** ((self.halves[0] + number * self.halves[1]) / 2))
+        # Not more digits than people write: 0.3 and no 0.30000000000000004.
+        value = self.first * self.step**number if self.by_ratio else self.first + self.step * number
+        return float(f"{value:.12g}")
+
+    def number_of(self, value: float) -> int | None:
+        """None where the value is not on the lattice."""
+        steps = (
+            math.log(value / self.first) / math.log(self.step) if self.by_ratio else (value - self.first) / self.step
+        )
+        return round(steps) if abs(steps - round(steps)) <= _SAME else None
+
+
+def _steps(values: Sequence[float]) -> tuple[dict[int, float], _Lattice] | None:
+    """The values by their numbers of steps, and the lattice; None where they have neither a common ratio, of which some
+    powers may be left out, nor all the same difference."""
+    pairs = list(itertools.pairwise(values))
+    differences = [high - low for low, high in pairs]
+    found = []
+    if values[0] > 0:
+        found.append(_Lattice(values[0], min(high / low for low, high in pairs), True))
+    if max(differences) - min(differences) <= _SAME * min(differences):
+        found.append(_Lattice(values[0], min(differences), False))
+    for lattice in found:
+        numbers = [lattice.number_of(value) for value in values]
+        if all(number is not None for number in numbers):
+            return {number: value for number, value in zip(numbers, values, strict=True) if number is not None}, lattice
+    return None

@@ -1,0 +1,125 @@
+"""`extend:` as it is written: what it spans, and what it refuses before anything is queued."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
+from sweeps.clusters import read_cluster
+from sweeps.engine.tuning.study import BATCH, Study
+from sweeps.training.derive import derived, derived_work
+from sweeps.training.entry import prepare, works_of
+from sweeps.training.expansion import expand
+from sweeps.training.study_file import split_study, study_of
+
+LR, OUTER = "inner_optimizer.lr", "method.outer_optimizer.lr"
+GRID = {"model": ["29k"], "algorithm": ["muloco"], BATCH: "pow2(10..12)", LR: "sqrt2(-14..-10 by 2)"}
+
+
+def study(extend: Any, product: dict[str, Any] | None = None, overrides: dict[str, list[Any]] | None = None) -> Study:
+    sweep = {"extend": extend, "fixed": {"tokens_per_parameter": 5}, "grids": [{"product": product or GRID}]}
+    plain, rest, found = split_study(sweep, overrides or {})
+    assert found is not None
+    runs = expand(plain, rest)
+    return study_of(found, {run.run_id: run for run in runs})
+
+
+def test_values_go_on_by_their_own_ratio_to_the_last_bit() -> None:
+    (group,) = study([LR, BATCH]).groups
+    assert group.label == "MuLoCo at 29k"
+    (rates,) = group.axes
+    assert rates.values == tuple(2.0 ** (n / 2) for n in range(-34, 12, 2))
+    assert (rates.first, rates.last) == (10, 12)
+    # Neither shorter than a sequence nor so long that few steps are left.
+    assert group.batches.values == (128, 256, 512, 1024, 2048, 4096)
+
+
+def test_a_common_difference_serves_where_there_is_no_ratio() -> None:
+    momentum = "method.outer_optimizer.momentum"
+    (group,) = study({"keys": {momentum: {"low": 0.4}}}, {**GRID, momentum: [0.6, 0.7, 0.8]}).groups
+    # Up to what the config allows.
+    assert group.axes[0].values == (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    assert not group.batches.grows
+
+
+def test_bounds_margin_and_runs_are_as_they_are_given() -> None:
+    given = study({"keys": {LR: {"low": 0.001, "high": 0.0625}}, "margin": 2}, overrides={"extend.max_runs": [7]})
+    assert given.extend is not None
+    assert (given.extend.margin, given.extend.max_runs) == (2, 7)
+    assert given.groups[0].axes[0].values == tuple(2.0 ** (n / 2) for n in range(-18, -6, 2))
+
+
+def test_a_study_is_written_and_read_as_it_is() -> None:
+    given = study([LR, BATCH])
+    assert Study.from_dict(given.to_dict()) == given
+
+
+def test_series_and_sizes_are_groups_and_other_tuning_is_not() -> None:
+    product = {**GRID, "algorithm": ["ddp_muon", "muloco"], "inner_optimizer.weight_decay": [0.0, 0.1]}
+    given = study([LR], product)
+    assert [group.label for group in given.groups] == ["DDP-Muon at 29k", "MuLoCo at 29k"]
+    assert len({place.setting.others for place in given.places.values() if place.group == given.groups[0].id}) == 2
+
+
+@pytest.mark.parametrize(
+    ("extend", "product", "words"),
+    [
+        ({"keys": [LR], "marign": 2}, {}, "extend.marign: no such key; known here: keys, margin, max_runs"),
+        ({"keys": [LR], "margin": 0}, {}, "extend.margin=0: give a whole number of one or more"),
+        (
+            {"keys": {LR: {"lowest": 1}}},
+            {},
+            "extend.keys.inner_optimizer.lr.lowest: no such key; known here: low, high",
+        ),
+        ({"keys": {LR: {"low": "1e-5"}}}, {}, "extend.keys.inner_optimizer.lr.low=1e-5: give a number"),
+        ({"keys": []}, {}, "extend.keys: name the keys"),
+        ("yes", {}, "extend='yes': give keys with their values"),
+        ([LR], {LR: [0.01]}, "has one value (0.01) for MuLoCo at 29k"),
+        ([LR], {LR: [0.01, 0.02, 0.05]}, "without a common ratio or difference (0.01, 0.02, 0.05)"),
+        ({"keys": {LR: {"low": 0.01}}}, {}, "extend.keys.inner_optimizer.lr.low=0.01 lies inside the grid"),
+        ({"keys": {BATCH: {"high": 2048}}}, {}, "high=2048 lies inside the grid"),
+        (["inner_optimizer.rate"], {}, "extend.keys: inner_optimizer.rate: no run of this sweep has such a setting"),
+        ([OUTER], {"algorithm": ["ddp_muon"]}, "no run of this sweep has such a setting"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(extend: Any, product: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        study(extend, {**GRID, **product})
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "tied",
+    [
+        {"when": [{"if": {BATCH: 1024}, "fixed": {"seed": 1}}]},
+        {"exclude": [{BATCH: 1024}]},
+        {"zip": {BATCH: [1024, 2048], "seed": [0, 1]}},
+    ],
+)
+def test_what_ties_settings_to_a_value_is_refused(tied: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="says nothing of the values that are added"):
+        split_study({"extend": [BATCH], "grids": [{"product": GRID, **tied}]}, {})
+
+
+def test_a_derived_run_is_the_run_that_a_wider_grid_has(tmp_path: Path) -> None:
+    cluster = read_cluster("local", {"kind": "local", "allocations": [{"name": "here"}]})
+    execution = ExecutionConfig()
+    narrow, wide = (
+        expand({"grids": [{"product": {**GRID, BATCH: batches}}], "fixed": {"tokens_per_parameter": 5}}, {})
+        for batches in ([1024], [2048])
+    )
+    like = works_of(narrow[:1], tmp_path, execution, cluster)[0]
+    prepare(narrow[:1], tmp_path)
+    made = derived_work(like.expecting(3 * like.need.expected_minutes), {BATCH: 2048.0}, cluster)
+    expected = works_of(wide[:1], tmp_path, execution, cluster)[0]
+    assert (made.name, made.labels, made.arguments) == (expected.name, expected.labels, expected.arguments)
+    assert (tmp_path / "runs" / made.name / "config.yaml").exists()
+    # What the other is known to take longer than a first guess, this is expected to take longer too.
+    assert made.need.expected_minutes == pytest.approx(3 * expected.need.expected_minutes)
+
+
+def test_a_setting_that_a_run_has_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"method\.outer_optimizer\.lr: DDP-AdamW has no such setting"):
+        derived(RunConfig(), {OUTER: 0.7})
