@@ -29,7 +29,7 @@ test-extras: $(VENV)/installed-extras  ## what needs packages that are large and
 soak: $(VENV)/installed-dev  ## thousands of random histories and inputs: an hour
 	MULOCO_HISTORIES=10000 $(BIN)/python -m pytest -q tests/sweeps/simulation/test_simulate.py
 	$(BIN)/python tests/muloco_runner/data/random_inputs.py 3000
-	MULOCO_SURFACES=500 $(BIN)/python -m pytest -q tests/sweeps/tuning
+	MULOCO_SURFACES=500 MULOCO_SEQUENCES=1000 $(BIN)/python -m pytest -q tests/sweeps/tuning
 	MULOCO_STUDIES=200 $(BIN)/python -m pytest -q tests/analysis/questions
 
 check: $(VENV)/installed-dev  ## format, lint, types

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.tuning.growth import Growth
-from sweeps.engine.tuning.study import Axis, Group, Study
+from sweeps.engine.tuning.study import Axis, ExtendRule, Group, Study
 from sweeps.formatting import plural
 
 if TYPE_CHECKING:
@@ -17,16 +17,34 @@ _MOST_LINES = 12
 
 
 def plan_lines(sweep: Sweep) -> Iterator[str]:
-    """Yield the bounds of each kind of group, and the most that the sweep can become."""
+    """Yield the bounds of each kind of group, what gets more seeds, and the most that the sweep can become."""
     study = sweep.definition.study
     assert study is not None
-    assert study.extend is not None
-    rule = study.extend
     more = sum(most_added(study, group) for group in study.groups)
     yield (
-        f"extend: from {plural(len(study.places), 'run')}, of {len(study.groups)} series and sizes, to at most "
-        f"{len(study.places) + more:,}, until every best value has {plural(rule.margin, 'point')} on each side; "
-        f"at most {rule.max_runs:,} more for each series and size"
+        f"The sweep goes on by its results: from {plural(len(study.places), 'run')}, of {len(study.groups)} series and "
+        f"sizes, to at most {len(study.places) + more:,}; --max-gpu-hours caps all of them, and the hours above are "
+        "those of the file's own"
+    )
+    if study.extend is not None:
+        yield from _extend_lines(study, study.extend)
+    if study.replicate is not None:
+        yield f"replicate: the {study.replicate.best} best settings of each get {study.replicate.seeds} seeds"
+    if study.decide is not None:
+        rule = study.decide.rule
+        yield (
+            f"decide: {plural(len(study.decide.pairs), 'pair')} of series at one size, until one is better with "
+            f"{rule.confidence:.0%} confidence or they lie within {rule.gap:g} nats; after {rule.max_seeds} seeds "
+            "it is a tie"
+        )
+    if sweep.folder.ledger_file.exists():
+        yield from study_lines(study, state_so_far(sweep))
+
+
+def _extend_lines(study: Study, rule: ExtendRule) -> Iterator[str]:
+    yield (
+        f"extend: until every best value has {plural(rule.margin, 'point')} on each side; at most "
+        f"{rule.max_runs:,} more for each series and size"
     )
     found: dict[str, list[str]] = {}
     for group in study.groups:
@@ -35,9 +53,6 @@ def plan_lines(sweep: Sweep) -> Iterator[str]:
     for bounds, labels in list(found.items())[:_MOST_LINES]:
         names = ", ".join(labels[:_MOST_LINES]) + (", ..." if len(labels) > _MOST_LINES else "")
         yield f"  {bounds}: {names}"
-    yield "The hours above are those of the file's own runs; --max-gpu-hours caps all of them together"
-    if sweep.folder.ledger_file.exists():
-        yield from study_lines(study, state_so_far(sweep))
 
 
 def state_so_far(sweep: Sweep) -> SweepState:
@@ -46,10 +61,16 @@ def state_so_far(sweep: Sweep) -> SweepState:
 
 
 def most_added(study: Study, group: Group) -> int:
-    """Return the most runs that the lattice and the rule let a group take up."""
-    assert study.extend is not None
-    there = len({place.setting for place in study.places.values() if place.group == group.id})
-    return min(study.extend.max_runs, max(0, group.most_settings - there) * len(group.seeds))
+    """Return the most runs that the lattice and the rules let a group take up."""
+    most = 0
+    if study.extend is not None:
+        there = len({place.setting for place in study.places.values() if place.group == group.id})
+        most += min(study.extend.max_runs, max(0, group.most_settings - there) * len(group.seeds))
+    if study.replicate is not None:
+        most += study.replicate.best * max(0, study.replicate.seeds - len(group.seeds))
+    if study.decide is not None and any(group.id in pair for pair in study.decide.pairs):
+        most += study.decide.rule.max_seeds
+    return most
 
 
 def _bounds(axis: Axis) -> str:
@@ -63,7 +84,7 @@ def study_lines(study: Study, state: SweepState) -> Iterator[str]:
     yield from lines[:_MOST_LINES]
     if len(lines) > _MOST_LINES:
         yield f"and {len(lines) - _MOST_LINES} more"
-    yield f"extend: {plural(len(state.added), 'run')} added to {len(study.places)}"
+    yield f"{plural(len(state.added), 'run')} added to {len(study.places)}"
 
 
 def study_as_dict(study: Study, state: SweepState) -> dict[str, Any]:

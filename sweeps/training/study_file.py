@@ -1,4 +1,4 @@
-"""`extend:` of a sweep file and of the command line, read and checked, with the lattices that it spans.
+"""`extend:`, `replicate:` and `decide:` of a sweep file and of the command line, read and checked.
 
     extend: [inner_optimizer.lr, global_batch_tokens]      # short for:
     extend:
@@ -7,6 +7,8 @@
         global_batch_tokens: {}
       margin: 1                                            # points on each side of a best value
       max_runs: 200                                        # most that are added to each series and size
+    replicate: {best: 2, seeds: 3}                         # seeds of the best settings of each series and size
+    decide: {pairs: [[muloco, ddp_muon]], gap: 0.004, confidence: 0.95, max_seeds: 20}
 
 Values go on by the step of the file's own: a common ratio, else a common difference.
 """
@@ -23,11 +25,22 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from muloco_runner.config import ConfigError, RunConfig
-from sweeps.engine.tuning.study import BATCH, Axis, ExtendRule, Group, Place, Setting, Study
+from sweeps.engine.tuning.sequential import PairRule
+from sweeps.engine.tuning.study import (
+    BATCH,
+    Axis,
+    DecideRule,
+    ExtendRule,
+    Group,
+    Place,
+    ReplicateRule,
+    Setting,
+    Study,
+)
 from sweeps.training.derive import derived
 from sweeps.training.model_names import model_name
 
-STUDY_KEYS = ("extend",)
+STUDY_KEYS = ("extend", "replicate", "decide")
 """Keys of a sweep file that say how the sweep goes on by its results."""
 _REACH = 10
 """Steps beyond the file's values where no bound is given."""
@@ -55,35 +68,99 @@ class Extend:
     rule: ExtendRule = field(default_factory=ExtendRule)
 
 
+@dataclass(frozen=True)
+class Decide:
+    """`decide:` as it was written."""
+
+    pairs: Sequence[tuple[str, str]]
+    """Names of two series."""
+    rule: PairRule
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """How a sweep file says that the sweep goes on by its results."""
+
+    extend: Extend | None = None
+    replicate: ReplicateRule | None = None
+    decide: Decide | None = None
+
+
 def split_study(
     sweep: Mapping[str, Any], overrides: Mapping[str, list[Any]]
-) -> tuple[dict[str, Any], dict[str, list[Any]], Extend | None]:
-    """Return the sweep and the overrides without what they say of `extend`, and that. Mistakes raise `ConfigError`."""
-    given = sweep.get("extend")
+) -> tuple[dict[str, Any], dict[str, list[Any]], StudyFile | None]:
+    """Return the sweep and the overrides without what they say of how it goes on, and that. Mistakes raise
+    `ConfigError`."""
+    given = {key: sweep.get(key) for key in STUDY_KEYS}
     rest = {}
-    for key, values in overrides.items():
-        if key.split(".")[0] not in STUDY_KEYS:
-            rest[key] = values
+    for path, values in overrides.items():
+        key, _, below = path.partition(".")
+        if key not in STUDY_KEYS:
+            rest[path] = values
         elif len(values) != 1:
-            raise ConfigError(f"{key}: one value at a time; several keys are a list: 'extend=[inner_optimizer.lr]'")
-        elif key == "extend":
-            given = values[0]
+            raise ConfigError(f"{path}: one value at a time; several keys are a list: 'extend=[inner_optimizer.lr]'")
+        elif not below:
+            given[key] = values[0]
         else:
-            before = {} if given is None else {"keys": given} if isinstance(given, list) else given
-            given = {**_mapping("extend", before), key.removeprefix("extend."): values[0]}
+            before = {} if given[key] is None else {"keys": given[key]} if isinstance(given[key], list) else given[key]
+            given[key] = {**_mapping(key, before), below: values[0]}
     plain = {key: value for key, value in sweep.items() if key not in STUDY_KEYS}
-    extend = None if given is None or given is False else _read_extend(given)
-    if extend is not None:
-        _check_independent(plain, extend)
-    return plain, rest, extend
+    on = {key: value for key, value in given.items() if value is not None and value is not False}
+    if not on:
+        return plain, rest, None
+    study = StudyFile(
+        _read_extend(on["extend"]) if "extend" in on else None,
+        _read_replicate(on["replicate"]) if "replicate" in on else None,
+        _read_decide(on["decide"]) if "decide" in on else None,
+    )
+    if study.extend is not None:
+        _check_independent(plain, study.extend)
+    return plain, rest, study
+
+
+def _read_replicate(given: Any) -> ReplicateRule:
+    entry = _mapping("replicate", given)
+    _check_known("replicate", entry, [one.name for one in fields(ReplicateRule)])
+    _check_counts("replicate", entry, 1)
+    return ReplicateRule(**entry)
+
+
+def _read_decide(given: Any) -> Decide:
+    entry = _mapping("decide", given)
+    _check_known("decide", entry, ["pairs", *(one.name for one in fields(PairRule))])
+    pairs = entry.pop("pairs", None)
+    if not (isinstance(pairs, list) and pairs and all(isinstance(p, list) and len(p) == 2 for p in pairs)):
+        raise ConfigError(f"decide.pairs={pairs!r}: give pairs of series, such as [[muloco, ddp_muon]]")
+    gap = entry.get("gap")
+    if isinstance(gap, bool) or not isinstance(gap, int | float) or not 0 <= gap < math.inf:
+        raise ConfigError(
+            f"decide.gap={gap}: say within which difference of losses, in nats, a pair is a tie: gap: 0.004"
+        )
+    confidence = entry.get("confidence", 0.95)
+    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0.5 <= confidence < 1:
+        raise ConfigError(f"decide.confidence={confidence}: give a number from 0.5 to below 1")
+    _check_counts("decide", {key: value for key, value in entry.items() if key == "max_seeds"}, 4)
+    return Decide([(str(first), str(second)) for first, second in pairs], PairRule(**entry))
+
+
+def _check_known(where: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in entry:
+        if key not in known:
+            raise ConfigError(f"{where}.{key}: no such key; known here: {', '.join(known)}")
+
+
+def _check_counts(where: str, entry: Mapping[str, Any], least: int) -> None:
+    for key, value in entry.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"{where}.{key}={value}: give a whole number of {_NUMBER_WORDS[least]} or more")
+
+
+_NUMBER_WORDS = {1: "one", 4: "four"}
 
 
 def _read_extend(given: Any) -> Extend:
     entry = {"keys": given} if isinstance(given, list) else _mapping("extend", given)
-    known = ["keys", *(one.name for one in fields(ExtendRule))]
-    for key in entry:
-        if key not in known:
-            raise ConfigError(f"extend.{key}: no such key; known here: {', '.join(known)}")
+    _check_known("extend", entry, ["keys", *(one.name for one in fields(ExtendRule))])
     keys = entry.get("keys")
     keys = dict.fromkeys(keys) if isinstance(keys, list) else keys
     if not isinstance(keys, Mapping) or not keys:
@@ -91,9 +168,7 @@ def _read_extend(given: Any) -> Extend:
             "extend.keys: name the keys that are to grow, such as [inner_optimizer.lr, global_batch_tokens]"
         )
     numbers: dict[str, Any] = {key: value for key, value in entry.items() if key != "keys"}
-    for key, value in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"extend.{key}={value}: give a whole number of one or more")
+    _check_counts("extend", numbers, 1)
     return Extend({str(key): _read_bounds(str(key), bounds) for key, bounds in keys.items()}, ExtendRule(**numbers))
 
 
@@ -129,16 +204,15 @@ def _check_independent(sweep: Mapping[str, Any], extend: Extend) -> None:
                 )
 
 
-def study_of(extend: Extend, runs: Mapping[str, RunConfig]) -> Study:
-    """The study that `extend` makes of a sweep's runs, by name. Mistakes raise `ConfigError`."""
+def study_of(file: StudyFile, runs: Mapping[str, RunConfig]) -> Study:
+    """The study that a sweep file makes of a sweep's runs, by name. Mistakes raise `ConfigError`."""
+    extend = file.extend or Extend()
     members: dict[str, list[tuple[str, RunConfig]]] = {}
     for name, run in runs.items():
         members.setdefault(_identity(run), []).append((name, run))
     for key in extend.keys:
         if key != BATCH and not any(_value(run, key) is not None for run in runs.values()):
-            raise ConfigError(
-                f"extend.keys: {key}: no run of this sweep has such a setting with a number for its value"
-            )
+            raise ConfigError(f"extend.keys: {key}: no run of this sweep has such a setting, with a number as value")
     labels = _labels([found[0][1] for found in members.values()])
     groups: list[Group] = []
     places: dict[str, Place] = {}
@@ -146,7 +220,33 @@ def study_of(extend: Extend, runs: Mapping[str, RunConfig]) -> Study:
         group = _group(identity, label, extend, [run for _, run in found])
         groups.append(group)
         places |= {name: _place(group, run) for name, run in found}
-    return Study(tuple(groups), places, extend.rule, "sweeps.training.derive")
+    decide = DecideRule(tuple(_pairs(file.decide, groups)), file.decide.rule) if file.decide is not None else None
+    rule = file.extend.rule if file.extend is not None else None
+    return Study(tuple(groups), places, rule, "sweeps.training.derive", file.replicate, decide)
+
+
+def _pairs(decide: Decide, groups: Sequence[Group]) -> Iterator[tuple[str, str]]:
+    """The ids of each pair, at each scale that both series have."""
+    series = {_plain_name(group.series): group.series for group in groups}
+    for pair in decide.pairs:
+        for name in pair:
+            if _plain_name(name) not in series:
+                raise ConfigError(f"decide.pairs: no series {name} in this sweep; it has {', '.join(series)}")
+        found: list[dict[str, list[str]]] = [{}, {}]
+        for ids, name in zip(found, pair, strict=True):
+            for group in groups:
+                if _plain_name(group.series) == _plain_name(name):
+                    ids.setdefault(group.scale, []).append(group.id)
+        shared = found[0].keys() & found[1].keys()
+        several = [name for ids, name in zip(found, pair, strict=True) if any(len(one) > 1 for one in ids.values())]
+        if several or not shared or _plain_name(pair[0]) == _plain_name(pair[1]):
+            why = f"{several[0]} names several series of one size" if several else "they share no size, or are the same"
+            raise ConfigError(f"decide.pairs: {pair[0]} against {pair[1]}: {why}: name two series of the same sizes")
+        yield from ((found[0][scale][0], found[1][scale][0]) for scale in found[0] if scale in shared)
+
+
+def _plain_name(series: str) -> str:
+    return series.lower().replace("-", "_")
 
 
 def _identity(run: RunConfig) -> str:
@@ -186,22 +286,25 @@ def _value(run: RunConfig, key: str) -> float | None:
     return there if isinstance(there, int | float) and not isinstance(there, bool) else None
 
 
-def _labels(runs: Sequence[RunConfig]) -> list[str]:
-    """A series and size in words, with a number where several are called the same."""
+def _labels(runs: Sequence[RunConfig]) -> list[tuple[str, str, str]]:
+    """A label, the series and the scale in words; labels with a number where several are called the same."""
     several_budgets = len({run.tokens_per_parameter for run in runs}) > 1
     found = []
     for run in runs:
-        workers = f" K={run.num_workers}" if run.num_workers > 1 else ""
+        series = f"{run.algorithm} K={run.num_workers}" if run.num_workers > 1 else run.algorithm
         budget = f", {run.tokens_per_parameter:g} tokens a parameter" if several_budgets else ""
-        found.append(f"{run.algorithm}{workers} at {model_name(run.num_params)}{budget}")
-    counts, seen = Counter(found), Counter[str]()
-    for number, label in enumerate(found):
+        scale = f"{model_name(run.num_params)}{budget}"
+        found.append((f"{series} at {scale}", series, scale))
+    counts, seen = Counter(label for label, _, _ in found), Counter[str]()
+    for number, (label, series, scale) in enumerate(found):
         seen[label] += 1
-        found[number] = f"{label} ({seen[label]})" if counts[label] > 1 else label
+        numbered = f"{label} ({seen[label]})" if counts[label] > 1 else label
+        found[number] = (numbered, series, scale)
     return found
 
 
-def _group(identity: str, label: str, extend: Extend, runs: Sequence[RunConfig]) -> Group:
+def _group(identity: str, words: tuple[str, str, str], extend: Extend, runs: Sequence[RunConfig]) -> Group:
+    label, series, scale = words
     axes = []
     for key, bounds in extend.keys.items():
         values = sorted({value for run in runs if (value := _value(run, key)) is not None})
@@ -213,7 +316,7 @@ def _group(identity: str, label: str, extend: Extend, runs: Sequence[RunConfig])
     else:
         axis = Axis(BATCH, tuple(batches), 0, len(batches) - 1, grows=False)
     shared = frozenset.intersection(*_seeds_of_settings(runs))
-    return Group(identity, label, axis, tuple(axes), tuple(sorted(shared or {runs[0].seed})))
+    return Group(identity, label, axis, tuple(axes), tuple(sorted(shared or {runs[0].seed})), series, scale)
 
 
 def _seeds_of_settings(runs: Sequence[RunConfig]) -> list[frozenset[int]]:

@@ -67,7 +67,7 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     sweep = OmegaConf.to_container(tree.sweep, resolve=True) if name else {"grids": [{}]}
     if not isinstance(sweep, dict):
         raise ConfigError(f"+sweep={name}: the file holds no keys: give `grids`, or `fixed` and `grid`")
-    plain, narrowing, extend = split_study({str(key): value for key, value in sweep.items()}, narrowing)
+    plain, narrowing, goes_on = split_study({str(key): value for key, value in sweep.items()}, narrowing)
     runs = expand(plain, narrowing, allow_large=allow_large)
     for run in {(repr(run.data), run.model.vocab_size): run for run in runs}.values():
         check_data(run)
@@ -87,7 +87,7 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     works = refine(works_of(runs, root, execution, cluster), measured_minutes)
     if answers:
         _refuse_sharded(runs, works, Gpus(cluster, execution), answers)
-    study = study_of(extend, {run.run_id: run for run in runs}) if extend is not None else None
+    study = study_of(goes_on, {run.run_id: run for run in runs}) if goes_on is not None else None
     definition = Definition(name, cluster_name, cluster.to_dict(), works, study=study)
     return Sweep(name, root, runs, execution, definition, cluster)
 

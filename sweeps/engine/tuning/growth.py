@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from sweeps.engine.tuning.extend import Verdict, verdict_on
+from sweeps.engine.tuning.sequential import Outcome, PairResult, judge
 from sweeps.engine.tuning.study import Coordinates, ExtendRule, Group, Place, Results, Setting, Study
+
+_FIRST_SEEDS = 4
+"""Of a pair at once: fewer decide nothing."""
+_MORE_SEEDS = 2
+"""At each later look."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,57 @@ class Growth:
         found: dict[str, list[Addition]] = {}
         for id, tracked in self._groups.items():
             if tracked.is_new and not tracked.pending and id not in known.blocked:
-                asked = self._asked(tracked)
+                asked = self._asked(tracked) or self._replicates(tracked)
                 # Until these are recorded they are asked for again.
                 tracked.is_new = bool(asked)
                 if asked:
                     found[id] = asked
+        for addition in self._undecided(known):
+            found.setdefault(addition.place.group, []).append(addition)
         return found
+
+    def _replicates(self, tracked: _Tracked) -> list[Addition]:
+        """More seeds of the best settings."""
+        rule = self.study.replicate
+        if rule is None:
+            return []
+        found = []
+        for number, setting in enumerate(tracked.results.ranking()[: rule.best]):
+            seeds = [*tracked.group.seeds, *_fresh_seeds(rule.seeds, tracked.group.seeds)][: rule.seeds]
+            why = f"of its series and size its setting is number {number + 1}, and the best {rule.best} get "
+            found += _seeded(tracked, setting, seeds, f"{why}{rule.seeds} seeds (replicate)")
+        return found
+
+    def pairs(self) -> list[tuple[Group, Group, PairResult]]:
+        """Return what is known of each pair."""
+        rule = self.study.decide
+        if rule is None:
+            return []
+        out = []
+        for pair in rule.pairs:
+            first, second = (self._groups[id] for id in pair)
+            out.append((first.group, second.group, judge(_differences(first, second), rule.rule)))
+        return out
+
+    def _undecided(self, known: Known) -> list[Addition]:
+        """More seeds of the best settings of pairs that are open, the same for both."""
+        rule = self.study.decide
+        found: dict[Place, Addition] = {}
+        for ids in rule.pairs if rule is not None else ():
+            pair = [self._groups[id] for id in ids]
+            is_settled = all(not (one.pending or one.is_new or one.group.id in known.blocked) for one in pair)
+            if rule is None or not is_settled or not all(one.results.ranking() for one in pair):
+                continue
+            result = judge(_differences(*pair), rule.rule)
+            if result.outcome is not Outcome.OPEN:
+                continue
+            num = min(max(_FIRST_SEEDS, result.num_seeds + _MORE_SEEDS), rule.rule.max_seeds)
+            seeds = _fresh_seeds(num, [seed for one in pair for seed in one.group.seeds])
+            names = " against ".join(one.group.series for one in pair)
+            why = f"{names} at {pair[0].group.scale} is open after {result.num_seeds} seeds (decide)"
+            for one in pair:
+                found |= {addition.place: addition for addition in _seeded(one, one.results.ranking()[0], seeds, why)}
+        return list(found.values())
 
     def _update(self, known: Known) -> None:
         """Takes in what is new: neither mapping loses a key, and new ones come last."""
@@ -136,6 +187,8 @@ class Growth:
         for tracked in self._groups.values():
             added = f"{tracked.num_added} runs added" if tracked.num_added else "nothing added"
             yield f"{tracked.group.label}: {self._standing(tracked, known, self.study.extend)}; {added}"
+        for first, second, result in self.pairs():
+            yield f"{first.scale}: {result.to_text(first.series, second.series)}"
 
     def _standing(self, tracked: _Tracked, known: Known, rule: ExtendRule | None) -> str:
         if tracked.group.id in known.blocked:
@@ -143,9 +196,33 @@ class Growth:
         if tracked.pending:
             return f"waits for {len(tracked.pending)} of its runs"
         if tracked.verdict is None or rule is None:
-            return "is not extended"
+            return "all of its runs have ended"
         if tracked.verdict.is_interior:
             return "bracketed on all sides"
         if tracked.verdict.bounds:
             return "open: " + "; ".join(tracked.verdict.bounds)
         return f"open: extend.max_runs={rule.max_runs} reached: {tracked.verdict.wanted[0].why}"
+
+
+def _differences(first: _Tracked, second: _Tracked) -> list[float]:
+    """Losses of the first's best setting minus the second's, at the seeds that both have and that chose neither."""
+    if not (first.results.ranking() and second.results.ranking()):
+        return []
+    losses = [one.results.fresh(one.results.ranking()[0]) for one in (first, second)]
+    return [losses[0][seed] - losses[1][seed] for seed in sorted(losses[0].keys() & losses[1].keys())]
+
+
+def _fresh_seeds(count: int, used: Iterable[int]) -> list[int]:
+    """The smallest seeds that are not used."""
+    taken = set(used)
+    return list(itertools.islice((seed for seed in itertools.count() if seed not in taken), count))
+
+
+def _seeded(tracked: _Tracked, setting: Setting, seeds: Iterable[int], why: str) -> list[Addition]:
+    """The setting at those of the seeds that it has not been run with."""
+    known = tracked.results.losses[setting]
+    return [
+        Addition(Place(tracked.group.id, setting, seed), tracked.runs[setting], why)
+        for seed in seeds
+        if seed not in known
+    ]

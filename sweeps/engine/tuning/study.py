@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from muloco_runner.record import Tried, choosing_seeds
+from sweeps.engine.tuning.sequential import PairRule
 
 BATCH = "global_batch_tokens"
 
@@ -52,6 +53,9 @@ class Group:
     """Of the hyper-parameters that are extended, in the order of the file."""
     seeds: tuple[int, ...]
     """Those that a new setting is run with."""
+    series: str = ""
+    scale: str = ""
+    """What its label is made of; of equal scale are groups that may be compared."""
 
     @property
     def most_settings(self) -> int:
@@ -99,6 +103,25 @@ class ExtendRule:
 
 
 @dataclass(frozen=True)
+class ReplicateRule:
+    """`replicate:` of a sweep file."""
+
+    best: int = 1
+    """So many of the best settings of each group get more seeds."""
+    seeds: int = 3
+    """Seeds of each of them in the end."""
+
+
+@dataclass(frozen=True)
+class DecideRule:
+    """`decide:` of a sweep file."""
+
+    pairs: tuple[tuple[str, str], ...]
+    """Ids of two groups of one scale."""
+    rule: PairRule
+
+
+@dataclass(frozen=True)
 class Study:
     """The groups of a sweep, where the runs of its file stand, and the rules by which it goes on."""
 
@@ -108,6 +131,8 @@ class Study:
     extend: ExtendRule | None = None
     derives: str = ""
     """The module that makes a run of another one (`sweeps.node.reports.Derives`)."""
+    replicate: ReplicateRule | None = None
+    decide: DecideRule | None = None
 
     @cached_property
     def by_id(self) -> dict[str, Group]:
@@ -140,6 +165,8 @@ class Study:
             },
             "extend": self.extend and asdict(self.extend),
             "derives": self.derives,
+            "replicate": self.replicate and asdict(self.replicate),
+            "decide": self.decide and asdict(self.decide),
         }
 
     @classmethod
@@ -152,12 +179,18 @@ class Study:
             },
             ExtendRule(**values["extend"]) if values["extend"] else None,
             values["derives"],
+            ReplicateRule(**values["replicate"]) if values.get("replicate") else None,
+            _decide(values["decide"]) if values.get("decide") else None,
         )
 
 
 def _group(values: Mapping[str, Any]) -> Group:
     axes = tuple(_axis(one) for one in values["axes"])
-    return Group(values["id"], values["label"], _axis(values["batches"]), axes, tuple(values["seeds"]))
+    return Group(**{**values, "batches": _axis(values["batches"]), "axes": axes, "seeds": tuple(values["seeds"])})
+
+
+def _decide(values: Mapping[str, Any]) -> DecideRule:
+    return DecideRule(tuple((first, second) for first, second in values["pairs"]), PairRule(**values["rule"]))
 
 
 def _axis(values: Mapping[str, Any]) -> Axis:
@@ -173,16 +206,29 @@ class Results:
 
     def compared(self) -> dict[int, dict[Setting, float]]:
         """Return the losses that settings are compared by, by batch (`muloco_runner.record.choosing_seeds`)."""
+        return {
+            batch: {setting: _mean(self.losses[setting], seeds) for setting, seeds in settings.items()}
+            for batch, settings in self._choices().items()
+            if settings
+        }
+
+    def ranking(self) -> list[Setting]:
+        """Return the settings that take part, the best first."""
+        losses = {setting: loss for settings in self.compared().values() for setting, loss in settings.items()}
+        return sorted(losses, key=lambda setting: losses[setting])
+
+    def fresh(self, setting: Setting) -> dict[int, float]:
+        """Return the losses of a setting at the seeds that took no part in its choice."""
+        chose = self._choices()[setting.batch][setting]
+        by_seed = self.losses[setting].items()
+        return {seed: loss for seed, loss in by_seed if seed not in chose and loss is not None}
+
+    def _choices(self) -> dict[int, dict[Setting, frozenset[int]]]:
         points: dict[int, dict[Setting, Tried]] = {}
         for setting, by_seed in self.losses.items():
             seeds = frozenset(seed for seed, loss in by_seed.items() if loss is not None)
             points.setdefault(setting.batch, {})[setting] = Tried(seeds, None in by_seed.values())
-        choices, _ = choosing_seeds(points)
-        return {
-            batch: {setting: _mean(self.losses[setting], seeds) for setting, seeds in settings.items()}
-            for batch, settings in choices.items()
-            if settings
-        }
+        return choosing_seeds(points)[0]
 
 
 def _mean(by_seed: Mapping[int, float | None], seeds: Iterable[int]) -> float:

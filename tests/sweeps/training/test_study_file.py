@@ -18,7 +18,8 @@ GRID = {"model": ["29k"], "algorithm": ["muloco"], BATCH: "pow2(10..12)", LR: "s
 
 
 def study(extend: Any, product: dict[str, Any] | None = None, overrides: dict[str, list[Any]] | None = None) -> Study:
-    sweep = {"extend": extend, "fixed": {"tokens_per_parameter": 5}, "grids": [{"product": product or GRID}]}
+    goes_on = extend if isinstance(extend, dict) and extend.keys() & {"replicate", "decide"} else {"extend": extend}
+    sweep = {**goes_on, "fixed": {"tokens_per_parameter": 5}, "grids": [{"product": product or GRID}]}
     plain, rest, found = split_study(sweep, overrides or {})
     assert found is not None
     runs = expand(plain, rest)
@@ -80,6 +81,17 @@ def test_series_and_sizes_are_groups_and_other_tuning_is_not() -> None:
         ({"keys": {LR: {"low": 0.01}}}, {}, "extend.keys.inner_optimizer.lr.low=0.01 lies inside the grid"),
         ({"keys": {BATCH: {"high": 2048}}}, {}, "high=2048 lies inside the grid"),
         (["inner_optimizer.rate"], {}, "extend.keys: inner_optimizer.rate: no run of this sweep has such a setting"),
+        ({"replicate": {"best": 0}}, {}, "replicate.best=0: give a whole number of one or more"),
+        ({"replicate": {"seed": 3}}, {}, "replicate.seed: no such key; known here: best, seeds"),
+        ({"decide": {"pairs": [["muloco", "ddp_muon"]]}}, {}, "decide.gap=None: say within which difference"),
+        ({"decide": {"pairs": ["muloco"], "gap": 0.01}}, {}, "decide.pairs=['muloco']: give pairs of series"),
+        ({"decide": {"pairs": [["muloco", "lion"]], "gap": 0.01}}, {}, "no series lion in this sweep; it has muloco"),
+        ({"decide": {"pairs": [["muloco", "muloco"]], "gap": 0.01}}, {}, "they share no size, or are the same"),
+        (
+            {"decide": {"pairs": [["a", "b"]], "gap": 0.01, "max_seeds": 2}},
+            {},
+            "decide.max_seeds=2: give a whole number",
+        ),
         ([OUTER], {"algorithm": ["ddp_muon"]}, "no run of this sweep has such a setting"),
     ],
 )
