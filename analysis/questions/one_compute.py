@@ -15,6 +15,7 @@ import pandas as pd
 
 from analysis.optima import RunsBehind
 from analysis.page.drawing import Drawing
+from analysis.page.listed import listed
 from analysis.page.numbers import flops, integer, ratio, spread
 from analysis.page.page_table import Column, Table
 from analysis.page.styles import Styles
@@ -187,7 +188,8 @@ def _in_words(one: AtOneCompute) -> str:
 
 
 def _shared_sentence(result: OneCompute, runs: str) -> str:
-    each = ", ".join(f"{one.series} {_with_interval(one.compute_ratio, one.compute_ci)}" for one in result.series)
+    ranked = sorted(result.series, key=lambda one: -one.compute_ratio)
+    each = listed([f"{one.series} {_with_interval(one.compute_ratio, one.compute_ci)}" for one in ranked])
     return (
         f"At {flops(result.flops or 0)} FLOPs {result.baseline} needs so many times the compute of each series {runs}: "
         f"{each}."
@@ -205,7 +207,7 @@ def _shared_standings(result: OneCompute) -> list[str]:
     out = []
     for standing, head in words.items():
         names = [one.series for one in result.series if one.standing == standing]
-        out += [f"{head}: {', '.join(names)}."] if names else []
+        out += [f"{head}: {listed(names)}."] if names else []
     return out
 
 

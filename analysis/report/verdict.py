@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.page import numbers
+from analysis.page.listed import listed
 from analysis.page.numbers import count, integer, loss, number, spread
 from analysis.questions import pairwise_tests
 from analysis.questions.registry import QUESTIONS
@@ -80,7 +81,7 @@ def _critical_batches(report: dict[str, Any]) -> list[str]:
     if not laws:
         return []
     alphas = {law["series"]: law["fit"]["parameters"]["alpha"] for law in laws}
-    each = ", ".join(f"{law['series']} {_with_interval(alphas[law['series']])}{_behind(law)}" for law in laws)
+    each = listed([f"{law['series']} {_with_interval(alphas[law['series']])}{_behind(law)}" for law in laws])
     out = [f"The critical batch (1% rule, interpolated) grows as tokens to the power of: {each}."]
     baseline = report["settings"]["baseline"]
     base = alphas.get(baseline)
@@ -93,11 +94,10 @@ def _critical_batches(report: dict[str, Any]) -> list[str]:
     ]
     rest = [name for name in alphas if name not in (*disjoint, baseline)]
     if disjoint:
-        out.append(f"The exponent differs from {baseline}'s, their intervals are disjoint: {', '.join(disjoint)}.")
+        out.append(f"The exponent differs from {baseline}'s, their intervals are disjoint: {listed(disjoint)}.")
     if rest:
         out.append(
-            f"That the exponent differs from {baseline}'s is not established, their intervals overlap: "
-            f"{', '.join(rest)}."
+            f"That the exponent differs from {baseline}'s is not established, their intervals overlap: {listed(rest)}."
         )
     return out
 
@@ -170,6 +170,6 @@ def _critical_batches_not_identified(report: dict[str, Any]) -> list[str]:
     for law in missing:
         by_reason.setdefault(law["reason"], []).append(law["series"])
     for reason, names in by_reason.items():
-        whose = f"{names[0]}'s critical batch" if len(names) == 1 else f"the critical batches of {', '.join(names)}"
+        whose = f"{names[0]}'s critical batch" if len(names) == 1 else f"the critical batches of {listed(names)}"
         out.append(f"The growth of {whose} is not identified: {reason}.")
     return out

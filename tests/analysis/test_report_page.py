@@ -181,6 +181,19 @@ def test_sixteen_times_six_algorithms_look_different() -> None:
     assert len({tuple(look[key] for key in keys) for look in looks}) == 96
 
 
+def test_sentences_of_very_many_series_name_a_few(planted: tuple[Path, Path]) -> None:
+    report = json.loads((planted[1] / "report.json").read_text())
+    compared = report["questions"]["one_compute"]["series"]
+    ratios = {f"variant-{i}": 1 + i / 100 for i in range(40)}
+    compared[:] = [{**compared[0], "series": name, "compute_ratio": ratio} for name, ratio in ratios.items()]
+    laws = [{"series": name, "definition": "cbs_1pct", "fit": None, "reason": "too few"} for name in ratios]
+    report["critical_batch"]["laws"] = laws
+    said = statements(report)
+    (line,) = [line for line in said.findings if "needs so many times the compute" in line]
+    assert line.index("variant-39 1.39") < line.index("variant-35 1.35") < line.index("and others")
+    assert max(len(line) for line in (*said.findings, *said.cautions)) < 600
+
+
 def test_many_series_share_their_sentences(planted: tuple[Path, Path]) -> None:
     report = json.loads((planted[1] / "report.json").read_text())
     names = [f"variant-{i}" for i in range(12)]
