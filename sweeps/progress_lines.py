@@ -6,14 +6,17 @@ import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sweeps.controller import Tick
 from sweeps.engine.decide import AVOID_NODE_SECONDS
 from sweeps.engine.run_states import STATUSES, RunState
 from sweeps.engine.sweep_state import SlowNode, SweepState
 from sweeps.formatting import duration, plural, when
 from sweeps.node.last_words import last_words, why_not_done
 from sweeps.store.folder import SweepFolder
+
+if TYPE_CHECKING:
+    from sweeps.controller import Tick
 
 NO_ANSWER = "the scheduler does not answer: asking again"
 _LOG_SECONDS = 10.0

@@ -27,7 +27,7 @@ from sweeps.notify import ON_EVENT, notifier_of
 from sweeps.progress_lines import after_interrupt
 from sweeps.store.lease import Holder, Lease, LeaseHeld, read_holder, take_over
 from sweeps.training.entry import prepare
-from sweeps.training.preview import cuts_of
+from sweeps.training.preview import check_cap, cuts_of
 from sweeps.training.sweep import Sweep, read_sweep
 from sweeps.training.wandb_sync import syncer_of
 from sweeps.training.weights import cost_of_weights, end_of_sweep, without_weights
@@ -142,13 +142,6 @@ def _event_target(arguments: argparse.Namespace, sweep: Sweep) -> str | None:
     """Return what to notify of events; `--on-event ''` notifies nobody."""
     target: str | None = arguments.on_event
     return sweep.cluster.on_event if target is None else target
-
-
-def check_cap(sweep: Sweep, max_gpu_hours: float | None) -> None:
-    if max_gpu_hours is None:
-        return
-    if not any(allocation.gpus_per_node for allocation in sweep.cluster.allocations):
-        raise ConfigError(f"--max-gpu-hours has no effect: cluster {sweep.cluster.name} has no GPUs; drop it")
 
 
 def _check_alone(sweep: Sweep) -> None:

@@ -10,15 +10,11 @@ from muloco_runner.config import ConfigError
 from muloco_runner.data.epochs import epochs_of_sweep
 from muloco_runner.record import ExitCode
 from sweeps.cli.display import outcome_as_dict, plan_as_dict, show_outcome, show_plan, waiting
-from sweeps.cli.launch_sweep import check_cap
 from sweeps.cli.study_lines import plan_lines, state_so_far, study_as_dict, study_lines
 from sweeps.clusters import make_cluster
 from sweeps.engine.lower_bound import lower_bound_minutes
 from sweeps.engine.quota import VerdictKind
-from sweeps.simulation.faults import FAULT_MODELS
-from sweeps.simulation.simulate import simulate
-from sweeps.simulation.surface import PlantedTrials
-from sweeps.training.preview import preview
+from sweeps.training.preview import check_cap, preview
 from sweeps.training.sweep import read_sweep
 
 
@@ -44,6 +40,11 @@ def plan(arguments: argparse.Namespace) -> ExitCode:
 
 def simulate_sweep(arguments: argparse.Namespace) -> ExitCode:
     """Run the unfinished runs of a sweep through the real controller on a simulated cluster."""
+    # The controller and all that it loads, which plans do without.
+    from sweeps.simulation.faults import FAULT_MODELS
+    from sweeps.simulation.simulate import simulate
+    from sweeps.simulation.surface import PlantedTrials
+
     sweep = read_sweep(arguments.overrides, arguments.allow_large, arguments.same_code)
     found = preview(sweep, make_cluster(sweep.cluster, sweep.folder.cluster_dir).limits(sweep.folder.owns))
     never = [run for run in found.runs if run.verdict.kind is VerdictKind.NEVER]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from muloco_runner.config import RunConfig
+from muloco_runner.config import ConfigError, RunConfig
 from sweeps.engine.capacity import MAX_GPU_HOURS
 from sweeps.engine.cluster import Limit, Limits, Resource
 from sweeps.engine.cluster_config import ClusterConfig
@@ -57,6 +57,14 @@ class Preview:
     """What its training runs write; None where there are none."""
     affordable: frozenset[str] | None = None
     """Names of the unfinished runs that would be done under a cap on GPU-hours; None without one."""
+
+
+def check_cap(sweep: Sweep, max_gpu_hours: float | None) -> None:
+    """A limit on the GPU-hours of a cluster without GPUs raises `ConfigError`."""
+    if max_gpu_hours is None:
+        return
+    if not any(allocation.gpus_per_node for allocation in sweep.cluster.allocations):
+        raise ConfigError(f"--max-gpu-hours has no effect: cluster {sweep.cluster.name} has no GPUs; drop it")
 
 
 def preview(sweep: Sweep, live: Limits, max_gpu_hours: float | None = None) -> Preview:
