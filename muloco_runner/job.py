@@ -117,7 +117,8 @@ def _attempt(
     from muloco_runner.training.devices import choose_device, choose_placement_on
     from muloco_runner.training.loop import Trainer
     from muloco_runner.training.session import Session
-    from muloco_runner.training.wandb_sink import wandb_sink
+    from muloco_runner.training.sinks.tensorboard_sink import tensorboard_sink
+    from muloco_runner.training.sinks.wandb_sink import wandb_sink
 
     make_importable(run, folder)
     process = process_rank()
@@ -142,12 +143,14 @@ def _attempt(
             execution.wandb_mode,
             execution.wandb_group,
         ) as send_to_wandb,
+        tensorboard_sink(folder.path / "tensorboard" if execution.tensorboard and process.rank == 0 else None) as chart,
     ):
         corpus = check_can_run(run, folder)
 
         def report(record: StepRecord) -> None:
             on_record(record)
             send_to_wandb(record)
+            chart(record)
 
         if process.rank == 0:
             print(describe_epochs(run), flush=True)

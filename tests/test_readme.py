@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 SHORT = {
     "muloco-train": ["tokens_per_parameter=2", "method.sync_interval=10"],
     "muloco-train --multirun": ["tokens_per_parameter=2", "model=29k", "global_batch_tokens=1024"],
+    "muloco-train model=hf:kept/hf": ["tokens_per_parameter=0.5"],
+    "muloco-model continue": ["--tokens-per-parameter", "3"],
     "muloco-train data=prepared": ["tokens_per_parameter=0.2", "model=29k"],
     "muloco-sweep launch": ["model=29k", "global_batch_tokens=512", "tokens_per_parameter=0.7"],
     "muloco-report": ["--bootstrap", "20"],
@@ -38,6 +40,12 @@ def shortened(command: str) -> list[str]:
     return [str(Path(sys.executable).parent / words[0]), *words[1:], *SHORT.get(key, [])]
 
 
+def with_run(words: list[str], folder: Path) -> list[str]:
+    """The words with the folder of the run that keeps step 30 in place of RUN."""
+    kept = [path.parents[1] for path in folder.glob("kept/runs/*/checkpoint/step-00000030")]
+    return [str(kept[0]) if word == "RUN" else word for word in words]
+
+
 def test_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
     used = [line for line in commands() if line.startswith("muloco-")]
     assert len(used) >= 6
@@ -45,7 +53,9 @@ def test_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
     for number in range(400):
         (tmp_path / "my_text" / f"{number}.txt").write_text(f"Text number {number} of four hundred. " * 20)
     for line in used:
-        done = subprocess.run(shortened(line), cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+        done = subprocess.run(
+            with_run(shortened(line), tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
+        )
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     assert (tmp_path / "demo" / "report" / "report.html").exists()
 

@@ -49,6 +49,11 @@ class ExecutionConfig:
     internet); online; auto: online where there is a key, else kept in the folder."""
     wandb_group: str | None = None
     """Group of the run there; null: the sweep's name, or its algorithm where it is trained by itself."""
+    tensorboard: bool = False
+    """Whether TensorBoard's files of the records are written too, to `tensorboard` in the run's folder."""
+    profile: list[int] | None = None
+    """First and last step of a trace by torch's profiler, such as [20,25]; each rank's goes to its attempt's folder, as
+    `trace-RANK.json`. Null for none."""
     log_interval_steps: int = 10
     evaluate_interval_steps: int | None = None
     """Steps between evaluations on the held-out set; None evaluates at the end only."""
@@ -70,6 +75,10 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         self._check_keep()
+        require(
+            self.profile is None or (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]),
+            f"execution.profile={self.profile}: must be the first and the last step of a trace, such as [20,25]",
+        )
         require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))
         require_choice("execution.muon_backend", self.muon_backend, get_args(MuonBackend))
         require_choice("execution.attention", self.attention, get_args(AttentionKernel))

@@ -23,6 +23,8 @@ Samples, exports, evaluates and continues trained models.
   muloco-model sample results/runs/RUN_ID --prompt 'def main' --tokens 200     continue a text
   muloco-model export results/runs/RUN_ID --out my_model                       as a Hugging Face folder
   muloco-model continue results/runs/RUN_ID --tokens-per-parameter 40          as if that had been asked for at once
+  muloco-model eval results/runs/RUN_ID                                        validation loss, bits per byte
+  muloco-model eval results/runs/RUN_ID --tasks hellaswag,arc_easy --limit 100 scores, kept in its evaluations/
   muloco-model sample 3fa --root demo --prompt 'import' --temperature 0        of the run 3fa... under demo/
 
 RUN is a run's folder, or its id or the first digits of it under --root (default: results). Its weights are those of the
@@ -98,6 +100,18 @@ def make_parser() -> Parser:
         metavar="execution.KEY=VALUE",
         help="how it is carried out, such as execution.keep=final; may be said several times",
     )
+    evaluating = _command(commands, "eval", "validation loss, or scores of lm-evaluation-harness", _evaluate)
+    evaluating.add_argument(
+        "--tasks", type=any_text("names"), metavar="A,B", help="of lm-eval; default: the loss alone"
+    )
+    evaluating.add_argument(
+        "--include", type=any_path("a folder"), metavar="DIR", help="own tasks, YAML files of lm-eval"
+    )
+    evaluating.add_argument(
+        "--limit", type=whole_number(100, 1), metavar="N", help="examples of each task; default: all"
+    )
+    evaluating.add_argument("--batch", type=whole_number(16, 1), default=16, metavar="N", help="sequences; default 16")
+    evaluating.add_argument("--json", action="store_true", help="one line of JSON")
     return parser
 
 
@@ -171,6 +185,26 @@ def _sample(arguments: argparse.Namespace) -> ExitCode:
         values = {"prompt": text, "text": continuation, "tokens": row}
         print(json.dumps(values) if arguments.json else f"{text}{continuation}", flush=True)
     print(f"{number:,} tokens in {seconds:.1f} s, {number / seconds:,.0f} tokens/s", file=sys.stderr)
+    return ExitCode.FINISHED
+
+
+def _evaluate(arguments: argparse.Namespace) -> ExitCode:
+    from muloco_runner.inference.evaluation import tasks, validation
+
+    useless = [name for name in ("include", "limit") if getattr(arguments, name) is not None]
+    if arguments.tasks is None and useless:
+        raise ConfigError(f"--{useless[0]} has no effect without --tasks: drop it, or name tasks")
+    loaded = _load(arguments)
+    if arguments.tasks is None:
+        found = validation(loaded)
+        lines = [
+            f"validation loss {found['validation_loss']:.4f} nats per token, {found['bits_per_byte']:.4f} bits per byte"
+        ]
+    else:
+        names = list(dict.fromkeys(arguments.tasks.split(",")))
+        found = tasks(loaded, names, arguments.include, arguments.limit, arguments.batch)
+        lines = [f"{name}  {key} {value:.4f}" for name in names for key, value in found[name]["scores"].items()]
+    print(json.dumps(found) if arguments.json else "\n".join(lines))
     return ExitCode.FINISHED
 
 

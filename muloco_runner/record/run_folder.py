@@ -9,6 +9,7 @@
   status.json      heartbeat, replaced atomically
   result.json      written once, at the end
   checkpoint/      step-<n>/: the newest two complete ones while it trains; of a finished run what was to be kept
+  evaluations/     step-<n>/: losses and scores of that checkpoint (`muloco-model eval`)
   attempts/<n>/    what each attempt left: stdout, stderr, environment.json
 """
 

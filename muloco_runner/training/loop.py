@@ -5,6 +5,8 @@ Gradients are averaged over the replicas of each worker, the inner optimizer ste
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from muloco_runner.config import ConfigError, RunConfig
@@ -21,6 +23,7 @@ from muloco_runner.training.devices import choose_placement_on
 from muloco_runner.training.evaluate import Evaluation
 from muloco_runner.training.inner_step import InnerStep
 from muloco_runner.training.metrics import Metrics
+from muloco_runner.training.profile import StepProfile
 from muloco_runner.training.replicas import build_replicas, build_workers
 from muloco_runner.training.session import Session
 from muloco_runner.training.state import TrainingState
@@ -68,11 +71,13 @@ class Trainer:
         if self.session.device.type == "cuda":
             self._warm_up()
         validation_loss = None
+        trace = StepProfile(execution.profile, self._trace_file(), self.session.device)
         self.metrics.start()
         self.phases.begin_training()
         self.clock.start()
         self.checkpointing.start()
         while state.step < run.num_steps:
+            trace.before_step(state.step + 1)
             self.step_workers()
             last, interval = state.step == run.num_steps, execution.evaluate_interval_steps
             evaluates = last or bool(interval and state.step % interval == 0)
@@ -81,6 +86,7 @@ class Trainer:
                 with self.clock.paused(), self.phases.measured("evaluation"):
                     state.local_validation_loss = self.evaluation.of_local_models(state.workers)
             state.last_outer_step = self.method.after_inner_step(state.step) or state.last_outer_step
+            trace.after_step(state.step)
             validation_loss = None
             if evaluates or self._logs(state.step):
                 with self.clock.paused():
@@ -106,6 +112,10 @@ class Trainer:
             self.inner_step.shrink_to_memory(first)
         self.inner_step.warm_up(first)
         self.evaluation.warm_up(first)
+
+    def _trace_file(self) -> Path:
+        session = self.session
+        return session.folder.attempt_dir(session.attempt) / f"trace-{session.communicator.topology.rank}.json"
 
     def step_workers(self) -> None:
         """Takes the next inner step of every worker of this rank."""

@@ -13,7 +13,7 @@ import pytest
 from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.job import run_job
 from muloco_runner.record import WANDB_FAILURE, ExitCode, RunFolder
-from muloco_runner.training.wandb_sink import _has_key
+from muloco_runner.training.sinks.wandb_sink import _has_key
 
 MakeRun = Callable[..., RunConfig]
 MakeFolder = Callable[..., RunFolder]
@@ -80,7 +80,7 @@ def test_a_run_does_not_notice_that_it_is_missing_broken_or_away(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.setattr("muloco_runner.training.wandb_sink.FLUSH_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("muloco_runner.training.sinks.wandb_sink.FLUSH_TIMEOUT_SECONDS", 0.2)
     run = tiny_run()
     with_it, without = new_folder(run, "with"), new_folder(run, "without")
     assert run_job(with_it, dataclasses.replace(execution, wandb_project="tests")) is ExitCode.FINISHED

@@ -80,7 +80,7 @@ def _send(
         )
         with service_run:
             while (record := records.get()) is not None:
-                service_run.log(_values(record), step=record.step)
+                service_run.log(values_of(record), step=record.step)
         # Waits for its own process, which may not have written the last of them yet.
         wandb.teardown()
     except Exception as error:
@@ -105,7 +105,7 @@ def _has_key() -> bool:
         return False
 
 
-def _values(record: StepRecord) -> dict[str, Any]:
+def values_of(record: StepRecord) -> dict[str, Any]:
     """The quantities that are set; one for each rank or kind of module becomes NAME/RANK or NAME/KIND."""
     values: dict[str, Any] = {}
     for name, value in dataclasses.asdict(record).items():

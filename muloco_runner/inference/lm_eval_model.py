@@ -1,0 +1,132 @@
+"""A run's model as lm-evaluation-harness takes one: likelihoods and continuations, in batches, without an export.
+
+Axes: B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muloco_runner.config import ConfigError
+from muloco_runner.inference.load import LoadedRun
+from muloco_runner.inference.sample import SamplingOptions, sample
+from muloco_runner.training.precision import DTYPES
+
+try:
+    import lm_eval
+    from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError:
+    raise ConfigError("tasks need lm-evaluation-harness: pip install 'muloco-sweeps[eval]'") from None
+
+_NEW_TOKENS = 256
+"""Of a continuation where a task does not say."""
+
+
+def scores_of(
+    loaded: LoadedRun, names: Sequence[str], include: Path | None, limit: int | None, batch: int
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Versions, and of each task its scores; a name that is no task raises `ConfigError`."""
+    manager = TaskManager(include_path=None if include is None else str(include))
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        raise ConfigError(f"--tasks: {', '.join(unknown)}: no such task; own ones lie in a folder given by --include")
+    found = lm_eval.simple_evaluate(
+        model=LoadedModel(loaded, batch), tasks=list(names), limit=limit, task_manager=manager, log_samples=False
+    )
+    versions = {"lm_eval": lm_eval.__version__}
+    return versions, {
+        name: {
+            "scores": {key: value for key, value in found["results"][name].items() if isinstance(value, int | float)},
+            "task_version": found["versions"].get(name),
+        }
+        for name in names
+    }
+
+
+class LoadedModel(LM):
+    """The wrapper. Contexts are cut at their beginning to what the model was trained on at once."""
+
+    def __init__(self, loaded: LoadedRun, batch: int) -> None:
+        super().__init__()
+        self._loaded, self._batch = loaded, batch
+        self._length = loaded.config.model.sequence_length
+        self._dtype = DTYPES[loaded.config.precision]
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation after its context, and whether it is the likeliest one."""
+        return self._likelihoods([self._pair(*request.args) for request in requests])
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, in windows."""
+        found = []
+        for request in requests:
+            tokens = self._loaded.encode(request.args[0])
+            windows = get_rolling_token_windows(tokens, self._prefix(), self._length, context_len=1)
+            pairs = [make_disjoint_window(window) for window in windows]
+            found.append(sum(likelihood for likelihood, _ in self._likelihoods(pairs)))
+        return found
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        """The likeliest continuation, up to the first of the texts that end it."""
+        return [self._continued(*request.args) for request in requests]
+
+    def _continued(self, context: str, settings: dict[str, Any]) -> str:
+        if settings.get("do_sample") and settings.get("temperature", 1.0) > 0:
+            options = SamplingOptions(temperature=settings.get("temperature", 1.0), top_p=settings.get("top_p"))
+        else:
+            options = SamplingOptions(temperature=0)
+        until = settings.get("until") or []
+        ends = [until] if isinstance(until, str) else list(until)
+        most = int(settings.get("max_gen_toks", _NEW_TOKENS))
+        prompt = (self._loaded.encode(context) or [self._prefix()])[-max(1, self._length - most) :]
+        (tokens,) = sample(self._loaded.model, [prompt], most, options, end=self._loaded.end, dtype=self._dtype)
+        text = self._loaded.decode(tokens)
+        for end in filter(None, ends):
+            text = text.split(end)[0]
+        return text
+
+    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokens of both. Spaces at the end of a context belong to what follows, as tokenizers have it."""
+        if not context:
+            return [self._prefix()], self._loaded.encode(continuation)
+        spaces = len(context) - len(context.rstrip())
+        if spaces:
+            context, continuation = context[:-spaces], context[-spaces:] + continuation
+        together, before = self._loaded.encode(context + continuation), self._loaded.encode(context)
+        return (before or [self._prefix()]), together[len(before) :]
+
+    def _prefix(self) -> int:
+        if self._loaded.end is None:
+            raise ConfigError(
+                "a task has an empty context, and the run's tokenizer no token that ends a document, which would stand "
+                "before it: choose other tasks, or a run on data prepared with such a tokenizer"
+            )
+        return self._loaded.end
+
+    @torch.no_grad()
+    def _likelihoods(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """Of equal lengths together, the longest first, so that a batch that does not fit fails at once."""
+        found: dict[int, tuple[float, bool]] = {}
+        order = sorted(range(len(pairs)), key=lambda index: -len(pairs[index][0]) - len(pairs[index][1]))
+        for first in range(0, len(order), self._batch):
+            indices = order[first : first + self._batch]
+            rows = [[*pairs[index][0], *pairs[index][1]][-(self._length + 1) :] for index in indices]
+            longest = max(map(len, rows)) - 1
+            device = self._loaded.model.embedding.weight.device
+            # What stands behind a row is seen by nothing before it.
+            tokens_BT = torch.tensor([row[:-1] + [0] * (longest - len(row) + 1) for row in rows], device=device)
+            with torch.autocast(device.type, self._dtype, enabled=self._dtype != torch.float32):
+                logits_BTV = self._loaded.model(tokens_BT)
+            for index, row, logits_TV in zip(indices, rows, logits_BTV.float(), strict=True):
+                count = min(len(pairs[index][1]), len(row) - 1)
+                targets = torch.tensor(row[-count:], device=device)
+                log_probabilities = logits_TV[len(row) - 1 - count : len(row) - 1].log_softmax(dim=-1)
+                chosen = log_probabilities.gather(1, targets[:, None])
+                found[index] = (float(chosen.sum()), bool((log_probabilities.argmax(dim=-1) == targets).all()))
+        return [found[index] for index in range(len(pairs))]

@@ -1,0 +1,1 @@
+"""Where a run's records go besides `record.jsonl`."""
