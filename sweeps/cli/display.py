@@ -46,8 +46,9 @@ _HELD = {
 """What the words of the column `each holds` mean (`Placement`)."""
 
 
-def show_plan(preview: Preview, epochs: Sequence[str]) -> None:
-    """Print one line for runs of one kind, sums by size, then the whole and what it rests on."""
+def show_plan(preview: Preview, epochs: Sequence[str] = ()) -> None:
+    """Print one line for runs of one kind, sums by size, then the whole and what it rests on; `epochs` over the data
+    last."""
     console = make_console()
     kinds: dict[tuple[Any, ...], list[PlannedRun]] = {}
     for run in preview.runs:
