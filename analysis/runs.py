@@ -232,6 +232,8 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
     outer = method.pop("outer_optimizer", None) or {}
     method.pop("name")
     method.update(config.method.choices)
+    if config.model.label:
+        method["model"] = config.model.label
     inner = dict(values["inner_optimizer"])
     inner.pop("name")
     rest = {
@@ -240,8 +242,7 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
         **{f"schedule.{k}": v for k, v in values["schedule"].items()},
         "gradient_clip_norm": values["gradient_clip_norm"],
         "precision": values["precision"],
-        "width": values["model"]["width"],
-        "num_layers": values["model"]["num_layers"],
+        **config.model.setting,
     }
     return {
         "num_workers": config.num_workers,

@@ -28,11 +28,11 @@ from yaml import YAMLError
 
 from muloco_runner import config as vocabulary
 from muloco_runner.config import (
+    AnyModelConfig,
     ConfigError,
     ExecutionConfig,
     InnerOptimizerConfig,
     MethodConfig,
-    ModelConfig,
     RunConfig,
     ScheduleConfig,
 )
@@ -56,6 +56,7 @@ class AppConfig(RunConfig):
     """The whole tree that the command line composes: a run, and around it what must not change its result."""
 
     # Left open here: a default of one variant would refuse to be replaced by another.
+    model: AnyModelConfig = MISSING
     method: MethodConfig = MISSING
     inner_optimizer: InnerOptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
@@ -89,8 +90,9 @@ class OwnFolderSource(ConfigSource):
         try:
             header = ConfigSource._get_header_dict(file.read_text(encoding="utf-8"))
             config = OmegaConf.load(file)
-            if config_path.rpartition("/")[0] == "inner_optimizer" and isinstance(config, DictConfig):
-                config = _with_arguments(config)
+            group = config_path.rpartition("/")[0]
+            if group in _OWN_SETTINGS and isinstance(config, DictConfig):
+                config = _with_arguments(config, _OWN_SETTINGS[group])
         except (OSError, ValueError, YAMLError) as error:
             raise ConfigLoadError(f"{file}: {error}") from None
         return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", config, header)
@@ -116,14 +118,18 @@ class OwnFolderSource(ConfigSource):
         return Path(self.path) / self._normalize_file_name(config_path)
 
 
-def _with_arguments(config: DictConfig) -> DictConfig:
-    """The file of a `TargetConfig` in the form of its dataclass: keys that are no settings are the target's arguments.
+_OWN_SETTINGS = {
+    # Betas and eps in a file are the target's, in the dataclass those of AdamW on the rest.
+    "inner_optimizer": {f.name for f in dataclasses.fields(vocabulary.TargetConfig)} - {"betas", "eps"},
+    "model": {f.name for f in dataclasses.fields(vocabulary.TargetModelConfig)},
+}
+"""Groups in which a file may name a class by `_target_` -> the settings that are no arguments of the class."""
 
-    So are betas and eps, which in the dataclass are those of AdamW on the rest.
-    """
+
+def _with_arguments(config: DictConfig, known: set[str]) -> DictConfig:
+    """The file of a target in the form of its dataclass: keys that are not `known` settings are its arguments."""
     if "_target_" not in config:
         return config
-    known = {f.name for f in dataclasses.fields(vocabulary.TargetConfig)} - {"betas", "eps"}
     values = {str(key): value for key, value in OmegaConf.to_container(config).items()}  # type: ignore[union-attr]
     defaults = values.pop("defaults", ["base_target"])
     own = {key: value for key, value in values.items() if key not in known}
@@ -150,6 +156,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="base_app", node=AppConfig)
     store.store(group="model", name="base_model", node=vocabulary.ModelConfig)
+    store.store(group="model", name="base_target", node=vocabulary.TargetModelConfig)
     store.store(group="data", name="base_data", node=vocabulary.DataConfig)
     store.store(group="execution", name="base_execution", node=ExecutionConfig)
     for group, variants in (
@@ -213,6 +220,7 @@ def to_app_config(tree: DictConfig) -> AppConfig:
                 warn_renamed(f"{path}={value}", f"{path}={names[value]}")
                 OmegaConf.update(tree, path, names[value])
         _refuse_unknown(tree)
+        _count_parameters(tree)
         app = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
@@ -220,11 +228,23 @@ def to_app_config(tree: DictConfig) -> AppConfig:
     return app
 
 
-def compose_model(name: str) -> ModelConfig:
+def compose_model(name: str) -> AnyModelConfig:
     """The model of that name alone, whatever runs it could be trained in."""
-    model = OmegaConf.to_object(compose_tree([f"model={name}"]).model)
-    assert isinstance(model, ModelConfig)
+    tree = compose_tree([f"model={name}"])
+    _count_parameters(tree)
+    model = OmegaConf.to_object(tree.model)
+    assert isinstance(model, AnyModelConfig)
     return model
+
+
+def _count_parameters(tree: DictConfig) -> None:
+    """Gives a model from outside, and only such a one, what is found by building it."""
+    if "_target_" in tree.model:
+        from muloco_runner.targets import facts_of  # costs milliseconds that only targets need
+
+        values = OmegaConf.to_container(tree.model, resolve=True)
+        (facts,) = facts_of([values])  # type: ignore[list-item]
+        OmegaConf.update(tree, "model.facts", facts)
 
 
 def _refuse_unknown(tree: DictConfig, above: str = "") -> None:

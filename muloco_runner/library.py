@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from muloco_runner.compose import compose_tree, to_app_config
+from muloco_runner.config import ModelConfig
 from muloco_runner.paths import config_path, take_config_path, use_config_path
 from muloco_runner.record import ExitCode, RunFolder, RunResult, why_without_weights
 
@@ -70,7 +71,9 @@ def train_composed(tree: DictConfig, same_code: bool = False) -> tuple[ExitCode,
     check_device(app.execution.device)
     device = choose_device(app.execution.device, process)
     choose_backend(app.execution.muon_backend, device)
-    choose_attention(app.execution.attention, run.model.head_width, device)
+    run.model.check_execution(app.execution.attention, app.execution.activation_checkpointing)
+    if isinstance(run.model, ModelConfig):
+        choose_attention(app.execution.attention, run.model.head_width, device)
     emulated_link(app.execution, device.type)
     Topology(run.num_workers, process.rank, process.num_ranks).check(run)
     folder = RunFolder.of(app.root, run.run_id)

@@ -1,8 +1,8 @@
 """Code from outside the package that a run names by `_target_`: where it is, what is in it, and what runs it made.
 
 Without torch, and nothing of it is imported here. What a target does is tried in a process of its own
-(`muloco_runner.optimizers.try_target`), once for each state of its code and its arguments; a file under
-$XDG_CACHE_HOME/muloco/targets (~/.cache) keeps the answers.
+(`muloco_runner.trials`), once for each state of its code and its arguments; a file under $XDG_CACHE_HOME/muloco/targets
+(~/.cache) keeps the answers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from muloco_runner.config import ConfigError, RunConfig, TargetConfig
+from muloco_runner.config import ConfigError, RunConfig, TargetConfig, TargetModelConfig
+from muloco_runner.config.plain import from_plain, to_plain
 from muloco_runner.paths import config_path
 from muloco_runner.record import RunFolder, write_atomically, write_folder
 from muloco_sweeps import python_command
 
 _TRY_SECONDS = 300.0
+"""For each target."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,16 @@ class Answer:
     takes_dtensors: bool = True
     """Whether two ranks that shard parameters by rows (FSDP2) get what one rank gets."""
     why_not: str = ""
+    facts: dict[str, Any] | None = None
+    """Of a model: what was found when it was built without memory (`TargetModelConfig.facts`)."""
 
 
-def targets_of(run: RunConfig) -> list[str]:
-    """The classes from outside that a run names."""
-    return run.inner_optimizer.targets if isinstance(run.inner_optimizer, TargetConfig) else []
+_NO_ANSWER = Answer()
 
 
-def find_source(target: str) -> Source:
+def find_source(target: str, part: str = "inner_optimizer") -> Source:
     """The source of a target: on Python's path, or beside a config folder of the user's. One that is nowhere raises
-    `ConfigError`."""
+    `ConfigError`. `part` is that of the run which names it."""
     package = _package(target)
     if package == "torch":
         # Thousands of files, and its version is recorded with every run.
@@ -72,10 +74,27 @@ def find_source(target: str) -> Source:
         if files:
             return Source(package, folder, _hash(folder, files), "site-packages" in folder.parts)
     raise ConfigError(
-        f"inner_optimizer._target_={target}: there is no package or module {package} on Python's path"
+        f"{part}._target_={target}: there is no package or module {package} on Python's path"
         + (f" or in {', '.join(map(str, beside))}" if beside else "")
         + ": install it, put it beside conf/, or name its folder in PYTHONPATH"
     )
+
+
+def facts_of(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What is found of models from outside, given as their plain values, by building and trying what is new among them.
+
+    What cannot be used raises `ConfigError`.
+    """
+    configs = [_model_of(values) for values in models]
+    sources = _sources((config._target_, "model") for config in configs)
+    keys = [_model_key(config, sources) for config in configs]
+    answers = _answers({key: ("model", to_plain(config)) for key, config in zip(keys, configs, strict=True)}, sources)
+    found = []
+    for key, config in zip(keys, configs, strict=True):
+        if problem := answers[key].problem:
+            raise ConfigError(f"model._target_={config._target_}: {problem}")
+        found.append(answers[key].facts or {})
+    return found
 
 
 def check_targets(runs: Sequence[RunConfig], root: Path, same_code: bool) -> dict[str, Answer]:
@@ -84,41 +103,40 @@ def check_targets(runs: Sequence[RunConfig], root: Path, same_code: bool) -> dic
     Returns what was found out, by run id, of the runs with targets. What cannot be used, and code that has changed
     under the same version where `same_code` is not said, raises `ConfigError`.
     """
-    concerned = [run for run in runs if targets_of(run)]
+    concerned = [run for run in runs if run.targets]
     if not concerned:
         return {}
-    sources = _sources(concerned)
+    sources = _sources_of(concerned)
     if not same_code:
         _refuse_changed(concerned, root, sources)
-    keys = {run.run_id: _trial_key(run, sources) for run in concerned}
-    of_key = dict(zip(keys.values(), concerned, strict=True))
-    answers = {key: answer for key in of_key if (answer := _read_answer(key)) is not None}
-    new = {key: run for key, run in of_key.items() if key not in answers}
-    if new:
-        answers |= _try(new)
-    for key, run in of_key.items():
-        if problem := answers[key].problem:
-            raise ConfigError(f"inner_optimizer._target_={targets_of(run)[0]}: {problem}")
-    return {name: answers[key] for name, key in keys.items()}
+    _refuse_other_sizes(concerned, root)
+    asked = {run.run_id: _questions(run, sources) for run in concerned}
+    answers = _answers({key: question for one in asked.values() for key, question in one.items()}, sources)
+    for run in concerned:
+        for key, (part, _) in asked[run.run_id].items():
+            if problem := answers[key].problem:
+                raise ConfigError(f"{part}._target_={run.targets[part][0]}: {problem}")
+    return {name: _together([answers[key] for key in keys]) for name, keys in asked.items()}
 
 
 def record_code(runs: Sequence[RunConfig], root: Path, snapshot: bool) -> None:
     """Write beside each run with targets which code they are; with `snapshot`, also keep a copy under `root` from which
     its jobs import."""
-    concerned = [run for run in runs if targets_of(run)]
-    sources = _sources(concerned)
+    concerned = [run for run in runs if run.targets]
+    sources = _sources_of(concerned)
     folders = {
         package: str(_keep(source, root) if snapshot else source.folder)
         for package, source in sources.items()
         if not source.installed
     }
     for run in concerned:
-        packages, answer = _packages(run), _read_answer(_trial_key(run, sources))
+        packages, answers = _packages(run), [_read_answer(key) for key in _questions(run, sources)]
+        known = [answer for answer in answers if answer is not None]
         values: dict[str, Any] = {
-            "targets": targets_of(run),
+            "targets": [target for targets in run.targets.values() for target in targets],
             "hashes": {package: sources[package].hash for package in packages},
             "folders": [folders[package] for package in packages if package in folders],
-            "takes_dtensors": None if answer is None else answer.takes_dtensors,
+            "takes_dtensors": _together(known).takes_dtensors if len(known) == len(answers) else None,
         }
         folder = RunFolder.of(root, run.run_id)
         before = _recorded(folder)
@@ -132,23 +150,23 @@ def record_code(runs: Sequence[RunConfig], root: Path, snapshot: bool) -> None:
 def make_importable(run: RunConfig, folder: RunFolder) -> None:
     """Let this process import the run's targets: from the kept copy where its launch made one, else from where they
     are now."""
-    if not targets_of(run):
+    if not run.targets:
         return
     recorded = _recorded(folder)
     folders = recorded["folders"] if recorded is not None else []
     if recorded is None:
-        folders = _own_folders([run])
+        folders = _folders(_sources_of([run]))
     sys.path[:0] = [place for place in folders if place not in sys.path]
 
 
 def refuse_sharded(run: RunConfig, folder: RunFolder) -> None:
     """Raise `ConfigError` for sharded parameters where the run's target was not found to take them: it could come to
     other weights than on one rank without a word."""
-    recorded = _recorded(folder) if targets_of(run) else None
+    recorded = _recorded(folder) if run.targets else None
     if recorded is not None and not recorded.get("takes_dtensors"):
         raise ConfigError(
-            f"{run.inner_optimizer.label} was not found to take parameters that are sharded over ranks (FSDP2): say "
-            "execution.sharding=none, or use as few ranks as workers"
+            f"{' with '.join(t[0] for t in run.targets.values())} was not found to take parameters that are sharded "
+            "over ranks (FSDP2): say execution.sharding=none, or use as few ranks as workers"
         )
 
 
@@ -174,18 +192,22 @@ def _package(target: str) -> str:
 
 
 def _packages(run: RunConfig) -> list[str]:
-    return list(dict.fromkeys(map(_package, targets_of(run))))
+    return list(dict.fromkeys(_package(target) for targets in run.targets.values() for target in targets))
 
 
-def _sources(runs: Iterable[RunConfig]) -> dict[str, Source]:
-    """The sources of all targets by package, each read once."""
-    targets = {_package(target): target for run in runs for target in targets_of(run)}
-    return {package: find_source(target) for package, target in targets.items()}
+def _sources(targets: Iterable[tuple[str, str]]) -> dict[str, Source]:
+    """The sources by package of targets, given with the part of the run that names them, each read once."""
+    by_package = {_package(target): (target, part) for target, part in targets}
+    return {package: find_source(target, part) for package, (target, part) in by_package.items()}
 
 
-def _own_folders(runs: Iterable[RunConfig]) -> list[str]:
+def _sources_of(runs: Iterable[RunConfig]) -> dict[str, Source]:
+    return _sources((target, part) for run in runs for part, targets in run.targets.items() for target in targets)
+
+
+def _folders(sources: Mapping[str, Source]) -> list[str]:
     """Folders to import from, as they are now; installed packages are found without."""
-    return [str(source.folder) for source in _sources(runs).values() if not source.installed]
+    return [str(source.folder) for source in sources.values() if not source.installed]
 
 
 def _refuse_changed(runs: Sequence[RunConfig], root: Path, sources: Mapping[str, Source]) -> None:
@@ -195,12 +217,27 @@ def _refuse_changed(runs: Sequence[RunConfig], root: Path, sources: Mapping[str,
             if package in sources and sources[package].hash != before:
                 changed.setdefault(package, []).append(run.run_id)
     for package, names in changed.items():
+        parts = {part for run in runs for part, targets in run.targets.items() if package in map(_package, targets)}
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         raise ConfigError(
             f"the code of {package} has changed since {len(names)} of these runs were begun ({shown}), under the same "
-            "inner_optimizer.version: set another version, which makes new runs, or say --same-code if the change "
-            "makes no difference"
+            f"{' and '.join(f'{part}.version' for part in sorted(parts))}: set another version, which makes new runs, "
+            "or say --same-code if the change makes no difference"
         )
+
+
+def _refuse_other_sizes(runs: Sequence[RunConfig], root: Path) -> None:
+    """A run that was begun with a model of other parameters under the same version raises `ConfigError`."""
+    for run in runs:
+        folder = RunFolder.of(root, run.run_id)
+        if not isinstance(run.model, TargetModelConfig) or not folder.config_file.exists():
+            continue
+        before = RunConfig.from_dict(folder.read_config()).model
+        if before.shapes != run.model.shapes:
+            raise ConfigError(
+                f"model._target_={run.model._target_} has {run.num_params:,} parameters now, run {run.run_id} was "
+                f"begun with {before.num_params:,} or in other shapes: set another model.version, which makes a new run"
+            )
 
 
 def _recorded(folder: RunFolder) -> dict[str, Any] | None:
@@ -230,16 +267,51 @@ def _versions() -> tuple[str, str]:
     return metadata.version("torch"), metadata.version("muloco-sweeps")
 
 
-def _trial_key(run: RunConfig, sources: Mapping[str, Source]) -> str:
+Question = tuple[str, dict[str, Any]]
+"""A part of a run, and what `muloco_runner.trials` is to try of it: the model's values, or the run's."""
+
+
+def _questions(run: RunConfig, sources: Mapping[str, Source]) -> dict[str, Question]:
+    """What is to be tried for a run, by key."""
+    asked: dict[str, Question] = {}
+    if isinstance(run.model, TargetModelConfig):
+        asked[_model_key(run.model, sources)] = "model", to_plain(run.model)
+    if isinstance(run.inner_optimizer, TargetConfig):
+        asked[_optimizer_key(run, sources)] = "inner_optimizer", run.to_dict()
+    return asked
+
+
+def _model_of(values: Mapping[str, Any]) -> TargetModelConfig:
+    known = {key: value for key, value in values.items() if key != "facts"}
+    config: TargetModelConfig = from_plain(TargetModelConfig, known, {}, "model")
+    return config
+
+
+def _model_key(model: TargetModelConfig, sources: Mapping[str, Source]) -> str:
+    """The same for what cannot turn out otherwise."""
+    without = ("label", "version", "flops_per_token", "facts")
+    values = {key: value for key, value in to_plain(model).items() if key not in without}
+    return _key("model", values, {package: sources[package].hash for package in [_package(model._target_)]})
+
+
+def _optimizer_key(run: RunConfig, sources: Mapping[str, Source]) -> str:
     """The same for what cannot turn out otherwise: rates are not in it."""
     inner = run.inner_optimizer
     assert isinstance(inner, TargetConfig)
-    own = {package: sources[package].hash for package in _packages(run)}
-    values = [
-        inner.targets, inner.arguments, inner.rest, inner.applies_to, own, run.weight_decay != 0, run.method.name,
-        *_versions(),
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    model = _model_key(run.model, sources) if isinstance(run.model, TargetModelConfig) else None
+    own = {package: sources[package].hash for package in map(_package, inner.targets)}
+    decays = run.weight_decay != 0
+    return _key(inner.targets, inner.arguments, inner.rest, inner.applies_to, own, decays, run.method.name, model)
+
+
+def _key(*values: Any) -> str:
+    text = json.dumps([*values, *_versions()], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _together(answers: Sequence[Answer]) -> Answer:
+    """Of what takes part in one run: it takes sharded parameters where all of it does."""
+    return next((answer for answer in answers if not answer.takes_dtensors), _NO_ANSWER)
 
 
 def _cache_file(key: str) -> Path:
@@ -253,24 +325,32 @@ def _read_answer(key: str) -> Answer | None:
     return None
 
 
-def _try(runs: dict[str, RunConfig]) -> dict[str, Answer]:
-    """Try the targets of these runs in one process that loads torch."""
-    words = {"path": _own_folders(runs.values()), "runs": {key: run.to_dict() for key, run in runs.items()}}
-    print(f"trying {len(runs)} optimizer(s) from outside, once", file=sys.stderr, flush=True)
+def _answers(questions: Mapping[str, Question], sources: Mapping[str, Source]) -> dict[str, Answer]:
+    """Answers by key: those that are kept, and those to what is tried now."""
+    answers = {key: answer for key in questions if (answer := _read_answer(key)) is not None}
+    new = {key: question for key, question in questions.items() if key not in answers}
+    return answers | (_try(new, _folders(sources)) if new else {})
+
+
+def _try(questions: Mapping[str, Question], folders: Sequence[str]) -> dict[str, Answer]:
+    """Try what is asked in one process that loads torch."""
+    parts = " and ".join(sorted({part for part, _ in questions.values()}))
+    print(f"trying {len(questions)} target(s) from outside ({parts}), once", file=sys.stderr, flush=True)
     # The same roots as this process, and not the folder it was started in.
     here = [place for place in sys.path if place]
     try:
         done = subprocess.run(
-            python_command("muloco_runner.optimizers.try_target"),
-            input=json.dumps(words), capture_output=True, text=True, timeout=_TRY_SECONDS, check=False,
+            python_command("muloco_runner.trials"),
+            input=json.dumps({"path": list(folders), "questions": questions}),
+            capture_output=True, text=True, timeout=_TRY_SECONDS * len(questions), check=False,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(here), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         found = {key: Answer(**values) for key, values in json.loads(done.stdout.splitlines()[-1]).items()}
     except subprocess.TimeoutExpired:
-        raise ConfigError(f"inner_optimizer._target_: one step took more than {_TRY_SECONDS:g} s: it hangs") from None
+        raise ConfigError(f"{parts}._target_: trying it took more than {_TRY_SECONDS:g} s: it hangs") from None
     except (IndexError, ValueError, TypeError):
         last = " ".join(done.stderr.strip().splitlines()[-1:]) or f"exit code {done.returncode}"
-        raise ConfigError(f"inner_optimizer._target_: trying it ended without an answer: {last}") from None
+        raise ConfigError(f"{parts}._target_: trying it ended without an answer: {last}") from None
     for key, answer in found.items():
         with contextlib.suppress(OSError):
             _cache_file(key).parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ from muloco_runner.config.inner_optimizer import (
 )
 from muloco_runner.config.keep import Keep
 from muloco_runner.config.method import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig, StreamingConfig
-from muloco_runner.config.model import ModelConfig
+from muloco_runner.config.model import MODELS, AnyModelConfig, ModelConfig, Shape, TargetModelConfig
 from muloco_runner.config.outer_optimizer import (
     OUTER_OPTIMIZERS,
     OuterAdamConfig,
@@ -51,9 +51,11 @@ __all__ = [
     "COMPRESSIONS",
     "INNER_OPTIMIZERS",
     "METHODS",
+    "MODELS",
     "OUTER_OPTIMIZERS",
     "SCHEDULES",
     "AdamWConfig",
+    "AnyModelConfig",
     "AttentionKernel",
     "Bits",
     "Coefficients",
@@ -87,9 +89,11 @@ __all__ = [
     "Reduction",
     "RunConfig",
     "ScheduleConfig",
+    "Shape",
     "Sharding",
     "StreamingConfig",
     "TargetConfig",
+    "TargetModelConfig",
     "TopKConfig",
     "WarmupStableDecayConfig",
     "WeightDecayRule",

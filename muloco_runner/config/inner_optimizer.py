@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from abc import abstractmethod
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
+from muloco_runner.config.class_names import check_arguments, check_class
 from muloco_runner.config.plain import default_of
 from muloco_runner.config.variants import Implemented, table
 
@@ -147,9 +147,8 @@ class MuonConfig(InnerOptimizerConfig):
             )
 
 
-_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-_SAID_ELSEWHERE = ("params", "lr", "weight_decay")
-"""Arguments that the trainer gives itself."""
+_SAID_ELSEWHERE = {name: f"inner_optimizer.{name}" for name in ("params", "lr", "weight_decay")}
+"""Arguments that the trainer gives itself, and the settings that say them."""
 
 
 @dataclass
@@ -190,17 +189,14 @@ class TargetConfig(InnerOptimizerConfig):
         super().__post_init__()
         self.version = str(self.version)
         for target in self.targets:
-            require(
-                isinstance(target, str) and _CLASS.fullmatch(target) is not None,
-                f"inner_optimizer._target_={target!r}: must name a class with its module, such as my_lab.Lion",
-            )
-        self._check_arguments("inner_optimizer.arguments", self.arguments)
+            check_class("inner_optimizer._target_", target)
+        check_arguments("inner_optimizer.arguments", self.arguments, _SAID_ELSEWHERE)
         if self.rest:
             require(
                 set(self.rest) <= {"_target_", "arguments"} and "_target_" in self.rest,
                 f"inner_optimizer.rest={self.rest}: must be {{_target_: CLASS, arguments: {{}}}}; empty for AdamW",
             )
-            self._check_arguments("inner_optimizer.rest.arguments", self.rest.get("arguments", {}))
+            check_arguments("inner_optimizer.rest.arguments", self.rest.get("arguments", {}), _SAID_ELSEWHERE)
         self._check_applies_to()
         defaults = {f.name: f for f in fields(self)}
         if self.applies_to == "all" or self.rest:
@@ -228,12 +224,6 @@ class TargetConfig(InnerOptimizerConfig):
     @property
     def other_state_bytes(self) -> int:
         return math.ceil(self.state_bytes_per_parameter) if self.applies_to == "all" else 8
-
-    @staticmethod
-    def _check_arguments(where: str, arguments: Any) -> None:
-        require(isinstance(arguments, dict), f"{where}={arguments!r}: must be keys with their values")
-        for name in _SAID_ELSEWHERE:
-            require(name not in arguments, f"{where}.{name}: is given by the trainer: set inner_optimizer.{name}")
 
     def _check_applies_to(self) -> None:
         where = f"inner_optimizer.applies_to={self.applies_to!r}"

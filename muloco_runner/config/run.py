@@ -9,9 +9,15 @@ from typing import Any, Literal, assert_never, cast, get_args
 from muloco_runner.config.checks import require, require_choice, require_positive
 from muloco_runner.config.compression import COMPRESSIONS, CompressionConfig
 from muloco_runner.config.data import DataConfig
-from muloco_runner.config.inner_optimizer import INNER_OPTIMIZERS, AdamWConfig, InnerOptimizerConfig, WeightDecayRule
+from muloco_runner.config.inner_optimizer import (
+    INNER_OPTIMIZERS,
+    AdamWConfig,
+    InnerOptimizerConfig,
+    TargetConfig,
+    WeightDecayRule,
+)
 from muloco_runner.config.method import METHODS, DataParallelConfig, MethodConfig
-from muloco_runner.config.model import ModelConfig
+from muloco_runner.config.model import MODELS, AnyModelConfig, ModelConfig, TargetModelConfig
 from muloco_runner.config.names import names_in_hash, names_now
 from muloco_runner.config.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizerConfig
 from muloco_runner.config.plain import UNNAMED_AT_DEFAULT, Variants, from_plain, to_plain
@@ -20,6 +26,7 @@ from muloco_runner.config.variants import require_variant
 
 Precision = Literal["float32", "bfloat16"]
 VARIANTS: Variants = {
+    AnyModelConfig: MODELS,
     MethodConfig: METHODS,
     InnerOptimizerConfig: INNER_OPTIMIZERS,
     OuterOptimizerConfig: OUTER_OPTIMIZERS,
@@ -32,7 +39,7 @@ VARIANTS: Variants = {
 class RunConfig:
     """All that decides a run's result, and nothing else."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: AnyModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodConfig = field(default_factory=DataParallelConfig)
     inner_optimizer: InnerOptimizerConfig = field(default_factory=AdamWConfig)
@@ -56,6 +63,7 @@ class RunConfig:
     and other weights are refused."""
 
     def __post_init__(self) -> None:
+        require_variant("model", self.model, MODELS)
         require_variant("method", self.method, METHODS)
         require_variant("inner_optimizer", self.inner_optimizer, INNER_OPTIMIZERS)
         require_variant("schedule", self.schedule, SCHEDULES)
@@ -124,12 +132,12 @@ class RunConfig:
 
     @property
     def flops(self) -> float:
-        """C = 6ND."""
-        return 6.0 * self.num_params * self.num_tokens
+        """C = 6ND, or what the model states for a token times D."""
+        return float(self.model.flops_per_token * self.num_tokens)
 
     @property
     def hardware_flops(self) -> float:
-        """What devices compute: see `ModelConfig.hardware_flops_per_token`."""
+        """What devices compute: see `AnyModelConfig.hardware_flops_per_token`."""
         return float(self.model.hardware_flops_per_token * self.num_tokens)
 
     @property
@@ -158,6 +166,16 @@ class RunConfig:
         return self.global_batch_tokens / decay if decay else None
 
     @property
+    def targets(self) -> dict[str, list[str]]:
+        """Classes from outside the package that it names, by the part of the run that they are."""
+        parts = {"model": self.model, "inner_optimizer": self.inner_optimizer}
+        return {
+            part: config.targets
+            for part, config in parts.items()
+            if isinstance(config, TargetModelConfig | TargetConfig)
+        }
+
+    @property
     def run_id(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces), names as first given.
 
@@ -166,8 +184,11 @@ class RunConfig:
         import hashlib  # Two milliseconds of every `--help`, which names no run.
 
         values = names_in_hash(self.to_dict())
-        inner = values["inner_optimizer"]
-        values["inner_optimizer"] = {k: v for k, v in inner.items() if k not in self.inner_optimizer.not_in_hash}
+        for part, left_out in (
+            ("model", self.model.not_in_hash),
+            ("inner_optimizer", self.inner_optimizer.not_in_hash),
+        ):
+            values[part] = {key: value for key, value in values[part].items() if key not in left_out}
         if self.data.content_hash is not None:
             # A mixture's weights are part of that content.
             values["data"] = {key: value for key, value in values["data"].items() if key not in ("path", "mixture")}

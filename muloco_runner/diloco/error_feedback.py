@@ -12,14 +12,15 @@ from muloco_runner.config.variants import load
 from muloco_runner.diloco.compression import payload
 from muloco_runner.diloco.compression.codecs import AnyCodec, Exact
 from muloco_runner.diloco.compression.row_ranges import RowRange
+from muloco_runner.optimizers import parameter_kinds
 
 
 def choose_codecs(config: CompressionConfig, model: nn.Module) -> list[AnyCodec]:
     """A codec for each parameter: norm gains, the vectors, are always exact; embedding and head where asked."""
     codec: AnyCodec = load(config)(config)
-    kept = {"embedding", "head"} if config.sends_embeddings_exactly else set()
+    kinds = parameter_kinds(model) if config.sends_embeddings_exactly else {}
     return [
-        Exact() if parameter.ndim < 2 or name.split(".")[0] in kept else codec
+        Exact() if parameter.ndim < 2 or kinds.get(name) in ("embedding", "head") else codec
         for name, parameter in model.named_parameters()
     ]
 

@@ -261,7 +261,9 @@ def build_diloco(run: RunConfig, workers: list[Worker], communicator: Communicat
     codecs = choose_codecs(config.compression, first.model)
     exchanging = communicator.in_background() if streaming.delay_steps else communicator
     fragments = []
-    for number, indices in enumerate(split_by_layers(names, run.model.num_layers, streaming.num_fragments)):
+    for number, indices in enumerate(
+        split_by_layers(names, run.model.num_layers, streaming.num_fragments, run.model.blocks)
+    ):
         tensors, own_codecs = [first.tensors[index] for index in indices], [codecs[index] for index in indices]
         exchanged, full = tensors, None
         if communicator.sharded and not all(writes_rows_apart(codec) for codec in own_codecs):

@@ -21,16 +21,22 @@ from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.row_shards import FullTensors
 
 
-def split_by_layers(names: Sequence[str], num_layers: int, num_fragments: int) -> list[list[int]]:
-    """Indices into `names`, the parameters in the model's order, of each fragment's."""
+def split_by_layers(
+    names: Sequence[str], num_layers: int, num_fragments: int, blocks: str = "blocks"
+) -> list[list[int]]:
+    """Indices into `names`, the parameters in the model's order, of each fragment's.
+
+    `blocks` names the list of layers; what comes before it is the first fragment's, all else the last one's.
+    """
     fragments: list[list[int]] = [[] for _ in range(num_fragments)]
+    fragment = 0
     for index, name in enumerate(names):
-        parts = name.split(".")
-        if parts[0] == "blocks":
-            fragment = int(parts[1]) * num_fragments // num_layers
+        if blocks and name.startswith(f"{blocks}."):
+            layer = int(name.removeprefix(f"{blocks}.").partition(".")[0])
+            fragments[layer * num_fragments // num_layers].append(index)
+            fragment = num_fragments - 1
         else:
-            fragment = 0 if parts[0] == "embedding" else num_fragments - 1
-        fragments[fragment].append(index)
+            fragments[fragment].append(index)
     return fragments
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from muloco_runner.model.transformer import Transformer
+from muloco_runner.model.language_model import LanguageModel
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Worker:
     """Optimizers and methods touch `tensors` alone, so that they need not know how replicas share the model."""
 
     index: int
-    model: Transformer
+    model: LanguageModel
     optimizer: torch.optim.Optimizer
     tensors: list[Tensor]
     """This rank's part of each parameter, in the order of `model.parameters()`: plain leaves with their `grad`. The
@@ -30,7 +30,7 @@ class Worker:
             tensor.grad = None
 
     @contextlib.contextmanager
-    def holding(self, values: Sequence[Tensor]) -> Iterator[Transformer]:
+    def holding(self, values: Sequence[Tensor]) -> Iterator[LanguageModel]:
         """The model with `values`, which are like `tensors`, in place of its own; both are as before at the end.
 
         Contents change places one tensor at a time, so that no second model is ever held.

@@ -170,15 +170,14 @@ def _sample(arguments: argparse.Namespace) -> ExitCode:
 
     options = SamplingOptions(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     loaded = _load(arguments)
+    model = loaded.transformer
     texts = [text for text in arguments.prompt for _ in range(arguments.samples)]
     prompts = [loaded.encode(text) for text in texts]
     length, known = max(map(len, prompts)) + arguments.tokens, loaded.config.model.sequence_length
     if length > known:
         print(f"{length} tokens are more than the {known} that the model was trained on at once", file=sys.stderr)
     started = time.monotonic()
-    rows = sample(
-        loaded.model, prompts, arguments.tokens, options, end=loaded.end, dtype=DTYPES[loaded.config.precision]
-    )
+    rows = sample(model, prompts, arguments.tokens, options, end=loaded.end, dtype=DTYPES[loaded.config.precision])
     seconds, number = time.monotonic() - started, sum(map(len, rows))
     for text, row in zip(texts, rows, strict=True):
         continuation = loaded.decode(row)

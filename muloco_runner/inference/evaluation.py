@@ -41,7 +41,7 @@ def validation(loaded: LoadedRun) -> dict[str, Any]:
                 f"{loaded.folder.path} was trained on data {expected}, the data there is now is {corpus.content_hash}: "
                 "put the first data back"
             )
-    device = loaded.model.embedding.weight.device
+    device = loaded.device
     batch = validation_batch(corpus, run, device)
     loss = evaluate(loaded.model, batch, DTYPES[run.precision], Communicator(Topology(1)))
     loaded.model.eval()

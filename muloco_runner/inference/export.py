@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muloco_runner.config import ConfigError
+from muloco_runner.config import ConfigError, ModelConfig
 from muloco_runner.data.mixture import read_parts
 from muloco_runner.inference.load import LoadedRun
 from muloco_runner.model.foreign_config import foreign_config
@@ -38,6 +38,11 @@ def export_run(loaded: LoadedRun, out: Path, dtype: str = "float32", max_file_by
     dtype: of the weights, float32 or bfloat16 (rounded to nearest even). max_file_bytes: weights of more are cut into
     several files. A folder that holds anything, and what cannot be written, raise `ConfigError`.
     """
+    if not isinstance(loaded.config.model, ModelConfig):
+        raise ConfigError(
+            f"{loaded.folder.path} holds a model from outside ({loaded.config.model.label}), which transformers does "
+            "not know: load_run gives you the model itself"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out}: there is something already: give a new folder")
     library = safetensors()
@@ -96,10 +101,12 @@ def _groups(weights: Mapping[str, Tensor], dtype: torch.dtype, max_file_bytes: i
 
 
 def _json_files(loaded: LoadedRun, dtype: str) -> dict[str, dict[str, Any]]:
+    model = loaded.config.model
+    assert isinstance(model, ModelConfig)
     tokens = {"bos_token_id": None, "eos_token_id": loaded.end, "pad_token_id": None}
     end = loaded.tokenizer.describe().end_of_document
     return {
-        "config.json": {**foreign_config(loaded.config.model), **tokens, "torch_dtype": dtype},
+        "config.json": {**foreign_config(model), **tokens, "torch_dtype": dtype},
         "generation_config.json": {"do_sample": True, **tokens},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -85,7 +85,7 @@ class LoadedModel(LM):
         ends = [until] if isinstance(until, str) else list(until)
         most = int(settings.get("max_gen_toks", _NEW_TOKENS))
         prompt = (self._loaded.encode(context) or [self._prefix()])[-max(1, self._length - most) :]
-        (tokens,) = sample(self._loaded.model, [prompt], most, options, end=self._loaded.end, dtype=self._dtype)
+        (tokens,) = sample(self._loaded.transformer, [prompt], most, options, end=self._loaded.end, dtype=self._dtype)
         text = self._loaded.decode(tokens)
         for end in filter(None, ends):
             text = text.split(end)[0]
@@ -118,7 +118,7 @@ class LoadedModel(LM):
             indices = order[first : first + self._batch]
             rows = [[*pairs[index][0], *pairs[index][1]][-(self._length + 1) :] for index in indices]
             longest = max(map(len, rows)) - 1
-            device = self._loaded.model.embedding.weight.device
+            device = self._loaded.device
             # What stands behind a row is seen by nothing before it.
             tokens_BT = torch.tensor([row[:-1] + [0] * (longest - len(row) + 1) for row in rows], device=device)
             with torch.autocast(device.type, self._dtype, enabled=self._dtype != torch.float32):

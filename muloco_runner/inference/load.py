@@ -13,9 +13,10 @@ import torch
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.data.mixture import content_hash, read_parts
 from muloco_runner.data.prepared.tokenizer import Bytes, Tokenizer, tokenizer_in
-from muloco_runner.model.transformer import Transformer, empty_model
+from muloco_runner.model.language_model import LanguageModel
+from muloco_runner.model.transformer import Transformer
 from muloco_runner.record import RecordError, RunFolder, RunResult, why_without_weights
-from muloco_runner.training.checkpoints.run_weights import fill, read_weights_of_run
+from muloco_runner.training.checkpoints.run_weights import fill, model_of_run, read_weights_of_run
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class LoadedRun:
 
     folder: RunFolder
     config: RunConfig
-    model: Transformer
+    model: LanguageModel
     """In float32 and in evaluation mode."""
     step: int
     """Inner steps after which the model had these weights."""
@@ -32,6 +33,21 @@ class LoadedRun:
     """Whose weights they are; None for the synchronised model, whose loss a result states."""
     result: RunResult | None
     """None for a run that has not trained to its end."""
+
+    @property
+    def transformer(self) -> Transformer:
+        """The model where it is the built-in one; one from outside raises `ConfigError`."""
+        if not isinstance(self.model, Transformer):
+            raise ConfigError(
+                f"{self.folder.path} holds a model from outside ({self.config.model.label}), and this is for the built-"
+                "in one alone: muloco_runner.inference.load.load_run gives you the model itself"
+            )
+        return self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -88,10 +104,8 @@ def load_run(
             "leave it out for the synchronised model"
         )
     step = _chosen_step(run_folder, result, step)
-    values = read_weights_of_run(run_folder, config, step, worker)
-    model = empty_model(config.model).to_empty(device=device)
-    model.fill_buffers()
-    fill(model, values)
+    model = model_of_run(run_folder, config, torch.device(device))
+    fill(model, read_weights_of_run(run_folder, config, step, worker))
     return LoadedRun(run_folder, config, model.eval(), step, worker, result)
 
 

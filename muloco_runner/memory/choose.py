@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from muloco_runner.config import ExecutionConfig, RunConfig
+from muloco_runner.config import ExecutionConfig, ModelConfig, RunConfig
 from muloco_runner.memory import Placement, estimate_memory, usable_bytes
 
 _CPU_TOKENS = 8192
@@ -27,7 +27,9 @@ def choose_placement(
     choices = {"none": [False], "full": [True], "auto": [False, True]}[execution.sharding]
     shardings = choices if replicas > 1 else [False]
     given = execution.activation_checkpointing
-    recomputings = [False, True] if given is None else [given]
+    # A model from outside keeps what it keeps.
+    choices_here = [False, True] if isinstance(run.model, ModelConfig) else [False]
+    recomputings = choices_here if given is None else [given]
     share = max(1, run.worker_batch_sequences // replicas)
     placements = [
         Placement(num_ranks, sharded, recompute, sequences, device, execution.sums_in_order(device))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
-from muloco_runner.config import ModelConfig
+from muloco_runner.config import ModelConfig, TargetModelConfig
 from muloco_runner.distributed.message_sizes import MESSAGE_VALUES, OWNER_MESSAGE_VALUES
 from muloco_runner.memory.rank import Rank
 from muloco_runner.model.logit_chunks import chunk_tokens
@@ -12,7 +13,31 @@ from muloco_runner.model.logit_chunks import chunk_tokens
 
 def of_passes(rank: Rank) -> dict[str, float]:
     """Bytes in the phases of one micro-batch."""
-    model, placement, sharded, held = rank.model, rank.placement, rank.sharded, rank.held
+    model = rank.model
+    match model:
+        case ModelConfig():
+            return _of_transformer(rank, model)
+        case TargetModelConfig():
+            return {"forward and backward": _of_target(rank, model)}
+    assert_never(model)  # type: ignore[arg-type]  # the base class is open
+
+
+def _of_target(rank: Rank, model: TargetModelConfig) -> float:
+    """An upper bound: all that one micro-batch keeps, its logits, and all gradients, at once."""
+    size = 2 if rank.run.precision == "bfloat16" else 4
+    tokens = rank.placement.micro_batch_sequences * model.sequence_length
+    earlier, fresh = _gradients(rank)
+    # The log-softmax, its gradient and that of the logits.
+    logits = 12.0 * tokens * model.vocab_size
+    casts = 2.0 * model.num_params if size == 2 else 0.0
+    layer = model.params_in_blocks / model.num_layers
+    # A layer's gathered weights, the next one's, gradients in full, and gloo's copies; and what belongs to no layer.
+    gathered = 4.0 * (4 * layer + 3 * (model.num_params - model.params_in_blocks)) if rank.sharded else 0.0
+    return earlier + fresh * 4 * rank.held + tokens * model.kept_bytes_per_token + logits + casts + gathered
+
+
+def _of_transformer(rank: Rank, model: ModelConfig) -> dict[str, float]:
+    placement, sharded, held = rank.placement, rank.sharded, rank.held
     size = 2 if rank.run.precision == "bfloat16" else 4
     width, layers = model.width, model.num_layers
     tokens = placement.micro_batch_sequences * model.sequence_length
@@ -38,7 +63,7 @@ def of_passes(rank: Rank) -> dict[str, float]:
     rows_of_head = fresh * head * held / rank.run.num_params
     all_layers = earlier + kept_layer * layers + mask + low_precision
     phases = {
-        "head": all_layers + _of_head(rank, tokens, size),
+        "head": all_layers + _of_head(rank, model, tokens, size),
         "last block": all_layers + rows_of_head + again + temporaries + gathered + (head if sharded else 0),
         "first block": earlier
         + fresh * (4 * held - rows_of_head)
@@ -64,9 +89,9 @@ def of_passes(rank: Rank) -> dict[str, float]:
     return phases
 
 
-def _of_head(rank: Rank, tokens: int, size: int) -> float:
+def _of_head(rank: Rank, model: ModelConfig, tokens: int, size: int) -> float:
     """Peak bytes of the logits."""
-    vocabulary, width = rank.model.vocab_size, rank.model.width
+    vocabulary, width = model.vocab_size, model.width
     chunk, embedding_params = chunk_tokens(vocabulary, rank.placement.device), vocabulary * width
     if tokens > chunk:
         # Logits and their log-softmax, which becomes their gradient; the head's gradient is there from the start.
@@ -112,7 +137,7 @@ def of_sum(rank: Rank) -> float:
     if ordered:
         # A message's gradients, every replica's for this rank's share, their sum, and what comes back.
         values = rank.held - rank.matrices if rank.shares_matrices else rank.held
-        message = min(values, max(MESSAGE_VALUES, rank.model.vocab_size * rank.model.width))
+        message = min(values, max(MESSAGE_VALUES, rank.model.embedding_params))
         to_all = 4 * (rank.summed - rank.held) + 4 * message * (2 + 1 / replicas + rank.staged)
     if rank.shares_matrices:
         own, owner_message = 4 * rank.matrices / replicas, 4 * _owner_message(rank)
@@ -134,13 +159,13 @@ def of_matrices(rank: Rank) -> float:
     """Bytes of orthogonalising beside the gradients: what working on matrices takes, and results in half precision."""
     if not rank.run.inner_optimizer.orthogonalizes:
         return 0.0
-    width, ffn, replicas = rank.model.width, rank.model.ffn_width, rank.replicas
-    # Of the largest shape there are two a block, assigned to the ranks and worked on a few at once.
-    of_rank = -(-2 * rank.model.num_layers // replicas)
-    tiles = -(-width // 128)
+    largest, replicas = rank.model.largest_matrices, rank.replicas
+    # Those of the largest shape are assigned to the ranks and worked on a few at once.
+    of_rank = -(-largest.number // replicas)
+    tiles = -(-min(largest.rows, largest.columns) // 128)
     at_once = min(of_rank, 8 if rank.on_cpu else -(-1056 * 2 // (tiles * (tiles + 1))))
     # Results in float32, and buffers: a GPU's for all of them, a CPU thread's for one.
-    size = width * ffn
+    size = largest.rows * largest.columns
     working = (4.0 * at_once + 7 + 4 if rank.on_cpu else 11.0 * at_once) * size
     if rank.sharded:
         # Full updates; rows of results, which leave in one round while those of the round before arrive.

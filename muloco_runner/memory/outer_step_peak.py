@@ -75,7 +75,8 @@ class DiLoCoOuterStep:
             return mixing
         updates = 4.0 * self.rank.matrices / streaming.num_fragments
         # The momenta of the most frequent shape; or, of shards, all of them on the way to their owners.
-        momenta = updates * 2 * model.width * model.ffn_width / self.rank.block
+        largest = model.largest_matrices
+        momenta = updates * largest.number * largest.rows * largest.columns / max(1, model.num_hidden_params)
         return max(mixing, updates + (4 * updates if self.rank.sharded else momenta))
 
     def _exchange(self) -> float:
@@ -84,7 +85,7 @@ class DiLoCoOuterStep:
         if not rank.sharded or self.compression.sends_rows_apart:
             return self._message(self.fragment)
         # Each tensor is in full at one owner: what comes to the one that has most.
-        owned = max(self.fragment, rank.model.vocab_size * rank.model.width)
+        owned = max(self.fragment, rank.model.embedding_params)
         gathering = 8.0 * self.fragment + 8 * owned
         scattering = 16.0 * owned + 4 * self.fragment
         return max(gathering, 8 * owned + self._message(owned), scattering)
@@ -93,7 +94,8 @@ class DiLoCoOuterStep:
         """Temporaries of the largest message of a list of that many values."""
         rank, compression = self.rank, self.compression
         num_workers, workers = rank.run.num_workers, rank.workers
-        embedding, matrix = rank.model.vocab_size * rank.model.width, rank.model.ffn_width * rank.model.width
+        embedding, largest = rank.model.embedding_params, rank.model.largest_matrices
+        matrix = largest.rows * largest.columns
         uncut = 0 if compression.sends_rows_apart else matrix if compression.sends_embeddings_exactly else embedding
         message = min(values, max(MESSAGE_VALUES, uncut))
         tensor = min(embedding, message)
@@ -117,10 +119,13 @@ class DiLoCoOuterStep:
 
 
 def _fragments(rank: Rank, num_fragments: int) -> Iterator[int]:
-    """Values of each fragment that the rank holds: layers, the embedding with the first, the head with the last."""
+    """Values of each fragment that the rank holds, at most: layers, and at either end an embedding or head."""
     model, layers = rank.model, rank.model.num_layers
-    embedding = rank.held * model.vocab_size * model.width // model.num_params
-    of_layers = rank.held - 2 * embedding
+    if num_fragments == 1:
+        yield rank.held
+        return
+    embedding = rank.held * model.embedding_params // model.num_params
+    of_layers = rank.held - rank.held * (model.num_params - model.params_in_blocks) // model.num_params
     for number in range(num_fragments):
         own = sum(layer * num_fragments // layers == number for layer in range(layers))
         ends = (number == 0) + (number == num_fragments - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from muloco_runner.config import ModelConfig, RunConfig
+from muloco_runner.config import RunConfig
 from muloco_runner.memory.placement import Placement
 
 
@@ -15,11 +15,12 @@ class Rank:
         self.sharded = placement.sharded and self.replicas > 1
         self.on_cpu = placement.device == "cpu"
         parts = self.replicas if self.sharded else 1
-        self.held = sum(-(-rows // parts) * columns for rows, columns in shapes(run.model))
+        values = [(-(-s.rows // parts) * s.columns * s.number, s.hidden) for s in run.model.shapes]
+        self.held = sum(number for number, _ in values)
         """Values of one worker's model that the rank holds."""
-        self.matrices = run.model.num_layers * sum(-(-r // parts) * c for r, c in block_matrices(run.model))
-        self.block = sum(rows * columns for rows, columns in block_matrices(run.model))
-        """Values of all matrices of a block."""
+        self.matrices = sum(number for number, hidden in values if hidden)
+        self.block = run.model.num_hidden_params // run.model.num_layers
+        """Values of all matrices of a layer."""
         self.staged = 1 if self.on_cpu else 0
         """Copies that gloo makes of what it gathers or sums; NCCL makes none."""
         copies = self.replicas > 1 and not self.sharded
@@ -30,15 +31,3 @@ class Rank:
         own = -(-self.matrices // self.replicas) if self.shares_matrices else self.matrices
         self.summed = self.held - self.matrices + own
         """Values whose gradient the rank has once the replicas' have been summed."""
-
-
-def block_matrices(model: ModelConfig) -> list[tuple[int, int]]:
-    width, ffn = model.width, model.ffn_width
-    return [(width, width)] * 4 + [(ffn, width)] * 2 + [(width, ffn)]
-
-
-def shapes(model: ModelConfig) -> list[tuple[int, int]]:
-    """Rows and columns of every parameter."""
-    gains = [(model.width, 1)] * 4 + [(model.head_width, 1)] * 2
-    block = block_matrices(model) + gains
-    return [(model.vocab_size, model.width)] * 2 + block * model.num_layers + [(model.width, 1)]

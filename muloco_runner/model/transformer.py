@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from muloco_runner.config import ModelConfig
+from muloco_runner.config import AnyModelConfig, ModelConfig
 from muloco_runner.model.attention import Mask, attend, make_mask
 from muloco_runner.model.compile import compile_each_shape
 from muloco_runner.model.cross_entropy import (
@@ -22,6 +22,7 @@ from muloco_runner.model.cross_entropy import (
     linear_cross_entropy,
     loss_and_gradient,
 )
+from muloco_runner.model.language_model import LanguageModel
 
 MATRIX_STD = 0.02
 
@@ -129,7 +130,7 @@ class Head(nn.Linear):
         return linear_cross_entropy(x_BTD.flatten(0, 1), self.weight, targets_N, differentiate=self.differentiate)
 
 
-class Transformer(nn.Module):
+class Transformer(LanguageModel):
     """Token ids (B, T) and document ids (B, T) to logits (B, T, V), or to the mean loss where targets are given."""
 
     cos_TK: Tensor
@@ -175,11 +176,7 @@ class Transformer(nn.Module):
         self.sin_TK.copy_(sin_TK)
 
     def set_execution(self, attention: str, recompute: bool, compiled: bool) -> None:
-        """Chooses how blocks are computed; none of it changes what they compute.
-
-        attention: a kernel's name from `choose_attention`; recompute: activations within a block are computed again in
-        the backward pass; compiled: one compiled function, shared by all blocks, and the loss.
-        """
+        """See `LanguageModel`; compiled: one function, shared by all blocks, and the loss."""
         self.attention_kind = attention
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -220,8 +217,9 @@ def empty_model(config: ModelConfig) -> Transformer:
 
 
 @torch.no_grad()
-def build_model(config: ModelConfig, seed: int, device: torch.device) -> Transformer:
+def build_model(config: AnyModelConfig, seed: int, device: torch.device) -> Transformer:
     """A model whose initial values depend on `seed` alone, whatever the device and the ranks."""
+    assert isinstance(config, ModelConfig)
     model = empty_model(config).to_empty(device=device)
     for parameter, values in model.initial_values(torch.Generator().manual_seed(seed)):
         parameter.copy_(values)

@@ -3,6 +3,6 @@
 from muloco_runner.optimizers.build import build_inner_optimizer
 from muloco_runner.optimizers.muloco1 import MuLoCo1
 from muloco_runner.optimizers.muon import Muon
-from muloco_runner.optimizers.parameter_groups import describe_groups, parameter_groups
+from muloco_runner.optimizers.parameter_groups import describe_groups, parameter_groups, parameter_kinds
 
-__all__ = ["MuLoCo1", "Muon", "build_inner_optimizer", "describe_groups", "parameter_groups"]
+__all__ = ["MuLoCo1", "Muon", "build_inner_optimizer", "describe_groups", "parameter_groups", "parameter_kinds"]

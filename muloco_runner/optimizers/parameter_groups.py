@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from muloco_runner.config import ConfigError
+from muloco_runner.model.target_model import TargetModel
+
 # Names under which models keep a projection to their outputs.
 _HEAD_NAMES = frozenset(
     {
@@ -71,8 +74,36 @@ def describe_groups(model: nn.Module) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
+def parameter_kinds(model: nn.Module) -> dict[str, str]:
+    """Return of each parameter, by name, whether it is `hidden`, a hidden matrix as in `parameter_groups`, `embedding`,
+    `head` or `other`."""
+    reasons = _reasons(model)
+    kinds = {}
+    for name, _ in model.named_parameters():
+        kind = reasons[name].partition(":")[0] if name in reasons else "hidden"
+        kinds[name] = kind if kind in ("hidden", "embedding", "head") else "other"
+    return kinds
+
+
 def _reasons(model: nn.Module) -> dict[str, str]:
     """Return why a parameter is no hidden matrix, by name; hidden matrices are not among them."""
+    reasons = _by_rule(model)
+    if isinstance(model, TargetModel):
+        # What its user says comes first.
+        for name, parameter in model.named_parameters():
+            match type(model).muloco_config.kind_of(name):
+                case None:
+                    pass
+                case "hidden" if parameter.ndim == 2:
+                    reasons.pop(name, None)
+                case "hidden":
+                    raise ConfigError(f"model.matrices: {name} of shape {tuple(parameter.shape)} is no matrix")
+                case kind:
+                    reasons[name] = f"{kind}: by model.matrices"
+    return reasons
+
+
+def _by_rule(model: nn.Module) -> dict[str, str]:
     modules = dict(model.named_modules())
     linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
     embeddings = [module for module in modules.values() if isinstance(module, nn.Embedding)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from muloco_runner.config import ConfigError, DataParallelConfig, RunConfig, TargetConfig
+from muloco_runner.model.target_model import load_class
 from muloco_runner.optimizers.parameter_groups import parameter_groups
 
 
@@ -73,13 +73,7 @@ def _built(
     target: str, parameters: list[Tensor], arguments: Mapping[str, Any], run: RunConfig
 ) -> torch.optim.Optimizer:
     where = f"{target}({', '.join(arguments)})"
-    module, _, name = target.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"inner_optimizer._target_={target}: cannot be imported: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-        raise ConfigError(f"inner_optimizer._target_={target}: is no class of torch.optim.Optimizer")
+    cls = load_class(f"inner_optimizer._target_={target}", target, torch.optim.Optimizer, "torch.optim.Optimizer")
     given = {"lr": run.inner_optimizer.lr, **arguments}
     taken = inspect.signature(cls).parameters
     if "weight_decay" in taken:

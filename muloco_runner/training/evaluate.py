@@ -12,7 +12,7 @@ from muloco_runner.data.batches import Batch, one_of_each_size, validation_batch
 from muloco_runner.data.corpus import Corpus
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.communicator import Communicator
-from muloco_runner.model.transformer import Transformer
+from muloco_runner.model.language_model import LanguageModel
 from muloco_runner.training.precision import DTYPES, mean_loss
 
 _CHUNK_TOKENS = 8192
@@ -46,7 +46,7 @@ class Evaluation:
         return evaluate_local_models(workers, self.batch, self.dtype, self.communicator)
 
 
-def evaluate(model: Transformer, batch: Batch, dtype: torch.dtype, communicator: Communicator) -> float:
+def evaluate(model: LanguageModel, batch: Batch, dtype: torch.dtype, communicator: Communicator) -> float:
     """Mean loss of `model`, the same on all ranks, in nats per token.
 
     Ranks share the chunks, whose sums are elements of one vector, so that the result does not depend on their number.
@@ -74,7 +74,7 @@ def _chunks(batch: Batch) -> list[Batch]:
 
 
 @torch.no_grad()
-def _chunk_sums(model: Transformer, chunks: list[Batch], number: int, sharers: int, dtype: torch.dtype) -> Tensor:
+def _chunk_sums(model: LanguageModel, chunks: list[Batch], number: int, sharers: int, dtype: torch.dtype) -> Tensor:
     """Loss times sequences of the chunks that sharer `number` computes, zero for the others; shape (chunks,), float64.
 
     All sharers call the model equally often, as they must where it is sharded: at the end some compute the last chunk

@@ -12,12 +12,15 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from muloco_runner.config import ModelConfig
+from muloco_runner.config import AnyModelConfig, ModelConfig
+from muloco_runner.config.variants import load
 from muloco_runner.data.batches import Batch
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.collectives import Collectives
 from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.distributed.dtensor import own_rows
+from muloco_runner.model.language_model import LanguageModel
+from muloco_runner.model.target_model import shard_target
 from muloco_runner.model.transformer import Transformer, empty_model
 from muloco_runner.training.micro_batches import LossOf, accumulate
 
@@ -31,10 +34,29 @@ class FsdpReplicas:
     def __init__(self, communicator: Communicator, precision: torch.dtype) -> None:
         self.communicator, self.precision = communicator, precision
 
-    def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
-        model = empty_model(config)
+    def build(self, config: AnyModelConfig, seed: int, device: torch.device) -> tuple[LanguageModel, list[Tensor]]:
         replicas = self.communicator.among_replicas
         mesh = DeviceMesh.from_group(replicas.group, device.type)
+        transformer = empty_model(config) if isinstance(config, ModelConfig) else None
+        model: LanguageModel
+        if transformer is None:
+            model = load(config)(config, seed, torch.device("cpu"))
+            shard_target(model, mesh)
+        else:
+            model = transformer
+            self._shard(transformer, mesh)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_custom_all_gather(_GatheredRows(replicas))  # type: ignore[arg-type]
+                module.set_custom_reduce_scatter(_SummedRows(replicas))  # type: ignore[arg-type]
+        if transformer is None:
+            # Built in full on each rank's host: its class draws its values in an order of its own.
+            model.to(device)
+        else:
+            self._fill(transformer, seed, device)
+        return model, [local_rows(parameter) for parameter in model.parameters()]
+
+    def _shard(self, model: Transformer, mesh: DeviceMesh) -> None:
         float32 = MixedPrecisionPolicy(reduce_dtype=torch.float32)
         low_precision = MixedPrecisionPolicy(self.precision, torch.float32, cast_forward_inputs=False)
         # Everything is freed after its forward pass: what stayed gathered would miss a change of the rows.
@@ -43,16 +65,14 @@ class FsdpReplicas:
         fully_shard(model.embedding, mesh=mesh, mp_policy=float32, reshard_after_forward=True)
         fully_shard(model.head, mesh=mesh, mp_policy=low_precision, reshard_after_forward=True)
         fully_shard(model, mesh=mesh, mp_policy=float32, reshard_after_forward=True)
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.set_custom_all_gather(_GatheredRows(replicas))  # type: ignore[arg-type]
-                module.set_custom_reduce_scatter(_SummedRows(replicas))  # type: ignore[arg-type]
+
+    def _fill(self, model: Transformer, seed: int, device: torch.device) -> None:
+        """Values that depend on `seed` alone, one tensor at a time."""
         model.to_empty(device=device)
         topology = self.communicator.topology
         for parameter, values in model.initial_values(torch.Generator().manual_seed(seed)):
             local_rows(parameter).copy_(own_rows(values, topology.replica, topology.replicas))
         model.fill_buffers()
-        return model, [local_rows(parameter) for parameter in model.parameters()]
 
     def gradient(self, worker: Worker, micro_batches: Sequence[Batch], loss_of: LossOf) -> Tensor:
         # Summed over the ranks after each micro-batch: summed later, full gradients would accumulate on every rank.

@@ -112,7 +112,7 @@ class Metrics:
             num_params=run.num_params,
             num_steps=state.step,
             num_tokens=self.num_tokens,
-            flops=6.0 * run.num_params * self.num_tokens,
+            flops=float(run.model.flops_per_token * self.num_tokens),
             hardware_flops=float(run.model.hardware_flops_per_token * self.num_tokens),
             validation_tokens=self.validation_tokens,
             weight_decay_timescale=run.weight_decay_timescale,

@@ -56,8 +56,8 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 def utilisations(
     run: RunConfig, tokens_per_second: float | None, device: torch.device, num_devices: int
 ) -> dict[str, Any]:
-    """Model FLOPs utilisation in two views, over the peak of all devices: `mfu` counts 6N flops a token, `hardware_mfu`
-    those that devices compute. Empty where speed or peak are not known."""
+    """Model FLOPs utilisation in two views, over the peak of all devices: `mfu` counts the model's flops of a token,
+    6N, `hardware_mfu` those that devices compute. Empty where speed or peak are not known."""
     peak = peak_flops(device, run.precision)
     if peak is None or tokens_per_second is None:
         return {}
@@ -66,7 +66,7 @@ def utilisations(
 
 def utilisations_at(run: RunConfig, tokens_per_second: float, peak: float) -> dict[str, float]:
     """As `utilisations`, of a peak in FLOP/s."""
-    per_token = {"mfu": 6 * run.num_params, "hardware_mfu": run.model.hardware_flops_per_token}
+    per_token = {"mfu": run.model.flops_per_token, "hardware_mfu": run.model.hardware_flops_per_token}
     return {name: flops * tokens_per_second / peak for name, flops in per_token.items()}
 
 

@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from muloco_runner.config import ExecutionConfig, ModelConfig, RunConfig
+from muloco_runner.config import AnyModelConfig, ExecutionConfig, ModelConfig, RunConfig
 from muloco_runner.data.batches import Batch
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.model.attention import choose_attention
-from muloco_runner.model.transformer import Transformer
+from muloco_runner.model.language_model import LanguageModel
 from muloco_runner.optimizers import build_inner_optimizer
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.training.micro_batches import LossOf
@@ -24,7 +24,7 @@ from muloco_runner.training.replicated import OrderedReplicas, OverlappedReplica
 class Replicas(Protocol):
     """The replicas of a worker, of which this rank is one."""
 
-    def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
+    def build(self, config: AnyModelConfig, seed: int, device: torch.device) -> tuple[LanguageModel, list[Tensor]]:
         """A worker's model on this rank, and this rank's part of every parameter (see `Worker.tensors`)."""
 
     def gradient(self, worker: Worker, micro_batches: Sequence[Batch], loss_of: LossOf) -> Tensor:
@@ -69,12 +69,15 @@ def build_workers(
     # DDP replicas share the work on a model's matrices; FSDP shards it by itself.
     shares_work = topology.replicas > 1 and not communicator.sharded
     group = communicator.among_replicas.group if shares_work else None
-    attention = choose_attention(execution.attention, run.model.head_width, device)
-    compiled = device.type == "cuda" if execution.compile is None else execution.compile
+    run.model.check_execution(execution.attention, execution.activation_checkpointing)
+    attention, compiled = execution.attention, execution.compile
+    if isinstance(run.model, ModelConfig):
+        attention = choose_attention(attention, run.model.head_width, device)
+        compiled = device.type == "cuda" if compiled is None else compiled
     workers, arena = [], Arena()
     for index in topology.local_workers:
         model, tensors = replicas.build(run.model, run.seed, device)
-        model.set_execution(attention, recompute, compiled)
+        model.set_execution(attention, recompute, bool(compiled))
         optimizer = build_inner_optimizer(model, run, execution.muon_backend, group, traffic, arena)
         workers.append(Worker(index, model, optimizer, tensors))
     return workers

@@ -16,17 +16,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from muloco_runner.config import ModelConfig
+from muloco_runner.config import AnyModelConfig
+from muloco_runner.config.variants import load
 from muloco_runner.data.batches import Batch
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.collectives import Collectives, Transfer
 from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.distributed.gradient_reducer import NOT_OWNED, GradientReducer, total_norm
-from muloco_runner.model.transformer import Transformer, build_model
+from muloco_runner.model.language_model import LanguageModel
 from muloco_runner.optimizers import Muon
 from muloco_runner.training.micro_batches import LossOf, accumulate, pairwise_sum
 
@@ -43,8 +44,8 @@ class FullReplicas:
     def __init__(self, communicator: Communicator) -> None:
         self.communicator = communicator
 
-    def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
-        model = build_model(config, seed, device)
+    def build(self, config: AnyModelConfig, seed: int, device: torch.device) -> tuple[LanguageModel, list[Tensor]]:
+        model = load(config)(config, seed, device)
         return model, list(model.parameters())
 
     def gradient_norm(self, worker: Worker) -> Tensor:
@@ -92,9 +93,9 @@ class OverlappedReplicas(FullReplicas):
     def __init__(self, communicator: Communicator) -> None:
         super().__init__(communicator)
         self._buckets = None if communicator.topology.replicas == 1 else _BucketMeans(communicator.among_replicas)
-        self._averaging: dict[Transformer, DistributedDataParallel] = {}
+        self._averaging: dict[nn.Module, DistributedDataParallel] = {}
 
-    def build(self, config: ModelConfig, seed: int, device: torch.device) -> tuple[Transformer, list[Tensor]]:
+    def build(self, config: AnyModelConfig, seed: int, device: torch.device) -> tuple[LanguageModel, list[Tensor]]:
         model, tensors = super().build(config, seed, device)
         if self._buckets is not None:
             group = self.communicator.among_replicas.group

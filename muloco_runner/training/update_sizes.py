@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from muloco_runner.diloco.worker import Worker
+from muloco_runner.model.transformer import Transformer
+from muloco_runner.optimizers import parameter_kinds
 
-KINDS = ("embedding", "attention", "feed_forward", "norm", "head")
+KINDS = ("embedding", "attention", "feed_forward", "norm", "head", "hidden", "other")
+"""The study's transformer has the first five; of a model from outside, hidden matrices are told from others."""
 _SAMPLED_VALUES = 1 << 18
 """In all tensors of a rank; each has an equal share, or all that it has. They are held during a logged step, 1 MB,
 which the memory estimate leaves out."""
@@ -32,11 +35,14 @@ class UpdateSizes:
     """Measures steps of one worker."""
 
     def __init__(self, worker: Worker) -> None:
-        named = zip((name for name, _ in worker.model.named_parameters()), worker.tensors, strict=True)
+        names = [name for name, _ in worker.model.named_parameters()]
+        is_ours = isinstance(worker.model, Transformer)
+        kinds = {name: kind_of(name) for name in names} if is_ours else parameter_kinds(worker.model)
+        named = zip(names, worker.tensors, strict=True)
         of_kind: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
         for name, tensor in named:
             if tensor.numel():
-                of_kind[kind_of(name)].append(tensor)
+                of_kind[kinds[name]].append(tensor)
         self._tensors = [tensor for tensors in of_kind.values() for tensor in tensors]
         share = max(1, _SAMPLED_VALUES // max(1, len(self._tensors)))
         # Odd, so that rows of an even width are not all sampled at the same columns.
@@ -46,8 +52,8 @@ class UpdateSizes:
         stands_for = [t.numel() / n for t, n in zip(self._tensors, self._lengths, strict=True)]
         self._stands_for_T = torch.tensor(stands_for, device=device)
         """How many values each sampled one stands for."""
-        kinds = [number for number, tensors in enumerate(of_kind.values()) for _ in tensors]
-        self._kind_T = torch.tensor(kinds, dtype=torch.int64, device=device)
+        numbers = [number for number, tensors in enumerate(of_kind.values()) for _ in tensors]
+        self._kind_T = torch.tensor(numbers, dtype=torch.int64, device=device)
         self._before_S: Tensor | None = None
 
     def _sample(self) -> Tensor:

@@ -5,8 +5,9 @@ Runs that come out the same (by `run_id`) are one run.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -33,13 +34,35 @@ def expand(
     grids = read_grids(sweep, overrides)
     check_size(grids, allow_large, "give --allow-large (hydra.sweeper.allow_large=true)")
     composer = _Composer(set(config_groups()), base)
+    points = [(point, composer.values_of(point)) for grid in grids for point in grid.points()]
+    _count_parameters([values["model"] for _, values in points])
     runs: dict[str, RunConfig] = {}
-    for grid in grids:
-        for point in grid.points():
-            run = composer.run_of(point)
-            runs.setdefault(run.run_id, run)
+    for point, values in points:
+        with _at(point):
+            run = RunConfig.from_dict(values)
+        runs.setdefault(run.run_id, run)
     check_not_empty(list(runs))
     return list(runs.values())
+
+
+def _count_parameters(models: list[dict[str, Any]]) -> None:
+    """Gives models from outside, and only those, what is found by building them, all of them at once."""
+    of_targets = [model for model in models if "_target_" in model]
+    if of_targets:
+        from muloco_runner.targets import facts_of
+
+        for model, facts in zip(of_targets, facts_of(of_targets), strict=True):
+            model["facts"] = facts
+
+
+@contextlib.contextmanager
+def _at(point: Point) -> Iterator[None]:
+    """Mistakes within say at which point of the sweep they are."""
+    try:
+        yield
+    except ConfigError as error:
+        described = ", ".join(f"{key}={value}" for key, value in point.items())
+        raise ConfigError(f"sweep: at {described}: {error}") from error
 
 
 class _Composer:
@@ -52,10 +75,11 @@ class _Composer:
         self.trees: dict[tuple[tuple[str, Any], ...], tuple[DictConfig, dict[str, Any]]] = {}
         self.parsed: dict[tuple[Any, ...], Any] = {}
 
-    def run_of(self, point: Point) -> RunConfig:
+    def values_of(self, point: Point) -> dict[str, Any]:
+        """A run's values, not yet checked."""
         names = tuple((key, value) for key, value in point.items() if key in self.groups)
         values = {key: value for key, value in point.items() if key not in self.groups}
-        try:
+        with _at(point):
             if names not in self.trees:
                 tree = compose_tree([*self.base, *(f"{key}={value}" for key, value in names)])
                 self.trees[names] = (tree, _plain_run(tree))
@@ -65,10 +89,7 @@ class _Composer:
                 path = key_now(key, warn_renamed)
                 _refuse_unknown(plain, path)
                 _set(plain, path, self._parse(names, tree, path, value))
-            return RunConfig.from_dict(names_now(plain, warn_renamed))
-        except ConfigError as error:
-            described = ", ".join(f"{key}={value}" for key, value in point.items())
-            raise ConfigError(f"sweep: at {described}: {error}") from error
+            return names_now(plain, warn_renamed)
 
     def _parse(self, names: tuple[tuple[str, Any], ...], tree: DictConfig, key: str, value: Any) -> Any:
         """`value` as the schema's type."""

@@ -5,7 +5,6 @@ Left to choose, it is the number that the published study would take, or the sma
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,7 +130,6 @@ def _named(run: RunConfig) -> str:
 
 def sizes_of(run: RunConfig) -> tuple[Any, ...]:
     """All of a run that its memory depends on, and more: learning rates of the outer step, say."""
-    model = tuple(dataclasses.asdict(run.model).values())
     inner = run.inner_optimizer
     state = inner.name, inner.matrix_state_bytes, inner.other_state_bytes
-    return model, repr(run.method), state, run.worker_batch_sequences, run.precision
+    return repr(run.model), repr(run.method), state, run.worker_batch_sequences, run.precision

@@ -28,7 +28,9 @@ def _names() -> dict[int, str]:
     for name in sorted(files):
         # A file that is no model by itself is the base of others.
         with contextlib.suppress(ConfigError, TypeError):
-            names.setdefault(ModelConfig(**_values(files, name)).num_params, name)
+            if "_target_" in (values := _values(files, name)):
+                continue  # its parameters are counted where it is built
+            names.setdefault(ModelConfig(**values).num_params, name)
     return names
 
 
@@ -40,5 +42,5 @@ def _values(files: Mapping[str, Path], name: str) -> dict[str, Any]:
         # Others are the dataclass's own defaults, or the file itself.
         if base in files:
             values |= _values(files, base)
-    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    known = {field.name for field in dataclasses.fields(ModelConfig)} | {"_target_"}
     return {**values, **{str(key): value for key, value in own.items() if key in known}}

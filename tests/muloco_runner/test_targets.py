@@ -109,6 +109,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+def answers_of(runs: dict[str, RunConfig]) -> dict[str, targets.Answer]:
+    questions = {key: ("inner_optimizer", run.to_dict()) for key, run in runs.items()}
+    return targets._try(questions, targets._folders(targets._sources_of(runs.values())))
+
+
 def run_of(target: str, **values: Any) -> RunConfig:
     return RunConfig(inner_optimizer=TargetConfig(_target_=target, **values))
 
@@ -162,7 +167,7 @@ def test_a_target_that_lies_is_refused_in_words(lab: Path) -> None:
         "pattern": (run_of("my_lab.Lion", applies_to={"layers.*": "target"}), "matches no parameter"),
         "local": (run_of("my_lab.NoDTensor"), ""),
     }
-    answers = targets._try({key: run for key, (run, _) in expected.items()})
+    answers = answers_of({key: run for key, (run, _) in expected.items()})
     for key, (_, words) in expected.items():
         assert words in answers[key].problem, key
         assert bool(words) == bool(answers[key].problem), answers[key].problem
@@ -173,12 +178,12 @@ def test_a_target_that_lies_is_refused_in_words(lab: Path) -> None:
 def test_what_was_tried_is_not_tried_again(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 
-    def answer(runs: dict[str, RunConfig]) -> dict[str, targets.Answer]:
-        tried.append(len(runs))
-        for key in runs:
+    def answer(questions: dict[str, Any], folders: list[str]) -> dict[str, targets.Answer]:
+        tried.append(len(questions))
+        for key in questions:
             targets._cache_file(key).parent.mkdir(parents=True, exist_ok=True)
             targets._cache_file(key).write_text("{}")
-        return {key: targets.Answer() for key in runs}
+        return {key: targets.Answer() for key in questions}
 
     monkeypatch.setattr(targets, "_try", answer)
     words = ["inner_optimizer=lion,adamw", "inner_optimizer.lr=0.1,0.2", *TINY, f"data.path={lab}", f"root={tmp_path}"]
@@ -190,7 +195,7 @@ def test_what_was_tried_is_not_tried_again(lab: Path, tmp_path: Path, monkeypatc
 
 
 def test_changed_code_under_the_same_version_stops(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "_try", lambda runs: {key: targets.Answer() for key in runs})
+    monkeypatch.setattr(targets, "_try", lambda asked, folders: {key: targets.Answer() for key in asked})
     run, root = run_of("my_lab.Lion"), tmp_path
     RunFolder.of(root, run.run_id).write_config(run.to_dict())
     record_code([run], root, snapshot=True)
@@ -215,7 +220,7 @@ def test_changed_code_under_the_same_version_stops(lab: Path, tmp_path: Path, mo
 
 def test_each_package_is_read_once_for_all_runs(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr(targets, "find_source", lambda target: read.append(target) or find_source(target))
+    monkeypatch.setattr(targets, "find_source", lambda target, part: read.append(target) or find_source(target))
     runs = [run_of("my_lab.Lion", lr=lr) for lr in (0.1, 0.2, 0.3)]
     record_code(runs, tmp_path, snapshot=True)
     assert read == ["my_lab.Lion"]
@@ -284,10 +289,10 @@ def test_built_in_files_of_torch_itself_take_part() -> None:
 @pytest.mark.parametrize("name", sorted(OTHERS))
 def test_a_built_in_file_of_another_class_is_what_it_says(name: str) -> None:
     run = compose_app_config([f"inner_optimizer={name}"]).run
-    package = targets.targets_of(run)[0].partition(".")[0]
+    package = run.targets["inner_optimizer"][0].partition(".")[0]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed: it is in the extra `optimizers`")
-    assert targets._try({name: run})[name].problem == ""
+    assert answers_of({name: run})[name].problem == ""
 
 
 def test_state_in_lists_is_copied_from_the_checkpoint() -> None:

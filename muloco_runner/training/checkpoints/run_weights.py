@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muloco_runner.config import ConfigError, RunConfig, TargetConfig
+from muloco_runner.config import ConfigError, ModelConfig, RunConfig, TargetConfig
+from muloco_runner.config.variants import load
+from muloco_runner.model.language_model import LanguageModel
 from muloco_runner.model.transformer import empty_model
 from muloco_runner.optimizers import build_inner_optimizer
 from muloco_runner.optimizers.target import end_training
@@ -24,10 +26,25 @@ def read_weights_of_run(folder: RunFolder, config: RunConfig, step: int, worker:
     shared, own = _read(folder, step, "shared.pt", f"worker-{worker or 0}.pt")
     weights: dict[str, Tensor] = own["model"]
     if worker is None and "anchor" in shared["method"]:
-        return dict(zip(weights, shared["method"]["anchor"], strict=True))
+        names = list(weights)
+        if not isinstance(config.model, ModelConfig):
+            # Its state has other names too where it has buffers, or a parameter two names.
+            names = [name for name, _ in model_of_run(folder, config, torch.device("cpu")).named_parameters()]
+        return dict(zip(names, shared["method"]["anchor"], strict=True))
     if isinstance(config.inner_optimizer, TargetConfig):
         return _evaluated(folder, config, weights, own["optimizer"])
     return weights
+
+
+def model_of_run(folder: RunFolder, config: RunConfig, device: torch.device) -> LanguageModel:
+    """A model whose buffers have their values, and its parameters any."""
+    if not isinstance(config.model, ModelConfig):
+        make_importable(config, folder)
+        built: LanguageModel = load(config.model)(config.model, config.seed, device)
+        return built
+    model = empty_model(config.model).to_empty(device=device)
+    model.fill_buffers()
+    return model
 
 
 @torch.no_grad()
@@ -51,7 +68,7 @@ def _evaluated(
 ) -> dict[str, Tensor]:
     """The weights that an optimizer from outside evaluates, which may be others than those that it trains."""
     make_importable(config, folder)
-    model = empty_model(config.model).to_empty(device="cpu")
+    model = model_of_run(folder, config, torch.device("cpu"))
     fill(model, weights)
     optimizer = build_inner_optimizer(model, config)
     optimizer.load_state_dict(optimizer_state)

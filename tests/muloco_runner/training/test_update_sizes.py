@@ -36,7 +36,7 @@ def moved(samples: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, dict[s
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
     measured = sizes_of(sizes.end())
     expected = {}
-    for kind in KINDS:
+    for kind in KINDS[:5]:
         updates = [
             (p.detach() - before[name]).flatten() for name, p in model.named_parameters() if kind_of(name) == kind
         ]
@@ -51,7 +51,7 @@ def test_sizes_of_an_update_are_those_of_all_values(
     samples: int, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured, expected = moved(samples, monkeypatch)
-    for index, kind in enumerate(KINDS):
+    for index, kind in enumerate(KINDS[:5]):
         assert measured[:, index].tolist() == pytest.approx(expected[kind], rel=tolerance), kind
 
 
@@ -70,7 +70,7 @@ def test_a_runs_records_hold_them_every_interval(
         rms, ratio = steps[number].update_rms, steps[number].update_ratio
         assert rms is not None
         assert ratio is not None
-        assert rms.keys() == ratio.keys() == set(KINDS)
+        assert rms.keys() == ratio.keys() == set(KINDS[:5])
         assert all(0 < value < 1 for value in rms.values())
     result = folder.read_result()
     assert result is not None

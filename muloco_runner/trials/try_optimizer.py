@@ -1,34 +1,23 @@
-"""Tries optimizers from outside the package before anything is queued.
-
-    python -m muloco_runner.optimizers.try_target < {"path": [...], "runs": {KEY: run, ...}}
-
-The last line of its output is JSON: for each key what `muloco_runner.targets.Answer` holds. A tiny model takes steps
-with made-up gradients; two forked ranks take the same ones on parameters sharded by rows, as FSDP2 holds them.
-"""
+"""Tries optimizers from outside the package: a tiny model, or the run's own from outside, takes steps with made-up
+gradients; two forked ranks take the same ones on parameters sharded by rows, as FSDP2 holds them."""
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
-import multiprocessing
-import sys
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from muloco_runner.config import ConfigError, ModelConfig, RunConfig
+from muloco_runner.config import ConfigError, ModelConfig, RunConfig, TargetModelConfig
+from muloco_runner.model.target_model import TargetModel, build_target_model, shard_target
 from muloco_runner.model.transformer import build_model
 from muloco_runner.optimizers.target import build_target, start_training
+from muloco_runner.trials.two_ranks import on_two_ranks
 
 _MODEL = ModelConfig(width=16, num_layers=1, head_width=8, vocab_size=32, sequence_length=8)
 _STEPS = 3
-_RANKS_SECONDS = 60.0
 
 
 def try_run(run: RunConfig) -> dict[str, Any]:
@@ -86,10 +75,16 @@ def _resume_problem(run: RunConfig, model: nn.Module, optimizer: torch.optim.Opt
 
 
 def _built(run: RunConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
-    model = build_model(_MODEL, 0, torch.device("cpu"))
+    model = _model_of(run)
     optimizer = build_target(model, run)
     start_training(optimizer)
     return model, optimizer
+
+
+def _model_of(run: RunConfig) -> nn.Module:
+    if isinstance(run.model, TargetModelConfig):
+        return build_target_model(run.model, 0, torch.device("cpu"), run.model.trial_arguments)
+    return build_model(_MODEL, 0, torch.device("cpu"))
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
@@ -114,64 +109,28 @@ def _sharded_problem(run: RunConfig) -> str:
     for number in range(_STEPS):
         _step(model, optimizer, number)
     expected = [parameter.detach().clone() for parameter in model.parameters()]
-    context = multiprocessing.get_context("fork")
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = [context.Process(target=_rank, args=(rank, folder, run, expected)) for rank in range(2)]
-        for one in ranks:
-            one.start()
-        for one in ranks:
-            one.join(_RANKS_SECONDS)
-            if one.is_alive():
-                one.kill()
-        said = [file.read_text() for file in sorted(Path(folder).glob("problem*"))]
-    if len(said) < len(ranks):
-        return "two ranks with sharded parameters did not come to an end"
-    return next((text for text in said if text), "")
+    return on_two_ranks(lambda: _steps_on_shards(run, expected))
 
 
-def _rank(rank: int, folder: str, run: RunConfig, expected: list[Tensor]) -> None:
-    problem = ""
-    with contextlib.redirect_stdout(sys.stderr):
-        try:
-            problem = _steps_on(rank, folder, run, expected)
-        except Exception as error:
-            problem = f"a step on sharded parameters failed: {type(error).__name__}: {error}"
-    (Path(folder) / f"problem{rank}").write_text(problem)
-
-
-def _steps_on(rank: int, folder: str, run: RunConfig, expected: list[Tensor]) -> str:
+def _steps_on_shards(run: RunConfig, expected: list[Tensor]) -> str:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        model = build_model(_MODEL, 0, torch.device("cpu"))
-        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
-        optimizer = build_target(model, run)
-        start_training(optimizer)
-        for number in range(_STEPS):
-            for gradient, parameter in zip(_gradients(expected, number), model.parameters(), strict=True):
-                assert isinstance(parameter, DTensor)
-                parameter.grad = distribute_tensor(gradient, parameter.device_mesh, parameter.placements)
-            optimizer.step()
-        for (name, parameter), value in zip(model.named_parameters(), expected, strict=True):
+    model, mesh = _model_of(run), init_device_mesh("cpu", (2,))
+    if isinstance(model, TargetModel):
+        shard_target(model, mesh)
+    else:
+        fully_shard(model, mesh=mesh)
+    optimizer = build_target(model, run)
+    start_training(optimizer)
+    for number in range(_STEPS):
+        for gradient, parameter in zip(_gradients(expected, number), model.parameters(), strict=True):
             assert isinstance(parameter, DTensor)
-            if not torch.allclose(parameter.full_tensor().detach(), value, rtol=1e-4, atol=1e-5):
-                return f"on sharded parameters {name} differs from one rank's"
-        return ""
-    finally:
-        dist.destroy_process_group()
-
-
-def main() -> None:
-    words = json.load(sys.stdin)
-    sys.path[:0] = words["path"]
-    # What a target prints must not be taken for the answer.
-    with contextlib.redirect_stdout(sys.stderr):
-        answers = {key: try_run(RunConfig.from_dict(run)) for key, run in words["runs"].items()}
-    print(json.dumps(answers), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+            parameter.grad = distribute_tensor(gradient, parameter.device_mesh, parameter.placements)
+        optimizer.step()
+    for (name, parameter), value in zip(model.named_parameters(), expected, strict=True):
+        assert isinstance(parameter, DTensor)
+        if not torch.allclose(parameter.full_tensor().detach(), value, rtol=1e-4, atol=1e-5):
+            return f"on sharded parameters {name} differs from one rank's"
+    return ""
