@@ -5,8 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prepared_text import texts
 
-from muloco_runner.config import ConfigError, ExecutionConfig, ModelConfig, RunConfig
+from muloco_runner.config import ConfigError, DataConfig, ExecutionConfig, ModelConfig, RunConfig
+from muloco_runner.data.prepared.input_chunk import PrepareOptions
+from muloco_runner.data.prepared.inputs import find_files
+from muloco_runner.data.prepared.prepare import prepare
 from muloco_runner.inference.evaluation import tasks
 from muloco_runner.inference.export import export_run
 from muloco_runner.inference.load import load_run
@@ -60,13 +64,26 @@ def local_tasks(tmp_path: Path) -> Path:
 
 
 def test_scores_are_those_of_the_exported_folder(
-    local_tasks: Path, tiny_run: MakeRun, new_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local_tasks: Path,
+    tokenizer_file: Path,
+    tiny_run: MakeRun,
+    new_folder: MakeFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setenv("KMP_DUPLICATE_LIB_OK", "True")  # which the library sets and leaves
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    model = ModelConfig(width=32, num_layers=2, head_width=16, vocab_size=256, sequence_length=64, rope_theta=1e4)
-    run = tiny_run("diloco", "muon", model=model, num_steps=40)
+    # The harness itself needs a token that ends a document, which bytes do not have.
+    texts_folder, data = tmp_path / "texts", tmp_path / "prepared"
+    texts_folder.mkdir()
+    for number, text in enumerate(texts(60, seed=1)):
+        (texts_folder / f"{number}.txt").write_text(text)
+    options = PrepareOptions(str(tokenizer_file), validation_fraction=0.2)
+    prepare(find_files([texts_folder], None), data, options, 1, lambda done: None)
+    prepared = DataConfig(source="prepared", path=str(data), validation_tokens=256)
+    model = ModelConfig(width=32, num_layers=2, head_width=16, vocab_size=290, sequence_length=64, rope_theta=1e4)
+    run = tiny_run("diloco", "muon", model=model, data=prepared, num_steps=40)
     folder = new_folder(run)
     assert run_job(folder, ExecutionConfig(device="cpu")) is ExitCode.FINISHED
     loaded = load_run(folder.path)
