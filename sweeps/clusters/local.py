@@ -38,6 +38,7 @@ from sweeps.engine.work import Attempt, Need
 from sweeps.node.attempt_files import read_outcome, write_error_in_folder
 from sweeps.node.code_snapshot import importing_from
 from sweeps.node.disk_space import is_disk_full
+from sweeps.node.old_formats import request_now
 from sweeps.node.run_attempt import preload
 from sweeps.node.tasks import exit_code_of, fork_attempt
 
@@ -313,7 +314,8 @@ def _code_of(path: Path) -> str | None:
 
 
 def _run(folder: Path, slot: int, tag: str) -> None:
-    request = JobRequest.from_dict(json.loads((folder / "taken" / str(slot) / f"{tag}.json").read_text()))
+    # Of code that is gone, this slot runs what an earlier version may have asked for.
+    request = JobRequest.from_dict(request_now(json.loads((folder / "taken" / str(slot) / f"{tag}.json").read_text())))
     code = 0
     for attempt in request.attempts:
         preload(attempt.work)

@@ -77,9 +77,9 @@ def _setup_failure(attempt: Attempt) -> tuple[Ending, str] | None:
 
 
 def write_error_in_folder(attempt: Attempt) -> str:
-    """Why an attempt can write nothing where it must, seen by trying; nothing where it can."""
-    probe = attempt.folder / ".probe"
+    """Why an attempt can write nothing where it must, seen by trying; nothing where it can. Leaves nothing behind."""
     try:
+        probe = next(folder for folder in (attempt.folder, *attempt.folder.parents) if folder.is_dir()) / ".probe"
         write_atomically(probe, os.urandom(_PROBE_BYTES))
         probe.unlink()
     except OSError as error:

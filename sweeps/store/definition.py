@@ -20,8 +20,8 @@ from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.tuning.study import Study
 from sweeps.engine.work import Work
 from sweeps.engine.works import Works
+from sweeps.node.old_formats import head_now, work_now
 from sweeps.store.moved_root import Move, move_of
-from sweeps.store.old_formats import head_now, work_now
 
 
 @dataclass(frozen=True)

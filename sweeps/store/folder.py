@@ -32,10 +32,10 @@ from sweeps.engine.cluster import JobRequest
 from sweeps.engine.run_states import Runs
 from sweeps.engine.sweep_state import Event, SweepState, number_of
 from sweeps.engine.work import Attempt
+from sweeps.node.old_formats import request_now
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import START, Damage, Position, read_events
 from sweeps.store.moved_root import move_of
-from sweeps.store.old_formats import request_now
 from sweeps.store.snapshot import read_snapshot, write_snapshot
 
 

@@ -26,15 +26,15 @@ from sweeps.engine.tuning.growth import Added
 from sweeps.engine.tuning.study import Coordinates
 from sweeps.engine.work import Work
 from sweeps.engine.works import Works
+from sweeps.node.old_formats import cancelling_now, counters_now, request_now
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import Damage, Position
 from sweeps.store.moved_root import move_of
-from sweeps.store.old_formats import cancelling_now, counters_now, request_now
 
 LAYOUT = 2
 """The file's format: one that is neither this nor `_OLD_LAYOUT` is passed over."""
 _OLD_LAYOUT = 1
-"""Its rows were as `sweeps.store.old_formats` has them."""
+"""Its rows were as `sweeps.node.old_formats` has them."""
 
 
 def write_snapshot(path: Path, definition: Definition, state: SweepState, end: Position, damage: list[Damage]) -> None:

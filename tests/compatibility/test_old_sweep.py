@@ -70,6 +70,9 @@ def test_it_is_continued_and_nothing_is_trained_twice(old: Old, sweep: SweepFold
     assert {path: path.read_bytes() for path in results} == results
     attempts = {run: len(list((root / "runs" / run / "attempts").glob("[0-9]*"))) for run in before}
     assert attempts == {run: {"running": 2, "held": 0}.get(word, 1) for run, word in before.items()}
+    (submitted,) = (run for run, word in before.items() if word == "submitted")
+    # By the job that the old code had asked for.
+    assert (root / "runs" / submitted / "attempts" / "1" / "ending.json").exists()
 
     interrupted = old.expected["interrupted"]
     folder, whole = RunFolder(root / "runs" / interrupted), RunFolder(old.root / "whole" / "runs" / interrupted)

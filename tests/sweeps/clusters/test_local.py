@@ -104,6 +104,10 @@ def private() -> Iterator[Path]:
 
 def test_a_folder_without_permission_is_an_obstacle_and_no_error(private: Path) -> None:
     attempt = Attempt(Work("w", str(private / "w"), "sample_work:count"), 1)
+    # An attempt that never made its folder has left nothing.
+    assert write_error_in_folder(attempt) == ""
+    assert not attempt.folder.exists()
+    attempt.folder.mkdir(parents=True)
     assert write_error_in_folder(attempt) == ""
     assert not list(attempt.folder.iterdir())
     (private / "w" / "status.json").write_text("{}")

@@ -12,12 +12,12 @@ from sweeps.engine.cluster import JobRequest
 from sweeps.engine.sweep_state import Event
 from sweeps.engine.work import Adapter, Need, Work
 from sweeps.hydra_apps.job_adapter import HYDRA_JOB
+from sweeps.node.old_formats import cancelling_now, work_now
 from sweeps.node.run_attempt import resolve_entry
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
-from sweeps.store.old_formats import cancelling_now, work_now
 from sweeps.training.adapter import TRAINING
 
 CLUSTER = {
