@@ -31,8 +31,11 @@ from sweeps.training.adapter import TRAINING
 
 LONGEST_SWEEP_SECONDS = 1800
 """A sweep that what a test waits for never ends gives up then: far later than any ends, however busy the machine is."""
+ONE_FORKS = threading.Lock()
+"""A driver that is forked while another thread starts a command would keep that command's output open: whoever reads it
+would wait for the driver's end."""
 PACKAGE = str(Path(sweeps.__file__).parent)
-ONE_NODE = Need(1, 8, 8, wall_minutes=5, expected_minutes=0.1)
+ONE_NODE = Need(1, 8, 8, wall_minutes=60, expected_minutes=0.1)
 GPU = {"name": "gpu", "partition": "gpu", "account": "lab", "gpus_per_node": 8, "cpus_per_node": 8}
 
 
@@ -90,7 +93,8 @@ class SampleSweep:
             os._exit(0)
 
         process = multiprocessing.get_context("fork").Process(target=drive)
-        process.start()
+        with ONE_FORKS:
+            process.start()
         return process
 
     def starts(self, name: str) -> list[dict[str, Any]]:
@@ -150,7 +154,7 @@ def sampled_nodes(slurm: EmulatedSlurm, every: float = 1.0) -> Iterator[list[int
 
     def sample() -> None:
         while not over.wait(every):
-            with contextlib.suppress(subprocess.SubprocessError):
+            with contextlib.suppress(subprocess.SubprocessError), ONE_FORKS:
                 samples.append(sum(map(int, slurm.run("squeue", "-h", "--me", "-t", "R,CG", "-o", "%D").split())))
 
     thread = threading.Thread(target=sample)

@@ -84,7 +84,7 @@ def test_a_job_that_runs_into_its_time_limit_gets_more_time(slurm: EmulatedSlurm
     assert causes(state, "slow") == [Cause.TIMEOUT, Cause.FINISHED]
     check(sweep, state, slurm)
     second = state.runs["slow"].attempts[-1].tag
-    assert slurm.run("sacct", "-nPX", f"--name={second}", "-o", "TimelimitRaw").strip() == "10"
+    assert slurm.run("sacct", "-nPX", f"--name={second}", "-o", "TimelimitRaw").strip() == "120"
 
 
 def test_preempted_runs_go_on_when_there_is_room_again(slurm: EmulatedSlurm, tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_quotas_of_two_allocations_are_kept_and_may_change(slurm: EmulatedSlurm,
     gate = tmp_path / "gate"
     plans: dict[str, Any] = {f"w{n}": {"seconds": [2]} if n < 4 else {"gate": str(gate)} for n in range(10)}
     low = {**GPU, "name": "low", "qos": "low", "quota": {"nodes": 1}}
-    short = {**GPU, "name": "short", "quota": {"nodes": 1, "gpu_hours": 8 * 5 / 60}}
+    short = {**GPU, "name": "short", "quota": {"nodes": 1, "gpu_hours": 8.0}}
     sweep = SampleSweep(tmp_path, plans, low, short)
     most = {"low": 0, "short": 0}
     act = Script(
@@ -293,7 +293,7 @@ def test_quotas_of_two_allocations_are_kept_and_may_change(slurm: EmulatedSlurm,
 
     state = sweep.run(look)
     assert set(standings(state).values()) == {"done"}
-    # A job of five minutes asks for all the GPU-hours of `short`: one at a time, whatever its nodes.
+    # A job of one hour asks for all the GPU-hours of `short`: one at a time, whatever its nodes.
     assert most == {"low": 3, "short": 1}
     check(sweep, state, slurm)
 
