@@ -19,6 +19,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Set in many people's shells; here one line is asked of a mistake.
 os.environ.pop("HYDRA_FULL_ERROR", None)
+# pytest-xdist sets it in its workers: words are wrapped at a width that somebody has asked for.
+os.environ.pop("COLUMNS", None)
 # What a user's sweeps have in common; two processes of tests have a cluster each.
 _STATE = tempfile.TemporaryDirectory(prefix="state-", ignore_cleanup_errors=True)
 os.environ["MULOCO_STATE"] = _STATE.name

@@ -31,9 +31,8 @@ class ScheduleConfig(ABC):
             value = getattr(self, name)
             require(0 <= value <= 1, f"schedule.{name}={value}: must lie between 0 and 1")
 
-    @abstractmethod
-    def check(self, num_steps: int) -> None:
-        """A run of so many steps that it cannot be the schedule of raises `ConfigError`."""
+    def check(self, num_steps: int) -> None:  # noqa: B027  # most schedules are those of any run
+        """A run of so many steps that it cannot be the schedule of raises `ConfigError`; by default there is none."""
 
     @abstractmethod
     def decay(self, step: int, warmup: int, total: int) -> float:
@@ -49,9 +48,6 @@ class CosineConfig(ScheduleConfig):
     def decay(self, step: int, warmup: int, total: int) -> float:
         progress = (step - warmup) / max(1, total - warmup)
         return 0.5 * (1 + math.cos(math.pi * progress))
-
-    def check(self, num_steps: int) -> None:
-        """Any will do."""
 
 
 @dataclass
