@@ -13,7 +13,7 @@ demo: $(VENV)/installed  ## four algorithms, three sizes, real text, a scaling-l
 
 test: $(VENV)/installed-dev  ## everything but the tests that need a SLURM
 	# One process more than cores, since some tests wait; in the order of tests/conftest.py, the longest files first.
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slurm"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slurm and not long"
 
 test-slurm: $(VENV)/installed-dev  ## starts a real multi-node SLURM on this machine: root and Debian's packages
 	# Each process has a cluster of its own and waits more than it computes, so there are more than cores.
@@ -22,8 +22,9 @@ test-slurm: $(VENV)/installed-dev  ## starts a real multi-node SLURM on this mac
 test-hydra-next: $(NEXT_VENV)/installed  ## the Hydra plugins under the next Hydra, beside another launcher, on SLURM too
 	MULOCO_REQUIRE_SLURM=1 $(NEXT_VENV)/bin/python -m pytest -q tests/hydra
 
-test-extras: $(VENV)/installed-extras  ## what needs packages that are large and seldom used
-	$(BIN)/python -m pytest -q tests/muloco_runner/data/test_named_datasets.py tests/muloco_runner/test_targets.py \
+test-extras: $(VENV)/installed-extras  ## what needs packages that are large and seldom used, or takes minutes
+	$(BIN)/python -m pytest -q -m "not slurm" tests/wheel/test_own_optimizer_anywhere.py tests/muloco_runner/data/test_named_datasets.py \
+		tests/muloco_runner/test_targets.py \
 		tests/muloco_runner/whole_machine_check.py tests/muloco_runner/inference/test_transformers.py \
 		tests/muloco_runner/inference/test_lm_eval.py tests/muloco_runner/training/test_looking_inside.py
 

@@ -29,7 +29,6 @@ LONGEST_FIRST = [
     f"{file}.py"
     for file in (
         "test_readme",
-        "wheel/test_own_optimizer_anywhere",
         "muloco_runner/distributed/test_placement",
         "muloco_runner/training/test_fsdp",
         "hydra/test_quota_launcher",

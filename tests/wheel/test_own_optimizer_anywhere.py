@@ -34,6 +34,7 @@ def work(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
+@pytest.mark.long
 def test_a_sweep_of_an_own_optimizer_on_this_machine(installed: Installed, work: Path) -> None:
     kill_and_continue(installed, work, [])
 
