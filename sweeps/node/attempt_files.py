@@ -79,7 +79,8 @@ def _setup_failure(attempt: Attempt) -> tuple[Ending, str] | None:
 def write_error_in_folder(attempt: Attempt) -> str:
     """Why an attempt can write nothing where it must, seen by trying; nothing where it can. Leaves nothing behind."""
     try:
-        probe = next(folder for folder in (attempt.folder, *attempt.folder.parents) if folder.is_dir()) / ".probe"
+        there = next(path for path in (attempt.folder, *attempt.folder.parents) if path.exists())
+        probe = (there if there.is_dir() else attempt.folder) / ".probe"
         write_atomically(probe, os.urandom(_PROBE_BYTES))
         probe.unlink()
     except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,19 @@ class Watched:
         self.sent = self.received = self.larger = self.on_link = self.bucket_order = 0
         self.kinds: set[str] = set()
         self.at_last_pause: dict[str, Any] = {}
+        self._one_adds = threading.Lock()
+        """An exchange beside training adds from a thread of its own, and `+=` of two threads may lose one."""
 
     def add(self, kind: str, sent: int, received: int) -> None:
-        self.sent += sent
-        self.received += received
-        self.larger += max(sent, received)
-        self.kinds.add(kind)
+        with self._one_adds:
+            self.sent += sent
+            self.received += received
+            self.larger += max(sent, received)
+            self.kinds.add(kind)
+
+    def add_on_link(self, num_bytes: int) -> None:
+        with self._one_adds:
+            self.on_link += num_bytes
 
 
 class Watch(TorchDispatchMode):
@@ -106,7 +114,7 @@ def watch_run(folder: RunFolder, execution: ExecutionConfig) -> int:
             yield
 
     def reserving(self: EmulatedLink, num_bytes: int, rounds: int = 1) -> float:
-        watched.on_link += num_bytes
+        watched.add_on_link(num_bytes)
         return reserve(self, num_bytes, rounds)
 
     def averaging(self: Fragment, deltas: Any, ready: Any) -> Any:

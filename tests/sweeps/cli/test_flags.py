@@ -63,7 +63,7 @@ def test_a_flag_without_a_value_refuses_one(parser: Parser, action: argparse.Act
             assert refusal(parser, f"{option}=3").startswith(f"{name}: takes no value: write {name} alone; see")
 
 
-@pytest.mark.parametrize("parser", parsers(), ids=lambda parser: parser.prog)
+@pytest.mark.parametrize("parser", [*parsers()], ids=lambda parser: parser.prog)
 def test_what_is_missing_is_said_with_what_it_is(parser: Parser) -> None:
     needed = [one for one in parser._actions if one.required and one.nargs not in ("*", "?")]
     line = refusal(parser) if needed else ""
