@@ -22,9 +22,8 @@ test-slurm: $(VENV)/installed-dev  ## starts a real multi-node SLURM on this mac
 test-hydra-next: $(NEXT_VENV)/installed  ## the Hydra plugins under the next Hydra, beside another launcher, on SLURM too
 	MULOCO_REQUIRE_SLURM=1 $(NEXT_VENV)/bin/python -m pytest -q tests/hydra
 
-test-extras: $(VENV)/installed-extras  ## what needs packages that are large and seldom used, or takes minutes
-	$(BIN)/python -m pytest -q -m "not slurm" tests/wheel/test_own_optimizer_anywhere.py tests/muloco_runner/data/test_named_datasets.py \
-		tests/muloco_runner/test_targets.py \
+test-extras: $(VENV)/installed-extras  ## what needs packages that are large and seldom used, and every section of --check-gpu
+	$(BIN)/python -m pytest -q tests/muloco_runner/data/test_named_datasets.py tests/muloco_runner/test_targets.py \
 		tests/muloco_runner/whole_machine_check.py tests/muloco_runner/inference/test_transformers.py \
 		tests/muloco_runner/inference/test_lm_eval.py tests/muloco_runner/training/test_looking_inside.py
 
@@ -33,6 +32,8 @@ soak: $(VENV)/installed-dev  ## thousands of random histories and inputs: an hou
 	$(BIN)/python tests/muloco_runner/data/random_inputs.py 3000
 	MULOCO_SURFACES=500 MULOCO_SEQUENCES=1000 $(BIN)/python -m pytest -q tests/sweeps/tuning
 	MULOCO_STUDIES=200 $(BIN)/python -m pytest -q tests/analysis/questions
+	# As on SLURM, which test-slurm runs.
+	$(BIN)/python -m pytest -q -m long
 
 check: $(VENV)/installed-dev  ## format, lint, types
 	$(BIN)/ruff format --check .
