@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from muloco_runner.inference.load import load_run
-    from muloco_runner.library import train
+    from muloco_runner.train_run import train
 
 __all__ = ["load_run", "train"]
 
 DISTRIBUTION = "muloco-sweeps"
 """Whose package this is: the programs look for this line (`muloco_sweeps`), since names can be taken."""
-_OFFERED = {"train": "muloco_runner.library", "load_run": "muloco_runner.inference.load"}
+_OFFERED = {"train": "muloco_runner.train_run", "load_run": "muloco_runner.inference.load"}
 
 
 def __getattr__(name: str) -> Any:

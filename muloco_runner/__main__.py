@@ -89,7 +89,7 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from muloco_runner.compose import register
-    from muloco_runner.library import train_composed
+    from muloco_runner.train_run import train_composed
 
     register()
     sys.argv[1:] = _for_hydra(arguments)

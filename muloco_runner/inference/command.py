@@ -211,7 +211,7 @@ def _continue(arguments: argparse.Namespace) -> ExitCode:
     from muloco_runner.compose import compose_app_config
     from muloco_runner.inference.continuation import prepare_continuation
     from muloco_runner.job import run_with_progress
-    from muloco_runner.library import last_line, next_attempt
+    from muloco_runner.train_run import last_line, next_attempt
 
     for word in arguments.set:
         if not word.startswith("execution."):

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 OTHERS = "hydra omegaconf yaml submitit cloudpickle psutil pandas scipy matplotlib rich wandb pyarrow tokenizers"
 IMPORT_ALL = """
 import importlib, pkgutil, muloco_runner
-command_line = {f"muloco_runner.{name}" for name in ("__main__", "compose", "memory.command", "library")}
+command_line = {f"muloco_runner.{name}" for name in ("__main__", "compose", "memory.command", "train_run")}
 names = [module.name for module in pkgutil.walk_packages(muloco_runner.__path__, "muloco_runner.")]
 of_an_extra = {"muloco_runner.inference.lm_eval_model"}
 assert len(names) > 50 and command_line | of_an_extra < set(names), names
