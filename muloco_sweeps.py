@@ -9,16 +9,17 @@ stay on it. Standard library only; bears the distribution's name, which nobody e
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
 import runpy
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent
 """What holds the packages: a working tree, site-packages, or a copy of the code that jobs run."""
@@ -38,6 +39,34 @@ class NameTaken(RuntimeError):
 def python_command(module: str) -> list[str]:
     """Return the command that runs a module of this project."""
     return [*PYTHON, "-m", "muloco_sweeps", module]
+
+
+@contextlib.contextmanager
+def environment_variable(name: str, value: str) -> Iterator[None]:
+    """Set it within, for the processes that are started there and what reads it there; then as it was before."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+
+
+def loads_at_first_use(package: str, offered: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a package that offers names of its modules and loads none before one is asked for.
+
+    `offered`: of each name its module.
+    """
+
+    def get(name: str) -> Any:
+        if name not in offered:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(offered[name]), name)
+
+    return get
 
 
 def claim_names(names: Iterable[str] = _RUNNING, error: type[Exception] = NameTaken) -> None:

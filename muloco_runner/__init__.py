@@ -3,8 +3,9 @@
 As a library: `from muloco_runner import train, load_run`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from muloco_sweeps import loads_at_first_use
 
 if TYPE_CHECKING:
     from muloco_runner.inference.load import load_run
@@ -14,11 +15,6 @@ __all__ = ["load_run", "train"]
 
 DISTRIBUTION = "muloco-sweeps"
 """Whose package this is: the programs look for this line (`muloco_sweeps`), since names can be taken."""
-_OFFERED = {"train": "muloco_runner.train_run", "load_run": "muloco_runner.inference.load"}
-
-
-def __getattr__(name: str) -> Any:
-    """Loads what the library offers at its first use: the package itself loads nothing."""
-    if name not in _OFFERED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_OFFERED[name]), name)
+__getattr__ = loads_at_first_use(
+    __name__, {"train": "muloco_runner.train_run", "load_run": "muloco_runner.inference.load"}
+)

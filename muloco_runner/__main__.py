@@ -5,15 +5,14 @@ Hydra reads the command line, so that `--multirun`, `--cfg job`, `--info` and ta
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from muloco_runner.config import ConfigError
 from muloco_runner.paths import announce, choices_of, config_dir, take_config_path, use_config_path
 from muloco_runner.record import ExitCode
+from muloco_sweeps import environment_variable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -108,28 +107,12 @@ def main() -> None:
         return result.validation_loss if result else None
 
     try:
-        with _errors_raised_by_hydra():
+        # Hydra would print an error over many lines and exit; this makes it raise instead.
+        with environment_variable(_FULL_ERROR, "1"):
             hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         _give_up(error)
     sys.exit(max(endings, default=ExitCode.FINISHED))
-
-
-@contextlib.contextmanager
-def _errors_raised_by_hydra() -> Iterator[None]:
-    """Hydra would print an error over many lines and exit; its environment variable makes it raise instead.
-
-    Set back afterwards: whoever calls `main` from Python keeps Hydra's own way with errors.
-    """
-    before = os.environ.get(_FULL_ERROR)
-    os.environ[_FULL_ERROR] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_FULL_ERROR]
-        else:
-            os.environ[_FULL_ERROR] = before
 
 
 def _for_hydra(arguments: list[str]) -> list[str]:

@@ -3,8 +3,9 @@
 As a library, for any Python function: `from sweeps import Need, Work, launch`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from muloco_sweeps import loads_at_first_use
 
 if TYPE_CHECKING:
     from sweeps.engine.work import Need, Work
@@ -14,16 +15,12 @@ __all__ = ["Need", "Work", "WorkFailed", "launch"]
 
 DISTRIBUTION = "muloco-sweeps"
 """Whose package this is: the programs look for this line (`muloco_sweeps`), since names can be taken."""
-_OFFERED = {
-    "Need": "sweeps.engine.work",
-    "Work": "sweeps.engine.work",
-    "WorkFailed": "sweeps.functions",
-    "launch": "sweeps.functions",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Loads what the library offers at its first use: the package itself loads nothing."""
-    if name not in _OFFERED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_OFFERED[name]), name)
+__getattr__ = loads_at_first_use(
+    __name__,
+    {
+        "Need": "sweeps.engine.work",
+        "Work": "sweeps.engine.work",
+        "WorkFailed": "sweeps.functions",
+        "launch": "sweeps.functions",
+    },
+)

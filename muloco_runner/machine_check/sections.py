@@ -6,14 +6,13 @@ import argparse
 import contextlib
 import json
 import multiprocessing
-import os
 import platform
 import shlex
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from muloco_runner.machine_check import attention_kernels, ceilings, kernels, ranks, speed, tile_sweep, workers
 from muloco_runner.machine_check.findings import Finding, Findings, read_findings
 from muloco_runner.record import ExitCode, write_atomically
+from muloco_sweeps import environment_variable
 
 Check = Callable[[Any, Findings], None]
 
@@ -144,7 +144,8 @@ def _run(name: str, section: Section, device: str) -> Outcome:
         process = multiprocessing.get_context("spawn").Process(
             target=_section, args=(name, section.check, device, file, error)
         )
-        with _interpreted_kernels() if device == "cpu" else contextlib.nullcontext():
+        # Triton reads it when it is first imported: without a GPU its kernels are interpreted.
+        with environment_variable("TRITON_INTERPRET", "1") if device == "cpu" else contextlib.nullcontext():
             process.start()
         process.join(section.limit if device == "cuda" else None)
         if process.is_alive():
@@ -158,21 +159,6 @@ def _run(name: str, section: Section, device: str) -> Outcome:
         outcome = Outcome(name, time.monotonic() - began, failure, read_findings(file))
     print(f"-- {name}: {outcome.seconds:.0f} s{'; ' + failure if failure else ''}", flush=True)
     return outcome
-
-
-@contextlib.contextmanager
-def _interpreted_kernels() -> Iterator[None]:
-    """For processes that are started here: triton reads it when it is first imported."""
-    name = "TRITON_INTERPRET"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _section(name: str, check: Check, device: str, file: Path, error: Path) -> None:

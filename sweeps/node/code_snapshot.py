@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from muloco_runner.record import write_folder
-from muloco_sweeps import PYTHON
+from muloco_sweeps import PYTHON, environment_variable
 
 HERE = Path(__file__).resolve().parents[2]
 """What this process imports from: a working tree, site-packages, or a copy."""
@@ -130,13 +130,6 @@ def import_lines(code: str) -> list[str]:
 @contextlib.contextmanager
 def importing_from(code: str) -> Iterator[None]:
     """Processes started within import from that copy; where there is none, from where this one does."""
-    before = os.environ.get("PYTHONPATH")
-    if code:
-        os.environ["PYTHONPATH"] = os.pathsep.join([code, *([before] if before else [])])
-    try:
+    path = [code, *filter(None, [os.environ.get("PYTHONPATH")])]
+    with environment_variable("PYTHONPATH", os.pathsep.join(path)) if code else contextlib.nullcontext():
         yield
-    finally:
-        if before is None:
-            os.environ.pop("PYTHONPATH", None)
-        else:
-            os.environ["PYTHONPATH"] = before
