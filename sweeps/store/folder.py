@@ -35,7 +35,7 @@ from sweeps.engine.work import Attempt
 from sweeps.node.old_formats import request_now
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import START, Damage, Position, read_events
-from sweeps.store.moved_root import move_of
+from sweeps.store.moved_root import work_here
 from sweeps.store.snapshot import read_snapshot, write_snapshot
 
 
@@ -144,8 +144,7 @@ class SweepFolder:
         try:
             values = request_now(json.loads((self.path / "jobs" / f"{tag}.json").read_text()))
             for attempt in values["attempts"]:
-                move = move_of(attempt["work"], self.name, self.root)
-                attempt["work"] = attempt["work"] if move is None else move.work(attempt["work"])
+                attempt["work"] = work_here(attempt["work"], self.name, self.root)
             return JobRequest.from_dict(values)
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
@@ -164,6 +163,10 @@ class SweepFolder:
         for n, event in enumerate(reading.events):
             if definition.move is not None:
                 event = definition.move.words(event)  # noqa: PLW2901
+            if event["event"] == "added":
+                # A definition that was written anew does not know where the root was.
+                runs = [{**one, "work": work_here(one["work"], self.name, self.root)} for one in event["runs"]]
+                event = {**event, "runs": runs}  # noqa: PLW2901
             request = None
             if event["event"] == "intended":
                 is_past = ends.get(event["tag"], -1) > n

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_HYDRA_ENTRY = "sweeps.hydra_apps.program:run"
-"""Work whose folders are below the sweep's own."""
+_BELOW_THE_SWEEP = ("sweeps.hydra_apps.program:run", "sweeps.functions:call")
+"""Entries of work whose folders are below the sweep's own; those of all other work are below the root itself."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,16 @@ def move_of(work: Mapping[str, Any], sweep: str, root: Path) -> Move | None:
 
     None where it has not moved.
     """
-    below = f"/sweeps/{sweep}/runs" if work["entry"] == _HYDRA_ENTRY else "/runs"
+    below = f"/sweeps/{sweep}/runs" if work["entry"] in _BELOW_THE_SWEEP else "/runs"
     tail = f"{below}/{work['name']}"
     if not work["folder"].endswith(tail):
         return None
     old, new = work["folder"].removesuffix(tail), str(root.resolve())
     return None if str(Path(old).resolve()) == new else Move(old, new)
+
+
+def work_here(work: dict[str, Any], sweep: str, root: Path) -> dict[str, Any]:
+    """Return the values of one of a sweep's works, written wherever its root was then, with its paths as they are
+    now."""
+    move = move_of(work, sweep, root)
+    return work if move is None else move.work(work)

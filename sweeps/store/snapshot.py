@@ -29,7 +29,7 @@ from sweeps.engine.works import Works
 from sweeps.node.old_formats import cancelling_now, counters_now, request_now
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import Damage, Position
-from sweeps.store.moved_root import move_of
+from sweeps.store.moved_root import work_here
 
 LAYOUT = 2
 """The file's format: one that is neither this nor `_OLD_LAYOUT` is passed over."""
@@ -95,8 +95,7 @@ def read_snapshot(
     if values["layout"] == _OLD_LAYOUT:
         values["tally"] = counters_now(values["tally"], works.group_labels)
     for one in values.get("study", {}).get("added", ()):
-        move = move_of(one["work"], definition.name, path.parents[2])
-        one["work"] = one["work"] if move is None else move.work(one["work"])
+        one["work"] = work_here(one["work"], definition.name, path.parents[2])
     state = _state(values, works.copy(), lines)
     return state, end, [Damage(line, why) for line, why in values["damage"]]
 

@@ -41,7 +41,13 @@ def hydra_job(root: Path, name: str) -> Work:
     return Work(name, str(state / "runs" / name), "sweeps.hydra_apps.program:run", arguments, adapter=HYDRA_JOB)
 
 
-@pytest.fixture(params=[training, hydra_job], ids=["training", "hydra"])
+def function(root: Path, name: str) -> Work:
+    state = root / "sweeps" / "sample"
+    arguments = {"function": "m:f", "arguments": {}, "program": str(state / "functions.pkl")}
+    return Work(name, str(state / "runs" / name), "sweeps.functions:call", arguments)
+
+
+@pytest.fixture(params=[training, hydra_job, function], ids=["training", "hydra", "function"])
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> SweepFolder:
     """One run that is held, and one in flight; the ledger's words have paths in them."""
     folder = SweepFolder(tmp_path / "old", "sample")
@@ -154,3 +160,16 @@ def test_a_multirun_goes_on_in_the_folder_it_was_moved_to(tmp_path: Path) -> Non
     found = _read(SweepFolder(tmp_path / "new", "sample"))
     assert found is not None
     assert found.sweep_dir == str(tmp_path / "new" / "2026-11-30" / "10-00-00")
+
+
+def test_added_runs_are_where_the_root_is_after_a_new_launch(tmp_path: Path) -> None:
+    old, new = SweepFolder(tmp_path / "old", "sample"), SweepFolder(tmp_path / "new", "sample")
+    old.path.mkdir(parents=True)
+    lease = Lease(old.lease_dir)
+    one = {"work": training(old.root, "cd").to_dict(), "group": "g", "values": {}, "others": "", "seed": 0, "why": ""}
+    Ledger(old.ledger_file, lease, lambda: 1000.0).append("added", runs=[one])
+    lease.release()
+    old.root.rename(new.root)
+    launched = Definition("sample", "local", CLUSTER, [training(new.root, "ab")])
+    runs = new.read_state(launched).state.runs
+    assert [run.work.folder for run in runs.values()] == [str(new.root / "runs" / name) for name in ("ab", "cd")]
