@@ -23,6 +23,7 @@ class Checkpointing:
     ) -> None:
         self.session, self.state, self.store, self.metrics = session, state, store, metrics
         self.phases, self._keep = phases, session.execution.keeps
+        store.newest_kept = max(CHECKPOINTS_KEPT, self._keep.number)
         self._vote = ControlFlagVote(session.communicator, self._control_flags)
         self._last_begun_at = time.monotonic()
 
@@ -89,7 +90,6 @@ class Checkpointing:
         if keep.kind != "best":
             self.state.best = None
         best = self.state.best
-        self.store.newest_kept = max(CHECKPOINTS_KEPT, keep.number)
         self.store.kept_besides = frozenset(keep.steps if best is None else {best[1]})
         if not self.session.communicator.topology.is_main or not step:
             return

@@ -32,7 +32,7 @@ from muloco_runner.training.checkpoints.files import is_intact, read_state, sync
 from muloco_runner.training.checkpoints.host_buffers import HostBuffers
 
 _LISTED = 8
-"""Number of the newest checkpoints that a resume looks at."""
+"""Number of the newest checkpoints that a resume looks at, or more where more are to stay."""
 
 
 class CheckpointError(OSError):
@@ -61,7 +61,7 @@ class CheckpointStore:
         self.warning: str | None = None
         """Why the last checkpoint was not written, if it was not."""
         self.newest_kept = CHECKPOINTS_KEPT
-        """Number of the newest checkpoints that stay."""
+        """Number of the newest checkpoints that stay; to be set before `load`, which looks for as many."""
         self.kept_besides: frozenset[int] = frozenset()
         """Steps whose checkpoints stay besides these."""
         self._buffers = HostBuffers(pinned)
@@ -223,12 +223,12 @@ class CheckpointStore:
 
     def _listed(self) -> list[int]:
         """Steps of the newest checkpoints, ascending, as the main rank sees them; it clears what a killed one left."""
-        steps = torch.zeros(_LISTED, dtype=torch.int64)
+        steps = torch.zeros(max(_LISTED, self.newest_kept), dtype=torch.int64)
         if self.is_main:
             for half_written in self.folder.glob(f".{CHECKPOINT_PREFIX}*"):
                 shutil.rmtree(half_written, ignore_errors=True)
             names = (path.name.removeprefix(CHECKPOINT_PREFIX) for path in self.folder.glob(f"{CHECKPOINT_PREFIX}*"))
-            newest = sorted(int(name) for name in names if name.isdigit())[-_LISTED:]
+            newest = sorted(int(name) for name in names if name.isdigit())[-len(steps) :]
             steps[: len(newest)] = torch.tensor(newest, dtype=torch.int64)
         return [step for step in self.communicator.sum_over_ranks(steps).tolist() if step > 0]
 

@@ -57,6 +57,15 @@ def test_the_newest_n_are_kept(tiny_run: MakeRun, new_folder: MakeFolder) -> Non
     assert left[-1] == 60
 
 
+def test_the_newest_n_outlive_a_resume(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
+    run, seldom = tiny_run(num_steps=20), {"checkpoint_interval_seconds": 1e6}
+    folder = new_folder(run)
+    interrupted(12, folder, keep=list(range(1, 13)), **seldom)
+    before = folder.checkpoint_steps()
+    assert len(before) >= 12
+    assert trained(run, folder, keep="last_12", **seldom) == [*before, 20][-12:]
+
+
 @pytest.mark.parametrize("stops", [[], [9], [13, 14, 21]])
 def test_the_best_evaluation_is_kept_whatever_interrupts(
     stops: list[int], tiny_run: MakeRun, new_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
