@@ -67,7 +67,7 @@ def train_composed(tree: DictConfig, same_code: bool = False) -> tuple[ExitCode,
 
     app = to_app_config(tree)
     run, process = app.run, process_rank()
-    app.execution.keeps.check(run.num_steps)
+    app.execution.check(run.num_steps)
     check_device(app.execution.device)
     device = choose_device(app.execution.device, process)
     choose_backend(app.execution.muon_backend, device)

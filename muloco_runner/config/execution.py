@@ -114,6 +114,14 @@ class ExecutionConfig:
             return Keep("none" if self.final_checkpoint is False else "final")
         return read_keep(self.keep)
 
+    def check(self, num_steps: int) -> None:
+        """Steps of `keep` and `profile` that a run of so many does not reach raise `ConfigError`."""
+        self.keeps.check(num_steps)
+        require(
+            self.profile is None or self.profile[0] <= num_steps,
+            f"execution.profile={self.profile}: begins beyond the end of a run of {num_steps} steps: give earlier ones",
+        )
+
     def _check_keep(self) -> None:
         require(
             self.keep is None or self.final_checkpoint is None,

@@ -62,7 +62,7 @@ class Trainer:
     def train(self) -> RunResult | None:
         """Trains to the end of the budget; None when asked to stop before it (a checkpoint is left)."""
         run, execution, state = self.run, self.session.execution, self.state
-        execution.keeps.check(run.num_steps)
+        execution.check(run.num_steps)
         self.checkpointing.resume()
         if state.step == 0 and self._no_first_weights is not None:
             raise self._no_first_weights
@@ -93,10 +93,13 @@ class Trainer:
                     validation_loss = self._evaluate() if evaluates else None
                     divergence = self.metrics.log(validation_loss)
                 if divergence is not None:
+                    trace.end()
                     self.checkpointing.end(None)
                     return self.metrics.result(None, divergence)
             if not last and self.checkpointing.must_stop(validation_loss):
+                trace.end()
                 return None
+        trace.end()
         if validation_loss is None:
             # Killed after its last checkpoint and before its result.
             validation_loss = self._evaluate()

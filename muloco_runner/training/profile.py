@@ -12,29 +12,29 @@ class StepProfile:
     """Traces the steps from the first to the last one asked for; does nothing where none are."""
 
     def __init__(self, steps: list[int] | None, file: Path, device: torch.device) -> None:
-        self._first, self._last = steps or (0, -1)
-        self._file, self._profile = file, None if steps is None else _new_profile(device)
-        self._is_on = False
+        self._steps = range(0) if steps is None else range(steps[0], steps[1] + 1)
+        self._file, self._device = file, device
+        self._running: profile | None = None
 
     def before_step(self, step: int) -> None:
         """Called before inner step `step`, counted from 1."""
-        if self._profile is not None and self._first <= step <= self._last and not self._is_on:
-            self._profile.start()
-            self._is_on = True
+        if step in self._steps and self._running is None:
+            self._running = _new_profile(self._device)
+            self._running.start()
 
     def after_step(self, step: int) -> None:
         """Called after it; the last one writes the trace."""
-        if self._is_on and step >= self._last:
+        if step + 1 not in self._steps:
             self.end()
 
     def end(self) -> None:
-        """Writes what has been traced, where nothing has been written yet."""
-        if self._profile is None or not self._is_on:
+        """Writes what has been traced and not been written yet; called where training ends too."""
+        if self._running is None:
             return
-        self._profile.stop()
+        self._running.stop()
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._profile.export_chrome_trace(str(self._file))
-        self._profile, self._is_on = None, False
+        self._running.export_chrome_trace(str(self._file))
+        self._running = None
 
 
 def _new_profile(device: torch.device) -> profile:

@@ -80,7 +80,7 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
             raise ConfigError(f"root={root}: {path} is a file, not a folder: choose another root")
     execution = replace(app.execution, keep=keep_of(app.execution), final_checkpoint=None)
     for run in runs:
-        execution.keeps.check(run.num_steps)
+        execution.check(run.num_steps)
     if execution.wandb_project is not None and execution.wandb_group is None:
         execution = replace(execution, wandb_group=name)
     answers = check_targets(runs, root, same_code)

@@ -30,6 +30,16 @@ def test_a_trace_holds_the_steps_asked_for(
         replace(execution, profile=[4, 3])
 
 
+def test_a_trace_ends_with_its_run(tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig) -> None:
+    run = tiny_run(num_steps=8)
+    folder = new_folder(run)
+    assert run_job(folder, replace(execution, profile=[7, 20])) is ExitCode.FINISHED
+    events = json.loads((folder.attempt_dir(1) / "trace-0.json").read_text())["traceEvents"]
+    assert len([event for event in events if str(event.get("name", "")).startswith("Optimizer.step#AdamW.step")]) == 2
+    with pytest.raises(ConfigError, match="begins beyond the end of a run of 8 steps"):
+        replace(execution, profile=[9, 20]).check(run.num_steps)
+
+
 def test_tensorboard_gets_every_record(
     tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
