@@ -199,10 +199,6 @@ class ModelConfig(AnyModelConfig):
         return self.vocab_size * self.width
 
     @property
-    def largest_matrices(self) -> Shape:
-        return Shape(self.ffn_width, self.width, 2 * self.num_layers, hidden=True)
-
-    @property
     def setting(self) -> dict[str, Any]:
         return {"width": self.width, "num_layers": self.num_layers}
 

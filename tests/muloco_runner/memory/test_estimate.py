@@ -181,6 +181,12 @@ def test_what_takes_more_is_estimated_higher() -> None:
     assert total(num_ranks=1) > total()
 
 
+@pytest.mark.parametrize(("ffn_ratio", "largest"), [(0.5, (64, 64, 8)), (2.75, (176, 64, 4))])
+def test_the_largest_matrices_may_be_attentions(ffn_ratio: float, largest: tuple[int, int, int]) -> None:
+    model = ModelConfig(width=64, num_layers=2, head_width=32, ffn_ratio=ffn_ratio)
+    assert model.largest_matrices[:3] == largest
+
+
 def test_the_micro_batch_is_the_largest_that_fits() -> None:
     run = ladder("416m")
     sizes = [
