@@ -218,6 +218,8 @@ def _continue(arguments: argparse.Namespace) -> ExitCode:
             raise ConfigError(
                 f"--set {word}: a run goes on as it began, so that only execution.KEY=VALUE can be said here"
             )
+        if word.startswith("execution.device="):
+            raise ConfigError(f"--set {word}: say --device {word.partition('=')[2]}")
     if arguments.worker is not None:
         raise ConfigError("--worker has no effect on continue, which takes all workers: leave it out")
     execution = compose_app_config([*arguments.set, f"execution.device={arguments.device}"]).execution

@@ -83,6 +83,24 @@ def test_a_continued_run_is_the_longer_run(
     assert parent.checkpoint_steps() == [14]
 
 
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (["--set", "execution.device=cuda"], "say --device cuda"),
+        (["--set", "seed=1"], "only execution.KEY=VALUE"),
+        (["--worker", "0"], "takes all workers"),
+    ],
+)
+def test_what_a_continuation_cannot_follow_is_refused(
+    words: list[str], refusal: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["muloco-model", "continue", "3fa", "--tokens-per-parameter", "40", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == ExitCode.USAGE
+    assert refusal in capsys.readouterr().err
+
+
 def test_a_run_goes_on_only_where_the_longer_one_would_have_been(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
     def refused(run: RunConfig, budget: float, step: int | None = None, **execution: Any) -> str:
         folder = new_folder(run)
