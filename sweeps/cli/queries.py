@@ -45,7 +45,9 @@ def status(arguments: Arguments) -> ExitCode:
             continue
         console, command = make_console(), sweep_arguments(folder)
         console.print(status_table(snapshot.status(chosen), _MAX_RUNNING_SHOWN, command, console.width))
-        if kept := kept_weights(run.work for run in (snapshot.state.runs.values() if chosen is None else chosen)):
+        # Of a large sweep most runs have no history, and are not looked at one by one.
+        known = snapshot.state.runs.with_history() if chosen is None else chosen
+        if kept := kept_weights(run.work for run in known if run.done):
             print(
                 f"weights of {plural(len(kept), 'finished run')} take {in_bytes(sum(one.num_bytes for one in kept))}; "
                 f"free: {in_bytes(shutil.disk_usage(folder.root).free)}\n  muloco-sweep clean {command}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.tuning.growth import Growth
-from sweeps.engine.tuning.study import Axis, ExtendRule, Group, Study
+from sweeps.engine.tuning.study import Axis, ExtendRule, Study
 from sweeps.formatting import plural
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ def plan_lines(sweep: Sweep) -> Iterator[str]:
     """Yield the bounds of each kind of group, what gets more seeds, and the most that the sweep can become."""
     study = sweep.definition.study
     assert study is not None
-    more = sum(most_added(study, group) for group in study.groups)
+    most = len(study.places) + most_added(study)
     yield (
         f"The sweep goes on by its results: from {plural(len(study.places), 'run')}, of {len(study.groups)} series and "
-        f"sizes, to at most {len(study.places) + more:,}; --max-gpu-hours caps all of them, and the hours above are "
+        f"sizes, to at most {most:,}; --max-gpu-hours caps all of them, and the hours above are "
         "those of the file's own"
     )
     if study.extend is not None:
@@ -60,16 +61,19 @@ def state_so_far(sweep: Sweep) -> SweepState:
     return sweep.folder.read_state(sweep.definition).state
 
 
-def most_added(study: Study, group: Group) -> int:
-    """Return the most runs that the lattice and the rules let a group take up."""
+def most_added(study: Study) -> int:
+    """Return the most runs that the lattices and the rules let the sweep take up."""
+    there = Counter(group for group, _ in {(place.group, place.setting) for place in study.places.values()})
+    paired = {id for pair in study.decide.pairs for id in pair} if study.decide is not None else set[str]()
     most = 0
-    if study.extend is not None:
-        there = len({place.setting for place in study.places.values() if place.group == group.id})
-        most += min(study.extend.max_runs, max(0, group.most_settings - there) * len(group.seeds))
-    if study.replicate is not None:
-        most += study.replicate.best * max(0, study.replicate.seeds - len(group.seeds))
-    if study.decide is not None and any(group.id in pair for pair in study.decide.pairs):
-        most += study.decide.rule.max_seeds
+    for group in study.groups:
+        if study.extend is not None:
+            more = max(0, group.most_settings - there[group.id]) * len(group.seeds)
+            most += min(study.extend.max_runs, more)
+        if study.replicate is not None:
+            most += study.replicate.best * max(0, study.replicate.seeds - len(group.seeds))
+        if study.decide is not None and group.id in paired:
+            most += study.decide.rule.max_seeds
     return most
 
 
@@ -92,6 +96,6 @@ def study_as_dict(study: Study, state: SweepState) -> dict[str, Any]:
     return {
         "runs": len(study.places),
         "added": len(state.added),
-        "at_most": len(study.places) + sum(most_added(study, group) for group in study.groups),
+        "at_most": len(study.places) + most_added(study),
         "groups": dict(line.split(": ", 1) for line in Growth(study).lines(state)),
     }

@@ -62,23 +62,24 @@ class _Look:
     def __init__(self, group: Group, results: Results, rule: ExtendRule) -> None:
         self.group, self.rule = group, rule
         self.tried = results.losses
+        self.tried_at: dict[int, list[Setting]] = {batch: [] for batch in sorted({one.batch for one in self.tried})}
+        for setting in self.tried:
+            self.tried_at[setting.batch].append(setting)
+        compared = results.compared()
         self.losses: Mapping[Setting, float] = {
-            setting: loss for settings in results.compared().values() for setting, loss in settings.items()
+            setting: loss for settings in compared.values() for setting, loss in settings.items()
         }
-        self.best_at: dict[int, Setting] = {}
-        for batch in sorted({setting.batch for setting in self.tried}):
-            best = best_of({setting: loss for setting, loss in self.losses.items() if setting.batch == batch})
-            if best is not None:
-                self.best_at[batch] = best
+        self.best_at = {
+            batch: best for batch in self.tried_at if (best := best_of(compared.get(batch, {}))) is not None
+        }
         self.bounds: dict[str, None] = {}
 
     def verdict(self) -> Verdict:
         best = best_of(self.losses)
         if best is None:
-            return self._answer(list(self._below_the_cliff(min(setting.batch for setting in self.tried))))
+            return self._answer(list(self._below_the_cliff(min(self.tried_at))))
         if not self.group.batches.grows:
-            batches = sorted({setting.batch for setting in self.tried})
-            return self._answer([one for batch in batches for one in self._around(batch)])
+            return self._answer([one for batch in self.tried_at for one in self._around(batch)])
         return self._answer(
             list(self._around(best.batch)) or self._beside(best.batch) or list(self._until_risen(best.batch))
         )
@@ -90,9 +91,8 @@ class _Look:
     def _beside(self, batch: int) -> list[Wanted]:
         """What the batches on either side of the best lack."""
         found: list[Wanted] = []
-        known = {setting.batch for setting in self.tried}
         for direction in (-1, 1):
-            gaps = [abs(other - batch) for other in known if direction * (other - batch) > 0]
+            gaps = [abs(other - batch) for other in self.tried_at if direction * (other - batch) > 0]
             if not gaps or min(gaps) > self.rule.margin + 1:
                 found += self._leap(batch, direction, min(gaps, default=None))
                 continue
@@ -147,7 +147,7 @@ class _Look:
     def _is_far_off(self, batch: int, neighbour: int) -> bool:
         """Whether nothing was tried at the batch, or its best lies on an edge with its neighbour's best beyond."""
         here, there = self.best_at.get(batch), self.best_at[neighbour]
-        settings = [setting for setting in self.tried if setting.batch == batch]
+        settings = self.tried_at.get(batch, [])
         if here is None:
             return there._replace(batch=batch) not in settings
         for number, (own, other) in enumerate(zip(here.at, there.at, strict=True)):
@@ -158,10 +158,9 @@ class _Look:
 
     def _new_batch(self, batch: int, neighbour: int, best: int) -> Iterator[Wanted]:
         axis, centre = self.group.batches, self.best_at[neighbour]
-        known = sorted({setting.batch for setting in self.tried})
         if neighbour != best:
             reason = f"the loss at {axis.text(neighbour)} is within 1% of the best"
-        elif batch < known[0] or batch > known[-1]:
+        elif batch < min(self.tried_at) or batch > max(self.tried_at):
             reason = f"{axis.text(neighbour)} was best and is the grid's edge"
         else:
             reason = f"{axis.text(neighbour)} was best and its neighbour was not tried"
@@ -187,7 +186,7 @@ class _Look:
     def _beyond(self, best: Setting, number: int, direction: int) -> Iterator[Wanted]:
         """What lacks on one side of the best value of one key."""
         axis, here = self.group.axes[number], best.at[number]
-        line = {one.at[number]: one for one in self.tried if one == _moved(best, number, one.at[number])}
+        line = self._line(best, number)
         where = f"{axis.text(here)} was best at {self.group.batches.text(best.batch)}"
         beyond = [position for position in line if direction * (position - here) > 0]
         if not beyond:
@@ -216,18 +215,22 @@ class _Look:
 
     def _below_the_cliff(self, batch: int) -> Iterator[Wanted]:
         """Lower values of the first key, where all settings of a batch diverged."""
-        settings = [setting for setting in self.tried if setting.batch == batch]
         if not self.group.axes:
             return
-        lowest = min(settings, key=lambda setting: setting.at[0])
+        lowest = min(self.tried_at[batch], key=lambda setting: setting.at[0])
         axis, here = self.group.axes[0], lowest.at[0]
-        line = {one.at[0]: one for one in settings if one == _moved(lowest, 0, one.at[0])}
+        line = self._line(lowest, 0)
         position = max(0, here - max(1, 2 * (max(line) - here)))
         where = f"all runs at {self.group.batches.text(batch)} diverged"
         if position == here:
             self._bound(f"{where}, and {axis.text(here)} is the smallest that the bounds allow")
             return
         yield Wanted(_moved(lowest, 0, position), lowest, f"{where}, down to {axis.text(here)}")
+
+    def _line(self, setting: Setting, number: int) -> dict[int, Setting]:
+        """What was tried that differs from a setting in one key alone, by its position there."""
+        alike = _moved(setting, number, 0)
+        return {one.at[number]: one for one in self.tried_at[setting.batch] if _moved(one, number, 0) == alike}
 
     def _values(self, setting: Setting) -> str:
         found = [axis.text(at) for axis, at in zip(self.group.axes, setting.at, strict=True)]

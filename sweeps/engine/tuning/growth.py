@@ -78,8 +78,10 @@ class Growth:
         self.study = study
         self._groups = {group.id: _Tracked(group) for group in study.groups}
         self._places: dict[str, Place] = {}
-        self._seen = (0, 0)
-        """Numbers of losses and additions that have been taken in."""
+        self._seen = (0, 0, 0)
+        """Numbers of losses, additions and blocked groups that have been taken in."""
+        self._found: dict[str, list[Addition]] | None = None
+        """What they ask for; None before the first look."""
         for name, place in study.places.items():
             self._enter(name, place)
 
@@ -92,7 +94,13 @@ class Growth:
 
     def additions(self, known: Known) -> dict[str, list[Addition]]:
         """Return what is to be added now, by the group's id."""
-        self._update(known)
+        # Most looks find nothing new: none of the three loses a key.
+        if self._found is None or self._seen != (len(known.losses), len(known.added), len(known.blocked)):
+            self._update(known)
+            self._found = self._look(known)
+        return self._found
+
+    def _look(self, known: Known) -> dict[str, list[Addition]]:
         found: dict[str, list[Addition]] = {}
         for id, tracked in self._groups.items():
             if tracked.is_new and not tracked.pending and id not in known.blocked:
@@ -125,32 +133,38 @@ class Growth:
         out = []
         for pair in rule.pairs:
             first, second = (self._groups[id] for id in pair)
-            out.append((first.group, second.group, judge(_differences(first, second), rule.rule)))
+            best = _best_of_both(first, second)
+            differences = _differences(first, second, best) if best is not None else []
+            out.append((first.group, second.group, judge(differences, rule.rule)))
         return out
 
     def _undecided(self, known: Known) -> list[Addition]:
         """More seeds of the best settings of pairs that are open, the same for both."""
         rule = self.study.decide
+        if rule is None:
+            return []
         found: dict[Place, Addition] = {}
-        for ids in rule.pairs if rule is not None else ():
-            pair = [self._groups[id] for id in ids]
-            is_settled = all(not (one.pending or one.is_new or one.group.id in known.blocked) for one in pair)
-            if rule is None or not is_settled or not all(one.results.ranking() for one in pair):
+        for ids in rule.pairs:
+            first, second = pair = [self._groups[id] for id in ids]
+            if any(one.pending or one.is_new or one.group.id in known.blocked for one in pair):
                 continue
-            result = judge(_differences(*pair), rule.rule)
+            best = _best_of_both(first, second)
+            if best is None:
+                continue
+            result = judge(_differences(first, second, best), rule.rule)
             if result.outcome is not Outcome.OPEN:
                 continue
             num = min(max(_FIRST_SEEDS, result.num_seeds + _MORE_SEEDS), rule.rule.max_seeds)
             seeds = _fresh_seeds(num, [seed for one in pair for seed in one.group.seeds])
             names = " against ".join(one.group.series for one in pair)
             why = f"{names} at {pair[0].group.scale} is open after {result.num_seeds} seeds (decide)"
-            for one in pair:
-                found |= {addition.place: addition for addition in _seeded(one, one.results.ranking()[0], seeds, why)}
+            for one, setting in zip(pair, best, strict=True):
+                found |= {addition.place: addition for addition in _seeded(one, setting, seeds, why)}
         return list(found.values())
 
     def _update(self, known: Known) -> None:
         """Takes in what is new: neither mapping loses a key, and new ones come last."""
-        num_losses, num_added = self._seen
+        num_losses, num_added, _ = self._seen
         for name, added in itertools.islice(known.added.items(), num_added, None):
             place = self.study.place_of(added.at)
             if place is not None and name not in self._places:
@@ -167,7 +181,7 @@ class Growth:
                 tracked.results.losses.setdefault(place.setting, {})[place.seed] = loss
                 tracked.pending.discard(name)
                 tracked.is_new = True
-        self._seen = len(known.losses), len(known.added)
+        self._seen = len(known.losses), len(known.added), len(known.blocked)
 
     def _asked(self, tracked: _Tracked) -> list[Addition]:
         rule = self.study.extend
@@ -204,11 +218,15 @@ class Growth:
         return f"open: extend.max_runs={rule.max_runs} reached: {tracked.verdict.wanted[0].why}"
 
 
-def _differences(first: _Tracked, second: _Tracked) -> list[float]:
+def _best_of_both(first: _Tracked, second: _Tracked) -> tuple[Setting, Setting] | None:
+    """None where one has no setting that takes part."""
+    rankings = first.results.ranking(), second.results.ranking()
+    return (rankings[0][0], rankings[1][0]) if all(rankings) else None
+
+
+def _differences(first: _Tracked, second: _Tracked, best: tuple[Setting, Setting]) -> list[float]:
     """Losses of the first's best setting minus the second's, at the seeds that both have and that chose neither."""
-    if not (first.results.ranking() and second.results.ranking()):
-        return []
-    losses = [one.results.fresh(one.results.ranking()[0]) for one in (first, second)]
+    losses = first.results.fresh(best[0]), second.results.fresh(best[1])
     return [losses[0][seed] - losses[1][seed] for seed in sorted(losses[0].keys() & losses[1].keys())]
 
 

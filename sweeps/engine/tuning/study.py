@@ -215,7 +215,7 @@ class Results:
     def ranking(self) -> list[Setting]:
         """Return the settings that take part, the best first."""
         losses = {setting: loss for settings in self.compared().values() for setting, loss in settings.items()}
-        return sorted(losses, key=lambda setting: losses[setting])
+        return sorted(losses, key=losses.__getitem__)
 
     def fresh(self, setting: Setting) -> dict[int, float]:
         """Return the losses of a setting at the seeds that took no part in its choice."""

@@ -10,6 +10,8 @@ import pytest
 from muloco_runner.record import RunFolder, RunResult
 from sweeps.__main__ import main
 from sweeps.store.folder import SweepFolder
+from sweeps.store.lease import Lease
+from sweeps.store.ledger import Ledger
 from sweeps.training.sweep import Sweep, read_sweep
 from sweeps.training.weights import cost_of_weights, end_of_sweep, without_weights
 
@@ -96,5 +98,9 @@ def test_weights_asked_for_too_late_have_a_price(tmp_path: Path) -> None:
 def test_status_counts_the_weights_of_finished_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launched(tmp_path)
+    sweep = launched(tmp_path)
+    lease = Lease(sweep.folder.lease_dir)
+    ledger = Ledger(sweep.folder.ledger_file, lease, lambda: 1000.0)
+    ledger.append("found_finished", runs=[run.run_id for run in sweep.runs])
+    lease.release()
     assert "weights of 8 finished runs take 8 kB; free: " in say(capsys, monkeypatch, "status", str(tmp_path))[1]
