@@ -12,21 +12,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from analysis.laws.solver import Array
-from analysis.page.drawing import Drawing
 from analysis.page.numbers import count, flops, integer
 from analysis.page.page_table import Column, Table
-from analysis.page.styles import Styles
-from analysis.questions.iso_loss import IsoLoss, loss_at, widening
+from analysis.questions.compared_pairs import compared_pairs
+from analysis.questions.iso_loss import IsoLoss, loss_at, prediction_error, widening
 from analysis.questions.question import Inputs, Question
 
 Standing = Literal["cross", "do not cross within the data", "cannot be told"]
-_ALL_PAIRS_UP_TO = 8
 _GRID = 400
 
 
@@ -71,10 +68,7 @@ def compute(inputs: Inputs) -> Crossings:
     if not iso.fit.draws:
         return Crossings([], True, "without resamples (--bootstrap) no interval is known")
     names = [name for name in inputs.study.series if name in iso.series]
-    all_pairs = len(names) <= _ALL_PAIRS_UP_TO
-    wanted = [*combinations(names, 2)]
-    if not all_pairs:
-        wanted = [(name, inputs.baseline) for name in names if name != inputs.baseline and inputs.baseline in names]
+    wanted, all_pairs = compared_pairs(names, inputs.baseline)
     ranges = inputs.best.groupby("series", observed=True)["flops"].agg(["min", "max"])
     pairs = []
     for first, second in wanted:
@@ -94,7 +88,7 @@ def cross(iso: IsoLoss, first: str, second: str, low: float, high: float, budget
     reach = np.quantile(_difference(iso.fit.draws, first, second, grid), [0.025, 0.975], axis=0) - value
     lowest, highest = value + widening(iso.scales) * np.array([np.minimum(reach[0], 0), np.maximum(reach[1], 0)])
     side = np.where(highest < 0, -1, np.where(lowest > 0, 1, 0))
-    error = _prediction_error(iso, first, second)
+    error = prediction_error(iso, first, second)
     gaps = [abs(loss_at(iso.fit, first, c) / loss_at(iso.fit, second, c) - 1) for c in (low, high)]
     below, above = (
         {-1: first, 0: None, 1: second}[int(side[i])] if error is None or error <= gap else None
@@ -118,11 +112,6 @@ def cross(iso: IsoLoss, first: str, second: str, low: float, high: float, budget
         (low, high),
         error,
     )
-
-
-def _prediction_error(iso: IsoLoss, first: str, second: str) -> float | None:
-    errors = {one.series: abs(one.relative_error) for one in iso.holdouts}
-    return max(errors[first], errors[second]) if {first, second} <= errors.keys() else None
 
 
 def _end(grid: Array, bound: Array) -> float | None:
@@ -198,11 +187,6 @@ def rows(result: Crossings) -> list[Table]:
     return [table] if table.rows else []
 
 
-def plot(result: Crossings, styles: Styles) -> list[Drawing]:
-    """None: the laws have a figure of their own."""
-    return []
-
-
 QUESTION: Question[Any] = Question(
     name="crossings",
     title="Where curves cross",
@@ -211,5 +195,4 @@ QUESTION: Question[Any] = Question(
     findings=findings,
     section=section,
     rows=rows,
-    plot=plot,
 )

@@ -128,6 +128,12 @@ def loss_at(fit: Fit, series: str, flops: float) -> float:
     return float(fit.value("E") + fit.value(f"A[{series}]") * flops ** -fit.value(f"alpha[{series}]"))
 
 
+def prediction_error(iso: IsoLoss, first: str, second: str) -> float | None:
+    """The larger relative error of both at the largest size, predicted from the smaller; None without one of both."""
+    errors = {one.series: abs(one.relative_error) for one in iso.holdouts}
+    return max(errors[first], errors[second]) if {first, second} <= errors.keys() else None
+
+
 def is_beyond(fit: Fit, flops: float) -> bool:
     """Whether a law is used beyond its data; a rounding error is not."""
     return fit.extrapolation_decades("flops", flops) > 1e-4

@@ -14,12 +14,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.optima import RunsBehind
-from analysis.page.drawing import Drawing
 from analysis.page.listed import listed
 from analysis.page.numbers import flops, integer, ratio, spread
 from analysis.page.page_table import Column, Table
-from analysis.page.styles import Styles
-from analysis.questions.iso_loss import TRUSTED_SCALES, IsoLoss, equal_loss_ratio, loss_at
+from analysis.questions.iso_loss import TRUSTED_SCALES, IsoLoss, equal_loss_ratio, loss_at, prediction_error
 from analysis.questions.measured_ratio import at_equal_loss, measured_ratio
 from analysis.questions.question import Inputs, Question
 from analysis.questions.time_ratio import TimeRatio, compute_time_ratios, shared_definition
@@ -106,9 +104,7 @@ def compute(inputs: Inputs) -> OneCompute:
 def _compare(iso: IsoLoss, series: str, at: float, time: TimeRatio | None, best: pd.DataFrame) -> AtOneCompute:
     ratio = equal_loss_ratio(iso.fit, iso.scales, iso.baseline, series, at)
     gap = loss_at(iso.fit, iso.baseline, at) / loss_at(iso.fit, series, at) - 1
-    errors = {one.series: abs(one.relative_error) for one in iso.holdouts}
-    known = series in errors and iso.baseline in errors
-    error = max(errors[iso.baseline], errors[series]) if known else None
+    error = prediction_error(iso, iso.baseline, series)
     standing = standing_of(ratio.ci, gap, error, iso.scales < TRUSTED_SCALES)
     speed, memory = (
         measured_ratio(best, iso.baseline, series, name, at) for name in ("seconds_per_flop", "memory_bytes")
@@ -263,11 +259,6 @@ def _columns(name: str) -> tuple[Column, Column]:
     return Column(name, "ratio"), Column(f"{name} 95% interval", "ratio", joint=" ")
 
 
-def plot(result: OneCompute, styles: Styles) -> list[Drawing]:
-    """None: the ratios along compute have a figure of their own."""
-    return []
-
-
 QUESTION = Question(
     name="one_compute",
     title="All series at one compute",
@@ -276,5 +267,4 @@ QUESTION = Question(
     findings=findings,
     section=section,
     rows=rows,
-    plot=plot,
 )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any, Literal, assert_never
 
 import numpy as np
@@ -19,16 +18,13 @@ from scipy import special
 
 from analysis.confidence import CONFIDENCE
 from analysis.laws.solver import Array
-from analysis.page.drawing import Drawing
 from analysis.page.numbers import integer, number, share, spread
 from analysis.page.page_table import Column, Table
-from analysis.page.styles import Styles
+from analysis.questions.compared_pairs import compared_pairs
 from analysis.questions.question import Inputs, Question
 
 Pairing = Literal["seeds", "none (Welch)", "sizes"]
 Outcome = Literal["first lower", "second lower", "tie", "not tested"]
-_ALL_PAIRS_UP_TO = 8
-"""Series up to which every pair is tested; of more, each against the baseline."""
 _LEAST_SIZES = 3
 _POWER = 0.8
 _ASSUMED_SD = 0.0013 / 3.28
@@ -79,11 +75,7 @@ class PairwiseTests:
 def compute(inputs: Inputs) -> PairwiseTests:
     """Tests of the best settings at the budget that sizes are compared at."""
     measured = inputs.optima.seed_sd
-    names = inputs.study.series
-    all_pairs = len(names) <= _ALL_PAIRS_UP_TO
-    wanted = [*combinations(names, 2)]
-    if not all_pairs:
-        wanted = [(name, inputs.baseline) for name in names if name != inputs.baseline]
+    wanted, all_pairs = compared_pairs(inputs.study.series, inputs.baseline)
     if inputs.study.withheld or inputs.optima.reason_against("loss", "num_params"):
         wanted = []
     found = holm([_test(inputs.best, first, second) for first, second in wanted])
@@ -177,11 +169,6 @@ def find(result: PairwiseTests, one: str, other: str) -> PairTest | None:
     return next((pair for pair in result.pairs if {pair.first, pair.second} == {one, other}), None)
 
 
-def findings(result: PairwiseTests) -> list[str]:
-    """Nothing in the verdict: the ranking says what the test of its first two gives."""
-    return []
-
-
 def section(result: PairwiseTests) -> list[str]:
     """The rule, in words, and which pairs have no test."""
     if not result.pairs:
@@ -239,18 +226,12 @@ def _in_words(pair: PairTest) -> str:
             assert_never(pair.outcome)
 
 
-def plot(result: PairwiseTests, styles: Styles) -> list[Drawing]:
-    """None: the table has it all."""
-    return []
-
-
+# No findings: the ranking in the verdict says what the test of its first two gives.
 QUESTION: Question[Any] = Question(
     name="pairwise_tests",
     title="Which series differ",
     result=PairwiseTests,
     compute=compute,
-    findings=findings,
     section=section,
     rows=rows,
-    plot=plot,
 )

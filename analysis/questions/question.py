@@ -73,12 +73,13 @@ class Question(Generic[Result]):
     title: str
     result: type[Result]
     compute: Callable[[Inputs], Result]
-    findings: Callable[[Result], list[str]]
-    """Sentences for the verdict, strongest first."""
     section: Callable[[Result], list[str]]
     """Paragraphs above the tables and figures."""
     rows: Callable[[Result], list[Table]]
-    plot: Callable[[Result, Styles], list[Drawing]]
+    findings: Callable[[Result], list[str]] = lambda result: []
+    """Sentences for the verdict, strongest first; none unless given."""
+    plot: Callable[[Result, Styles], list[Drawing]] = lambda result, styles: []
+    """Figures; none unless given."""
 
     @cached_property
     def adapter(self) -> TypeAdapter[Result]:

@@ -147,11 +147,6 @@ def fit_critical_batch_of_steps(batch: Array, steps: Array) -> tuple[Estimate, f
     return Estimate(value, value * log_se, interval), float(np.exp(best.x[0]))
 
 
-def findings(result: CurveBatches) -> list[str]:
-    """Nothing in the verdict: another definition of the critical batch stands there."""
-    return []
-
-
 def section(result: CurveBatches) -> list[str]:
     """The law, and why there may be none."""
     if result.reason:
@@ -211,12 +206,12 @@ def plot(result: CurveBatches, styles: Styles) -> list[Drawing]:
     return out
 
 
+# No findings: another definition of the critical batch stands in the verdict.
 QUESTION = Question(
     name="steps_to_target",
     title="Critical batch from curves",
     result=CurveBatches,
     compute=compute,
-    findings=findings,
     section=section,
     rows=rows,
     plot=plot,
