@@ -16,7 +16,7 @@ from pathlib import Path
 
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.record import RecordError, RecordHeader, RunFolder, StepRecord, why_without_weights, write_atomically
-from muloco_runner.record.run_folder import to_line
+from muloco_runner.record.records import to_line
 from muloco_runner.training.learning_rate import lr_fraction
 
 

@@ -4,6 +4,7 @@ The run folder is the only interface between the trainer, the sweeps and the ana
 bracketed among runs is a rule that the latter two share. Standard library only.
 """
 
+from muloco_runner.record.atomic_files import naming, write_atomically, write_folder
 from muloco_runner.record.attempt_times import AttemptTimes
 from muloco_runner.record.bracket import (
     ONLY_ONE_BATCH,
@@ -18,22 +19,16 @@ from muloco_runner.record.bracket import (
 )
 from muloco_runner.record.exit_codes import KILLED_BY_SIGNAL, STOP_SIGNALS, STOPPED_CODES, ExitCode
 from muloco_runner.record.goodput import Goodput, Kind, lost_to, read_all_goodput, write_goodput
-from muloco_runner.record.run_folder import (
-    CHECKPOINT_PREFIX,
-    CHECKPOINTS_KEPT,
+from muloco_runner.record.records import (
     FORMAT_VERSION,
-    WANDB_FAILURE,
     RecordError,
     RecordHeader,
-    RunFolder,
     RunResult,
     RunStatus,
     StepRecord,
-    naming,
     why_without_weights,
-    write_atomically,
-    write_folder,
 )
+from muloco_runner.record.run_folder import CHECKPOINT_PREFIX, CHECKPOINTS_KEPT, WANDB_FAILURE, RunFolder
 
 __all__ = [
     "CHECKPOINTS_KEPT",

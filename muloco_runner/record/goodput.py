@@ -16,7 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from muloco_runner.record.run_folder import RecordError, write_atomically
+from muloco_runner.record.atomic_files import write_atomically
+from muloco_runner.record.records import RecordError
 
 FORMAT_VERSION = 1
 
