@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from muloco_runner.config import ConfigError, RunConfig
-from muloco_runner.record import CHECKPOINT_PREFIX, RecordError, RunFolder, why_without_weights
+from muloco_runner.record import RecordError, RunFolder, checkpoint_step, why_without_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,9 @@ def find_weights(init_from: str) -> WeightsOfRun | WeightsInFolder:
     """The newest checkpoint of a run's folder, a checkpoint's own folder, or a Hugging Face folder. Anything else
     raises `ConfigError`."""
     path = Path(init_from)
-    if path.name.startswith(CHECKPOINT_PREFIX) and path.name.removeprefix(CHECKPOINT_PREFIX).isdigit():
-        run, step = RunFolder(path.parents[1]), int(path.name.removeprefix(CHECKPOINT_PREFIX))
+    step = checkpoint_step(path)
+    if step is not None:
+        run = RunFolder(path.absolute().parent.parent)
         if step in run.checkpoint_steps():
             return WeightsOfRun(run, step)
     run = RunFolder(path)

@@ -20,7 +20,7 @@ from muloco_runner.data.corpus import load_corpus
 from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.distributed.topology import Topology
 from muloco_runner.inference.load import LoadedRun
-from muloco_runner.record import write_atomically
+from muloco_runner.record import checkpoint_name, write_atomically
 from muloco_runner.training.evaluate import evaluate
 from muloco_runner.training.precision import DTYPES
 
@@ -76,7 +76,7 @@ def tasks(
 
 
 def _folder(loaded: LoadedRun) -> Path:
-    folder = loaded.folder.path / "evaluations" / f"step-{loaded.step:08d}"
+    folder = loaded.folder.path / "evaluations" / checkpoint_name(loaded.step)
     return folder if loaded.worker is None else folder / f"worker-{loaded.worker}"
 
 

@@ -28,7 +28,15 @@ from muloco_runner.record.records import (
     StepRecord,
     why_without_weights,
 )
-from muloco_runner.record.run_folder import CHECKPOINT_PREFIX, CHECKPOINTS_KEPT, WANDB_FAILURE, RunFolder
+from muloco_runner.record.run_folder import (
+    CHECKPOINT_PREFIX,
+    CHECKPOINTS_KEPT,
+    WANDB_FAILURE,
+    RunFolder,
+    checkpoint_name,
+    checkpoint_step,
+    checkpoint_steps_in,
+)
 
 __all__ = [
     "CHECKPOINTS_KEPT",
@@ -55,6 +63,9 @@ __all__ = [
     "batch_edge_of",
     "best_of",
     "bracket_batches",
+    "checkpoint_name",
+    "checkpoint_step",
+    "checkpoint_steps_in",
     "choosing_seeds",
     "edge_of",
     "lost_to",

@@ -97,14 +97,11 @@ class RunFolder:
 
     def checkpoint_at(self, step: int) -> Path:
         """The folder of the checkpoint after `step` inner steps."""
-        return self.checkpoint_dir / f"{CHECKPOINT_PREFIX}{step:08d}"
+        return self.checkpoint_dir / checkpoint_name(step)
 
     def checkpoint_steps(self) -> list[int]:
         """Inner steps after which there is a complete checkpoint, ascending."""
-        names = (
-            path.name.removeprefix(CHECKPOINT_PREFIX) for path in self.checkpoint_dir.glob(f"{CHECKPOINT_PREFIX}*")
-        )
-        return sorted(int(name) for name in names if name.isdigit())
+        return checkpoint_steps_in(self.checkpoint_dir)
 
     def attempt_dir(self, attempt: int) -> Path:
         return self.path / "attempts" / str(attempt)
@@ -191,6 +188,23 @@ class RunFolder:
                 if file.read(1) != b"\n":
                     text = "\n" + text
             file.write(text.encode())
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the folder of the checkpoint after `step` inner steps."""
+    return f"{CHECKPOINT_PREFIX}{step:08d}"
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """The step in a checkpoint's name; None of any other folder."""
+    before, _, number = folder.name.partition(CHECKPOINT_PREFIX)
+    return int(number) if not before and number.isdigit() else None
+
+
+def checkpoint_steps_in(folder: Path) -> list[int]:
+    """Inner steps of the checkpoints in a folder, ascending."""
+    steps = map(checkpoint_step, folder.glob(f"{CHECKPOINT_PREFIX}*"))
+    return sorted(step for step in steps if step is not None)
 
 
 def _data_has_moved(before: dict[str, Any], now: dict[str, Any]) -> bool:

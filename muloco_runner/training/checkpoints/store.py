@@ -27,7 +27,7 @@ import torch
 
 from muloco_runner.config import Keep
 from muloco_runner.distributed.communicator import Communicator
-from muloco_runner.record import CHECKPOINT_PREFIX, CHECKPOINTS_KEPT
+from muloco_runner.record import CHECKPOINT_PREFIX, CHECKPOINTS_KEPT, checkpoint_name, checkpoint_steps_in
 from muloco_runner.training.checkpoints.files import is_intact, read_state, sync_folder, write_manifest, write_state
 from muloco_runner.training.checkpoints.host_buffers import HostBuffers
 
@@ -227,13 +227,12 @@ class CheckpointStore:
         if self.is_main:
             for half_written in self.folder.glob(f".{CHECKPOINT_PREFIX}*"):
                 shutil.rmtree(half_written, ignore_errors=True)
-            names = (path.name.removeprefix(CHECKPOINT_PREFIX) for path in self.folder.glob(f"{CHECKPOINT_PREFIX}*"))
-            newest = sorted(int(name) for name in names if name.isdigit())[-len(steps) :]
+            newest = checkpoint_steps_in(self.folder)[-len(steps) :]
             steps[: len(newest)] = torch.tensor(newest, dtype=torch.int64)
         return [step for step in self.communicator.sum_over_ranks(steps).tolist() if step > 0]
 
     def _temporary(self, step: int) -> Path:
-        return self.folder / f".{CHECKPOINT_PREFIX}{step:08d}"
+        return self.folder / f".{checkpoint_name(step)}"
 
     def _final(self, step: int) -> Path:
-        return self.folder / f"{CHECKPOINT_PREFIX}{step:08d}"
+        return self.folder / checkpoint_name(step)
