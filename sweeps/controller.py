@@ -41,13 +41,13 @@ from sweeps.engine.policy import (
 from sweeps.engine.quota import VerdictKind, all_limits
 from sweeps.engine.successors import Ahead, unwanted_successors
 from sweeps.engine.sweep_state import SweepState, TrackedJob, failure_group
-from sweeps.engine.tuning.growth import Addition, Growth
-from sweeps.engine.work import Attempt, Work
+from sweeps.engine.tuning.growth import Growth
+from sweeps.engine.work import Attempt
 from sweeps.job_end import AttemptEnd, cause_and_words, ended_event
 from sweeps.node.attempt_files import is_finished
 from sweeps.node.code_snapshot import keep_source
 from sweeps.node.disk_space import full_disk_words, is_disk_full, may_mean_disk_full, says_disk_full, words_for
-from sweeps.node.reports import derived_work, final_loss, likeness, measured_minutes
+from sweeps.node.reports import likeness, measured_minutes
 from sweeps.node_speeds import NodeSpeeds
 from sweeps.signs_of_jobs import SignsOfJobs
 from sweeps.store.definition import Definition
@@ -55,6 +55,7 @@ from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Damage, Ledger
 from sweeps.store.submission import Submission
+from sweeps.trials import Trials
 
 COMMANDS = ("paused", "own_limits", "held", "released", "cancel")
 """What people may ask for; the first four are events of the ledger."""
@@ -94,18 +95,6 @@ class Tick:
         """Why waiting runs can never run, one sentence for each limit that says so."""
         waiting = [verdict for shape, verdict in self.plan.verdicts.items() if self.state.waiting.get(shape)]
         return list(dict.fromkeys(verdict.why for verdict in waiting if verdict.kind is VerdictKind.NEVER))
-
-
-class Trials:
-    """What a sweep that goes on by its results learns of its runs, and how it makes more."""
-
-    def final_loss(self, work: Work) -> float | None:
-        """Infinite where the run diverged; None where there is no result."""
-        return final_loss(work)
-
-    def derived_work(self, module: str, like: Work, values: Mapping[str, Any], config: ClusterConfig) -> Work:
-        """A run that differs from another in these values. Raises `ConfigError` where there is none."""
-        return derived_work(module, like, values, config)
 
 
 class Controller:
@@ -445,27 +434,17 @@ class Controller:
         """Records results that are new, and adds the runs that they ask for."""
         if self.growth is None:
             return
-        found = {name: self.trials.final_loss(self.state.runs[name].work) for name in sorted(self.state.unscored)}
-        losses = {name: loss if loss < math.inf else None for name, loss in found.items() if loss is not None}
+        losses = self.trials.new_losses(self.state)
         if losses:
             self._record("results", losses=losses)
         for group, additions in self.growth.additions(self.state).items():
             try:
-                runs = [self._added(addition) for addition in additions]
+                runs = [self.trials.added(one, self.growth.study, self.state, self.config) for one in additions]
             except ConfigError as error:
                 self._record("blocked", group=group, why=str(error))
             else:
                 # All or none: the next look at the group is once all of them have ended.
                 self._record("added", runs=runs)
-
-    def _added(self, addition: Addition) -> dict[str, Any]:
-        """A run to be added, its folder written; as the ledger has it."""
-        assert self.growth is not None
-        at = self.growth.study.coordinates_of(addition.place)
-        like = self.state.runs[addition.like].work
-        module = self.growth.study.derives
-        work = self.trials.derived_work(module, like, {**at.values, "seed": at.seed}, self.config)
-        return {"work": work.to_dict(), **at._asdict(), "why": addition.why}
 
     def _find_finished(self) -> None:
         """Runs whose result is there already, from this sweep or any other."""

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.controller import Trials
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.tuning.study import BATCH, Axis, Coordinates, Group, Place, Setting, Study
 from sweeps.engine.work import Work
+from sweeps.trials import Trials
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def derived_work(like: Work, values: Mapping[str, Any], cluster: ClusterConfig) 
     # Whatever the sweep decided for all its runs stands in their arguments.
     execution = ExecutionConfig(**like.arguments["execution"])
     made, guess = works_of([run, before], root, execution, cluster)
-    made = Work(**{**vars(made), "arguments": like.arguments})
+    made = replace(made, arguments=like.arguments)
     prepare([run], root)
     longer = like.need.expected_minutes / guess.need.expected_minutes if guess.need.expected_minutes > 0 else 1.0
     return made.expecting(made.need.expected_minutes * longer)

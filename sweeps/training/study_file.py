@@ -10,19 +10,18 @@
     replicate: {best: 2, seeds: 3}                         # seeds of the best settings of each series and size
     decide: {pairs: [[muloco, ddp_muon]], gap: 0.004, confidence: 0.95, max_seeds: 20}
 
-Values go on by the step of the file's own: a common ratio, else a common difference.
+How values go on, `sweeps.training.lattice` says.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from muloco_runner.config import ConfigError, RunConfig
 from sweeps.engine.tuning.sequential import PairRule
@@ -37,27 +36,13 @@ from sweeps.engine.tuning.study import (
     Setting,
     Study,
 )
-from sweeps.training.derive import derived
+from sweeps.training.lattice import Bounds, axis_of
 from sweeps.training.model_names import model_name
 
 STUDY_KEYS = ("extend", "replicate", "decide")
 """Keys of a sweep file that say how the sweep goes on by its results."""
-_REACH = 10
-"""Steps beyond the file's values where no bound is given."""
-_LEAST_STEPS = 10
-"""Batches do not grow until a run has fewer inner steps than this."""
-_SAME = 1e-2
-"""Of a step: what a value may lie off its lattice; people write 0.022 for 2^-5.5."""
 _TUNED = ("inner_optimizer", "schedule", "gradient_clip_norm")
 """Parts of a run's config that are its hyper-parameters, with its outer optimizer."""
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How far the values of one key may go."""
-
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,12 +117,12 @@ def _read_decide(given: Any) -> Decide:
     if not (isinstance(pairs, list) and pairs and all(isinstance(p, list) and len(p) == 2 for p in pairs)):
         raise ConfigError(f"decide.pairs={pairs!r}: give pairs of series, such as [[muloco, ddp_muon]]")
     gap = entry.get("gap")
-    if isinstance(gap, bool) or not isinstance(gap, int | float) or not 0 <= gap < math.inf:
+    if not _is_number(gap) or not 0 <= gap < math.inf:
         raise ConfigError(
             f"decide.gap={gap}: say within which difference of losses, in nats, a pair is a tie: gap: 0.004"
         )
-    confidence = entry.get("confidence", 0.95)
-    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0.5 <= confidence < 1:
+    confidence = entry.get("confidence", PairRule.confidence)
+    if not _is_number(confidence) or not 0.5 <= confidence < 1:
         raise ConfigError(f"decide.confidence={confidence}: give a number from 0.5 to below 1")
     _check_counts("decide", {key: value for key, value in entry.items() if key == "max_seeds"}, 4)
     return Decide([(str(first), str(second)) for first, second in pairs], PairRule(**entry))
@@ -174,12 +159,15 @@ def _read_extend(given: Any) -> Extend:
 
 def _read_bounds(key: str, given: Any) -> Bounds:
     entry = _mapping(f"extend.keys.{key}", given or {})
+    _check_known(f"extend.keys.{key}", entry, [one.name for one in fields(Bounds)])
     for name, value in entry.items():
-        if name not in ("low", "high"):
-            raise ConfigError(f"extend.keys.{key}.{name}: no such key; known here: low, high")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not _is_number(value) or not math.isfinite(value):
             raise ConfigError(f"extend.keys.{key}.{name}={value}: give a number, such as 1e-5 written as 1.0e-5")
     return Bounds(**entry)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _mapping(where: str, given: Any) -> dict[str, Any]:
@@ -283,7 +271,7 @@ def _value(run: RunConfig, key: str) -> float | None:
     there: Any = run.to_dict()
     for name in key.split("."):
         there = there.get(name) if isinstance(there, dict) else None
-    return there if isinstance(there, int | float) and not isinstance(there, bool) else None
+    return there if _is_number(there) else None
 
 
 def _labels(runs: Sequence[RunConfig]) -> list[tuple[str, str, str]]:
@@ -309,10 +297,10 @@ def _group(identity: str, words: tuple[str, str, str], extend: Extend, runs: Seq
     for key, bounds in extend.keys.items():
         values = sorted({value for run in runs if (value := _value(run, key)) is not None})
         if values and key != BATCH:
-            axes.append(_grown(key, label, values, bounds, runs[0]))
+            axes.append(axis_of(key, label, values, bounds, runs[0]))
     batches = sorted({run.global_batch_tokens for run in runs})
     if BATCH in extend.keys:
-        axis = _grown(BATCH, label, batches, extend.keys[BATCH], runs[0])
+        axis = axis_of(BATCH, label, batches, extend.keys[BATCH], runs[0])
     else:
         axis = Axis(BATCH, tuple(batches), 0, len(batches) - 1, grows=False)
     shared = frozenset.intersection(*_seeds_of_settings(runs))
@@ -333,100 +321,3 @@ def _place(group: Group, run: RunConfig) -> Place:
     at = tuple(position for position in positions if position is not None)
     assert len(at) == len(positions)
     return Place(group.id, Setting(batch, at, _others(run, [axis.key for axis in group.axes])), run.seed)
-
-
-def _grown(key: str, label: str, values: Sequence[float], bounds: Bounds, run: RunConfig) -> Axis:
-    """The lattice of one key, from the lowest to the highest value that bounds and config allow."""
-    written = ", ".join(f"{value:.6g}" for value in values)
-    if len(values) < 2:
-        raise ConfigError(
-            f"extend: {key} has one value ({written}) for {label}, so there is no step to go on by: give it two or "
-            "more, or leave these runs to a sweep of their own"
-        )
-    numbered = _steps(values)
-    if numbered is None:
-        raise ConfigError(
-            f"extend: {key} has values without a common ratio or difference ({written}) for {label}: give them one, "
-            "such as sqrt2(-12..-8) or [0.001, 0.002, 0.004]"
-        )
-    for name, bound, is_inside in (
-        ("low", bounds.low, bounds.low is not None and bounds.low > values[0]),
-        ("high", bounds.high, bounds.high is not None and bounds.high < values[-1]),
-    ):
-        if is_inside:
-            raise ConfigError(
-                f"extend.keys.{key}.{name}={bound:g} lies inside the grid of {label} ({written}): bounds are for what "
-                "is added; narrow the grid itself by its values"
-            )
-    own, going_on = numbered
-    below = list(_allowed(key, (going_on(-n) for n in _counted(bounds.low)), bounds, run))
-    above = list(_allowed(key, (going_on(max(own) + n) for n in _counted(bounds.high)), bounds, run))
-    inside = [own.get(n, going_on(n)) for n in range(max(own) + 1)]
-    return Axis(key, (*reversed(below), *inside, *above), len(below), len(below) + max(own))
-
-
-def _counted(bound: float | None) -> range:
-    """Steps beyond the file's values."""
-    return range(1, (_REACH if bound is None else 100) + 1)
-
-
-def _allowed(key: str, values: Iterator[float], bounds: Bounds, run: RunConfig) -> Iterator[float]:
-    """The values up to the first that a bound or the run's config does not allow."""
-    for value in values:
-        low, high = bounds.low, bounds.high
-        if (low is not None and value < low * (1 - 1e-9)) or (high is not None and value > high * (1 + 1e-9)):
-            return
-        if key == BATCH and (value != round(value) or value < 1):
-            return
-        try:
-            made = derived(run, {key: value})
-        except ConfigError:
-            return
-        if key == BATCH and value > run.global_batch_tokens and made.num_steps < _LEAST_STEPS:
-            return
-        yield int(value) if key == BATCH else value
-
-
-class _Lattice:
-    """Values at whole numbers of steps from the first one of a file."""
-
-    def __init__(self, first: float, step: float, by_ratio: bool) -> None:
-        self.first, self.step, self.by_ratio = first, step, by_ratio
-        # As `sqrt2(..)` and `pow2(..)` write them: the same value is the same run, to the last bit.
-        exponents = (2 * math.log2(first), 2 * math.log2(step)) if by_ratio else (0.5, 0.5)
-        self.halves = (
-            (round(exponents[0]), round(exponents[1]))
-            if all(math.isclose(one, round(one), rel_tol=1e-12, abs_tol=1e-12) for one in exponents)
-            else None
-        )
-
-    def __call__(self, number: int) -> float:
-        if self.halves is not None:
-            return float(2.0 ** ((self.halves[0] + number * self.halves[1]) / 2))
-        # Not more digits than people write: 0.3 and no 0.30000000000000004.
-        value = self.first * self.step**number if self.by_ratio else self.first + self.step * number
-        return float(f"{value:.12g}")
-
-    def number_of(self, value: float) -> int | None:
-        """None where the value is not on the lattice."""
-        steps = (
-            math.log(value / self.first) / math.log(self.step) if self.by_ratio else (value - self.first) / self.step
-        )
-        return round(steps) if abs(steps - round(steps)) <= _SAME else None
-
-
-def _steps(values: Sequence[float]) -> tuple[dict[int, float], _Lattice] | None:
-    """The values by their numbers of steps, and the lattice; None where they have neither a common ratio, of which some
-    powers may be left out, nor all the same difference."""
-    pairs = list(itertools.pairwise(values))
-    differences = [high - low for low, high in pairs]
-    found = []
-    if values[0] > 0:
-        found.append(_Lattice(values[0], min(high / low for low, high in pairs), True))
-    if max(differences) - min(differences) <= _SAME * min(differences):
-        found.append(_Lattice(values[0], min(differences), False))
-    for lattice in found:
-        numbers = [lattice.number_of(value) for value in values]
-        if all(number is not None for number in numbers):
-            return {number: value for number, value in zip(numbers, values, strict=True) if number is not None}, lattice
-    return None

@@ -1,0 +1,134 @@
+"""The lattice of one key of a study: all values that it may take.
+
+The values of a sweep file go on by their own step, a common ratio, else a common difference, up to the bounds that are
+given, as far as the run's config allows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from muloco_runner.config import ConfigError, RunConfig
+from sweeps.engine.tuning.study import BATCH, Axis
+from sweeps.training.derive import derived
+
+_REACH = 10
+"""Steps beyond the file's values where no bound is given."""
+_LONGEST_REACH = 100
+"""Steps beyond them where a bound is given, however far away it lies."""
+_LEAST_STEPS = 10
+"""Batches do not grow until a run has fewer inner steps than this."""
+_SAME = 1e-2
+"""Of a step: what a value may lie off its lattice; people write 0.022 for 2^-5.5."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far the values of one key may go."""
+
+    low: float | None = None
+    high: float | None = None
+
+
+def axis_of(key: str, label: str, values: Sequence[float], bounds: Bounds, run: RunConfig) -> Axis:
+    """Return the lattice of one key of the group `label`, from the lowest to the highest value that `bounds` and the
+    config of `run`, one of the group's, allow.
+
+    `values` are the file's, growing. Too few to have a step, without one, or outside the bounds raise `ConfigError`.
+    """
+    written = ", ".join(f"{value:.6g}" for value in values)
+    if len(values) < 2:
+        raise ConfigError(
+            f"extend: {key} has one value ({written}) for {label}, so there is no step to go on by: give it two or "
+            "more, or leave these runs to a sweep of their own"
+        )
+    numbered = _steps(values)
+    if numbered is None:
+        raise ConfigError(
+            f"extend: {key} has values without a common ratio or difference ({written}) for {label}: give them one, "
+            "such as sqrt2(-12..-8) or [0.001, 0.002, 0.004]"
+        )
+    for name, bound, is_inside in (
+        ("low", bounds.low, bounds.low is not None and bounds.low > values[0]),
+        ("high", bounds.high, bounds.high is not None and bounds.high < values[-1]),
+    ):
+        if is_inside:
+            raise ConfigError(
+                f"extend.keys.{key}.{name}={bound:g} lies inside the grid of {label} ({written}): bounds are for what "
+                "is added; narrow the grid itself by its values"
+            )
+    own, going_on = numbered
+    below = list(_allowed(key, (going_on(-n) for n in _counted(bounds.low)), bounds, run))
+    above = list(_allowed(key, (going_on(max(own) + n) for n in _counted(bounds.high)), bounds, run))
+    inside = [own.get(n, going_on(n)) for n in range(max(own) + 1)]
+    return Axis(key, (*reversed(below), *inside, *above), len(below), len(below) + max(own))
+
+
+def _counted(bound: float | None) -> range:
+    """Steps beyond the file's values."""
+    return range(1, (_REACH if bound is None else _LONGEST_REACH) + 1)
+
+
+def _allowed(key: str, values: Iterator[float], bounds: Bounds, run: RunConfig) -> Iterator[float]:
+    """The values up to the first that a bound or the run's config does not allow."""
+    for value in values:
+        low, high = bounds.low, bounds.high
+        if (low is not None and value < low * (1 - 1e-9)) or (high is not None and value > high * (1 + 1e-9)):
+            return
+        if key == BATCH and (value != round(value) or value < 1):
+            return
+        try:
+            made = derived(run, {key: value})
+        except ConfigError:
+            return
+        if key == BATCH and value > run.global_batch_tokens and made.num_steps < _LEAST_STEPS:
+            return
+        yield int(value) if key == BATCH else value
+
+
+class _Lattice:
+    """Values at whole numbers of steps from the first one of a file."""
+
+    def __init__(self, first: float, step: float, by_ratio: bool) -> None:
+        self.first, self.step, self.by_ratio = first, step, by_ratio
+        # As `sqrt2(..)` and `pow2(..)` write them: the same value is the same run, to the last bit.
+        exponents = (2 * math.log2(first), 2 * math.log2(step)) if by_ratio else (0.5, 0.5)
+        self.halves = (
+            (round(exponents[0]), round(exponents[1]))
+            if all(math.isclose(one, round(one), rel_tol=1e-12, abs_tol=1e-12) for one in exponents)
+            else None
+        )
+
+    def __call__(self, number: int) -> float:
+        if self.halves is not None:
+            return float(2.0 ** ((self.halves[0] + number * self.halves[1]) / 2))
+        # Not more digits than people write: 0.3 and no 0.30000000000000004.
+        value = self.first * self.step**number if self.by_ratio else self.first + self.step * number
+        return float(f"{value:.12g}")
+
+    def number_of(self, value: float) -> int | None:
+        """None where the value is not on the lattice."""
+        steps = (
+            math.log(value / self.first) / math.log(self.step) if self.by_ratio else (value - self.first) / self.step
+        )
+        return round(steps) if abs(steps - round(steps)) <= _SAME else None
+
+
+def _steps(values: Sequence[float]) -> tuple[dict[int, float], _Lattice] | None:
+    """The values by their numbers of steps, and the lattice; None where they have neither a common ratio, of which some
+    powers may be left out, nor all the same difference."""
+    pairs = list(itertools.pairwise(values))
+    differences = [high - low for low, high in pairs]
+    found = []
+    if values[0] > 0:
+        found.append(_Lattice(values[0], min(high / low for low, high in pairs), True))
+    if max(differences) - min(differences) <= _SAME * min(differences):
+        found.append(_Lattice(values[0], min(differences), False))
+    for lattice in found:
+        numbers = [lattice.number_of(value) for value in values]
+        if all(number is not None for number in numbers):
+            return {number: value for number, value in zip(numbers, values, strict=True) if number is not None}, lattice
+    return None
