@@ -280,13 +280,12 @@ def _finished(options: argparse.Namespace) -> object:
 
 
 def _write(options: argparse.Namespace, study: Study, out: Path, arguments: list[str]) -> None:
-    from analysis.questions.options import Options, parse_size
+    from analysis.questions.options import Options
     from analysis.questions.wall_clock import DEFAULT_BANDWIDTHS_GBITS, Assumptions
     from analysis.report.content import build_report
     from analysis.report.render import write_report
     from analysis.style import read_style
 
-    machine = Assumptions(options.step_seconds, options.bits, options.devices, options.device_flops)
     report = build_report(
         study,
         Options(
@@ -296,12 +295,12 @@ def _write(options: argparse.Namespace, study: Study, out: Path, arguments: list
             title=options.title,
             budget=options.budget,
             baseline=options.baseline,
-            predict=tuple(parse_size(text) for text in options.predict),
+            predict=tuple(options.predict),
             command=shlex.join(["muloco-report", *arguments]),
             published=options.published,
             style=read_style(options.style),
             bandwidths=tuple(sorted(options.bandwidth or DEFAULT_BANDWIDTHS_GBITS)),
-            machine=machine,
+            machine=Assumptions(options.step_seconds, options.bits, options.devices, options.device_flops),
         ),
     )
     write_report(report, out)
@@ -317,7 +316,7 @@ def _write(options: argparse.Namespace, study: Study, out: Path, arguments: list
 
 
 def _check(options: argparse.Namespace) -> None:
-    """What is wrong whatever the runs say."""
+    """What is wrong whatever the runs say; sizes to predict for, from their texts."""
     if (options.runs is None) == (options.table is None):
         raise ConfigError("name a folder of runs or --table FILE, one of them; see muloco-report --help")
     given = [name for name in _OF_TABLES if getattr(options, name)]
@@ -330,6 +329,10 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(f"--out {options.out}: is a file; give the folder of the report")
     if options.runs is not None and not options.runs.is_dir():
         raise ConfigError(f"{options.runs}: no such folder")
+    if options.predict:
+        from analysis.questions.options import parse_size
+
+        options.predict = [parse_size(text) for text in options.predict]
 
 
 def _read(options: argparse.Namespace) -> tuple[Study, Path]:

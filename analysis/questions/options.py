@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from analysis.input.cells import OK, parse_cell
+from analysis.laws.fit import DEFAULT_DELTA
 from analysis.questions.wall_clock import DEFAULT_BANDWIDTHS_GBITS, Assumptions
 from analysis.style import Style
 from muloco_runner.config import ConfigError
+
+_MOST = 1e24
+"""Parameters or tokens beyond which what follows from them leaves the range of floating point."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,15 @@ class Size:
 
 def parse_size(text: str) -> Size:
     """`model=7b`, `N=7e9` or `N=7e9,D=1.4e11`. Raises `ConfigError` for anything else."""
-    help_text = f"--predict {text}: write model=7b, N=7e9 or N=7e9,D=1.4e11 (parameters, and tokens if need be)"
+    help_text = (
+        f"--predict {text}: write model=7b, N=7e9 or N=7e9,D=1.4e11 (parameters, and tokens if need be; 1 to {_MOST:g})"
+    )
     found: dict[str, float] = {}
     for part in text.split(","):
         name, _, number = part.partition("=")
         key = {"model": "N", "N": "N", "D": "D"}.get(name.strip())
         value, state = parse_cell(number, "count", "point")
-        if key is None or key in found or state != OK or not (value > 0 and math.isfinite(value)):
+        if key is None or key in found or state != OK or not 1 <= value <= _MOST:
             raise ConfigError(help_text)
         found[key] = value
     if "N" not in found:
@@ -40,7 +45,7 @@ def parse_size(text: str) -> Size:
 class Options:
     """Choices of the analysis; all of them are written into the report."""
 
-    delta: float = 1e-3
+    delta: float = DEFAULT_DELTA
     bootstrap: int = 1000
     seed: int = 0
     title: str = "Scaling-law report"

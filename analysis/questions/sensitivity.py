@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.laws.fit import Fit, NotIdentified
+from analysis.laws.fit import DEFAULT_DELTA, Fit, NotIdentified
 from analysis.laws.power_law import fit_loss_compute
 from analysis.questions.iso_loss import ratio_at
 
@@ -51,7 +51,7 @@ def loss_variants(best: pd.DataFrame, series: list[str], baseline: str, delta: f
 def _choices(best: pd.DataFrame, delta: float) -> Iterator[tuple[str, pd.DataFrame, float, bool]]:
     label = f"Huber {delta:g}" if np.isfinite(delta) else "least squares"
     yield f"as reported ({label}, one irreducible loss)", best, delta, True
-    for other in (1e-3, 1e-2, np.inf):
+    for other in (DEFAULT_DELTA, 1e-2, np.inf):
         if other != delta:
             yield ("least squares" if np.isinf(other) else f"Huber {other:g}"), best, other, True
     yield "an irreducible loss for each series", best, delta, False

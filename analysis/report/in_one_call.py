@@ -17,11 +17,11 @@ def report(
     study: Study,
     out: str | os.PathLike[str],
     *,
-    title: str = "Scaling-law report",
+    title: str = Options.title,
     baseline: str | None = None,
     budget: float | None = None,
-    bootstrap: int = 1000,
-    seed: int = 0,
+    bootstrap: int = Options.bootstrap,
+    seed: int = Options.seed,
     style: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Write report.html, report.md, report.json, figures and tables below `out`, as `muloco-report` does.

@@ -50,6 +50,11 @@ def test_a_report_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.C
     assert "schema version 0" in capsys.readouterr().err
 
 
+def test_a_size_that_is_none_is_refused_before_any_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run([str(tmp_path), "--predict", "N=1e300"]) == 2
+    assert "--predict N=1e300: write model=7b" in capsys.readouterr().err
+
+
 def test_watching_writes_the_report_again_when_a_run_finishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

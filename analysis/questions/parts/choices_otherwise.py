@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from analysis.laws.fit import DEFAULT_DELTA
 from analysis.optima import RunsBehind
 from analysis.page.figures.compute import plot_sensitivity
 from analysis.page.page_table import Column, Table
@@ -58,7 +59,7 @@ def choices_otherwise(inputs: Inputs) -> Choices:
     """Laws of loss against compute and of the critical batch under other choices."""
     if inputs.optima.reason_against("flops", "loss", "num_params", "num_tokens"):
         return Choices([], [], "inf")
-    other = math.inf if math.isfinite(inputs.options.delta) else 1e-3
+    other = math.inf if math.isfinite(inputs.options.delta) else DEFAULT_DELTA
     return Choices(_loss(inputs), _critical_batch(inputs, other), other if math.isfinite(other) else "inf")
 
 

@@ -132,7 +132,7 @@ def test_a_minimum_is_found_between_the_values_that_were_tried() -> None:
     assert locate(tried[:1], tried[:1]) is None
 
 
-@pytest.mark.parametrize("text", ["7b", "model=seven", "N=-1", "D=1e9", "N=1e9,N=2e9", "K=3"])
+@pytest.mark.parametrize("text", ["7b", "model=seven", "N=-1", "D=1e9", "N=1e9,N=2e9", "K=3", "N=1e300", "N=7e9,D=0.5"])
 def test_a_size_that_is_none_is_refused_in_words(text: str) -> None:
     with pytest.raises(ConfigError, match="write model=7b"):
         parse_size(text)
