@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import multiprocessing
@@ -14,9 +13,12 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from muloco_runner.config import ConfigError
+from muloco_runner.flags import Parser, any_path, one_of
 from muloco_runner.machine_check import attention_kernels, ceilings, kernels, ranks, speed, tile_sweep, workers
 from muloco_runner.machine_check.findings import Finding, Findings, read_findings
 from muloco_runner.record import ExitCode, write_atomically
@@ -62,22 +64,10 @@ class Outcome:
 
 def main(arguments: Sequence[str], sections: Mapping[str, Section] = SECTIONS, program: str = "check-gpu") -> ExitCode:
     """Check this machine as the command line says, and return how it ended: `CRASH` where something is wrong."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="Is this machine fit to train, and how fast will it be? Minutes on a GPU; tiny sizes on a CPU, "
-        "which tell whether the code works and nothing about speed.",
-        epilog="Exit codes: 0 all is right (a speed that misses what was hoped for too), 1 something is wrong, 2 a "
-        "mistake in the command.",
-    )
-    parser.add_argument(
-        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(sections)}; default: all, in this order"
-    )
-    parser.add_argument("--out", type=Path, default=Path("gpu_check.json"), help="JSON file; default: %(default)s")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    given = parser.parse_args(arguments)
-    unknown = [name for name in given.sections if name not in sections]
-    if unknown:
-        print(f"{program}: {unknown[0]!r}: must be one of {', '.join(sections)}", file=sys.stderr)
+    try:
+        given = _parser(sections, program).parse_args(arguments)
+    except ConfigError as error:
+        print(f"{program}: {error}", file=sys.stderr)
         return ExitCode.USAGE
     device = _device(given.device)
     if device is None:
@@ -99,6 +89,27 @@ def main(arguments: Sequence[str], sections: Mapping[str, Section] = SECTIONS, p
     print(summary(outcomes, device))
     print(f"{report['seconds']:.0f} s in all; all figures are in {given.out}")
     return ExitCode.FINISHED if all(outcome.is_right for outcome in outcomes) else ExitCode.CRASH
+
+
+def _parser(sections: Mapping[str, Section], program: str) -> Parser:
+    parser = Parser(
+        prog=program,
+        description="Is this machine fit to train, and how fast will it be? Minutes on a GPU; tiny sizes on a CPU, "
+        "which tell whether the code works and nothing about speed.",
+        epilog="Exit codes: 0 all is right (a speed that misses what was hoped for too), 1 something is wrong, 2 a "
+        "mistake in the command.",
+    )
+    parser.add_argument(
+        "sections", nargs="*", type=one_of(*sections), metavar="SECTION",
+        help=f"of {', '.join(sections)}; default: all, in this order",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=any_path("a file"), default=Path("gpu_check.json"), help="JSON file; default: %(default)s"
+    )
+    parser.add_argument(
+        "--device", type=one_of("auto", "cpu", "cuda"), default="auto", help="auto, cpu or cuda; default: auto"
+    )
+    return parser
 
 
 def _device(name: str) -> str | None:
@@ -124,13 +135,10 @@ def machine_words(device: str) -> dict[str, str]:
         }
     else:
         words["device"] = f"CPU, {torch.get_num_threads()} threads"
-    with contextlib.suppress(ImportError):
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            words["triton"] = version("triton")
-        except PackageNotFoundError:
-            words["triton"] = "absent"
+    try:
+        words["triton"] = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        words["triton"] = "absent"
     return words
 
 

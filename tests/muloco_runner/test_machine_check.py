@@ -49,7 +49,10 @@ def test_sections_fail_apart_and_all_is_kept(tmp_path: Path, capfd: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["tile"], "'tile': must be one of ceilings, kernels"),
+        (["tile"], "tile: must be ceilings, kernels"),
+        (["--device", "gpu"], "gpu: must be auto, cpu or cuda"),
+        (["--ouput"], "--ouput: no such option; did you mean --out?"),
+        (["--out", ""], "must be a file"),
         (["--device", "cuda"], "torch finds no GPU here"),
     ],
 )
