@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,20 @@ from typing import Any
 import pytest
 import torch
 from forked import JOB, ForkedProcess
+from target_labs import lab_in, resumed_to_the_bit
 
 from analysis.runs import load_study
 from muloco_runner import targets
 from muloco_runner.compose import compose_app_config
-from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig, TargetModelConfig
+from muloco_runner.config import ConfigError, RunConfig, TargetModelConfig
 from muloco_runner.config.plain import to_plain
 from muloco_runner.diloco.error_feedback import choose_codecs
 from muloco_runner.diloco.streaming import split_by_layers
 from muloco_runner.inference.load import load_run
-from muloco_runner.job import run_job
 from muloco_runner.memory import Placement, estimate_memory
 from muloco_runner.model.target_model import build_target_model
 from muloco_runner.optimizers import parameter_kinds
-from muloco_runner.paths import ConfigPath, use_config_path
-from muloco_runner.record import ExitCode, RunFolder
+from muloco_runner.record import RunFolder
 from muloco_runner.targets import check_targets, facts_of, record_code
 from sweeps.training.sweep import read_sweep
 
@@ -169,17 +167,10 @@ MIXER = {"_target_": "mixer_lab.Mixer", "vocab_size": 64, "sequence_length": 32}
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of work: a package beside conf/."""
-    folder = tmp_path_factory.mktemp("lab")
-    (folder / "mixer_lab.py").write_text(LAB)
-    (folder / "conf" / "model").mkdir(parents=True)
-    (folder / "conf" / "model" / "mixer.yaml").write_text(
-        "_target_: mixer_lab.Mixer\nvocab_size: 256\nsequence_length: 32\nblocks: layers\nwidth: 16\n"
-    )
-    use_config_path(ConfigPath((folder / "conf",)))
-    yield folder
-    use_config_path(ConfigPath())
-    sys.path[:] = [place for place in sys.path if place != str(folder)]
-    sys.modules.pop("mixer_lab", None)
+    mixer = "_target_: mixer_lab.Mixer\nvocab_size: 256\nsequence_length: 32\nblocks: layers\nwidth: 16\n"
+    files = {"mixer_lab.py": LAB, "conf/model/mixer.yaml": mixer}
+    with lab_in(tmp_path_factory.mktemp("lab"), "mixer_lab", files) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -330,20 +321,8 @@ COMBINATIONS = {
 def test_a_run_of_a_model_resumes_to_the_bit(algorithm: str, lab: Path, text_dir: Path, tmp_path: Path) -> None:
     run = compose_app_config(["model=mixer", *COMBINATIONS[algorithm], *TINY, f"data.path={text_dir}"]).run
     assert run.algorithm == algorithm
-    digests = []
-    for name, stops in (("whole", False), ("parts", True)):
-        folder = RunFolder.of(tmp_path / name, run.run_id)
-        folder.write_config(run.to_dict())
-        record_code([run], tmp_path / name, snapshot=True)
-        if stops:
-            first = ExecutionConfig(device="cpu", wall_minutes=1e-9)
-            assert run_job(folder, first) is ExitCode.WANTS_MORE_TIME
-        assert run_job(folder, ExecutionConfig(device="cpu"), 2) is ExitCode.FINISHED
-        newest = max(folder.checkpoint_dir.iterdir())
-        files = json.loads((newest / "manifest.json").read_text())["sha256"]
-        digests.append({file: digest for file, digest in files.items() if file != "shared.pt"})
-        state = torch.load(newest / "worker-0.pt", weights_only=True)
-    assert digests[0] == digests[1]
+    folder, newest = resumed_to_the_bit(run, tmp_path)
+    state = torch.load(newest / "worker-0.pt", weights_only=True)
     assert set(state["model"]) >= {"embed.weight", "layers.0.weight", "out.weight"}, "under its own names"
     (steps,) = [step for step in folder.read_steps() if step.step == 1]
     assert steps.update_rms is not None

@@ -2,22 +2,21 @@
 
 import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from target_labs import lab_in, resumed_to_the_bit
 from torch import nn
 
 from muloco_runner import targets
 from muloco_runner.compose import compose_app_config
-from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig, TargetConfig
-from muloco_runner.job import run_job
+from muloco_runner.config import ConfigError, RunConfig, TargetConfig
 from muloco_runner.optimizers.target import evaluated_weights
-from muloco_runner.paths import ConfigPath, config_dir, use_config_path
-from muloco_runner.record import ExitCode, RunFolder, write_folder
+from muloco_runner.paths import config_dir
+from muloco_runner.record import RunFolder, write_folder
 from muloco_runner.targets import check_targets, find_source, record_code
 from muloco_runner.training import state
 from sweeps.training.sweep import read_sweep
@@ -90,18 +89,10 @@ TINY = [
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of work: a package beside conf/."""
-    folder = tmp_path_factory.mktemp("lab")
-    (folder / "my_lab").mkdir()
-    (folder / "my_lab" / "__init__.py").write_text(LAB)
-    (folder / "conf" / "inner_optimizer").mkdir(parents=True)
-    (folder / "conf" / "inner_optimizer" / "lion.yaml").write_text(
-        "_target_: my_lab.Lion\nlr: 0.002\nbetas: [0.9, 0.98]\napplies_to: matrices\n"
-    )
-    use_config_path(ConfigPath((folder / "conf",)))
-    yield folder
-    use_config_path(ConfigPath())
-    sys.path[:] = [place for place in sys.path if place != str(folder)]
-    sys.modules.pop("my_lab", None)
+    lion = "_target_: my_lab.Lion\nlr: 0.002\nbetas: [0.9, 0.98]\napplies_to: matrices\n"
+    files = {"my_lab/__init__.py": LAB, "conf/inner_optimizer/lion.yaml": lion}
+    with lab_in(tmp_path_factory.mktemp("lab"), "my_lab", files) as folder:
+        yield folder
 
 
 @pytest.fixture(autouse=True)
@@ -259,19 +250,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     more = ["method.sync_interval=2", "method.num_workers=2"] if method == "diloco" else []
     words = [f"method={method}", "inner_optimizer=lion", *more, *TINY, f"data.path={text_dir}"]
     run = compose_app_config(words).run
-    digests = []
-    for name, stops in (("whole", False), ("parts", True)):
-        folder = RunFolder.of(tmp_path / name, run.run_id)
-        folder.write_config(run.to_dict())
-        record_code([run], tmp_path / name, snapshot=True)
-        if stops:
-            first = ExecutionConfig(device="cpu", wall_minutes=1e-9)
-            assert run_job(folder, first) is ExitCode.WANTS_MORE_TIME
-        assert run_job(folder, ExecutionConfig(device="cpu"), 2) is ExitCode.FINISHED
-        newest = max(folder.checkpoint_dir.iterdir())
-        files = json.loads((newest / "manifest.json").read_text())["sha256"]
-        digests.append({file: digest for file, digest in files.items() if file != "shared.pt"})
-    assert digests[0] == digests[1]
+    folder, _ = resumed_to_the_bit(run, tmp_path)
     header = folder.read_header()
     assert header is not None
     assert header.algorithm == ("DDP-Lion" if method == "data_parallel" else "DiLoCo-Lion")
