@@ -133,7 +133,16 @@ if __name__ == "__main__":
 """
 
 
-def nine_of_twelve(tmp_path: Path, launcher: list[str]) -> None:
+@pytest.fixture(params=["here", pytest.param("slurm", marks=pytest.mark.slurm)])
+def launcher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    if request.param == "here":
+        return LOCAL
+    shared_slurm: EmulatedSlurm = request.getfixturevalue("shared_slurm")
+    monkeypatch.setenv("SLURM_CONF", str(shared_slurm.configuration))
+    return SLURM
+
+
+def test_alike_failures_do_not_hold_the_other_jobs(tmp_path: Path, launcher: list[str]) -> None:
     (tmp_path / "some_diverge.py").write_text(SOME_DIVERGE)
     words = ["--multirun", "hydra.sweep.dir=out", "+x=range(12)", *launcher]
     done = subprocess.run(
@@ -143,16 +152,6 @@ def nine_of_twelve(tmp_path: Path, launcher: list[str]) -> None:
     assert len(list((tmp_path / "out").glob("*/result"))) == 9
     assert done.returncode == 1
     assert "#2 failed: FloatingPointError: the loss is not finite; see " in done.stdout
-
-
-def test_alike_failures_do_not_hold_the_other_jobs(tmp_path: Path) -> None:
-    nine_of_twelve(tmp_path, LOCAL)
-
-
-@pytest.mark.slurm
-def test_alike_failures_on_slurm(shared_slurm: EmulatedSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_CONF", str(shared_slurm.configuration))
-    nine_of_twelve(tmp_path, SLURM)
 
 
 TAKES_LISTS = """
@@ -171,7 +170,7 @@ if __name__ == "__main__":
 """
 
 
-def two_lists(tmp_path: Path, launcher: list[str]) -> None:
+def test_lists_as_values_are_what_they_are_to_hydra(tmp_path: Path, launcher: list[str]) -> None:
     (tmp_path / "takes_lists.py").write_text(TAKES_LISTS)
     (tmp_path / "conf" / "sweep").mkdir(parents=True)
     (tmp_path / "conf" / "config.yaml").write_text("hidden: [1]\ntold: ???\n")
@@ -190,16 +189,6 @@ def two_lists(tmp_path: Path, launcher: list[str]) -> None:
         told.append(sorted((tmp_path / name).read_text().splitlines()))
     assert len(told[0]) == 2
     assert told[0] == told[1]
-
-
-def test_lists_as_values_are_what_they_are_to_hydra(tmp_path: Path) -> None:
-    two_lists(tmp_path, LOCAL)
-
-
-@pytest.mark.slurm
-def test_lists_as_values_on_slurm(shared_slurm: EmulatedSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_CONF", str(shared_slurm.configuration))
-    two_lists(tmp_path, SLURM)
 
 
 HANGS_AT_FIRST = """

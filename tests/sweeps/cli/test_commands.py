@@ -9,12 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from sweeps.__main__ import main
@@ -33,15 +31,6 @@ from sweeps.training.adapter import TRAINING
 
 HERE = Path(__file__).parents[1]
 CLUSTER = {"kind": "local", "tick_seconds": 0.05, "allocations": [{"name": "here", "quota": {"jobs": 1}}]}
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Iterator[Path]:
-    """Whatever a test leaves running is ended with it."""
-    yield tmp_path
-    for process in psutil.process_iter(["cmdline"]):
-        if any(str(tmp_path) in word for word in process.info["cmdline"] or ()):
-            process.kill()
 
 
 @pytest.fixture
@@ -165,7 +154,6 @@ def test_mistakes_are_one_line(sweep: SweepFolder, tmp_path: Path) -> None:
     assert "root=" in say("status", tmp_path / "nowhere", code=2)
     assert "starts with it" in say("explain", "7", sweep.root, code=2)
     assert "no attempt yet" in say("logs", "0ab", sweep.root, code=2)
-    assert "zero or more" in say("quota", sweep.root, "--nodes", "-1", code=2)
     assert "zero or more" in say("quota", sweep.root, "--nodes", "-1", code=2)
     assert "one root" in say("status", "a", "b", code=2)
     for command in (["pause"], ["resume"], ["quota", "--nodes", "3"]):

@@ -1,10 +1,9 @@
-"""Sweeps on this machine, each with a folder of its own and nothing left running."""
+"""Sweeps on this machine: their work can be imported, and a disk can be full."""
 
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from sample_sweeps import HERE
 
@@ -13,15 +12,6 @@ from sample_sweeps import HERE
 def samples_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.setenv("PYTHONPATH", str(HERE))
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Iterator[Path]:
-    """Whatever a test leaves running is ended with it."""
-    yield tmp_path
-    for process in psutil.process_iter(["cmdline"]):
-        if any(str(tmp_path) in word for word in process.info["cmdline"] or ()):
-            process.kill()
 
 
 @pytest.fixture
