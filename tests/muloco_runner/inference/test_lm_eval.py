@@ -21,29 +21,25 @@ lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
 MakeRun = Callable[..., RunConfig]
 MakeFolder = Callable[..., RunFolder]
-CHOICE = """
-task: muloco_choice
+TASK = """
+task: {name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {data}}}}}
 test_split: test
-output_type: multiple_choice
 doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
 metadata: {{version: 1.0}}
 """
+CHOICE = """
+output_type: multiple_choice
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
 NEXT = """
-task: muloco_next
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
 output_type: generate_until
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{choices[answer]}}}}"
-generation_kwargs: {{until: ["."], max_gen_toks: 8, do_sample: false}}
-metric_list: [{{metric: exact_match}}]
-metadata: {{version: 1.0}}
+doc_to_target: "{{choices[answer]}}"
+generation_kwargs: {until: ["."], max_gen_toks: 8, do_sample: false}
+metric_list: [{metric: exact_match}]
 """
 
 
@@ -58,8 +54,8 @@ def local_tasks(tmp_path: Path) -> Path:
     data = tmp_path / "tasks" / "data.jsonl"
     data.parent.mkdir()
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, text in (("choice", CHOICE), ("next", NEXT)):
-        (data.parent / f"{name}.yaml").write_text(text.format(data=data))
+    for name, text in (("muloco_choice", CHOICE), ("muloco_next", NEXT)):
+        (data.parent / f"{name}.yaml").write_text(TASK.format(name=name, data=data) + text)
     return data.parent
 
 
@@ -72,7 +68,6 @@ def test_scores_are_those_of_the_exported_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    monkeypatch.setenv("KMP_DUPLICATE_LIB_OK", "True")  # which the library sets and leaves
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     # The harness itself needs a token that ends a document, which bytes do not have.
     texts_folder, data = tmp_path / "texts", tmp_path / "prepared"

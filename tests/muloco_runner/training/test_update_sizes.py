@@ -18,6 +18,8 @@ from muloco_runner.training import update_sizes
 from muloco_runner.training.mfu import utilisations_at
 from muloco_runner.training.update_sizes import KINDS, UpdateSizes, kind_of, sizes_of
 
+OURS = KINDS[:5]
+"""Those of the built-in model."""
 MODEL = ModelConfig(width=32, num_layers=2, head_width=16, vocab_size=50, sequence_length=16)
 LADDER_150M = ModelConfig(width=512, num_layers=6)
 
@@ -36,7 +38,7 @@ def moved(samples: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, dict[s
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
     measured = sizes_of(sizes.end())
     expected = {}
-    for kind in KINDS[:5]:
+    for kind in OURS:
         updates = [
             (p.detach() - before[name]).flatten() for name, p in model.named_parameters() if kind_of(name) == kind
         ]
@@ -51,7 +53,7 @@ def test_sizes_of_an_update_are_those_of_all_values(
     samples: int, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured, expected = moved(samples, monkeypatch)
-    for index, kind in enumerate(KINDS[:5]):
+    for index, kind in enumerate(OURS):
         assert measured[:, index].tolist() == pytest.approx(expected[kind], rel=tolerance), kind
 
 
@@ -70,7 +72,7 @@ def test_a_runs_records_hold_them_every_interval(
         rms, ratio = steps[number].update_rms, steps[number].update_ratio
         assert rms is not None
         assert ratio is not None
-        assert rms.keys() == ratio.keys() == set(KINDS[:5])
+        assert rms.keys() == ratio.keys() == set(OURS)
         assert all(0 < value < 1 for value in rms.values())
     result = folder.read_result()
     assert result is not None
