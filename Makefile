@@ -11,7 +11,7 @@ demo: $(VENV)/installed  ## four algorithms, three sizes, real text, a scaling-l
 	$(BIN)/muloco-sweep launch +sweep=demo cluster=local root=demo
 	$(BIN)/muloco-report demo --out demo/report
 
-test: $(VENV)/installed-dev  ## everything but the tests that need a SLURM
+test: $(VENV)/installed-dev  ## everything but what needs a SLURM or takes minutes
 	# One process more than cores, since some tests wait; in the order of tests/conftest.py, the longest files first.
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slurm and not long"
 
@@ -23,11 +23,13 @@ test-hydra-next: $(NEXT_VENV)/installed  ## the Hydra plugins under the next Hyd
 	MULOCO_REQUIRE_SLURM=1 $(NEXT_VENV)/bin/python -m pytest -q tests/hydra
 
 test-extras: $(VENV)/installed-extras  ## what needs packages that are large and seldom used, and every section of --check-gpu
+	# Without one of them its tests would be skipped.
+	$(BIN)/python -c "import datasets, lion_pytorch, lm_eval, pytorch_optimizer, schedulefree, tensorboard, transformers"
 	$(BIN)/python -m pytest -q tests/muloco_runner/data/test_named_datasets.py tests/muloco_runner/test_targets.py \
 		tests/muloco_runner/whole_machine_check.py tests/muloco_runner/inference/test_transformers.py \
 		tests/muloco_runner/inference/test_lm_eval.py tests/muloco_runner/training/test_looking_inside.py
 
-soak: $(VENV)/installed-dev  ## thousands of random histories and inputs: an hour
+soak: $(VENV)/installed-dev  ## thousands of random histories and inputs, and what takes minutes: an hour
 	MULOCO_HISTORIES=10000 $(BIN)/python -m pytest -q tests/sweeps/simulation/test_simulate.py
 	$(BIN)/python tests/muloco_runner/data/random_inputs.py 3000
 	MULOCO_SURFACES=500 MULOCO_SEQUENCES=1000 $(BIN)/python -m pytest -q tests/sweeps/tuning
