@@ -7,20 +7,19 @@ withholds the ranking: it may be a setting.
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, assert_never
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.budgets import TOLERANCE, cluster_budgets
-from analysis.input.cells import LARGEST_EXACT, NOT_A_NUMBER, NOT_FINITE, OK, Decimal, Numbers, written
-from analysis.input.columns import COLUMNS, EITHER, METHOD, NEEDED, listed, nearest, plain
+from analysis.budgets import cluster_budgets
+from analysis.input.cells import LARGEST_EXACT, NOT_A_NUMBER, NOT_FINITE, OK, Numbers, written
+from analysis.input.columns import COLUMNS, EITHER, METHOD, NEEDED, listed
 from analysis.input.cross_checks import check_runs
+from analysis.input.declared_columns import Declared, OtherColumns, declared_columns
 from analysis.input.mapping import Reader, find_origins, read_mapping
 from analysis.input.table_files import Table
 from analysis.repeats import SETTING, number_repeats, why_curves, why_partly_seeded, why_unranked, without_seeds
@@ -32,30 +31,6 @@ UNFINISHED = frozenset({
     "running", "pending", "queued", "scheduled", "starting", "crashed", "failed", "killed", "preempted", "preempting",
     "stopped", "cancelled", "canceled", "timeout", "interrupted", "error", "aborted",
 })  # fmt: skip
-_NEVER_A_SETTING = frozenset({
-    "id", "name", "run", "run_id", "run_name", "run_uuid", "uuid", "created", "created_at", "updated", "updated_at",
-    "runtime", "start_time", "end_time", "user", "user_id", "hostname", "host", "timestamp", "wandb",
-    "artifact_uri", "experiment_id", "index", "duration", "date", "time", "url",
-})  # fmt: skip
-"""Columns that trackers write beside every run."""
-_PROGRESS = frozenset({"step", "global_step", "epoch", "iteration", "iter"})
-"""Columns that trackers write beside every loss of a run: where they vary, a table holds curves, not runs."""
-
-
-@dataclass(frozen=True)
-class Declared:
-    """What the user says of columns that are not ours."""
-
-    identity: tuple[str, ...] = ()
-    """They tell series apart."""
-    settings: tuple[str, ...] = ()
-    """They are tuned: the best of them counts."""
-    bookkeeping: tuple[str, ...] = ()
-    """They say nothing about a run; patterns such as `_*` are allowed."""
-    unlabelled_repeats: bool = False
-    """Whether rows that agree in everything are taken for runs with different seeds."""
-    budget_tolerance: float = TOLERANCE
-    decimal: Decimal | None = None
 
 
 def study_of_table(
@@ -75,7 +50,7 @@ def study_of_table(
     runs, reasons, unknown_state = _checked(reader)
     used = {heading for name, one in origins.items() if name != unknown_state for heading in one.columns}
     unread = [heading for heading in headings if heading not in used]
-    others = _declared_columns(source, reader.frame, unread, declared)
+    others = declared_columns(source, reader.frame, unread, declared)
     rows = _Rows(runs, reasons, reader.table)
     rows.exclude_duplicates(_content(reader, [name for name in unread if name not in others.bookkeeping], declared))
     findings = check_runs(rows.kept(), set(origins))
@@ -274,51 +249,6 @@ def yes_or_no(texts: pd.Series[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool
     return said, ~said & ~texts.isin(no).to_numpy()
 
 
-# Columns that are not ours
-
-
-@dataclass(frozen=True)
-class _Others:
-    """Columns of the table that are not ours, by what they mean."""
-
-    identity: tuple[str, ...]
-    settings: tuple[str, ...]
-    bookkeeping: tuple[str, ...]
-    undeclared: tuple[str, ...]
-
-    def used(self) -> dict[str, str]:
-        """What the declared columns are for -> their names."""
-        kinds = {"--identity": self.identity, "--setting": self.settings}
-        return {kind: listed(names) for kind, names in kinds.items() if names}
-
-
-def _declared_columns(source: str, frame: pd.DataFrame, unused: list[str], declared: Declared) -> _Others:
-    bookkeeping = [name for name in unused if _is_bookkeeping(name)]
-    for pattern in declared.bookkeeping:
-        matched = fnmatch.filter(unused, pattern)
-        if not matched:
-            raise ConfigError(f"{source}: --bookkeeping {pattern}: {_no_such(pattern, frame, unused)}")
-        bookkeeping += matched
-    for flag, names in (("identity", declared.identity), ("setting", declared.settings)):
-        for name in names:
-            if name not in unused:
-                raise ConfigError(f"{source}: --{flag} {name}: {_no_such(name, frame, unused)}")
-    meant = {*declared.identity, *declared.settings}
-    bookkeeping = [name for name in dict.fromkeys(bookkeeping) if name not in meant]
-    undeclared = [name for name in unused if name not in meant and name not in bookkeeping]
-    return _Others(declared.identity, declared.settings, tuple(bookkeeping), tuple(undeclared))
-
-
-def _no_such(name: str, frame: pd.DataFrame, unused: list[str]) -> str:
-    if name in frame:
-        return "is read as one of our columns already: drop it"
-    return f"no such column{nearest(name, unused)}; not read yet: {listed(unused) or 'none'}"
-
-
-def _is_bookkeeping(name: str) -> bool:
-    return plain(name) not in _PROGRESS and (name.startswith(("Unnamed:", "_")) or plain(name) in _NEVER_A_SETTING)
-
-
 def _exact_cells(table: Table, name: str) -> pd.Series[Any]:
     """A column's cells, no two of which are one number only because they were read as floating point."""
     cells = table.frame[name]
@@ -363,7 +293,7 @@ def _completed(runs: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     return runs.assign(**{name: runs[name].round().astype("int64") for name in whole})
 
 
-def _labelled(runs: pd.DataFrame, cells: Table, others: _Others) -> tuple[pd.DataFrame, list[str]]:
+def _labelled(runs: pd.DataFrame, cells: Table, others: OtherColumns) -> tuple[pd.DataFrame, list[str]]:
     """The runs with `series` and `hyper_parameters`, and notes on budgets that count as one."""
     identity = {f"own {name}": _cells(cells, name, runs.index) for name in others.identity}
     keys = ["algorithm", *METHOD]
