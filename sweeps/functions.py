@@ -29,7 +29,7 @@ from muloco_runner.paths import files_of, take_config_path, use_config_path
 from muloco_runner.record import ExitCode, write_atomically
 from sweeps.clusters import make_cluster, read_cluster
 from sweeps.controller import Controller
-from sweeps.engine.quota import VerdictKind, all_limits, best_verdict
+from sweeps.engine.quota import never_runs
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Work
 from sweeps.hydra_apps.sources import SourceFinder, application_sources
@@ -140,11 +140,11 @@ def _cluster(cluster: str | Mapping[str, Any], quota: Mapping[str, float] | None
 def _check(controller: Controller) -> None:
     """Work that can never run raises `ConfigError`."""
     controller.cluster.check()
-    limits = all_limits(controller.config, controller.cluster.limits(controller.folder.owns), controller.state)
-    for work in {work.need: work for work in controller.definition.works}.values():
-        verdict = best_verdict(work, controller.config.allocations, limits)
-        if verdict.kind is VerdictKind.NEVER:
-            raise ConfigError(f"work {work.name} ({work.labels}) can never run: {verdict.why}")
+    live = controller.cluster.limits(controller.folder.owns)
+    found = never_runs(controller.definition.works, controller.config, live, controller.state)
+    if found is not None:
+        work, why = found
+        raise ConfigError(f"work {work.name} ({work.labels}) can never run: {why}")
 
 
 def _program_file(folder: SweepFolder) -> Path:

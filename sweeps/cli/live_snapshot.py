@@ -43,6 +43,7 @@ class Snapshot:
         self.is_controlled = self.holder is not None and self.holder.is_alive
         self.owner = folder.owner
         """Whose sweep it is, where it is not the reader's."""
+        self._progress: dict[str, Progress | None] = {}
 
     def selected(self, filters: Sequence[str]) -> list[RunState]:
         return [self.state.runs[work.name] for work in select(self.state.runs.works, filters)]
@@ -71,7 +72,7 @@ class Snapshot:
             chosen,
             lambda counters: why_they_wait(counters, self.state, self.verdicts, self.now, self.has_verdicts),
             self.pending,
-            progress_of,
+            self.progress,
             self.now,
             self.holder if self.is_controlled else None,
             self.damage,
@@ -84,11 +85,19 @@ class Snapshot:
             return self.pending.get(run.attempts[-1].tag, "")
         return why(run, self.state, self.verdicts, self.now, self.has_verdicts)
 
+    def progress(self, run: RunState) -> Progress | None:
+        """Return the progress that the running attempt's heartbeat reports, read once; None for work without one."""
+        if run.work.name not in self._progress:
+            progress = read_progress(run.work)
+            is_own = progress is not None and progress.attempt == run.attempts[-1].number
+            self._progress[run.work.name] = progress if is_own else None
+        return self._progress[run.work.name]
+
     def time_left(self, run: RunState) -> TimeLeft | None:
         """Return how long the run has yet to work; None where it is done or held."""
         if run.done or run.held is not None:
             return None
-        return time_left(run, self.state, progress_of(run) if run.in_flight else None, self.now)
+        return time_left(run, self.state, self.progress(run) if run.in_flight else None, self.now)
 
     def to_dict(self, chosen: Sequence[RunState] | None = None) -> dict[str, Any]:
         """Return the values of `--json`: the chosen runs, or all, each with its history."""
@@ -181,9 +190,3 @@ class Snapshot:
             "own_limits": self.state.own_limits,
             "gpu_hours": self.state.spent_gpu_hours,
         }
-
-
-def progress_of(run: RunState) -> Progress | None:
-    """Return the progress that the running attempt's heartbeat reports; None for work without one."""
-    progress = read_progress(run.work)
-    return progress if progress is not None and progress.attempt == run.attempts[-1].number else None

@@ -187,6 +187,19 @@ def best_verdict(work: Work, allocations: Sequence[AllocationConfig], limits: Ma
     return best_of(answers)
 
 
+def never_runs(
+    works: Sequence[Work], config: ClusterConfig, limits: Limits, state: SweepState
+) -> tuple[Work, str] | None:
+    """Return the first piece of work that can never run, and why; None where all can."""
+    found = all_limits(config, limits, state)
+    # Of those of one need the first is named.
+    for work in {work.need: work for work in reversed(works)}.values():
+        verdict = best_verdict(work, config.allocations, found)
+        if verdict.kind is VerdictKind.NEVER:
+            return work, verdict.why
+    return None
+
+
 def longest_minutes(shape: Shape, allocation: AllocationConfig, limits: Sequence[Limit]) -> Limit:
     """The limit on the time of a job of that shape, in the place that allows most of those that could take it."""
     own = Limit("max_wall_minutes", Resource.WALL_MINUTES, allocation.max_wall_minutes)

@@ -34,7 +34,7 @@ from sweeps.clusters.this_machine import usable_gpus
 from sweeps.controller import Controller, Tick
 from sweeps.engine.cluster import Cluster
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.quota import VerdictKind, all_limits, best_verdict
+from sweeps.engine.quota import never_runs
 from sweeps.engine.run_states import RunState
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Need, Work
@@ -273,13 +273,11 @@ def _end(mark_succeeded: Callable[[], None], outcome: _Outcome) -> None:
 
 
 def _check_can_ever_run(controller: Controller, cluster: Cluster, config: ClusterConfig, works: Sequence[Work]) -> None:
-    limits = all_limits(config, cluster.limits(controller.folder.owns), controller.state)
-    # Of the jobs of one need the first is named.
-    for work in {work.need: work for work in reversed(works)}.values():
-        verdict = best_verdict(work, config.allocations, limits)
-        if verdict.kind is VerdictKind.NEVER:
-            overrides = " ".join(filter_overrides(work.arguments["overrides"]))
-            raise ConfigError(f"job #{work.arguments['number']} ({overrides}) can never run: {verdict.why}")
+    found = never_runs(works, config, cluster.limits(controller.folder.owns), controller.state)
+    if found is not None:
+        work, why = found
+        overrides = " ".join(filter_overrides(work.arguments["overrides"]))
+        raise ConfigError(f"job #{work.arguments['number']} ({overrides}) can never run: {why}")
 
 
 def _by_settings(

@@ -103,9 +103,9 @@ def end_of_sweep(folder: SweepFolder, works: Sequence[Work]) -> str:
 
 
 def _runs_of_others(folder: SweepFolder) -> set[str]:
-    """Names of the runs that other sweeps under the root hold too."""
+    """Names of the runs that other sweeps under the root hold too, those that they have added included."""
     others = [other for other in SweepFolder.all_under(folder.root) if other.name != folder.name]
-    return {work.name for other in others for work in other.read_definition().works}
+    return {name for other in others for name in other.read_state(other.read_definition()).state.runs}
 
 
 def without_weights(works: Sequence[Work]) -> list[RunFolder]:

@@ -37,6 +37,12 @@ def launched(root: Path, *words: str) -> Sweep:
     return sweep
 
 
+def record(sweep: Sweep, event: str, **values: Any) -> None:
+    lease = Lease(sweep.folder.lease_dir)
+    Ledger(sweep.folder.ledger_file, lease, lambda: 1000.0).append(event, **values)
+    lease.release()
+
+
 def holders(sweep: Sweep) -> set[str]:
     return {run.run_id for run in sweep.runs if RunFolder.of(sweep.root, run.run_id).checkpoint_steps()}
 
@@ -84,6 +90,21 @@ def test_the_end_of_a_sweep_leaves_the_best_and_what_others_hold(tmp_path: Path)
     assert holders(sweep) == {run.run_id for run in sweep.runs if run.inner_optimizer.lr == 0.01} | worse
 
 
+def test_the_end_of_a_sweep_leaves_what_another_has_added(tmp_path: Path) -> None:
+    sweep = launched(tmp_path, "execution.keep=best_of_sweep")
+    other = launched(tmp_path, "seed=7", "model=29k", "execution.keep=final")
+    worse = {
+        run.run_id: work
+        for run, work in zip(sweep.runs, sweep.definition.works, strict=True)
+        if run.inner_optimizer.lr == 0.02
+    }
+    name = min(worse)
+    at = {"group": "g", "values": {}, "others": "", "seed": 0, "why": ""}
+    record(other, "added", runs=[{"work": worse[name].to_dict(), **at}])
+    end_of_sweep(sweep.folder, sweep.definition.works)
+    assert holders(sweep) & set(worse) == {name}
+
+
 def test_weights_asked_for_too_late_have_a_price(tmp_path: Path) -> None:
     sweep = launched(tmp_path, "execution.keep=final")
     assert cost_of_weights(without_weights(sweep.definition.works)) == ""
@@ -99,8 +120,5 @@ def test_status_counts_the_weights_of_finished_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = launched(tmp_path)
-    lease = Lease(sweep.folder.lease_dir)
-    ledger = Ledger(sweep.folder.ledger_file, lease, lambda: 1000.0)
-    ledger.append("found_finished", runs=[run.run_id for run in sweep.runs])
-    lease.release()
+    record(sweep, "found_finished", runs=[run.run_id for run in sweep.runs])
     assert "weights of 8 finished runs take 8 kB; free: " in say(capsys, monkeypatch, "status", str(tmp_path))[1]
