@@ -24,11 +24,12 @@ from muloco_runner.model.huggingface import (
     exact_differences,
     foreign_name,
     foreign_weight,
+    parameter_of,
     safetensors,
 )
 from muloco_runner.record.config_text import config_text
+from muloco_runner.training.precision import DTYPES
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MAX_FILE_BYTES = 5 * 10**9
 
 
@@ -82,7 +83,7 @@ def _write_weights(
     # Rounded to bfloat16 they are other weights on purpose.
     exact = exact_differences(weights) if dtype == torch.float32 else {}
     if exact:
-        of = {key: digests["embedding.weight" if key == "embedding_ulps" else key] for key in exact}
+        of = {key: digests[parameter_of(key)] for key in exact}
         library.torch.save_file(exact, folder / EXACT, of)
 
 

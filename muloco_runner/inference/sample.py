@@ -8,7 +8,7 @@ Axes: B batch, T time, Q new columns, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,24 +94,6 @@ def sample(
     Returns the new tokens alone, `end` left out. A row's do not depend on the other rows, but for rounding. An empty
     prompt raises `ConfigError`.
     """
-    rows: list[list[int]] = [[] for _ in prompts]
-    for tokens in sampled_columns(model, prompts, num_tokens, options, end=end, dtype=dtype):
-        for row, token in zip(rows, tokens, strict=True):
-            if token is not None:
-                row.append(token)
-    return rows
-
-
-def sampled_columns(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    num_tokens: int,
-    options: SamplingOptions,
-    *,
-    end: int | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Iterator[list[int | None]]:
-    """The tokens of `sample` as they are drawn: the next of each row, None for a row that has ended."""
     if not prompts or not all(prompts):
         raise ConfigError("an empty prompt: a model continues what it is given, so give at least one token")
     device = model.embedding.weight.device
@@ -122,13 +104,17 @@ def sampled_columns(
     cached = CachedModel(model, pads_B, longest + num_tokens, dtype)
     generators = [torch.Generator().manual_seed((options.seed << 20) + row) for row in range(len(prompts))]
     has_ended = torch.zeros(len(prompts), dtype=torch.bool)
+    rows: list[list[int]] = [[] for _ in prompts]
     for _ in range(num_tokens):
         chosen_B = _draw(cached.logits(tokens_BQ), options, generators)
         has_ended |= chosen_B == (-1 if end is None else end)
-        yield [None if over else int(token) for over, token in zip(has_ended, chosen_B, strict=True)]
+        for row, over, token in zip(rows, has_ended.tolist(), chosen_B.tolist(), strict=True):
+            if not over:
+                row.append(token)
         if has_ended.all():
-            return
+            break
         tokens_BQ = chosen_B[:, None].to(device)
+    return rows
 
 
 def _draw(logits_BV: Tensor, options: SamplingOptions, generators: Sequence[torch.Generator]) -> Tensor:

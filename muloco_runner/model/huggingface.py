@@ -90,6 +90,11 @@ def exact_differences(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def parameter_of(difference: str) -> str:
+    """The parameter to which a name in `exact_differences` belongs."""
+    return _EMBEDDING if difference == _ULPS else difference
+
+
 def digest_of(weight: Tensor) -> str:
     """SHA-256 of a weight's bytes as they stand in a file."""
     return hashlib.sha256(weight.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
