@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from killed_controllers import Killed, take_for_dead
+
 from muloco_runner.record import RunFolder, RunStatus
 from sweeps.controller import Controller, Tick
 from sweeps.engine.cluster import (
@@ -35,10 +37,6 @@ CLUSTER = {
     "tick_seconds": 30.0,
     "allocations": [{"name": "a", "gpus_per_node": 8, "whole_nodes": True, "quota": {"nodes": QUOTA}}],
 }
-
-
-class Killed(BaseException):
-    """kill -9, as the code under test sees it: nothing of it runs any more."""
 
 
 class World:
@@ -181,8 +179,7 @@ def begin(world: World) -> Controller:
     folder = SweepFolder(world.root, "s")
     definition = Definition("s", "c", {**CLUSTER, **world.settings}, works(world.root))
     folder.write_definition(definition)
-    for lease in folder.lease_dir.glob("[0-9]*"):
-        lease.write_text(json.dumps({"host": "", "pid": 0, "started_at": 0.0}))
+    take_for_dead(folder)
 
     def make(config: ClusterConfig, place: Path) -> World:
         return world

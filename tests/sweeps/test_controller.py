@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lasting_cluster import Killed, World, all_done, begin, play
+from killed_controllers import Killed
+from lasting_cluster import World, all_done, begin, play
 from state_values import values_of
 
 from muloco_runner.config import ConfigError

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from state_values import counted_anew, counter_values, values_of
+from killed_controllers import Killed, assert_snapshot_equals_ledger, kill_at_ledger_lines, take_for_dead
+from state_values import counted_anew, counter_values
 
 from muloco_runner.record import ExitCode, Goodput, Kind
 from sweeps import controller as controller_module
@@ -29,7 +30,6 @@ from sweeps.simulation.simulate import begin, play, simulate
 from sweeps.simulation.simulated_cluster import SimulatedCluster
 from sweeps.simulation.world import Job, Node, World
 from sweeps.store.folder import SweepFolder
-from sweeps.store.ledger import Ledger
 
 HISTORIES = int(os.environ.get("MULOCO_HISTORIES", "60"))
 """As many random ones; 10,000 take half an hour of one core."""
@@ -40,10 +40,6 @@ ADAPTER = Adapter(adjustments={Cause.OUT_OF_MEMORY.value: "halvings"}, speaks_ex
 
 def piece(name: str, need: Need) -> Work:
     return Work(name, f"/nowhere/{name}", "m:f", need=need, adapter=ADAPTER)
-
-
-class Killed(BaseException):
-    """kill -9, as the code under test sees it."""
 
 
 @dataclass
@@ -173,16 +169,6 @@ def play_with_kills(history: History, root: Path, monkeypatch: pytest.MonkeyPatc
     folder = SweepFolder(root, "s")
     watcher = Watcher(history, folder)
     luck = random.Random(history.faults.seed)
-    whole = Ledger.append
-
-    def append(self: Ledger, event: str, **values: Any) -> Any:
-        if luck.random() < history.kills / 2:
-            raise Killed
-        line = whole(self, event, **values)
-        if luck.random() < history.kills / 2:
-            raise Killed
-        return line
-
     start = World._start
 
     def start_and_tell(self: World, job: Job, nodes: list[Node]) -> None:
@@ -190,14 +176,15 @@ def play_with_kills(history: History, root: Path, monkeypatch: pytest.MonkeyPatc
         watcher.started(cluster)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "append", append)
+        kill_at_ledger_lines(patch, luck, history.kills / 2)
         patch.setattr(World, "_start", start_and_tell)
         patch.setattr(controller_module, "SNAPSHOT_LINES", history.snapshot_lines)
         patch.setattr(moves, "_LEAST_WAIT_MINUTES", history.least_wait_minutes)
         while True:
             controller = take_over(folder, history, cluster)
             if luck.random() < 0.1:
-                assert_snapshot_says_what_the_ledger_says(controller)
+                assert_snapshot_equals_ledger(controller)
+                assert counter_values(controller.state.counters) == counter_values(counted_anew(controller.state))
             try:
                 if history.max_gpu_hours is not None:
                     controller.set_limits({MAX_GPU_HOURS: history.max_gpu_hours})
@@ -209,19 +196,8 @@ def play_with_kills(history: History, root: Path, monkeypatch: pytest.MonkeyPatc
 
 def take_over(folder: SweepFolder, history: History, cluster: SimulatedCluster) -> Controller:
     """A controller as of another host: the one before it is dead."""
-    for lease in folder.lease_dir.glob("[0-9]*"):
-        lease.write_text(json.dumps({"host": "", "pid": 0, "started_at": 0.0}))
+    take_for_dead(folder)
     return begin(folder, history.works, cluster)
-
-
-def assert_snapshot_says_what_the_ledger_says(controller: Controller) -> None:
-    snapshot = controller.folder.snapshot_file
-    if snapshot.exists():
-        aside = snapshot.rename(snapshot.parent / "aside")
-        replayed = controller.folder.read_state(controller.definition).state
-        aside.rename(snapshot)
-        assert values_of(controller.state) == values_of(replayed)
-    assert counter_values(controller.state.counters) == counter_values(counted_anew(controller.state))
 
 
 def assert_hours_add_up(state: SweepState) -> None:

@@ -1,10 +1,10 @@
 """A snapshot says what replaying the ledger would say, or is not believed."""
 
-import json
 import random
 from pathlib import Path
 
 import pytest
+from killed_controllers import take_for_dead
 from state_values import counted_anew, counter_values, values_of
 
 from muloco_runner.config import ConfigError
@@ -130,8 +130,7 @@ def test_a_snapshot_of_another_definition_is_not_believed(midway: SweepFolder) -
 def test_damage_before_a_snapshot_is_still_told(midway: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = midway.ledger_file.read_bytes().splitlines(keepends=True)
     midway.ledger_file.write_bytes(b"".join([*lines[:5], b"not json\n", *lines[5:]]))
-    for lease in midway.lease_dir.glob("[0-9]*"):
-        lease.write_text(json.dumps({"host": "", "pid": 0, "started_at": 0.0}))
+    take_for_dead(midway)
     monkeypatch.setattr(controller_module, "SNAPSHOT_LINES", 0)
     controller = begin(midway, works(), SimulatedCluster(CLUSTER, ROUGH, 4, 1.8e9))
     controller.tick()
@@ -142,8 +141,7 @@ def test_damage_before_a_snapshot_is_still_told(midway: SweepFolder, monkeypatch
 
 def test_no_snapshot_is_kept_once_another_has_written(midway: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controller_module, "SNAPSHOT_LINES", 0)
-    for lease in midway.lease_dir.glob("[0-9]*"):
-        lease.write_text(json.dumps({"host": "", "pid": 0, "started_at": 0.0}))
+    take_for_dead(midway)
     before = midway.snapshot_file.read_bytes()
     controller = begin(midway, works(), SimulatedCluster(CLUSTER, ROUGH, 4, 1.8e9))
     with open(midway.ledger_file, "ab") as file:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killed_controllers import Killed, assert_snapshot_equals_ledger, kill_at_ledger_lines, take_for_dead
 from planted_surfaces import group_of, seed_grid
-from state_values import values_of
 
 from muloco_runner.config import ConfigError
 from sweeps import controller as controller_module
-from sweeps.controller import Controller
 from sweeps.engine.capacity import MAX_GPU_HOURS
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.engine.sweep_state import SweepState
@@ -22,7 +21,6 @@ from sweeps.simulation.simulate import begin, play, simulate
 from sweeps.simulation.simulated_cluster import SimulatedCluster
 from sweeps.simulation.surface import PlantedTrials
 from sweeps.store.folder import SweepFolder
-from sweeps.store.ledger import Ledger
 
 CLUSTER = ClusterConfig(
     "c", "slurm", [AllocationConfig("a", gpus_per_node=8, cpus_per_node=96, quota=QuotaConfig(nodes=3))]
@@ -46,28 +44,13 @@ def works_of(given: Study) -> list[Work]:
     return [Work(name, f"/nowhere/{name}", "m:f", need=need, adapter=adapter) for name in given.places]
 
 
-class Killed(BaseException):
-    """kill -9, as the code under test sees it."""
-
-
 def played_with_kills(given: Study, root: Path, share: float, monkeypatch: pytest.MonkeyPatch) -> SweepState:
     """The state at the end, of a sweep whose controller dies before or after that share of the ledger's lines."""
     cluster, folder, luck = SimulatedCluster(CLUSTER, FaultModel(), 3, 1.8e9), SweepFolder(root, "s"), random.Random(1)
-    whole = Ledger.append
-
-    def append(self: Ledger, event: str, **values: Any) -> Any:
-        if luck.random() < share:
-            raise Killed
-        line = whole(self, event, **values)
-        if luck.random() < share:
-            raise Killed
-        return line
-
-    monkeypatch.setattr(Ledger, "append", append)
+    kill_at_ledger_lines(monkeypatch, luck, share)
     monkeypatch.setattr(controller_module, "SNAPSHOT_LINES", 7)
     while True:
-        for lease in folder.lease_dir.glob("[0-9]*"):
-            lease.write_text(json.dumps({"host": "", "pid": 0, "started_at": 0.0}))
+        take_for_dead(folder)
         trials = PlantedTrials(given, 5)
         controller = begin(folder, works_of(given), cluster, trials)
         for added in controller.state.added.values():
@@ -80,16 +63,6 @@ def played_with_kills(given: Study, root: Path, share: float, monkeypatch: pytes
             return controller.state
         except Killed:
             cluster.world.advance(cluster.world.now + 60)
-
-
-def assert_snapshot_equals_ledger(controller: Controller) -> None:
-    snapshot = controller.folder.snapshot_file
-    if snapshot.exists():
-        aside = snapshot.rename(snapshot.parent / "aside")
-        replayed = controller.folder.read_state(controller.definition).state
-        aside.rename(snapshot)
-        assert values_of(controller.state) == values_of(replayed)
-        assert controller.state.unscored == replayed.unscored
 
 
 def test_killed_anywhere_a_sweep_adds_what_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
