@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from sweeps.engine.sweep_state import SweepState
+from sweeps.engine.tuning.benchmark_rules import MARGIN, NATS_PER_100_STEPS, BenchmarkPair, BenchmarkTarget
 from sweeps.engine.tuning.growth import Growth
-from sweeps.engine.tuning.study import Axis, ExtendRule, Study
+from sweeps.engine.tuning.sequential import PairRule
+from sweeps.engine.tuning.study import Axis, DecideRule, ExtendRule, Study
 from sweeps.formatting import plural
 
 if TYPE_CHECKING:
@@ -32,12 +34,7 @@ def plan_lines(sweep: Sweep) -> Iterator[str]:
     if study.replicate is not None:
         yield f"replicate: the {study.replicate.best} best settings of each get {study.replicate.seeds} seeds"
     if study.decide is not None:
-        rule = study.decide.rule
-        yield (
-            f"decide: {plural(len(study.decide.pairs), 'pair')} of series at one size, until one is better with "
-            f"{rule.confidence:.0%} confidence or they lie within {rule.gap:g} nats; after {rule.max_seeds} seeds "
-            "it is a tie"
-        )
+        yield f"decide: {_decide_words(study.decide)}"
     if sweep.folder.ledger_file.exists():
         yield from study_lines(study, state_so_far(sweep))
 
@@ -56,6 +53,30 @@ def _extend_lines(study: Study, rule: ExtendRule) -> Iterator[str]:
         yield f"  {bounds}: {names}"
 
 
+def _decide_words(decide: DecideRule) -> str:
+    rule = decide.rule
+    match rule:
+        case PairRule():
+            return (
+                f"{plural(len(decide.contests), 'pair')} of series at one size, until one is better with "
+                f"{rule.confidence:.0%} confidence or they lie within {rule.gap:g} nats; after {rule.max_seeds} seeds "
+                "it is a tie"
+            )
+        case BenchmarkPair():
+            return (
+                f"{plural(len(decide.contests), 'pair')} of series, until (loss difference + steps saved / 100 * "
+                f"{NATS_PER_100_STEPS:g}) / sqrt(1/n1 + 1/n2) is {MARGIN:g} for one of them, or {rule.max_seeds} seeds "
+                "of each are used"
+            )
+        case BenchmarkTarget():
+            return (
+                f"{len(decide.contests)} series and sizes, until ({rule.target:g} - mean loss) * sqrt(n) is "
+                f"{MARGIN:g}, or minus that, or {rule.max_seeds} seeds are used"
+            )
+        case _:
+            assert_never(rule)
+
+
 def state_so_far(sweep: Sweep) -> SweepState:
     """Return what the sweep's ledger says of it, as it is asked for now."""
     return sweep.folder.read_state(sweep.definition).state
@@ -64,7 +85,7 @@ def state_so_far(sweep: Sweep) -> SweepState:
 def most_added(study: Study) -> int:
     """Return the most runs that the lattices and the rules let the sweep take up."""
     there = Counter(group for group, _ in {(place.group, place.setting) for place in study.places.values()})
-    paired = {id for pair in study.decide.pairs for id in pair} if study.decide is not None else set[str]()
+    paired = {id for ids in study.decide.contests for id in ids} if study.decide is not None else set[str]()
     most = 0
     for group in study.groups:
         if study.extend is not None:

@@ -9,6 +9,8 @@
       max_runs: 200                                        # most that are added to each series and size
     replicate: {best: 2, seeds: 3}                         # seeds of the best settings of each series and size
     decide: {pairs: [[muloco, ddp_muon]], gap: 0.004, confidence: 0.95, max_seeds: 20}
+    decide: {rule: nanogpt_pair, pairs: [[muloco, ddp_muon]]}            # the public 124M benchmark's formulas
+    decide: {rule: nanogpt_target, series: [muloco], target: 3.28}
 
 How values go on, `sweeps.training.lattice` says.
 """
@@ -24,10 +26,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeGuard
 
 from muloco_runner.config import ConfigError, RunConfig
-from sweeps.engine.tuning.sequential import PairRule
+from sweeps.engine.tuning.benchmark_rules import BenchmarkPair, BenchmarkTarget
+from sweeps.engine.tuning.sequential import FIRST_SEEDS, PairRule
 from sweeps.engine.tuning.study import (
     BATCH,
+    CONTEST_RULES,
     Axis,
+    ContestRule,
     DecideRule,
     ExtendRule,
     Group,
@@ -57,9 +62,9 @@ class Extend:
 class Decide:
     """`decide:` as it was written."""
 
-    pairs: Sequence[tuple[str, str]]
-    """Names of two series."""
-    rule: PairRule
+    contests: Sequence[Sequence[str]]
+    """Names of two series, or of one that the rule holds against its target."""
+    rule: ContestRule
 
 
 @dataclass(frozen=True)
@@ -112,10 +117,40 @@ def _read_replicate(given: Any) -> ReplicateRule:
 
 def _read_decide(given: Any) -> Decide:
     entry = _mapping("decide", given)
-    _check_known("decide", entry, ["pairs", *(one.name for one in fields(PairRule))])
-    pairs = entry.pop("pairs", None)
-    if not (isinstance(pairs, list) and pairs and all(isinstance(p, list) and len(p) == 2 for p in pairs)):
-        raise ConfigError(f"decide.pairs={pairs!r}: give pairs of series, such as [[muloco, ddp_muon]]")
+    name = entry.pop("rule", next(iter(CONTEST_RULES)))
+    if name not in CONTEST_RULES:
+        raise ConfigError(f"decide.rule={name}: no such rule; known here: {', '.join(CONTEST_RULES)}")
+    kind = CONTEST_RULES[name]
+    named = "series" if kind is BenchmarkTarget else "pairs"
+    of_rule = [one.name for one in fields(kind)]
+    for key in entry:
+        if key not in (named, *of_rule):
+            raise ConfigError(
+                f"decide.{key}: the rule {name} has no such key; it has {', '.join([named, *of_rule])}; rules are "
+                f"{', '.join(CONTEST_RULES)}"
+            )
+    contests = _read_contests(named, entry.pop(named, None))
+    _check_counts("decide", {key: value for key, value in entry.items() if key == "max_seeds"}, FIRST_SEEDS)
+    if kind is PairRule:
+        _check_sequential(entry)
+    elif kind is BenchmarkTarget:
+        target = entry.get("target")
+        if not _is_number(target) or not 0 < target < math.inf:
+            raise ConfigError(f"decide.target={target}: give the loss, in nats per token, that is to be reached")
+    return Decide(contests, kind(**entry))
+
+
+def _read_contests(named: str, given: Any) -> list[tuple[str, ...]]:
+    if named == "series":
+        if not (isinstance(given, list) and given and not any(isinstance(one, list | dict) for one in given)):
+            raise ConfigError(f"decide.series={given!r}: give a list of series, such as [muloco]")
+        return [(str(one),) for one in given]
+    if not (isinstance(given, list) and given and all(isinstance(p, list) and len(p) == 2 for p in given)):
+        raise ConfigError(f"decide.pairs={given!r}: give pairs of series, such as [[muloco, ddp_muon]]")
+    return [(str(first), str(second)) for first, second in given]
+
+
+def _check_sequential(entry: Mapping[str, Any]) -> None:
     gap = entry.get("gap")
     if not _is_number(gap) or not 0 <= gap < math.inf:
         raise ConfigError(
@@ -124,8 +159,6 @@ def _read_decide(given: Any) -> Decide:
     confidence = entry.get("confidence", PairRule.confidence)
     if not _is_number(confidence) or not 0.5 <= confidence < 1:
         raise ConfigError(f"decide.confidence={confidence}: give a number from 0.5 to below 1")
-    _check_counts("decide", {key: value for key, value in entry.items() if key == "max_seeds"}, 4)
-    return Decide([(str(first), str(second)) for first, second in pairs], PairRule(**entry))
 
 
 def _check_known(where: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -208,29 +241,44 @@ def study_of(file: StudyFile, runs: Mapping[str, RunConfig]) -> Study:
         group = _group(identity, label, extend, [run for _, run in found])
         groups.append(group)
         places |= {name: _place(group, run) for name, run in found}
-    decide = DecideRule(tuple(_pairs(file.decide, groups)), file.decide.rule) if file.decide is not None else None
+    decide = None
+    if file.decide is not None:
+        sizes = {identity: model_name(found[0][1].num_params) for identity, found in members.items()}
+        decide = DecideRule(tuple(_contests(file.decide, groups, sizes)), file.decide.rule)
     rule = file.extend.rule if file.extend is not None else None
     return Study(tuple(groups), places, rule, "sweeps.training.derive", file.replicate, decide)
 
 
-def _pairs(decide: Decide, groups: Sequence[Group]) -> Iterator[tuple[str, str]]:
-    """The ids of each pair, at each scale that both series have."""
+def _contests(decide: Decide, groups: Sequence[Group], sizes: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
+    """The ids of what is judged together, at each scale that both have; `sizes` are names of models by group."""
     series = {_plain_name(group.series): group.series for group in groups}
-    for pair in decide.pairs:
-        for name in pair:
+    for names in decide.contests:
+        for name in names:
             if _plain_name(name) not in series:
-                raise ConfigError(f"decide.pairs: no series {name} in this sweep; it has {', '.join(series)}")
-        found: list[dict[str, list[str]]] = [{}, {}]
-        for ids, name in zip(found, pair, strict=True):
-            for group in groups:
-                if _plain_name(group.series) == _plain_name(name):
-                    ids.setdefault(group.scale, []).append(group.id)
+                key = "pairs" if len(names) > 1 else "series"
+                raise ConfigError(f"decide.{key}: no series {name} in this sweep; it has {', '.join(series)}")
+        sides = [[group for group in groups if _plain_name(group.series) == _plain_name(name)] for name in names]
+        if len(sides) == 1:
+            yield from ((group.id,) for group in sides[0])
+            continue
+        found = [_by_scale(side, {}) for side in sides]
+        if isinstance(decide.rule, BenchmarkPair) and not found[0].keys() & found[1].keys():
+            # Steps saved count: budgets may differ where each has one.
+            found = [_by_scale(side, sizes) for side in sides]
         shared = found[0].keys() & found[1].keys()
-        several = [name for ids, name in zip(found, pair, strict=True) if any(len(one) > 1 for one in ids.values())]
-        if several or not shared or _plain_name(pair[0]) == _plain_name(pair[1]):
+        several = [name for ids, name in zip(found, names, strict=True) if any(len(one) > 1 for one in ids.values())]
+        if several or not shared or _plain_name(names[0]) == _plain_name(names[1]):
             why = f"{several[0]} names several series of one size" if several else "they share no size, or are the same"
-            raise ConfigError(f"decide.pairs: {pair[0]} against {pair[1]}: {why}: name two series of the same sizes")
+            raise ConfigError(f"decide.pairs: {names[0]} against {names[1]}: {why}: name two series of the same sizes")
         yield from ((found[0][scale][0], found[1][scale][0]) for scale in found[0] if scale in shared)
+
+
+def _by_scale(groups: Sequence[Group], sizes: Mapping[str, str]) -> dict[str, list[str]]:
+    """Ids of groups by their scale, or by their model alone where `sizes` has it."""
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        found.setdefault(sizes.get(group.id, group.scale), []).append(group.id)
+    return found
 
 
 def _plain_name(series: str) -> str:
@@ -304,7 +352,9 @@ def _group(identity: str, words: tuple[str, str, str], extend: Extend, runs: Seq
     else:
         axis = Axis(BATCH, tuple(batches), 0, len(batches) - 1, grows=False)
     shared = frozenset.intersection(*_seeds_of_settings(runs))
-    return Group(identity, label, axis, tuple(axes), tuple(sorted(shared or {runs[0].seed})), series, scale)
+    seeds = tuple(sorted(shared or {runs[0].seed}))
+    budget = runs[0].tokens_per_parameter * runs[0].num_params
+    return Group(identity, label, axis, tuple(axes), seeds, series, scale, budget)
 
 
 def _seeds_of_settings(runs: Sequence[RunConfig]) -> list[frozenset[int]]:

@@ -8,18 +8,21 @@ for it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, assert_never
 
+from sweeps.engine.tuning.benchmark_rules import (
+    BenchmarkPair,
+    BenchmarkResult,
+    BenchmarkTarget,
+    Entry,
+    judge_pair,
+    judge_target,
+)
 from sweeps.engine.tuning.extend import Verdict, verdict_on
-from sweeps.engine.tuning.sequential import Outcome, PairResult, judge
-from sweeps.engine.tuning.study import Coordinates, ExtendRule, Group, Place, Results, Setting, Study
-
-_FIRST_SEEDS = 4
-"""Of a pair at once: fewer decide nothing."""
-_MORE_SEEDS = 2
-"""At each later look."""
+from sweeps.engine.tuning.sequential import FIRST_SEEDS, MORE_SEEDS, Outcome, PairResult, PairRule, judge
+from sweeps.engine.tuning.study import ContestRule, Coordinates, ExtendRule, Group, Place, Results, Setting, Study
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,18 @@ class Known(Protocol):
     @property
     def added(self) -> Mapping[str, Added]:
         """Runs that were added, by name."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What is known of a pair of groups, or of one against a target."""
+
+    groups: tuple[Group, ...]
+    result: PairResult | BenchmarkResult
+
+    @property
+    def text(self) -> str:
+        return f"{self.groups[0].scale}: {self.result.to_text(*(group.series for group in self.groups))}"
 
 
 @dataclass
@@ -125,40 +140,38 @@ class Growth:
             found += _seeded(tracked, setting, seeds, f"{why}{rule.seeds} seeds (replicate)")
         return found
 
-    def pairs(self) -> list[tuple[Group, Group, PairResult]]:
-        """Return what is known of each pair."""
+    def contests(self) -> list[Contest]:
+        """Return what is known of each pair, or of each series against the target."""
         rule = self.study.decide
         if rule is None:
             return []
         out = []
-        for pair in rule.pairs:
-            first, second = (self._groups[id] for id in pair)
-            best = _best_of_both(first, second)
-            differences = _differences(first, second, best) if best is not None else []
-            out.append((first.group, second.group, judge(differences, rule.rule)))
+        for ids in rule.contests:
+            sides = [self._groups[id] for id in ids]
+            out.append(Contest(tuple(side.group for side in sides), _judged(sides, _best_of_each(sides), rule.rule)))
         return out
 
     def _undecided(self, known: Known) -> list[Addition]:
-        """More seeds of the best settings of pairs that are open, the same for both."""
+        """More seeds of the best settings of what is not decided, the same for both of a pair."""
         rule = self.study.decide
         if rule is None:
             return []
         found: dict[Place, Addition] = {}
-        for ids in rule.pairs:
-            first, second = pair = [self._groups[id] for id in ids]
-            if any(one.pending or one.is_new or one.group.id in known.blocked for one in pair):
+        for ids in rule.contests:
+            sides = [self._groups[id] for id in ids]
+            if any(one.pending or one.is_new or one.group.id in known.blocked for one in sides):
                 continue
-            best = _best_of_both(first, second)
+            best = _best_of_each(sides)
             if best is None:
                 continue
-            result = judge(_differences(first, second, best), rule.rule)
+            result = _judged(sides, best, rule.rule)
             if result.outcome is not Outcome.OPEN:
                 continue
-            num = min(max(_FIRST_SEEDS, result.num_seeds + _MORE_SEEDS), rule.rule.max_seeds)
-            seeds = _fresh_seeds(num, [seed for one in pair for seed in one.group.seeds])
-            names = " against ".join(one.group.series for one in pair)
-            why = f"{names} at {pair[0].group.scale} is open after {result.num_seeds} seeds (decide)"
-            for one, setting in zip(pair, best, strict=True):
+            num = min(max(FIRST_SEEDS, result.num_seeds + MORE_SEEDS), rule.rule.max_seeds)
+            seeds = _fresh_seeds(num, [seed for one in sides for seed in one.group.seeds])
+            names = " against ".join(one.group.series for one in sides)
+            why = f"{names} at {sides[0].group.scale} is open after {result.num_seeds} seeds (decide)"
+            for one, setting in zip(sides, best, strict=True):
                 found |= {addition.place: addition for addition in _seeded(one, setting, seeds, why)}
         return list(found.values())
 
@@ -201,8 +214,8 @@ class Growth:
         for tracked in self._groups.values():
             added = f"{tracked.num_added} runs added" if tracked.num_added else "nothing added"
             yield f"{tracked.group.label}: {self._standing(tracked, known, self.study.extend)}; {added}"
-        for first, second, result in self.pairs():
-            yield f"{first.scale}: {result.to_text(first.series, second.series)}"
+        for contest in self.contests():
+            yield contest.text
 
     def _standing(self, tracked: _Tracked, known: Known, rule: ExtendRule | None) -> str:
         if tracked.group.id in known.blocked:
@@ -218,16 +231,34 @@ class Growth:
         return f"open: extend.max_runs={rule.max_runs} reached: {tracked.verdict.wanted[0].why}"
 
 
-def _best_of_both(first: _Tracked, second: _Tracked) -> tuple[Setting, Setting] | None:
+def _best_of_each(sides: Sequence[_Tracked]) -> list[Setting] | None:
     """None where one has no setting that takes part."""
-    rankings = first.results.ranking(), second.results.ranking()
-    return (rankings[0][0], rankings[1][0]) if all(rankings) else None
+    rankings = [side.results.ranking() for side in sides]
+    return [ranking[0] for ranking in rankings] if all(rankings) else None
 
 
-def _differences(first: _Tracked, second: _Tracked, best: tuple[Setting, Setting]) -> list[float]:
-    """Losses of the first's best setting minus the second's, at the seeds that both have and that chose neither."""
-    losses = first.results.fresh(best[0]), second.results.fresh(best[1])
-    return [losses[0][seed] - losses[1][seed] for seed in sorted(losses[0].keys() & losses[1].keys())]
+def _judged(
+    sides: Sequence[_Tracked], best: Sequence[Setting] | None, rule: ContestRule
+) -> PairResult | BenchmarkResult:
+    """What the rule says of the best settings, by seeds that had no part in their choice."""
+    settings: Sequence[Setting | None] = best if best is not None else [None] * len(sides)
+    entries = [_entry(side, setting) for side, setting in zip(sides, settings, strict=True)]
+    match rule:
+        case PairRule():
+            first, second = (entry.losses for entry in entries)
+            return judge([first[seed] - second[seed] for seed in first if seed in second], rule)
+        case BenchmarkPair():
+            return judge_pair(entries[0], entries[1], rule)
+        case BenchmarkTarget():
+            return judge_target(entries[0], rule)
+        case _:
+            assert_never(rule)
+
+
+def _entry(side: _Tracked, setting: Setting | None) -> Entry:
+    losses = side.results.fresh(setting) if setting is not None else {}
+    batch = side.group.batches.values[setting.batch if setting is not None else 0]
+    return Entry({seed: losses[seed] for seed in sorted(losses)}, side.group.budget_tokens, batch)
 
 
 def _fresh_seeds(count: int, used: Iterable[int]) -> list[int]:

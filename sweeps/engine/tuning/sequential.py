@@ -18,8 +18,14 @@ _EFFECT = 2.0
 of five to twenty seeds narrow, and leaves their confidence as it is."""
 
 
+FIRST_SEEDS = 4
+"""Of both at the first look: fewer decide nothing."""
+MORE_SEEDS = 2
+"""Added for each later look."""
+
+
 class Outcome(Enum):
-    """What is known of a pair."""
+    """What is known of a pair, or of a series against a target."""
 
     FIRST = "the first is better"
     SECOND = "the second is better"

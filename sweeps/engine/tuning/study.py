@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from muloco_runner.record import Tried, choosing_seeds
+from sweeps.engine.tuning.benchmark_rules import BenchmarkPair, BenchmarkTarget
 from sweeps.engine.tuning.sequential import PairRule
 
 BATCH = "global_batch_tokens"
@@ -56,6 +57,8 @@ class Group:
     series: str = ""
     scale: str = ""
     """What its label is made of; of equal scale are groups that may be compared."""
+    budget_tokens: float = 0.0
+    """Of one run; 0 in studies that earlier versions wrote."""
 
     @property
     def most_settings(self) -> int:
@@ -112,13 +115,27 @@ class ReplicateRule:
     """Seeds of each of them in the end."""
 
 
+ContestRule = PairRule | BenchmarkPair | BenchmarkTarget
+CONTEST_RULES: dict[str, type[ContestRule]] = {
+    "sequential_t": PairRule,
+    "nanogpt_pair": BenchmarkPair,
+    "nanogpt_target": BenchmarkTarget,
+}
+"""By the names that sweep files give them; the first is the default."""
+
+
 @dataclass(frozen=True)
 class DecideRule:
     """`decide:` of a sweep file."""
 
-    pairs: tuple[tuple[str, str], ...]
-    """Ids of two groups of one scale."""
-    rule: PairRule
+    contests: tuple[tuple[str, ...], ...]
+    """Ids of what is judged together: two groups, of one scale unless the rule counts steps saved, or one group against
+    the rule's target."""
+    rule: ContestRule
+
+    @property
+    def name(self) -> str:
+        return next(name for name, kind in CONTEST_RULES.items() if isinstance(self.rule, kind))
 
 
 @dataclass(frozen=True)
@@ -166,7 +183,7 @@ class Study:
             "extend": self.extend and asdict(self.extend),
             "derives": self.derives,
             "replicate": self.replicate and asdict(self.replicate),
-            "decide": self.decide and asdict(self.decide),
+            "decide": self.decide and {**asdict(self.decide), "name": self.decide.name},
         }
 
     @classmethod
@@ -190,7 +207,10 @@ def _group(values: Mapping[str, Any]) -> Group:
 
 
 def _decide(values: Mapping[str, Any]) -> DecideRule:
-    return DecideRule(tuple((first, second) for first, second in values["pairs"]), PairRule(**values["rule"]))
+    # Earlier versions had one rule, for pairs.
+    contests = values["contests"] if "contests" in values else values["pairs"]
+    rule = CONTEST_RULES[values.get("name", "sequential_t")](**values["rule"])
+    return DecideRule(tuple(tuple(ids) for ids in contests), rule)
 
 
 def _axis(values: Mapping[str, Any]) -> Axis:

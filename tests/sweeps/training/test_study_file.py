@@ -7,6 +7,7 @@ import pytest
 
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from sweeps.clusters import read_cluster
+from sweeps.engine.tuning.benchmark_rules import BenchmarkPair, BenchmarkTarget
 from sweeps.engine.tuning.study import BATCH, Study
 from sweeps.training.derive import derived, derived_work
 from sweeps.training.entry import prepare, works_of
@@ -56,6 +57,40 @@ def test_a_study_is_written_and_read_as_it_is() -> None:
     assert Study.from_dict(given.to_dict()) == given
 
 
+def test_rules_of_the_benchmark_are_read_by_name() -> None:
+    product = {**GRID, "algorithm": ["ddp_muon", "muloco"]}
+    target = study({"decide": {"rule": "nanogpt_target", "series": ["muloco"], "target": 3.28}}, product)
+    assert target.decide is not None
+    assert target.decide.contests == ((target.groups[1].id,),)
+    assert target.decide.rule == BenchmarkTarget(3.28)
+    assert Study.from_dict(target.to_dict()) == target
+    pair = study({"decide": {"rule": "nanogpt_pair", "pairs": [["muloco", "ddp_muon"]], "max_seeds": 8}}, product)
+    assert pair.decide is not None
+    assert (pair.decide.contests, pair.decide.rule) == (
+        ((pair.groups[1].id, pair.groups[0].id),),
+        BenchmarkPair(8),
+    )
+
+
+def test_steps_saved_pair_budgets_that_differ() -> None:
+    grids = [
+        {"product": {**GRID, "algorithm": [name], "tokens_per_parameter": [budget]}}
+        for name, budget in (("muloco", 8), ("ddp_muon", 10))
+    ]
+    for rule, gap in (("nanogpt_pair", {}), ("sequential_t", {"gap": 0.004})):
+        sweep = {"decide": {"rule": rule, "pairs": [["muloco", "ddp_muon"]], **gap}, "grids": grids}
+        plain, rest, found = split_study(sweep, {})
+        assert found is not None
+        runs = {run.run_id: run for run in expand(plain, rest)}
+        if gap:
+            with pytest.raises(ConfigError, match="they share no size"):
+                study_of(found, runs)
+            continue
+        budgets = [group.budget_tokens for group in study_of(found, runs).groups]
+        assert budgets[0] / budgets[1] == 8 / 10
+        assert study_of(found, runs).decide is not None
+
+
 def test_series_and_sizes_are_groups_and_other_tuning_is_not() -> None:
     product = {**GRID, "algorithm": ["ddp_muon", "muloco"], "inner_optimizer.weight_decay": [0.0, 0.1]}
     given = study([LR], product)
@@ -92,6 +127,14 @@ def test_series_and_sizes_are_groups_and_other_tuning_is_not() -> None:
             {},
             "decide.max_seeds=2: give a whole number",
         ),
+        ({"decide": {"rule": "welch", "pairs": [["a", "b"]]}}, {}, "decide.rule=welch: no such rule; known here: seq"),
+        (
+            {"decide": {"rule": "nanogpt_pair", "pairs": [["a", "b"]], "gap": 0.01}},
+            {},
+            "decide.gap: the rule nanogpt_pair has no such key; it has pairs, max_seeds",
+        ),
+        ({"decide": {"rule": "nanogpt_target", "series": ["muloco"]}}, {}, "decide.target=None: give the loss"),
+        ({"decide": {"rule": "nanogpt_target", "target": 3.28}}, {}, "decide.series=None: give a list of series"),
         ([OUTER], {"algorithm": ["ddp_muon"]}, "no run of this sweep has such a setting"),
     ],
 )

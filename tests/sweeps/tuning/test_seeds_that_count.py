@@ -114,8 +114,9 @@ def test_a_pair_gets_seeds_until_it_is_decided() -> None:
     state = played(given, {"A": surface(30), "B": replace(surface(33), seed=2)})
     growth = Growth(given)
     assert growth.additions(state) == {}
-    ((first, second, result),) = growth.pairs()
-    assert (first.series, second.series) == ("A", "B")
+    (contest,) = growth.contests()
+    result = contest.result
+    assert [group.series for group in contest.groups] == ["A", "B"]
     assert result.outcome in (Outcome.TIE, Outcome.FIRST, Outcome.SECOND)
     assert 4 <= result.num_seeds <= RULE.max_seeds
     seeds = {
