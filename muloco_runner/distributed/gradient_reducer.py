@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from muloco_runner.distributed import owner_buffers
+from muloco_runner.distributed import message_sizes
 from muloco_runner.distributed.collectives import Collectives, Transfer, in_messages
 from muloco_runner.distributed.owner_buffers import OwnerBuffers
 
@@ -157,7 +157,7 @@ class _ToOwners:
 class _ToAll:
     def __init__(self, parameters: list[Tensor], replicas: Collectives) -> None:
         self.parameters, self._replicas = parameters, replicas
-        self._messages = in_messages(parameters, owner_buffers.OWNER_MESSAGE_VALUES)
+        self._messages = in_messages(parameters, message_sizes.OWNER_MESSAGE_VALUES)
         self.contents = [set(message) for message in self._messages]
         self._gradients: dict[Tensor, Tensor] = {}
         self._pending: list[tuple[list[Tensor], Tensor, Transfer]] = []
@@ -195,4 +195,5 @@ def total_norm(
     norms = torch.stack([norm_of.get(parameter, not_owned) for parameter in gradients])
     if replicas is not None:
         replicas.all_reduce(norms)
-    return torch.linalg.vector_norm(norms)
+    norm: Tensor = torch.linalg.vector_norm(norms)
+    return norm

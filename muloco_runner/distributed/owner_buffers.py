@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from muloco_runner.distributed.message_sizes import OWNER_MESSAGE_VALUES
+from muloco_runner.distributed import message_sizes
 
 _ALIGNMENT = 8
 """Values: messages begin at whole vectors of 16 bytes, in half precision too."""
@@ -37,7 +37,7 @@ class OwnerBuffers:
         for size, owner in zip(sizes, owners, strict=True):
             self.starts.append(lengths[owner])
             lengths[owner] += size
-        num_messages = max(1, -(-num_ranks * max(lengths) // OWNER_MESSAGE_VALUES))
+        num_messages = max(1, -(-num_ranks * max(lengths) // message_sizes.OWNER_MESSAGE_VALUES))
         self.width = -(-max(lengths) // (num_messages * _ALIGNMENT)) * _ALIGNMENT
         """Values of each buffer in one message."""
         self.num_messages = -(-max(lengths) // self.width) if self.width else 0

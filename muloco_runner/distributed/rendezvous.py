@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, not in its __all__
 
 from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.distributed.topology import Topology

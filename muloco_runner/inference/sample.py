@@ -67,7 +67,7 @@ class CachedModel:
                 assert isinstance(block, Block)
                 cache.mask_B1QT = mask_B1QT
                 x_BQD = block.add_branches(x_BQD, cos_B1QK, sin_B1QK, cache)
-            logits_BV = self.model.head(self.model.norm(x_BQD[:, -1:]))[:, 0]
+            logits_BV: Tensor = self.model.head(self.model.norm(x_BQD[:, -1:]))[:, 0]
         self._filled = end
         return logits_BV.float()
 

@@ -43,7 +43,7 @@ class Machine:
         call()
         end.record()
         self.wait()
-        return begin.elapsed_time(end)
+        return float(begin.elapsed_time(end))
 
     def graphed(self, call: Callable[[], object]) -> Callable[[], object]:
         """Return `call` as a CUDA graph, so that launches take no time; on a CPU `call` itself."""

@@ -132,9 +132,8 @@ def read_weights(folder: Path) -> Callable[[str], Tensor]:
         key = _ULPS if name == _EMBEDDING else name
         if key not in found.keys() or digests.get(key) != digest_of(theirs):  # noqa: SIM118  # no dictionary
             return mine
-        if key == _ULPS:
-            return (mine.view(torch.int32) + found.get_tensor(key).int()).view(torch.float32)
-        return found.get_tensor(key)
+        kept: Tensor = found.get_tensor(key)
+        return (mine.view(torch.int32) + kept.int()).view(torch.float32) if key == _ULPS else kept
 
     return weight
 

@@ -73,7 +73,8 @@ class Attention(nn.Module):
         k_BHTK = rotate(self.k_norm(self.wk(x_BTD).view(heads)).transpose(1, 2), cos_TK, sin_TK)
         v_BHTK = self.wv(x_BTD).view(heads).transpose(1, 2)
         y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, mask)
-        return self.wo(y_BHTK.transpose(1, 2).reshape(batch, length, width))
+        y_BTD: Tensor = self.wo(y_BHTK.transpose(1, 2).reshape(batch, length, width))
+        return y_BTD
 
 
 class FeedForward(nn.Module):
@@ -86,7 +87,8 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(config.width, config.ffn_width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x_BTD)) * self.w3(x_BTD))
+        y_BTD: Tensor = self.w2(F.silu(self.w1(x_BTD)) * self.w3(x_BTD))
+        return y_BTD
 
 
 class Block(nn.Module):
@@ -105,7 +107,8 @@ class Block(nn.Module):
     def add_branches(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, mask: Mask) -> Tensor:
         attended = self.attention(self.attention_pre_norm(x_BTD), cos_TK, sin_TK, mask)
         x_BTD = x_BTD + self.attention_post_norm(attended)
-        return x_BTD + self.feed_forward_post_norm(self.feed_forward(self.feed_forward_pre_norm(x_BTD)))
+        transformed: Tensor = self.feed_forward_post_norm(self.feed_forward(self.feed_forward_pre_norm(x_BTD)))
+        return x_BTD + transformed
 
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, mask: Mask) -> Tensor:
         if self.recompute and torch.is_grad_enabled():

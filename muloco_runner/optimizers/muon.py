@@ -329,7 +329,7 @@ class Muon(torch.optim.Optimizer):
         """Return the names of a parameter's state, on all ranks together."""
         return {"momentum"} if algorithm == "muon" else {"step", "exp_avg", "exp_avg_sq"}
 
-    @torch._disable_dynamo  # as of torch's other methods: traced, some of a step's changes got lost
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # as of torch's methods: traced, some of a step's changes got lost
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient; return what `closure`, called first, returns.

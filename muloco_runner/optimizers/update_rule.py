@@ -26,11 +26,11 @@ def shape_scale(convention: LrScale, rows: int, columns: int) -> float:
     """Return the factor on the learning rate of a matrix of shape (rows, columns), that is (fan-out, fan-in)."""
     match convention:
         case "spectral":  # arXiv 2505.23725
-            return (rows / columns) ** 0.5
+            return float((rows / columns) ** 0.5)
         case "keller_jordan":  # kellerjordan.github.io/posts/muon
-            return max(1.0, rows / columns) ** 0.5
+            return float(max(1.0, rows / columns) ** 0.5)
         case "moonlight":  # arXiv 2502.16982
-            return 0.2 * max(rows, columns) ** 0.5
+            return float(0.2 * max(rows, columns) ** 0.5)
         case "none":
             return 1.0
         case _:

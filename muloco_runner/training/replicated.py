@@ -174,7 +174,7 @@ class _BucketMeans:
         self._last_full_at = 0.0
         self._link = ThreadPoolExecutor(1, "link")
 
-    def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
+    def average(self, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]  # in no stub
         """The communication hook of one bucket."""
         mean = bucket.buffer().div_(self._replicas.size)
         self._last_full_at = time.perf_counter()

@@ -20,7 +20,8 @@ def normalise(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:
     norm_B11 = torch.linalg.vector_norm(x_BMN, dim=(-2, -1), keepdim=True, dtype=torch.float64)
     divisor_B11 = (norm_B11 * polynomial.norm_margin + polynomial.epsilon).clamp_(min=polynomial.norm_floor)
     first_B11 = divisor_B11.clamp(max=torch.finfo(x_BMN.dtype).max / 2)
-    return (x_BMN / first_B11.to(x_BMN.dtype)).div_((divisor_B11 / first_B11).to(x_BMN.dtype))
+    x_BMN = x_BMN / first_B11.to(x_BMN.dtype)
+    return x_BMN.div_((divisor_B11 / first_B11).to(x_BMN.dtype))
 
 
 def orthogonalize_reference(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:

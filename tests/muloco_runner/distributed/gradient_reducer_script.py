@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from muloco_runner.config import ExecutionConfig
-from muloco_runner.distributed import owner_buffers
+from muloco_runner.distributed import message_sizes
 from muloco_runner.job import run_job
 from muloco_runner.record import RunFolder
 from muloco_runner.training.loop import Trainer
@@ -39,7 +39,7 @@ def train(folder: RunFolder, execution: ExecutionConfig, killed_after: int | Non
 
 
 if __name__ == "__main__":
-    owner_buffers.OWNER_MESSAGE_VALUES = 2000
+    message_sizes.OWNER_MESSAGE_VALUES = 2000
     for job in json.loads(Path(sys.argv[1]).read_text()):
         if code := train(RunFolder(job["folder"]), ExecutionConfig(**job["execution"]), job["killed_after"]):
             sys.exit(code)

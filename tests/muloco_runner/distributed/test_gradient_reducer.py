@@ -18,7 +18,7 @@ import torch
 from forked import ForkedProcess
 
 from muloco_runner.config import ExecutionConfig, RunConfig
-from muloco_runner.distributed import owner_buffers
+from muloco_runner.distributed import message_sizes
 from muloco_runner.distributed.gradient_reducer import total_norm
 from muloco_runner.distributed.owner_buffers import OwnerBuffers
 from muloco_runner.job import run_job
@@ -128,7 +128,7 @@ def check_bytes(run: RunConfig, count: int, folder: RunFolder) -> None:
 
 
 def test_lanes_hold_every_value_once_and_pad_only_their_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owner_buffers, "OWNER_MESSAGE_VALUES", 30)
+    monkeypatch.setattr(message_sizes, "OWNER_MESSAGE_VALUES", 30)
     sizes, owners = [7, 0, 30, 3, 5, 1], [0, 1, 1, 0, 2, 0]
     cut = OwnerBuffers(sizes, owners, 3)
     # Ten values a buffer in each message would do, in whole vectors sixteen: two messages, none of them empty.
