@@ -18,6 +18,7 @@ Plan, launch and watch many runs under a quota.
   muloco-sweep launch +sweep=demo root=demo   run it; again: continue it
   muloco-sweep launch +sweep=demo model=29k seed=0,1
                                               narrows the grid, or adds to it
+  muloco-sweep plan demo/report/next.yaml     what a report says is missing
   muloco-sweep launch +sweep=demo cluster=h100 --controller slurm
                                               its controller as a small job
   muloco-sweep status demo algorithm=muloco   what is done, waits, is held; why
@@ -26,11 +27,11 @@ Plan, launch and watch many runs under a quota.
   muloco-sweep retry demo model=82k           try held runs again
   muloco-sweep clean demo --keep best --all   leave the best runs' weights alone
 
-A sweep is a file under conf/sweep, or any other by its path
-(+sweep=./mine.yaml); a cluster one under conf/cluster (cluster=NAME). Own files
-of all choices are found before the built-in ones in --config-dir DIR (may be
-said several times), in the folders that MULOCO_CONF lists, and in ./conf;
-conf_path=none turns that off. A sweep may be stopped at any moment, with Ctrl-C
+A sweep is a file under conf/sweep, or any other by its path (./mine.yaml);
+a cluster one under conf/cluster (cluster=NAME). Own files of all choices are
+found before the built-in ones in --config-dir DIR (may be said several times),
+in the folders that MULOCO_CONF lists, and in ./conf; conf_path=none turns that
+off. A sweep may be stopped at any moment, with Ctrl-C
 or harder; launched again it continues, and trains no finished run twice.
 
 Filters: algorithm=muloco, model=82k, seed=0,1, inner_optimizer.lr=0.02, run=3f.
@@ -75,10 +76,20 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             others = []
     if others:
         raise command_of(parser, arguments.name).unknown(others)
+    if hasattr(arguments, "overrides"):
+        arguments.overrides = [_sweep_of_path(word) for word in arguments.overrides]
     for word in getattr(arguments, "overrides", ()):
         if "=" not in word and not word.startswith("~"):
             raise ConfigError(f"{word}: give KEY=VALUE, such as model=29k; see muloco-sweep {arguments.name} --help")
     return arguments
+
+
+def _sweep_of_path(word: str) -> str:
+    """`+sweep=` before the path of a sweep file that stands alone."""
+    if "=" in word or not word.endswith((".yaml", ".yml")):
+        return word
+    quoted = word.replace("'", "\\'")
+    return f"+sweep='{quoted}'"
 
 
 def command_of(parser: Parser, name: str) -> Parser:
@@ -98,7 +109,10 @@ def make_parser() -> Parser:
     ):
         command = commands.add_parser(name, help=words, description=words)
         command.add_argument(
-            "overrides", nargs="+", metavar="KEY=VALUE", help="+sweep=NAME, cluster=NAME, root=FOLDER, keys of the grid"
+            "overrides",
+            nargs="+",
+            metavar="KEY=VALUE",
+            help="+sweep=NAME or FILE.yaml, cluster=NAME, root=FOLDER, keys of the grid",
         )
         command.add_argument("--allow-large", action="store_true", help="take more than 100,000 combinations")
         command.add_argument(

@@ -1,6 +1,7 @@
 """A sweep of training runs: the points of its grids to the list of runs they mean.
 
-Runs that come out the same (by `run_id`) are one run.
+Runs that come out the same (by `run_id`) are one run. A point with the key `like`, a run's id, is that run, as its
+folder below the root has it, with the point's other values.
 """
 
 from __future__ import annotations
@@ -8,17 +9,23 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from muloco_runner.compose import compose_tree, one_line
-from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.config import ConfigError, RunConfig, TargetModelConfig
 from muloco_runner.config.keys import no_such_setting
 from muloco_runner.config.names import key_now, names_now, warn_renamed
 from muloco_runner.paths import config_groups
+from muloco_runner.record import RecordError, RunFolder
 from sweeps.grid import Point, check_not_empty, check_size, read_grids
+from sweeps.training.derive import derived
+
+LIKE = "like"
+"""Key of a point: the id of the run that it differs from in the point's other keys."""
 
 
 def expand(
@@ -26,20 +33,25 @@ def expand(
     overrides: Mapping[str, list[Any]],
     base: Sequence[str] = (),
     allow_large: bool = False,
+    root: Path = Path("results"),
 ) -> list[RunConfig]:
     """The runs of a sweep, each once, in the order of the file. `base` are overrides of every run.
 
     Names of files (model=150m) are composed once for each combination that occurs; values are set on a copy of that.
+    `root`: where runs that points name by `like` lie.
     """
     grids = read_grids(sweep, overrides)
     check_size(grids, allow_large, "give --allow-large (hydra.sweeper.allow_large=true)")
-    composer = _Composer(set(config_groups()), base)
-    points = [(point, composer.values_of(point)) for grid in grids for point in grid.points()]
-    _count_parameters([values["model"] for _, values in points])
+    groups = set(config_groups())
+    composer, known = _Composer(groups, base), _Known(groups, root)
+    points = [
+        (point, None if LIKE in point else composer.values_of(point)) for grid in grids for point in grid.points()
+    ]
+    _count_parameters([values["model"] for _, values in points if values is not None])
     runs: dict[str, RunConfig] = {}
     for point, values in points:
         with _at(point):
-            run = RunConfig.from_dict(values)
+            run = RunConfig.from_dict(values) if values is not None else known.run_of(point)
         runs.setdefault(run.run_id, run)
     check_not_empty(list(runs))
     return list(runs.values())
@@ -63,6 +75,40 @@ def _at(point: Point) -> Iterator[None]:
     except ConfigError as error:
         described = ", ".join(f"{key}={value}" for key, value in point.items())
         raise ConfigError(f"sweep: at {described}: {error}") from error
+
+
+class _Known:
+    """Runs that differ from ones below the root in a few values."""
+
+    def __init__(self, groups: set[str], root: Path) -> None:
+        self.groups, self.root = groups, root
+        self.read: dict[str, RunConfig] = {}
+
+    def run_of(self, point: Point) -> RunConfig:
+        values = {key_now(key, warn_renamed): value for key, value in point.items() if key != LIKE}
+        like = self._like(point[LIKE])
+        for key in values:
+            if key in self.groups:
+                raise ConfigError(
+                    f"{key} names a file of choices, and {LIKE} is a run that has made its own: give single values, "
+                    f"such as {key}.KEY, or drop {LIKE}"
+                )
+            if key.startswith("model.") and isinstance(like.model, TargetModelConfig):
+                raise ConfigError(f"{key}: {LIKE} is a run of a model of your own, whose size is found by building it")
+        return derived(like, values)
+
+    def _like(self, name: Any) -> RunConfig:
+        if not isinstance(name, str):
+            raise ConfigError(f"{LIKE}={name}: write a run's id in quotes: some look like numbers")
+        if name not in self.read:
+            folder = RunFolder.of(self.root, name)
+            if not folder.path.is_dir():
+                raise ConfigError(f"{LIKE}={name}: there is no such run under {self.root / 'runs'}: say root=FOLDER")
+            try:
+                self.read[name] = RunConfig.from_dict(folder.read_config())
+            except (RecordError, OSError) as error:
+                raise ConfigError(f"{LIKE}={name}: its config is not readable: {error}") from None
+        return self.read[name]
 
 
 class _Composer:

@@ -57,9 +57,11 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     """
     name, around, narrowing = _split(arguments)
     file = _sweep_file(name)
+    own = _read(file) if file is not None else {}
+    around = [*_unless_said("cluster", own, around), *around]
     tree = compose_tree([*([f"+sweep={name}"] if name and file is None else []), *around])
     if file is not None:
-        _read_into(tree, file)
+        _put_into(tree, own, file, around)
         name = file.stem
     app = to_app_config(tree)
     cluster_name = next((a.partition("=")[2] for a in around if a.startswith("cluster=")), "local")
@@ -68,10 +70,10 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     if not isinstance(sweep, dict):
         raise ConfigError(f"+sweep={name}: the file holds no keys: give `grids`, or `fixed` and `grid`")
     plain, narrowing, goes_on = split_study({str(key): value for key, value in sweep.items()}, narrowing)
-    runs = expand(plain, narrowing, allow_large=allow_large)
+    root = Path(app.root)
+    runs = expand(plain, narrowing, allow_large=allow_large, root=root)
     for run in {(repr(run.data), run.model.vocab_size): run for run in runs}.values():
         check_data(run)
-    root = Path(app.root)
     # Several paths may lead to one text.
     runs = list({run.run_id: run for run in named_by_content(named_by_weights(runs), root)}.values())
     name = name or _name_of(runs)
@@ -164,12 +166,35 @@ def _sweep_file(name: str | None) -> Path | None:
     return file
 
 
-def _read_into(tree: DictConfig, file: Path) -> None:
-    """Sets the tree's sweep to what a file outside conf/sweep holds."""
+_OF_FILES = ("root", "cluster")
+"""Keys of a sweep file that is given by its path; words of the command line go before them."""
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What a sweep file outside conf/sweep holds. Mistakes raise `ConfigError`."""
     try:
         sweep = OmegaConf.load(file)
     except (OSError, ValueError, YAMLError) as error:
         raise ConfigError(f"+sweep={file}: {one_line(error)}") from None
     if not isinstance(sweep, DictConfig) or not sweep or "defaults" in sweep:
         raise ConfigError(f"+sweep={file}: must hold the keys of a sweep, such as grids, and no defaults list")
+    values = {str(key): value for key, value in sweep.items()}
+    for key in _OF_FILES:
+        if key in values and not (isinstance(values[key], str) and values[key]):
+            raise ConfigError(f"+sweep={file}: {key}: {values[key]!r} is no name: give text, such as {key}: local")
+    return values
+
+
+def _unless_said(key: str, values: Mapping[str, Any], around: Sequence[str]) -> list[str]:
+    is_said = any(word.startswith(f"{key}=") for word in around)
+    return [f"{key}={values[key]}"] if key in values and not is_said else []
+
+
+def _put_into(tree: DictConfig, values: Mapping[str, Any], file: Path, around: Sequence[str]) -> None:
+    """Sets the tree's sweep, and its root unless the command line has one: a path from the file's folder."""
+    if _unless_said("root", values, around):
+        root = (file.resolve().parent / Path(values["root"]).expanduser()).resolve()
+        here = Path.cwd().resolve()
+        OmegaConf.update(tree, "root", str(root.relative_to(here) if root.is_relative_to(here) else root))
+    sweep = {key: value for key, value in values.items() if key not in _OF_FILES}
     OmegaConf.update(tree, "sweep", sweep, force_add=True)
