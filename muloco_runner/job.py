@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import fcntl
 import json
 import platform
 import signal
@@ -26,7 +27,6 @@ from typing import TYPE_CHECKING
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.data.epochs import describe_epochs
 from muloco_runner.record import (
-    AlreadyRunning,
     AttemptTimes,
     ExitCode,
     RecordError,
@@ -40,9 +40,14 @@ from muloco_runner.targets import make_importable, refuse_sharded
 if TYPE_CHECKING:
     from muloco_runner.data.corpus import Corpus
     from muloco_runner.distributed.communicator import Communicator
+    from muloco_runner.distributed.rendezvous import ProcessRank
 
 _STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """Ask for a checkpoint and the exit code that says so; a second SIGINT interrupts at once."""
+
+
+class AlreadyRunning(RuntimeError):
+    """Another process works in this run's folder."""
 
 
 def run_job(
@@ -122,7 +127,7 @@ def _attempt(
     if sharded and process.num_ranks > run.num_workers:
         refuse_sharded(run, folder)
     with (
-        folder.exclusive_use() if process.rank == 0 else contextlib.nullcontext(),
+        _exclusive_use(folder, process),
         joined_ranks(
             process,
             run.num_workers,
@@ -170,6 +175,7 @@ def check_can_run(run: RunConfig, folder: RunFolder | None = None) -> Corpus:
     from muloco_runner.data.check import check_vocabulary
     from muloco_runner.data.corpus import load_corpus
     from muloco_runner.data.mixed_split import token_counts
+    from muloco_runner.data.validation_sets import check_validation_sets
 
     corpus = load_corpus(run.data, by_path=folder is not None)
     if run.data.content_hash not in (None, corpus.content_hash):
@@ -191,6 +197,7 @@ def check_can_run(run: RunConfig, folder: RunFolder | None = None) -> Corpus:
             f"data.validation_tokens={run.data.validation_tokens} is shorter than one sequence of "
             f"model.sequence_length={length}: raise it"
         )
+    check_validation_sets(run)
     return corpus
 
 
@@ -259,6 +266,20 @@ def _open_record(run: RunConfig, folder: RunFolder, corpus: Corpus, communicator
                     created_at=time.time(),
                 )
             )
+
+
+@contextlib.contextmanager
+def _exclusive_use(folder: RunFolder, process: ProcessRank) -> Iterator[None]:
+    """Holds the folder's lock on the first rank; the kernel releases it when the process dies."""
+    if process.rank != 0:
+        yield
+        return
+    with open(folder.path / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(f"{folder.path}: another process is training this run") from None
+        yield
 
 
 @contextlib.contextmanager

@@ -110,5 +110,15 @@ def last_line(folder: RunFolder, result: RunResult | None) -> str:
     elif result.diverged:
         ending = f"diverged: {result.divergence}"
     else:
-        ending = f"validation loss {result.validation_loss:.4f} nats per token"
+        ending = losses_of(result)
     return f"{folder.run_id}  {ending}  {folder.path}"
+
+
+def losses_of(result: RunResult) -> str:
+    """The validation loss of a run that did not diverge, in nats and bits, and its loss on each named set."""
+    per_byte = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.4f} bits per byte"
+    named = "".join(
+        f"; {name} " + ("not finite" if found["validation_loss"] is None else f"{found['validation_loss']:.4f}")
+        for name, found in (result.named_validation or {}).items()
+    )
+    return f"validation loss {result.validation_loss:.4f} nats per token{per_byte}{named}"

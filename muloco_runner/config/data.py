@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
 from muloco_runner.config.plain import UNNAMED_AT_DEFAULT
+
+_SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
 DataSource = Literal["python_source", "python_packages", "text", "prepared"]
 
@@ -31,6 +34,13 @@ class DataConfig:
     mixture: Any = field(default=None, metadata=UNNAMED_AT_DEFAULT)
     """{FOLDER: WEIGHT, ...}: several prepared folders in place of `path`. A weight is the folder's share of the
     sequences, once all are scaled to a sum of 1. (OmegaConf takes no mapping in place of None but under Any.)"""
+    validation: Any = field(default=None, metadata=UNNAMED_AT_DEFAULT)
+    """{NAME: PATH, ...}: further validation sets, whose losses are recorded beside the main one's. A path is a prepared
+    folder, of which the held-out documents are taken, or, for a run on bytes, a file or folder of text, taken whole. Of
+    each `validation_tokens` tokens count."""
+    validation_hash: str | None = field(default=None, metadata=UNNAMED_AT_DEFAULT)
+    """Content of these sets and their names, 16 hex digits, filled in when a run is composed: it names the run in place
+    of their paths, and other sets are refused."""
 
     def __post_init__(self) -> None:
         require_choice("data.source", self.source, get_args(DataSource))
@@ -40,6 +50,7 @@ class DataConfig:
             f"data.validation_fraction={self.validation_fraction}: must lie between 0 and 1",
         )
         self._check_mixture()
+        self._check_validation()
         if self.source in ("python_source", "python_packages"):
             require(
                 self.path is None,
@@ -71,6 +82,28 @@ class DataConfig:
             require(is_number, f"data.mixture: {folder}: {weight!r} is no weight: use a positive number")
             require_positive("data.mixture", **{str(folder): weight})
         self.mixture = {str(folder): float(weight) for folder, weight in self.mixture.items()}
+
+    def _check_validation(self) -> None:
+        if self.validation is None:
+            require(
+                self.validation_hash is None, f"data.validation_hash={self.validation_hash} needs data.validation too"
+            )
+            return
+        require(
+            isinstance(self.validation, Mapping) and len(self.validation) > 0,
+            f"data.validation={self.validation}: must be names and folders, as {{NAME: FOLDER, ...}}",
+        )
+        for name, path in self.validation.items():
+            require(
+                _SET_NAME.fullmatch(str(name)) is not None,
+                f"data.validation: {name!r} is no name of a set: use up to 40 letters, digits, - and _",
+            )
+            require(
+                isinstance(path, str) and bool(path),
+                f"data.validation: {name}: {path!r} is no path: name a prepared folder or one of text",
+            )
+        # In whatever order they are written, they are the same sets.
+        self.validation = {str(name): self.validation[name] for name in sorted(self.validation, key=str)}
 
     @property
     def folders(self) -> list[str]:

@@ -192,6 +192,8 @@ class RunConfig:
         if self.data.content_hash is not None:
             # A mixture's weights are part of that content.
             values["data"] = {key: value for key, value in values["data"].items() if key not in ("path", "mixture")}
+        if self.data.validation_hash is not None:
+            values["data"] = {key: value for key, value in values["data"].items() if key != "validation"}
         if self.init_hash is not None:
             del values["init_from"]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)

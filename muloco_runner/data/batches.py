@@ -102,7 +102,12 @@ class TrainingData:
 def validation_batch(corpus: Corpus, run: RunConfig, device: torch.device) -> Batch:
     """The fixed evaluation set: the first `data.validation_tokens` held-out tokens, in sequences; of a mixture in its
     shares, as far as the first of its parts reaches; all there are where fewer are held out."""
-    length, split = run.model.sequence_length, corpus.validation
+    return evaluation_batch(corpus.validation, run, device)
+
+
+def evaluation_batch(split: Split, run: RunConfig, device: torch.device) -> Batch:
+    """The same of any split of held-out text."""
+    length = run.model.sequence_length
     counts, shares = token_counts(split), shares_of(split)
     first_tokens = np.cumsum(counts, dtype=np.int64) - np.array(counts, dtype=np.int64)
     count = num_validation_sequences(counts, shares, run.data.validation_tokens, length)

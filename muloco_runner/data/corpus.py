@@ -113,7 +113,7 @@ def _load(
     train: list[bytes] = []
     held_out: list[tuple[bytes, bytes]] = []
     for name, content in documents:
-        digest = hashlib.sha256(_SHUFFLE_SALT + name.encode()).digest()
+        digest = _place_of(name)
         if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64:
             held_out.append((digest, content))
         else:
@@ -127,11 +127,33 @@ def _load(
                 f"data: {where} leaves no document for {name}: give more files or change data.validation_fraction"
             )
     splits = [_lay_out(train), _lay_out(validation)]
+    return Corpus(splits[0], splits[1], BYTE_VOCABULARY, hash_of_splits(splits))
+
+
+def hash_of_splits(splits: Iterable[LoadedSplit]) -> str:
+    """SHA-256 over tokens and documents of splits in memory, 16 hex digits."""
     content_hash = hashlib.sha256()
     for one in splits:
         content_hash.update(one.tokens.tobytes())
         content_hash.update(one.document_starts.tobytes())
-    return Corpus(splits[0], splits[1], BYTE_VOCABULARY, content_hash.hexdigest()[:16])
+    return content_hash.hexdigest()[:16]
+
+
+def load_whole_text(path: str) -> LoadedSplit:
+    """All documents of a file or folder of text as bytes, in the order of a validation split; read once in a process.
+    What cannot be read raises `ConfigError`."""
+    return _whole_text(path, stamp_of_data(DataConfig("text", path)))
+
+
+@functools.cache
+def _whole_text(path: str, stamp: Stamp) -> LoadedSplit:
+    found = sorted((_place_of(name), content) for name, content in _text_files(Path(path)))
+    return _lay_out([content for _, content in found])
+
+
+def _place_of(name: str) -> bytes:
+    """By which a document is held out, and where it then stands."""
+    return hashlib.sha256(_SHUFFLE_SALT + name.encode()).digest()
 
 
 def load_corpus(data: DataConfig, by_path: bool = False) -> Corpus:

@@ -28,6 +28,7 @@ def epochs_of_sweep(runs: Sequence[RunConfig]) -> list[str]:
             name = "mixture of " + ", ".join(data.mixture) if data.mixture else data.path or data.source
             lines.append(_line(own, name, contents.train_tokens))
             lines += _validation_lines(own, name, contents)
+            lines += _named_set_lines(own)
     return lines
 
 
@@ -44,6 +45,21 @@ def _validation_lines(runs: Sequence[RunConfig], name: str, contents: Contents) 
         return []
     taken = " to ".join(dict.fromkeys(f"{tokens:,}" for tokens in (min(evaluated), max(evaluated))))
     return [f"data {name}: validation on {taken} tokens: no more are held out for data.validation_tokens={wanted:,}"]
+
+
+def _named_set_lines(runs: Sequence[RunConfig]) -> list[str]:
+    """One line on the named validation sets, and which of them are smaller than what is asked for."""
+    data = runs[0].data
+    if data.validation is None:
+        return []
+    from muloco_runner.data.validation_sets import load_validation_sets
+
+    wanted, length = data.validation_tokens, runs[0].model.sequence_length
+    sizes = {name: one.split.num_tokens - 1 for name, one in load_validation_sets(data).items()}
+    taken = ", ".join(f"{name} on {min(size, wanted) // length * length:,} tokens" for name, size in sizes.items())
+    fewer = any(size < wanted for size in sizes.values())
+    note = f" (data.validation_tokens={wanted:,} where there are as many)" if fewer else ""
+    return [f"named validation sets: {taken}{note}"]
 
 
 def _line(runs: Sequence[RunConfig], name: str, train_tokens: int) -> str:

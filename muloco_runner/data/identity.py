@@ -30,7 +30,23 @@ def named_by_content(runs: Iterable[RunConfig], root: str | os.PathLike[str]) ->
     that is not there stays without a hash; `check_data` refuses it.
     """
     content_of = _remembering(lambda data: contents.content_hash if (contents := contents_of(data)) else None)
-    return [_named(run, RunFolder.of(root, run.run_id), content_of) for run in runs]
+    hash_of_sets = _remembering(_hash_of_sets)
+    named = [_named(run, RunFolder.of(root, run.run_id), content_of) for run in runs]
+    return [_with_sets_named(run, hash_of_sets) for run in named]
+
+
+def _with_sets_named(run: RunConfig, hash_of_sets: Callable[[DataConfig], str | None]) -> RunConfig:
+    if run.data.validation is None or run.data.validation_hash is not None:
+        return run
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, validation_hash=hash_of_sets(run.data)))
+
+
+def _hash_of_sets(data: DataConfig) -> str | None:
+    if not all(os.path.exists(path) for path in data.validation.values()):
+        return None
+    from muloco_runner.data.validation_sets import hash_of_sets, load_validation_sets
+
+    return hash_of_sets(load_validation_sets(data))
 
 
 def _named(run: RunConfig, before: RunFolder, content_of: Callable[[DataConfig], str | None]) -> RunConfig:

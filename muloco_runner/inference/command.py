@@ -7,15 +7,17 @@ import json
 import shlex
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muloco_runner.config import ConfigError
 from muloco_runner.flags import Parser, any_number, any_path, any_text, one_of, whole_number
-from muloco_runner.record import AlreadyRunning, ExitCode, RunFolder
+from muloco_runner.record import ExitCode, RecordError, RunFolder
 
 if TYPE_CHECKING:
     from muloco_runner.inference.load import LoadedRun
+    from muloco_runner.inference.ranks import Ranks
 
 DESCRIPTION = """\
 Samples, exports, evaluates and continues trained models.
@@ -25,6 +27,9 @@ Samples, exports, evaluates and continues trained models.
   muloco-model continue results/runs/RUN_ID --tokens-per-parameter 40          as if that had been asked for at once
   muloco-model eval results/runs/RUN_ID                                        validation loss, bits per byte
   muloco-model eval results/runs/RUN_ID --tasks hellaswag,arc_easy --limit 100 scores, kept in its evaluations/
+  muloco-model eval results --tasks hellaswag          of every finished run there that keeps weights
+  torchrun --no-python --nproc-per-node 4 muloco-model eval RUN --tasks hellaswag --device cuda   on four GPUs
+  muloco-model eval RUN --validation books=data/books  loss on further text; trains nothing
   muloco-model sample 3fa --root demo --prompt 'import' --temperature 0        of the run 3fa... under demo/
 
 RUN is a run's folder, or its id or the first digits of it under --root (default: results). Its weights are those of the
@@ -85,7 +90,7 @@ def make_parser() -> Parser:
     exporting.add_argument(
         "--dtype", type=one_of("float32", "bfloat16"), default="float32", metavar="NAME", help="float32 or bfloat16"
     )
-    going_on = _command(commands, "continue", "train on to another budget", _continue)
+    going_on = _command(commands, "continue", "train on to a larger budget", _continue)
     going_on.add_argument(
         "--tokens-per-parameter", type=any_number(40, is_open=True), required=True, metavar="D/N", help="the new budget"
     )
@@ -100,9 +105,19 @@ def make_parser() -> Parser:
         metavar="execution.KEY=VALUE",
         help="how it is carried out, such as execution.keep=final; may be said several times",
     )
-    evaluating = _command(commands, "eval", "validation loss, or scores of lm-evaluation-harness", _evaluate)
+    evaluating = _command(
+        commands, "eval", "validation loss, or scores of lm-evaluation-harness", _evaluate, of_sweep=True
+    )
     evaluating.add_argument(
         "--tasks", type=any_text("names"), metavar="A,B", help="of lm-eval; default: the loss alone"
+    )
+    evaluating.add_argument(
+        "--validation",
+        type=any_text("NAME=PATH"),
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="loss on this text as well, a prepared folder or, of a run on bytes, text; may be said several times",
     )
     evaluating.add_argument(
         "--include", type=any_path("a folder"), metavar="DIR", help="own tasks, YAML files of lm-eval"
@@ -115,11 +130,15 @@ def make_parser() -> Parser:
     return parser
 
 
-def _command(commands: Any, name: str, text: str, run: Any) -> Parser:
+def _command(commands: Any, name: str, text: str, run: Any, of_sweep: bool = False) -> Parser:
     command: Parser = commands.add_parser(name, help=text, description=text)
     folder = any_path("a folder")
+    more = "; or a folder that holds runs/, for all of them" if of_sweep else ""
     command.add_argument(
-        "model", type=any_text("a folder or an id"), metavar="RUN", help="a run's folder, or its id under --root"
+        "model",
+        type=any_text("a folder or an id"),
+        metavar="RUN",
+        help=f"a run's folder, or its id under --root{more}",
     )
     command.add_argument(
         "--root", type=folder, default=Path("results"), metavar="ROOT", help="holds runs/RUN_ID; default: results"
@@ -151,10 +170,10 @@ def find_folder(said: str, root: Path) -> Path:
     return found[0]
 
 
-def _load(arguments: argparse.Namespace) -> LoadedRun:
+def _load(arguments: argparse.Namespace, folder: Path | None = None) -> LoadedRun:
     from muloco_runner.inference.load import load_run
 
-    folder = find_folder(arguments.model, arguments.root)
+    folder = folder or find_folder(arguments.model, arguments.root)
     try:
         loaded = load_run(folder, step=arguments.step, worker=arguments.worker, device=arguments.device)
     except RuntimeError as error:  # torch's, of a device that is not there
@@ -188,23 +207,96 @@ def _sample(arguments: argparse.Namespace) -> ExitCode:
 
 
 def _evaluate(arguments: argparse.Namespace) -> ExitCode:
-    from muloco_runner.inference.evaluation import tasks, validation
+    import torch
 
+    from muloco_runner.distributed.rendezvous import process_rank
+    from muloco_runner.inference.ranks import evaluating_ranks
+
+    sets = _named_paths(arguments)
+    process = process_rank()
+    if arguments.device == "cuda" and process.num_ranks > 1:
+        arguments.device = f"cuda:{process.local_rank}"
+    many = _runs_below(arguments.model)
+    folders = many or [find_folder(arguments.model, arguments.root)]
+    left_out: Counter[str] = Counter()
+    # On the CPU: what ranks exchange are answers.
+    with evaluating_ranks(process, torch.device("cpu"), folders[0] / "evaluations") as ranks:
+        for folder in folders:
+            why = _why_left_out(folder, arguments) if many else None
+            if why is not None:
+                left_out[why] += 1
+                continue
+            found, line = _evaluated(_load(arguments, folder), arguments, sets, ranks)
+            if ranks.rank == 0:
+                print(json.dumps(found) if arguments.json else f"{folder.name}  {line}" if many else line, flush=True)
+        reasons = "; ".join(f"{count} {why}" for why, count in left_out.items())
+        if left_out and left_out.total() == len(folders):
+            raise ConfigError(f"{arguments.model}: none of {len(folders)} runs can be evaluated: {reasons}")
+        if left_out and ranks.rank == 0:
+            print(f"{arguments.model}: left out of {len(folders)} runs: {reasons}", file=sys.stderr)
+    return ExitCode.FINISHED
+
+
+def _named_paths(arguments: argparse.Namespace) -> dict[str, str]:
+    """The sets of --validation; options without an effect raise `ConfigError`."""
     useless = [name for name in ("include", "limit") if getattr(arguments, name) is not None]
     if arguments.tasks is None and useless:
         raise ConfigError(f"--{useless[0]} has no effect without --tasks: drop it, or name tasks")
-    loaded = _load(arguments)
-    if arguments.tasks is None:
-        found = validation(loaded)
-        lines = [
-            f"validation loss {found['validation_loss']:.4f} nats per token, {found['bits_per_byte']:.4f} bits per byte"
-        ]
-    else:
+    if arguments.tasks is not None and arguments.validation:
+        raise ConfigError("--validation has no effect with --tasks: say them in two commands")
+    pairs = [text.partition("=") for text in arguments.validation]
+    for name, equals, path in pairs:
+        if not (name and equals and path):
+            raise ConfigError(f"--validation {name}{equals}{path}: give NAME=PATH, such as books=data/books")
+    names = [name for name, _, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--validation: {', '.join(names)}: each name once")
+    return {name: path for name, _, path in pairs}
+
+
+def _runs_below(said: str) -> list[Path]:
+    """The runs of a folder that holds runs/; none where it is a run itself, or none."""
+    is_run = RunFolder(said).config_file.is_file()
+    return [] if is_run else [folder.path for folder in RunFolder.all_under(said)]
+
+
+def _why_left_out(folder: Path, arguments: argparse.Namespace) -> str | None:
+    """Why one of many runs is not evaluated; None where it is."""
+    run = RunFolder(folder)
+    try:
+        result = run.read_result()
+    except RecordError as error:
+        return str(error)
+    if result is None:
+        return "not finished"
+    steps = run.checkpoint_steps()
+    if not steps:
+        return "diverged" if result.diverged else "without weights (execution.keep=final keeps them)"
+    if arguments.step is not None and arguments.step not in steps:
+        return f"without a checkpoint of step {arguments.step}"
+    return None
+
+
+def _evaluated(
+    loaded: LoadedRun, arguments: argparse.Namespace, sets: dict[str, str], ranks: Ranks
+) -> tuple[dict[str, Any], str]:
+    """What was found, and the same as text."""
+    from muloco_runner.inference.evaluation import tasks, validation
+
+    if arguments.tasks is not None:
         names = list(dict.fromkeys(arguments.tasks.split(",")))
-        found = tasks(loaded, names, arguments.include, arguments.limit, arguments.batch)
-        lines = [f"{name}  {key} {value:.4f}" for name in names for key, value in found[name]["scores"].items()]
-    print(json.dumps(found) if arguments.json else "\n".join(lines))
-    return ExitCode.FINISHED
+        found = tasks(loaded, names, arguments.include, arguments.limit, arguments.batch, ranks)
+        scores = [f"{name}  {key} {value:.4f}" for name in names for key, value in found[name]["scores"].items()]
+        return found, "  ".join(scores) if _runs_below(arguments.model) else "\n".join(scores)
+    found = validation(loaded, sets, ranks)
+    texts = [_loss_text("validation loss", found), *(_loss_text(n, v) for n, v in found.get("named", {}).items())]
+    return found, "; ".join(texts)
+
+
+def _loss_text(name: str, found: dict[str, Any]) -> str:
+    if found["bits_per_byte"] is None:
+        return f"{name} not finite"
+    return f"{name} {found['validation_loss']:.4f} nats per token, {found['bits_per_byte']:.4f} bits per byte"
 
 
 def _continue(arguments: argparse.Namespace) -> ExitCode:
@@ -224,10 +316,7 @@ def _continue(arguments: argparse.Namespace) -> ExitCode:
         raise ConfigError("--worker has no effect on continue, which takes all workers: leave it out")
     execution = compose_app_config([*arguments.set, f"execution.device={arguments.device}"]).execution
     parent = RunFolder(find_folder(arguments.model, arguments.root))
-    try:
-        child = prepare_continuation(parent, arguments.tokens_per_parameter, arguments.step)
-    except AlreadyRunning as error:
-        raise ConfigError(str(error)) from None
+    child = prepare_continuation(parent, arguments.tokens_per_parameter, arguments.step)
     print(f"{parent.run_id} goes on as {child.run_id}: {child.path}", flush=True)
     if arguments.only_prepare:
         return ExitCode.FINISHED

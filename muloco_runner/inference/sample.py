@@ -8,7 +8,7 @@ Axes: B batch, T time, Q new columns, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ from muloco_runner.config import ConfigError
 from muloco_runner.config.checks import require, require_positive
 from muloco_runner.model.key_value_cache import KeyValueCache
 from muloco_runner.model.transformer import Block, Transformer, rotary_angles
+
+_COLUMNS = 16
+"""New tokens between two questions whether rows are over."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,13 @@ def sample(
     *,
     end: int | None = None,
     dtype: torch.dtype = torch.float32,
+    numbers: Sequence[int] | None = None,
+    is_over: Callable[[list[int]], bool] = lambda row: False,
 ) -> list[list[int]]:
     """Continue each of the prompts, token numbers, by `num_tokens` tokens, or up to the token `end`.
 
+    numbers: of the rows, which draw by them, whatever batch they are in; None for 0, 1, ... of this one. is_over: asked
+    now and then of a row's new tokens; one for which it is true gets no more.
     Returns the new tokens alone, `end` left out. A row's do not depend on the other rows, but for rounding. An empty
     prompt raises `ConfigError`.
     """
@@ -102,15 +109,17 @@ def sample(
     padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     tokens_BQ = torch.tensor(padded, device=device)
     cached = CachedModel(model, pads_B, longest + num_tokens, dtype)
-    generators = [torch.Generator().manual_seed((options.seed << 20) + row) for row in range(len(prompts))]
+    generators = [torch.Generator().manual_seed((options.seed << 20) + row) for row in numbers or range(len(prompts))]
     has_ended = torch.zeros(len(prompts), dtype=torch.bool)
     rows: list[list[int]] = [[] for _ in prompts]
-    for _ in range(num_tokens):
+    for column in range(num_tokens):
         chosen_B = _draw(cached.logits(tokens_BQ), options, generators)
         has_ended |= chosen_B == (-1 if end is None else end)
         for row, over, token in zip(rows, has_ended.tolist(), chosen_B.tolist(), strict=True):
             if not over:
                 row.append(token)
+        if column % _COLUMNS == _COLUMNS - 1:
+            has_ended |= torch.tensor([over or is_over(row) for row, over in zip(rows, has_ended, strict=True)])
         if has_ended.all():
             break
         tokens_BQ = chosen_B[:, None].to(device)

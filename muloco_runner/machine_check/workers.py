@@ -37,7 +37,7 @@ def check(machine: Machine, findings: Findings) -> None:
         findings.holds("inner steps without a wait", not waits)
         findings.holds("losses are finite and fall", all(map(math.isfinite, losses)) and losses[-1] < losses[0])
         findings.add("losses", " ".join(f"{loss:.3f}" for loss in losses))
-        loss = trainer.evaluation.of_synchronised_model(state.workers[0], trainer.method.synchronised_parameters())
+        loss = trainer.evaluation.of_synchronised_model(state.workers[0], trainer.method.synchronised_parameters()).main
         findings.add("validation loss", loss, "nats per token")
 
 

@@ -62,6 +62,8 @@ class StepRecord:
     """Loss of the synchronised model on the held-out set."""
     local_validation_loss: float | None = None
     """Mean over the K local models, where they differ from the synchronised one."""
+    named_validation_losses: dict[str, float] | None = None
+    """Loss of the synchronised model on each set of `data.validation`; one that is not finite is left out."""
     pseudogradient_norm: float | None = None
     pseudogradient_cosine: float | None = None
     """Mean pairwise cosine between workers' pseudogradients at the last outer step."""
@@ -153,6 +155,11 @@ class RunResult:
     """Flops that devices computed for them: 6 (N - V D) and attention; absent from older results."""
     validation_tokens: int | None = None
     """Held-out tokens that a loss is of: `data.validation_tokens` or fewer; absent from older results."""
+    bits_per_byte: float | None = None
+    """The validation loss in bits per byte of text; absent from older results."""
+    named_validation: dict[str, dict[str, Any]] | None = None
+    """Of each set of `data.validation` its `validation_loss`, `bits_per_byte` (both None when not finite),
+    `validation_tokens` and `content_hash`; absent without such sets, and of a run that diverged."""
     weight_decay_timescale: float | None = None
     """tau = B/(lr wd D): the share of the run over which weights are averages of updates; absent without decay."""
     versions: dict[str, str] = field(default_factory=dict)

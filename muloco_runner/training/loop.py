@@ -53,9 +53,7 @@ class Trainer:
         self.state = TrainingState(run, workers, self.method, self.clock, device)
         self.update_sizes = [UpdateSizes(worker) for worker in workers]
         store = CheckpointStore(session.folder.checkpoint_dir, communicator, pinned=device.type == "cuda")
-        self.metrics = Metrics(
-            run, corpus.content_hash, self.evaluation.batch.tokens_BT.numel(), session, self.state, store, self.phases
-        )
+        self.metrics = Metrics(run, corpus.content_hash, self.evaluation, session, self.state, store, self.phases)
         self.checkpointing = Checkpointing(session, self.state, store, self.metrics, self.phases)
         torch.manual_seed(run.seed)
 
@@ -141,4 +139,6 @@ class Trainer:
     def _evaluate(self) -> float:
         first = self.state.workers[0]
         with self.phases.measured("evaluation"), evaluated_weights(first.optimizer):
-            return self.evaluation.of_synchronised_model(first, self.method.synchronised_parameters())
+            losses = self.evaluation.of_synchronised_model(first, self.method.synchronised_parameters())
+        self.state.named_losses = losses.named
+        return losses.main

@@ -15,6 +15,7 @@ from muloco_runner.config import RunConfig
 from muloco_runner.record import RunResult, RunStatus, StepRecord
 from muloco_runner.training.checkpoints.store import CheckpointStore
 from muloco_runner.training.clock import Phases
+from muloco_runner.training.evaluate import Evaluation, bits_per_byte, of_set
 from muloco_runner.training.learning_rate import scheduled_lr
 from muloco_runner.training.mfu import peak_memory_bytes, utilisations
 from muloco_runner.training.session import Session
@@ -36,13 +37,13 @@ class Metrics:
         self,
         run: RunConfig,
         corpus_hash: str,
-        validation_tokens: int,
+        evaluation: Evaluation,
         session: Session,
         state: TrainingState,
         store: CheckpointStore,
         phases: Phases,
     ) -> None:
-        self.validation_tokens, self.phases = validation_tokens, phases
+        self.evaluation, self.phases = evaluation, phases
         self.run, self.corpus_hash, self.session, self.state, self.store = run, corpus_hash, session, state, store
         self.communicator, self.topology = session.communicator, session.communicator.topology
         self._last_heartbeat = 0.0
@@ -76,6 +77,7 @@ class Metrics:
             train_seconds=state.clock.seconds,
             validation_loss=validation_loss,
             local_validation_loss=None if validation_loss is None else state.local_validation_loss,
+            named_validation_losses=None if validation_loss is None else _finite(state.named_losses),
             pseudogradient_norm=outer.pseudogradient_norm if outer else None,
             pseudogradient_cosine=outer.pseudogradient_cosine if outer else None,
             bytes_sent=state.method.bytes_sent,
@@ -114,7 +116,9 @@ class Metrics:
             num_tokens=self.num_tokens,
             flops=float(run.model.flops_per_token * self.num_tokens),
             hardware_flops=float(run.model.hardware_flops_per_token * self.num_tokens),
-            validation_tokens=self.validation_tokens,
+            validation_tokens=self.evaluation.batch.tokens_BT.numel(),
+            bits_per_byte=bits_per_byte(validation_loss, self.evaluation.bytes_per_token),
+            named_validation=None if validation_loss is None else self._named_validation(),
             weight_decay_timescale=run.weight_decay_timescale,
             train_seconds=state.clock.seconds,
             wall_seconds=time.time() - state.started_at,
@@ -126,6 +130,10 @@ class Metrics:
             divergence=divergence,
             versions=session.versions,
         )
+
+    def _named_validation(self) -> dict[str, dict[str, Any]] | None:
+        sets, batches, losses = self.evaluation.sets, self.evaluation.named, self.state.named_losses
+        return {name: of_set(losses[name], batches[name], found) for name, found in sets.items()} or None
 
     def write_result(self, result: RunResult) -> None:
         """Ends the run; checkpoints that it no longer needs go."""
@@ -218,3 +226,8 @@ class Metrics:
         if self.topology.replica == 0:
             values[list(self.topology.local_workers)] = local.detach().double().cpu()
         return self.communicator.sum_over_ranks(values).mean(dim=0)
+
+
+def _finite(losses: dict[str, float]) -> dict[str, float] | None:
+    """Those that JSON can hold; None where there are none."""
+    return {name: loss for name, loss in losses.items() if math.isfinite(loss)} or None

@@ -59,6 +59,7 @@ def describe(record: StepRecord, num_steps: int) -> str:
         texts.append(f"{_duration(left)} left")
     if record.validation_loss is not None:
         texts.append(f"validation loss {record.validation_loss:.4f}")
+        texts += [f"{name} {loss:.4f}" for name, loss in (record.named_validation_losses or {}).items()]
     return "  ".join(texts)
 
 

@@ -46,6 +46,8 @@ class TrainingState:
         self.best: tuple[float, int] | None = None
         """The lowest validation loss and its step, where the best checkpoint is to be kept."""
         # In no checkpoint: they describe the last steps alone.
+        self.named_losses: dict[str, float] = {}
+        """Losses on the sets of `data.validation`, of the last evaluation."""
         self.gradient_norms = torch.zeros(len(workers), device=device)
         self.last_outer_step: OuterStep | None = None
         self.update_sums: Tensor | None = None

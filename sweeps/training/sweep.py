@@ -72,8 +72,12 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     plain, narrowing, goes_on = split_study({str(key): value for key, value in sweep.items()}, narrowing)
     root = Path(app.root)
     runs = expand(plain, narrowing, allow_large=allow_large, root=root)
-    for run in {(repr(run.data), run.model.vocab_size): run for run in runs}.values():
+    for run in {(repr(run.data), run.model.vocab_size, run.model.sequence_length): run for run in runs}.values():
         check_data(run)
+        if run.data.validation is not None:
+            from muloco_runner.data.validation_sets import check_validation_sets
+
+            check_validation_sets(run)
     # Several paths may lead to one text.
     runs = list({run.run_id: run for run in named_by_content(named_by_weights(runs), root)}.values())
     name = name or _name_of(runs)

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +55,59 @@ def test_other_data_is_refused(tiny_run: MakeRun, new_folder: MakeFolder) -> Non
     folder.record_file.write_text(json.dumps(header) + "\n" + "".join(lines[1:]))
     with pytest.raises(ConfigError, match="was trained on data 0000000000000000"):
         validation(load_run(folder.path))
+
+
+def said(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """What `muloco-model eval` ends with, and what it says."""
+    monkeypatch.setattr(sys, "argv", ["muloco-model", "eval", *words])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0), *capsys.readouterr()
+
+
+def test_a_sweep_is_evaluated_where_weights_are(
+    tiny_run: MakeRun,
+    new_folder: MakeFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root, own = str(tmp_path / "root"), tmp_path / "own.txt"
+    own.write_text("the outer step moves the anchor\n\n" * 20)
+    runs = [tiny_run(seed=seed, num_steps=3) for seed in range(3)]
+    for run, keep in zip(runs[:2], ("none", "final"), strict=True):
+        assert run_job(new_folder(run), ExecutionConfig(device="cpu", keep=keep)) is ExitCode.FINISHED
+    new_folder(runs[2])
+    words = [root, "--json", "--validation", f"own={own}"]
+    code, lines, errors = said(words, monkeypatch, capsys)
+    assert code == 0
+    (found,) = map(json.loads, lines.splitlines())
+    assert found["run_id"] == runs[1].run_id
+    assert found["named"]["own"]["validation_tokens"] == 512
+    assert "left out of 3 runs: " in errors
+    assert "1 without weights" in errors
+    assert "1 not finished" in errors
+    monkeypatch.setattr("muloco_runner.inference.evaluation.evaluate", None)  # once is enough
+    assert said(words, monkeypatch, capsys)[1] == lines
+    code, _, errors = said([root, "--step", "2"], monkeypatch, capsys)
+    assert code == ExitCode.USAGE
+    assert "none of 3 runs can be evaluated" in errors
+    assert "1 without a checkpoint of step 2" in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (["--validation", "own"], "give NAME=PATH"),
+        (["--validation", "a=x", "--validation", "a=y"], "each name once"),
+        (["--validation", "a=x", "--tasks", "b"], "has no effect with --tasks"),
+        (["--include", "x"], "has no effect without --tasks"),
+    ],
+)
+def test_options_without_an_effect_are_refused(
+    words: list[str], refusal: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, errors = said(["3fa", *words], monkeypatch, capsys)
+    assert code == ExitCode.USAGE
+    assert refusal in errors
