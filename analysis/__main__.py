@@ -148,7 +148,12 @@ def _report_parser() -> argparse.ArgumentParser:
         metavar="D/N",
         help="tokens per parameter to compare at (default: where most sizes are)",
     )
-    parser.add_argument("--baseline", metavar="SERIES", help="series that ratios are relative to (default: DDP-AdamW)")
+    parser.add_argument(
+        "--baseline",
+        metavar="SERIES",
+        help="series that ratios are relative to (default: DDP-AdamW; where there is none, of the data-parallel series "
+        "the one with the most sizes, then runs)",
+    )
     parser.add_argument(
         "--predict", nargs="+", action="extend", default=[], metavar="SIZE",
         help="sizes whose best batch and learning rate are predicted: model=7b, N=7e9 or N=7e9,D=1.4e11",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import json
 import platform
 import signal
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.data.epochs import describe_epochs
 from muloco_runner.record import (
+    AlreadyRunning,
     AttemptTimes,
     ExitCode,
     RecordError,
@@ -40,14 +40,9 @@ from muloco_runner.targets import make_importable, refuse_sharded
 if TYPE_CHECKING:
     from muloco_runner.data.corpus import Corpus
     from muloco_runner.distributed.communicator import Communicator
-    from muloco_runner.distributed.rendezvous import ProcessRank
 
 _STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """Ask for a checkpoint and the exit code that says so; a second SIGINT interrupts at once."""
-
-
-class AlreadyRunning(RuntimeError):
-    """Another process works in this run's folder."""
 
 
 def run_job(
@@ -127,7 +122,7 @@ def _attempt(
     if sharded and process.num_ranks > run.num_workers:
         refuse_sharded(run, folder)
     with (
-        _exclusive_use(folder, process),
+        folder.exclusive_use() if process.rank == 0 else contextlib.nullcontext(),
         joined_ranks(
             process,
             run.num_workers,
@@ -266,20 +261,6 @@ def _open_record(run: RunConfig, folder: RunFolder, corpus: Corpus, communicator
                     created_at=time.time(),
                 )
             )
-
-
-@contextlib.contextmanager
-def _exclusive_use(folder: RunFolder, process: ProcessRank) -> Iterator[None]:
-    """Holds the folder's lock on the first rank; the kernel releases it when the process dies."""
-    if process.rank != 0:
-        yield
-        return
-    with open(folder.path / ".lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyRunning(f"{folder.path}: another process is training this run") from None
-        yield
 
 
 @contextlib.contextmanager

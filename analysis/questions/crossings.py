@@ -19,12 +19,14 @@ import numpy as np
 from analysis.laws.solver import Array
 from analysis.page.numbers import count, flops, integer
 from analysis.page.page_table import Column, Table
-from analysis.questions.compared_pairs import compared_pairs
+from analysis.questions.compared_pairs import other_pairs, partners, stated_pairs
 from analysis.questions.iso_loss import IsoLoss, loss_at, prediction_error, widening
 from analysis.questions.question import Inputs, Question
 
 Standing = Literal["cross", "do not cross within the data", "cannot be told"]
 _GRID = 400
+_ALL_PAIRS_UP_TO = 8
+"""Series beyond which the pairs that were stated beforehand are compared alone."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Crossings:
 
     pairs: list[Crossing]
     all_pairs: bool
-    """False: each series against the baseline, as there are many."""
+    """False: each series against the baseline and its partner, as there are many."""
     reason: str | None = None
 
 
@@ -68,7 +70,9 @@ def compute(inputs: Inputs) -> Crossings:
     if not iso.fit.draws:
         return Crossings([], True, "without resamples (--bootstrap) no interval is known")
     names = [name for name in inputs.study.series if name in iso.series]
-    wanted, all_pairs = compared_pairs(names, inputs.baseline)
+    wanted = stated_pairs(names, inputs.baseline, partners(inputs.best, inputs.options.style))
+    all_pairs = len(names) <= _ALL_PAIRS_UP_TO
+    wanted += other_pairs(names, wanted) if all_pairs else []
     ranges = inputs.best.groupby("series", observed=True)["flops"].agg(["min", "max"])
     pairs = []
     for first, second in wanted:
@@ -154,7 +158,7 @@ def section(result: Crossings) -> list[str]:
     """What a crossing is, and how many pairs have one."""
     if result.reason:
         return [f"Not identified: {result.reason}."]
-    which = "Every pair of laws" if result.all_pairs else "The law of each series and the baseline's"
+    which = "Every pair of laws" if result.all_pairs else "The law of each series with the baseline's and its partner's"
     counted = Counter(one.standing for one in result.pairs)
     each = "; ".join(f"{integer(counted[standing])} {standing}" for standing in get_args(Standing) if counted[standing])
     return [

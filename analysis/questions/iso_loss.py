@@ -18,7 +18,6 @@ from analysis.confidence import CONFIDENCE, t_quantile
 from analysis.laws.fit import Fit, NotIdentified
 from analysis.laws.power_law import fit_loss_compute
 from analysis.laws.solver import Array
-from muloco_runner.config import ConfigError
 
 MIN_SCALES = 3
 TRUSTED_SCALES = 5
@@ -73,15 +72,6 @@ class IsoLoss:
     series: list[str]
     refused: dict[str, str]
     """Series without a law, and why."""
-
-
-def choose_baseline(series: list[str], wanted: str | None = None) -> str:
-    """`wanted`, else DDP-AdamW where there is one, else the first series. Raises `ConfigError` for an unknown one."""
-    if wanted is not None and wanted not in series:
-        raise ConfigError(f"--baseline {wanted}: no such series; these runs have: {', '.join(series)}")
-    if wanted is not None:
-        return wanted
-    return next((s for s in series if s == "DDP-AdamW"), series[0])
 
 
 def compute_iso_loss(

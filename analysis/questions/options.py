@@ -53,7 +53,7 @@ class Options:
     budget: float | None = None
     """Tokens per parameter to compare at; None: where most sizes were trained."""
     baseline: str | None = None
-    """Series that ratios are relative to; None: DDP-AdamW where there is one, else the first series."""
+    """Series that ratios are relative to; None: as `choose_baseline` says."""
     predict: tuple[Size, ...] = ()
     """Sizes whose best hyper-parameters are predicted."""
     published: bool = False

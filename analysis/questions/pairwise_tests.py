@@ -1,9 +1,12 @@
-"""Which series differ: a test of every pair by one rule that is fixed before any loss is looked at.
+"""Which series differ: tests by one rule that is fixed before any loss is looked at.
+
+Stated beforehand are the pairs of each series with the baseline and with its partner: Holm's correction over these
+holds the chance of any false difference among them at 5%. All other pairs stand apart, corrected over every pair.
 
 The statistic is the difference of log losses of both series' best settings. Where two seeds or more are common to both
 at the largest size that both have, it is paired by seed there; where both have two seeds or more and none in common,
 Welch's; with one seed and three sizes or more it is paired by size, and speaks of the mean difference over sizes.
-Else there is no test. Holm's correction holds the chance of any false difference among all tested pairs at 5%.
+Else there is no test.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from analysis.confidence import CONFIDENCE
 from analysis.laws.solver import Array
 from analysis.page.numbers import integer, number, share, spread
 from analysis.page.page_table import Column, Table
-from analysis.questions.compared_pairs import compared_pairs
+from analysis.questions.compared_pairs import other_pairs, partners, stated_pairs
 from analysis.questions.question import Inputs, Question
 
 Pairing = Literal["seeds", "none (Welch)", "sizes"]
@@ -49,40 +52,52 @@ class PairTest:
     """95% interval of this pair alone."""
     p: float | None
     adjusted_p: float | None
-    """By Holm over all tested pairs."""
+    """By Holm: of a stated pair over the stated ones that are tested, of another over all that are."""
     outcome: Outcome
     seeds_needed: int | None
     """Seeds of each series that would tell this gap from none; None where it was tested, or more would be needed."""
+    stated: bool = True
+    """Whether the comparison was stated beforehand: with the baseline or the partner."""
 
 
 @dataclass(frozen=True)
 class PairwiseTests:
-    """Every pair that the rule asks about."""
+    """Every pair of series."""
 
     level: float
-    """Chance of any false difference among all pairs."""
+    """Chance of any false difference among the stated pairs, and among all."""
     power: float
     """Chance with which `seeds_needed` seeds would show a true gap of this size."""
     seed_sd: float
     """Standard deviation of log loss between seeds behind `seeds_needed`."""
     seed_sd_is_measured: bool
-    all_pairs: bool
-    """False: each series against the baseline, as there are many."""
     tested: int
+    """Of the stated pairs."""
     pairs: list[PairTest]
+    """The stated ones first."""
 
 
 def compute(inputs: Inputs) -> PairwiseTests:
     """Tests of the best settings at the budget that sizes are compared at."""
     measured = inputs.optima.seed_sd
-    wanted, all_pairs = compared_pairs(inputs.study.series, inputs.baseline)
+    names = inputs.study.series
     if inputs.study.withheld or inputs.optima.reason_against("loss", "num_params"):
-        wanted = []
-    found = holm([_test(inputs.best, first, second) for first, second in wanted])
+        names = []
+    stated = stated_pairs(names, inputs.baseline, partners(inputs.best, inputs.options.style))
+    others = other_pairs(names, stated)
     sd = measured or _ASSUMED_SD
-    pairs = [replace(one, seeds_needed=_seeds_needed(one, sd, len(found))) for one in found]
-    tested = sum(one.p is not None for one in pairs)
-    return PairwiseTests(1 - CONFIDENCE, _POWER, sd, bool(measured), all_pairs, tested, pairs)
+    found = [_test(inputs.best, first, second) for first, second in [*stated, *others]]
+    pairs = corrected(found[: len(stated)], found[len(stated) :], sd)
+    return PairwiseTests(
+        1 - CONFIDENCE, _POWER, sd, bool(measured), sum(one.stated and one.p is not None for one in pairs), pairs
+    )
+
+
+def corrected(stated: Sequence[PairTest], others: Sequence[PairTest], seed_sd: float) -> list[PairTest]:
+    """All pairs, the stated ones corrected among themselves, the others among all."""
+    apart = [replace(one, stated=False) for one in holm([*stated, *others])[len(stated) :]]
+    families = ((holm(stated), len(stated)), (apart, len(stated) + len(others)))
+    return [replace(one, seeds_needed=_seeds_needed(one, seed_sd, of)) for found, of in families for one in found]
 
 
 def _test(best: pd.DataFrame, first: str, second: str) -> PairTest:
@@ -173,31 +188,53 @@ def section(result: PairwiseTests) -> list[str]:
     """The rule, in words, and which pairs have no test."""
     if not result.pairs:
         return ["There is no pair of series whose losses may be compared."]
-    which = "every pair of series" if result.all_pairs else "each series against the baseline, as there are many"
+    stated = [pair for pair in result.pairs if pair.stated]
     text = [
-        f"The rule, fixed beforehand: {which}; two-sided tests of the difference of log losses of both series' best "
-        "settings. At the largest size that both have: paired by seed (Student's t) where they share two seeds or "
-        "more, else Welch's where both have two or more. With one seed: paired by size, over three sizes or more, "
-        f"of the mean difference over sizes. Holm's correction over the {integer(result.tested)} tested pair"
-        f"{'s' if result.tested != 1 else ''}; level {number(result.level)}. A pair with an adjusted p of "
+        "Stated beforehand: each series against the baseline, and against its partner (data parallel with the same "
+        f"inner optimizer, or what --style says): {_counted(len(stated), 'pair')}. The rule: two-sided tests of the "
+        "difference of log losses of both series' best settings. At the largest size that both have: paired by seed "
+        "(Student's t) where they share two seeds or more, else Welch's where both have two or more. With one seed: "
+        "paired by size, over three sizes or more, of the mean difference over sizes. Holm's correction over the "
+        f"{_counted(result.tested, 'stated pair')} tested; level {number(result.level)}. A pair with an adjusted p of "
         f"{number(result.level)} or more is a tie: not told apart, which does not say that they are equal. Intervals "
         "are those of one pair alone."
     ]
-    if result.tested < len(result.pairs):
+    others = [pair for pair in result.pairs if not pair.stated]
+    if others:
+        all_tested = sum(pair.p is not None for pair in result.pairs)
+        text.append(
+            f"The other {_counted(len(others), 'pair')} were not stated beforehand: Holm's correction is over all "
+            f"{_counted(all_tested, 'pair')} tested, and they are folded."
+        )
+    untested = sum(pair.p is None for pair in stated)
+    if untested:
         sd = "as measured here" if result.seed_sd_is_measured else "as in the public 124M benchmark, for want of own"
         text.append(
-            f"{integer(len(result.pairs) - result.tested)} of {integer(len(result.pairs))} pairs cannot be tested: one "
+            f"{integer(untested)} of {_counted(len(stated), 'stated pair')} cannot be tested: one "
             "seed, and too few sizes. Seeds needed are those of each series that would show the gap seen now with "
             f"{share(result.power)} power, at losses that vary by {spread(result.seed_sd)} between seeds, {sd}."
         )
     return text
 
 
+def _counted(number_of: int, what: str) -> str:
+    return f"{integer(number_of)} {what}{'s' if number_of != 1 else ''}"
+
+
 def rows(result: PairwiseTests) -> list[Table]:
-    """One row a pair."""
-    table = Table(
-        "pairwise_tests",
-        "Pairs of series: loss of the first over that of the second, minus one",
+    """One row a pair: the stated ones, and the others."""
+    caption = "loss of the first over that of the second, minus one"
+    tables = [
+        _table("pairwise_tests", f"Comparisons stated beforehand: {caption}", [p for p in result.pairs if p.stated]),
+        _table("other_pairs", f"All other pairs: {caption}", [p for p in result.pairs if not p.stated]),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _table(name: str, caption: str, pairs: list[PairTest]) -> Table:
+    return Table(
+        name,
+        caption,
         [
             Column("first"), Column("second"), Column("size", "count", "parameters"), Column("paired by"),
             Column("pairs", "integer"), Column("gap", "percent"), Column("gap 95% interval", "percent", joint=" "),
@@ -208,10 +245,9 @@ def rows(result: PairwiseTests) -> list[Table]:
                 one.first, one.second, one.num_params, one.pairing or "–", one.pairs, one.gap, one.gap_ci, one.p,
                 one.adjusted_p, _in_words(one), one.seeds_needed,
             ]
-            for one in result.pairs
+            for one in pairs
         ],
     )  # fmt: skip
-    return [table] if table.rows else []
 
 
 def _in_words(pair: PairTest) -> str:

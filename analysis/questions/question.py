@@ -38,6 +38,8 @@ class Inputs:
     budget: float
     """Tokens per parameter that sizes are compared at."""
     baseline: str
+    baseline_rule: str
+    """Why it is this one."""
     options: Options
     iso_loss: IsoLoss | str
     """Laws of loss against compute, or why there are none."""

@@ -24,8 +24,9 @@ from analysis.page.escape import printable
 from analysis.peak_memory import with_peak_memory
 from analysis.published.page import Overlay, overlay
 from analysis.questions import critical_batch_size
+from analysis.questions.baseline import choose_baseline
 from analysis.questions.critical_batch_size import CriticalBatchLaw
-from analysis.questions.iso_loss import IsoLoss, choose_baseline, compute_iso_loss, ratio_grid
+from analysis.questions.iso_loss import IsoLoss, compute_iso_loss, ratio_grid
 from analysis.questions.options import Options
 from analysis.questions.question import Inputs
 from analysis.questions.registry import PARTS, QUESTIONS
@@ -36,7 +37,7 @@ from analysis.runs import Study
 from analysis.style import styled
 from muloco_runner.record import PLATEAU
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _SLOW = ("critical_batch", "size_and_data")
 """Parts that a second process computes while the others are."""
 
@@ -53,6 +54,8 @@ class Settings:
     """Budget at which laws over compute and critical batches stand."""
     baseline: str
     """Series that ratios are relative to."""
+    baseline_rule: str
+    """Why it is this one."""
     cbs_threshold: float
     """Loss at the critical batch over the best loss, 1% rule."""
     cbs_overhead: float
@@ -100,7 +103,7 @@ class Provenance:
 
 
 HEAD: dict[str, Any] = {
-    "schema_version": Literal[4],
+    "schema_version": Literal[5],
     "title": str,
     "settings": Settings,
     "series": list[str],
@@ -144,13 +147,13 @@ def _inputs(study: Study, options: Options) -> Inputs:
     best = optima.best[optima.best["tokens_per_parameter"] == budget]
     best = best.sort_values("series", key=lambda s: s.map(study.series.index), kind="stable")
     best = with_peak_memory(best, study)
-    baseline = choose_baseline(study.series, options.baseline or options.style.baseline)
+    baseline = choose_baseline(study, options.baseline, options.style.baseline)
     points = critical_batch_size.find_critical_batches(optima, budget)
     fits = beside(lambda: critical_batch_size.fit_laws(points, optima, options.delta, options.bootstrap, options.seed))
-    laws = _loss_laws(best, study.series, baseline, optima, options)
+    laws = _loss_laws(best, study.series, baseline.series, optima, options)
     batch_laws = fits()
     times = _time_ratios(laws, best, batch_laws)
-    return Inputs(study, optima, best, budget, baseline, options, laws, points, batch_laws, times)
+    return Inputs(study, optima, best, budget, baseline.series, baseline.rule, options, laws, points, batch_laws, times)
 
 
 def _loss_laws(best: pd.DataFrame, series: list[str], baseline: str, optima: Optima, options: Options) -> IsoLoss | str:
@@ -190,6 +193,7 @@ def _settings(inputs: Inputs) -> Settings:
         confidence=CONFIDENCE,
         tokens_per_parameter=inputs.budget,
         baseline=inputs.baseline,
+        baseline_rule=inputs.baseline_rule,
         cbs_threshold=PLATEAU,
         cbs_overhead=critical_batch_size.OVERHEAD,
         plateau=PLATEAU,

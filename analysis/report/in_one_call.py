@@ -30,7 +30,8 @@ def report(
         study: The runs, of `load_study`.
         out: A folder, made where it is not there.
         title: Of the page.
-        baseline: Series that ratios are relative to; None for DDP-AdamW where there is one, else the first.
+        baseline: Series that ratios are relative to; None for DDP-AdamW; where there is none, of the
+            data-parallel series the one with the most sizes, then runs.
         budget: Tokens per parameter to compare at; None for that at which most sizes were trained.
         bootstrap: Resamples behind each interval; 0 for none.
         seed: Of the resampling.

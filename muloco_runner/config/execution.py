@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
@@ -63,6 +63,8 @@ class ExecutionConfig:
     loss, of those at `evaluate_interval_steps`; last_N: the newest N; a list of steps, such as [1000,2000], after which
     one is written; best_of_sweep: final, and when its sweep is over only the best run's of each series and size. null:
     final for a run trained by itself, none in a sweep, where hundreds of large models would fill a disk."""
+    branch_steps: list[int] | None = None
+    """Steps whose checkpoints stay besides: set by a sweep, whose branches go on from them."""
     final_checkpoint: bool | None = None
     """The earlier name of two values of `keep`: true is final, false none."""
     wall_minutes: float | None = None
@@ -109,10 +111,12 @@ class ExecutionConfig:
 
     @property
     def keeps(self) -> Keep:
-        """What `keep` and `final_checkpoint` ask for."""
+        """What `keep`, `final_checkpoint` and `branch_steps` ask for."""
         if self.keep is None:
-            return Keep("none" if self.final_checkpoint is False else "final")
-        return read_keep(self.keep)
+            keep = Keep("none" if self.final_checkpoint is False else "final")
+        else:
+            keep = read_keep(self.keep)
+        return replace(keep, steps=tuple(sorted({*keep.steps, *(self.branch_steps or ())})))
 
     def check(self, num_steps: int) -> None:
         """Steps of `keep` and `profile` that a run of so many does not reach raise `ConfigError`."""

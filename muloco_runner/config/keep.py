@@ -9,7 +9,7 @@ from typing import Any, Literal, assert_never
 
 from muloco_runner.config.checks import ConfigError, require
 
-KeepKind = Literal["none", "final", "last", "best", "best_of_sweep", "steps"]
+KeepKind = Literal["none", "final", "last", "best", "best_of_sweep"]
 _NAMES: dict[str, KeepKind] = {"none": "none", "final": "final", "best": "best", "best_of_sweep": "best_of_sweep"}
 _LAST = re.compile(r"last_([1-9]\d*)")
 
@@ -22,6 +22,7 @@ class Keep:
     number: int = 1
     """Of the newest checkpoints that stay: N of last_N."""
     steps: tuple[int, ...] = ()
+    """Those whose checkpoints stay besides, ascending."""
 
     @property
     def keeps_end(self) -> bool:
@@ -33,26 +34,23 @@ class Keep:
         """Checkpoints of a finished run, at most."""
         match self.kind:
             case "none":
-                return 0
-            case "final" | "best" | "best_of_sweep" | "last":
-                return self.number
-            case "steps":
                 return len(self.steps)
+            case "final" | "best" | "best_of_sweep" | "last":
+                return self.number + len(self.steps)
             case unknown:
                 assert_never(unknown)
 
     def after_end(self, steps: Sequence[int], best: int | None) -> set[int]:
         """Which of the checkpoints of a run that has ended stay. `steps` are theirs, ascending; `best` is the step of
         the lowest validation loss, None where there was none."""
+        besides = set(steps) & set(self.steps)
         match self.kind:
             case "none":
-                return set()
+                return besides
             case "final" | "last" | "best_of_sweep":
-                return set(steps[-self.number :])
+                return besides | set(steps[-self.number :])
             case "best":
-                return set(steps) & {best}
-            case "steps":
-                return set(steps) & set(self.steps)
+                return besides | (set(steps) & {best})
             case unknown:
                 assert_never(unknown)
 
@@ -75,7 +73,7 @@ def read_keep(value: Any) -> Keep:
     if isinstance(value, Collection) and not isinstance(value, str | dict) and value:
         steps = list(value)
         if all(isinstance(step, int) and not isinstance(step, bool) and step > 0 for step in steps):
-            return Keep("steps", steps=tuple(sorted(set(steps))))
+            return Keep("none", steps=tuple(sorted(set(steps))))
     raise ConfigError(
         f"execution.keep={value}: must be none, final, best, best_of_sweep, last_N such as last_3, or a list of steps "
         "such as [1000,2000]"

@@ -34,6 +34,11 @@ class ScheduleConfig(ABC):
     def check(self, num_steps: int) -> None:  # noqa: B027  # most schedules are those of any run
         """A run of so many steps that it cannot be the schedule of raises `ConfigError`; by default there is none."""
 
+    def stable_until(self, num_steps: int) -> int | None:
+        """Up to which step a run of so many, once warm, stays at the peak whatever its length; None where its rates
+        depend on that from the first step after warm-up on."""
+        return None
+
     @abstractmethod
     def decay(self, step: int, warmup: int, total: int) -> float:
         """After warm-up, 1 at the peak down to 0 at `final_lr_fraction`. `step`, from 0, is one of `total` steps."""
@@ -76,8 +81,14 @@ class WarmupStableDecayConfig(ScheduleConfig):
         )
 
     def decay(self, step: int, warmup: int, total: int) -> float:
-        decay_steps = self.decay_steps or max(1, round(self.decay_fraction * total))
-        return min(1.0, (total - step) / decay_steps)
+        return min(1.0, (total - step) / self._decay_steps_of(total))
+
+    def _decay_steps_of(self, total: int) -> int:
+        return self.decay_steps or max(1, round(self.decay_fraction * total))
+
+    def stable_until(self, num_steps: int) -> int:
+        # The first of its decay's steps still has the peak rate.
+        return max(0, num_steps - self._decay_steps_of(num_steps) + 1)
 
     def check(self, num_steps: int) -> None:
         require(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from muloco_runner.config import ConfigError
 from muloco_runner.flags import Parser, any_number, any_path, any_text, one_of, whole_number
-from muloco_runner.record import ExitCode, RecordError, RunFolder
+from muloco_runner.record import AlreadyRunning, ExitCode, RecordError, RunFolder
 
 if TYPE_CHECKING:
     from muloco_runner.inference.load import LoadedRun
@@ -90,7 +90,7 @@ def make_parser() -> Parser:
     exporting.add_argument(
         "--dtype", type=one_of("float32", "bfloat16"), default="float32", metavar="NAME", help="float32 or bfloat16"
     )
-    going_on = _command(commands, "continue", "train on to a larger budget", _continue)
+    going_on = _command(commands, "continue", "train on to another budget", _continue)
     going_on.add_argument(
         "--tokens-per-parameter", type=any_number(40, is_open=True), required=True, metavar="D/N", help="the new budget"
     )
@@ -316,7 +316,10 @@ def _continue(arguments: argparse.Namespace) -> ExitCode:
         raise ConfigError("--worker has no effect on continue, which takes all workers: leave it out")
     execution = compose_app_config([*arguments.set, f"execution.device={arguments.device}"]).execution
     parent = RunFolder(find_folder(arguments.model, arguments.root))
-    child = prepare_continuation(parent, arguments.tokens_per_parameter, arguments.step)
+    try:
+        child = prepare_continuation(parent, arguments.tokens_per_parameter, arguments.step)
+    except AlreadyRunning as error:
+        raise ConfigError(str(error)) from None
     print(f"{parent.run_id} goes on as {child.run_id}: {child.path}", flush=True)
     if arguments.only_prepare:
         return ExitCode.FINISHED

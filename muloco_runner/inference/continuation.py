@@ -1,14 +1,12 @@
-"""More tokens for a run: the run of a larger budget, begun from a checkpoint that it would have come to itself.
+"""Another budget for a run: the run of that budget, begun from a checkpoint that it would have come to itself.
 
 Up to the first step at which their learning rates differ, two runs that differ in their budget alone are one. So the
-longer one is named as any other run of its config is, and ends to the bit as if it had been asked for at once.
+other one is named as any other run of its config is, and ends to the bit as if it had been asked for at once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import time
@@ -23,8 +21,9 @@ from muloco_runner.training.learning_rate import lr_fraction
 def prepare_continuation(parent: RunFolder, tokens_per_parameter: float, step: int | None = None) -> RunFolder:
     """Make the folder of the run of this budget beside its parent's, with the parent's record and checkpoint.
 
-    step: of the checkpoint to go on from; None for the newest that the longer run would have come to. A folder that
-    has begun is left as it is. A run that cannot go on raises `ConfigError`, which says what would let it.
+    The parent may still be training. step: of the checkpoint to go on from; None for the newest that the other run
+    would have come to. A folder that has begun is left as it is. A run that cannot go on raises `ConfigError`, which
+    says what would let it; one that another process trains `AlreadyRunning`.
     """
     try:
         config, header = RunConfig.from_dict(parent.read_config()), parent.read_header()
@@ -32,19 +31,19 @@ def prepare_continuation(parent: RunFolder, tokens_per_parameter: float, step: i
     except RecordError as error:
         raise ConfigError(str(error)) from None
     run = dataclasses.replace(config, tokens_per_parameter=tokens_per_parameter)
-    if run.num_steps <= config.num_steps:
+    if run.num_steps == config.num_steps:
         raise ConfigError(
-            f"--tokens-per-parameter {tokens_per_parameter:g} is {run.num_steps} steps, and {parent.path} has "
-            f"{config.num_steps}: give more"
+            f"--tokens-per-parameter {tokens_per_parameter:g} is {run.num_steps} steps, as many as {parent.path} has: "
+            "give another budget"
         )
     child = RunFolder.of(parent.path.parents[1], run.run_id)
-    if child.result_file.exists() or child.checkpoint_steps():
+    if has_begun(child):
         return child
     if not parent.checkpoint_steps() or header is None:
         raise ConfigError(f"{parent.path} {why_without_weights(result)}")
     step = _chosen_step(parent, config, run, step)
     child.write_config(run.to_dict())
-    longer = dataclasses.replace(
+    other = dataclasses.replace(
         header,
         run_id=run.run_id,
         config=run.to_dict(),
@@ -53,21 +52,30 @@ def prepare_continuation(parent: RunFolder, tokens_per_parameter: float, step: i
         created_at=time.time(),
     )
     lines: list[RecordHeader | StepRecord] = [
-        longer,
+        other,
         *(record for record in parent.read_steps() if record.step <= step),
     ]
-    write_atomically(child.record_file, "".join(to_line(line) for line in lines))
-    write_atomically(child.path / "parent.json", json.dumps({"run_id": config.run_id, "step": step}) + "\n")
-    _copy(parent.checkpoint_at(step), child.checkpoint_at(step))
+    with child.exclusive_use():
+        # Another process may have begun it since.
+        if not has_begun(child):
+            write_atomically(child.record_file, "".join(to_line(line) for line in lines))
+            child.write_parent(config.run_id, step)
+            _copy(parent.checkpoint_at(step), child.checkpoint_at(step))
     return child
+
+
+def has_begun(folder: RunFolder) -> bool:
+    """Whether the run has a result, or a checkpoint from which it would go on."""
+    return folder.result_file.exists() or bool(folder.checkpoint_steps())
 
 
 def _chosen_step(parent: RunFolder, config: RunConfig, run: RunConfig, step: int | None) -> int:
     """The step of the checkpoint to go on from. Where none will do `ConfigError` says why."""
     total = config.num_steps
-    parted = next((s for s in range(total) if lr_fraction(config, s) != lr_fraction(run, s)), total)
-    # Its last step ended it: DiLoCo's workers were brought together there, whatever the interval.
-    most = min(parted, total - 1)
+    shared = min(total, run.num_steps)
+    parted = next((s for s in range(shared) if lr_fraction(config, s) != lr_fraction(run, s)), shared)
+    # A last step ends a run: DiLoCo's workers are brought together there, whatever the interval.
+    most = min(parted, total - 1, run.num_steps - 1)
     steps = parent.checkpoint_steps()
     usable = [one for one in steps if one <= most]
     if step in usable or (step is None and usable):
@@ -87,7 +95,10 @@ def _chosen_step(parent: RunFolder, config: RunConfig, run: RunConfig, step: int
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a checkpoint, complete once it has its name; its files, which nobody changes, are shared where possible."""
+    """Copy a checkpoint, complete once it has its name; its files, which nobody changes, are shared where possible.
+
+    Nobody else writes to the target's folder meanwhile.
+    """
     draft = target.with_name(f".{target.name}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -96,5 +107,4 @@ def _copy(source: Path, target: Path) -> None:
             os.link(file, draft / file.name)
         except OSError:
             shutil.copy2(file, draft / file.name)
-    with contextlib.suppress(FileExistsError):
-        draft.rename(target)
+    draft.rename(target)

@@ -15,7 +15,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -44,10 +46,15 @@ WANDB_FAILURE = "wandb-failure.txt"
 """In an attempt's folder: one line on why Weights & Biases has not got its records."""
 CHECKPOINTS_KEPT = 2
 """Checkpoints of a run that trains, besides one that is being written."""
+PARENT = "parent.json"
 _RENAMED = {"lr": "scheduled_lr"}
 """Quantities of a logged step: their names in older records -> their names now."""
 
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
+
+
+class AlreadyRunning(RuntimeError):
+    """Another process works in this run's folder."""
 
 
 class RunFolder:
@@ -106,6 +113,17 @@ class RunFolder:
     def attempt_dir(self, attempt: int) -> Path:
         return self.path / "attempts" / str(attempt)
 
+    @contextlib.contextmanager
+    def exclusive_use(self) -> Iterator[None]:
+        """Holds the folder's lock, which the kernel releases when the process dies; where another process holds it,
+        raises `AlreadyRunning`."""
+        with open(self.path / ".lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise AlreadyRunning(f"{self.path}: another process is training this run") from None
+            yield
+
     # Reading
 
     def read_config(self) -> dict[str, Any]:
@@ -125,6 +143,15 @@ class RunFolder:
 
     def read_result(self) -> RunResult | None:
         return _read_json(self.result_file, RunResult)
+
+    def read_parent(self) -> tuple[str, int] | None:
+        """The id of the run whose checkpoint it began from, and the step of that; None of a run that began by itself,
+        or where the file is damaged."""
+        try:
+            values = json.loads((self.path / PARENT).read_text())
+            return str(values["run_id"]), int(values["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def read_header(self) -> RecordHeader | None:
         """The header of the record, or None where no complete one was written."""
@@ -161,6 +188,10 @@ class RunFolder:
     def write_config_sources(self, sources: Mapping[str, Any]) -> None:
         """Writes which folders the config was composed from last, and which built-in files were shadowed."""
         write_atomically(self.path / "config_sources.json", json.dumps(sources, indent=1) + "\n")
+
+    def write_parent(self, run_id: str, step: int) -> None:
+        """Says from which run's checkpoint this one begins."""
+        write_atomically(self.path / PARENT, json.dumps({"run_id": run_id, "step": step}) + "\n")
 
     def write_status(self, status: RunStatus) -> None:
         status.updated_at = time.time()

@@ -77,12 +77,12 @@ class Checkpointing:
     def _is_to_be_kept(self, validation_loss: float | None) -> bool:
         """Whether the state after this step is; the same on all ranks."""
         step, best = self.state.step, self.state.best
-        if self._keep.kind != "best":
-            return step in self._keep.steps
-        if validation_loss is None or not validation_loss < (math.inf if best is None else best[0]):
-            return False
-        self.state.best = (validation_loss, step)
-        return True
+        lowest = math.inf if best is None else best[0]
+        is_best = self._keep.kind == "best" and validation_loss is not None and validation_loss < lowest
+        if is_best:
+            assert validation_loss is not None
+            self.state.best = (validation_loss, step)
+        return is_best or step in self._keep.steps
 
     def _settle_what_is_kept(self) -> None:
         """Says which of the checkpoints stay; one that should be there and is not costs a line."""
@@ -90,7 +90,8 @@ class Checkpointing:
         if keep.kind != "best":
             self.state.best = None
         best = self.state.best
-        self.store.kept_besides = frozenset(keep.steps if best is None else {best[1]})
+        self.store.kept_steps = frozenset(keep.steps)
+        self.store.kept_best = frozenset() if best is None else frozenset({best[1]})
         if not self.session.communicator.topology.is_main or not step:
             return
         there = set(self.session.folder.checkpoint_steps())
@@ -108,7 +109,7 @@ class Checkpointing:
 
     def _begin(self, kept: bool) -> None:
         """Returns when the state is copied; it is written while training goes on. `kept`: it is to stay."""
-        if kept and self._keep.kind == "best":
+        if kept and self.state.best is not None and self.state.best[1] == self.state.step:
             self.store.keep_best(self.state.step)
         self.phases.state_copied()
         self.store.begin(self.state.snapshot())

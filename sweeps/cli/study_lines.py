@@ -31,6 +31,12 @@ def plan_lines(sweep: Sweep) -> Iterator[str]:
     )
     if study.extend is not None:
         yield from _extend_lines(study, study.extend)
+    if study.tune is not None:
+        yield (
+            "tune: one key at a time around the best setting so far, until none improves the loss by more than "
+            f"{study.tune.threshold:g} nats; at most {study.tune.max_runs:,} more for each series and size"
+        )
+        yield from _lattice_lines(study)
     if study.replicate is not None:
         yield f"replicate: the {study.replicate.best} best settings of each get {study.replicate.seeds} seeds"
     if study.decide is not None:
@@ -44,6 +50,11 @@ def _extend_lines(study: Study, rule: ExtendRule) -> Iterator[str]:
         f"extend: until every best value has {plural(rule.margin, 'point')} on each side; at most "
         f"{rule.max_runs:,} more for each series and size"
     )
+    yield from _lattice_lines(study)
+
+
+def _lattice_lines(study: Study) -> Iterator[str]:
+    """Yield what the keys may become, and of which groups."""
     found: dict[str, list[str]] = {}
     for group in study.groups:
         axes = [axis for axis in (*group.axes, group.batches) if axis.grows]
@@ -88,9 +99,9 @@ def most_added(study: Study) -> int:
     paired = {id for ids in study.decide.contests for id in ids} if study.decide is not None else set[str]()
     most = 0
     for group in study.groups:
-        if study.extend is not None:
+        if study.grows_by is not None:
             more = max(0, group.most_settings - there[group.id]) * len(group.seeds)
-            most += min(study.extend.max_runs, more)
+            most += min(study.grows_by.max_runs, more)
         if study.replicate is not None:
             most += study.replicate.best * max(0, study.replicate.seeds - len(group.seeds))
         if study.decide is not None and group.id in paired:
@@ -99,7 +110,7 @@ def most_added(study: Study) -> int:
 
 
 def _bounds(axis: Axis) -> str:
-    own = f"{axis.values[axis.first]:.6g} to {axis.values[axis.last]:.6g}"
+    own = " to ".join(dict.fromkeys(f"{axis.values[position]:.6g}" for position in (axis.first, axis.last)))
     return f"{axis.key} {own}, within {axis.values[0]:.6g} to {axis.values[-1]:.6g}"
 
 

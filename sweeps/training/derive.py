@@ -48,5 +48,8 @@ def derived(run: RunConfig, values: Mapping[str, Any]) -> RunConfig:
             there = there.get(name) if isinstance(there, dict) else None
         if not isinstance(there, dict) or last not in there:
             raise ConfigError(f"{key}: {run.algorithm} has no such setting")
-        there[last] = type(there[last])(value) if isinstance(there[last], int | float) else value
+        before = there[last]
+        if isinstance(before, int) and value != int(value):
+            raise ConfigError(f"{key}={value:g}: it takes whole numbers")
+        there[last] = type(before)(value) if isinstance(before, int | float) else value
     return RunConfig.from_dict(plain)

@@ -1,4 +1,4 @@
-"""`extend:`, `replicate:` and `decide:` of a sweep file and of the command line, read and checked.
+"""`extend:`, `tune:`, `replicate:` and `decide:` of a sweep file and of the command line, read and checked.
 
     extend: [inner_optimizer.lr, global_batch_tokens]      # short for:
     extend:
@@ -7,6 +7,7 @@
         global_batch_tokens: {}
       margin: 1                                            # points on each side of a best value
       max_runs: 200                                        # most that are added to each series and size
+    tune: ...                                              # instead of extend (`sweeps.training.tune_keys`)
     replicate: {best: 2, seeds: 3}                         # seeds of the best settings of each series and size
     decide: {pairs: [[muloco, ddp_muon]], gap: 0.004, confidence: 0.95, max_seeds: 20}
     decide: {rule: nanogpt_pair, pairs: [[muloco, ddp_muon]]}            # the public 124M benchmark's formulas
@@ -21,9 +22,9 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeGuard
+from typing import Any
 
 from muloco_runner.config import ConfigError, RunConfig
 from sweeps.engine.tuning.benchmark_rules import BenchmarkPair, BenchmarkTarget
@@ -43,8 +44,10 @@ from sweeps.engine.tuning.study import (
 )
 from sweeps.training.lattice import Bounds, axis_of
 from sweeps.training.model_names import model_name
+from sweeps.training.study_values import check_counts, check_known, is_number, mapping
+from sweeps.training.tune_keys import Tune, read_tune, tune_axis
 
-STUDY_KEYS = ("extend", "replicate", "decide")
+STUDY_KEYS = ("extend", "tune", "replicate", "decide")
 """Keys of a sweep file that say how the sweep goes on by its results."""
 _TUNED = ("inner_optimizer", "schedule", "gradient_clip_norm")
 """Parts of a run's config that are its hyper-parameters, with its outer optimizer."""
@@ -74,6 +77,12 @@ class StudyFile:
     extend: Extend | None = None
     replicate: ReplicateRule | None = None
     decide: Decide | None = None
+    tune: Tune | None = None
+
+    @property
+    def grown_keys(self) -> Collection[str]:
+        """Keys of which settings with other values are added."""
+        return (self.extend or self.tune or Extend()).keys
 
 
 def split_study(
@@ -93,7 +102,7 @@ def split_study(
             given[key] = values[0]
         else:
             before = {} if given[key] is None else {"keys": given[key]} if isinstance(given[key], list) else given[key]
-            given[key] = {**_mapping(key, before), below: values[0]}
+            given[key] = {**mapping(key, before), below: values[0]}
     plain = {key: value for key, value in sweep.items() if key not in STUDY_KEYS}
     on = {key: value for key, value in given.items() if value is not None and value is not False}
     if not on:
@@ -102,21 +111,26 @@ def split_study(
         _read_extend(on["extend"]) if "extend" in on else None,
         _read_replicate(on["replicate"]) if "replicate" in on else None,
         _read_decide(on["decide"]) if "decide" in on else None,
+        read_tune(on["tune"]) if "tune" in on else None,
     )
-    if study.extend is not None:
-        _check_independent(plain, study.extend)
+    if study.extend is not None and study.tune is not None:
+        raise ConfigError(
+            "extend and tune: a sweep looks for its best settings by one rule: extend goes on with whole grids, tune "
+            "with one key at a time: drop one (extend=null or tune=null on the command line)"
+        )
+    _check_independent(plain, "extend" if study.extend is not None else "tune", study.grown_keys)
     return plain, rest, study
 
 
 def _read_replicate(given: Any) -> ReplicateRule:
-    entry = _mapping("replicate", given)
-    _check_known("replicate", entry, [one.name for one in fields(ReplicateRule)])
-    _check_counts("replicate", entry, 1)
+    entry = mapping("replicate", given)
+    check_known("replicate", entry, [one.name for one in fields(ReplicateRule)])
+    check_counts("replicate", entry, 1)
     return ReplicateRule(**entry)
 
 
 def _read_decide(given: Any) -> Decide:
-    entry = _mapping("decide", given)
+    entry = mapping("decide", given)
     name = entry.pop("rule", next(iter(CONTEST_RULES)))
     if name not in CONTEST_RULES:
         raise ConfigError(f"decide.rule={name}: no such rule; known here: {', '.join(CONTEST_RULES)}")
@@ -130,12 +144,12 @@ def _read_decide(given: Any) -> Decide:
                 f"{', '.join(CONTEST_RULES)}"
             )
     contests = _read_contests(named, entry.pop(named, None))
-    _check_counts("decide", {key: value for key, value in entry.items() if key == "max_seeds"}, FIRST_SEEDS)
+    check_counts("decide", {key: value for key, value in entry.items() if key == "max_seeds"}, FIRST_SEEDS)
     if kind is PairRule:
         _check_sequential(entry)
     elif kind is BenchmarkTarget:
         target = entry.get("target")
-        if not _is_number(target) or not 0 < target < math.inf:
+        if not is_number(target) or not 0 < target < math.inf:
             raise ConfigError(f"decide.target={target}: give the loss, in nats per token, that is to be reached")
     return Decide(contests, kind(**entry))
 
@@ -152,33 +166,18 @@ def _read_contests(named: str, given: Any) -> list[tuple[str, ...]]:
 
 def _check_sequential(entry: Mapping[str, Any]) -> None:
     gap = entry.get("gap")
-    if not _is_number(gap) or not 0 <= gap < math.inf:
+    if not is_number(gap) or not 0 <= gap < math.inf:
         raise ConfigError(
             f"decide.gap={gap}: say within which difference of losses, in nats, a pair is a tie: gap: 0.004"
         )
     confidence = entry.get("confidence", PairRule.confidence)
-    if not _is_number(confidence) or not 0.5 <= confidence < 1:
+    if not is_number(confidence) or not 0.5 <= confidence < 1:
         raise ConfigError(f"decide.confidence={confidence}: give a number from 0.5 to below 1")
 
 
-def _check_known(where: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in entry:
-        if key not in known:
-            raise ConfigError(f"{where}.{key}: no such key; known here: {', '.join(known)}")
-
-
-def _check_counts(where: str, entry: Mapping[str, Any], least: int) -> None:
-    for key, value in entry.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{where}.{key}={value}: give a whole number of {_NUMBER_WORDS[least]} or more")
-
-
-_NUMBER_WORDS = {1: "one", 4: "four"}
-
-
 def _read_extend(given: Any) -> Extend:
-    entry = {"keys": given} if isinstance(given, list) else _mapping("extend", given)
-    _check_known("extend", entry, ["keys", *(one.name for one in fields(ExtendRule))])
+    entry = {"keys": given} if isinstance(given, list) else mapping("extend", given)
+    check_known("extend", entry, ["keys", *(one.name for one in fields(ExtendRule))])
     keys = entry.get("keys")
     keys = dict.fromkeys(keys) if isinstance(keys, list) else keys
     if not isinstance(keys, Mapping) or not keys:
@@ -186,30 +185,20 @@ def _read_extend(given: Any) -> Extend:
             "extend.keys: name the keys that are to grow, such as [inner_optimizer.lr, global_batch_tokens]"
         )
     numbers: dict[str, Any] = {key: value for key, value in entry.items() if key != "keys"}
-    _check_counts("extend", numbers, 1)
+    check_counts("extend", numbers, 1)
     return Extend({str(key): _read_bounds(str(key), bounds) for key, bounds in keys.items()}, ExtendRule(**numbers))
 
 
 def _read_bounds(key: str, given: Any) -> Bounds:
-    entry = _mapping(f"extend.keys.{key}", given or {})
-    _check_known(f"extend.keys.{key}", entry, [one.name for one in fields(Bounds)])
+    entry = mapping(f"extend.keys.{key}", given or {})
+    check_known(f"extend.keys.{key}", entry, [one.name for one in fields(Bounds)])
     for name, value in entry.items():
-        if not _is_number(value) or not math.isfinite(value):
+        if not is_number(value) or not math.isfinite(value):
             raise ConfigError(f"extend.keys.{key}.{name}={value}: give a number, such as 1e-5 written as 1.0e-5")
     return Bounds(**entry)
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _mapping(where: str, given: Any) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{where}={given!r}: give keys with their values, or a list of the keys that are to grow")
-    return {str(key): value for key, value in given.items()}
-
-
-def _check_independent(sweep: Mapping[str, Any], extend: Extend) -> None:
+def _check_independent(sweep: Mapping[str, Any], name: str, keys: Collection[str]) -> None:
     """Refuses what ties other settings to the values of a key: a new value would be without them."""
     grids = sweep.get("grids")
     for number, grid in enumerate(grids if isinstance(grids, list) else []):
@@ -217,36 +206,37 @@ def _check_independent(sweep: Mapping[str, Any], extend: Extend) -> None:
             continue
         lines = [*(grid.get("when") or []), *({"if": line} for line in grid.get("exclude") or [])]
         tied = {**(grid.get("zip") or {}), **{key: 0 for line in lines for key in (line or {}).get("if") or {}}}
-        for key in extend.keys:
+        for key in keys:
             if key in tied:
                 raise ConfigError(
-                    f"extend: {key} stands in a zip, an `if` or an exclude of sweep.grids[{number}], which says "
-                    "nothing of the values that are added: vary it in a product of its own, or do not extend it"
+                    f"{name}: {key} stands in a zip, an `if` or an exclude of sweep.grids[{number}], which says "
+                    "nothing of the values that are added: vary it in a product of its own, or leave it out here"
                 )
 
 
 def study_of(file: StudyFile, runs: Mapping[str, RunConfig]) -> Study:
     """The study that a sweep file makes of a sweep's runs, by name. Mistakes raise `ConfigError`."""
-    extend = file.extend or Extend()
+    where = "extend.keys" if file.tune is None else "tune.coordinates"
     members: dict[str, list[tuple[str, RunConfig]]] = {}
     for name, run in runs.items():
         members.setdefault(_identity(run), []).append((name, run))
-    for key in extend.keys:
+    for key in file.grown_keys:
         if key != BATCH and not any(_value(run, key) is not None for run in runs.values()):
-            raise ConfigError(f"extend.keys: {key}: no run of this sweep has such a setting, with a number as value")
+            raise ConfigError(f"{where}: {key}: no run of this sweep has such a setting, with a number as value")
     labels = _labels([found[0][1] for found in members.values()])
     groups: list[Group] = []
     places: dict[str, Place] = {}
     for (identity, found), label in zip(members.items(), labels, strict=True):
-        group = _group(identity, label, extend, [run for _, run in found])
+        group = _group(identity, label, file, [run for _, run in found])
         groups.append(group)
         places |= {name: _place(group, run) for name, run in found}
     decide = None
     if file.decide is not None:
         sizes = {identity: model_name(found[0][1].num_params) for identity, found in members.items()}
         decide = DecideRule(tuple(_contests(file.decide, groups, sizes)), file.decide.rule)
-    rule = file.extend.rule if file.extend is not None else None
-    return Study(tuple(groups), places, rule, "sweeps.training.derive", file.replicate, decide)
+    extend = file.extend.rule if file.extend is not None else None
+    tune = file.tune.rule if file.tune is not None else None
+    return Study(tuple(groups), places, extend, "sweeps.training.derive", file.replicate, decide, tune)
 
 
 def _contests(decide: Decide, groups: Sequence[Group], sizes: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
@@ -319,7 +309,7 @@ def _value(run: RunConfig, key: str) -> float | None:
     there: Any = run.to_dict()
     for name in key.split("."):
         there = there.get(name) if isinstance(there, dict) else None
-    return there if _is_number(there) else None
+    return there if is_number(there) else None
 
 
 def _labels(runs: Sequence[RunConfig]) -> list[tuple[str, str, str]]:
@@ -339,22 +329,34 @@ def _labels(runs: Sequence[RunConfig]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _group(identity: str, words: tuple[str, str, str], extend: Extend, runs: Sequence[RunConfig]) -> Group:
+def _group(identity: str, words: tuple[str, str, str], file: StudyFile, runs: Sequence[RunConfig]) -> Group:
     label, series, scale = words
-    axes = []
-    for key, bounds in extend.keys.items():
-        values = sorted({value for run in runs if (value := _value(run, key)) is not None})
-        if values and key != BATCH:
-            axes.append(axis_of(key, label, values, bounds, runs[0]))
-    batches = sorted({run.global_batch_tokens for run in runs})
-    if BATCH in extend.keys:
-        axis = axis_of(BATCH, label, batches, extend.keys[BATCH], runs[0])
+    axes = [_axis(key, label, file, runs) for key in file.grown_keys if key != BATCH and _has_key(key, label, runs)]
+    if BATCH in file.grown_keys:
+        axis = _axis(BATCH, label, file, runs)
     else:
+        batches = sorted({run.global_batch_tokens for run in runs})
         axis = Axis(BATCH, tuple(batches), 0, len(batches) - 1, grows=False)
     shared = frozenset.intersection(*_seeds_of_settings(runs))
     seeds = tuple(sorted(shared or {runs[0].seed}))
     budget = runs[0].tokens_per_parameter * runs[0].num_params
     return Group(identity, label, axis, tuple(axes), seeds, series, scale, budget)
+
+
+def _has_key(key: str, label: str, runs: Sequence[RunConfig]) -> bool:
+    """Whether all runs of a group have a number there, or none; some and not all raise `ConfigError`."""
+    found = {_value(run, key) is not None for run in runs}
+    if len(found) > 1:
+        raise ConfigError(f"{key}: some runs of {label} have a number there and others do not: give all of them one")
+    return found == {True}
+
+
+def _axis(key: str, label: str, file: StudyFile, runs: Sequence[RunConfig]) -> Axis:
+    own = sorted({value for run in runs if (value := _value(run, key)) is not None})
+    if file.tune is not None:
+        return tune_axis(key, label, own, file.tune.keys[key], runs[0], _identity)
+    assert file.extend is not None
+    return axis_of(key, label, own, file.extend.keys[key], runs[0])
 
 
 def _seeds_of_settings(runs: Sequence[RunConfig]) -> list[frozenset[int]]:

@@ -13,9 +13,9 @@ from analysis.optima import RunsBehind
 from analysis.page.figures.num_workers import plot_num_workers
 from analysis.page.page_table import Column, Table
 from analysis.page.table_fields import LOSS, LOSS_SE, SERIES, SIZE, WHY_NOT, against, estimate, stands_on, table
+from analysis.questions.compared_pairs import partners
 from analysis.questions.question import Inputs, Part
 from analysis.seeds import Comparison, compare_seeds
-from analysis.style import Style, partner_of
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,18 @@ class WorkerCounts:
 
 def worker_counts(inputs: Inputs) -> WorkerCounts:
     """Loss against K over that of each series' partner (`partner_of`), and the law L = A N^a K^b."""
+    best, partner = inputs.best, partners(inputs.best, inputs.options.style)
     points = [
         point
-        for row in inputs.best.to_dict("records")
-        if (point := _point(row, inputs.best, inputs.options.style)) is not None
+        for row in best.to_dict("records")
+        if row["series"] in partner and (point := _point(row, best, partner[row["series"]])) is not None
     ]
     return WorkerCounts(points, [_law(name, points, inputs) for name in sorted({point.algorithm for point in points})])
 
 
-def _point(row: Any, best: pd.DataFrame, style: Style) -> WorkerPoint | None:
-    same = best[best["algorithm"] == row["algorithm"]]
-    workers = dict(zip(same["series"], same["num_workers"], strict=True))
-    partner = partner_of(style, row["series"], row["algorithm"], workers, set(best["series"]))
+def _point(row: Any, best: pd.DataFrame, partner: str) -> WorkerPoint | None:
     reference = best[(best["series"] == partner) & (best["num_params"] == row["num_params"])]
-    if partner is None or partner == row["series"] or reference.empty:
+    if reference.empty:
         return None
     (other,) = reference.to_dict("records")
     names = ("series", "algorithm", "num_params", "num_workers", "loss", "loss_se", "seeds", "pseudogradient_cosine")

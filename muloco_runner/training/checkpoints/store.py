@@ -62,8 +62,10 @@ class CheckpointStore:
         """Why the last checkpoint was not written, if it was not."""
         self.newest_kept = CHECKPOINTS_KEPT
         """Number of the newest checkpoints that stay; to be set before `load`, which looks for as many."""
-        self.kept_besides: frozenset[int] = frozenset()
+        self.kept_steps: frozenset[int] = frozenset()
         """Steps whose checkpoints stay besides these."""
+        self.kept_best: frozenset[int] = frozenset()
+        """The step of the best one, where that is to stay, and while it is being written of the best one before."""
         self._buffers = HostBuffers(pinned)
         self._intact: list[int] = []
         """Steps of checkpoints not known to be damaged, ascending."""
@@ -167,7 +169,7 @@ class CheckpointStore:
         os.rename(temporary, final)
         sync_folder(self.folder)
         newest = [*(known for known in self._intact if known < step), step][-self.newest_kept :]
-        self._remove_all_but({*newest, *self.kept_besides})
+        self._remove_all_but({*newest, *self.kept_steps, *self.kept_best})
 
     def _remove_all_but(self, steps: set[int]) -> None:
         kept = {self._final(step) for step in steps}
@@ -211,12 +213,13 @@ class CheckpointStore:
 
     def trim(self, keep: Keep) -> None:
         """Removes the checkpoints of a run that has ended which are not to be kept, from the main rank."""
-        best = max(self._there(self.kept_besides), default=None)
-        self._remove_all_but(keep.after_end(sorted(self._there({*self._intact, *self.kept_besides})), best))
+        best = max(self._there(self.kept_best), default=None)
+        there = self._there({*self._intact, *self.kept_steps, *self.kept_best})
+        self._remove_all_but(keep.after_end(sorted(there), best))
 
     def keep_best(self, step: int) -> None:
         """Keeps the checkpoint of this step, which is about to be written, and until then the best one before."""
-        self.kept_besides = frozenset([*sorted(self._there(self.kept_besides))[-1:], step])
+        self.kept_best = frozenset([*sorted(self._there(self.kept_best))[-1:], step])
 
     def _there(self, steps: Iterable[int]) -> set[int]:
         return {step for step in steps if self._final(step).is_dir()}

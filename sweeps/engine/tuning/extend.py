@@ -19,33 +19,10 @@ first key's values go down.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from muloco_runner.record import PLATEAU, best_of
-from sweeps.engine.tuning.study import Axis, ExtendRule, Group, Results, Setting
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A setting that a group lacks."""
-
-    setting: Setting
-    like: Setting
-    """A setting of the sweep that it is derived from."""
-    why: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a group lacks, and which bounds keep it from being bracketed."""
-
-    wanted: list[Wanted]
-    bounds: list[str]
-    """Edges that cannot be moved, one sentence each."""
-
-    @property
-    def is_interior(self) -> bool:
-        return not self.wanted and not self.bounds
+from sweeps.engine.tuning.group_verdict import Verdict, Wanted
+from sweeps.engine.tuning.study import Axis, ExtendRule, Group, Results, Setting, moved
 
 
 def verdict_on(group: Group, results: Results, rule: ExtendRule) -> Verdict:
@@ -171,7 +148,7 @@ class _Look:
                 for direction in (-1, 1):
                     position = centre.at[number] + direction * distance
                     if 0 <= position < len(own.values):
-                        yield Wanted(_moved(centre, number, position)._replace(batch=batch), centre, why)
+                        yield Wanted(moved(centre, number, position)._replace(batch=batch), centre, why)
 
     def _around(self, batch: int) -> Iterator[Wanted]:
         """What the best setting of a batch lacks beside it."""
@@ -195,20 +172,20 @@ class _Look:
             if position == here:
                 self._bound(f"{where} and is the {_end(direction)} that the bounds allow")
                 return
-            yield Wanted(_moved(best, number, position), best, f"{where} and is the grid's edge")
+            yield Wanted(moved(best, number, position), best, f"{where} and is the grid's edge")
             return
         gap = min(abs(position - here) for position in beyond)
         if gap > self.rule.margin + 1:
             # Leapt over: halved until the best has neighbours.
             position = here + direction * (gap // 2)
-            yield Wanted(_moved(best, number, position), best, f"{where} and what lies beside it was leapt over")
+            yield Wanted(moved(best, number, position), best, f"{where} and what lies beside it was leapt over")
             return
         for distance in range(1, self.rule.margin + 1):
             position = here + direction * distance
             if not 0 <= position < len(axis.values):
                 return
             if position not in line:
-                yield Wanted(_moved(best, number, position), best, f"{where} and its neighbour was not tried")
+                yield Wanted(moved(best, number, position), best, f"{where} and its neighbour was not tried")
             elif line[position] not in self.losses:
                 # A cliff: nothing is to be found behind it.
                 return
@@ -225,12 +202,12 @@ class _Look:
         if position == here:
             self._bound(f"{where}, and {axis.text(here)} is the smallest that the bounds allow")
             return
-        yield Wanted(_moved(lowest, 0, position), lowest, f"{where}, down to {axis.text(here)}")
+        yield Wanted(moved(lowest, 0, position), lowest, f"{where}, down to {axis.text(here)}")
 
     def _line(self, setting: Setting, number: int) -> dict[int, Setting]:
         """What was tried that differs from a setting in one key alone, by its position there."""
-        alike = _moved(setting, number, 0)
-        return {one.at[number]: one for one in self.tried_at[setting.batch] if _moved(one, number, 0) == alike}
+        alike = moved(setting, number, 0)
+        return {one.at[number]: one for one in self.tried_at[setting.batch] if moved(one, number, 0) == alike}
 
     def _values(self, setting: Setting) -> str:
         found = [axis.text(at) for axis, at in zip(self.group.axes, setting.at, strict=True)]
@@ -254,11 +231,6 @@ def _next(axis: Axis, here: int, direction: int, losses: Mapping[int, float]) ->
         if curvature > 0:
             step = min(max(round(-(slopes[0] + curvature * first / 2) / curvature), 1), 2 * second)
     return min(max(here + direction * step, 0), len(axis.values) - 1)
-
-
-def _moved(setting: Setting, number: int, position: int) -> Setting:
-    at = setting.at
-    return setting._replace(at=(*at[:number], position, *at[number + 1 :]))
 
 
 def _end(direction: int) -> str:

@@ -20,9 +20,21 @@ from sweeps.engine.tuning.benchmark_rules import (
     judge_pair,
     judge_target,
 )
-from sweeps.engine.tuning.extend import Verdict, verdict_on
+from sweeps.engine.tuning.coordinates import tuning_verdict
+from sweeps.engine.tuning.extend import verdict_on
+from sweeps.engine.tuning.group_verdict import Verdict
 from sweeps.engine.tuning.sequential import FIRST_SEEDS, MORE_SEEDS, Outcome, PairResult, PairRule, judge
-from sweeps.engine.tuning.study import ContestRule, Coordinates, ExtendRule, Group, Place, Results, Setting, Study
+from sweeps.engine.tuning.study import (
+    ContestRule,
+    Coordinates,
+    ExtendRule,
+    Group,
+    Place,
+    Results,
+    Setting,
+    Study,
+    TuneRule,
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class _Tracked:
     runs: dict[Setting, str] = field(default_factory=dict)
     """The first run of each setting."""
     pending: set[str] = field(default_factory=set)
+    of_file: set[Setting] = field(default_factory=set)
     num_added: int = 0
     is_new: bool = True
     """Whether it has changed since it was last looked at."""
@@ -99,6 +112,7 @@ class Growth:
         """What they ask for; None before the first look."""
         for name, place in study.places.items():
             self._enter(name, place)
+            self._groups[place.group].of_file.add(place.setting)
 
     def _enter(self, name: str, place: Place) -> None:
         self._places[name] = place
@@ -197,27 +211,35 @@ class Growth:
         self._seen = len(known.losses), len(known.added), len(known.blocked)
 
     def _asked(self, tracked: _Tracked) -> list[Addition]:
-        rule = self.study.extend
+        rule = self.study.grows_by
         if rule is None:
             return []
-        tracked.verdict = verdict = verdict_on(tracked.group, tracked.results, rule)
+        tracked.verdict = verdict = _verdict(tracked, rule)
         runs = [
             Addition(Place(tracked.group.id, one.setting, seed), tracked.runs[one.like], one.why)
             for one in verdict.wanted
             for seed in tracked.group.seeds
         ]
-        return runs[: max(0, rule.max_runs - tracked.num_added)]
+        left = max(0, rule.max_runs - tracked.num_added)
+        match rule:
+            case ExtendRule():
+                return runs[:left]
+            case TuneRule():
+                # Half of what a step compares would lead elsewhere.
+                return runs if len(runs) <= left else []
+            case _:
+                assert_never(rule)
 
     def lines(self, known: Known) -> Iterable[str]:
         """Yield how each group stands, one sentence each."""
         self.additions(known)
         for tracked in self._groups.values():
             added = f"{tracked.num_added} runs added" if tracked.num_added else "nothing added"
-            yield f"{tracked.group.label}: {self._standing(tracked, known, self.study.extend)}; {added}"
+            yield f"{tracked.group.label}: {self._standing(tracked, known, self.study.grows_by)}; {added}"
         for contest in self.contests():
             yield contest.text
 
-    def _standing(self, tracked: _Tracked, known: Known, rule: ExtendRule | None) -> str:
+    def _standing(self, tracked: _Tracked, known: Known, rule: ExtendRule | TuneRule | None) -> str:
         if tracked.group.id in known.blocked:
             return f"cannot be extended: {known.blocked[tracked.group.id]}"
         if tracked.pending:
@@ -225,10 +247,21 @@ class Growth:
         if tracked.verdict is None or rule is None:
             return "all of its runs have ended"
         if tracked.verdict.is_interior:
-            return "bracketed on all sides"
+            return tracked.verdict.settled
         if tracked.verdict.bounds:
             return "open: " + "; ".join(tracked.verdict.bounds)
-        return f"open: extend.max_runs={rule.max_runs} reached: {tracked.verdict.wanted[0].why}"
+        name = "extend" if isinstance(rule, ExtendRule) else "tune"
+        return f"open: {name}.max_runs={rule.max_runs} reached: {tracked.verdict.wanted[0].why}"
+
+
+def _verdict(tracked: _Tracked, rule: ExtendRule | TuneRule) -> Verdict:
+    match rule:
+        case ExtendRule():
+            return verdict_on(tracked.group, tracked.results, rule)
+        case TuneRule():
+            return tuning_verdict(tracked.group, tracked.results, tracked.of_file, rule)
+        case _:
+            assert_never(rule)
 
 
 def _best_of_each(sides: Sequence[_Tracked]) -> list[Setting] | None:

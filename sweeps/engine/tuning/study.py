@@ -77,6 +77,12 @@ class Setting(NamedTuple):
     """Values of hyper-parameters that the sweep file varies and that are not extended."""
 
 
+def moved(setting: Setting, number: int, position: int) -> Setting:
+    """Return the setting with another position on one axis."""
+    at = setting.at
+    return setting._replace(at=(*at[:number], position, *at[number + 1 :]))
+
+
 class Place(NamedTuple):
     """Where a run stands."""
 
@@ -101,6 +107,16 @@ class ExtendRule:
 
     margin: int = 1
     """Points of the lattice that are tried on each side of a best value."""
+    max_runs: int = 200
+    """Most runs that are added to each group."""
+
+
+@dataclass(frozen=True)
+class TuneRule:
+    """`tune:` of a sweep file."""
+
+    threshold: float
+    """In nats: what improves the loss by no more than this is not followed."""
     max_runs: int = 200
     """Most runs that are added to each group."""
 
@@ -150,6 +166,13 @@ class Study:
     """The module that makes a run of another one (`sweeps.node.reports.Derives`)."""
     replicate: ReplicateRule | None = None
     decide: DecideRule | None = None
+    tune: TuneRule | None = None
+    """With `extend` no study has it."""
+
+    @property
+    def grows_by(self) -> ExtendRule | TuneRule | None:
+        """The rule by which settings are added."""
+        return self.extend or self.tune
 
     @cached_property
     def by_id(self) -> dict[str, Group]:
@@ -184,6 +207,7 @@ class Study:
             "derives": self.derives,
             "replicate": self.replicate and asdict(self.replicate),
             "decide": self.decide and {**asdict(self.decide), "name": self.decide.name},
+            "tune": self.tune and asdict(self.tune),
         }
 
     @classmethod
@@ -198,6 +222,7 @@ class Study:
             values["derives"],
             ReplicateRule(**values["replicate"]) if values.get("replicate") else None,
             _decide(values["decide"]) if values.get("decide") else None,
+            TuneRule(**values["tune"]) if values.get("tune") else None,
         )
 
 

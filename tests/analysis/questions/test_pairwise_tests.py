@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 from scipy.stats import binom
 
-from analysis.questions.pairwise_tests import PairTest, PairwiseTests, compare_pair, holm, section
+from analysis.questions.compared_pairs import other_pairs, stated_pairs
+from analysis.questions.pairwise_tests import PairTest, PairwiseTests, compare_pair, corrected, holm, rows, section
 from analysis.questions.pairwise_tests import _seeds_needed as seeds_needed
 
 SEEDED = int(os.environ.get("MULOCO_STUDIES", "20"))
@@ -66,11 +67,32 @@ def test_holm_steps_down_and_never_back() -> None:
 
 def test_the_page_says_what_cannot_be_tested() -> None:
     pair = PairTest("a", "b", 10, None, 1, 0.002, None, None, None, "not tested", 7)
-    said = " ".join(section(PairwiseTests(0.05, 0.8, 0.0004, False, True, 0, [pair])))
+    said = " ".join(section(PairwiseTests(0.05, 0.8, 0.0004, False, 0, [pair])))
     assert "Holm" in said
     assert "is a tie: not told apart" in said
-    assert "1 of 1 pairs cannot be tested: one seed" in said
+    assert "1 of 1 stated pair cannot be tested: one seed" in said
     assert "for want of own" in said
+
+
+def test_stated_pairs_are_corrected_among_themselves_and_stand_first() -> None:
+    names = ["a", "b", "c", "d"]
+    stated = stated_pairs(names, "b", {"c": "b", "d": "a", "a": "elsewhere"})
+    assert stated == [("a", "b"), ("c", "b"), ("d", "b"), ("d", "a")]
+    assert other_pairs(names, stated) == [("a", "c"), ("c", "d")]
+
+    def pair(one: str, other: str, p: float) -> PairTest:
+        return PairTest(one, other, 10, "seeds", 3, -0.01, None, p, p, "tie", None)
+
+    found = corrected([pair(*one, 0.01) for one in stated], [pair("a", "c", 0.01), pair("c", "d", 0.4)], 0.001)
+    assert [one.adjusted_p for one in found] == pytest.approx([0.04] * 4 + [0.06, 0.4])
+    assert [one.outcome for one in found] == ["first lower"] * 4 + ["tie"] * 2
+    result = PairwiseTests(0.05, 0.8, 0.0004, False, 4, found)
+    shown, folded = rows(result)
+    assert [row[:2] for row in shown.rows] == [list(one) for one in stated]
+    assert (folded.name, len(folded.rows)) == ("other_pairs", 2)
+    said = " ".join(section(result))
+    assert "Holm's correction over the 4 stated pairs tested" in said
+    assert "The other 2 pairs were not stated beforehand: Holm's correction is over all 6 pairs tested" in said
 
 
 def test_no_difference_is_found_in_one_study_of_twenty() -> None:

@@ -1,4 +1,4 @@
-"""A run that goes on ends, to the bit, as the run of its budget that was asked for at once."""
+"""A run that goes on, or is decayed earlier, ends to the bit as the run of its budget that was asked for at once."""
 
 import sys
 from collections.abc import Callable
@@ -44,6 +44,15 @@ def assert_same(found: Any, expected: Any) -> None:
         assert torch.equal(one, other) if isinstance(other, torch.Tensor) else one == other
 
 
+def assert_ends_as(found: RunFolder, expected: RunFolder) -> None:
+    workers = RunConfig.from_dict(expected.read_config()).num_workers
+    assert_same(state_of(found, workers), state_of(expected, workers))
+    results = [folder.read_result() for folder in (found, expected)]
+    one, other = ((r.validation_loss, r.train_loss, r.num_tokens) for r in results if r is not None)
+    assert one == other
+    assert [step.loss for step in found.read_steps()] == [step.loss for step in expected.read_steps()]
+
+
 @pytest.mark.parametrize("schedule", [IN_STEPS, IN_SHARES], ids=["steps", "shares"])
 @pytest.mark.parametrize(
     "method", [{"optimizer": "muon"}, {"method": "diloco", "num_workers": 2}, {"method": "diloco", "optimizer": "muon"}]
@@ -58,9 +67,9 @@ def test_a_continued_run_is_the_longer_run(
 ) -> None:
     short, long = (tiny_run(schedule=schedule, num_steps=steps, **method) for steps in (23, 36))
     parent, at_once = new_folder(short), new_folder(long, "at_once")
-    assert run_job(parent, CPU) is ExitCode.FINISHED
-    assert run_job(at_once, replace(CPU, keep="final")) is ExitCode.FINISHED
-    assert parent.checkpoint_steps() == [14]
+    assert run_job(parent, replace(CPU, keep="final", branch_steps=[14])) is ExitCode.FINISHED
+    assert run_job(at_once, replace(CPU, keep="final", branch_steps=[18])) is ExitCode.FINISHED
+    assert (parent.checkpoint_steps(), at_once.checkpoint_steps()) == ([14, 23], [18, 36])
     words = ["continue", str(parent.path), "--tokens-per-parameter", repr(long.tokens_per_parameter)]
     monkeypatch.setattr(
         sys,
@@ -71,16 +80,13 @@ def test_a_continued_run_is_the_longer_run(
         main()
     assert ended.value.code == 0
     child = RunFolder.of(tmp_path / "root", long.run_id)
-    assert '"step": 14' in (child.path / "parent.json").read_text()
-    assert_same(state_of(child, long.num_workers), state_of(at_once, long.num_workers))
-    found, expected = child.read_result(), at_once.read_result()
-    assert found is not None
-    assert expected is not None
-    assert (found.validation_loss, found.train_loss, found.num_tokens) == (
-        expected.validation_loss, expected.train_loss, expected.num_tokens,
-    )  # fmt: skip
-    assert [step.loss for step in child.read_steps()] == [step.loss for step in at_once.read_steps()]
-    assert parent.checkpoint_steps() == [14]
+    assert child.read_parent() == (short.run_id, 14)
+    assert_ends_as(child, at_once)
+    earlier = prepare_continuation(at_once, short.tokens_per_parameter)
+    assert earlier.read_parent() == (long.run_id, 18)
+    assert run_job(earlier, replace(CPU, keep="final")) is ExitCode.FINISHED
+    assert_ends_as(earlier, parent)
+    assert (parent.checkpoint_steps(), at_once.checkpoint_steps()) == ([14, 23], [18, 36])
 
 
 @pytest.mark.parametrize(
@@ -118,8 +124,8 @@ def test_a_run_goes_on_only_where_the_longer_one_would_have_been(tiny_run: MakeR
 
     run = make(schedule=IN_STEPS)
     budget = 2 * run.tokens_per_parameter
-    assert "give more" in refused(run, run.tokens_per_parameter)
-    assert "has 23" in refused(run, run.tokens_per_parameter / 2)
+    assert "give another budget" in refused(run, run.tokens_per_parameter)
+    assert "a run of 11 steps would have come to none" in refused(run, 11 / 23 * run.tokens_per_parameter)
     cosine = refused(make(schedule=CosineConfig(warmup_steps=4, max_warmup_fraction=1.0)), budget)
     assert "up to step 5 the learning rates are equal: train with schedule=wsd" in cosine
     assert "set schedule.max_warmup_fraction=1" in refused(make(schedule=WarmupStableDecayConfig()), budget)
@@ -133,6 +139,8 @@ def test_a_run_goes_on_only_where_the_longer_one_would_have_been(tiny_run: MakeR
 def test_decay_is_given_in_steps_or_as_a_share(tiny_run: MakeRun) -> None:
     run = tiny_run(schedule=IN_STEPS, num_steps=23)
     rates = [lr_fraction(run, step) for step in range(23)]
+    assert run.schedule.stable_until(23) == 18
+    assert CosineConfig().stable_until(23) is None
     assert rates[3:18] == [1.0] * 15
     assert rates[18] < 1.0
     assert rates[-1] == pytest.approx(0.1 + 0.9 / 6)

@@ -53,9 +53,10 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 @pytest.mark.skipif(_cannot_interpret(), reason="triton before 3.7 needs pip install 'numpy<2.4' to be interpreted")
-def test_the_kernels_run_in_the_interpreter() -> None:
+@pytest.mark.parametrize("which", ["not long", pytest.param("long", marks=pytest.mark.long)])
+def test_the_kernels_run_in_the_interpreter(which: str) -> None:
     """In a process of its own: triton must find TRITON_INTERPRET when it is first imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", which]
     ran = subprocess.run(
         [*command, str(HERE / "interpreted_triton_kernels.py")],
         env={**os.environ, "TRITON_INTERPRET": "1"},

@@ -66,18 +66,23 @@ def test_the_newest_n_outlive_a_resume(tiny_run: MakeRun, new_folder: MakeFolder
     assert trained(run, folder, keep="last_12", **seldom) == [*before, 20][-12:]
 
 
-@pytest.mark.parametrize("stops", [[], [9], [13, 14, 21]])
+@pytest.mark.parametrize(("stops", "besides"), [([], []), ([9], [6, 20]), ([13, 14, 21], [])])
 def test_the_best_evaluation_is_kept_whatever_interrupts(
-    stops: list[int], tiny_run: MakeRun, new_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+    stops: list[int],
+    besides: list[int],
+    tiny_run: MakeRun,
+    new_folder: MakeFolder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     losses = {4: 3.0, 8: 2.0, 12: 1.0, 16: 1.5, 20: 1.25, 24: 1.125}
     monkeypatch.setattr(Trainer, "_evaluate", lambda trainer: losses[trainer.state.step])
     run = tiny_run(num_steps=24)
-    folder, asks = new_folder(run), {"keep": "best", "evaluate_interval_steps": 4}
+    folder, asks = new_folder(run), {"keep": "best", "evaluate_interval_steps": 4, "branch_steps": besides}
     for step in stops:
         interrupted(step, folder, **asks)
-    assert trained(run, folder, **asks) == [12]
-    assert load_run(folder.path).step == 12
+    left = sorted([12, *besides])
+    assert trained(run, folder, **asks) == left
+    assert load_run(folder.path).step == left[-1]
 
 
 def test_a_step_that_was_passed_unkept_is_named(

@@ -8,7 +8,7 @@ import pytest
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from sweeps.clusters import read_cluster
 from sweeps.engine.tuning.benchmark_rules import BenchmarkPair, BenchmarkTarget
-from sweeps.engine.tuning.study import BATCH, Study
+from sweeps.engine.tuning.study import BATCH, Study, TuneRule
 from sweeps.training.derive import derived, derived_work
 from sweeps.training.entry import prepare, works_of
 from sweeps.training.expansion import expand
@@ -19,7 +19,9 @@ GRID = {"model": ["29k"], "algorithm": ["muloco"], BATCH: "pow2(10..12)", LR: "s
 
 
 def study(extend: Any, product: dict[str, Any] | None = None, overrides: dict[str, list[Any]] | None = None) -> Study:
-    goes_on = extend if isinstance(extend, dict) and extend.keys() & {"replicate", "decide"} else {"extend": extend}
+    goes_on = (
+        extend if isinstance(extend, dict) and extend.keys() & {"tune", "replicate", "decide"} else {"extend": extend}
+    )
     sweep = {**goes_on, "fixed": {"tokens_per_parameter": 5}, "grids": [{"product": product or GRID}]}
     plain, rest, found = split_study(sweep, overrides or {})
     assert found is not None
@@ -54,6 +56,18 @@ def test_bounds_margin_and_runs_are_as_they_are_given() -> None:
 
 def test_a_study_is_written_and_read_as_it_is() -> None:
     given = study([LR, BATCH])
+    assert Study.from_dict(given.to_dict()) == given
+
+
+def test_values_of_tune_are_the_same_for_every_series() -> None:
+    product = {**GRID, "algorithm": ["ddp_muon", "muloco"], LR: [0.03125]}
+    coordinates = {LR: "sqrt2(-14..-6 by 2)", OUTER: [0.5, 0.7, 0.9]}
+    given = study({"tune": {"coordinates": coordinates, "threshold": 0.003}}, product, {"tune.max_runs": [30]})
+    assert given.tune == TuneRule(0.003, 30)
+    rates = [group.axes[0].values for group in given.groups]
+    assert rates[0] == rates[1] == tuple(2.0 ** (n / 2) for n in range(-14, -5, 2))
+    # What a series has not is no coordinate of its.
+    assert [[axis.key for axis in group.axes] for group in given.groups] == [[LR], [LR, OUTER]]
     assert Study.from_dict(given.to_dict()) == given
 
 
@@ -135,6 +149,35 @@ def test_series_and_sizes_are_groups_and_other_tuning_is_not() -> None:
         ),
         ({"decide": {"rule": "nanogpt_target", "series": ["muloco"]}}, {}, "decide.target=None: give the loss"),
         ({"decide": {"rule": "nanogpt_target", "target": 3.28}}, {}, "decide.series=None: give a list of series"),
+        ({"tune": "coordinates"}, {}, "tune='coordinates': say which keys may take which values: tune: {coordinates:"),
+        ({"tune": {"coordinates": {LR: [1, 2]}}}, {}, "tune.threshold=None: say from which improvement"),
+        ({"tune": {"coordinates": {LR: [0.1]}, "threshold": 0}}, {}, "lr has the values 0.1: give two or more"),
+        ({"tune": {"coordinates": {LR: ["a", "b"]}, "threshold": 0}}, {}, "lr: 'a' is no number"),
+        (
+            {"tune": {"coordinates": {LR: [0.1, 0.2]}, "threshold": 0}},
+            {},
+            "the file's runs of MuLoCo at 29k begin at 0.0078125, which is not among the values (0.1, 0.2)",
+        ),
+        (
+            {"tune": {"coordinates": {BATCH: [1000, 1024, 2048, 4096]}, "threshold": 0}},
+            {},
+            "tune.coordinates.global_batch_tokens: 1000 makes no run of MuLoCo at 29k",
+        ),
+        (
+            {"tune": {"coordinates": {"schedule.warmup_steps": [0, 0.5, 1000]}, "threshold": 0}},
+            {},
+            "0.5 makes no run of MuLoCo at 29k: schedule.warmup_steps=0.5: it takes whole numbers",
+        ),
+        (
+            {"tune": {"coordinates": {"method.sync_interval": [20, 30]}, "threshold": 0}},
+            {},
+            "the key is no hyper-parameter but tells series and sizes apart: vary it in the grids",
+        ),
+        (
+            {"extend": [LR], "tune": {"coordinates": {LR: [0.1, 0.2]}, "threshold": 0}},
+            {},
+            "extend and tune: a sweep looks for its best settings by one rule",
+        ),
         ([OUTER], {"algorithm": ["ddp_muon"]}, "no run of this sweep has such a setting"),
     ],
 )

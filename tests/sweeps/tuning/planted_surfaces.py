@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from muloco_runner.record import PLATEAU, best_of, bracket_batches, edge_of
-from sweeps.engine.tuning.extend import Verdict, verdict_on
+from sweeps.engine.tuning.extend import verdict_on
+from sweeps.engine.tuning.group_verdict import Verdict
 from sweeps.engine.tuning.study import Axis, ExtendRule, Group, Results, Setting
 from sweeps.simulation.surface import Surface
 

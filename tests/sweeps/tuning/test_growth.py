@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sweeps import controller as controller_module
 from sweeps.engine.capacity import MAX_GPU_HOURS
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.engine.sweep_state import SweepState
-from sweeps.engine.tuning.study import BATCH, Axis, ExtendRule, Group, Place, Study
+from sweeps.engine.tuning.study import BATCH, Axis, ExtendRule, Group, Place, Study, TuneRule
 from sweeps.engine.work import Adapter, Need, Work
 from sweeps.simulation.faults import FaultModel
 from sweeps.simulation.simulate import begin, play, simulate
@@ -81,6 +82,17 @@ def test_a_group_takes_up_no_more_than_its_rule_lets_it() -> None:
     given = study(ExtendRule(max_runs=4))
     outcome = simulate(works_of(given), CLUSTER, FaultModel(), trials=PlantedTrials(given, 5))
     assert 4 < len(outcome.state.added) <= 8
+
+
+def test_a_walk_over_coordinates_is_the_same_whatever_befalls_its_runs() -> None:
+    given = replace(study(), extend=None, tune=TuneRule(0.002))
+    calm, rough = (
+        simulate(works_of(given), CLUSTER, faults, trials=PlantedTrials(given, 5)).state
+        for faults in (FaultModel(), FaultModel(seed=3, preemptions_per_day=40, spread=0.5, crashes=0.05))
+    )
+    assert rough.counters.resubmitted > 3
+    assert len(calm.added) > 5
+    assert sorted(map(str, calm.added.values())) == sorted(map(str, rough.added.values()))
 
 
 def test_added_runs_count_against_the_cap_on_gpu_hours(tmp_path: Path) -> None:
