@@ -122,6 +122,8 @@ _OWN_SETTINGS = {
     # Betas and eps in a file are the target's, in the dataclass those of AdamW on the rest.
     "inner_optimizer": {f.name for f in dataclasses.fields(vocabulary.TargetConfig)} - {"betas", "eps"},
     "model": {f.name for f in dataclasses.fields(vocabulary.TargetModelConfig)},
+    "schedule": {f.name for f in dataclasses.fields(vocabulary.TargetScheduleConfig)},
+    "method/outer_optimizer": {f.name for f in dataclasses.fields(vocabulary.TargetOuterConfig)},
 }
 """Groups in which a file may name a class by `_target_` -> the settings that are no arguments of the class."""
 

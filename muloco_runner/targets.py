@@ -14,13 +14,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from muloco_runner.config import ConfigError, RunConfig, TargetConfig, TargetModelConfig
+from muloco_runner.config import (
+    ConfigError,
+    FromOutside,
+    RunConfig,
+    TargetConfig,
+    TargetModelConfig,
+    TargetOuterConfig,
+    TargetScheduleConfig,
+)
 from muloco_runner.config.plain import from_plain, to_plain
 from muloco_runner.paths import config_path
 from muloco_runner.record import RunFolder, write_atomically, write_folder
@@ -112,11 +120,16 @@ def check_targets(runs: Sequence[RunConfig], root: Path, same_code: bool) -> dic
     _refuse_other_sizes(concerned, root)
     asked = {run.run_id: _questions(run, sources) for run in concerned}
     answers = _answers({key: question for one in asked.values() for key, question in one.items()}, sources)
+    found: dict[str, Answer] = {}
     for run in concerned:
+        own = []
         for key, (part, _) in asked[run.run_id].items():
+            where = f"{part}._target_={run.targets[part][0]}"
             if problem := answers[key].problem:
-                raise ConfigError(f"{part}._target_={run.targets[part][0]}: {problem}")
-    return {name: _together([answers[key] for key in keys]) for name, keys in asked.items()}
+                raise ConfigError(f"{where}: {problem.removeprefix(f'{where}: ')}")
+            own.append(replace(answers[key], why_not=f"{where}: {answers[key].why_not}"))
+        found[run.run_id] = _together(own)
+    return found
 
 
 def record_code(runs: Sequence[RunConfig], root: Path, snapshot: bool) -> None:
@@ -272,13 +285,33 @@ Question = tuple[str, dict[str, Any]]
 
 
 def _questions(run: RunConfig, sources: Mapping[str, Source]) -> dict[str, Question]:
-    """What is to be tried for a run, by key."""
+    """What is to be tried for a run, by key. A key is the same for what cannot turn out otherwise."""
     asked: dict[str, Question] = {}
-    if isinstance(run.model, TargetModelConfig):
-        asked[_model_key(run.model, sources)] = "model", to_plain(run.model)
-    if isinstance(run.inner_optimizer, TargetConfig):
-        asked[_optimizer_key(run, sources)] = "inner_optimizer", run.to_dict()
+    for part, config in run.from_outside.items():
+        match config:
+            case TargetModelConfig():
+                asked[_model_key(config, sources)] = part, to_plain(config)
+            case TargetConfig():
+                asked[_optimizer_key(run, sources)] = part, run.to_dict()
+            case TargetScheduleConfig():
+                steps = run.num_steps, run.warmup_steps
+                asked[_key(part, config.targets, config.arguments, steps, _hashes(config, sources))] = (
+                    part,
+                    run.to_dict(),
+                )
+            case TargetOuterConfig():
+                kept = config.state_bytes_per_parameter
+                asked[_key(part, config.targets, config.arguments, kept, _hashes(config, sources))] = (
+                    part,
+                    to_plain(config),
+                )
+            case _:
+                raise AssertionError(part)
     return asked
+
+
+def _hashes(config: FromOutside, sources: Mapping[str, Source]) -> dict[str, str]:
+    return {package: sources[package].hash for package in map(_package, config.targets)}
 
 
 def _model_of(values: Mapping[str, Any]) -> TargetModelConfig:
@@ -288,18 +321,17 @@ def _model_of(values: Mapping[str, Any]) -> TargetModelConfig:
 
 
 def _model_key(model: TargetModelConfig, sources: Mapping[str, Source]) -> str:
-    """The same for what cannot turn out otherwise."""
     without = ("label", "version", "flops_per_token", "facts")
     values = {key: value for key, value in to_plain(model).items() if key not in without}
-    return _key("model", values, {package: sources[package].hash for package in [_package(model._target_)]})
+    return _key("model", values, _hashes(model, sources))
 
 
 def _optimizer_key(run: RunConfig, sources: Mapping[str, Source]) -> str:
-    """The same for what cannot turn out otherwise: rates are not in it."""
+    """Rates are not in it."""
     inner = run.inner_optimizer
     assert isinstance(inner, TargetConfig)
     model = _model_key(run.model, sources) if isinstance(run.model, TargetModelConfig) else None
-    own = {package: sources[package].hash for package in map(_package, inner.targets)}
+    own = _hashes(inner, sources)
     decays = run.weight_decay != 0
     return _key(inner.targets, inner.arguments, inner.rest, inner.applies_to, own, decays, run.method.name, model)
 

@@ -43,9 +43,17 @@ from muloco_runner.config.outer_optimizer import (
     OuterMuonConfig,
     OuterOptimizerConfig,
     OuterSgdConfig,
+    TargetOuterConfig,
 )
+from muloco_runner.config.outside import FromOutside
 from muloco_runner.config.run import Precision, RunConfig
-from muloco_runner.config.schedule import SCHEDULES, CosineConfig, ScheduleConfig, WarmupStableDecayConfig
+from muloco_runner.config.schedule import (
+    SCHEDULES,
+    CosineConfig,
+    ScheduleConfig,
+    TargetScheduleConfig,
+    WarmupStableDecayConfig,
+)
 
 __all__ = [
     "COMPRESSIONS",
@@ -68,6 +76,7 @@ __all__ = [
     "DiLoCoConfig",
     "Exchange",
     "ExecutionConfig",
+    "FromOutside",
     "Granularity",
     "InnerOptimizerConfig",
     "Keep",
@@ -94,6 +103,8 @@ __all__ = [
     "StreamingConfig",
     "TargetConfig",
     "TargetModelConfig",
+    "TargetOuterConfig",
+    "TargetScheduleConfig",
     "TopKConfig",
     "WarmupStableDecayConfig",
     "WeightDecayRule",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
-from muloco_runner.config.class_names import check_arguments, check_class
+from muloco_runner.config.outside import FromOutside, check_arguments, check_name, label_of
 from muloco_runner.config.plain import default_of
 from muloco_runner.config.variants import Implemented, table
 
@@ -48,9 +48,6 @@ class InnerOptimizerConfig(Implemented):
             self.weight_decay_rule = "constant"
         require_choice("inner_optimizer.weight_decay_rule", self.weight_decay_rule, get_args(WeightDecayRule))
         require_positive("inner_optimizer", weight_decay_reference_tokens=self.weight_decay_reference_tokens)
-
-    not_in_hash: ClassVar[tuple[str, ...]] = ()
-    """Settings that change no result, and no run's name."""
 
     @property
     @abstractmethod
@@ -152,7 +149,7 @@ _SAID_ELSEWHERE = {name: f"inner_optimizer.{name}" for name in ("params", "lr", 
 
 
 @dataclass
-class TargetConfig(InnerOptimizerConfig):
+class TargetConfig(FromOutside, InnerOptimizerConfig):
     """An optimizer from outside the package: any `torch.optim.Optimizer` class, by its name. Shares no work.
 
     Which parameters are matrices is `optimizers.parameter_groups`' rule. `betas` and `eps` are those of AdamW where it
@@ -189,7 +186,7 @@ class TargetConfig(InnerOptimizerConfig):
         super().__post_init__()
         self.version = str(self.version)
         for target in self.targets:
-            check_class("inner_optimizer._target_", target)
+            check_name("inner_optimizer._target_", target)
         check_arguments("inner_optimizer.arguments", self.arguments, _SAID_ELSEWHERE)
         if self.rest:
             require(
@@ -206,15 +203,12 @@ class TargetConfig(InnerOptimizerConfig):
                 f"inner_optimizer.{', '.join(unused)}: of AdamW, which updates nothing here, so without effect: give "
                 "the target its own as inner_optimizer.arguments",
             )
-        package, _, last = self._target_.rpartition(".")
-        taken = {AdamWConfig.label, MuonConfig.label}
-        self.label = self.label or (f"{package.partition('.')[0]}-{last}" if last in taken else last)
-        require(self.label not in taken, f"inner_optimizer.label={self.label}: is a built-in one's: give another")
+        taken = (AdamWConfig.label, MuonConfig.label)
+        self.label = label_of("inner_optimizer", self._target_, self.label, taken)
         require_positive("inner_optimizer", state_bytes_per_parameter=self.state_bytes_per_parameter)
 
     @property
     def targets(self) -> list[str]:
-        """The classes named here."""
         return [self._target_, *([self.rest.get("_target_", "")] if self.rest else [])]
 
     @property

@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from muloco_runner.config.checks import ConfigError, require, require_choice, require_positive
-from muloco_runner.config.class_names import check_arguments, check_class
+from muloco_runner.config.outside import FromOutside, check_arguments, check_name
 from muloco_runner.config.plain import UNNAMED_AT_DEFAULT
 from muloco_runner.config.variants import Implemented, table
 
@@ -36,9 +36,6 @@ class AnyModelConfig(Implemented):
 
     def __post_init__(self) -> None:
         require_positive("model", vocab_size=self.vocab_size, sequence_length=self.sequence_length)
-
-    not_in_hash: ClassVar[tuple[str, ...]] = ()
-    """Settings that change no result, and no run's name."""
 
     @property
     @abstractmethod
@@ -207,7 +204,7 @@ class ModelConfig(AnyModelConfig):
 
 
 @dataclass
-class TargetModelConfig(AnyModelConfig):
+class TargetModelConfig(FromOutside, AnyModelConfig):
     """A model from outside the package: any `torch.nn.Module` class that takes tokens, by its name.
 
     Its parameters are float32, all of them trained; hidden matrices, which Muon updates, are what
@@ -252,7 +249,7 @@ class TargetModelConfig(AnyModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.version = str(self.version)
-        check_class("model._target_", self._target_)
+        check_name("model._target_", self._target_)
         for name, arguments in (("arguments", self.arguments), ("trial_arguments", self.trial_arguments)):
             check_arguments(f"model.{name}", arguments, {k: f"model.{k}" for k in ("vocab_size", "sequence_length")})
         require_choice("model.returns", self.returns, ("logits", "hidden"))
@@ -271,7 +268,6 @@ class TargetModelConfig(AnyModelConfig):
 
     @property
     def targets(self) -> list[str]:
-        """The classes named here."""
         return [self._target_]
 
     def kind_of(self, parameter: str) -> str | None:

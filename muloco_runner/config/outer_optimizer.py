@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
 from muloco_runner.config.checks import require, require_positive
+from muloco_runner.config.outside import OneTarget
 from muloco_runner.config.plain import UNNAMED_AT_DEFAULT
 from muloco_runner.config.variants import Implemented, table
 
@@ -30,6 +32,11 @@ class OuterOptimizerConfig(Implemented):
     @abstractmethod
     def state_bytes(self) -> int:
         """Bytes of state for each parameter, beside the anchor."""
+
+    @property
+    @abstractmethod
+    def step_bytes(self) -> int:
+        """Bytes of temporaries of a step for each parameter that it moves at once, those of orthogonalising aside."""
 
     @property
     @abstractmethod
@@ -64,6 +71,7 @@ class OuterSgdConfig(OuterMomentumConfig):
     implementation = "muloco_runner.diloco.outer_optimizer:OuterSgd"
     label = "SGD"
     state_bytes = 4
+    step_bytes = 0
     orthogonalizes = False
 
 
@@ -79,6 +87,7 @@ class OuterMuonConfig(OuterMomentumConfig):
     implementation = "muloco_runner.diloco.outer_optimizer:OuterMuon"
     label = "Muon"
     state_bytes = 4
+    step_bytes = 0
     orthogonalizes = True
 
     def __post_init__(self) -> None:
@@ -105,6 +114,7 @@ class OuterAdamConfig(OuterOptimizerConfig):
     implementation = "muloco_runner.diloco.outer_optimizer:OuterAdam"
     label = "Adam"
     state_bytes = 8
+    step_bytes = 0
     orthogonalizes = False
 
     def __post_init__(self) -> None:
@@ -116,6 +126,38 @@ class OuterAdamConfig(OuterOptimizerConfig):
         )
 
 
+@dataclass
+class TargetOuterConfig(OneTarget, OuterOptimizerConfig):
+    """An optimizer from outside the package: any `torch.optim.Optimizer` class.
+
+    Its parameters are the anchor's tensors, their gradients the workers' mean pseudogradient.
+    """
+
+    name: str = "target"
+    state_bytes_per_parameter: float = 8.0
+    """For the memory estimate; one that keeps more is refused. No part of a run's name."""
+
+    implementation = "muloco_runner.diloco.target_outer:build_target_outer"
+    not_in_hash = ("label", "state_bytes_per_parameter")
+    orthogonalizes = False
+    step_bytes = 16
+    """A copy of the gradient, and what torch's own take for all tensors at once."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        taken = (OuterSgdConfig.label, OuterMuonConfig.label, OuterAdamConfig.label)
+        where = "method.outer_optimizer"
+        self.check_target(where, {"params": "", "lr": f"{where}.lr"}, taken)
+        require(
+            0 <= self.state_bytes_per_parameter < math.inf,
+            f"{where}.state_bytes_per_parameter={self.state_bytes_per_parameter}: must be zero or positive",
+        )
+
+    @property
+    def state_bytes(self) -> int:
+        return math.ceil(self.state_bytes_per_parameter)
+
+
 OUTER_OPTIMIZERS: dict[str, type[OuterOptimizerConfig]] = table(
-    sgd=OuterSgdConfig, muon=OuterMuonConfig, adam=OuterAdamConfig
+    sgd=OuterSgdConfig, muon=OuterMuonConfig, adam=OuterAdamConfig, target=TargetOuterConfig
 )

@@ -13,13 +13,13 @@ from muloco_runner.config.inner_optimizer import (
     INNER_OPTIMIZERS,
     AdamWConfig,
     InnerOptimizerConfig,
-    TargetConfig,
     WeightDecayRule,
 )
-from muloco_runner.config.method import METHODS, DataParallelConfig, MethodConfig
-from muloco_runner.config.model import MODELS, AnyModelConfig, ModelConfig, TargetModelConfig
+from muloco_runner.config.method import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig
+from muloco_runner.config.model import MODELS, AnyModelConfig, ModelConfig
 from muloco_runner.config.names import names_in_hash, names_now
 from muloco_runner.config.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizerConfig
+from muloco_runner.config.outside import FromOutside
 from muloco_runner.config.plain import UNNAMED_AT_DEFAULT, Variants, from_plain, to_plain
 from muloco_runner.config.schedule import SCHEDULES, CosineConfig, ScheduleConfig
 from muloco_runner.config.variants import require_variant
@@ -166,14 +166,21 @@ class RunConfig:
         return self.global_batch_tokens / decay if decay else None
 
     @property
-    def targets(self) -> dict[str, list[str]]:
-        """Classes from outside the package that it names, by the part of the run that they are."""
-        parts = {"model": self.model, "inner_optimizer": self.inner_optimizer}
-        return {
-            part: config.targets
-            for part, config in parts.items()
-            if isinstance(config, TargetModelConfig | TargetConfig)
+    def from_outside(self) -> dict[str, FromOutside]:
+        """What of it is not in the package, by the path of its settings."""
+        parts: dict[str, Any] = {
+            "model": self.model,
+            "inner_optimizer": self.inner_optimizer,
+            "schedule": self.schedule,
         }
+        if isinstance(self.method, DiLoCoConfig):
+            parts["method.outer_optimizer"] = self.method.outer_optimizer
+        return {part: config for part, config in parts.items() if isinstance(config, FromOutside)}
+
+    @property
+    def targets(self) -> dict[str, list[str]]:
+        """Classes and functions from outside the package that it names, by the path of the settings that name them."""
+        return {part: config.targets for part, config in self.from_outside.items()}
 
     @property
     def run_id(self) -> str:
@@ -184,11 +191,12 @@ class RunConfig:
         import hashlib  # Two milliseconds of every `--help`, which names no run.
 
         values = names_in_hash(self.to_dict())
-        for part, left_out in (
-            ("model", self.model.not_in_hash),
-            ("inner_optimizer", self.inner_optimizer.not_in_hash),
-        ):
-            values[part] = {key: value for key, value in values[part].items() if key not in left_out}
+        for path, config in self.from_outside.items():
+            part: Any = values
+            for name in path.split("."):
+                part = part[name]
+            for left_out in config.not_in_hash:
+                part.pop(left_out)
         if self.data.content_hash is not None:
             # A mixture's weights are part of that content.
             values["data"] = {key: value for key, value in values["data"].items() if key not in ("path", "mixture")}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, cast
 
 from muloco_runner.config.checks import require
+from muloco_runner.config.outside import OneTarget, import_target
 from muloco_runner.config.plain import UNNAMED_AT_DEFAULT
 from muloco_runner.config.variants import table
 
@@ -98,4 +103,46 @@ class WarmupStableDecayConfig(ScheduleConfig):
         )
 
 
-SCHEDULES: dict[str, type[ScheduleConfig]] = table(cosine=CosineConfig, wsd=WarmupStableDecayConfig)
+_GIVEN = ("step", "warmup", "total")
+"""What a decay from outside is given where it has arguments of these names."""
+
+
+@dataclass
+class TargetScheduleConfig(OneTarget, ScheduleConfig):
+    """A decay from outside the package: a function of `step` and, where it has arguments of these names, `warmup` and
+    `total`, as in `decay`. It returns a number from 0 to 1, and whatever it returns depends on nothing else."""
+
+    name: str = "target"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        said = {"step": "", "warmup": "schedule.warmup_steps", "total": "tokens_per_parameter"}
+        self.check_target("schedule", said)
+
+    @property
+    def function(self) -> Callable[..., float]:
+        """The function itself. What is no function, and one that does not name its arguments, raises `ConfigError`."""
+        where = f"schedule._target_={self._target_}"
+        function = import_target(where, self._target_)
+        require(callable(function) and not isinstance(function, type), f"{where}: is no function")
+        known = _arguments_of(function)
+        require("step" in known, f"{where}: has no argument step, which the learning rate follows")
+        for name in self.arguments:
+            require(name in known, f"{where}: has no argument {name}; it takes {', '.join(known)}")
+        return cast("Callable[..., float]", function)
+
+    def decay(self, step: int, warmup: int, total: int) -> float:
+        function = self.function
+        known = _arguments_of(function)
+        given = {name: value for name, value in zip(_GIVEN, (step, warmup, total), strict=True) if name in known}
+        return float(function(**given, **self.arguments))
+
+
+@cache
+def _arguments_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
+
+
+SCHEDULES: dict[str, type[ScheduleConfig]] = table(
+    cosine=CosineConfig, wsd=WarmupStableDecayConfig, target=TargetScheduleConfig
+)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -52,6 +52,10 @@ class DistributedMethod(Protocol):
     outer_steps: list[int]
     """Outer steps taken, by fragment; empty for a method without them. Checkpoints hold it beside `state_dict`."""
 
+    @property
+    def outer_numbers(self) -> list[list[dict[str, Any]]]:
+        """What outer optimizers keep beside tensors, by fragment and tensor; checkpoints hold it too."""
+
     def after_inner_step(self, step: int) -> OuterStep | None:
         """Called when `step` inner steps (from 1) are complete; a run ends with a synchronised model."""
 
@@ -61,8 +65,10 @@ class DistributedMethod(Protocol):
     def state_dict(self) -> dict[str, list[Tensor]]:
         """What all workers share: lists of tensors like `Worker.tensors`."""
 
-    def load_state_dict(self, state: dict[str, list[Tensor]], step: int) -> None:
-        """Continues after `step` inner steps."""
+    def load_state_dict(
+        self, state: dict[str, list[Tensor]], step: int, outer_numbers: list[list[dict[str, Any]]]
+    ) -> None:
+        """Continues after `step` inner steps. `outer_numbers` may be empty."""
 
     def worker_state(self, row: int) -> dict[str, list[Tensor]]:
         """What belongs to one of the local workers, in their order: lists of tensors like `Worker.tensors`."""
@@ -79,6 +85,7 @@ class DataParallel:
         self.worker = worker
         self.bytes_sent = 0
         self.outer_steps: list[int] = []
+        self.outer_numbers: list[list[dict[str, Any]]] = []
         self._gradient_bytes = sum(p.numel() * p.element_size() for p in worker.model.parameters())
 
     def after_inner_step(self, step: int) -> OuterStep | None:
@@ -91,7 +98,9 @@ class DataParallel:
     def state_dict(self) -> dict[str, list[Tensor]]:
         return {}
 
-    def load_state_dict(self, state: dict[str, list[Tensor]], step: int) -> None:
+    def load_state_dict(
+        self, state: dict[str, list[Tensor]], step: int, outer_numbers: list[list[dict[str, Any]]]
+    ) -> None:
         assert not state
 
     def worker_state(self, row: int) -> dict[str, list[Tensor]]:
@@ -123,9 +132,6 @@ class DiLoCo:
         self._payload_bytes = [self._of_all_shards(fragment.exchange.payload_bytes) for fragment in fragments]
         self._pending: dict[int, Future[CompletedExchange]] = {}
         """Exchanges that have started, by the fragment's number."""
-        self._optimizer_state = list(fragments[0].optimizer.state)
-        """Names of its tensors, in checkpoints beside the method's own."""
-        assert not {"anchor", "arriving"} & set(self._optimizer_state), self._optimizer_state
         self._background = ThreadPoolExecutor(1, "exchange") if fragments[0].schedule.delay_steps else None
 
     def after_inner_step(self, step: int) -> OuterStep | None:
@@ -183,23 +189,35 @@ class DiLoCo:
         for fragment, number in zip(self.fragments, numbers, strict=True):
             fragment.outer_steps = number
 
+    @property
+    def outer_numbers(self) -> list[list[dict[str, Any]]]:
+        return [fragment.optimizer.numbers for fragment in self.fragments]
+
     def state_dict(self) -> dict[str, list[Tensor]]:
         """Anchor and outer optimizer's state. Waits for pending exchanges; their means are kept as `arriving`."""
         state = {"anchor": self.synchronised_parameters()}
-        for name in self._optimizer_state:
-            state[name] = self._by_parameter([fragment.optimizer.state[name] for fragment in self.fragments])
+        kept = [fragment.optimizer.state for fragment in self.fragments]
+        for name in {name: None for own in kept for name in own}:
+            assert name not in _OF_THE_METHOD, name
+            # One from outside keeps nothing before its first step.
+            flats = [
+                own[name] if name in own else torch.zeros_like(fragment.anchor)
+                for fragment, own in zip(self.fragments, kept, strict=True)
+            ]
+            state[name] = self._by_parameter(flats)
         if self._pending:
             means = {number: future.result().mean for number, future in self._pending.items()}
             zeros = [torch.zeros_like(fragment.anchor) for fragment in self.fragments]
             state["arriving"] = self._by_parameter([means.get(number, zero) for number, zero in enumerate(zeros)])
         return state
 
-    def load_state_dict(self, state: dict[str, list[Tensor]], step: int) -> None:
+    def load_state_dict(
+        self, state: dict[str, list[Tensor]], step: int, outer_numbers: list[list[dict[str, Any]]]
+    ) -> None:
         for number, fragment in enumerate(self.fragments):
             copy_into(fragment.views(fragment.anchor), flatten(self._of_fragment(state["anchor"], fragment)))
-            for name in self._optimizer_state:
-                kept = fragment.views(fragment.optimizer.state[name])
-                copy_into(kept, flatten(self._of_fragment(state[name], fragment)))
+            kept = {n: flatten(self._of_fragment(t, fragment)) for n, t in state.items() if n not in _OF_THE_METHOD}
+            fragment.optimizer.load(kept, outer_numbers[number] if outer_numbers else [])
             if fragment.schedule.is_pending(step):
                 self._pending[number] = Future()
                 mean = flatten(self._of_fragment(state["arriving"], fragment)).to(fragment.anchor)
@@ -228,6 +246,10 @@ class DiLoCo:
 
     def _of_fragment(self, tensors: Sequence[Tensor], fragment: Fragment) -> list[Tensor]:
         return [tensors[index] for index in fragment.indices]
+
+
+_OF_THE_METHOD = ("anchor", "arriving")
+"""Names in a method's state that are no outer optimizer's."""
 
 
 def _mean_cosine(products_KK: Tensor) -> float:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -45,8 +45,16 @@ class SharedTensors:
 class OuterOptimizer(Protocol):
     """Built from its config and `SharedTensors`."""
 
-    state: dict[str, Tensor]
-    """All that it keeps from one step to the next, by name, flat like the anchor; checkpoints hold it."""
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What it keeps from one step to the next, by name, flat like the anchor; checkpoints hold it."""
+
+    @property
+    def numbers(self) -> list[dict[str, Any]]:
+        """What else it keeps: single numbers of each tensor, by name; empty where it keeps none."""
+
+    def load(self, state: Mapping[str, Tensor], numbers: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from copies of what they were in another one. Before its first step it has neither."""
 
     def step(self, anchor: Tensor, pseudogradient: Tensor, number: int) -> None:
         """Moves the anchor; the pseudogradient stays as it is. `number` counts its steps, from 1."""
@@ -83,23 +91,36 @@ def nesterov_outer_step(anchor: Tensor, velocity: Tensor, pseudogradient: Tensor
             theta.sub_(u)
 
 
-class OuterSgd:
+class _FlatState:
+    """Keeps tensors flat like the anchor, and no numbers."""
+
+    numbers: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, *names: str, like: SharedTensors) -> None:
+        self.state = {name: like.zeros() for name in names}
+
+    def load(self, state: Mapping[str, Tensor], numbers: Sequence[Mapping[str, Any]]) -> None:
+        for name, kept in self.state.items():
+            kept.copy_(state[name])
+
+
+class OuterSgd(_FlatState):
     """Nesterov momentum, heavy ball or, with lr 1 and no momentum, the workers' plain average."""
 
     def __init__(self, config: OuterSgdConfig, shared: SharedTensors) -> None:
+        super().__init__("velocity", like=shared)
         self.config = config
-        self.state = {"velocity": shared.zeros()}
 
     def step(self, anchor: Tensor, pseudogradient: Tensor, number: int) -> None:
         nesterov_outer_step(anchor, self.state["velocity"], pseudogradient, self.config)
 
 
-class OuterAdam:
+class OuterAdam(_FlatState):
     """Adam on the pseudogradient, equal to `torch.optim.Adam` (arXiv 1412.6980, algorithm 1)."""
 
     def __init__(self, config: OuterAdamConfig, shared: SharedTensors) -> None:
+        super().__init__("first_moment", "second_moment", like=shared)
         self.config = config
-        self.state = {"first_moment": shared.zeros(), "second_moment": shared.zeros()}
 
     def step(self, anchor: Tensor, pseudogradient: Tensor, number: int) -> None:
         beta1, beta2 = self.config.betas
@@ -113,15 +134,15 @@ class OuterAdam:
             theta.addcdiv_(m, v.sqrt().div_(root).add_(self.config.eps), value=-step_size)
 
 
-class OuterMuon:
+class OuterMuon(_FlatState):
     """M <- mu*M + delta, anchor - lr*sqrt(fan_out/fan_in)*NS(M) on the hidden matrices; SGD on all other tensors.
 
     A hidden matrix's part of the velocity is its M. Where rows are spread over replicas, its owner orthogonalises it.
     """
 
     def __init__(self, config: OuterMuonConfig, shared: SharedTensors) -> None:
+        super().__init__("velocity", like=shared)
         self.config, self.like, self.matrices = config, shared.tensors, shared.matrices
-        self.state = {"velocity": shared.zeros()}
         self.backend = choose_backend(shared.muon_backend, self.state["velocity"].device)
         matrices, communicator = [self.like[index] for index in self.matrices], shared.communicator
         self.full = FullTensors(matrices, communicator) if communicator.sharded else None

@@ -71,8 +71,9 @@ class DiLoCoOuterStep:
         """Temporaries of the outer optimizer, and of mixing the new anchor with workers' own parameters."""
         streaming, model = self.config.streaming, self.rank.model
         mixing = 8.0 * self.fragment if streaming.mixing else 0.0
-        if not self.config.outer_optimizer.orthogonalizes:
-            return mixing
+        optimizer = self.config.outer_optimizer
+        if not optimizer.orthogonalizes:
+            return max(mixing, float(optimizer.step_bytes * self.fragment))
         updates = 4.0 * self.rank.matrices / streaming.num_fragments
         # The momenta of the most frequent shape; or, of shards, all of them on the way to their owners.
         largest = model.largest_matrices

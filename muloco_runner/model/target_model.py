@@ -5,7 +5,6 @@ Axes: B batch, T time, D width of hidden states, V vocabulary.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muloco_runner.config import AnyModelConfig, ConfigError, TargetModelConfig
+from muloco_runner.config.outside import import_target
 from muloco_runner.model.compile import compile_each_shape
 from muloco_runner.model.cross_entropy import linear_cross_entropy
 from muloco_runner.model.language_model import LanguageModel
@@ -86,11 +86,7 @@ def build_target_model(
 
 def load_class(where: str, target: str, base: type, base_name: str) -> type[Any]:
     """The class of that name. One that is not there, or no class of `base`, raises `ConfigError`."""
-    module, _, name = target.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except Exception as error:
-        raise ConfigError(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error
+    cls = import_target(where, target)
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise ConfigError(f"{where}: is no class of {base_name}")
     return cls

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -72,21 +72,28 @@ def _group_of(name: str, patterns: Mapping[str, str]) -> str:
 def _built(
     target: str, parameters: list[Tensor], arguments: Mapping[str, Any], run: RunConfig
 ) -> torch.optim.Optimizer:
-    where = f"{target}({', '.join(arguments)})"
-    cls = load_class(f"inner_optimizer._target_={target}", target, torch.optim.Optimizer, "torch.optim.Optimizer")
+    where = f"inner_optimizer._target_={target}"
+    cls = load_class(where, target, torch.optim.Optimizer, "torch.optim.Optimizer")
     given = {"lr": run.inner_optimizer.lr, **arguments}
-    taken = inspect.signature(cls).parameters
-    if "weight_decay" in taken:
+    if "weight_decay" in inspect.signature(cls).parameters:
         given["weight_decay"] = run.weight_decay
     elif run.weight_decay:
         raise ConfigError(f"{where}: takes no weight_decay: set inner_optimizer.weight_decay=0")
+    return build_optimizer(cls, parameters, given)
+
+
+def build_optimizer(cls: type, parameters: Sequence[Tensor], given: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """An optimizer of the class on just these parameters. An argument that the class does not name, and one that cannot
+    be built, raise `ConfigError`."""
+    where = f"{cls.__module__}.{cls.__qualname__}({', '.join(given)})"
+    taken = inspect.signature(cls).parameters
     for key in given:
         # Whatever takes **anything may ignore it.
         if key not in taken:
             known = ", ".join(name for name in taken if name != "params")
             raise ConfigError(f"{where}: has no argument {key}; it takes {known}")
     try:
-        optimizer: torch.optim.Optimizer = cls(parameters, **given)
+        optimizer: torch.optim.Optimizer = cls(list(parameters), **given)
     except Exception as error:
         raise ConfigError(f"{where}: cannot be built: {type(error).__name__}: {error}") from error
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

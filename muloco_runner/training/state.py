@@ -66,6 +66,7 @@ class TrainingState:
             "method": _full_lists(self.workers[0], self.method.state_dict()),
             "bytes_sent": self.method.bytes_sent,
             "outer_steps": self.method.outer_steps,
+            "outer_numbers": self.method.outer_numbers,
             "train_seconds": self.clock.seconds,
             "started_at": self.started_at,
             "local_validation_loss": self.local_validation_loss,
@@ -81,9 +82,10 @@ class TrainingState:
             state = checkpoint.workers[worker.index]
             self.method.load_worker_state(row, _load_worker_state(worker, state))
             self.losses[row, : self.step] = state["losses"].to(self.losses)
-        self.method.load_state_dict(_local_lists(self.workers[0], shared["method"]), self.step)
+        # Absent from checkpoints of a time when no outer optimizer counted its steps, or kept numbers of its own.
+        numbers = shared.get("outer_numbers", [])
+        self.method.load_state_dict(_local_lists(self.workers[0], shared["method"]), self.step, numbers)
         self.method.bytes_sent = shared["bytes_sent"]
-        # Absent from checkpoints of a time when no outer optimizer counted its steps.
         self.method.outer_steps = shared.get("outer_steps", self.method.outer_steps)
         self.clock.seconds, self.started_at = shared["train_seconds"], shared["started_at"]
         self.local_validation_loss = shared["local_validation_loss"]

@@ -13,15 +13,29 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from muloco_runner.config import RunConfig, TargetModelConfig
+from muloco_runner.config import ConfigError, RunConfig, TargetModelConfig, TargetOuterConfig
 from muloco_runner.trials.try_model import try_model
 from muloco_runner.trials.try_optimizer import try_run
+from muloco_runner.trials.try_outer_optimizer import try_outer_optimizer
+from muloco_runner.trials.try_schedule import try_schedule
 
 _TRIALS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "model": lambda values: try_model(TargetModelConfig(**values)),
     "inner_optimizer": lambda values: try_run(RunConfig.from_dict(values)),
+    "schedule": lambda values: try_schedule(RunConfig.from_dict(values)),
+    "method.outer_optimizer": lambda values: try_outer_optimizer(TargetOuterConfig(**values)),
 }
-"""What is tried -> what tries it, given its plain values."""
+"""What is tried -> what tries it, given its plain values: the run's, or where that is enough its part's."""
+
+
+def _answer(part: str, values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return _TRIALS[part](values)
+    except ConfigError as error:
+        problem = str(error)
+    except Exception as error:
+        problem = f"trying it failed: {type(error).__name__}: {error}"
+    return {"problem": " ".join(problem.split())}
 
 
 def main() -> None:
@@ -29,7 +43,7 @@ def main() -> None:
     sys.path[:0] = words["path"]
     # What a target prints must not be taken for the answer.
     with contextlib.redirect_stdout(sys.stderr):
-        answers = {key: _TRIALS[part](values) for key, (part, values) in words["questions"].items()}
+        answers = {key: _answer(part, values) for key, (part, values) in words["questions"].items()}
     print(json.dumps(answers), flush=True)
 
 

@@ -108,9 +108,9 @@ def _refuse_sharded(
             continue
         if work.need.gpus > run.num_workers and gpus.fit(run, work.need.gpus).placement.sharded:
             raise ConfigError(
-                f"run {work.name} would be sharded over {work.need.gpus} GPUs (FSDP2), and "
-                f"{run.inner_optimizer.label} does not take sharded parameters: {answer.why_not}; say "
-                "execution.sharding=none, or give it fewer GPUs by cluster.gpus_per_run"
+                f"run {work.name} would be sharded over {work.need.gpus} GPUs (FSDP2), and what it names does not take "
+                f"sharded parameters: {answer.why_not}; say execution.sharding=none, or give it fewer GPUs by "
+                "cluster.gpus_per_run"
             )
 
 

@@ -220,7 +220,7 @@ def test_a_runs_name_holds_what_decides_its_result(lab: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"_target_": "Mixer"}, "must name a class with its module"),
+        ({"_target_": "Mixer"}, "must be a name with its module"),
         ({"arguments": {"vocab_size": 4}}, "set model.vocab_size"),
         ({"returns": "loss"}, "must be one of logits, hidden"),
         ({"returns": "hidden"}, "model.head='': names the parameter"),

@@ -129,7 +129,7 @@ def test_a_runs_name_holds_what_decides_its_result() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"_target_": "Lion"}, "must name a class with its module"),
+        ({"_target_": "Lion"}, "must be a name with its module"),
         ({"applies_to": "some"}, "must be all, matrices"),
         ({"applies_to": {"blocks.*": "mine"}}, "target or rest"),
         ({"arguments": {"lr": 1}}, "set inner_optimizer.lr"),

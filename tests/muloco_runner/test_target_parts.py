@@ -1,0 +1,297 @@
+"""Schedules and parts of DiLoCo from outside the package: used as asked for, or refused before anything is queued."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from analysis.runs import load_study
+from muloco_runner import targets
+from muloco_runner.compose import compose_app_config
+from muloco_runner.config import (
+    ConfigError,
+    DiLoCoConfig,
+    ExecutionConfig,
+    OuterSgdConfig,
+    RunConfig,
+    TargetOuterConfig,
+    TargetScheduleConfig,
+)
+from muloco_runner.config.plain import to_plain
+from muloco_runner.diloco.target_outer import TargetOuter
+from muloco_runner.job import run_job
+from muloco_runner.memory import Placement, estimate_memory
+from muloco_runner.paths import ConfigPath, use_config_path
+from muloco_runner.record import ExitCode, RunFolder
+from muloco_runner.targets import record_code
+from muloco_runner.trials.__main__ import _TRIALS
+
+LAB = """
+import random
+
+import torch
+
+calls = []
+
+
+def decay(step, warmup, total, power=1.0):
+    return (1 - (step - warmup) / (total - warmup)) ** power
+
+
+def flat(step):
+    return 1.0
+
+
+def stepless(total):
+    return 1.0
+
+
+def above(step):
+    return 1.5
+
+
+def nan_at_the_end(step, total):
+    return float("nan") if step == total - 1 else 0.5
+
+
+def counts(step):
+    calls.append(step)
+    return 1 / len(calls)
+
+
+def crashes(step, warmup):
+    return 1 / (step - warmup)
+
+
+def words(step):
+    return "fast"
+
+
+class Decay:
+    pass
+
+
+class Signs(torch.optim.Optimizer):
+    def __init__(self, params, lr, beta=0.9):
+        super().__init__(params, {"lr": lr, "beta": beta})
+
+    def scale(self, m):
+        return 1.0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                m = state.setdefault("m", torch.zeros_like(p))
+                m.lerp_(p.grad, 1 - group["beta"])
+                p.grad.zero_()  # which the trainer must not notice
+                state["count"] = state.get("count", 0) + 1
+                p.sub_(m.sign(), alpha=group["lr"] * self.scale(m) / state["count"])
+
+
+class Whole(Signs):
+    def scale(self, m):
+        return float(m.norm())
+
+
+class Draws(Signs):
+    def scale(self, m):
+        return float(torch.rand(()))
+
+
+class Forgets(Signs):
+    steps = 0
+
+    def scale(self, m):
+        self.steps += 1
+        return self.steps
+
+
+class Rows(Signs):
+    def step(self, closure=None):
+        super().step()
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["rows"] = torch.zeros(p.shape[0] + 1)
+
+
+class Skips(Signs):
+    def scale(self, m):
+        return float(m.ndim > 1)
+
+
+class TwoSets(Signs):
+    def train(self):
+        pass
+
+    eval = train
+"""
+TINY = [
+    *(f"model.{name}" for name in ("width=16", "num_layers=2", "head_width=8", "vocab_size=256", "sequence_length=32")),
+    *("data=text", "data.validation_tokens=256", "global_batch_tokens=128", "tokens_per_parameter=0.08"),
+    *("method=diloco", "method.num_workers=2", "method.sync_interval=4", "schedule=linear"),
+    *("method.streaming.num_fragments=2", "method/outer_optimizer=signs"),
+]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of work: a module beside conf/."""
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "parts_lab.py").write_text(LAB)
+    for group, name, text in (
+        ("schedule", "linear", "_target_: parts_lab.decay\nwarmup_steps: 2\npower: 1.0\n"),
+        ("method/outer_optimizer", "signs", "_target_: parts_lab.Signs\nlr: 0.01\nbeta: 0.8\n"),
+    ):
+        (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
+        (folder / "conf" / group / f"{name}.yaml").write_text(text)
+    use_config_path(ConfigPath((folder / "conf",)))
+    sys.path.insert(0, str(folder))
+    yield folder
+    use_config_path(ConfigPath())
+    sys.path[:] = [place for place in sys.path if place != str(folder)]
+    sys.modules.pop("parts_lab", None)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def schedule_of(name: str, **values: Any) -> RunConfig:
+    return RunConfig(schedule=TargetScheduleConfig(_target_=f"parts_lab.{name}", **values))
+
+
+def outer_of(name: str, **values: Any) -> RunConfig:
+    return RunConfig(method=DiLoCoConfig(outer_optimizer=TargetOuterConfig(_target_=f"parts_lab.{name}", **values)))
+
+
+def test_files_of_few_lines_are_whole_parts_of_a_run(lab: Path, text_dir: Path) -> None:
+    run = compose_app_config([*TINY, f"data.path={text_dir}"]).run
+    assert isinstance(run.method, DiLoCoConfig)
+    outer = run.method.outer_optimizer
+    assert isinstance(outer, TargetOuterConfig)
+    assert (outer.arguments, outer.lr, outer.label) == ({"beta": 0.8}, 0.01, "Signs")
+    assert run.method.choices == {"outer_optimizer": "Signs"}
+    assert [run.schedule.decay(step, 2, 12) for step in (2, 7)] == [1.0, 0.5]
+    assert run.targets == {"schedule": ["parts_lab.decay"], "method.outer_optimizer": ["parts_lab.Signs"]}
+    assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+    plain = compose_app_config([*TINY, f"data.path={text_dir}", "method/outer_optimizer=diloco"]).run
+    memory, without = (estimate_memory(one, Placement(2, device="cpu")) for one in (run, plain))
+    assert memory.method - without.method == 4 * run.num_params
+
+
+def test_the_names_of_runs_hold_target_arguments_and_version() -> None:
+    for of, other in ((schedule_of, "flat"), (outer_of, "Whole")):
+        first = "decay" if of is schedule_of else "Signs"
+        name = of(first).run_id
+        assert name == of(first, label="L").run_id
+        assert len({name, of(other).run_id, of(first, version="2").run_id, of(first, arguments={"a": 1}).run_id}) == 4
+    assert outer_of("Signs").run_id == outer_of("Signs", state_bytes_per_parameter=3).run_id
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "words"),
+    [
+        (TargetScheduleConfig, {"_target_": "decay"}, "must be a name with its module"),
+        (TargetScheduleConfig, {"arguments": {"warmup": 1}}, "given by the trainer: set schedule.warmup_steps"),
+        (TargetScheduleConfig, {"arguments": {"step": 1}}, "given by the trainer: drop it"),
+        (TargetOuterConfig, {"arguments": {"lr": 1}}, "set method.outer_optimizer.lr"),
+        (TargetOuterConfig, {"label": "SGD"}, "is a built-in one's"),
+        (TargetOuterConfig, {"state_bytes_per_parameter": -1}, "zero or positive"),
+    ],
+)
+def test_a_mistake_in_a_parts_file_is_one_clear_line(cls: type, values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        cls(**{"_target_": "parts_lab.Signs", **values})
+    assert TargetOuterConfig(_target_="torch.optim.SGD").label == "torch-SGD"
+
+
+def test_a_part_that_lies_is_refused_in_words(lab: Path) -> None:
+    expected = {
+        "decay": (schedule_of("decay", arguments={"power": 2.0}), ""),
+        "flat": (schedule_of("flat"), ""),
+        "argument": (schedule_of("decay", arguments={"gamma": 2}), "no argument gamma; it takes step, warmup, total"),
+        "stepless": (schedule_of("stepless"), "has no argument step"),
+        "above": (schedule_of("above"), "returns 1.5 for step"),
+        "nan": (schedule_of("nan_at_the_end"), "returns nan for step"),
+        "counts": (schedule_of("counts"), "another value for the same step"),
+        "crashes": (schedule_of("crashes"), "ZeroDivisionError"),
+        "words": (schedule_of("words"), "ValueError: could not convert"),
+        "class": (schedule_of("Decay"), "is no function"),
+        "nowhere": (schedule_of("lost"), "cannot be imported"),
+        "signs": (outer_of("Signs", arguments={"beta": 0.5}), ""),
+        "torch": (RunConfig(method=DiLoCoConfig(outer_optimizer=TargetOuterConfig(_target_="torch.optim.Adam"))), ""),
+        "whole": (outer_of("Whole"), ""),
+        "beta": (outer_of("Signs", arguments={"betas": 0.5}), "has no argument betas; it takes lr, beta"),
+        "draws": (outer_of("Draws"), "its steps differ from time to time"),
+        "forgets": (outer_of("Forgets"), "does not resume"),
+        "rows": (outer_of("Rows"), "its state rows is (7,) for a tensor of shape (6, 4)"),
+        "bytes": (outer_of("Signs", state_bytes_per_parameter=2), "keeps 4 bytes of state for a parameter: set"),
+        "skips": (outer_of("Skips"), "it never moves a tensor of shape (5,)"),
+        "sets": (outer_of("TwoSets"), "trains other weights than it evaluates"),
+        "kind": (outer_of("Decay"), "no class of torch.optim.Optimizer"),
+    }
+    questions = {}
+    for name, (run, _) in expected.items():
+        ((part, config),) = run.from_outside.items()
+        questions[name] = part, run.to_dict() if part == "schedule" else to_plain(config)
+    answers = targets._try(questions, [str(lab)])
+    for name, (_, words) in expected.items():
+        assert words in answers[name].problem, (name, answers[name].problem)
+        assert bool(words) == bool(answers[name].problem), (name, answers[name].problem)
+    assert answers["signs"].takes_dtensors
+    assert "it makes something else than of all" in answers["whole"].why_not
+
+
+def test_each_part_that_a_run_names_can_be_tried(lab: Path, text_dir: Path) -> None:
+    run = compose_app_config([*TINY, f"data.path={text_dir}"]).run
+    asked = targets._questions(run, targets._sources_of([run]))
+    assert {part for part, _ in asked.values()} == set(run.from_outside) <= set(_TRIALS)
+    longer = compose_app_config([*TINY, f"data.path={text_dir}", "tokens_per_parameter=1"]).run
+    again = targets._questions(longer, targets._sources_of([longer]))
+    assert len(asked.keys() & again.keys()) == 1, "a schedule is tried for each length of a run"
+
+
+def test_an_outer_step_equals_the_built_in_one() -> None:
+    """SGD of torch on the mean pseudogradient is the built-in one, through any number of steps."""
+    config = OuterSgdConfig(lr=0.3, momentum=0.9)
+    arguments = {"momentum": 0.9, "nesterov": True}
+    target = TargetOuterConfig(_target_="torch.optim.SGD", lr=0.3, arguments=arguments)
+    tensors = [torch.ones(3, 2), torch.ones(4)]
+    optimizer, anchor = TargetOuter(target, tensors), torch.ones(10)
+    expected, velocity = torch.ones(10), torch.zeros(10)
+    for number in range(1, 4):
+        delta = torch.randn(10, generator=torch.Generator().manual_seed(number))
+        kept = delta.clone()
+        optimizer.step(anchor, delta, number)
+        assert torch.equal(delta, kept)
+        velocity = config.momentum * velocity + config.lr * delta
+        expected -= config.momentum * velocity + config.lr * delta
+    torch.testing.assert_close(anchor, expected)
+
+
+def test_an_interrupted_run_of_own_parts_ends_as_another(lab: Path, text_dir: Path, tmp_path: Path) -> None:
+    run = compose_app_config([*TINY, f"data.path={text_dir}"]).run
+    digests = []
+    for name, stops in (("whole", False), ("parts", True)):
+        folder = RunFolder.of(tmp_path / name, run.run_id)
+        folder.write_config(run.to_dict())
+        record_code([run], tmp_path / name, snapshot=True)
+        attempt = 1
+        if stops:
+            for attempt in (1, 2, 3):
+                first = ExecutionConfig(device="cpu", wall_minutes=1e-9)
+                assert run_job(folder, first, attempt) is ExitCode.WANTS_MORE_TIME
+        assert run_job(folder, ExecutionConfig(device="cpu"), attempt + 1) is ExitCode.FINISHED
+        newest = max(folder.checkpoint_dir.iterdir())
+        shared = torch.load(newest / "shared.pt", weights_only=True)
+        assert shared["outer_numbers"][0][0] == {"count": shared["outer_steps"][0]}
+        digests.append([*shared["method"]["anchor"], *shared["method"]["outer_m"]])
+    assert all(torch.equal(one, other) for one, other in zip(*digests, strict=True))
+    row = load_study(tmp_path / "parts").runs.iloc[0]
+    assert {"schedule._target_=parts_lab.decay", "outer_optimizer.label=Signs"} <= set(row["setting"].split())
