@@ -8,7 +8,8 @@ depend on which rank holds which worker. Large lists go in several messages, whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from torch import Tensor
 from muloco_runner.diloco.compression import payload
 from muloco_runner.diloco.compression.codecs import AnyCodec, Exact
 from muloco_runner.diloco.compression.row_ranges import RowRange, cut, full_ranges
-from muloco_runner.diloco.error_feedback import Compressor
 from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.distributed.message_sizes import MESSAGE_VALUES
 
@@ -48,73 +48,91 @@ class Exchange:
         """Bytes of one worker's payloads."""
 
     def average(
-        self, senders: Sequence[Compressor], tensors: Sequence[Sequence[Tensor]], out: Sequence[Tensor]
+        self, tensors: Sequence[Sequence[Tensor]], out: Sequence[Tensor], *, leave_rest: bool = False
     ) -> Tensor:
-        """Writes the mean into `out`, which may be the tensors of a worker that remembers nothing.
+        """Write into `out` the mean of what all workers send of their `tensors`; given are the local workers'.
 
-        Given are the compressors of the local workers and what they accepted. Returns the dot products between what
-        was sent, by pairs of workers, over what this rank averaged: shape (K, K), float64.
+        With `leave_rest` a worker's tensors hold afterwards what its payloads did not carry; without, `out` may be one
+        worker's tensors. Returns the dot products between what was sent, by pairs of workers, over what this rank
+        averaged: shape (K, K), float64.
         """
         num_workers = self.communicator.topology.num_workers
         products_KK = torch.zeros(num_workers, num_workers, dtype=torch.float64, device=self.device)
-        remembers = any(sender.error is not None for sender in senders)
         for message in self.messages:
-            if self._stays_as_it_is and not remembers:
-                parts = [[part.of(own) for part in message] for own in tensors]
-                self._mean(parts, [part.of(out) for part in message], products_KK)
+            targets = [part.of(out) for part in message]
+            if self._stays_as_it_is and not leave_rest:
+                self._mean([[part.of(own) for part in message] for own in tensors], targets, products_KK)
             elif self.reduce_scatter:
-                self._by_shares(message, senders, tensors, out, products_KK)
+                self._by_shares(message, tensors, out, leave_rest, products_KK)
             else:
-                mine = [sender.send(own, message) for sender, own in zip(senders, tensors, strict=True)]
-                everyone = self.communicator.gather_over_workers(mine)
-                targets = [part.of(out) for part in message]
+                payloads = [self._payload(own, message, leave_rest) for own in tensors]
+                everyone = self.communicator.gather_over_workers(payloads)
                 self._mean(_decoded(everyone, targets), targets, products_KK)
         return self.communicator.sum_over_workers(products_KK) if self.reduce_scatter else products_KK
 
     def _by_shares(
         self,
         message: Sequence[RowRange],
-        senders: Sequence[Compressor],
         tensors: Sequence[Sequence[Tensor]],
         out: Sequence[Tensor],
+        leave_rest: bool,
         products_KK: Tensor,
     ) -> None:
         """Share k of the message is averaged by the rank that holds worker k."""
-        shares = cut(message, self.communicator.topology.num_workers)
-        lengths = [self._payload_bytes(share) for share in shares]
-        peers = self.communicator.workers_of_peers
-        own_workers = peers[self.communicator.peer_index]
+        cuts = enumerate(cut(message, self.communicator.topology.num_workers))
+        shares = {k: _Share(ranges, self._payload_bytes(ranges)) for k, ranges in cuts if ranges}
+        everyone = self._to_averagers(shares, tensors, leave_rest)
+        # Payloads are freed once they are averaged.
+        means = {k: self._averaged(shares[k], everyone.pop(k), products_KK) for k in list(everyone)}
+        for k, mean in self._to_all(shares, means).items():
+            targets = [part.of(out) for part in shares[k].ranges]
+            (decoded,) = _decoded([mean], targets)
+            torch._foreach_copy_(targets, decoded)
 
-        outgoing = []
-        for workers in peers:
-            payloads = [
-                sender.send(own, shares[k])
-                for k in workers
-                if shares[k]
-                for sender, own in zip(senders, tensors, strict=True)
-            ]
-            outgoing.append(self._join(payloads))
-        incoming = [sum(lengths[k] for k in own_workers) * len(workers) for workers in peers]
-        # From each peer: for each share averaged here, a payload of each of its workers.
-        received = [
-            iter(part.split([lengths[k] for k in own_workers if shares[k] for _ in workers]))
-            for part, workers in zip(self.communicator.exchange_over_workers(outgoing, incoming), peers, strict=True)
+    def _to_averagers(
+        self, shares: Mapping[int, _Share], tensors: Sequence[Sequence[Tensor]], leave_rest: bool
+    ) -> dict[int, list[Tensor]]:
+        """Send the local workers' payloads of each share to the rank that averages it; return all workers' payloads,
+        in the workers' order, of each share that this rank averages."""
+        outgoing = [
+            self._join([self._payload(own, shares[k].ranges, leave_rest) for k in averaged for own in tensors])
+            for averaged in self._shares_of_peers(shares)
         ]
-        means = []
-        for k in own_workers:
-            if shares[k]:
-                everyone = [next(part) for part, workers in zip(received, peers, strict=True) for _ in workers]
-                targets = [torch.empty_like(part.of(self.like), device=self.device) for part in shares[k]]
-                self._mean(_decoded(everyone, targets), targets, products_KK)
-                means.append(payload.encode(targets, [self.codecs[part.tensor] for part in shares[k]]))
-        incoming = [sum(lengths[k] for k in workers) for workers in peers]
-        averaged = self.communicator.exchange_over_workers([self._join(means)] * len(peers), incoming)
-        for part, workers in zip(averaged, peers, strict=True):
-            filled = [k for k in workers if shares[k]]
-            for k, content in zip(filled, part.split([lengths[k] for k in filled]), strict=True):
-                targets = [part.of(out) for part in shares[k]]
-                (tensors_of_share,) = _decoded([content], targets)
-                torch._foreach_copy_(targets, tensors_of_share)
+        mine = self._shares_of_peers(shares)[self.communicator.peer_index]
+        # From each peer: for each share averaged here, a payload of each of its workers.
+        due = [[k for k in mine for _ in workers] for workers in self.communicator.workers_of_peers]
+        incoming = self.communicator.exchange_over_workers(outgoing, [_bytes_of(shares, numbers) for numbers in due])
+        received: dict[int, list[Tensor]] = {k: [] for k in mine}
+        for part, numbers in zip(incoming, due, strict=True):
+            for k, content in _apart(part, shares, numbers):
+                received[k].append(content)
+        return received
+
+    def _averaged(self, share: _Share, everyone: Sequence[Tensor], products_KK: Tensor) -> Tensor:
+        """The payload of the mean of all workers' payloads of a share."""
+        targets = [torch.empty_like(part.of(self.like), device=self.device) for part in share.ranges]
+        self._mean(_decoded(everyone, targets), targets, products_KK)
+        return payload.encode(targets, [self.codecs[part.tensor] for part in share.ranges])
+
+    def _to_all(self, shares: Mapping[int, _Share], means: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Send the means of the shares that this rank averages to all; return the means of all shares."""
+        due = self._shares_of_peers(shares)
+        outgoing = [self._join(list(means.values()))] * len(due)
+        incoming = self.communicator.exchange_over_workers(outgoing, [_bytes_of(shares, numbers) for numbers in due])
+        return {
+            k: mean for part, numbers in zip(incoming, due, strict=True) for k, mean in _apart(part, shares, numbers)
+        }
+
+    def _shares_of_peers(self, shares: Mapping[int, _Share]) -> list[list[int]]:
+        """Which shares each rank averages: those of its workers."""
+        return [[k for k in workers if k in shares] for workers in self.communicator.workers_of_peers]
+
+    def _payload(self, tensors: Sequence[Tensor], ranges: Sequence[RowRange], leave_rest: bool) -> Tensor:
+        parts = [part.of(tensors) for part in ranges]
+        content = payload.encode(parts, [self.codecs[part.tensor] for part in ranges])
+        if leave_rest:
+            torch._foreach_sub_(parts, payload.decode(content))
+        return content
 
     @staticmethod
     def _mean(workers: Sequence[Sequence[Tensor]], out: Sequence[Tensor], products_KK: Tensor) -> None:
@@ -141,6 +159,23 @@ class Exchange:
         if not payloads:
             return torch.empty(0, dtype=torch.uint8, device=self.device)
         return torch.cat(list(payloads))
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one worker's rank averages of a message."""
+
+    ranges: Sequence[RowRange]
+    payload_bytes: int
+
+
+def _bytes_of(shares: Mapping[int, _Share], numbers: Sequence[int]) -> int:
+    return sum(shares[k].payload_bytes for k in numbers)
+
+
+def _apart(joined: Tensor, shares: Mapping[int, _Share], numbers: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """The payloads of these shares that were sent as one."""
+    return zip(numbers, joined.split([shares[k].payload_bytes for k in numbers]), strict=True)
 
 
 def _decoded(payloads: Sequence[Tensor], like: Sequence[Tensor]) -> list[list[Tensor]]:

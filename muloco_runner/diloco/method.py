@@ -19,7 +19,7 @@ from torch import Tensor
 from muloco_runner.config import DiLoCoConfig, RunConfig
 from muloco_runner.config.variants import load
 from muloco_runner.diloco.compression.row_ranges import writes_rows_apart
-from muloco_runner.diloco.error_feedback import Compressor, choose_codecs
+from muloco_runner.diloco.error_feedback import choose_codecs
 from muloco_runner.diloco.exchange import Exchange
 from muloco_runner.diloco.flat import copy_into, flatten
 from muloco_runner.diloco.outer_optimizer import SharedTensors, build_outer_optimizer
@@ -227,15 +227,14 @@ class DiLoCo:
         """The error memory, where there is one, after pending exchanges."""
         for future in self._pending.values():
             future.result()
-        errors = [fragment.compressors[row].error for fragment in self.fragments]
-        kept = [error for error in errors if error is not None]
-        return {"error": self._by_parameter(kept)} if kept else {}
+        errors = [fragment.errors[row] for fragment in self.fragments if fragment.errors]
+        return {"error": self._by_parameter(errors)} if errors else {}
 
     def load_worker_state(self, row: int, state: dict[str, list[Tensor]]) -> None:
         for fragment in self.fragments:
-            error = fragment.compressors[row].error
-            if error is not None:
-                copy_into(fragment.views(error), flatten(self._of_fragment(state["error"], fragment)))
+            if fragment.errors:
+                error = fragment.views(fragment.errors[row])
+                copy_into(error, flatten(self._of_fragment(state["error"], fragment)))
 
     def _by_parameter(self, flats: Sequence[Tensor]) -> list[Tensor]:
         """Views of one flat tensor a fragment, in the order of `Worker.tensors`."""
@@ -291,7 +290,7 @@ def build_diloco(run: RunConfig, workers: list[Worker], communicator: Communicat
         if communicator.sharded and not all(writes_rows_apart(codec) for codec in own_codecs):
             full = FullTensors(tensors, exchanging)
             exchanged, own_codecs = full.empty(), [own_codecs[index] for index in full.owned]
-        flat, feedback = flatten(tensors), config.compression.error_feedback
+        device = tensors[0].device
         shared = SharedTensors(tensors, _hidden_matrices(first, indices), communicator, muon_backend)
         fragments.append(
             Fragment(
@@ -299,8 +298,8 @@ def build_diloco(run: RunConfig, workers: list[Worker], communicator: Communicat
                 workers,
                 FragmentSchedule(number, streaming.num_fragments, config.sync_interval, streaming.delay_steps),
                 build_outer_optimizer(config.outer_optimizer, shared),
-                [Compressor(own_codecs, feedback, flat) for _ in workers],
-                Exchange(exchanged, own_codecs, config.compression.reduces_and_scatters, exchanging, flat.device),
+                Exchange(exchanged, own_codecs, config.compression.reduces_and_scatters, exchanging, device),
+                config.compression.error_feedback,
                 full,
             )
         )

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from muloco_runner.diloco.error_feedback import Compressor
+from muloco_runner.diloco.error_feedback import remembered
 from muloco_runner.diloco.exchange import Exchange
 from muloco_runner.diloco.flat import copy_into, flatten, views
 from muloco_runner.diloco.outer_optimizer import OuterOptimizer
@@ -80,7 +80,7 @@ class CompletedExchange:
 
 
 class Fragment:
-    """The tensors that are shared together: their anchor, their outer optimizer, and each worker's compressor."""
+    """The tensors that are shared together: their anchor, their outer optimizer, and each worker's error memory."""
 
     def __init__(
         self,
@@ -88,18 +88,19 @@ class Fragment:
         workers: Sequence[Worker],
         schedule: FragmentSchedule,
         optimizer: OuterOptimizer,
-        compressors: Sequence[Compressor],
         exchange: Exchange,
+        error_feedback: float | None = None,
         full: FullTensors | None = None,
     ) -> None:
-        """`indices` are those of the tensors in `Worker.tensors`; `compressors` stand in the order of `workers`.
+        """`indices` are those of the tensors in `Worker.tensors`; `error_feedback` is the decay of what is remembered.
 
         With `full`, tensors whose rows are spread over replicas are exchanged by their owners.
         """
         self.indices, self.workers, self.schedule = indices, workers, schedule
         self.anchor = flatten(self.tensors_of(workers[0]))
-        self.optimizer, self.compressors, self.exchange = optimizer, compressors, exchange
-        self.full = full
+        self.optimizer, self.exchange, self.error_feedback, self.full = optimizer, exchange, error_feedback, full
+        self.errors = [] if error_feedback is None else [torch.zeros_like(self.anchor) for _ in workers]
+        """With error feedback, what each local worker has not sent yet: flat, as its pseudogradient."""
         self.outer_steps = 0
         """Taken so far."""
 
@@ -119,20 +120,20 @@ class Fragment:
 
     def average(self, pseudogradients: Sequence[Tensor]) -> CompletedExchange:
         """Their mean over all workers, as sent. Does not touch the workers, so that they may train on meanwhile."""
-        accepted = [
-            self.views(compressor.accept(delta))
-            for compressor, delta in zip(self.compressors, pseudogradients, strict=True)
-        ]
-        mean = torch.empty_like(self.anchor)
+        remembers, due = self.error_feedback is not None, pseudogradients
+        if self.error_feedback is not None:
+            due = [remembered(e, self.error_feedback, d) for e, d in zip(self.errors, pseudogradients, strict=True)]
+        mean, tensors = torch.empty_like(self.anchor), [self.views(flat) for flat in due]
         if self.full is None:
-            return CompletedExchange(mean, self.exchange.average(self.compressors, accepted, self.views(mean)))
-        (shards,) = accepted  # where a worker has replicas, a rank has one worker
-        tensors = self.full.gather(shards)
-        means = [torch.empty_like(tensor) for tensor in tensors]
-        products_KK = self.exchange.average(self.compressors, [tensors], means)
+            products_KK = self.exchange.average(tensors, self.views(mean), leave_rest=remembers)
+            return CompletedExchange(mean, products_KK)
+        (shards,) = tensors  # where a worker has replicas, a rank has one worker
+        owned = self.full.gather(shards)
+        means = [torch.empty_like(tensor) for tensor in owned]
+        products_KK = self.exchange.average([owned], means, leave_rest=remembers)
         self.full.scatter(means, self.views(mean))
-        if self.compressors[0].error is not None:
-            self.full.scatter(tensors, shards)
+        if remembers:
+            self.full.scatter(owned, shards)
         return CompletedExchange(mean, products_KK)
 
     def average_beside_training(

@@ -111,12 +111,11 @@ class DiLoCoOuterStep:
             # Every worker's payload, twice, and decoded.
             received = payload * (2 * num_workers + workers) + 4.0 * num_workers * message
             return max(sending, received + max(averaging, 8.0 * tensor))
-        # What is sent, what was received, a payload; the means of the local workers' shares, and their payloads.
+        # What is sent, twice, and what is received; then that, the means of the local workers' shares, and their
+        # payloads; then those, twice, as sent to every worker, and all means.
         share = workers / num_workers
-        received = payload * workers * (2 + share) + 4 * message * share
-        return max(
-            sending + 2 * payload * workers, received + decoded + averaging, received + payload * (2 + 2 * share)
-        )
+        averaged = payload * (workers + share) + 4 * message * share + decoded + averaging
+        return max(sending + 2 * payload * workers, averaged, payload * (2 + 2 * share))
 
 
 def _fragments(rank: Rank, num_fragments: int) -> Iterator[int]:

@@ -5,10 +5,12 @@ import torch
 
 from muloco_runner.config import CompressionConfig, ModelConfig, NoCompressionConfig, QuantisationConfig, TopKConfig
 from muloco_runner.diloco.compression.codecs import AnyCodec, Exact, Linear, Statistical, TopK
-from muloco_runner.diloco.compression.payload import decode
 from muloco_runner.diloco.compression.row_ranges import cut, full_ranges
-from muloco_runner.diloco.error_feedback import Compressor, choose_codecs
+from muloco_runner.diloco.error_feedback import choose_codecs, remembered
+from muloco_runner.diloco.exchange import Exchange
 from muloco_runner.diloco.flat import views
+from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.distributed.topology import Topology
 from muloco_runner.model.transformer import build_model
 
 LOSSY: list[AnyCodec] = [
@@ -24,32 +26,24 @@ LOSSY: list[AnyCodec] = [
 @pytest.mark.parametrize("codec", LOSSY, ids=str)
 @pytest.mark.parametrize("decay", [1.0, 0.9])
 def test_what_was_sent_and_what_is_remembered_is_all_there_was(codec: AnyCodec, decay: float) -> None:
-    generator = torch.Generator().manual_seed(0)
     like = [torch.empty(40, 25), torch.empty(7)]
-    codecs = [codec, Exact()]
-    flat = torch.zeros(1007)
-    compressor = Compressor(codecs, decay, flat)
-    ranges = full_ranges(like, codecs)
-    given, sent, forgotten = (torch.zeros(1007, dtype=torch.float64) for _ in range(3))
-    for _ in range(100):
-        delta = torch.randn(1007, generator=generator)
-        assert compressor.error is not None
-        given += delta.double()
-        forgotten += (1 - decay) * compressor.error.double()
-        payload = compressor.send(views(compressor.accept(delta), like), ranges)
-        sent += torch.cat([tensor.flatten() for tensor in decode(payload)]).double()
-    assert compressor.error is not None
-    torch.testing.assert_close(sent + compressor.error.double() + forgotten, given, rtol=0, atol=2e-4)
-    assert float(compressor.error[-7:].abs().max()) == 0
+    exchange = Exchange(like, [codec, Exact()], False, Communicator(Topology(1)), torch.device("cpu"))
+    deltas = torch.randn(100, 1007, generator=torch.Generator().manual_seed(0))
+    error, mean = torch.zeros(1007), torch.empty(1007)
+    sent, forgotten = (torch.zeros(1007, dtype=torch.float64) for _ in range(2))
+    for delta in deltas:
+        forgotten += (1 - decay) * error.double()
+        due = remembered(error, decay, delta)
+        exchange.average([views(due, like)], views(mean, like), leave_rest=True)
+        sent += mean.double()
+    torch.testing.assert_close(sent + error.double() + forgotten, deltas.double().sum(0), rtol=0, atol=2e-4)
+    assert float(error[-7:].abs().max()) == 0
     # It is worth something: without memory the sum that arrives is further from the sum that was meant.
-    bare = Compressor(codecs, None, flat)
-    generator.manual_seed(0)
     lost = torch.zeros(1007)
-    for _ in range(100):
-        delta = torch.randn(1007, generator=generator)
-        accepted = bare.accept(delta)
-        lost += delta - torch.cat([t.flatten() for t in decode(bare.send(views(accepted, like), ranges))])
-    assert float(compressor.error.norm()) < float(lost.norm())
+    for delta in deltas:
+        exchange.average([views(delta, like)], views(mean, like))
+        lost += delta - mean
+    assert float(error.norm()) < float(lost.norm())
 
 
 def test_gains_are_always_exact_and_embeddings_where_asked() -> None:
