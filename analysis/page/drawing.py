@@ -68,10 +68,11 @@ class Drawing:
     """One figure with the text that stands for it where it cannot be seen."""
 
     name: str
-    section: str
     title: str
     alt: str
     figure: Figure
+    section: str = ""
+    """Name of the part or question it belongs to, which that sets."""
 
     def svg(self) -> str:
         out = io.StringIO()

@@ -1,13 +1,14 @@
 """What report.json is made of: results from the study, with the tables, figures and text that show them.
 
 A new question is a module that ends in a `Question`, and a line in `registry`. Its result is a dataclass: report.json
-holds it under `questions`, and the JSON schema follows from its type. A `Part` is the same for a key of its own.
+holds it under `questions`, and the JSON schema follows from its type. A `Part` is the same for a key of its own, and
+reads the whole report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter
 from analysis.optima import Optima
 from analysis.page.drawing import Drawing
 from analysis.page.page_table import Table
+from analysis.page.section import Block, Figures, Section, Shown
 from analysis.page.styles import Styles
 from analysis.questions.critical_batch_size import CriticalBatch, CriticalBatchLaw
 from analysis.questions.iso_loss import IsoLoss
@@ -53,17 +55,34 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Part(Generic[Result]):
-    """A key of report.json. Its page is in the templates."""
+    """A key of report.json. Everything but `compute` reads the whole report."""
 
     name: str
-    """Key in report.json."""
+    """Key in report.json and id of the section."""
     result: Any
     """Type of what `compute` returns: dataclasses, or lists and dictionaries of them."""
     compute: Callable[[Inputs], Result]
-    tables: Callable[[dict[str, Any]], list[Table]]
-    """Tables from the whole report."""
-    plots: tuple[Callable[[dict[str, Any], Styles], list[Drawing]], ...] = ()
-    """Figures from the whole report."""
+    rows: Callable[[dict[str, Any]], list[Table]] = lambda report: []
+    """Tables; none unless given."""
+    plot: Callable[[dict[str, Any], Styles], list[Drawing]] = lambda report, styles: []
+    """Figures; none unless given."""
+    title: str = ""
+    section: Callable[[dict[str, Any], bool], list[Block] | str | None] = lambda report, drawn: None
+    """Blocks of the section, or why it has nothing to show, or None where nothing is to be said of it. `drawn`: whether
+    there are figures."""
+
+    def tables_in(self, report: dict[str, Any]) -> list[Table]:
+        return self.rows(report)
+
+    def drawings_in(self, report: dict[str, Any], styles: Styles) -> list[Drawing]:
+        return [replace(drawing, section=self.name) for drawing in self.plot(report, styles)]
+
+    def section_in(self, report: dict[str, Any], figures: Collection[str]) -> Section | None:
+        """The page's section. `figures`: names of parts and questions that have some."""
+        found = self.section(report, self.name in figures)
+        if isinstance(found, str):
+            return Section(self.name, self.title, [], found)
+        return None if found is None else Section(self.name, self.title, found)
 
 
 @dataclass(frozen=True)
@@ -76,7 +95,7 @@ class Question(Generic[Result]):
     result: type[Result]
     compute: Callable[[Inputs], Result]
     section: Callable[[Result], list[str]]
-    """Paragraphs above the tables and figures."""
+    """Paragraphs above the figures and tables; the reason where there are none."""
     rows: Callable[[Result], list[Table]]
     findings: Callable[[Result], list[str]] = lambda result: []
     """Sentences for the verdict, strongest first; none unless given."""
@@ -99,14 +118,14 @@ class Question(Generic[Result]):
         return self.rows(self.read(report))
 
     def drawings_in(self, report: dict[str, Any], styles: Styles) -> list[Drawing]:
-        return self.plot(self.read(report), styles)
+        return [replace(drawing, section=self.name) for drawing in self.plot(self.read(report), styles)]
 
-    def section_in(self, report: dict[str, Any]) -> dict[str, Any]:
-        """What the page's templates show; `tables` are names."""
+    def section_in(self, report: dict[str, Any], figures: Collection[str]) -> Section:
+        """The page's section: text, figures, tables, all but the first folded."""
         result = self.read(report)
-        return {
-            "id": self.name,
-            "title": self.title,
-            "paragraphs": self.section(result),
-            "tables": [table.name for table in self.rows(result)],
-        }
+        paragraphs, tables = self.section(result), self.rows(result)
+        if not tables and self.name not in figures:
+            said = " ".join(paragraphs).removeprefix("Not identified: ").removesuffix(".")
+            return Section(self.name, self.title, [], said or "nothing to show")
+        shown = [Shown(table.name, folded=i > 0) for i, table in enumerate(tables)]
+        return Section(self.name, self.title, [*paragraphs, Figures(), *shown])

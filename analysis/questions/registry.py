@@ -1,4 +1,4 @@
-"""All that report.json holds of a study: parts with keys of their own, and questions in the order of the page."""
+"""All that report.json holds of a study, in the order of the page: parts with keys of their own, and questions."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from analysis.questions.parts import (
 )
 from analysis.questions.question import Part, Question
 
-PARTS: tuple[Part[Any], ...] = (
-    data_audit.PART,
+REGISTRY: tuple[Part[Any] | Question[Any], ...] = (
     best_settings.BEST,
     best_settings.RANKING,
     training_curves.PART,
+    data_audit.PART,
     batch_curves.PART,
     critical_batches.PART,
-    equal_loss.COMPUTE_PART,
-    equal_loss.TIME_PART,
-    sizes_and_data.PART,
-    tuned_rates.PART,
-    worker_counts.PART,
-    link_hours.PART,
-    charged_hours.PART,
-    choices_otherwise.PART,
-)
-QUESTIONS: tuple[Question[Any], ...] = (
     one_compute.QUESTION,
     crossings.QUESTION,
     pairwise_tests.QUESTION,
     scale_laws.QUESTION,
     steps_to_target.QUESTION,
+    equal_loss.COMPUTE_PART,
+    equal_loss.TIME_PART,
+    sizes_and_data.PART,
+    worker_counts.PART,
+    link_hours.PART,
+    charged_hours.PART,
+    tuned_rates.PART,
+    choices_otherwise.PART,
 )
+PARTS: tuple[Part[Any], ...] = tuple(one for one in REGISTRY if isinstance(one, Part))
+QUESTIONS: tuple[Question[Any], ...] = tuple(one for one in REGISTRY if isinstance(one, Question))

@@ -302,7 +302,7 @@ def plot(result: ScaleLaws, styles: Styles) -> list[Drawing]:
         log_axis(axes.yaxis, values, number if quantity == "best learning rate" else count)
         finish(figure, axes)
         alt = f"{quantity} against training tokens for {', '.join(law.series for law in laws)}."
-        out.append(Drawing(f"scale_law_{i + 1}", QUESTION.name, title, alt, figure))
+        out.append(Drawing(f"scale_law_{i + 1}", title, alt, figure))
     return out
 
 

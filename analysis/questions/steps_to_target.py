@@ -202,7 +202,7 @@ def plot(result: CurveBatches, styles: Styles) -> list[Drawing]:
         log_axis(axes.yaxis, [s for one in mine for s in one.steps], integer)
         finish(figure, axes)
         alt = f"Steps to one loss against batch for {series}."
-        out.append(Drawing(f"steps_{series_slug(series)}", QUESTION.name, title, alt, figure))
+        out.append(Drawing(f"steps_{series_slug(series)}", title, alt, figure))
     return out
 
 

@@ -10,7 +10,7 @@ import matplotlib as mpl
 
 from analysis.page.drawing import RC, Drawing
 from analysis.page.styles import Styles
-from analysis.questions.registry import PARTS, QUESTIONS
+from analysis.questions.registry import REGISTRY
 from analysis.report.named_series import named_series
 
 
@@ -18,13 +18,7 @@ def draw_all(report: dict[str, Any]) -> list[Drawing]:
     """Every figure for which the report has points."""
     styles = Styles(report["series"], **report["style"], named=named_series(report))
     with mpl.rc_context(RC):
-        drawings: list[Drawing] = []
-        for part in PARTS:
-            for plot in part.plots:
-                drawings += plot(report, styles)
-        for question in QUESTIONS:
-            drawings += question.drawings_in(report, styles)
-        return _with_own_names(drawings)
+        return _with_own_names([drawing for one in REGISTRY for drawing in one.drawings_in(report, styles)])
 
 
 def _with_own_names(drawings: list[Drawing]) -> list[Drawing]:

@@ -14,11 +14,10 @@ from analysis.page.drawing import Drawing
 from analysis.page.escape import markdown_markup
 from analysis.page.numbers import show
 from analysis.page.page_table import Table
-from analysis.questions.registry import QUESTIONS
+from analysis.questions.registry import REGISTRY
 from analysis.report.figures import draw_all
 from analysis.report.fonts import small_fonts
 from analysis.report.named_series import named_series
-from analysis.report.page_sections import page_sections
 from analysis.report.tables import all_tables
 from muloco_runner.record import write_atomically
 
@@ -53,14 +52,13 @@ def write_report(report: dict[str, Any], out: Path) -> list[Path]:
 def render_pages(
     report: dict[str, Any], tables: dict[str, Table], figures: dict[str, list[dict[str, Any]]]
 ) -> dict[str, str]:
-    """report.html and report.md by name. `figures`: name, alt and SVG of those of each section."""
-    sections = page_sections(report, tables, figures)
+    """report.html and report.md by name. `figures`: name, alt and SVG of those of each part and question."""
+    sections = [section for one in REGISTRY if (section := one.section_in(report, figures)) is not None]
     values = {
         "report": report,
         "tables": tables,
         "figures": figures,
-        "questions": [question.section_in(report) for question in QUESTIONS],
-        "shown": {section.id: section for section in sections if section.reason is None},
+        "sections": [section for section in sections if section.reason is None],
         "silent": [section for section in sections if section.reason],
         "named": named_series(report),
     }

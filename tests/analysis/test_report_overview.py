@@ -7,12 +7,11 @@ import pytest
 from planted import run_config, write_run
 
 from analysis.optima import find_optima
-from analysis.page.figures.compute import plot_wall_clock
-from analysis.page.figures.num_workers import plot_num_workers
-from analysis.page.figures.overview import plot_training_curves
 from analysis.page.styles import Styles
 from analysis.questions.options import Options
-from analysis.questions.parts.training_curves import CurvePoint, training_curves
+from analysis.questions.parts.link_hours import plot_wall_clock
+from analysis.questions.parts.training_curves import CurvePoint, plot_training_curves, training_curves
+from analysis.questions.parts.worker_counts import plot_num_workers
 from analysis.report.content import build_report
 from analysis.report.tables import all_tables
 from analysis.runs import load_study

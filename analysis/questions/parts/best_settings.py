@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
 from analysis.optima import RunsBehind
-from analysis.page.figures.overview import plot_overview
+from analysis.page import axis_labels
+from analysis.page.axes import error_bars, log_axis, loss_axis, power_of_ten
+from analysis.page.drawing import INK, Drawing, finish, fitted, panel, panel_below
 from analysis.page.numbers import count
 from analysis.page.page_table import Column, Table
+from analysis.page.styles import Styles
 from analysis.page.table_fields import (
     LOSS,
     LOSS_SE,
@@ -114,6 +120,8 @@ class Ranking:
     stands_on: RunsBehind
 
 
+_NAME_POINTS = 120.0
+"""Widest name of a series beside its row."""
 _FROM_THE_ROW = (
     "series", "num_params", "num_tokens", "flops", "loss", "loss_se", "seeds", "selection_loss", "selection_seeds",
     "shared_seeds", "unbiased", "global_batch_tokens", "num_steps", "lr", "outer_lr", "outer_momentum", "weight_decay",
@@ -262,5 +270,77 @@ def _tables(report: Entry) -> list[Table]:
     return [_overview(report), _verdict(report), _cost(report)]
 
 
-BEST = Part("best", list[BestSetting], best_settings, _tables, (plot_overview,))
-RANKING = Part("ranking", Ranking, ranking, lambda report: [])
+def plot_overview(report: dict[str, Any], styles: Styles) -> list[Drawing]:
+    """Best loss against compute with the fitted laws; loss by series where there is one size."""
+    sizes = {row["num_params"] for row in report["best"]}
+    return [_losses_of_one_size(report, styles) if len(sizes) == 1 else _loss_against_compute(report, styles)]
+
+
+def _loss_against_compute(report: dict[str, Any], styles: Styles) -> Drawing:
+    iso, best = report["iso_loss"], report["best"]
+    names = [name for name in report["series"] if any(row["series"] == name for row in best)]
+    across = axis_labels.compute(report)
+    upright = axis_labels.upright(report, "validation loss", "loss", "nats per token")
+    title = "Best loss of each series" if iso["reason"] else "Best loss of each series, with the fitted laws"
+    figure, axes = panel(title, across, upright)
+    fitted = {} if iso["reason"] else iso["fit"]["parameters"]
+    for name in names:
+        rows = [row for row in best if row["series"] == name]
+        at, losses = [row["flops"] for row in rows], [row["loss"] for row in rows]
+        law = f"A[{name}]" in fitted
+        axes.plot([], [], **styles.line(name))
+        look = styles.points(name) if law else {**styles.line(name), "linewidth": 0.7}
+        axes.plot(at, losses, **{**look, "label": None})
+        error_bars(axes, at, losses, [row["loss_se"] for row in rows], styles.line(name)["color"])
+        if law:
+            grid = np.geomspace(min(at), max(at), 50)
+            above = fitted[f"A[{name}]"]["value"] * grid ** -fitted[f"alpha[{name}]"]["value"]
+            axes.plot(grid, fitted["E"]["value"] + above, **styles.curve(name))
+    panels = [axes]
+    if {row["series"] for row in best if row["against_baseline"]}:
+        panels.append(panel_below(figure, axes, f"% over {report['settings']['baseline']} at the same size", 1.0))
+        _differences(panels[1], report, styles)
+    log_axis(axes.xaxis, [row["flops"] for row in best], power_of_ten)
+    loss_axis(axes)
+    finish(figure, *panels)
+    alt = (
+        "Best validation loss of every series against compute; lines are the fitted laws where there are any. Below, "
+        "how far each lies above the baseline at the same size, in percent."
+    )
+    return Drawing("overview", title, alt, figure)
+
+
+def _differences(axes: Any, report: dict[str, Any], styles: Styles) -> None:
+    """Loss of each series over the baseline's at the same size, less one."""
+    for name in report["series"]:
+        rows = [row for row in report["best"] if row["series"] == name and row["against_baseline"]]
+        at, over = [row["flops"] for row in rows], [100 * row["against_baseline"]["relative"] for row in rows]
+        axes.plot(at, over, **{**styles.line(name), "linewidth": 0.8})
+        error = [row["against_baseline"]["se"] for row in rows]
+        error_bars(axes, at, over, [se and 100 * se for se in error], styles.line(name)["color"])
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+
+
+def _losses_of_one_size(report: dict[str, Any], styles: Styles) -> Drawing:
+    rows = sorted(report["best"], key=lambda row: -row["loss"])
+    title = f"Best loss of each series, {count(rows[0]['num_params'])} parameters"
+    across = axis_labels.across(report, "validation loss", "loss", "nats per token")
+    figure, axes = panel(title, across, "", height=0.2 + 0.17 * len(rows))
+    for i, row in enumerate(rows):
+        look = styles.points(row["series"])
+        axes.plot([row["loss"]], [i], **{**look, "label": None})
+        if row["loss_se"]:
+            reach = [row["loss"] - row["loss_se"], row["loss"] + row["loss_se"]]
+            axes.plot(reach, [i, i], color=look["color"], linewidth=1.0)
+    axes.set_yticks(range(len(rows)), [fitted(row["series"], 7.5, _NAME_POINTS) for row in rows], fontsize=7.5)
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.margins(x=0.15)
+    loss_axis(axes, "x")
+    finish(figure, axes)
+    alt = "Best validation loss of every series, the lowest at the bottom."
+    return Drawing("overview", title, alt, figure)
+
+
+BEST = Part("best", list[BestSetting], best_settings, _tables, plot_overview)
+RANKING = Part("ranking", Ranking, ranking)

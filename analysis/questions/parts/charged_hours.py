@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.page.page_table import Column, Table
+from analysis.page.section import Block, Shown
 from analysis.page.table_fields import table
 from analysis.questions.question import Part
 from muloco_runner.record import RecordError, read_all_goodput
@@ -64,6 +65,25 @@ def table_of(report: dict[str, Any]) -> Table:
     )
 
 
+def section(report: dict[str, Any], drawn: bool) -> list[Block] | None:
+    """Hours by kind; nothing is said of sources without a sweep's books."""
+    part = report["goodput"]
+    if not part["rows"] and not part["problem"]:
+        return None
+    problem = f" {part['problem']}." if part["problem"] else ""
+    return [
+        "GPUs, or CPUs of jobs without any, times the time from a job's start to its end, for all jobs of the sweeps "
+        "that have ended; queueing is not in it. The kinds of a sweep add up to what it was charged. Lost is training "
+        f"that no checkpoint held when its attempt ended.{problem}",
+        Shown("goodput"),
+    ]
+
+
 PART = Part(
-    "goodput", ChargedHours, lambda inputs: charged_hours(inputs.study.source), lambda report: [table_of(report)]
+    "goodput",
+    ChargedHours,
+    lambda inputs: charged_hours(inputs.study.source),
+    lambda report: [table_of(report)],
+    title="Charged hours",
+    section=section,
 )

@@ -8,8 +8,11 @@ from typing import Any, Literal
 
 from analysis.laws.fit import DEFAULT_DELTA
 from analysis.optima import RunsBehind
-from analysis.page.figures.compute import plot_sensitivity
+from analysis.page.drawing import INK, Drawing, finish, panel
+from analysis.page.numbers import flops
 from analysis.page.page_table import Column, Table
+from analysis.page.section import Block, Figures, Shown
+from analysis.page.styles import Styles
 from analysis.page.table_fields import SERIES, WHY_NOT, stands_on, table
 from analysis.questions.critical_batch_size import fit_laws
 from analysis.questions.parts.critical_batches import fitted_curves
@@ -126,10 +129,52 @@ def _sensitivity_critical_batch(report: dict[str, Any]) -> Table:
     )
 
 
+def plot_sensitivity(report: dict[str, Any], styles: Styles) -> list[Drawing]:
+    """The compute ratio of each series under every choice, one row a choice."""
+    rows = [v for v in report["sensitivity"]["loss"] if v["ratio"] is not None]
+    if not rows:
+        return []
+    choices = list(dict.fromkeys(v["name"] for v in rows))
+    names = [name for name in report["series"] if any(v["series"] == name for v in rows)]
+    title = f"Compute ratio at {flops(rows[0]['flops'])} flops under other choices"
+    x = f"compute of {report['settings']['baseline']} / series"
+    figure, axes = panel(title, x, "choice", height=0.3 + 0.3 * len(choices))
+    for i, name in enumerate(names):
+        shift = 0.5 * ((i + 0.5) / len(names) - 0.5)
+        mine = [v for v in rows if v["series"] == name]
+        axes.plot([v["ratio"] for v in mine], [choices.index(v["name"]) + shift for v in mine], **styles.points(name))
+    axes.axvline(1, color=INK, linewidth=0.8)
+    axes.set_yticks(range(len(choices)), [_wrapped(c) for c in choices], fontsize=8)
+    axes.set_ylim(len(choices) - 0.5, -0.5)
+    finish(figure, axes)
+    alt = "The compute ratio of each series under other loss functions, irreducible losses and subsets of the data."
+    return [Drawing("sensitivity", title, alt, figure)]
+
+
+def _wrapped(text: str) -> str:
+    return text.replace(" (", "\n(")
+
+
+def section(report: dict[str, Any], drawn: bool) -> list[Block] | str:
+    """The ratios and exponents under each choice."""
+    part = report["sensitivity"]
+    if not part["critical_batch"] and all(row["ratio"] is None for row in part["loss"]):
+        return "no law was fitted that another choice could move"
+    return [
+        "The same figures when one choice of the analysis is made otherwise. Where they move more than the intervals "
+        "are wide, the choice decides and not the data.",
+        Figures(),
+        Shown("sensitivity_loss"),
+        Shown("sensitivity_critical_batch"),
+    ]
+
+
 PART = Part(
     "sensitivity",
     Choices,
     choices_otherwise,
     lambda report: [_sensitivity_loss(report), _sensitivity_critical_batch(report)],
-    (plot_sensitivity,),
+    plot_sensitivity,
+    "Sensitivity",
+    section,
 )

@@ -6,12 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.ticker import FuncFormatter
 
 from analysis.laws.fit import FitRecord, NotIdentified
 from analysis.optima import Optima, RunsBehind
-from analysis.page.figures.batch_size import plot_critical_batch
+from analysis.page import axis_labels
+from analysis.page.axes import arrow, log_axis
+from analysis.page.drawing import Drawing, finish, panel
+from analysis.page.numbers import count
 from analysis.page.page_table import Column, Table
+from analysis.page.section import Block, Figures, Shown, Terms
+from analysis.page.styles import Styles
 from analysis.page.table_fields import (
     SERIES,
     SIZE,
@@ -178,10 +185,101 @@ def _critical_batch_joint(report: dict[str, Any]) -> Table:
     )
 
 
+def plot_critical_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
+    """Critical batch against tokens under two definitions, with laws; arrows where a curve is censored."""
+    points = report["critical_batch"]["points"]
+    if len({p["num_params"] for p in points}) < 2:
+        return []
+    out = [_critical_batch_figure(report, styles, "cbs_1pct_interpolated", "interpolated", "Critical batch, 1% rule")]
+    if any(p["overhead20"] for p in points):
+        title = "Critical batch, 20% token overhead"
+        out.append(_critical_batch_figure(report, styles, "cbs_overhead20", "overhead20", title))
+    return out
+
+
+def _critical_batch_figure(report: dict[str, Any], styles: Styles, definition: str, key: str, title: str) -> Drawing:
+    points, published = report["critical_batch"]["points"], report["published"]
+    names = [name for name in report["series"] if any(p["series"] == name for p in points)]
+    x_label = axis_labels.across(report, "training tokens D", "num_tokens")
+    y_label = axis_labels.upright(report, "critical batch", "global_batch_tokens", "tokens")
+    figure, axes = panel(title, x_label, y_label)
+    values: list[float] = []
+    tokens: list[float] = []
+    for i, name in enumerate(names):
+        style = styles.points(name)
+        axes.plot([], [], **style)
+        for p in (p for p in points if p["series"] == name and (name in styles.named or not p["censored"])):
+            x = p["num_tokens"] * 1.04 ** (i - (len(names) - 1) / 2)
+            tokens.append(x)
+            values += _critical_batch_point(axes, p, x, key, {**style, "label": None})
+        law = next(
+            law for law in report["critical_batch"]["laws"] if law["series"] == name and law["definition"] == definition
+        )
+        if law["fit"]:
+            low, high = law["fit"]["inputs"]["num_tokens"]
+            grid = np.geomspace(low, high, 20)
+            parameters = law["fit"]["parameters"]
+            axes.plot(grid, parameters["A"]["value"] * grid ** parameters["alpha"]["value"], **styles.curve(name))
+    if published and definition != "cbs_overhead20":
+        for p in published["critical_batch"]:
+            tokens.append(p["num_tokens"])
+            values.append(p["critical_batch_size"])
+            axes.plot([p["num_tokens"]], [p["critical_batch_size"]], **styles.published(p["series"]))
+    log_axis(axes.xaxis, tokens, count)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: count(v)))
+    axes.set_ylim(min(values) / 1.5, max(values) * 1.5)
+    finish(figure, axes)
+    alt = f"{title} against training tokens; arrows are bounds where the batches tried do not hold it."
+    return Drawing("critical_batch" if key == "interpolated" else f"critical_batch_{key}", title, alt, figure)
+
+
+def _critical_batch_point(axes: Any, p: dict[str, Any], x: float, key: str, style: dict[str, Any]) -> list[float]:
+    """A point with the tested batches around it, or arrows; returns the batches drawn."""
+    censored, color = p["censored"] or "", style["color"]
+    if not censored and p[key] is not None:
+        if key == "interpolated":
+            axes.plot([x, x], [p["largest_good_batch"], p["next_batch"]], color=color, linewidth=1, alpha=0.6)
+        axes.plot([x], [p[key]], **style)
+        return [p[key]]
+    drawn = []
+    if "right" in censored:
+        drawn += [p["largest_good_batch"], p["largest_good_batch"] * 1.6]
+        arrow(axes, (x, p["largest_good_batch"]), (x, p["largest_good_batch"] * 1.6), color)
+        axes.plot([x], [p["largest_good_batch"]], marker="_", markersize=9, color=color)
+    if "left" in censored:
+        drawn += [p["largest_good_batch"], p["largest_good_batch"] / 1.6]
+        arrow(axes, (x, p["largest_good_batch"]), (x, p["largest_good_batch"] / 1.6), color)
+        axes.plot([x], [p["largest_good_batch"]], marker="_", markersize=9, color=color)
+    return drawn
+
+
+def section(report: dict[str, Any], drawn: bool) -> list[Block] | str:
+    """Definitions, points, laws, and the joint models."""
+    part = report["critical_batch"]
+    if part["reason"]:
+        return str(part["reason"])
+    found = [law["fit"] for law in part["laws"]] + [joint["law"] for joint in part["joint"]]
+    if not any(found) and all(point["censored"] for point in part["points"]):
+        return "every curve of loss against batch has its best, or the end of its plateau, at an end of the batches"
+    published = f" Grey: published points, {report['published']['source']}." if report["published"] else ""
+    return [
+        "The definition changes the exponent, so each stands with its own. By the first the critical batch lies "
+        f"between two tested batches (thin bars). Arrows are bounds and take no part in a fit.{published}",
+        Terms(part["definitions"]),
+        Figures(),
+        Shown("critical_batch_laws"),
+        Shown("critical_batch_joint"),
+        Shown("critical_batch", folded=True),
+    ]
+
+
 PART = Part(
     "critical_batch",
     CriticalBatches,
     critical_batches,
     lambda report: [_critical_batch(report), _critical_batch_laws(report), _critical_batch_joint(report)],
-    (plot_critical_batch,),
+    plot_critical_batch,
+    "Critical batch against tokens",
+    section,
 )

@@ -9,7 +9,9 @@ from typing import Any, cast
 import pandas as pd
 
 from analysis.optima import Optima
+from analysis.page.numbers import loss
 from analysis.page.page_table import Column, Table
+from analysis.page.section import Block, Items, Shown
 from analysis.page.table_fields import SERIES, table
 from analysis.questions.question import Part
 from analysis.runs import Excluded, Study
@@ -185,9 +187,32 @@ def _excluded(report: dict[str, Any]) -> Table:
     )
 
 
+def section(report: dict[str, Any], drawn: bool) -> list[Block]:
+    """Counts, columns, notes, and what was left out."""
+    part = report["audit"]
+    found, diverged = part["found"], part["diverged"]
+    lost = f", {diverged} diverged (a result, but without a loss to fit)" if diverged else ""
+    counted = f"{part['used']} used{lost}, {len(part['excluded_runs'])} left out"
+    text = f"{found} run{'s' if found != 1 else ''} found: {counted}."
+    if part["corpus"]:
+        text += f" All that are used share the corpus {part['corpus']}."
+    if part["baselines"]:
+        known = ", ".join(f"{loss(value)} ({name})" for name, value in part["baselines"].items())
+        text += f" Models that know only frequencies reach {known} nats per token on it."
+    blocks: list[Block] = [text]
+    if part["columns"]:
+        used = ", ".join(name if name == own else f"{name} = {own}" for name, own in part["columns"].items())
+        blocks.append(f"Columns used: {used}. Not used: {', '.join(part['unused_columns']) or 'none'}.")
+    if part["notes"]:
+        blocks.append(Items(part["notes"]))
+    return [*blocks, Shown("audit"), Shown("excluded")]
+
+
 PART = Part(
     "audit",
     Audit,
     lambda inputs: audit(inputs.study, inputs.optima, inputs.budget),
     lambda report: [_audit_table(report), _excluded(report)],
+    title="Data: what was used, and what was not",
+    section=section,
 )

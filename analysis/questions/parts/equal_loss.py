@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.laws.fit import FitRecord
 from analysis.optima import RunsBehind
-from analysis.page.figures.compute import plot_loss_compute, plot_ratios
+from analysis.page import axis_labels
+from analysis.page.axes import error_bars, log_axis, power_of_ten
+from analysis.page.drawing import INK, Drawing, finish, panel
+from analysis.page.numbers import count, integer, loss, share, show
 from analysis.page.page_table import Column, Table
+from analysis.page.section import Block, Figures, Note, Shown
+from analysis.page.styles import Styles
 from analysis.page.table_fields import COMPUTE, SERIES, SIZE, estimate, table
 from analysis.questions.iso_loss import TRUSTED_SCALES, IsoLoss, Ratio
 from analysis.questions.parts.critical_batches import fitted_curves
@@ -195,5 +201,176 @@ def _tables_of_time(report: dict[str, Any]) -> list[Table]:
     return [_ratios(report, "time_ratio", "Training time of the baseline over that of the series, at equal loss")]
 
 
-COMPUTE_PART = Part("iso_loss", EqualLoss | NotFitted, equal_loss, _tables, (plot_loss_compute, plot_ratios))
-TIME_PART = Part("time_ratio", EqualLossTime | NotFitted, equal_loss_time, _tables_of_time)
+def plot_loss_compute(report: dict[str, Any], styles: Styles) -> list[Drawing]:
+    """Reducible loss against compute with its laws, and the residuals."""
+    iso = report["iso_loss"]
+    if iso.get("reason"):
+        return []
+    names = [name for name in report["series"] if any(p["series"] == name for p in iso["points"])]
+    flops_seen = [p["flops"] for p in iso["points"]]
+    grid = np.geomspace(min(flops_seen), max(flops_seen), 50)
+    parameters = iso["fit"]["parameters"]
+    title = "Loss above the shared irreducible loss"
+    across = axis_labels.compute(report)
+    upright = axis_labels.upright(report, "L - E", "loss", "nats per token")
+    figure, axes = panel(title, across, upright)
+    residuals, lower = panel("Residuals of the laws", across, "fitted / observed loss - 1 (%)")
+    values: list[float] = []
+    for name in names:
+        rows = [p for p in iso["points"] if p["series"] == name]
+        at, above = [p["flops"] for p in rows], [p["reducible"] for p in rows]
+        axes.plot(at, above, **styles.points(name))
+        error_bars(axes, at, above, [p["loss_se"] for p in rows], styles.points(name)["color"])
+        fitted = parameters[f"A[{name}]"]["value"] * grid ** -parameters[f"alpha[{name}]"]["value"]
+        axes.plot(grid, fitted, **styles.curve(name))
+        values += [p["reducible"] for p in rows]
+        lower.plot([p["flops"] for p in rows], [100 * p["residual"] for p in rows], **styles.points(name))
+    lower.axhline(0, color=INK, linewidth=0.8)
+    log_axis(axes.xaxis, flops_seen, power_of_ten)
+    log_axis(lower.xaxis, flops_seen, power_of_ten)
+    log_axis(axes.yaxis, values, lambda v: f"{v:g}")
+    finish(figure, axes)
+    finish(residuals, lower)
+    return [
+        Drawing(
+            "loss_compute",
+            title,
+            "Reducible loss against compute on log axes, with fitted laws.",
+            figure,
+        ),
+        Drawing(
+            "residuals",
+            "Residuals of the laws",
+            "Residuals of the laws in percent against compute.",
+            residuals,
+        ),
+    ]
+
+
+def plot_ratios(report: dict[str, Any], styles: Styles) -> list[Drawing]:
+    """Compute and time ratios over compute, with intervals at the sizes trained; dotted beyond the data."""
+    baseline = report["settings"]["baseline"]
+    out = []
+    for key, word, published in (
+        ("iso_loss", "Compute", "compute_ratio"),
+        ("time_ratio", "Training time", "time_ratio"),
+    ):
+        part = report[key]
+        if part.get("reason") or not part["curves"]:
+            continue
+        title = f"{word} of {baseline} for the same loss"
+        y = f"{word.lower()} of {baseline} / series"
+        figure, axes = panel(title, axis_labels.across(report, "compute C of the series", "flops", "flops"), y)
+        for name in report["series"]:
+            if name in part["curves"]:
+                _ratio_curve(
+                    axes, part["curves"][name], [r for r in part["ratios"] if r["series"] == name], styles, name
+                )
+        axes.axhline(1, color=INK, linewidth=0.8)
+        reach = [r["flops"] for curve in part["curves"].values() for r in curve]
+        shown = [r["value"] for curve in part["curves"].values() for r in curve]
+        if report["published"]:
+            for name, curve in report["published"]["curves"][published].items():
+                reach += [p["flops"] for p in curve]
+                shown += [p["value"] for p in curve]
+                style = {**styles.published(name), "markevery": 6}
+                axes.plot([p["flops"] for p in curve], [p["value"] for p in curve], **style)
+        log_axis(axes.xaxis, reach, power_of_ten)
+        _ratio_axis(axes, shown)
+        finish(figure, axes)
+        alt = f"{word} {baseline} needs over that of each series at the same loss; dotted beyond the data."
+        out.append(Drawing(key, title, alt, figure))
+    return out
+
+
+def _ratio_curve(axes: Any, curve: list[Any], own: list[Any], styles: Styles, name: str) -> None:
+    color = styles.line(name)["color"]
+    inside = [r for r in curve if not r["extrapolated"]]
+    beyond = inside[-1:] + [r for r in curve if r["extrapolated"]]
+    axes.plot([r["flops"] for r in inside], [r["value"] for r in inside], **styles.curve(name))
+    dotted = (0, (1, 2.5))
+    axes.plot([r["flops"] for r in beyond], [r["value"] for r in beyond], color=color, linestyle=dotted, linewidth=1.2)
+    if name in styles.named and all(r["ci"] for r in curve):
+        low, high = zip(*(r["ci"] for r in curve), strict=True)
+        axes.fill_between([r["flops"] for r in curve], low, high, color=color, alpha=0.08, linewidth=0)
+    axes.plot([r["flops"] for r in own], [r["value"] for r in own], **styles.points(name))
+    for r in own:
+        if name in styles.named and r["ci"]:
+            axes.plot([r["flops"]] * 2, r["ci"], color=color, linewidth=0.8, alpha=0.7)
+
+
+def _ratio_axis(axes: Any, shown: list[float]) -> None:
+    """The curves with room for intervals; those of an uncertain ratio may leave the panel."""
+    low, high = min(*shown, 1.0), max(*shown, 1.0)
+    if high / low > 4:
+        axes.set_ylim(low / 1.6, high * 1.6)
+        log_axis(axes.yaxis, [low / 1.6, high * 1.6], lambda v: f"{v:g}")
+    else:
+        room = 0.5 * (high - low) + 0.03
+        axes.set_ylim(max(0.0, low - room), high + room)
+
+
+def section_of_laws(report: dict[str, Any], drawn: bool) -> list[Block] | str:
+    """The laws, their residuals, and how they predict the largest size."""
+    iso = report["iso_loss"]
+    if iso["reason"]:
+        return str(iso["reason"])
+    fit, runs = iso["fit"], iso["stands_on"]
+    floor, confidence = fit["parameters"]["E"], share(report["settings"]["confidence"])
+    interval = f", {confidence} interval {show(floor['ci'], 'loss')}" if floor["ci"] else ""
+    blocks: list[Block] = [
+        f"One law a series, L = E + A C^−α, with one irreducible loss E for all: {loss(floor['value'])} nats per token"
+        f"{interval}. Intervals: {fit['interval']}. The laws stand on {integer(runs['runs'])} of {integer(runs['of'])} "
+        f"runs.{''.join(f' Note: {line}.' for line in fit['warnings'])}"
+    ]
+    counted = [scale for scale in report["scales"] if scale["hardware_flops"]]
+    if counted:
+        shares = [
+            f"{share(s['hardware_flops'] / (6 * s['num_params'] * s['num_tokens']))} of it at {count(s['num_params'])} "
+            "parameters"
+            for s in counted
+        ]
+        lookup = "6ND counts the embedding, which is looked up, and no attention; devices compute"
+        blocks.append(Note(f"{lookup} {', '.join(shares)}."))
+    blocks += [Figures(), Shown("loss_compute", folded=True), Shown("holdouts")]
+    if iso["holdout_reason"]:
+        blocks.append(f"Prediction of the largest size: not identified, {iso['holdout_reason']}.")
+    return blocks
+
+
+def section_of_ratios(report: dict[str, Any], drawn: bool) -> list[Block] | str:
+    """Compute and time of the baseline over the series'."""
+    if report["iso_loss"]["reason"]:
+        return "there are no laws of loss against compute"
+    time, baseline = report["time_ratio"], report["settings"]["baseline"]
+    if time["reason"]:
+        of_time = f"The time ratio is not identified: {time['reason']}."
+    else:
+        runs = time["stands_on"]
+        of_time = (
+            f"Training time is compute over the critical batch ({time['definition']}): the steps that each needs at "
+            "its critical batch, were a step to take the same time at every batch. It stands on "
+            f"{integer(runs['runs'])} of {integer(runs['of'])} runs."
+        )
+    grey = " Grey: published curves, whose time ratios stand at the baseline's compute." if report["published"] else ""
+    return [
+        f"How many times the compute of a series {baseline} needs to reach the same loss: above 1, the series is the "
+        f"cheaper one. Dotted beyond the data. Scales are resampled for all series together. {of_time}{grey}",
+        Figures(),
+        Shown("iso_loss", folded=True),
+        Shown("time_ratio", folded=True),
+    ]
+
+
+COMPUTE_PART = Part(
+    "iso_loss", EqualLoss | NotFitted, equal_loss, _tables, plot_loss_compute, "Loss against compute", section_of_laws
+)
+TIME_PART = Part(
+    "time_ratio",
+    EqualLossTime | NotFitted,
+    equal_loss_time,
+    _tables_of_time,
+    plot_ratios,
+    "Compute and time for equal loss",
+    section_of_ratios,
+)

@@ -8,12 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from analysis.page.figures.compute import plot_wall_clock
+from analysis.page.axes import log_axis
+from analysis.page.drawing import Drawing, finish, panel
+from analysis.page.numbers import count, flops, hours, integer, number
 from analysis.page.page_table import Column, Table
+from analysis.page.section import Block, Figures, Shown
+from analysis.page.styles import Styles
 from analysis.page.table_fields import SERIES, batch, table
 from analysis.questions import wall_clock
 from analysis.questions.question import Inputs, Part
 from analysis.questions.wall_clock import Assumptions
+
+_FELT = 1.1
+"""A slower link that lengthens no training by more than this factor is no finding."""
 
 
 @dataclass(frozen=True)
@@ -157,4 +164,72 @@ def _wall_clock(report: dict[str, Any]) -> Table:
     )
 
 
-PART = Part("wall_clock", WallClock, link_hours, lambda report: [_wall_clock(report)], (plot_wall_clock,))
+def plot_wall_clock(report: dict[str, Any], styles: Styles) -> list[Drawing]:
+    """Hours against bandwidth at the largest size, idealised model, each series at its critical batch."""
+    clock = report["wall_clock"]
+    if not _links_matter(clock["curves"]):
+        return []
+    title = f"Training time, {count(clock['num_params'])} parameters"
+    names = [name for name in report["series"] if name in clock["curves"]]
+    figure, axes = panel(title, "link between workers (Gbit/s)", "hours (idealised)")
+    values: list[float] = []
+    links: list[float] = []
+    for name in names:
+        curve = clock["curves"][name]
+        links += [p["bandwidth_gbits"] for p in curve]
+        values += [p["idealised_hours"] for p in curve]
+        axes.plot(
+            [p["bandwidth_gbits"] for p in curve],
+            [p["idealised_hours"] for p in curve],
+            **{**styles.line(name), "markevery": 10},
+        )
+    log_axis(axes.xaxis, links, lambda v: f"{v:g}")
+    axes.set_xlim(min(links) / 1.2, max(links) * 1.2)
+    log_axis(axes.yaxis, values, hours)
+    finish(figure, axes)
+    alt = "Hours of training against the bandwidth of the link between workers, one curve a series."
+    return [Drawing("wall_clock", title, alt, figure)]
+
+
+def _links_matter(curves: dict[str, Any]) -> bool:
+    """Whether the link changes what a series takes by a tenth, and series differ by as much at some link."""
+    hours_of = [[p["idealised_hours"] for p in curve] for curve in curves.values()]
+    at_links = list(zip(*hours_of, strict=True))
+    return all(any(max(each) > _FELT * min(each) for each in some) for some in (hours_of, at_links))
+
+
+def section(report: dict[str, Any], drawn: bool) -> list[Block] | str:
+    """Hours against the link, with what the two models assume."""
+    clock = report["wall_clock"]
+    if not clock["rows"]:
+        return "the columns that hours would follow from cannot be used"
+    if not drawn:
+        return (
+            "no link considered lengthens a series' training by a tenth, or all series take the same "
+            "(tables/wall_clock.csv)"
+        )
+    assume = clock["assumptions"]
+    recorded = (
+        " As recorded: step time and bytes of the best run itself, over such a link." if clock["measured"] else ""
+    )
+    return [
+        f"Hours to train {count(clock['num_params'])} parameters at each series' critical batch. Data parallel and one "
+        "worker exchange every step, several workers every H steps, divided by what compression saves. Idealised: "
+        f"devices grow with the batch, a step computes for {number(assume['step_seconds'])} s and an exchange moves "
+        f"{number(assume['bits_per_value'])} bits a parameter. Fixed devices (Charles et al. 2025): "
+        f"{integer(assume['num_devices'])} devices of {flops(assume['device_flops'])} flop/s, an all-reduce each "
+        f"exchange, {number(assume['latency_seconds'])} s of latency.{recorded}",
+        Figures(),
+        Shown("wall_clock", folded=True),
+    ]
+
+
+PART = Part(
+    "wall_clock",
+    WallClock,
+    link_hours,
+    lambda report: [_wall_clock(report)],
+    plot_wall_clock,
+    "Wall clock under a bandwidth",
+    section,
+)

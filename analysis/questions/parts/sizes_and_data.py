@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
 from analysis.laws.fit import FitRecord
 from analysis.optima import Optima, RunsBehind
-from analysis.page.figures.compute import plot_isoflop
+from analysis.page import axis_labels
+from analysis.page.axes import error_bars, log_axis
+from analysis.page.drawing import Drawing, finish, panel, series_slug
+from analysis.page.numbers import count, flops
 from analysis.page.page_table import Column, Table
+from analysis.page.section import Block, Figures, Shown
+from analysis.page.styles import Styles
 from analysis.page.table_fields import COMPUTE, SERIES, WHY_NOT, estimate, inside, stands_on, table
 from analysis.questions.isoflop import Budget, find_budgets, fit_size_and_data
 from analysis.questions.question import Inputs, Part
@@ -95,10 +103,68 @@ def _isoflop(report: dict[str, Any]) -> Table:
     )
 
 
+def plot_isoflop(report: dict[str, Any], styles: Styles) -> list[Drawing]:
+    """Loss against size at equal compute, with parabolas; a ring at a minimum inside the sizes tried."""
+    budgets = report["size_and_data"]["budgets"]
+    out = []
+    for name in styles.named:
+        mine = [b for b in budgets if b["series"] == name]
+        if not mine:
+            continue
+        across = axis_labels.across(report, "parameters N", "num_params")
+        upright = axis_labels.upright(report, "validation loss", "loss", "nats per token")
+        figure, axes = panel(f"{name} at equal compute", across, upright)
+        for i, b in enumerate(mine):
+            sizes, losses = zip(*b["points"], strict=True)
+            style = {**styles.nth(i), "label": f"{flops(b['flops'])} flops"}
+            axes.plot(sizes, losses, **{**style, "linestyle": "none"})
+            error_bars(axes, sizes, losses, b["loss_se"], style["color"])
+            if b["parabola"]:
+                grid = np.geomspace(min(sizes), max(sizes), 40)
+                x = np.log(grid) - b["centre"]
+                c0, c1, c2 = b["parabola"]
+                axes.plot(grid, np.exp(c0 + c1 * x + c2 * x**2), **{**style, "marker": "none", "label": None})
+                if b["best_num_params"]:
+                    x = np.log(b["best_num_params"]) - b["centre"]
+                    axes.plot([b["best_num_params"]], [np.exp(c0 + c1 * x + c2 * x**2)], marker="o", markersize=11,
+                              fillstyle="none", color=style["color"])  # fmt: skip
+        log_axis(axes.xaxis, [float(n) for b in mine for n, _ in b["points"]], count)
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        finish(figure, axes)
+        alt = (
+            f"Loss of {name} against size at equal compute; rings mark the minima of parabolas inside the sizes tried."
+        )
+        out.append(Drawing(f"isoflop_{series_slug(name)}", f"{name} at equal compute", alt, figure))
+    return out
+
+
+def section(report: dict[str, Any], drawn: bool) -> list[Block] | str:
+    """L(N, D), and parabolas where sizes were trained at equal compute."""
+    laws = report["size_and_data"]["laws"]
+    if not drawn and not any(law["fit"] for law in laws):
+        return str(laws[0]["reason"]) if laws else "no series has a loss"
+    blocks: list[Block] = [
+        "L = E + A N^−α + B D^−β, where a series has runs at several token budgets a size; else the reason why it is "
+        "not identified.",
+        Shown("size_and_data"),
+    ]
+    if drawn:
+        blocks += [
+            "At equal compute: parabolas in log N. A ring marks a minimum inside the sizes tried; minima at the edge "
+            "are dropped. Parabolas are biased where the two exponents differ; the law's own allocation stands in the "
+            "table above.",
+            Figures(),
+            Shown("isoflop", folded=True),
+        ]
+    return blocks
+
+
 PART = Part(
     "size_and_data",
     SizesAndData,
     sizes_and_data,
     lambda report: [_size_and_data(report), _isoflop(report)],
-    (plot_isoflop,),
+    plot_isoflop,
+    "Size and data",
+    section,
 )

@@ -9,13 +9,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.page.figures.overview import plot_training_curves
+from analysis.page import axis_labels
+from analysis.page.axes import loss_axis, upper_end
+from analysis.page.drawing import Drawing, finish, panel, size_slug
+from analysis.page.numbers import count
+from analysis.page.section import Block, Figures
+from analysis.page.styles import Styles
 from analysis.questions.question import Part
 from analysis.runs import Study
 from analysis.seeds import run_folders
 from muloco_runner.record import RecordError, RunFolder
 
 _MOST_POINTS = 120
+
+
+_FIRST_SHARE = 0.1
+"""Of a run: its steep beginning, which is not what curves are compared by."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +74,45 @@ def _stretches(steps: list[Any], most: int) -> list[list[Any]]:
     return [steps[start:end] for start, end in pairwise(ends)]
 
 
+def plot_training_curves(report: dict[str, Any], styles: Styles) -> list[Drawing]:
+    """Training loss against tokens of the best run of each series, a panel a size; the steep beginning leaves it."""
+    out = []
+    for n in sorted({curve["num_params"] for curve in report["training_curves"]}):
+        curves = [c for c in report["training_curves"] if c["num_params"] == n and len(c["points"]) > 1]
+        if not curves:
+            continue
+        title = f"{count(n)} parameters"
+        across = axis_labels.across(report, "training tokens", "num_tokens")
+        figure, axes = panel(title, across, "training loss (nats per token)")
+        late: list[float] = []
+        for curve in curves:
+            tokens, losses = [p["tokens"] for p in curve["points"]], [p["loss"] for p in curve["points"]]
+            axes.plot(tokens, losses, **{**styles.line(curve["series"]), "markevery": 0.2, "linewidth": 1.0})
+            late += [p["loss"] for p in curve["points"] if p["tokens"] >= _FIRST_SHARE * tokens[-1]]
+        upper_end(axes, late)
+        axes.xaxis.set_major_formatter(lambda value, _: count(value))
+        loss_axis(axes)
+        finish(figure, axes)
+        alt = f"Training loss against tokens of the best run of each series, models of {count(n)} parameters."
+        out.append(Drawing(f"training_curves_{size_slug(n)}", title, alt, figure))
+    return out
+
+
+def section(report: dict[str, Any], drawn: bool) -> list[Block] | str:
+    """The curves, a panel a size."""
+    if not drawn:
+        return "no run has logged two training losses" if report["training_curves"] else "a table has no steps"
+    return [
+        "Training loss of the best run of each series; its steep beginning, a tenth of the tokens, may leave it.",
+        Figures(),
+    ]
+
+
 PART = Part(
     "training_curves",
     list[TrainingCurve],
     lambda inputs: training_curves(inputs.best, inputs.study),
-    lambda report: [],
-    (plot_training_curves,),
+    plot=plot_training_curves,
+    title="Training curves",
+    section=section,
 )

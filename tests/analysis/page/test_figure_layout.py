@@ -14,9 +14,9 @@ from matplotlib.transforms import Bbox
 
 from analysis.page.axes import Numbers, cut_above, log_axis
 from analysis.page.drawing import RC, finish, fitted, panel, text_width
-from analysis.page.figures.overview import plot_overview
 from analysis.page.numbers import count
 from analysis.page.styles import COLOURS, CROWD, Styles, luminance, shaded
+from analysis.questions.parts.best_settings import plot_overview
 from analysis.report.figures import draw_all
 from analysis.report.named_series import MOST_NAMED, OF_MANY, named_series
 

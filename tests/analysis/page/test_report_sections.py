@@ -12,16 +12,16 @@ from planted import Law, run_config, write_run
 
 from analysis.page.page_table import Column, Table
 from analysis.questions.options import Options
+from analysis.questions.registry import REGISTRY
 from analysis.report.content import build_report
 from analysis.report.named_series import OF_MANY
-from analysis.report.page_sections import page_sections
 from analysis.report.render import render_pages
 from analysis.report.tables import all_tables
 from analysis.runs import load_study
 
 FIGURES: dict[str, list[dict[str, Any]]] = {
     name: [{"name": name, "alt": "alt", "svg": "<svg></svg>"}]
-    for name in ("overview", "loss_vs_batch", "critical_batch", "loss_compute", "hyper_parameters", "wall_clock")
+    for name in ("best", "loss_vs_batch", "critical_batch", "iso_loss", "hyper_parameters", "wall_clock")
 }
 
 
@@ -69,11 +69,11 @@ def test_what_a_single_run_cannot_say_is_a_line_each(tmp_path: Path) -> None:
     write_run(tmp_path, config, Law().loss(config))
     report = build_report(load_study(tmp_path), Options(bootstrap=0))
     tables = all_tables(report)
-    sections = page_sections(report, tables, ["overview"])
+    sections = [section for one in REGISTRY if (section := one.section_in(report, ["best"])) is not None]
     silent = {section.title: section.reason for section in sections if section.reason}
     assert silent["Loss against batch"] == "no series has two batches at one size"
-    assert set(silent) >= {"Loss against compute", "Workers", "Wall clock", "Hyper-parameters", "Sensitivity"}
-    pages = render_pages(report, tables, {"overview": FIGURES["overview"]})
+    assert set(silent) >= {"Loss against compute", "Wall clock under a bandwidth", "Hyper-parameters", "Sensitivity"}
+    pages = render_pages(report, tables, {"best": FIGURES["best"]})
     for title, reason in silent.items():
         assert f"<li><strong>{title}</strong>: {reason}.</li>" in html.unescape(pages["report.html"])
         assert f"- {title}: " in pages["report.md"]

@@ -1,1 +1,0 @@
-"""Figures of the parts of a report, drawn from report.json's content alone."""
