@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 HAS_TRITON = find_spec("triton") is not None
@@ -30,7 +31,7 @@ if HAS_TRITON:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from muloco_runner.optimizers.orthogonalize.triton import elementwise, products, tiles
+    from muloco_runner.optimizers.orthogonalize.triton import elementwise, products, tiles, waves
 else:
     from types import SimpleNamespace
 
@@ -39,6 +40,9 @@ else:
 HALVES = {"fp16": "float16", "bf16": "bfloat16"}
 SHARED_MEMORY = 227 * 1024
 """Bytes that one program may have on an H100."""
+PROCESSORS_SHARED_MEMORY = 228 * 1024
+REGISTERS = 64 * 1024
+"""Of one processor, 32 bits each."""
 
 
 def _cannot_interpret() -> bool:
@@ -121,15 +125,23 @@ def descriptor(half: str, *block: int) -> str:
     return f"tensordesc<{half}{[1, *block]}>"
 
 
+def sides_of(tile: Any) -> str:
+    return f"{tile.block_m} x {tile.block_n}"
+
+
 def assert_suits_hopper(kernel: Compiled, tile: Any) -> None:
     assert kernel.spilled_bytes == 0
     assert kernel.ptx.count("wgmma.mma_async") > 0
     assert kernel.ptx.count("cp.async.bulk.tensor") > 0
     assert kernel.shared_memory <= min(SHARED_MEMORY, tile.shared_memory)
+    # As many programs a processor as the choice of tiles counts on: by shared memory, of which each program takes a
+    # kilobyte more, and by registers, which a warp gets in steps of 256.
+    assert tile.programs * (kernel.shared_memory + 1024) <= PROCESSORS_SHARED_MEMORY
+    assert tile.programs * tile.num_warps * 32 * (-(-kernel.usage["REG"] // 8) * 8) <= REGISTERS
 
 
 @pytest.mark.parametrize("half", HALVES)
-@pytest.mark.parametrize("tile", tiles.SYMMETRIC, ids=str)
+@pytest.mark.parametrize("tile", tiles.SYMMETRIC, ids=sides_of)
 @pytest.mark.parametrize("transposed", ["left", "right", "neither"])
 def test_symmetric_products_compile_for_hopper(transposed: str, tile: Any, half: str) -> None:
     m, n, k = tile.block_m, tile.block_n, tile.block_k
@@ -166,14 +178,14 @@ def operands(tile: Any, half: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("half", HALVES)
-@pytest.mark.parametrize("tile", tiles.PRODUCT, ids=str)
+@pytest.mark.parametrize("tile", tiles.PRODUCT, ids=sides_of)
 def test_products_compile_for_hopper(tile: Any, half: str) -> None:
     out = {"out": descriptor(half, tile.block_m, tile.block_n), "DTYPE": getattr(tl, HALVES[half])}
     assert_suits_hopper(Compiled(products.product, {**operands(tile, half), **out}, tile), tile)
 
 
 @pytest.mark.parametrize("parameter", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tile", tiles.INTO_PARAMETERS, ids=str)
+@pytest.mark.parametrize("tile", tiles.INTO_PARAMETERS, ids=sides_of)
 def test_products_that_update_parameters_compile_for_hopper(tile: Any, parameter: str) -> None:
     arguments = {
         **operands(tile, "fp16"),
@@ -239,15 +251,35 @@ def test_elementwise_kernels_compile_without_spills() -> None:
 # The table
 
 
-@pytest.mark.parametrize("side", [512, 1024, 1536, 2048, 2560, 4608])
-def test_a_buckets_launches_fill_the_gpu(side: int) -> None:
-    import torch
+def test_the_last_wave_counts() -> None:
+    large, halved = tiles.SYMMETRIC[:2]
+    assert halved.programs == 2
+    full, one_more = (waves.launch_seconds(number, large, 512) for number in (132, 133))
+    assert one_more > 1.7 * full
+    assert waves.launch_seconds(264, halved, 512) < 1.6 * waves.launch_seconds(132, halved, 512)
+    # 24 matrices of 512 rows: 144 large programs would be two rounds, the second nearly empty; 240 of half the size
+    # are one.
+    assert waves.symmetric_tile(512, 24, 512, torch.float16) == halved
+    assert waves.product_tile(2560, 7040, 10, torch.float16) == tiles.PRODUCT[0]
+    assert waves.symmetric_tile(512, 1, 512, torch.float16) == tiles.SYMMETRIC[-1]
 
+
+@pytest.mark.parametrize(("name", "ranks", "gain"), [("150m", 1, 1.25), ("416m", 8, 1.15), ("3.1b", 1, 1.05)])
+def test_tiles_by_waves_save_what_the_model_says(name: str, ranks: int, gain: float) -> None:
+    from benchmarks.muon_parts import predicted
+    from benchmarks.muon_parts.floors import Ladder
+
+    ladder = Ladder.of(name)
+    assert predicted.milliseconds(ladder, ranks, predicted.by_size) > gain * predicted.milliseconds(ladder, ranks)
+
+
+def test_sums_are_made_in_one_order_whatever_the_tile() -> None:
+    assert len({tile.block_k for tile in (*tiles.SYMMETRIC, *tiles.PRODUCT, *tiles.INTO_PARAMETERS)}) == 1
+
+
+@pytest.mark.parametrize("side", [512, 1024, 1536, 2048, 2560, 4608])
+def test_a_launch_has_eight_rounds_of_matrices(side: int) -> None:
     at_once = tiles.matrices_at_once(side, side)
-    for batch in (1, at_once):
-        tile = tiles.symmetric_tile(side, batch, torch.float16)
-        programs = batch * tiles.tiles_of_triangle(side, tile)
-        assert programs >= tiles.NUM_PROCESSORS or tile == tiles.SYMMETRIC[-1]
     assert at_once * tiles.tiles_of_triangle(side, tiles.SYMMETRIC[0]) >= 8 * tiles.NUM_PROCESSORS
 
 

@@ -1,13 +1,12 @@
-"""Which tile each product uses, by shape: an explicit table, since tuning at run time would need a GPU to test.
+"""The tiles of each product: explicit tables, since tuning at run time would need a GPU to test. `waves` chooses.
 
-The larger tile reads less for the same arithmetic; the smaller ones fill the GPU when there are few of them.
+The larger tile reads less for the same arithmetic; the smaller ones fill the GPU when there are few of them, and leave
+room for several programs a processor, of which one writes its result while another multiplies.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
 
 NUM_PROCESSORS = 132
 """Streaming multiprocessors of an H100."""
@@ -17,13 +16,25 @@ _BARRIERS = 1024
 
 @dataclass(frozen=True)
 class Tile:
-    """A block of the result, how deep it reads at once, and how it is compiled."""
+    """A block of the result, how deep it reads at once, how it is compiled, and how fast that is."""
 
     block_m: int
     block_n: int
     block_k: int
     num_warps: int
     num_stages: int
+    programs: int = 1
+    """Programs that a processor runs at once: as many as its registers and shared memory hold."""
+    alone: float = 0.5
+    """Share of a processor's rate that one program reaches alone. Assumed until a GPU has measured it."""
+    together: float = 0.5
+    """Share that `programs` of them reach together. Assumed, too."""
+
+    def share_of_rate(self, depth: int) -> float:
+        """Return the share of a processor's rate that `depth` programs on it reach, at most `programs`."""
+        if self.programs == 1:
+            return self.together
+        return self.alone + (self.together - self.alone) * (depth - 1) / (self.programs - 1)
 
     @property
     def shared_memory(self) -> int:
@@ -39,14 +50,27 @@ class Tile:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-# Largest first. All of them compile for Hopper without spills, with wgmma and asynchronous copies. The 128-wide tiles
-# leave room for two programs a processor.
-SYMMETRIC = (Tile(256, 128, 64, 8, 4), Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4))
+# Largest first. All of them compile for Hopper without spills, with wgmma and asynchronous copies. One depth for all:
+# sums are made in the same order, whatever tile is taken.
+SYMMETRIC = (
+    Tile(256, 128, 64, 8, 4, programs=1, alone=0.85, together=0.85),
+    Tile(128, 128, 64, 8, 3, programs=2, alone=0.65, together=0.80),
+    Tile(64, 64, 64, 4, 4, programs=3, alone=0.25, together=0.50),
+)
 """Tiles of `symmetric_product`; block_m is a multiple of block_n."""
-PRODUCT = (Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4))
+PRODUCT = (
+    Tile(128, 256, 64, 8, 4, programs=1, alone=0.85, together=0.85),
+    Tile(128, 128, 64, 8, 3, programs=2, alone=0.65, together=0.80),
+    Tile(64, 64, 64, 4, 4, programs=3, alone=0.25, together=0.50),
+)
 """Tiles of `product`."""
-INTO_PARAMETERS = (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4))
-"""Tiles of `product_into_parameters`, whose epilogue holds float32 weights too."""
+INTO_PARAMETERS = (
+    # Its epilogue holds float32 weights too: 172 registers, so one program a processor; with fewer it would spill.
+    Tile(128, 128, 64, 8, 3, programs=1, alone=0.65, together=0.65),
+    Tile(128, 64, 64, 8, 4, programs=2, alone=0.45, together=0.65),
+    Tile(64, 64, 64, 4, 4, programs=3, alone=0.25, together=0.50),
+)
+"""Tiles of `product_into_parameters`."""
 FLOAT32 = Tile(32, 32, 32, 4, 2)
 """The tile of every product in float32, which only matrices too small for half precision use."""
 
@@ -65,22 +89,8 @@ def tiles_of_product(rows: int, columns: int, tile: Tile) -> int:
     return -(-rows // tile.block_m) * -(-columns // tile.block_n)
 
 
-def symmetric_tile(side: int, batch: int, dtype: torch.dtype) -> Tile:
-    """Return the largest tile of which `batch` symmetric results of `side` rows give every processor one."""
-    if dtype == torch.float32:
-        return FLOAT32
-    return next((t for t in SYMMETRIC if batch * tiles_of_triangle(side, t) >= NUM_PROCESSORS), SYMMETRIC[-1])
-
-
-def product_tile(rows: int, columns: int, batch: int, dtype: torch.dtype, table: tuple[Tile, ...] = PRODUCT) -> Tile:
-    """Return the largest tile of `table` of which `batch` results (rows, columns) give every processor one."""
-    if dtype == torch.float32:
-        return FLOAT32
-    return next((t for t in table if batch * tiles_of_product(rows, columns, t) >= NUM_PROCESSORS), table[-1])
-
-
 def matrices_at_once(rows: int, columns: int) -> int:
-    """Return how many matrices of a bucket share one launch: eight rounds of the GPU in the symmetric product.
+    """Return how many matrices of a bucket share one launch at most: eight rounds of the GPU in the symmetric product.
 
     More would only need a larger workspace.
     """

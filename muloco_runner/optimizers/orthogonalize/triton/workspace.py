@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.orthogonalize.gram_form import Addend, GramForm
 from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial
-from muloco_runner.optimizers.orthogonalize.triton import elementwise, products, tiles
+from muloco_runner.optimizers.orthogonalize.triton import elementwise, products, tiles, waves
 from muloco_runner.optimizers.orthogonalize.triton.device_tables import Addresses
 from muloco_runner.optimizers.orthogonalize.triton.hyper import HyperParameters
 
@@ -138,7 +138,8 @@ class Workspace(GramForm):
     def _launch_symmetric(
         self, transposed: str, out: Tensor, left: Tensor, right: Tensor, factor: float, *addends: Addend
     ) -> None:
-        tile = tiles.symmetric_tile(self.side, self.batch, self.dtype)
+        inner = left.shape[-2] if transposed == "left" else left.shape[-1]
+        tile = waves.symmetric_tile(self.side, self.batch, inner, self.dtype)
         m, n, k = tile.block_m, tile.block_n, tile.block_k
         (first, first_weight), (second, second_weight) = (*addends, (None, 0.0), (None, 0.0))[:2]
         products.symmetric_product[tiles.tiles_of_triangle(self.side, tile), self.batch](
@@ -147,13 +148,13 @@ class Workspace(GramForm):
             self._described(out, m, n), self._described(out, n, m),
             None if first is None else self._described(first, m, n),
             None if second is None else self._described(second, m, n),
-            factor, first_weight, second_weight, left.shape[-2] if transposed == "left" else left.shape[-1],
+            factor, first_weight, second_weight, inner,
             LEFT_TRANSPOSED=transposed == "left", RIGHT_TRANSPOSED=transposed == "right",
             DTYPE=TRITON_TYPES[self.dtype], UPCAST=self.upcast, **tile.constants(), **tile.options(),
         )  # fmt: skip
 
     def _advance(self, p: float) -> None:
-        tile = tiles.product_tile(self.rows, self.columns, self.batch, self.dtype)
+        tile = waves.product_tile(self.rows, self.columns, self.batch, self.dtype)
         products.product[tiles.tiles_of_product(self.rows, self.columns, tile), self.batch](
             *self._operands(tile), self._described(self.next_x, tile.block_m, tile.block_n),
             p, self.rows, self.columns, self.side, DTYPE=TRITON_TYPES[self.dtype], UPCAST=self.upcast, GROUP=GROUP,
@@ -185,7 +186,7 @@ class Workspace(GramForm):
     def finish_into(self, parameters: Addresses, dtype: torch.dtype, source: Source, p: float, scale: float) -> None:
         """Weights of `dtype` <- decayed weights - lr scale (p X + S X), where there was a gradient."""
         assert source.hyper is not None
-        tile = tiles.product_tile(self.rows, self.columns, self.batch, self.dtype, tiles.INTO_PARAMETERS)
+        tile = waves.product_tile(self.rows, self.columns, self.batch, self.dtype, tiles.INTO_PARAMETERS)
         products.product_into_parameters[tiles.tiles_of_product(self.rows, self.columns, tile), self.batch](
             *self._operands(tile), parameters.values, source.gradients.values, source.hyper.values, p, scale,
             self.rows, self.columns, self.side,
