@@ -123,6 +123,7 @@ _OWN_SETTINGS = {
     "inner_optimizer": {f.name for f in dataclasses.fields(vocabulary.TargetConfig)} - {"betas", "eps"},
     "model": {f.name for f in dataclasses.fields(vocabulary.TargetModelConfig)},
     "schedule": {f.name for f in dataclasses.fields(vocabulary.TargetScheduleConfig)},
+    "method/compression": {f.name for f in dataclasses.fields(vocabulary.TargetCompressionConfig)},
     "method/outer_optimizer": {f.name for f in dataclasses.fields(vocabulary.TargetOuterConfig)},
 }
 """Groups in which a file may name a class by `_target_` -> the settings that are no arguments of the class."""

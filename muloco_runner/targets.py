@@ -24,6 +24,7 @@ from muloco_runner.config import (
     ConfigError,
     FromOutside,
     RunConfig,
+    TargetCompressionConfig,
     TargetConfig,
     TargetModelConfig,
     TargetOuterConfig,
@@ -299,15 +300,16 @@ def _questions(run: RunConfig, sources: Mapping[str, Source]) -> dict[str, Quest
                     part,
                     run.to_dict(),
                 )
-            case TargetOuterConfig():
-                kept = config.state_bytes_per_parameter
-                asked[_key(part, config.targets, config.arguments, kept, _hashes(config, sources))] = (
-                    part,
-                    to_plain(config),
-                )
+            case TargetOuterConfig() | TargetCompressionConfig():
+                values = {name: value for name, value in to_plain(config).items() if name not in _NOT_TRIED}
+                asked[_key(part, values, _hashes(config, sources))] = part, to_plain(config)
             case _:
                 raise AssertionError(part)
     return asked
+
+
+_NOT_TRIED = ("lr", "label", "version", "error_feedback", "exact_embeddings", "exchange")
+"""Settings of parts that make no difference to a trial."""
 
 
 def _hashes(config: FromOutside, sources: Mapping[str, Source]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from muloco_runner.config.compression import (
     LossyCompressionConfig,
     NoCompressionConfig,
     QuantisationConfig,
+    TargetCompressionConfig,
     TopKConfig,
 )
 from muloco_runner.config.data import DataConfig, DataSource
@@ -101,6 +102,7 @@ __all__ = [
     "Shape",
     "Sharding",
     "StreamingConfig",
+    "TargetCompressionConfig",
     "TargetConfig",
     "TargetModelConfig",
     "TargetOuterConfig",

@@ -6,7 +6,8 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from muloco_runner.config.checks import require, require_choice
+from muloco_runner.config.checks import require, require_choice, require_positive
+from muloco_runner.config.outside import OneTarget
 from muloco_runner.config.variants import Implemented, table
 
 
@@ -170,6 +171,43 @@ class TopKConfig(LossyCompressionConfig):
         return self.fraction * (32 + (32 if self.bits is None else self.bits))
 
 
+@dataclass
+class TargetCompressionConfig(OneTarget, LossyCompressionConfig):
+    """A codec from outside the package: a class with `part_bytes(rows, columns)`, `encode(values)` and
+    `decode(parts, rows, columns)`, as `diloco.compression.target_codec.OwnCodec` describes them."""
+
+    name: str = "target"
+    bits_per_value: float = 0.0
+    """What it sends for each value of a large matrix; one that sends something else is refused. No part of a run's
+    name."""
+    rows_apart: bool = False
+    """Each row of a matrix is written as it would be alone."""
+    exchange: str = "all_gather"
+    """As in `QuantisationConfig`."""
+
+    implementation = "muloco_runner.diloco.compression.target_codec:build_target_codec"
+    not_in_hash = ("label", "bits_per_value")
+    encoding_bytes = 16.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_target("method.compression", {})
+        require_positive("method.compression", bits_per_value=self.bits_per_value)
+        require_choice("method.compression.exchange", self.exchange, get_args(Exchange))
+
+    @property
+    def sends_rows_apart(self) -> bool:
+        return self.rows_apart
+
+    @property
+    def reduces_and_scatters(self) -> bool:
+        return self.exchange == "reduce_scatter"
+
+
 COMPRESSIONS: dict[str, type[CompressionConfig]] = table(
-    none=NoCompressionConfig, statistical=QuantisationConfig, linear=QuantisationConfig, top_k=TopKConfig
+    none=NoCompressionConfig,
+    statistical=QuantisationConfig,
+    linear=QuantisationConfig,
+    top_k=TopKConfig,
+    target=TargetCompressionConfig,
 )

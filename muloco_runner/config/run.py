@@ -175,6 +175,7 @@ class RunConfig:
         }
         if isinstance(self.method, DiLoCoConfig):
             parts["method.outer_optimizer"] = self.method.outer_optimizer
+            parts["method.compression"] = self.method.compression
         return {part: config for part, config in parts.items() if isinstance(config, FromOutside)}
 
     @property

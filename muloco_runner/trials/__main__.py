@@ -13,7 +13,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from muloco_runner.config import ConfigError, RunConfig, TargetModelConfig, TargetOuterConfig
+from muloco_runner.config import (
+    ConfigError,
+    RunConfig,
+    TargetCompressionConfig,
+    TargetModelConfig,
+    TargetOuterConfig,
+)
+from muloco_runner.trials.try_codec import try_codec
 from muloco_runner.trials.try_model import try_model
 from muloco_runner.trials.try_optimizer import try_run
 from muloco_runner.trials.try_outer_optimizer import try_outer_optimizer
@@ -23,6 +30,7 @@ _TRIALS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "model": lambda values: try_model(TargetModelConfig(**values)),
     "inner_optimizer": lambda values: try_run(RunConfig.from_dict(values)),
     "schedule": lambda values: try_schedule(RunConfig.from_dict(values)),
+    "method.compression": lambda values: try_codec(TargetCompressionConfig(**values)),
     "method.outer_optimizer": lambda values: try_outer_optimizer(TargetOuterConfig(**values)),
 }
 """What is tried -> what tries it, given its plain values: the run's, or where that is enough its part's."""

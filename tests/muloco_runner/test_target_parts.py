@@ -18,6 +18,7 @@ from muloco_runner.config import (
     ExecutionConfig,
     OuterSgdConfig,
     RunConfig,
+    TargetCompressionConfig,
     TargetOuterConfig,
     TargetScheduleConfig,
 )
@@ -124,6 +125,52 @@ class Skips(Signs):
         return float(m.ndim > 1)
 
 
+class Ternary:
+    def __init__(self, threshold=0.0):
+        self.threshold = threshold
+
+    def part_bytes(self, rows, columns):
+        return (4, rows * columns)
+
+    def encode(self, values):
+        scale = values.abs().mean()
+        kept = torch.where(values.abs() > self.threshold * scale, values.sign(), 0)
+        return [scale[None], kept.nan_to_num().to(torch.int8)]
+
+    def decode(self, parts, rows, columns):
+        return parts[1].view(torch.int8).view(rows, columns) * parts[0].view(torch.float32)
+
+
+class ShortCodec(Ternary):
+    def part_bytes(self, rows, columns):
+        return (4, rows)
+
+
+class Divides(Ternary):
+    def encode(self, values):
+        return super().encode(values / values.abs().max())
+
+
+class Dithers(Ternary):
+    def encode(self, values):
+        return super().encode(values + 0.1 * torch.randn(values.shape) * values.abs().mean())
+
+
+class Negates(Ternary):
+    def decode(self, parts, rows, columns):
+        return -super().decode(parts, rows, columns)
+
+
+class Writes(Ternary):
+    def encode(self, values):
+        return super().encode(values.mul_(2))
+
+
+class Flattens(Ternary):
+    def decode(self, parts, rows, columns):
+        return super().decode(parts, rows, columns).flatten()
+
+
 class TwoSets(Signs):
     def train(self):
         pass
@@ -134,7 +181,7 @@ TINY = [
     *(f"model.{name}" for name in ("width=16", "num_layers=2", "head_width=8", "vocab_size=256", "sequence_length=32")),
     *("data=text", "data.validation_tokens=256", "global_batch_tokens=128", "tokens_per_parameter=0.08"),
     *("method=diloco", "method.num_workers=2", "method.sync_interval=4", "schedule=linear"),
-    *("method.streaming.num_fragments=2", "method/outer_optimizer=signs"),
+    *("method.streaming.num_fragments=2", "method/outer_optimizer=signs", "method/compression=ternary"),
 ]
 
 
@@ -145,6 +192,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "parts_lab.py").write_text(LAB)
     for group, name, text in (
         ("schedule", "linear", "_target_: parts_lab.decay\nwarmup_steps: 2\npower: 1.0\n"),
+        (
+            "method/compression",
+            "ternary",
+            "_target_: parts_lab.Ternary\nbits_per_value: 8\nthreshold: 0.5\nerror_feedback: 0.9\n",
+        ),
         ("method/outer_optimizer", "signs", "_target_: parts_lab.Signs\nlr: 0.01\nbeta: 0.8\n"),
     ):
         (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
@@ -170,6 +222,11 @@ def outer_of(name: str, **values: Any) -> RunConfig:
     return RunConfig(method=DiLoCoConfig(outer_optimizer=TargetOuterConfig(_target_=f"parts_lab.{name}", **values)))
 
 
+def codec_of(name: str, **values: Any) -> RunConfig:
+    values = {"bits_per_value": 8.0, **values}
+    return RunConfig(method=DiLoCoConfig(compression=TargetCompressionConfig(_target_=f"parts_lab.{name}", **values)))
+
+
 def test_files_of_few_lines_are_whole_parts_of_a_run(lab: Path, text_dir: Path) -> None:
     run = compose_app_config([*TINY, f"data.path={text_dir}"]).run
     assert isinstance(run.method, DiLoCoConfig)
@@ -178,7 +235,12 @@ def test_files_of_few_lines_are_whole_parts_of_a_run(lab: Path, text_dir: Path) 
     assert (outer.arguments, outer.lr, outer.label) == ({"beta": 0.8}, 0.01, "Signs")
     assert run.method.choices == {"outer_optimizer": "Signs"}
     assert [run.schedule.decay(step, 2, 12) for step in (2, 7)] == [1.0, 0.5]
-    assert run.targets == {"schedule": ["parts_lab.decay"], "method.outer_optimizer": ["parts_lab.Signs"]}
+    assert run.method.bits_per_value == 8
+    assert run.targets == {
+        "schedule": ["parts_lab.decay"],
+        "method.outer_optimizer": ["parts_lab.Signs"],
+        "method.compression": ["parts_lab.Ternary"],
+    }
     assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict()))) == run
     plain = compose_app_config([*TINY, f"data.path={text_dir}", "method/outer_optimizer=diloco"]).run
     memory, without = (estimate_memory(one, Placement(2, device="cpu")) for one in (run, plain))
@@ -186,8 +248,11 @@ def test_files_of_few_lines_are_whole_parts_of_a_run(lab: Path, text_dir: Path) 
 
 
 def test_the_names_of_runs_hold_target_arguments_and_version() -> None:
-    for of, other in ((schedule_of, "flat"), (outer_of, "Whole")):
-        first = "decay" if of is schedule_of else "Signs"
+    for of, first, other in (
+        (schedule_of, "decay", "flat"),
+        (outer_of, "Signs", "Whole"),
+        (codec_of, "Ternary", "Divides"),
+    ):
         name = of(first).run_id
         assert name == of(first, label="L").run_id
         assert len({name, of(other).run_id, of(first, version="2").run_id, of(first, arguments={"a": 1}).run_id}) == 4
@@ -201,6 +266,8 @@ def test_the_names_of_runs_hold_target_arguments_and_version() -> None:
         (TargetScheduleConfig, {"arguments": {"warmup": 1}}, "given by the trainer: set schedule.warmup_steps"),
         (TargetScheduleConfig, {"arguments": {"step": 1}}, "given by the trainer: drop it"),
         (TargetOuterConfig, {"arguments": {"lr": 1}}, "set method.outer_optimizer.lr"),
+        (TargetCompressionConfig, {}, "bits_per_value=0.0: must be a positive number"),
+        (TargetCompressionConfig, {"bits_per_value": 1.0, "exchange": "ring"}, "all_gather, reduce_scatter"),
         (TargetOuterConfig, {"label": "SGD"}, "is a built-in one's"),
         (TargetOuterConfig, {"state_bytes_per_parameter": -1}, "zero or positive"),
     ],
@@ -235,6 +302,17 @@ def test_a_part_that_lies_is_refused_in_words(lab: Path) -> None:
         "skips": (outer_of("Skips"), "it never moves a tensor of shape (5,)"),
         "sets": (outer_of("TwoSets"), "trains other weights than it evaluates"),
         "kind": (outer_of("Decay"), "no class of torch.optim.Optimizer"),
+        "ternary": (codec_of("Ternary", arguments={"threshold": 0.1}), ""),
+        "level": (codec_of("Ternary", arguments={"level": 0.1}), "has no argument level; it takes threshold"),
+        "bits": (codec_of("Ternary", bits_per_value=2.0), "it sends 8 bits for a value"),
+        "rows apart": (codec_of("Ternary", rows_apart=True), "where it was written alone: set"),
+        "short": (codec_of("ShortCodec"), "part_bytes promises (4, 1)"),
+        "divides": (codec_of("Divides"), "of zeros (1, 1) it reads back values that are not finite"),
+        "dithers": (codec_of("Dithers"), "is written otherwise the second time"),
+        "negates": (codec_of("Negates"), "points away from what was sent"),
+        "writes": (codec_of("Writes"), "encode changes a random matrix"),
+        "flattens": (codec_of("Flattens"), "reads back a tensor of shape (1,)"),
+        "codec": (codec_of("Decay"), "is no codec: a class with part_bytes, encode, decode"),
     }
     questions = {}
     for name, (run, _) in expected.items():
@@ -254,7 +332,7 @@ def test_each_part_that_a_run_names_can_be_tried(lab: Path, text_dir: Path) -> N
     assert {part for part, _ in asked.values()} == set(run.from_outside) <= set(_TRIALS)
     longer = compose_app_config([*TINY, f"data.path={text_dir}", "tokens_per_parameter=1"]).run
     again = targets._questions(longer, targets._sources_of([longer]))
-    assert len(asked.keys() & again.keys()) == 1, "a schedule is tried for each length of a run"
+    assert len(asked.keys() & again.keys()) == 2, "a schedule is tried for each length of a run"
 
 
 def test_an_outer_step_equals_the_built_in_one() -> None:
@@ -294,4 +372,5 @@ def test_an_interrupted_run_of_own_parts_ends_as_another(lab: Path, text_dir: Pa
         digests.append([*shared["method"]["anchor"], *shared["method"]["outer_m"]])
     assert all(torch.equal(one, other) for one, other in zip(*digests, strict=True))
     row = load_study(tmp_path / "parts").runs.iloc[0]
+    assert row["bits_per_value"] == 8
     assert {"schedule._target_=parts_lab.decay", "outer_optimizer.label=Signs"} <= set(row["setting"].split())
