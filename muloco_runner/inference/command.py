@@ -17,7 +17,7 @@ from muloco_runner.record import AlreadyRunning, ExitCode, RecordError, RunFolde
 
 if TYPE_CHECKING:
     from muloco_runner.inference.load import LoadedRun
-    from muloco_runner.inference.ranks import Ranks
+    from muloco_runner.inference.shared_work import Ranks
 
 DESCRIPTION = """\
 Samples, exports, evaluates and continues trained models.
@@ -210,7 +210,7 @@ def _evaluate(arguments: argparse.Namespace) -> ExitCode:
     import torch
 
     from muloco_runner.distributed.rendezvous import process_rank
-    from muloco_runner.inference.ranks import evaluating_ranks
+    from muloco_runner.inference.shared_work import evaluating_ranks
 
     sets = _named_paths(arguments)
     process = process_rank()

@@ -21,8 +21,8 @@ from muloco_runner.data.batches import Batch, evaluation_batch, validation_batch
 from muloco_runner.data.corpus import load_corpus
 from muloco_runner.data.validation_sets import ValidationSet, check_validation_sets
 from muloco_runner.inference.load import LoadedRun
-from muloco_runner.inference.ranks import Ranks
-from muloco_runner.record import checkpoint_name, write_atomically
+from muloco_runner.inference.shared_work import Ranks
+from muloco_runner.record import write_atomically
 from muloco_runner.training.evaluate import bits_per_byte, evaluate, of_set
 from muloco_runner.training.precision import DTYPES
 
@@ -135,7 +135,7 @@ def _digest_of_tasks(folder: Path) -> str:
 
 
 def _folder(loaded: LoadedRun) -> Path:
-    folder = loaded.folder.path / "evaluations" / checkpoint_name(loaded.step)
+    folder = loaded.folder.evaluations_at(loaded.step)
     return folder if loaded.worker is None else folder / f"worker-{loaded.worker}"
 
 

@@ -14,8 +14,8 @@ import torch
 
 from muloco_runner.config import ConfigError
 from muloco_runner.inference.load import LoadedRun
-from muloco_runner.inference.ranks import Ranks
 from muloco_runner.inference.sample import SamplingOptions, sample
+from muloco_runner.inference.shared_work import Ranks
 from muloco_runner.training.precision import DTYPES
 
 try:

@@ -106,6 +106,10 @@ class RunFolder:
         """The folder of the checkpoint after `step` inner steps."""
         return self.checkpoint_dir / checkpoint_name(step)
 
+    def evaluations_at(self, step: int) -> Path:
+        """The folder of the evaluations of that checkpoint."""
+        return self.path / "evaluations" / checkpoint_name(step)
+
     def checkpoint_steps(self) -> list[int]:
         """Inner steps after which there is a complete checkpoint, ascending."""
         return checkpoint_steps_in(self.checkpoint_dir)
