@@ -56,6 +56,7 @@ from sweeps.store.lease import Lease
 from sweeps.store.ledger import Damage, Ledger
 from sweeps.store.submission import Submission
 from sweeps.trials import Trials
+from sweeps.tuning_file import TuningFile
 
 COMMANDS = ("paused", "own_limits", "held", "released", "cancel")
 """What people may ask for; the first four are events of the ledger."""
@@ -142,6 +143,7 @@ class Controller:
         self.signs = SignsOfJobs(self.cluster, self.config)
         self.trials = trials or Trials()
         self.growth = Growth(definition.study) if definition.study is not None else None
+        self.tuning_file = TuningFile(folder, definition.cluster_name, self.growth)
         self._cancel_sent_at: dict[str, float] = {}
         self._charged_in_file: dict[str, float] | None = None
         """What the newest `goodput.json` of this controller says; None before it has written one."""
@@ -232,6 +234,7 @@ class Controller:
             self.submission.release()
         self._keep_snapshot()
         self._keep_goodput()
+        self.tuning_file.keep(self.state, self.clock(), self.lease.check)
         self._tick_took = max(0.0, self.clock() - began)
         return Tick(self.state, plan, self.observation.complete, self.observation.queue_read, waits_for)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.questions import crossings, one_compute, pairwise_tests, scale_laws, steps_to_target
+from analysis.questions.going_on import tuning_rules
 from analysis.questions.parts import (
     batch_curves,
     best_settings,
@@ -42,6 +43,7 @@ REGISTRY: tuple[Part[Any] | Question[Any], ...] = (
     link_hours.PART,
     charged_hours.PART,
     tuned_rates.PART,
+    tuning_rules.QUESTION,
     choices_otherwise.PART,
 )
 PARTS: tuple[Part[Any], ...] = tuple(one for one in REGISTRY if isinstance(one, Part))

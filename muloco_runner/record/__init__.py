@@ -38,6 +38,7 @@ from muloco_runner.record.run_folder import (
     checkpoint_step,
     checkpoint_steps_in,
 )
+from muloco_runner.record.tuning import ContestStanding, GroupStanding, SweepTuning, read_all_tuning, write_tuning
 
 __all__ = [
     "CHECKPOINTS_KEPT",
@@ -52,8 +53,10 @@ __all__ = [
     "AlreadyRunning",
     "AttemptTimes",
     "BatchBracket",
+    "ContestStanding",
     "ExitCode",
     "Goodput",
+    "GroupStanding",
     "Kind",
     "RecordError",
     "RecordHeader",
@@ -61,6 +64,7 @@ __all__ = [
     "RunResult",
     "RunStatus",
     "StepRecord",
+    "SweepTuning",
     "Tried",
     "batch_edge_of",
     "best_of",
@@ -73,8 +77,10 @@ __all__ = [
     "lost_to",
     "naming",
     "read_all_goodput",
+    "read_all_tuning",
     "why_without_weights",
     "write_atomically",
     "write_folder",
     "write_goodput",
+    "write_tuning",
 ]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any
 
 from sweeps.engine.sweep_state import SweepState
-from sweeps.engine.tuning.benchmark_rules import MARGIN, NATS_PER_100_STEPS, BenchmarkPair, BenchmarkTarget
 from sweeps.engine.tuning.growth import Growth
-from sweeps.engine.tuning.sequential import PairRule
-from sweeps.engine.tuning.study import Axis, DecideRule, ExtendRule, Study
+from sweeps.engine.tuning.rules_in_words import rule_lines
+from sweeps.engine.tuning.study import Axis, Study
 from sweeps.formatting import plural
 
 if TYPE_CHECKING:
@@ -29,28 +28,11 @@ def plan_lines(sweep: Sweep) -> Iterator[str]:
         f"sizes, to at most {most:,}; --max-gpu-hours caps all of them, and the hours above are "
         "those of the file's own"
     )
-    if study.extend is not None:
-        yield from _extend_lines(study, study.extend)
-    if study.tune is not None:
-        yield (
-            "tune: one key at a time around the best setting so far, until none improves the loss by more than "
-            f"{study.tune.threshold:g} nats; at most {study.tune.max_runs:,} more for each series and size"
-        )
+    yield from rule_lines(study)
+    if study.grows_by is not None:
         yield from _lattice_lines(study)
-    if study.replicate is not None:
-        yield f"replicate: the {study.replicate.best} best settings of each get {study.replicate.seeds} seeds"
-    if study.decide is not None:
-        yield f"decide: {_decide_words(study.decide)}"
     if sweep.folder.ledger_file.exists():
         yield from study_lines(study, state_so_far(sweep))
-
-
-def _extend_lines(study: Study, rule: ExtendRule) -> Iterator[str]:
-    yield (
-        f"extend: until every best value has {plural(rule.margin, 'point')} on each side; at most "
-        f"{rule.max_runs:,} more for each series and size"
-    )
-    yield from _lattice_lines(study)
 
 
 def _lattice_lines(study: Study) -> Iterator[str]:
@@ -62,30 +44,6 @@ def _lattice_lines(study: Study) -> Iterator[str]:
     for bounds, labels in list(found.items())[:_MOST_LINES]:
         names = ", ".join(labels[:_MOST_LINES]) + (", ..." if len(labels) > _MOST_LINES else "")
         yield f"  {bounds}: {names}"
-
-
-def _decide_words(decide: DecideRule) -> str:
-    rule = decide.rule
-    match rule:
-        case PairRule():
-            return (
-                f"{plural(len(decide.contests), 'pair')} of series at one size, until one is better with "
-                f"{rule.confidence:.0%} confidence or they lie within {rule.gap:g} nats; after {rule.max_seeds} seeds "
-                "it is a tie"
-            )
-        case BenchmarkPair():
-            return (
-                f"{plural(len(decide.contests), 'pair')} of series, until (loss difference + steps saved / 100 * "
-                f"{NATS_PER_100_STEPS:g}) / sqrt(1/n1 + 1/n2) is {MARGIN:g} for one of them, or {rule.max_seeds} seeds "
-                "of each are used"
-            )
-        case BenchmarkTarget():
-            return (
-                f"{len(decide.contests)} series and sizes, until ({rule.target:g} - mean loss) * sqrt(n) is "
-                f"{MARGIN:g}, or minus that, or {rule.max_seeds} seeds are used"
-            )
-        case _:
-            assert_never(rule)
 
 
 def state_so_far(sweep: Sweep) -> SweepState:

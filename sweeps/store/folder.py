@@ -6,6 +6,7 @@ ledger.jsonl      the event log (`sweeps.store.ledger`)
 snapshot.jsonl    what replaying it gave a while ago (`sweeps.store.snapshot`)
 wandb.json        what Weights & Biases has not got (`sweeps.training.wandb_unsent`)
 goodput.json      where the charged hours of its jobs went (`muloco_runner.record.goodput`)
+tuning.json       by what rules it went on by its results, and how they stand (`muloco_runner.record.tuning`)
 jobs/<tag>.json   what was asked for with each job, written before it is submitted
 inbox/            people's commands on their way to the controller
 lease/            which controller is at work (`sweeps.store.lease`)
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from muloco_runner.config import ConfigError
-from muloco_runner.record import write_atomically, write_goodput
+from muloco_runner.record import SweepTuning, write_atomically, write_goodput, write_tuning
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.run_states import Runs
 from sweeps.engine.sweep_state import Event, SweepState, number_of
@@ -186,6 +187,9 @@ class SweepFolder:
 
     def write_goodput(self, state: SweepState) -> None:
         write_goodput(self.path / "goodput.json", self.name, state.goodput)
+
+    def write_tuning(self, tuning: SweepTuning) -> None:
+        write_tuning(self.path / "tuning.json", tuning)
 
     def send(self, command: str, **values: Any) -> None:
         """A person's command, for the controller to carry out at its next tick."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
+from muloco_runner.record import ContestStanding, GroupStanding
 from sweeps.engine.tuning.benchmark_rules import (
     BenchmarkPair,
     BenchmarkResult,
@@ -80,7 +81,16 @@ class Contest:
 
     @property
     def text(self) -> str:
-        return f"{self.groups[0].scale}: {self.result.to_text(*(group.series for group in self.groups))}"
+        return f"{self.groups[0].scale}: {self.outcome}"
+
+    @property
+    def outcome(self) -> str:
+        return self.result.to_text(*(group.series for group in self.groups))
+
+    @property
+    def standing(self) -> ContestStanding:
+        """The same for reports."""
+        return ContestStanding(self.groups[0].scale, self.outcome, self.result.sd, self.result.num_seeds)
 
 
 @dataclass
@@ -232,12 +242,19 @@ class Growth:
 
     def lines(self, known: Known) -> Iterable[str]:
         """Yield how each group stands, one sentence each."""
-        self.additions(known)
-        for tracked in self._groups.values():
-            added = f"{tracked.num_added} runs added" if tracked.num_added else "nothing added"
-            yield f"{tracked.group.label}: {self._standing(tracked, known, self.study.grows_by)}; {added}"
+        for group in self.standings(known):
+            added = f"{group.added} runs added" if group.added else "nothing added"
+            yield f"{group.label}: {group.standing}; {added}"
         for contest in self.contests():
             yield contest.text
+
+    def standings(self, known: Known) -> list[GroupStanding]:
+        """Return how each group stands."""
+        self.additions(known)
+        return [
+            GroupStanding(one.group.label, self._standing(one, known, self.study.grows_by), one.num_added)
+            for one in self._groups.values()
+        ]
 
     def _standing(self, tracked: _Tracked, known: Known, rule: ExtendRule | TuneRule | None) -> str:
         if tracked.group.id in known.blocked:

@@ -1,0 +1,1 @@
+"""How the study was tuned, and what it still lacks."""

@@ -1,0 +1,46 @@
+"""Keeps the file of a sweep that says by what rules it goes on, and how they stand."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+
+from muloco_runner.record import SweepTuning
+from sweeps.engine.capacity import MAX_GPU_HOURS
+from sweeps.engine.sweep_state import SweepState
+from sweeps.engine.tuning.growth import Growth
+from sweeps.engine.tuning.rules_in_words import rule_lines
+from sweeps.store.folder import SweepFolder
+
+_SECONDS = 10.0
+"""Between two looks at the groups, which is a while where there are thousands of runs."""
+
+
+class TuningFile:
+    """`tuning.json` of one sweep, as one controller has written it."""
+
+    def __init__(self, folder: SweepFolder, cluster: str, growth: Growth | None) -> None:
+        self.folder, self.cluster, self.growth = folder, cluster, growth
+        self._written: object = None
+        """What it was written of."""
+        self._written_at = -math.inf
+
+    def keep(self, state: SweepState, now: float, check: Callable[[], None]) -> None:
+        """Brings it up to date, after `check`, where something has changed; a file that cannot be written now is
+        written at a later look."""
+        known = (len(state.losses), len(state.added), len(state.blocked), state.own_limits.get(MAX_GPU_HOURS))
+        if known == self._written or not (state.is_over or now - self._written_at >= _SECONDS):
+            return
+        check()
+        with contextlib.suppress(OSError):
+            self.folder.write_tuning(self._tuning(state))
+            self._written, self._written_at = known, now
+
+    def _tuning(self, state: SweepState) -> SweepTuning:
+        facts = self.folder.name, self.cluster, state.own_limits.get(MAX_GPU_HOURS)
+        if self.growth is None:
+            return SweepTuning(*facts)
+        standings, contests = self.growth.standings(state), self.growth.contests()
+        rules = tuple(rule_lines(self.growth.study))
+        return SweepTuning(*facts, rules, tuple(standings), tuple(one.standing for one in contests))
