@@ -10,6 +10,7 @@ from muloco_runner.machine_check.findings import Findings
 from muloco_runner.machine_check.timing import Machine
 from muloco_runner.machine_check.trainers import models, run_of, trainer_of
 from muloco_runner.memory import estimate_memory
+from muloco_runner.model.cross_entropy import adds_within_product
 from muloco_runner.training.devices import choose_placement_on
 from muloco_runner.training.loop import Trainer
 from muloco_runner.training.mfu import utilisations
@@ -54,6 +55,11 @@ def _check_memory(name: str, trainer: Trainer, machine: Machine, findings: Findi
     peak = torch.cuda.max_memory_allocated(machine.device)
     findings.add(f"{name}, estimate of memory", estimate.total / 1e9, f"GB, at its peak in: {estimate.peak_phase}")
     findings.at_most(f"{name}, peak over the estimate", peak / estimate.total, _MOST_OF_ESTIMATE)
+    findings.add(f"{name}, logits at once", placement.most_chunk, "tokens, where 0 stands for the least")
+    within = adds_within_product(machine.device, torch.bfloat16)
+    findings.add(
+        f"{name}, the head's gradient is summed", "within the product" if within else "after a rounded product"
+    )
     findings.add(f"{name}, reserved", torch.cuda.max_memory_reserved(machine.device) / 1e9, "GB")
 
 

@@ -7,6 +7,7 @@ import math
 
 from muloco_runner.config import ExecutionConfig, ModelConfig, RunConfig
 from muloco_runner.memory import Placement, estimate_memory, usable_bytes
+from muloco_runner.model.logit_chunks import larger_chunks
 
 _CPU_TOKENS = 8192
 """On a CPU larger micro-batches gain nothing."""
@@ -18,7 +19,8 @@ def choose_placement(
     run: RunConfig, execution: ExecutionConfig, num_ranks: int, device: str, device_bytes: int | None
 ) -> Placement:
     """The first of copies, copies with recomputing, shards, shards with recomputing that fits, as far as `execution`
-    leaves the choice; and the largest micro-batch that fits then, up to where larger ones gain nothing.
+    leaves the choice; and the largest micro-batch that fits then, up to where larger ones gain nothing; and then, on a
+    GPU, the largest chunks of logits.
 
     Where nothing fits, the leanest. `device_bytes` None sets no limit.
     """
@@ -40,7 +42,18 @@ def choose_placement(
     fitting = (p for p in placements if estimate_memory(run, p).total <= limit)
     placement = next(fitting, placements[-1])
     halved = max(1, placement.micro_batch_sequences >> execution.memory_halvings)
-    return dataclasses.replace(placement, micro_batch_sequences=halved)
+    placement = dataclasses.replace(placement, micro_batch_sequences=halved)
+    return placement if execution.memory_halvings else _with_largest_chunk(run, placement, limit)
+
+
+def _with_largest_chunk(run: RunConfig, placement: Placement, limit: float) -> Placement:
+    """The same with as many logits at once as fit: each chunk reads and writes the head's whole gradient."""
+    if not isinstance(run.model, ModelConfig):
+        return placement
+    tokens = placement.micro_batch_sequences * run.model.sequence_length
+    sizes = larger_chunks(tokens, run.model.vocab_size, placement.device)
+    larger = (dataclasses.replace(placement, most_chunk=most) for most in sizes)
+    return next((p for p in larger if estimate_memory(run, p).total <= limit), placement)
 
 
 def _enough(run: RunConfig, device: str) -> int:

@@ -8,7 +8,7 @@ from typing import assert_never
 from muloco_runner.config import ModelConfig, TargetModelConfig
 from muloco_runner.distributed.message_sizes import MESSAGE_VALUES, OWNER_MESSAGE_VALUES
 from muloco_runner.memory.rank import Rank
-from muloco_runner.model.logit_chunks import chunk_tokens
+from muloco_runner.model.logit_chunks import chunk_within
 
 
 def of_passes(rank: Rank) -> dict[str, float]:
@@ -92,7 +92,8 @@ def _of_transformer(rank: Rank, model: ModelConfig) -> dict[str, float]:
 def _of_head(rank: Rank, model: ModelConfig, tokens: int, size: int) -> float:
     """Peak bytes of the logits."""
     vocabulary, width = model.vocab_size, model.width
-    chunk, embedding_params = chunk_tokens(vocabulary, rank.placement.device), vocabulary * width
+    chunk = chunk_within(tokens, vocabulary, rank.placement.device, rank.placement.most_chunk)
+    embedding_params = vocabulary * width
     if tokens > chunk:
         # Logits and their log-softmax, which becomes their gradient; the head's gradient is there from the start.
         logits = 8.0 * chunk * vocabulary + 4 * embedding_params + tokens * width * size

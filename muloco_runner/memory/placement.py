@@ -19,6 +19,8 @@ class Placement:
     """cpu or cuda."""
     ordered: bool = False
     """Whether micro-batches are summed in one order (`ExecutionConfig.reduction`)."""
+    most_chunk: int = 0
+    """Tokens whose logits may exist at once, where that is more than `chunk_tokens`."""
 
     def replicas(self, run: RunConfig) -> int:
         """Ranks that share one worker."""

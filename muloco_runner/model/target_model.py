@@ -47,7 +47,7 @@ class TargetModel(LanguageModel):
             y = F.linear(y, weight_VD)
         return y if targets_BT is None else F.cross_entropy(y.flatten(0, 1).float(), targets_BT.flatten())
 
-    def set_execution(self, attention: str, recompute: bool, compiled: bool) -> None:
+    def set_execution(self, attention: str, recompute: bool, compiled: bool, most_chunk: int = 0) -> None:
         cls = type(self)
         if compiled:
             cls.muloco_forward = staticmethod(compile_each_shape(cls.muloco_forward))

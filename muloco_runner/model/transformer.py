@@ -23,6 +23,7 @@ from muloco_runner.model.cross_entropy import (
     loss_and_gradient,
 )
 from muloco_runner.model.language_model import LanguageModel
+from muloco_runner.model.logit_chunks import chunk_within
 
 MATRIX_STD = 0.02
 
@@ -125,12 +126,14 @@ class Head(nn.Linear):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.width, config.vocab_size, bias=False)
         self.differentiate: LossAndGradient = loss_and_gradient
+        self.most_chunk = 0
 
     def forward(self, x_BTD: Tensor, targets_BT: Tensor | None = None) -> Tensor:
         if targets_BT is None:
             return super().forward(x_BTD)
         targets_N = targets_BT.flatten()
-        return linear_cross_entropy(x_BTD.flatten(0, 1), self.weight, targets_N, differentiate=self.differentiate)
+        chunk = chunk_within(len(targets_N), len(self.weight), x_BTD.device.type, self.most_chunk)
+        return linear_cross_entropy(x_BTD.flatten(0, 1), self.weight, targets_N, chunk, self.differentiate)
 
 
 class Transformer(LanguageModel):
@@ -178,13 +181,14 @@ class Transformer(LanguageModel):
         self.cos_TK.copy_(cos_TK)
         self.sin_TK.copy_(sin_TK)
 
-    def set_execution(self, attention: str, recompute: bool, compiled: bool) -> None:
+    def set_execution(self, attention: str, recompute: bool, compiled: bool, most_chunk: int = 0) -> None:
         """See `LanguageModel`; compiled: one function, shared by all blocks, and the loss."""
         self.attention_kind = attention
         for block in self.blocks:
             assert isinstance(block, Block)
             block.recompute = recompute
             block.branches = compile_each_shape(block.add_branches) if compiled else block.add_branches
+        self.head.most_chunk = most_chunk
         self.head.differentiate = compile_each_shape(fusible_loss_and_gradient) if compiled else loss_and_gradient
 
     def initial_values(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:

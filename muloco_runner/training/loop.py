@@ -42,7 +42,7 @@ class Trainer:
         data = TrainingData(corpus, run, device)
         self.inner_step = InnerStep(run, data, replicas, communicator, placement.micro_batch_sequences)
         self.evaluation = Evaluation(run, corpus, communicator, device)
-        workers = build_workers(run, execution, replicas, communicator, device, placement.recompute)
+        workers = build_workers(run, execution, replicas, communicator, device, placement)
         self._no_first_weights: ConfigError | None = None
         try:
             start_from_weights(run, workers)

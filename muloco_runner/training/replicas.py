@@ -12,6 +12,7 @@ from muloco_runner.config import AnyModelConfig, ExecutionConfig, ModelConfig, R
 from muloco_runner.data.batches import Batch
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.memory import Placement
 from muloco_runner.model.attention import choose_attention
 from muloco_runner.model.language_model import LanguageModel
 from muloco_runner.optimizers import build_inner_optimizer
@@ -62,7 +63,7 @@ def build_workers(
     replicas: Replicas,
     communicator: Communicator,
     device: torch.device,
-    recompute: bool,
+    placement: Placement,
 ) -> list[Worker]:
     """The workers of this rank; every worker starts from the same parameters."""
     topology, traffic = communicator.topology, communicator.traffic
@@ -77,7 +78,7 @@ def build_workers(
     workers, arena = [], Arena()
     for index in topology.local_workers:
         model, tensors = replicas.build(run.model, run.seed, device)
-        model.set_execution(attention, recompute, bool(compiled))
+        model.set_execution(attention, placement.recompute, bool(compiled), placement.most_chunk)
         optimizer = build_inner_optimizer(model, run, execution.muon_backend, group, traffic, arena)
         workers.append(Worker(index, model, optimizer, tensors))
     return workers

@@ -200,6 +200,19 @@ def test_the_micro_batch_is_the_largest_that_fits() -> None:
     assert estimate_memory(run, placement).total <= 0.92 * H100 < estimate_memory(run, larger).total
 
 
+def test_chunks_of_logits_take_what_memory_is_left() -> None:
+    run = ladder("416m")
+    chunks = []
+    for gigabytes in (40, 80, 141):
+        placement = choose_placement(run, ExecutionConfig(), 1, "cuda", gigabytes * 10**9)
+        assert estimate_memory(run, placement).total <= 0.92e9 * gigabytes
+        chunks.append(placement.most_chunk)
+    assert chunks == sorted(chunks)
+    assert chunks[0] < chunks[-1] == 16_384
+    # A run that ran out of memory has shown the estimate to be wrong.
+    assert choose_placement(run, ExecutionConfig(memory_halvings=1), 1, "cuda", 141 * 10**9).most_chunk == 0
+
+
 def test_a_micro_batch_out_of_memory_is_halved_before_training(
     tiny_run: MakeRun, new_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

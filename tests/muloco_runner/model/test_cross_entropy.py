@@ -6,13 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from muloco_runner.model import cross_entropy
 from muloco_runner.model.cross_entropy import (
     LossAndGradient,
     fusible_loss_and_gradient,
     linear_cross_entropy,
     loss_and_gradient,
 )
-from muloco_runner.model.logit_chunks import chunk_tokens
+from muloco_runner.model.logit_chunks import chunk_tokens, chunk_within, larger_chunks
 
 N, D, V = 70, 24, 301
 
@@ -93,3 +94,59 @@ def test_the_gradient_is_handed_over_once() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="once"):
         loss.backward()
+
+
+def test_the_heads_gradient_is_summed_within_the_product_where_torch_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU's torch does it; where it cannot, each product is rounded first."""
+    left, right = (torch.randn(32, 32, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (0, 1))
+
+    def error() -> float:
+        cross_entropy.adds_within_product.cache_clear()
+        total = torch.zeros(32, 32)
+        cross_entropy._add_product(total, left, right)
+        return float((total - left.double() @ right.double()).norm() / total.norm())
+
+    def addmm(total: Tensor, left: Tensor, right: Tensor, *, out_dtype: torch.dtype, out: Tensor) -> Tensor:
+        assert out is total
+        return total.add_((left.to(out_dtype) @ right.to(out_dtype)).to(kept))
+
+    monkeypatch.setattr(torch, "addmm", addmm)
+    kept = torch.float32
+    assert error() < 1e-6
+    kept = torch.bfloat16  # a torch that rounds the product is not asked to
+    assert 1e-3 < error() < 1e-2
+    assert not cross_entropy.adds_within_product(left.device, left.dtype)
+    cross_entropy.adds_within_product.cache_clear()
+
+
+def test_a_gpus_compiler_reads_the_logits_once_for_maximum_and_sum() -> None:
+    """It does where it finds torch's pattern of an online softmax, which is looked for here as it looks."""
+    from torch._inductor.fx_passes import post_grad
+    from torch._inductor.pattern_matcher import PatternMatcherPass, fwd_only, register_replacement
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    found = []
+    patterns = PatternMatcherPass()
+    register_replacement(
+        post_grad.prepare_softmax_pattern,
+        post_grad.prepare_softmax_replacement,
+        [torch.empty(4, 8)],
+        trace_fn=fwd_only,
+        pass_dicts=[patterns],
+        extra_check=lambda match: bool(found.append(match) or True),
+        scalar_workaround={"dim": -1},
+    )
+    arguments = torch.randn(4, 8, dtype=torch.bfloat16), torch.randint(8, (4, 1))
+    graph = make_fx(fusible_loss_and_gradient, tracing_mode="fake")(*arguments)
+    assert patterns.apply(graph.graph) == len(found) == 1
+
+
+def test_chunks_grow_with_the_memory_of_a_gpu_alone() -> None:
+    tokens, words = 32 * 2048, 128_256
+    sizes = larger_chunks(tokens, words, "cuda")
+    assert sizes == [16_384, 8192, 4096, 0]
+    assert [chunk_within(tokens, words, "cuda", most) for most in sizes] == [16_384, 8192, 4096, 2048]
+    assert larger_chunks(tokens, words, "cpu") == [0]
+    # A smaller micro-batch, since memory was out: still no chunk of all tokens, which would take three times as much.
+    assert chunk_within(8192, words, "cuda", 16_384) == 4096
+    assert chunk_within(1024, words, "cuda", 16_384) == chunk_tokens(words, "cuda")

@@ -54,7 +54,7 @@ def train(model: transformer.Transformer, sequences: int, seed: int) -> None:
 def test_blocks_and_workers_share_one_graph_whatever_the_documents(
     graphs: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("muloco_runner.model.cross_entropy.chunk_tokens", lambda *sizes: LENGTH)
+    monkeypatch.setattr("muloco_runner.model.logit_chunks.chunk_tokens", lambda *sizes: LENGTH)
     config = ModelConfig(width=32, num_layers=2, head_width=16, vocab_size=VOCABULARY, sequence_length=LENGTH)
     workers = [transformer.build_model(config, seed, torch.device("cpu")) for seed in (0, 1)]
     for model in workers:

@@ -80,7 +80,7 @@ def test_recomputed_activations_give_the_same_gradient_to_the_bit() -> None:
 def test_compiled_blocks_and_loss_are_a_graph_of_equal_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured and differentiated as always, the loss in chunks too; without the C++ compiler at the end, which takes a
     minute."""
-    monkeypatch.setattr("muloco_runner.model.cross_entropy.chunk_tokens", lambda vocab_size, device: 24)
+    monkeypatch.setattr("muloco_runner.model.logit_chunks.chunk_tokens", lambda vocab_size, device: 24)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     model = build_model(CONFIG, seed=1, device=CPU)
     found = []
