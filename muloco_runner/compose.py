@@ -30,6 +30,7 @@ from muloco_runner import config as vocabulary
 from muloco_runner.config import (
     AnyModelConfig,
     ConfigError,
+    DataConfig,
     ExecutionConfig,
     InnerOptimizerConfig,
     MethodConfig,
@@ -57,6 +58,7 @@ class AppConfig(RunConfig):
 
     # Left open here: a default of one variant would refuse to be replaced by another.
     model: AnyModelConfig = MISSING
+    data: DataConfig = MISSING
     method: MethodConfig = MISSING
     inner_optimizer: InnerOptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
@@ -122,6 +124,7 @@ _OWN_SETTINGS = {
     # Betas and eps in a file are the target's, in the dataclass those of AdamW on the rest.
     "inner_optimizer": {f.name for f in dataclasses.fields(vocabulary.TargetConfig)} - {"betas", "eps"},
     "model": {f.name for f in dataclasses.fields(vocabulary.TargetModelConfig)},
+    "data": {f.name for f in dataclasses.fields(vocabulary.TargetDataConfig)},
     "schedule": {f.name for f in dataclasses.fields(vocabulary.TargetScheduleConfig)},
     "method/compression": {f.name for f in dataclasses.fields(vocabulary.TargetCompressionConfig)},
     "method/outer_optimizer": {f.name for f in dataclasses.fields(vocabulary.TargetOuterConfig)},
@@ -161,6 +164,7 @@ def register() -> None:
     store.store(group="model", name="base_model", node=vocabulary.ModelConfig)
     store.store(group="model", name="base_target", node=vocabulary.TargetModelConfig)
     store.store(group="data", name="base_data", node=vocabulary.DataConfig)
+    store.store(group="data", name="base_target", node=vocabulary.TargetDataConfig)
     store.store(group="execution", name="base_execution", node=ExecutionConfig)
     for group, variants in (
         ("method", vocabulary.METHODS),
@@ -223,7 +227,7 @@ def to_app_config(tree: DictConfig) -> AppConfig:
                 warn_renamed(f"{path}={value}", f"{path}={names[value]}")
                 OmegaConf.update(tree, path, names[value])
         _refuse_unknown(tree)
-        _count_parameters(tree)
+        _add_facts(tree, ("model", "data"))
         app = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
@@ -234,20 +238,21 @@ def to_app_config(tree: DictConfig) -> AppConfig:
 def compose_model(name: str) -> AnyModelConfig:
     """The model of that name alone, whatever runs it could be trained in."""
     tree = compose_tree([f"model={name}"])
-    _count_parameters(tree)
+    _add_facts(tree, ("model",))
     model = OmegaConf.to_object(tree.model)
     assert isinstance(model, AnyModelConfig)
     return model
 
 
-def _count_parameters(tree: DictConfig) -> None:
-    """Gives a model from outside, and only such a one, what is found by building it."""
-    if "_target_" in tree.model:
-        from muloco_runner.targets import facts_of  # costs milliseconds that only targets need
+def _add_facts(tree: DictConfig, parts: Sequence[str]) -> None:
+    """Gives a model and data from outside, and only such ones, what is found by trying them."""
+    for part in parts:
+        if "_target_" in tree[part]:
+            from muloco_runner.targets import facts_of  # costs milliseconds that only targets need
 
-        values = OmegaConf.to_container(tree.model, resolve=True)
-        (facts,) = facts_of([values])  # type: ignore[list-item]
-        OmegaConf.update(tree, "model.facts", facts)
+            values = OmegaConf.to_container(tree[part], resolve=True)
+            (facts,) = facts_of(part, [values])  # type: ignore[list-item]
+            OmegaConf.update(tree, f"{part}.facts", facts)
 
 
 def _refuse_unknown(tree: DictConfig, above: str = "") -> None:

@@ -172,10 +172,13 @@ def check_can_run(run: RunConfig, folder: RunFolder | None = None) -> Corpus:
     from muloco_runner.data.mixed_split import token_counts
     from muloco_runner.data.validation_sets import check_validation_sets
 
+    if folder is not None and "data" in run.targets:
+        make_importable(run, folder)
     corpus = load_corpus(run.data, by_path=folder is not None)
     if run.data.content_hash not in (None, corpus.content_hash):
+        named = f"data._target_={run.targets['data'][0]}" if "data" in run.targets else f"data.path={run.data.path!r}"
         raise ConfigError(
-            f"data.path={run.data.path!r} holds data {corpus.content_hash} now, this run is on "
+            f"{named} holds data {corpus.content_hash} now, this run is on "
             f"{run.data.content_hash}: put the first data back, or start the run on the other data as a new one"
         )
     check_vocabulary(run, corpus.vocab_size)
@@ -215,6 +218,8 @@ def preload_for(folder: RunFolder) -> None:
 
     try:
         run = RunConfig.from_dict(folder.read_config())
+        if "data" in run.targets:
+            return  # children may have other states of that code, and what is imported here they would all get
         check_can_run(run, folder)
         baselines(run.data)
     except (ConfigError, RecordError):

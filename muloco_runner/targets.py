@@ -26,6 +26,7 @@ from muloco_runner.config import (
     RunConfig,
     TargetCompressionConfig,
     TargetConfig,
+    TargetDataConfig,
     TargetModelConfig,
     TargetOuterConfig,
     TargetScheduleConfig,
@@ -64,7 +65,7 @@ class Answer:
     """Whether two ranks that shard parameters by rows (FSDP2) get what one rank gets."""
     why_not: str = ""
     facts: dict[str, Any] | None = None
-    """Of a model: what was found when it was built without memory (`TargetModelConfig.facts`)."""
+    """Of a model: what was found when it was built without memory; of data: what it holds."""
 
 
 _NO_ANSWER = Answer()
@@ -89,19 +90,20 @@ def find_source(target: str, part: str = "inner_optimizer") -> Source:
     )
 
 
-def facts_of(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What is found of models from outside, given as their plain values, by building and trying what is new among them.
+def facts_of(part: str, values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What is found of models or data from outside (`part`), given as plain values, by trying what is new among them.
 
     What cannot be used raises `ConfigError`.
     """
-    configs = [_model_of(values) for values in models]
-    sources = _sources((config._target_, "model") for config in configs)
-    keys = [_model_key(config, sources) for config in configs]
-    answers = _answers({key: ("model", to_plain(config)) for key, config in zip(keys, configs, strict=True)}, sources)
+    configs = [_without_facts(part, one) for one in values]
+    sources = _sources((target, part) for config in configs for target in config.targets)
+    keys = [_key_of_facts(config, sources) for config in configs]
+    answers = _answers({key: (part, to_plain(config)) for key, config in zip(keys, configs, strict=True)}, sources)
     found = []
     for key, config in zip(keys, configs, strict=True):
         if problem := answers[key].problem:
-            raise ConfigError(f"model._target_={config._target_}: {problem}")
+            where = f"{part}._target_={config.targets[0]}: "
+            raise ConfigError(where + problem.removeprefix(where))
         found.append(answers[key].facts or {})
     return found
 
@@ -290,8 +292,8 @@ def _questions(run: RunConfig, sources: Mapping[str, Source]) -> dict[str, Quest
     asked: dict[str, Question] = {}
     for part, config in run.from_outside.items():
         match config:
-            case TargetModelConfig():
-                asked[_model_key(config, sources)] = part, to_plain(config)
+            case TargetModelConfig() | TargetDataConfig():
+                asked[_key_of_facts(config, sources)] = part, to_plain(_without_facts(part, to_plain(config)))
             case TargetConfig():
                 asked[_optimizer_key(run, sources)] = part, run.to_dict()
             case TargetScheduleConfig():
@@ -316,23 +318,31 @@ def _hashes(config: FromOutside, sources: Mapping[str, Source]) -> dict[str, str
     return {package: sources[package].hash for package in map(_package, config.targets)}
 
 
-def _model_of(values: Mapping[str, Any]) -> TargetModelConfig:
-    known = {key: value for key, value in values.items() if key != "facts"}
-    config: TargetModelConfig = from_plain(TargetModelConfig, known, {}, "model")
+def _without_facts(part: str, values: Mapping[str, Any]) -> TargetModelConfig | TargetDataConfig:
+    cls = {"model": TargetModelConfig, "data": TargetDataConfig}[part]
+    known = {key: value for key, value in values.items() if key not in ("facts", "content_hash")}
+    config: TargetModelConfig | TargetDataConfig = from_plain(cls, known, {}, part)
     return config
 
 
-def _model_key(model: TargetModelConfig, sources: Mapping[str, Source]) -> str:
-    without = ("label", "version", "flops_per_token", "facts")
-    values = {key: value for key, value in to_plain(model).items() if key not in without}
-    return _key("model", values, _hashes(model, sources))
+def _key_of_facts(config: TargetModelConfig | TargetDataConfig, sources: Mapping[str, Source]) -> str:
+    part = "model" if isinstance(config, TargetModelConfig) else "data"
+    values = {key: value for key, value in to_plain(config).items() if key not in _NOT_IN_FACTS[part]}
+    return _key(part, values, _hashes(config, sources))
+
+
+_NOT_IN_FACTS = {
+    "model": ("label", "version", "flops_per_token", "facts"),
+    "data": ("label", "version", "validation_tokens", "content_hash", "facts"),
+}
+"""Settings that make no difference to what is found."""
 
 
 def _optimizer_key(run: RunConfig, sources: Mapping[str, Source]) -> str:
     """Rates are not in it."""
     inner = run.inner_optimizer
     assert isinstance(inner, TargetConfig)
-    model = _model_key(run.model, sources) if isinstance(run.model, TargetModelConfig) else None
+    model = _key_of_facts(run.model, sources) if isinstance(run.model, TargetModelConfig) else None
     own = _hashes(inner, sources)
     decays = run.weight_decay != 0
     return _key(inner.targets, inner.arguments, inner.rest, inner.applies_to, own, decays, run.method.name, model)

@@ -21,7 +21,7 @@ from muloco_runner.config.compression import (
     TargetCompressionConfig,
     TopKConfig,
 )
-from muloco_runner.config.data import DataConfig, DataSource
+from muloco_runner.config.data import DATA, DataConfig, DataSource, TargetDataConfig
 from muloco_runner.config.execution import AttentionKernel, ExecutionConfig, MuonBackend, Reduction, Sharding
 from muloco_runner.config.inner_optimizer import (
     INNER_OPTIMIZERS,
@@ -58,6 +58,7 @@ from muloco_runner.config.schedule import (
 
 __all__ = [
     "COMPRESSIONS",
+    "DATA",
     "INNER_OPTIMIZERS",
     "METHODS",
     "MODELS",
@@ -104,6 +105,7 @@ __all__ = [
     "StreamingConfig",
     "TargetCompressionConfig",
     "TargetConfig",
+    "TargetDataConfig",
     "TargetModelConfig",
     "TargetOuterConfig",
     "TargetScheduleConfig",

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
+from muloco_runner.config.outside import FromOutside, OneTarget
 from muloco_runner.config.plain import UNNAMED_AT_DEFAULT
 
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
-DataSource = Literal["python_source", "python_packages", "text", "prepared"]
+DataSource = Literal["python_source", "python_packages", "text", "prepared", "target"]
 
 
 @dataclass
@@ -21,7 +22,8 @@ class DataConfig:
 
     source: str = "python_source"
     """python_source: the interpreter's own standard library, as bytes; python_packages: the source of pinned packages,
-    as bytes; text: files under `path`, as bytes; prepared: a folder written by `muloco-data prepare`."""
+    as bytes; text: files under `path`, as bytes; prepared: a folder written by `muloco-data prepare`; target: what a
+    function of the user's yields (`TargetDataConfig`)."""
     path: str | None = None
     """A file or folder for `text`, a prepared folder for `prepared`; unused, and so refused, for the others."""
     validation_fraction: float = 0.05
@@ -41,6 +43,8 @@ class DataConfig:
     validation_hash: str | None = field(default=None, metadata=UNNAMED_AT_DEFAULT)
     """Content of these sets and their names, 16 hex digits, filled in when a run is composed: it names the run in place
     of their paths, and other sets are refused."""
+    name: str = field(default="corpus", metadata=UNNAMED_AT_DEFAULT)
+    """corpus, or target where a function of the user's makes the documents."""
 
     def __post_init__(self) -> None:
         require_choice("data.source", self.source, get_args(DataSource))
@@ -51,7 +55,12 @@ class DataConfig:
         )
         self._check_mixture()
         self._check_validation()
-        if self.source in ("python_source", "python_packages"):
+        require(
+            (self.source == "target") == isinstance(self, FromOutside),
+            f"data.source={self.source}: target goes with a function, and a function with it: a file under conf/data "
+            "with `_target_`",
+        )
+        if self.source in ("python_source", "python_packages", "target"):
             require(
                 self.path is None,
                 f"data.path={self.path!r} has no effect with data.source={self.source}: "
@@ -111,3 +120,24 @@ class DataConfig:
         if self.source != "prepared":
             return []
         return [str(self.path)] if self.mixture is None else list(self.mixture)
+
+
+@dataclass
+class TargetDataConfig(OneTarget, DataConfig):
+    """Documents that a function from outside the package yields: `str` or `bytes` each, read as bytes."""
+
+    source: str = "target"
+    name: str = "target"
+    facts: Any = None
+    """What was found when it was tried; filled in by whoever composes the run. No part of its name."""
+
+    not_in_hash = ("label", "facts")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_target("data", {})
+        if self.facts:
+            self.content_hash = self.facts["content_hash"]
+
+
+DATA: dict[str, type[DataConfig]] = {"corpus": DataConfig, "target": TargetDataConfig}

@@ -8,7 +8,7 @@ from typing import Any, Literal, assert_never, cast, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
 from muloco_runner.config.compression import COMPRESSIONS, CompressionConfig
-from muloco_runner.config.data import DataConfig
+from muloco_runner.config.data import DATA, DataConfig
 from muloco_runner.config.inner_optimizer import (
     INNER_OPTIMIZERS,
     AdamWConfig,
@@ -27,6 +27,7 @@ from muloco_runner.config.variants import require_variant
 Precision = Literal["float32", "bfloat16"]
 VARIANTS: Variants = {
     AnyModelConfig: MODELS,
+    DataConfig: DATA,
     MethodConfig: METHODS,
     InnerOptimizerConfig: INNER_OPTIMIZERS,
     OuterOptimizerConfig: OUTER_OPTIMIZERS,
@@ -64,6 +65,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require_variant("model", self.model, MODELS)
+        require_variant("data", self.data, DATA)
         require_variant("method", self.method, METHODS)
         require_variant("inner_optimizer", self.inner_optimizer, INNER_OPTIMIZERS)
         require_variant("schedule", self.schedule, SCHEDULES)
@@ -168,11 +170,8 @@ class RunConfig:
     @property
     def from_outside(self) -> dict[str, FromOutside]:
         """What of it is not in the package, by the path of its settings."""
-        parts: dict[str, Any] = {
-            "model": self.model,
-            "inner_optimizer": self.inner_optimizer,
-            "schedule": self.schedule,
-        }
+        names = ("model", "data", "inner_optimizer", "schedule")
+        parts: dict[str, Any] = {name: getattr(self, name) for name in names}
         if isinstance(self.method, DiLoCoConfig):
             parts["method.outer_optimizer"] = self.method.outer_optimizer
             parts["method.compression"] = self.method.compression

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import sys
 import sysconfig
@@ -22,10 +23,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from muloco_runner.config import ConfigError, DataConfig
+from muloco_runner.config import ConfigError, DataConfig, TargetDataConfig
 from muloco_runner.data.check import check_data_path
 from muloco_runner.data.mixed_split import MixedSplit
 from muloco_runner.data.mixture import Part, content_hash, read_parts
+from muloco_runner.data.own_documents import own_documents
 from muloco_runner.data.prepared.documents import FileRange
 from muloco_runner.data.prepared.input_hashes import stamp_of
 from muloco_runner.data.prepared.inputs import documents_of, find_files, named_files, plan_chunks
@@ -34,6 +36,8 @@ from muloco_runner.data.prepared.read import PreparedSplit
 from muloco_runner.data.python_packages import read_documents, source_files
 
 BYTE_VOCABULARY = 256
+_OF_CONTENT = ("_target_", "arguments", "validation_fraction")
+"""Settings of own data that decide what it holds."""
 # Test data is no prose, and vendored packages are no part of the language's own library.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _SHUFFLE_SALT = b"validation"
@@ -110,6 +114,22 @@ def _load(
             documents = read_documents()
         case _:
             documents = _read(*_python_source())
+    return _split(documents, validation_fraction, path or source)
+
+
+@functools.cache
+def _own(data: str) -> Corpus:
+    """`data`: the config of a function of the user's, as JSON."""
+    return read_own_corpus(TargetDataConfig(**json.loads(data)))
+
+
+def read_own_corpus(data: TargetDataConfig) -> Corpus:
+    """Calls the user's function. What it yields that is no documents raises `ConfigError`."""
+    return _split(own_documents(data), data.validation_fraction, data._target_)
+
+
+def _split(documents: Iterable[tuple[str, bytes]], validation_fraction: float, where: str) -> Corpus:
+    """Documents, by name, as a corpus. `where` they are from is said where there are too few."""
     train: list[bytes] = []
     held_out: list[tuple[bytes, bytes]] = []
     for name, content in documents:
@@ -122,7 +142,6 @@ def _load(
     validation = [content for _, content in sorted(held_out)]
     for name, split in (("training", train), ("validation", validation)):
         if not split:
-            where = path or source
             raise ConfigError(
                 f"data: {where} leaves no document for {name}: give more files or change data.validation_fraction"
             )
@@ -164,6 +183,8 @@ def load_corpus(data: DataConfig, by_path: bool = False) -> Corpus:
     """
     if data.source == "prepared":
         return _prepared(read_parts(data))
+    if isinstance(data, TargetDataConfig):
+        return _own(json.dumps({name: getattr(data, name) for name in _OF_CONTENT}, sort_keys=True))
     if by_path and data.source == "text" and data.content_hash is None:
         with contextlib.suppress(ConfigError):
             return load_corpus_as_before(data)
@@ -280,7 +301,10 @@ _MOST_COUNTED_TOKENS = 2**26
 def _baselines(
     source: str, path: str | None, validation_fraction: float, validation_tokens: int, stamp: Stamp
 ) -> dict[str, float]:
-    corpus = load_corpus(DataConfig(source, path, validation_fraction))
+    return _counted(load_corpus(DataConfig(source, path, validation_fraction)), validation_tokens)
+
+
+def _counted(corpus: Corpus, validation_tokens: int) -> dict[str, float]:
     size = corpus.vocab_size
     if size > _LARGEST_COUNTED_VOCABULARY:
         return {}
@@ -301,4 +325,6 @@ def baselines(data: DataConfig) -> dict[str, float]:
     """
     if data.mixture is not None:
         return {}
+    if isinstance(data, TargetDataConfig):
+        return _counted(load_corpus(data), data.validation_tokens)
     return _baselines(data.source, data.path, data.validation_fraction, data.validation_tokens, stamp_of_data(data))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from muloco_runner.config import RunConfig
+from muloco_runner.config import RunConfig, TargetDataConfig
 from muloco_runner.data.identity import Contents, contents_of
 
 
@@ -25,7 +25,8 @@ def epochs_of_sweep(runs: Sequence[RunConfig]) -> list[str]:
         data = own[0].data
         contents = contents_of(data)
         if contents is not None:
-            name = "mixture of " + ", ".join(data.mixture) if data.mixture else data.path or data.source
+            one = data.label if isinstance(data, TargetDataConfig) else data.path or data.source
+            name = "mixture of " + ", ".join(data.mixture) if data.mixture else one
             lines.append(_line(own, name, contents.train_tokens))
             lines += _validation_lines(own, name, contents)
             lines += _named_set_lines(own)

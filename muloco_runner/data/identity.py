@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from muloco_runner.config import ConfigError, DataConfig, RunConfig
+from muloco_runner.config import ConfigError, DataConfig, RunConfig, TargetDataConfig
 from muloco_runner.data.mixture import content_hash, read_parts, tokens_before_repeating
 from muloco_runner.record import RecordError, RunFolder, write_atomically
 
@@ -95,16 +95,11 @@ def contents_of(data: DataConfig) -> Contents | None:
     """The contents of the corpus that `data` names; None where they cannot be told, since there is no such data."""
     match data.source:
         case "prepared":
-            try:
-                parts = read_parts(data)
-            except ConfigError:
-                return None
-            return Contents(
-                content_hash(parts),
-                tokens_before_repeating(parts),
-                tuple(part.manifest.validation.num_tokens for part in parts),
-                tuple(part.share for part in parts),
-            )
+            return _contents_prepared(data)
+        case "target":
+            assert isinstance(data, TargetDataConfig)
+            facts = data.facts
+            return facts and Contents(facts["content_hash"], facts["train_tokens"], (facts["validation_tokens"],))
         case "text":
             return _contents_in_memory(data) if os.path.exists(str(data.path)) else None
         case "python_packages":
@@ -114,6 +109,19 @@ def contents_of(data: DataConfig) -> Contents | None:
                 return None
         case _:
             return _contents_in_memory(data)
+
+
+def _contents_prepared(data: DataConfig) -> Contents | None:
+    try:
+        parts = read_parts(data)
+    except ConfigError:
+        return None
+    return Contents(
+        content_hash(parts),
+        tokens_before_repeating(parts),
+        tuple(part.manifest.validation.num_tokens for part in parts),
+        tuple(part.share for part in parts),
+    )
 
 
 def _contents_in_memory(data: DataConfig) -> Contents:

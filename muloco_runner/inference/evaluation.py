@@ -23,6 +23,7 @@ from muloco_runner.data.validation_sets import ValidationSet, check_validation_s
 from muloco_runner.inference.load import LoadedRun
 from muloco_runner.inference.shared_work import Ranks
 from muloco_runner.record import write_atomically
+from muloco_runner.targets import make_importable
 from muloco_runner.training.evaluate import bits_per_byte, evaluate, of_set
 from muloco_runner.training.precision import DTYPES
 
@@ -100,6 +101,7 @@ def _of_set(loaded: LoadedRun, name: str, one: ValidationSet, ranks: Ranks) -> d
 
 def _main_loss(loaded: LoadedRun, ranks: Ranks) -> dict[str, Any]:
     run = loaded.config
+    make_importable(run, loaded.folder)
     corpus = load_corpus(run.data, by_path=True)
     header = loaded.folder.read_header()
     for expected in (run.data.content_hash, header and header.corpus_hash):

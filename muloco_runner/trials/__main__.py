@@ -17,10 +17,12 @@ from muloco_runner.config import (
     ConfigError,
     RunConfig,
     TargetCompressionConfig,
+    TargetDataConfig,
     TargetModelConfig,
     TargetOuterConfig,
 )
 from muloco_runner.trials.try_codec import try_codec
+from muloco_runner.trials.try_data import try_data
 from muloco_runner.trials.try_model import try_model
 from muloco_runner.trials.try_optimizer import try_run
 from muloco_runner.trials.try_outer_optimizer import try_outer_optimizer
@@ -28,6 +30,7 @@ from muloco_runner.trials.try_schedule import try_schedule
 
 _TRIALS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "model": lambda values: try_model(TargetModelConfig(**values)),
+    "data": lambda values: try_data(TargetDataConfig(**values)),
     "inner_optimizer": lambda values: try_run(RunConfig.from_dict(values)),
     "schedule": lambda values: try_schedule(RunConfig.from_dict(values)),
     "method.compression": lambda values: try_codec(TargetCompressionConfig(**values)),

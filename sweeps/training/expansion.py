@@ -47,7 +47,8 @@ def expand(
     points = [
         (point, None if LIKE in point else composer.values_of(point)) for grid in grids for point in grid.points()
     ]
-    _count_parameters([values["model"] for _, values in points if values is not None])
+    for part in ("model", "data"):
+        _add_facts(part, [values[part] for _, values in points if values is not None])
     runs: dict[str, RunConfig] = {}
     for point, values in points:
         with _at(point):
@@ -57,14 +58,14 @@ def expand(
     return list(runs.values())
 
 
-def _count_parameters(models: list[dict[str, Any]]) -> None:
-    """Gives models from outside, and only those, what is found by building them, all of them at once."""
-    of_targets = [model for model in models if "_target_" in model]
+def _add_facts(part: str, configs: list[dict[str, Any]]) -> None:
+    """Gives models or data from outside, and only those, what is found by trying them, all of them at once."""
+    of_targets = [config for config in configs if "_target_" in config]
     if of_targets:
         from muloco_runner.targets import facts_of
 
-        for model, facts in zip(of_targets, facts_of(of_targets), strict=True):
-            model["facts"] = facts
+        for config, facts in zip(of_targets, facts_of(part, of_targets), strict=True):
+            config["facts"] = facts
 
 
 @contextlib.contextmanager

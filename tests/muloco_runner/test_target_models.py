@@ -277,7 +277,7 @@ def test_a_model_that_lies_is_refused_in_words(lab: Path) -> None:
     assert tied is not None
     assert tied["lookup_params"] == 0
     with pytest.raises(ConfigError, match=r"model\._target_=mixer_lab\.Wide: returns"):
-        facts_of([to_plain(expected["shape"][0])])
+        facts_of("model", [to_plain(expected["shape"][0])])
 
 
 def test_what_a_matrix_is_follows_the_rule_or_the_file(importable: None) -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from muloco_runner.config import (
     OuterSgdConfig,
     RunConfig,
     TargetCompressionConfig,
+    TargetDataConfig,
     TargetOuterConfig,
     TargetScheduleConfig,
 )
 from muloco_runner.config.plain import to_plain
+from muloco_runner.data.corpus import load_corpus
+from muloco_runner.data.epochs import describe_epochs
 from muloco_runner.diloco.target_outer import TargetOuter
-from muloco_runner.job import run_job
+from muloco_runner.job import check_can_run, run_job
 from muloco_runner.memory import Placement, estimate_memory
 from muloco_runner.paths import ConfigPath, use_config_path
 from muloco_runner.record import ExitCode, RunFolder
@@ -171,6 +175,23 @@ class Flattens(Ternary):
         return super().decode(parts, rows, columns).flatten()
 
 
+def sums(count, base=10):
+    for a in range(count):
+        yield f"{a} plus {a % base} is {a + a % base}\\n" * 4
+
+
+def drawn():
+    return [str(random.random()) * 30 for _ in range(20)]
+
+
+def tokens():
+    return [[1, 2, 3]]
+
+
+def one_text():
+    return "not in a list"
+
+
 class TwoSets(Signs):
     def train(self):
         pass
@@ -191,6 +212,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("lab")
     (folder / "parts_lab.py").write_text(LAB)
     for group, name, text in (
+        ("data", "sums", "_target_: parts_lab.sums\ncount: 80\nvalidation_tokens: 64\n"),
         ("schedule", "linear", "_target_: parts_lab.decay\nwarmup_steps: 2\npower: 1.0\n"),
         (
             "method/compression",
@@ -227,6 +249,10 @@ def codec_of(name: str, **values: Any) -> RunConfig:
     return RunConfig(method=DiLoCoConfig(compression=TargetCompressionConfig(_target_=f"parts_lab.{name}", **values)))
 
 
+def data_of(name: str, **values: Any) -> RunConfig:
+    return RunConfig(data=TargetDataConfig(_target_=f"parts_lab.{name}", **values))
+
+
 def test_files_of_few_lines_are_whole_parts_of_a_run(lab: Path, text_dir: Path) -> None:
     run = compose_app_config([*TINY, f"data.path={text_dir}"]).run
     assert isinstance(run.method, DiLoCoConfig)
@@ -252,6 +278,7 @@ def test_the_names_of_runs_hold_target_arguments_and_version() -> None:
         (schedule_of, "decay", "flat"),
         (outer_of, "Signs", "Whole"),
         (codec_of, "Ternary", "Divides"),
+        (data_of, "sums", "drawn"),
     ):
         name = of(first).run_id
         assert name == of(first, label="L").run_id
@@ -312,6 +339,13 @@ def test_a_part_that_lies_is_refused_in_words(lab: Path) -> None:
         "negates": (codec_of("Negates"), "points away from what was sent"),
         "writes": (codec_of("Writes"), "encode changes a random matrix"),
         "flattens": (codec_of("Flattens"), "reads back a tensor of shape (1,)"),
+        "sums": (data_of("sums", arguments={"count": 60}), ""),
+        "terms": (data_of("sums", arguments={"terms": 60}), "has no argument terms; it takes count, base"),
+        "few": (data_of("sums", arguments={"count": 2}), "leaves no document for validation"),
+        "missing": (data_of("sums"), "missing 1 required positional argument: 'count'"),
+        "drawn": (data_of("drawn"), "yields other documents the second time"),
+        "tokens": (data_of("tokens"), "document 0 is a list: must be str or bytes"),
+        "one": (data_of("one_text"), "returns a str: must yield documents"),
         "codec": (codec_of("Decay"), "is no codec: a class with part_bytes, encode, decode"),
     }
     questions = {}
@@ -333,6 +367,29 @@ def test_each_part_that_a_run_names_can_be_tried(lab: Path, text_dir: Path) -> N
     longer = compose_app_config([*TINY, f"data.path={text_dir}", "tokens_per_parameter=1"]).run
     again = targets._questions(longer, targets._sources_of([longer]))
     assert len(asked.keys() & again.keys()) == 2, "a schedule is tried for each length of a run"
+
+
+def test_own_documents_are_a_runs_data(lab: Path, tmp_path: Path) -> None:
+    words = [*TINY[:5], "data=sums", "global_batch_tokens=128", "tokens_per_parameter=0.02"]
+    app = compose_app_config([*words, f"root={tmp_path}"])
+    run = app.run
+    assert isinstance(run.data, TargetDataConfig)
+    corpus = load_corpus(run.data)
+    assert run.data.content_hash == corpus.content_hash
+    assert run.data.facts["train_tokens"] == corpus.train.num_tokens
+    assert describe_epochs(run).startswith(f"data sums: {corpus.train.num_tokens:,} training tokens")
+    other = compose_app_config([*words, "data.arguments.count=81"]).run
+    assert other.run_id != run.run_id
+    folder = RunFolder.of(tmp_path, run.run_id)
+    folder.write_config(run.to_dict())
+    record_code([run], tmp_path, snapshot=True)
+    assert run_job(folder, ExecutionConfig(device="cpu")) is ExitCode.FINISHED
+    header = folder.read_header()
+    assert header is not None
+    assert (header.corpus_hash, set(header.baselines)) == (corpus.content_hash, {"unigram", "bigram"})
+    changed = replace(run.data, facts={**run.data.facts, "content_hash": "0" * 16})
+    with pytest.raises(ConfigError, match=r"data\._target_=parts_lab\.sums holds data .* now, this run is on 0000"):
+        check_can_run(replace(run, data=changed), folder)
 
 
 def test_an_outer_step_equals_the_built_in_one() -> None:
