@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from analysis.page.escape import csv_cell, latex, markdown
@@ -37,8 +38,17 @@ class Table:
 
     @property
     def shown_columns(self) -> list[Column]:
-        """Columns of a page."""
-        return [column for column in self.columns if not column.joint]
+        """Columns of a page: those that stand alone and say something in some row; files have the others too."""
+        return [column for column, shown in zip(self.columns, self._shown, strict=True) if shown and not column.joint]
+
+    @cached_property
+    def _shown(self) -> list[bool]:
+        """Whether pages show each column; one that stands in the cell before goes with it."""
+        out: list[bool] = []
+        for i, column in enumerate(self.columns):
+            said = i == 0 or not self.rows or any(show(row[i], column.kind) != NONE for row in self.rows)
+            out.append(out[-1] if column.joint else said)
+        return out
 
     def cells(self) -> list[list[str]]:
         """Texts of a page, row by row."""
@@ -64,8 +74,10 @@ class Table:
         out = []
         for row in self.rows:
             line: list[tuple[str, bool]] = []
-            for value, column in zip(row, self.columns, strict=True):
+            for value, column, shown in zip(row, self.columns, self._shown, strict=True):
                 text = show(value, column.kind)
+                if not shown:
+                    continue
                 if not column.joint:
                     line.append((text, _is_numeric(value)))
                 elif says_nothing(value):

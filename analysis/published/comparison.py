@@ -12,6 +12,7 @@ from analysis.laws.power_law import fit_critical_batch, fit_loss_compute, fit_po
 from analysis.laws.solver import Array
 from analysis.published import published_tables as tables
 from analysis.questions.iso_loss import ratio_at
+from analysis.questions.steps_to_target import fit_critical_batch_of_steps
 from analysis.questions.time_ratio import at_baselines_flops, time_ratio_at
 from analysis.questions.wall_clock import GIGABIT, Assumptions, Training, idealised_seconds
 
@@ -51,6 +52,7 @@ def compare() -> list[Row]:
         *_iso_loss(loss_fit),
         *_plotted_curves(loss_fit, batch_fits),
         *_charles(),
+        *_zhang(),
         *_wall_clock(),
     ]
 
@@ -165,6 +167,28 @@ def _published_law(
     for name, (published, value) in exponents.items():
         rows.append(Row(group, f"{label}, {name}", LEAST_SQUARES, published, round(value, 4), 1e-4))
     return rows
+
+
+def _zhang() -> list[Row]:
+    """B* costs a fifth more tokens than the reference of 256 sequences, not than the fewest: S B = S_min (B + B_c)."""
+    group = "Zhang et al. 2024, critical batch (sequences of 512) over five sizes at 20 tokens per parameter, c N^a"
+    reference, coefficient, exponent = 256.0, 93.20, 0.47
+    steps = tables.steps_to_target()
+    batch, sizes = steps.columns.to_numpy(dtype=float), steps.index.to_numpy(dtype=float)
+    found = [fit_critical_batch_of_steps(batch, row)[0].value for row in steps.to_numpy(dtype=float)]
+    critical = 1.2 * reference + 0.2 * np.array(found)
+    millions = sizes / 1e6
+    fit = fit_power_law(millions, critical, delta=np.inf, bootstrap=0)
+    line = coefficient * millions**exponent
+    worst = int(np.abs(critical / line - 1).argmax())
+    size = f"its worst size, {millions[worst]:g}M"
+    return [
+        Row(group, "a", LEAST_SQUARES, exponent, fit.value("alpha"), 0.01),
+        Row(group, "c, N in millions", LEAST_SQUARES, coefficient, fit.value("A"), 0.05, relative=True),
+        Row(
+            group, f"the law at {size}", LEAST_SQUARES, float(line[worst]), float(critical[worst]), 0.03, relative=True
+        ),
+    ]
 
 
 def _wall_clock() -> list[Row]:

@@ -97,3 +97,11 @@ def wall_clock_hours() -> pd.DataFrame:
     table = read("muloco_15b_wallclock_from_plot")
     gigabits = table["bandwidth"].str.removesuffix("Gbps").astype(float)
     return pd.DataFrame({"method": table["method"], "bandwidth_gbits": gigabits, "hours": table["end_hours"]})
+
+
+def steps_to_target() -> pd.DataFrame:
+    """Steps to each size's target loss, Zhang et al. 2024: a row a size, indexed by num_params, a column a batch in
+    sequences of 512 tokens.
+    """
+    table = read("zhang2024_steps_to_target").set_index("num_params")
+    return table.rename(columns=float).astype(float)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.optima import RunsBehind
-from analysis.page.listed import listed
+from analysis.page.listed import listed, listed_values
 from analysis.page.numbers import flops, integer, ratio, spread
 from analysis.page.page_table import Column, Table
 from analysis.questions.iso_loss import TRUSTED_SCALES, IsoLoss, equal_loss_ratio, loss_at, prediction_error
@@ -185,7 +185,7 @@ def _in_words(one: AtOneCompute) -> str:
 
 def _shared_sentence(result: OneCompute, runs: str) -> str:
     ranked = sorted(result.series, key=lambda one: -one.compute_ratio)
-    each = listed([f"{one.series} {_with_interval(one.compute_ratio, one.compute_ci)}" for one in ranked])
+    each = listed_values([(one.series, _with_interval(one.compute_ratio, one.compute_ci)) for one in ranked])
     return (
         f"At {flops(result.flops or 0)} FLOPs {result.baseline} needs so many times the compute of each series {runs}: "
         f"{each}."
@@ -227,27 +227,42 @@ def section(result: OneCompute) -> list[str]:
     )
     if result.prediction_error_reason:
         text += f" Here that error is not known: {result.prediction_error_reason}."
-    return [text, what]
+    missing = _not_measured(result)
+    return [text, what, *([" ".join(missing)] if missing else [])]
+
+
+def _not_measured(result: OneCompute) -> list[str]:
+    """A sentence for each ratio or interval that is missing, and why."""
+    out = []
+    if result.time_definition is None:
+        out.append(f"Steps and time: no law of the critical batch that {result.baseline} shares with another series.")
+    found: dict[tuple[str, str], list[str]] = {}
+    for one in result.series:
+        for quantity, why in one.not_measured.items():
+            found.setdefault((quantity, why), []).append(one.series)
+    for (quantity, why), names in found.items():
+        whose = "" if len(names) == len(result.series) else f" of {listed(names)}"
+        out.append(f"{quantity[0].upper()}{quantity[1:]}{whose}: {why}.")
+    return out
 
 
 def rows(result: OneCompute) -> list[Table]:
     """One row a series."""
     table = Table(
         "one_compute",
-        "Every series at one compute: what the baseline needs for the same loss, over what the series needs",
+        f"Every series at {flops(result.flops or 0)} FLOPs: what the baseline needs for the same loss over its own",
         [
-            Column("series"), Column("compute", "flops", "FLOPs"), Column("compute ratio", "ratio"),
+            Column("series"), Column("compute ratio", "ratio"),
             Column("compute ratio 95% interval", "ratio", joint=" "), *_columns("tokens ratio"),
             *_columns("steps ratio"), *_columns("time ratio"), *_columns("device time ratio"),
             *_columns("memory ratio"), Column("gap in loss", "percent"),
-            Column("error at the largest size", "spread"), Column("standing"), Column("not measured"),
+            Column("error at the largest size", "spread"), Column("standing"),
         ],
         [
             [
-                one.series, result.flops, one.compute_ratio, one.compute_ci, one.tokens_ratio, one.tokens_ci,
+                one.series, one.compute_ratio, one.compute_ci, one.tokens_ratio, one.tokens_ci,
                 one.steps_ratio, one.steps_ci, one.time_ratio, one.time_ci, one.device_time_ratio, one.device_time_ci,
                 one.memory_ratio, one.memory_ci, one.gap, one.prediction_error, one.standing,
-                "; ".join(f"{name}: {why}" for name, why in one.not_measured.items()) or "–",
             ]
             for one in result.series
         ],

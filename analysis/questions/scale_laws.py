@@ -209,13 +209,17 @@ def section(result: ScaleLaws) -> list[str]:
     ]
     bounded = sum(not one.known for law in result.laws for one in law.scales)
     missing = sum(law.without for law in result.laws)
-    if bounded or missing:
-        total = sum(len(law.scales) + law.without for law in result.laws)
+    total = sum(len(law.scales) + law.without for law in result.laws)
+    if bounded:
         text.append(
             f"{bounded} of {total} times a scale gives a bound alone: used as such, it does not flatten the law as "
-            f"leaving it out would where grids end below the optimum. {missing} times a scale says nothing and is left "
-            "out: one value was tried, the curve is open at both ends, or, for the overhead, no run had other tokens. "
-            "That biases no law unless those scales differ from the rest."
+            "leaving it out would where grids end below the optimum."
+        )
+    if missing:
+        text.append(
+            f"{missing} of {total} times a scale says nothing and is left out: one value was tried, the curve is open "
+            "at both ends, or, for the overhead, no run had other tokens. That biases no law unless those scales "
+            "differ from the rest."
         )
     return text
 
@@ -229,18 +233,18 @@ def rows(result: ScaleLaws) -> list[Table]:
         "scale_laws",
         "Laws over all scales, y = c N^a D^b, and their forms in one factor",
         [
-            Column("quantity"), Column("series"), *exponents,
+            Column("quantity"), Column("series"), Column("left out", "integer"), *exponents,
             Column("N at one D/N", "ratio"), Column("95% interval  ", "ratio", joint=" "),
             Column("c", "number"), Column("scatter", "spread"), Column("values", "integer"),
-            Column("bounds", "integer"), Column("left out", "integer"), Column("why not"),
+            Column("bounds", "integer"), Column("why not"),
         ],
         [
             [
-                law.quantity, law.series, *_exponent(form, "num_params"), *_exponent(form, "num_tokens"),
+                law.quantity, law.series, law.without, *_exponent(form, "num_params"), *_exponent(form, "num_tokens"),
                 *_pair(law.at_one_ratio if form.law and len(form.inputs) > 1 else None),
                 form.coefficient, form.law.scatter if form.law else None,
                 form.law.num_known if form.law else None,
-                form.law.num_above + form.law.num_below if form.law else None, law.without,
+                form.law.num_above + form.law.num_below if form.law else None,
                 f"in {' and '.join(_SYMBOL[name] for name in form.inputs)}: {form.reason}" if form.reason else "–",
             ]
             for law, form in forms

@@ -21,6 +21,11 @@ from analysis.report.named_series import named_series
 from analysis.report.tables import all_tables
 from muloco_runner.record import write_atomically
 
+_MOST_ROWS = 400
+"""Of a table on a page; longer ones are in their files alone."""
+_MOST_PRINTED = 30
+"""Rows of a folded table that paper shows."""
+
 
 def write_report(report: dict[str, Any], out: Path) -> list[Path]:
     """Writes every file of the report below `out`; unchanged content gives the same bytes."""
@@ -94,4 +99,5 @@ def _environments() -> dict[str, Environment]:
     pages = {"report.html": Environment(**settings), "report.md": Environment(**settings, finalize=markdown_markup)}
     for environment in pages.values():
         environment.filters["show"] = show
+        environment.globals |= {"most_rows": _MOST_ROWS, "most_printed": _MOST_PRINTED}
     return pages

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.page import numbers
-from analysis.page.listed import listed
+from analysis.page.listed import listed, listed_values
 from analysis.page.numbers import count, integer, loss, number, spread
 from analysis.questions import pairwise_tests
 from analysis.questions.registry import QUESTIONS
@@ -14,6 +14,8 @@ from analysis.questions.registry import QUESTIONS
 _MANY_SERIES = 6
 _TOO_MANY_SERIES = 12
 """Series beyond which the ranking names the first `_MANY_SERIES` and refers to the table."""
+_MANY_REASONS = 4
+"""Reasons beyond which the verdict counts the series without a law of the critical batch."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,11 @@ def _ranking(report: dict[str, Any]) -> list[str]:
     losses = {row["series"]: row["loss"] for row in report["best"] if row["num_params"] == largest}
     ranked = report["ranking"]["series"]
     first = ranked if len(ranked) <= _TOO_MANY_SERIES else ranked[:_MANY_SERIES]
-    order = ", ".join(f"{name} {loss(losses[name])}" for name in first)
-    order += ", the others as the table has them," if len(first) < len(ranked) else ""
     behind = _behind(report["ranking"])
+    if len(ranked) == 1:
+        return [f"{ranked[0]} reaches {loss(losses[ranked[0]])} nats per token at {count(largest)} parameters{behind}."]
+    order = listed_values([(name, loss(losses[name])) for name in first])
+    order += ", the others as the table has them," if len(first) < len(ranked) else ""
     head = (
         f"At the largest size, {count(largest)} parameters, losses from best to worst: {order} nats per token{behind}."
     )
@@ -81,7 +85,7 @@ def _critical_batches(report: dict[str, Any]) -> list[str]:
     if not laws:
         return []
     alphas = {law["series"]: law["fit"]["parameters"]["alpha"] for law in laws}
-    each = listed([f"{law['series']} {_with_interval(alphas[law['series']])}{_behind(law)}" for law in laws])
+    each = listed_values([(law["series"], _with_interval(alphas[law["series"]]) + _behind(law)) for law in laws])
     out = [f"The critical batch (1% rule, interpolated) grows as tokens to the power of: {each}."]
     baseline = report["settings"]["baseline"]
     base = alphas.get(baseline)
@@ -169,6 +173,12 @@ def _critical_batches_not_identified(report: dict[str, Any]) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for law in missing:
         by_reason.setdefault(law["reason"], []).append(law["series"])
+    if len(by_reason) > _MANY_REASONS:
+        names = [law["series"] for law in missing]
+        return [
+            f"The growth of the critical batches of {len(names)} of {len(report['series'])} series is not identified: "
+            "the table of these laws has each reason."
+        ]
     for reason, names in by_reason.items():
         whose = f"{names[0]}'s critical batch" if len(names) == 1 else f"the critical batches of {listed(names)}"
         out.append(f"The growth of {whose} is not identified: {reason}.")

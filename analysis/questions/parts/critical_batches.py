@@ -241,7 +241,7 @@ def _critical_batch_point(axes: Any, p: dict[str, Any], x: float, key: str, styl
         if key == "interpolated":
             axes.plot([x, x], [p["largest_good_batch"], p["next_batch"]], color=color, linewidth=1, alpha=0.6)
         axes.plot([x], [p[key]], **style)
-        return [p[key]]
+        return [p[key], *([p["largest_good_batch"], p["next_batch"]] if key == "interpolated" else [])]
     drawn = []
     if "right" in censored:
         drawn += [p["largest_good_batch"], p["largest_good_batch"] * 1.6]

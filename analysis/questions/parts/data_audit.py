@@ -195,7 +195,7 @@ def section(report: dict[str, Any], drawn: bool) -> list[Block]:
     counted = f"{part['used']} used{lost}, {len(part['excluded_runs'])} left out"
     text = f"{found} run{'s' if found != 1 else ''} found: {counted}."
     if part["corpus"]:
-        text += f" All that are used share the corpus {part['corpus']}."
+        text += f" All that are used share the corpus {part['corpus'][:12]}."
     if part["baselines"]:
         known = ", ".join(f"{loss(value)} ({name})" for name, value in part["baselines"].items())
         text += f" Models that know only frequencies reach {known} nats per token on it."
@@ -213,6 +213,6 @@ PART = Part(
     Audit,
     lambda inputs: audit(inputs.study, inputs.optima, inputs.budget),
     lambda report: [_audit_table(report), _excluded(report)],
-    title="Data: what was used, and what was not",
+    title="Runs used and left out",
     section=section,
 )

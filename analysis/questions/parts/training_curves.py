@@ -103,7 +103,7 @@ def section(report: dict[str, Any], drawn: bool) -> list[Block] | str:
     if not drawn:
         return "no run has logged two training losses" if report["training_curves"] else "a table has no steps"
     return [
-        "Training loss of the best run of each series; its steep beginning, a tenth of the tokens, may leave it.",
+        "Training loss of the best run of each series; its first tenth, which is steep, may leave the panel.",
         Figures(),
     ]
 

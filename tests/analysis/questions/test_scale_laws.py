@@ -85,9 +85,9 @@ def test_step_laws_rates_and_batches_are_recovered() -> None:
 
 
 def test_zhangs_law_in_tokens_is_recovered_at_one_size() -> None:
-    """Critical batch of arXiv 2410.21676: 22.91 D^.47 at 302M, D in billions; 93.20 N^.47 at one D/N, N in millions."""
+    """Critical batch of arXiv 2410.21676, sequences: 22.91 D^.47 at 302M, 93.20 N^.47 at one D/N; D, N in millions."""
     tokens = np.geomspace(7e8, 3e10, 8)
-    scales = [ScaleObservation(3.02e8, d, b, b) for d in tokens for b in [22.91 * (d / 1e9) ** 0.47]]
+    scales = [ScaleObservation(3.02e8, d, b, b) for d in tokens for b in [22.91 * (d / 1e6) ** 0.47]]
     law = fit_scales("s", "critical batch, 20% overhead", scales)
     assert exponents(law, "num_tokens") == pytest.approx([0.47])
     assert "num_params spans" in (form_of(law, "num_params", "num_tokens").reason or "")
