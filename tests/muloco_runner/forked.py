@@ -83,6 +83,20 @@ class ForkedProcess:
         return Path(self._errors.name).read_text()
 
 
+def on_two_ranks(script: Path, arguments: Sequence[str]) -> None:
+    """Run `python SCRIPT ARGUMENTS` on two gloo ranks of one job; one that fails raises with what it said."""
+    ranks = [
+        ForkedProcess(
+            script,
+            arguments,
+            {**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MULOCO_RDZV_ID": "two"},
+        )
+        for rank in "01"
+    ]
+    codes = [rank.wait() for rank in ranks]
+    assert codes == [0, 0], "\n".join(rank.errors() for rank in ranks)
+
+
 @functools.cache
 def _server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")

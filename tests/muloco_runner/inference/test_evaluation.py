@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import on_two_ranks
 
+import muloco_runner.inference.command
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.inference.command import main
 from muloco_runner.inference.evaluation import validation
@@ -17,6 +20,7 @@ from muloco_runner.record import ExitCode, RunFolder
 
 MakeRun = Callable[..., RunConfig]
 MakeFolder = Callable[..., RunFolder]
+COMMAND = Path(muloco_runner.inference.command.__file__)
 
 
 def test_each_checkpoint_has_the_loss_of_the_record(
@@ -44,6 +48,21 @@ def test_each_checkpoint_has_the_loss_of_the_record(
         main()
     assert ended.value.code == 2
     assert "--limit has no effect without --tasks" in capsys.readouterr().err
+
+
+def test_two_processes_find_what_one_does(tiny_run: MakeRun, new_folder: MakeFolder, tmp_path: Path) -> None:
+    run = tiny_run(num_steps=3)
+    (tmp_path / "own.txt").write_text("the outer step moves the anchor\n\n" * 20)
+    folder = new_folder(run)
+    assert run_job(folder, ExecutionConfig(device="cpu")) is ExitCode.FINISHED
+    own = tmp_path / "own.txt"
+    alone = validation(load_run(folder.path), {"own": str(own)})
+    kept = {file.name: file.read_text() for file in folder.evaluations_at(3).iterdir()}
+    assert len(kept) == 2
+    shutil.rmtree(folder.path / "evaluations")
+    on_two_ranks(COMMAND, ["eval", str(folder.path), "--validation", f"own={own}"])
+    assert {file.name: file.read_text() for file in folder.evaluations_at(3).iterdir()} == kept
+    assert validation(load_run(folder.path), {"own": str(own)}) == alone
 
 
 def test_other_data_is_refused(tiny_run: MakeRun, new_folder: MakeFolder) -> None:

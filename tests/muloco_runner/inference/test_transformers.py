@@ -1,17 +1,20 @@
 """Exported folders under transformers itself: the same logits, tokens and weights. `make test-extras` has it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import JOB, on_two_ranks
 from prepared_text import texts
 
 from muloco_runner.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
 from muloco_runner.data.prepared.input_chunk import PrepareOptions
 from muloco_runner.data.prepared.inputs import find_files
 from muloco_runner.data.prepared.prepare import prepare
+from muloco_runner.inference.evaluation import validation
 from muloco_runner.inference.export import export_run
 from muloco_runner.inference.load import LoadedRun, load_run
 from muloco_runner.job import run_job
@@ -63,29 +66,42 @@ def test_transformers_computes_the_same_logits(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
+    """Of a checkpoint of whole models, and of one of shards (FSDP2) on two ranks."""
     changes: dict[str, Any] = {"model": ModelConfig(vocab_size=256, **SHAPE)}
     if tokenizer == "pieces":
         changes = {"model": ModelConfig(vocab_size=290, **SHAPE), "data": request.getfixturevalue("pieces")}
     run = tiny_run(method, optimizer, num_workers=2 if method == "diloco" else 1, **changes)
-    loaded = trained(run, new_folder(run))
-    export_run(loaded, tmp_path / "hf")
-    theirs, said = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    whole = trained(run, new_folder(run))
+    assert_same_under_transformers(whole, tmp_path / "hf")
+    on_one_worker = tiny_run(method, optimizer, **changes)
+    sharded = new_folder(on_one_worker, "sharded")
+    on_two_ranks(JOB, [str(sharded.path), "--execution", json.dumps({"device": "cpu", "sharding": "full"})])
+    loaded = load_run(sharded.path)
+    assert loaded.result is not None
+    assert loaded.result.num_ranks == 2
+    assert validation(loaded)["validation_loss"] == pytest.approx(loaded.result.validation_loss, rel=1e-6)
+    assert_same_under_transformers(loaded, tmp_path / "sharded_hf")
+
+
+def assert_same_under_transformers(loaded: LoadedRun, out: Path) -> None:
+    export_run(loaded, out)
+    theirs, said = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not any(said.values()), said
     assert type(theirs).__name__ == "Gemma3ForCausalLM"
     text = "The anchor moves: ünïcode\n\t and  spaces."
-    their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     tokens = loaded.encode(text)
     assert their_tokenizer(text)["input_ids"] == tokens
     assert their_tokenizer.decode(tokens) == loaded.decode(tokens) == text
-    tokens_BT = torch.randint(run.model.vocab_size, (4, 32), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    tokens_BT = torch.randint(loaded.config.model.vocab_size, (4, 32), generator=generator)
     with torch.no_grad():
         ours_BTV = loaded.model(tokens_BT)
     difference = float((logits_of(theirs, tokens_BT) - ours_BTV).abs().max())
     print(f"largest difference of logits: {difference:.2g}")
     assert difference < 1e-5
-    again = tmp_path / "saved"
-    theirs.save_pretrained(again)
-    assert (again / "config.json").exists()
+    theirs.save_pretrained(out / "again")
+    assert (out / "again" / "config.json").exists()
 
 
 def test_bfloat16_is_our_own_cast_and_files_may_be_cut(

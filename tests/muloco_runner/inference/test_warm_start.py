@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import JOB, on_two_ranks
 
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError, ExecutionConfig, ModelConfig, RunConfig
@@ -78,6 +79,21 @@ def test_an_exported_model_comes_back_to_the_bit(
     weight = read_weights(tmp_path / "hf")
     for name, parameter in loaded.model.named_parameters():
         assert torch.equal(weight(name), parameter), name
+
+
+def test_shards_and_whole_models_are_exported_alike(tiny_run: MakeRun, new_folder: MakeFolder, tmp_path: Path) -> None:
+    run = tiny_run("diloco", "muon")
+    whole, sharded = new_folder(run), new_folder(run, "sharded")
+    assert run_job(whole, CPU) is ExitCode.FINISHED
+    on_two_ranks(JOB, [str(sharded.path), "--execution", json.dumps({"device": "cpu", "sharding": "full"})])
+    weights = []
+    for folder, out in ((whole, tmp_path / "whole_hf"), (sharded, tmp_path / "sharded_hf")):
+        export_run(load_run(folder.path), out)
+        weights.append(read_weights(out))
+    for name, parameter in load_run(sharded.path).model.named_parameters():
+        assert torch.equal(weights[1](name), parameter), name
+        # Two ranks sum gradients in another order.
+        torch.testing.assert_close(weights[1](name), weights[0](name), rtol=0, atol=1e-4)
 
 
 def test_a_folder_that_others_have_changed_is_read_as_it_is(parent: RunFolder, tmp_path: Path) -> None:
