@@ -36,21 +36,38 @@ def scores_of(
     loaded: LoadedRun, names: Sequence[str], include: Path | None, limit: int | None, batch: int, ranks: Ranks
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Versions, and of each task its scores; a name that is no task raises `ConfigError`."""
-    manager = TaskManager(include_path=None if include is None else str(include))
+    manager = _task_manager(names, include)
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise ConfigError(f"--tasks: {', '.join(unknown)}: no such task; own ones lie in a folder given by --include")
     found = lm_eval.simple_evaluate(
         model=LoadedModel(loaded, batch, ranks), tasks=list(names), limit=limit, task_manager=manager, log_samples=False
     )
-    versions = {"lm_eval": lm_eval.__version__}
-    return versions, {
+    # On other ranks the harness may return nothing, by variables of their launcher.
+    return ranks.agreed(lambda: _scores(names, found))
+
+
+def _scores(names: Sequence[str], found: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Versions and scores of what the harness returns."""
+    return {"lm_eval": lm_eval.__version__}, {
         name: {
-            "scores": {key: value for key, value in found["results"][name].items() if isinstance(value, int | float)},
+            # Names of metrics end with their filter; counts have none.
+            "scores": {
+                key: v for key, v in found["results"][name].items() if "," in key and isinstance(v, int | float)
+            },
             "task_version": found["versions"].get(name),
         }
         for name in names
     }
+
+
+def _task_manager(names: Sequence[str], include: Path | None) -> TaskManager:
+    """Of own tasks alone where these are all that is asked for: to list the harness's own takes a while."""
+    if include is not None:
+        own = TaskManager(include_path=str(include), include_defaults=False)
+        if all(name in own.all_tasks for name in names):
+            return own
+    return TaskManager(include_path=None if include is None else str(include))
 
 
 class LoadedModel(LM):

@@ -132,7 +132,8 @@ def _found(folder: RunFolder, last_step: int, unreadable: list[str]) -> Iterator
 
 
 def _of_task(name: str, values: dict[str, Any]) -> Iterator[_Found]:
-    scores = {key.partition(",")[0]: value for key, value in values["scores"].items() if isinstance(value, int | float)}
+    # Names of metrics end with their filter; counts have none.
+    scores = {key.partition(",")[0]: value for key, value in values["scores"].items() if "," in key}
     means = [key for key in scores if not key.endswith("_stderr")]
     metric = next((key for key in (*_METRICS, *means) if key in means), None)
     if metric is None:
