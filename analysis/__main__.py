@@ -158,6 +158,10 @@ def _report_parser() -> argparse.ArgumentParser:
         "--predict", nargs="+", action="extend", default=[], metavar="SIZE",
         help="sizes whose best batch and learning rate are predicted: model=7b, N=7e9 or N=7e9,D=1.4e11",
     )  # fmt: skip
+    parser.add_argument(
+        "--interval-width", type=_positive, default=0.1, metavar="WIDTH",
+        help="of the 95%% intervals of exponents: next.yaml proposes sizes until they are as narrow (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--title", default="Scaling-law report", help="heading of the report")
     parser.add_argument(
         "--style", type=Path, metavar="FILE",
@@ -285,6 +289,7 @@ def _finished(options: argparse.Namespace) -> object:
 
 
 def _write(options: argparse.Namespace, study: Study, out: Path, arguments: list[str]) -> None:
+    from analysis.questions.going_on import next_runs
     from analysis.questions.options import Options
     from analysis.questions.wall_clock import DEFAULT_BANDWIDTHS_GBITS, Assumptions
     from analysis.report.content import build_report
@@ -301,6 +306,7 @@ def _write(options: argparse.Namespace, study: Study, out: Path, arguments: list
             budget=options.budget,
             baseline=options.baseline,
             predict=tuple(options.predict),
+            interval_width=options.interval_width,
             command=shlex.join(["muloco-report", *arguments]),
             published=options.published,
             style=read_style(options.style),
@@ -315,6 +321,10 @@ def _write(options: argparse.Namespace, study: Study, out: Path, arguments: list
         write_interactive(report, out / "interactive.html")
     for line in report["verdict"]["findings"]:
         print(line)
+    missing = next_runs.QUESTION.read(report)
+    if missing.steps:
+        command = next_runs.plan_command(missing, shlex.quote(str(out / next_runs.FILE)))
+        print(f"What is open would take {missing.runs} more runs: {command}")
     print(
         f"{report['audit']['used']} of {report['audit']['found']} runs used; report: {out / 'report.html'}", flush=True
     )

@@ -56,6 +56,8 @@ class Options:
     """Series that ratios are relative to; None: as `choose_baseline` says."""
     predict: tuple[Size, ...] = ()
     """Sizes whose best hyper-parameters are predicted."""
+    interval_width: float = 0.1
+    """Of the 95% intervals of exponents: new sizes are proposed until they are as narrow."""
     published: bool = False
     """Whether published points are drawn beside the study's."""
     bandwidths: tuple[float, ...] = DEFAULT_BANDWIDTHS_GBITS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.questions import crossings, one_compute, pairwise_tests, scale_laws, steps_to_target
-from analysis.questions.going_on import tuning_rules
+from analysis.questions.going_on import next_runs, tuning_rules
 from analysis.questions.parts import (
     batch_curves,
     best_settings,
@@ -45,6 +45,7 @@ REGISTRY: tuple[Part[Any] | Question[Any], ...] = (
     tuned_rates.PART,
     tuning_rules.QUESTION,
     choices_otherwise.PART,
+    next_runs.QUESTION,
 )
 PARTS: tuple[Part[Any], ...] = tuple(one for one in REGISTRY if isinstance(one, Part))
 QUESTIONS: tuple[Question[Any], ...] = tuple(one for one in REGISTRY if isinstance(one, Question))

@@ -14,6 +14,7 @@ from analysis.page.drawing import Drawing
 from analysis.page.escape import markdown_markup
 from analysis.page.numbers import show
 from analysis.page.page_table import Table
+from analysis.questions.going_on import next_runs
 from analysis.questions.registry import REGISTRY
 from analysis.report.figures import draw_all
 from analysis.report.fonts import small_fonts
@@ -45,6 +46,11 @@ def write_report(report: dict[str, Any], out: Path) -> list[Path]:
         files[out / "tables" / f"{name}.csv"] = table.to_csv()
         files[out / "tables" / f"{name}.tex"] = table.to_latex()
     files |= {out / name: page for name, page in render_pages(report, tables, figures).items()}
+    missing = next_runs.to_sweep_file(next_runs.QUESTION.read(report), out)
+    if missing is not None:
+        files[out / next_runs.FILE] = missing
+    else:
+        (out / next_runs.FILE).unlink(missing_ok=True)
     for path, content in files.items():
         if isinstance(content, bytes):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, assert_never, cast, get_args
 
-from muloco_runner.config.checks import require, require_choice, require_positive
+from muloco_runner.config.checks import ConfigError, require, require_choice, require_positive
 from muloco_runner.config.compression import COMPRESSIONS, CompressionConfig
 from muloco_runner.config.data import DATA, DataConfig
 from muloco_runner.config.inner_optimizer import (
@@ -211,6 +212,25 @@ class RunConfig:
         """Plain nested dictionaries, as written to `config.yaml`."""
         values: dict[str, Any] = to_plain(self)
         return values
+
+    def with_values(self, values: Mapping[str, Any]) -> RunConfig:
+        """Return the run with other values of some keys, named as a sweep file names them (inner_optimizer.lr).
+
+        Values that make no run, and keys that this one has not, raise `ConfigError`.
+        """
+        plain = self.to_dict()
+        for key, value in values.items():
+            *path, last = key.split(".")
+            there: Any = plain
+            for name in path:
+                there = there.get(name) if isinstance(there, dict) else None
+            if not isinstance(there, dict) or last not in there:
+                raise ConfigError(f"{key}: {self.algorithm} has no such setting")
+            before = there[last]
+            if isinstance(before, int) and value != int(value):
+                raise ConfigError(f"{key}={value:g}: it takes whole numbers")
+            there[last] = type(before)(value) if isinstance(before, int | float) else value
+        return RunConfig.from_dict(plain)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:

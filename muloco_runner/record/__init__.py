@@ -7,6 +7,7 @@ bracketed among runs is a rule that the latter two share. Standard library only.
 from muloco_runner.record.atomic_files import naming, write_atomically, write_folder
 from muloco_runner.record.attempt_times import AttemptTimes
 from muloco_runner.record.bracket import (
+    LEAST_STEPS,
     ONLY_ONE_BATCH,
     PLATEAU,
     BatchBracket,
@@ -16,6 +17,7 @@ from muloco_runner.record.bracket import (
     bracket_batches,
     choosing_seeds,
     edge_of,
+    steps_beyond,
 )
 from muloco_runner.record.exit_codes import KILLED_BY_SIGNAL, STOP_SIGNALS, STOPPED_CODES, ExitCode
 from muloco_runner.record.goodput import Goodput, Kind, lost_to, read_all_goodput, write_goodput
@@ -45,6 +47,7 @@ __all__ = [
     "CHECKPOINT_PREFIX",
     "FORMAT_VERSION",
     "KILLED_BY_SIGNAL",
+    "LEAST_STEPS",
     "ONLY_ONE_BATCH",
     "PLATEAU",
     "STOPPED_CODES",
@@ -78,6 +81,7 @@ __all__ = [
     "naming",
     "read_all_goodput",
     "read_all_tuning",
+    "steps_beyond",
     "why_without_weights",
     "write_atomically",
     "write_folder",

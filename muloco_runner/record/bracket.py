@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple, TypeVar
 PLATEAU = 1.01
 """Losses up to 1% above the best are as good for most purposes; a batch curve has risen once it is above that."""
 
+LEAST_STEPS = 10
+"""Batches do not grow until a run has fewer inner steps than this."""
 Edge = Literal["low", "high"]
 ONLY_ONE_BATCH = "only one batch"
 P = TypeVar("P", bound=Hashable)
@@ -74,6 +76,24 @@ def edge_of(value: float, lowest: float, highest: float) -> Edge | None:
 def batch_edge_of(batch: float, lowest: float, highest: float) -> str | None:
     """Return `edge_of` the batch, or that only one was tried."""
     return ONLY_ONE_BATCH if lowest == highest else edge_of(batch, lowest, highest)
+
+
+def steps_beyond(here: int, losses: Mapping[int, float], is_added: bool = False) -> int:
+    """Return by how many steps a grid goes on beyond its edge `here`, the best; `losses` along it are by position.
+
+    To the minimum of the parabola through the three values next to it, at least one step and at most twice as far as
+    they reach. Without three, or where that has none: by one step, or, where the edge is itself a value that was added,
+    by twice the last.
+    """
+    near = sorted(losses, key=lambda position: abs(position - here))[:3]
+    step = 1 if not is_added or len(near) < 2 else 2 * abs(near[1] - here)
+    if len(near) == 3:
+        first, second = abs(near[1] - here), abs(near[2] - here)
+        slopes = [(losses[near[0]] - losses[near[1]]) / first, (losses[near[1]] - losses[near[2]]) / (second - first)]
+        curvature = (slopes[0] - slopes[1]) / (second / 2)
+        if curvature > 0:
+            step = min(max(round(-(slopes[0] + curvature * first / 2) / curvature), 1), 2 * second)
+    return step
 
 
 @dataclass(frozen=True)

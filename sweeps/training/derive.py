@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
+from muloco_runner.config import ExecutionConfig, RunConfig
 from muloco_runner.record import RunFolder
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.work import Work
@@ -22,7 +21,7 @@ def derived_work(like: Work, values: Mapping[str, Any], cluster: ClusterConfig) 
     fit on no GPUs, raise `ConfigError`.
     """
     before = run_of(like)
-    run = derived(before, values)
+    run = before.with_values(values)
     root = Path(like.folder).parent.parent
     # Whatever the sweep decided for all its runs stands in their arguments.
     execution = ExecutionConfig(**like.arguments["execution"])
@@ -36,20 +35,3 @@ def derived_work(like: Work, values: Mapping[str, Any], cluster: ClusterConfig) 
 def run_of(work: Work) -> RunConfig:
     """The training run that a piece of work is, as its folder has it."""
     return RunConfig.from_dict(RunFolder(work.folder).read_config())
-
-
-def derived(run: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """The run with those values; keys as a sweep file has them. Raises `ConfigError` for values that make no run."""
-    plain = copy.deepcopy(run.to_dict())
-    for key, value in values.items():
-        *path, last = key.split(".")
-        there: Any = plain
-        for name in path:
-            there = there.get(name) if isinstance(there, dict) else None
-        if not isinstance(there, dict) or last not in there:
-            raise ConfigError(f"{key}: {run.algorithm} has no such setting")
-        before = there[last]
-        if isinstance(before, int) and value != int(value):
-            raise ConfigError(f"{key}={value:g}: it takes whole numbers")
-        there[last] = type(before)(value) if isinstance(before, int | float) else value
-    return RunConfig.from_dict(plain)

@@ -22,7 +22,6 @@ from muloco_runner.config.names import key_now, names_now, warn_renamed
 from muloco_runner.paths import config_groups
 from muloco_runner.record import RecordError, RunFolder
 from sweeps.grid import Point, check_not_empty, check_size, read_grids
-from sweeps.training.derive import derived
 
 LIKE = "like"
 """Key of a point: the id of the run that it differs from in the point's other keys."""
@@ -96,7 +95,7 @@ class _Known:
                 )
             if key.startswith("model.") and isinstance(like.model, TargetModelConfig):
                 raise ConfigError(f"{key}: {LIKE} is a run of a model of your own, whose size is found by building it")
-        return derived(like, values)
+        return like.with_values(values)
 
     def _like(self, name: Any) -> RunConfig:
         if not isinstance(name, str):

@@ -12,15 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.record import LEAST_STEPS
 from sweeps.engine.tuning.study import BATCH, Axis
-from sweeps.training.derive import derived
 
 _REACH = 10
 """Steps beyond the file's values where no bound is given."""
 _LONGEST_REACH = 100
 """Steps beyond them where a bound is given, however far away it lies."""
-_LEAST_STEPS = 10
-"""Batches do not grow until a run has fewer inner steps than this."""
 _SAME = 1e-2
 """Of a step: what a value may lie off its lattice; people write 0.022 for 2^-5.5."""
 
@@ -81,10 +79,10 @@ def _allowed(key: str, values: Iterator[float], bounds: Bounds, run: RunConfig) 
         if key == BATCH and (value != round(value) or value < 1):
             return
         try:
-            made = derived(run, {key: value})
+            made = run.with_values({key: value})
         except ConfigError:
             return
-        if key == BATCH and value > run.global_batch_tokens and made.num_steps < _LEAST_STEPS:
+        if key == BATCH and value > run.global_batch_tokens and made.num_steps < LEAST_STEPS:
             return
         yield int(value) if key == BATCH else value
 

@@ -22,7 +22,6 @@ from typing import Any
 from muloco_runner.config import ConfigError, RunConfig
 from sweeps.engine.tuning.study import Axis, TuneRule
 from sweeps.grid import values_of
-from sweeps.training.derive import derived
 from sweeps.training.study_values import check_counts, check_known, is_number, mapping
 
 _EXAMPLE = "tune: {coordinates: {inner_optimizer.lr: sqrt2(-14..-4 by 2)}, threshold: 0.003}"
@@ -84,7 +83,7 @@ def tune_axis(
     written = ", ".join(f"{value:.6g}" for value in values)
     for value in values:
         try:
-            made = derived(run, {key: value})
+            made = run.with_values({key: value})
         except ConfigError as error:
             raise ConfigError(f"{where}: {value:.6g} makes no run of {label}: {error}") from error
         if identity_of(made) != identity_of(run):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from muloco_runner.record import PLATEAU, best_of
+from muloco_runner.record import PLATEAU, best_of, steps_beyond
 from sweeps.engine.tuning.group_verdict import Verdict, Wanted
 from sweeps.engine.tuning.study import Axis, ExtendRule, Group, Results, Setting, moved
 
@@ -218,19 +218,10 @@ class _Look:
 
 
 def _next(axis: Axis, here: int, direction: int, losses: Mapping[int, float]) -> int:
-    """The position beyond an edge: where the parabola through the three values next to it has its minimum, at least one
-    step and at most twice as far as they reach; without three, or where that has none, one step from the file's grid
-    and twice the last step beyond it."""
-    near = sorted(losses, key=lambda position: abs(position - here))[:3]
+    """The position beyond an edge, within the bounds."""
     end = axis.last if direction > 0 else axis.first
-    step = 1 if direction * (here - end) <= 0 or len(near) < 2 else 2 * abs(near[1] - here)
-    if len(near) == 3:
-        first, second = abs(near[1] - here), abs(near[2] - here)
-        slopes = [(losses[near[0]] - losses[near[1]]) / first, (losses[near[1]] - losses[near[2]]) / (second - first)]
-        curvature = (slopes[0] - slopes[1]) / (second / 2)
-        if curvature > 0:
-            step = min(max(round(-(slopes[0] + curvature * first / 2) / curvature), 1), 2 * second)
-    return min(max(here + direction * step, 0), len(axis.values) - 1)
+    position = here + direction * steps_beyond(here, losses, is_added=direction * (here - end) > 0)
+    return min(max(position, 0), len(axis.values) - 1)
 
 
 def _end(direction: int) -> str:

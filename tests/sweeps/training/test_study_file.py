@@ -9,7 +9,7 @@ from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from sweeps.clusters import read_cluster
 from sweeps.engine.tuning.benchmark_rules import BenchmarkPair, BenchmarkTarget
 from sweeps.engine.tuning.study import BATCH, Study, TuneRule
-from sweeps.training.derive import derived, derived_work
+from sweeps.training.derive import derived_work
 from sweeps.training.entry import prepare, works_of
 from sweeps.training.expansion import expand
 from sweeps.training.study_file import split_study, study_of
@@ -220,4 +220,4 @@ def test_a_derived_run_is_the_run_that_a_wider_grid_has(tmp_path: Path) -> None:
 
 def test_a_setting_that_a_run_has_not_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"method\.outer_optimizer\.lr: DDP-AdamW has no such setting"):
-        derived(RunConfig(), {OUTER: 0.7})
+        RunConfig().with_values({OUTER: 0.7})
