@@ -156,6 +156,13 @@ def _owner_message(rank: Rank) -> float:
     return rank.matrices / max(1, math.ceil(rank.matrices / OWNER_MESSAGE_VALUES))
 
 
+def most_matrices_at_once(short: int) -> int:
+    """Matrices of a shorter side `short` that the kernels of a GPU work on at once, at most: eight rounds of its 132
+    processors, in the tiles of 256 x 128 of a triangle."""
+    rows = -(-short // 256)
+    return -(-8 * 132 // (rows * (rows + 1)))
+
+
 def of_matrices(rank: Rank) -> float:
     """Bytes of orthogonalising beside the gradients: what working on matrices takes, and results in half precision."""
     if not rank.run.inner_optimizer.orthogonalizes:
@@ -163,11 +170,11 @@ def of_matrices(rank: Rank) -> float:
     largest, replicas = rank.model.largest_matrices, rank.replicas
     # Those of the largest shape are assigned to the ranks and worked on a few at once.
     of_rank = -(-largest.number // replicas)
-    tiles = -(-min(largest.rows, largest.columns) // 128)
-    at_once = min(of_rank, 8 if rank.on_cpu else -(-1056 * 2 // (tiles * (tiles + 1))))
-    # Results in float32, and buffers: a GPU's for all of them, a CPU thread's for one.
+    short, long = sorted((largest.rows, largest.columns))
+    at_once = min(of_rank, 8 if rank.on_cpu else most_matrices_at_once(short))
     size = largest.rows * largest.columns
-    working = (4.0 * at_once + 7 + 4 if rank.on_cpu else 11.0 * at_once) * size
+    # A CPU's results in float32, and the buffers of a thread; a GPU's X twice and four squares, in half precision.
+    working = (4.0 * at_once + 7 + 4) * size if rank.on_cpu else (4 + 8 * short / long) * at_once * size
     if rank.sharded:
         # Full updates; rows of results, which leave in one round while those of the round before arrive.
         return working + (10 + 2 * rank.staged) * at_once * size
@@ -176,7 +183,7 @@ def of_matrices(rank: Rank) -> float:
         message = _owner_message(rank)
         pending = min(rank.matrices, message * max(1, replicas * at_once * size // message))
         before = min(pending, rank.matrices - pending)
-        results = 4 * at_once * size
+        results = 4 * at_once * size if rank.on_cpu else 0  # a GPU's kernels write them into the buffer
         transfers = 2 * pending * (1 + rank.staged) + 2 * before
         if before:
             return 2 * rank.matrices / replicas + transfers + max(working, 4 * min(message, before) + results)

@@ -394,6 +394,16 @@ class Muon(torch.optim.Optimizer):
         return norm
 
     @property
+    def scales_in_kernels(self) -> bool:
+        """Whether a factor on all gradients costs no pass over them: every parameter has a fused kernel."""
+        self._follow_groups()
+        return all(bucket.scales_in_kernels for bucket in self._followed.buckets)
+
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Scale the gradients of the next step by `factor` (0-D); `grad` itself is not changed."""
+        self._clip = factor
+
+    @property
     def owners(self) -> dict[Tensor, int]:
         """The owner of each matrix on which `process_group` shares the work: the rank that alone needs its gradient."""
         self._follow_groups()

@@ -88,7 +88,11 @@ class InnerStep:
         return mean_loss(model, batch, DTYPES[self.run.precision])
 
     def _clip_gradient(self, worker: Worker) -> Tensor:
-        """Scales the gradient down to `gradient_clip_norm`; returns its norm before."""
-        norm = self.replicas.gradient_norm(worker)
-        nn.utils.clip_grads_with_norm_(worker.tensors, self.run.gradient_clip_norm, norm)
+        """Scales the gradient down to `gradient_clip_norm`, in the kernels of the step where they can; returns its norm
+        before."""
+        norm, most = self.replicas.gradient_norm(worker), self.run.gradient_clip_norm
+        if isinstance(worker.optimizer, Muon) and worker.optimizer.scales_in_kernels:
+            worker.optimizer.scale_gradients((most / (norm + 1e-6)).clamp(max=1.0))
+        else:
+            nn.utils.clip_grads_with_norm_(worker.tensors, most, norm)
         return norm

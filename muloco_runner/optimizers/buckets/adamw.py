@@ -16,6 +16,8 @@ from muloco_runner.distributed.pending import PendingTransfers
 class AdamWBucket:
     """Parameters of one AdamW group, dtype and device, their moments and step counts."""
 
+    scales_in_kernels = False
+
     def __init__(self, parameters: list[Tensor]) -> None:
         self.parameters = parameters
         # Each on its parameter's device, as the fused kernel wants it.

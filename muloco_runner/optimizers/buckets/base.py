@@ -17,6 +17,7 @@ from torch import Tensor
 
 from muloco_runner.distributed.dtensor import local, state_dtype
 from muloco_runner.distributed.pending import PendingTransfers
+from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.buckets.matrix_view import MatrixView
 from muloco_runner.optimizers.orthogonalize import (
     TRITON_DTYPES,
@@ -35,6 +36,11 @@ class Bucket(Protocol):
     parameters: list[Tensor]
     gradients: list[Tensor | None]
     """The gradients of the step that was prepared; empty once the step is done."""
+
+    @property
+    def scales_in_kernels(self) -> bool:
+        """Whether the factor on all gradients costs no pass over them."""
+        ...
 
     def state(self, index: int) -> dict[str, Tensor]:
         """Return the state that this rank keeps for parameter `index`, by name."""
@@ -61,17 +67,25 @@ class GraphCapturable(Bucket, Protocol):
 class MatrixBucket:
     """Parameters of one group, shape, dtype and device, and their Muon step."""
 
+    scales_in_kernels = False
+
     def __init__(
-        self, parameters: list[Tensor], view: MatrixView, backend: str, owned: Sequence[int] | None = None
+        self,
+        parameters: list[Tensor],
+        view: MatrixView,
+        backend: str,
+        owned: Sequence[int] | None = None,
+        arena: Arena | None = None,
     ) -> None:
         """`view` is each parameter as matrices; `owned` are the indices of the parameters whose momentum this rank
-        keeps: all of them by default."""
+        keeps: all of them by default; `arena` is memory that some backends work in."""
         self.parameters = parameters
         self.shape = parameters[0].shape
         self.blocks, self.rows, self.columns = view.blocks, view.rows, view.columns
         self.device = parameters[0].device
         self.dtype = state_dtype(parameters[0])
         self.backend = choose_backend(backend, self.device)
+        self.arena = arena or Arena()
         indices = range(len(parameters)) if owned is None else owned
         self.position = {index: position for position, index in enumerate(indices)}
         """Index of an owned matrix -> its index along B in the momentum."""
@@ -112,18 +126,26 @@ class MatrixBucket:
         """How many parameters are worked on together."""
         return max(1, matrices_at_once(self.backend, self.rows, self.columns) // self.blocks)
 
-    def orthogonal_updates(self, group: dict[str, Any], indices: Sequence[int]) -> Tensor:
-        """Accumulate the gradients of these owned matrices and return their orthogonalised updates (B, R, C)."""
+    def orthogonal_updates(
+        self, group: dict[str, Any], indices: Sequence[int], dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Accumulate the gradients of these owned matrices and return their orthogonalised updates (B, R, C), in
+        `dtype`, by default the state's."""
         self._accumulate(group, indices)
-        orthogonal_BRC = self._orthogonalized(group, self._raw_updates(group, indices))
+        orthogonal_BRC = self._orthogonalized(group, self._raw_updates(group, indices), dtype)
         for index in indices:
             self._accumulated.pop(index, None)
         return orthogonal_BRC
 
-    def _orthogonalized(self, group: dict[str, Any], full_BRC: Tensor) -> Tensor:
-        """Return the orthogonalised updates of full parameters, in their shape."""
+    def write_orthogonal_updates(self, group: dict[str, Any], indices: Sequence[int], out_BRC: Tensor) -> None:
+        """As `orthogonal_updates`, into memory of another dtype; `indices` are some that `parameters_at_once` allows,
+        counted from the first owned one."""
+        out_BRC.copy_(self.orthogonal_updates(group, indices, out_BRC.dtype))
+
+    def _orthogonalized(self, group: dict[str, Any], full_BRC: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the orthogonalised updates of full parameters, in their shape, in `dtype` or theirs."""
         matrices = full_BRC.reshape(-1, self.rows, self.columns)
-        return orthogonalize(matrices, polynomial_of(group), self.backend).reshape(full_BRC.shape)
+        return orthogonalize(matrices, polynomial_of(group), self.backend, dtype, self.arena).reshape(full_BRC.shape)
 
     def _accumulate(self, group: dict[str, Any], indices: Iterable[int]) -> list[int]:
         """Add the gradients of these matrices to their momentum; return the indices of those that have one."""

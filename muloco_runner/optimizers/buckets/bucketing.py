@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from operator import is_
@@ -81,12 +82,11 @@ def _create_buckets(group: dict[str, Any], context: BucketContext) -> list[Bucke
         return [_adamw_bucket(parameters, group["backend"]) for parameters in by_kind.values()]
     by_cost = sorted(_by_view(group), key=lambda same: -min(same[0].rows, same[0].columns) * same[1][0].numel())
     unshared = [same for same in by_cost if context.replicas is None or _is_unshared(same[1][0])]
-    _reserve_workspace(unshared, group["backend"], context.arena)
+    _reserve_workspace([(view, same, len(same)) for view, same in unshared], group["backend"], context.arena)
     buckets = [_matrix_bucket(parameters, view, group["backend"], context) for view, parameters in unshared]
     if context.replicas is not None:
         replicated = [same for same in by_cost if not _is_unshared(same[1][0])]
-        assignment = context.assignment(context.replicas.size)
-        buckets += _replicated_buckets(replicated, group["backend"], context.replicas, assignment)
+        buckets += _replicated_buckets(replicated, group["backend"], context.replicas, context)
     return buckets
 
 
@@ -116,36 +116,54 @@ def _adamw_bucket(parameters: list[Tensor], backend: str) -> Bucket:
 def _matrix_bucket(parameters: list[Tensor], view: MatrixView, backend: str, context: BucketContext) -> Bucket:
     if is_distributed(parameters[0]) and parameters[0].numel():
         shards = Collectives(sharding_group(parameters[0]), context.traffic)
-        return ShardedBucket(parameters, view, backend, shards, context.assignment(shards.size))
-    if _is_fused_matrix(parameters, view, backend):
+        return ShardedBucket(parameters, view, backend, shards, context.assignment(shards.size), context.arena)
+    return _whole_matrix_bucket(parameters, view, backend, range(len(parameters)), context.arena)
+
+
+def _whole_matrix_bucket(
+    parameters: list[Tensor], view: MatrixView, backend: str, owned: Sequence[int], arena: Arena
+) -> MatrixBucket:
+    """Return the bucket of matrices that are no rows of others, of which this rank works on `owned`."""
+    if owned and _is_fused_matrix(parameters, view, backend):
         from muloco_runner.optimizers.buckets.fused import FusedMatrixBucket
 
-        return FusedMatrixBucket(parameters, backend, context.arena)
-    return MatrixBucket(parameters, view, backend)
+        return FusedMatrixBucket(parameters, backend, arena, owned)
+    return MatrixBucket(parameters, view, backend, owned, arena)
 
 
 def _replicated_buckets(
     by_view: list[tuple[MatrixView, list[Tensor]]],
     backend: str,
     replicas: Collectives,
-    assignment: OwnerAssignment,
+    context: BucketContext,
 ) -> list[Bucket]:
     """Return a bucket for each dtype of results: these go to other ranks together, whatever their shapes."""
+    assignment = context.assignment(replicas.size)
     by_result: dict[tuple[torch.dtype, torch.device], list[tuple[MatrixView, list[Tensor]]]] = {}
     for view, same in by_view:
         device = same[0].device
         dtype = result_dtype(choose_backend(backend, device), view.rows, view.columns, state_dtype(same[0]))
         by_result.setdefault((dtype, device), []).append((view, same))
-    return [ReplicatedBucket(same, backend, replicas, assignment, dtype) for (dtype, _), same in by_result.items()]
+    buckets: list[Bucket] = []
+    for (dtype, _), of_dtype in by_result.items():
+        owners = [assignment.assign(len(same), view.rows, view.columns, view.blocks) for view, same in of_dtype]
+        owned = [[index for index, owner in enumerate(of) if owner == replicas.rank] for of in owners]
+        mine = list(zip(of_dtype, owned, strict=True))
+        _reserve_workspace([(view, same, len(of)) for (view, same), of in mine], backend, context.arena)
+        of_shapes = [_whole_matrix_bucket(same, view, backend, of, context.arena) for (view, same), of in mine]
+        buckets.append(ReplicatedBucket(of_shapes, owners, replicas, dtype))
+    return buckets
 
 
-def _reserve_workspace(by_view: list[tuple[MatrixView, list[Tensor]]], backend: str, arena: Arena) -> None:
-    """Allocate what the largest fused bucket needs, so that all of them share one memory."""
-    fused = [parameters for view, parameters in by_view if _is_fused_matrix(parameters, view, backend)]
+def _reserve_workspace(by_view: list[tuple[MatrixView, list[Tensor], int]], backend: str, arena: Arena) -> None:
+    """Allocate what the largest fused bucket needs, so that all of them share one memory; numbers are of matrices that
+    this rank works on."""
+    fused = [(same, count) for view, same, count in by_view if count and _is_fused_matrix(same, view, backend)]
     if fused:
         from muloco_runner.optimizers.buckets.fused import needed_workspace
 
-        arena.allocate(max(needed_workspace(parameters, backend) for parameters in fused), fused[0][0].device)
+        most = max(needed_workspace(parameters, backend, count) for parameters, count in fused)
+        arena.allocate(most, fused[0][0][0].device)
 
 
 def _is_fused_matrix(parameters: list[Tensor], view: MatrixView, backend: str) -> bool:

@@ -28,20 +28,27 @@ from muloco_runner.optimizers.update_rule import polynomial_of, shape_scale
 ADAMW_BLOCK = 2048
 
 
-def needed_workspace(parameters: Sequence[Tensor], backend: str) -> int:
-    """Return the bytes that a bucket of these parameters needs of its arena."""
+def needed_workspace(parameters: Sequence[Tensor], backend: str, count: int) -> int:
+    """Return the bytes that a bucket that works on `count` of these parameters needs of its arena."""
     rows, columns = parameters[0].shape
     chosen = choose_backend(backend, parameters[0].device)
-    at_once = min(len(parameters), matrices_at_once(chosen, rows, columns))
+    at_once = min(count, matrices_at_once(chosen, rows, columns))
     return workspace_bytes(at_once, rows, columns, TRITON_DTYPES[chosen])
 
 
 class FusedMatrixBucket(MatrixBucket):
-    """Full matrices on one GPU, and their Muon step in Triton kernels."""
+    """Full matrices on one GPU, and their Muon step in Triton kernels; or of some of them, that this rank owns, the
+    orthogonalised updates."""
 
-    def __init__(self, parameters: list[Tensor], backend: str, arena: Arena) -> None:
-        super().__init__(parameters, MatrixView(1, *parameters[0].shape), backend)
-        count = len(parameters)
+    scales_in_kernels = True
+
+    def __init__(
+        self, parameters: list[Tensor], backend: str, arena: Arena, owned: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(parameters, MatrixView(1, *parameters[0].shape), backend, owned, arena)
+        self.owned = list(self.position)
+        count = len(self.owned)
+        assert count
         self.at_once = min(count, matrices_at_once(self.backend, self.rows, self.columns))
         half = TRITON_DTYPES[self.backend]
         self.workspace = Workspace(self.at_once, self.rows, self.columns, half, self.device, arena)
@@ -60,11 +67,15 @@ class FusedMatrixBucket(MatrixBucket):
         ]
 
     def prepare(self, group: dict[str, Any], gradients: Sequence[Tensor | None], clip: Tensor | None) -> None:
-        self.gradients = [None if gradient is None else gradient.contiguous() for gradient in gradients]
+        # Of a matrix that another rank owns there is no gradient here.
+        self.gradients = [None] * len(gradients)
+        for index in self.owned:
+            gradient = gradients[index]
+            self.gradients[index] = None if gradient is None else gradient.contiguous()
         self.hyper.fill(group, clip)
         for part, weights, source in zip(self.parts, self.weights, self.sources, strict=True):
-            weights.point_to([self.parameters[index] for index in part])
-            source.gradients.point_to([self.gradients[index] for index in part])
+            weights.point_to([self.parameters[self.owned[position]] for position in part])
+            source.gradients.point_to([self.gradients[self.owned[position]] for position in part])
             source.nesterov = group["nesterov"]
 
     def static_arguments(self, group: dict[str, Any]) -> tuple[Any, ...]:
@@ -82,9 +93,20 @@ class FusedMatrixBucket(MatrixBucket):
                 p = self.workspace.run(polynomial.steps)
                 self.workspace.finish_into(weights, self.parameters[0].dtype, source, p, scale)
 
+    def write_orthogonal_updates(self, group: dict[str, Any], indices: Sequence[int], out_BRC: Tensor) -> None:
+        number = self.position[indices[0]] // self.at_once
+        assert len(indices) == len(self.parts[number])
+        polynomial = polynomial_of(group)
+        with torch.cuda.device_of(out_BRC):
+            self.workspace.batch = len(indices)
+            self.workspace.normalise(self.sources[number], polynomial)
+            self.workspace.finish_to(out_BRC, self.workspace.run(polynomial.steps))
+
 
 class FusedAdamWBucket(AdamWBucket):
     """Tensors of one dtype on one GPU, and their AdamW step in one kernel."""
+
+    scales_in_kernels = True
 
     def __init__(self, parameters: list[Tensor]) -> None:
         super().__init__(parameters)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,10 +21,8 @@ from muloco_runner.distributed.collectives import Collectives
 from muloco_runner.distributed.dtensor import is_distributed
 from muloco_runner.distributed.gradient_reducer import NOT_OWNED, GradientReducer, total_norm
 from muloco_runner.distributed.owner_buffers import OwnerBuffers
-from muloco_runner.distributed.ownership import OwnerAssignment
 from muloco_runner.distributed.pending import PendingTransfer, PendingTransfers
 from muloco_runner.optimizers.buckets.base import Bucket, MatrixBucket
-from muloco_runner.optimizers.buckets.matrix_view import MatrixView
 
 
 class ReplicatedBucket:
@@ -31,32 +30,27 @@ class ReplicatedBucket:
 
     def __init__(
         self,
-        by_view: Sequence[tuple[MatrixView, list[Tensor]]],
-        backend: str,
+        buckets: Sequence[MatrixBucket],
+        owners: Sequence[Sequence[int]],
         replicas: Collectives,
-        assignment: OwnerAssignment,
         result_dtype: torch.dtype,
     ) -> None:
-        """`by_view` are lists of parameters of one shape each, and their matrices; `assignment` names the owner of
-        each."""
+        """`buckets` are one for each shape, with the matrices that this rank owns; `owners` names the owner of each
+        matrix of each bucket."""
         self.replicas, self.result_dtype = replicas, result_dtype
-        self.parameters = [parameter for _, same in by_view for parameter in same]
+        self._buckets = list(buckets)
+        self.parameters = [parameter for bucket in buckets for parameter in bucket.parameters]
         self.gradients: list[Tensor | None] = []
-        self.owners: list[int] = []
-        self._buckets: list[MatrixBucket] = []
-        """One for each shape."""
-        self._members: list[tuple[MatrixBucket, int]] = []
+        self.owners = list(chain.from_iterable(owners))
+        self._members = [(bucket, index) for bucket in buckets for index in range(len(bucket.parameters))]
         """For each matrix the bucket of its shape, and its index there."""
-        for view, same in by_view:
-            owners = assignment.assign(len(same), view.rows, view.columns, view.blocks)
-            owned = [index for index, owner in enumerate(owners) if owner == replicas.rank]
-            bucket = MatrixBucket(same, view, backend, owned)
-            self.owners += owners
-            self._buckets.append(bucket)
-            self._members += [(bucket, index) for index in range(len(same))]
         self._buffers = OwnerBuffers([p.numel() for p in self.parameters], self.owners, replicas.size)
         self._is_updated: list[bool] = []
         """Whether each matrix has a gradient in the step that was prepared, here or at its owner."""
+
+    @property
+    def scales_in_kernels(self) -> bool:
+        return all(bucket.scales_in_kernels or not bucket.position for bucket in self._buckets)
 
     def state(self, index: int) -> dict[str, Tensor]:
         bucket, number = self._members[index]
@@ -89,9 +83,10 @@ class ReplicatedBucket:
         for bucket in self._buckets:
             owned, at_once = list(bucket.position), bucket.parameters_at_once
             for start in range(0, len(owned), at_once):
-                orthogonal_BRC = bucket.orthogonal_updates(group, owned[start : start + at_once])
-                own[filled : filled + orthogonal_BRC.numel()].view_as(orthogonal_BRC).copy_(orthogonal_BRC)
-                filled += orthogonal_BRC.numel()
+                part = owned[start : start + at_once]
+                end = filled + len(part) * bucket.shape.numel()
+                bucket.write_orthogonal_updates(group, part, own[filled:end].view(len(part), *bucket.shape))
+                filled = end
                 full = filled // max(1, self._buffers.width)
                 pending.add_round(*(self._gather(group, number, own, received) for number in range(sent, full)))
                 sent = full

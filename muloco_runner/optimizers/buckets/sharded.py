@@ -19,6 +19,7 @@ from muloco_runner.distributed.collectives import Collectives
 from muloco_runner.distributed.dtensor import as_dtensor_like
 from muloco_runner.distributed.ownership import OwnerAssignment, rounds_of
 from muloco_runner.distributed.pending import PendingTransfers
+from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.buckets.base import MatrixBucket
 from muloco_runner.optimizers.buckets.matrix_view import MatrixView
 from muloco_runner.optimizers.orthogonalize import result_dtype
@@ -34,10 +35,11 @@ class ShardedBucket(MatrixBucket):
         backend: str,
         shards: Collectives,
         assignment: OwnerAssignment,
+        arena: Arena,
     ) -> None:
         self.shards = shards
         self.rank, self.num_ranks = shards.rank, shards.size
-        super().__init__(parameters, view, backend)
+        super().__init__(parameters, view, backend, arena=arena)
         self.owners = assignment.assign(len(parameters), self.rows, self.columns, self.blocks)
         self.rounds = rounds_of(self.owners, self.num_ranks, self.parameters_at_once)
         self.rows_a_rank = -(-self.shape[0] // self.num_ranks)
@@ -54,7 +56,7 @@ class ShardedBucket(MatrixBucket):
                 self.num_ranks, max(map(len, of_rank)), self.rows_a_rank, *self.shape[1:], dtype=dtype
             )
             if len(full_SRC):
-                orthogonal_SRC = self._orthogonalized(group, full_SRC).to(dtype)
+                orthogonal_SRC = self._orthogonalized(group, full_SRC, dtype)
                 for rank, rows_SHC in enumerate(orthogonal_SRC.split(self.rows_a_rank, dim=1)):
                     rows_PSHC[rank, : len(full_SRC), : rows_SHC.shape[1]].copy_(rows_SHC)
             self._to_shards(group, of_rank, rows_PSHC, updated, pending)

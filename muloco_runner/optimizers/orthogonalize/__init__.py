@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from muloco_runner.config import ConfigError, MuonBackend
+from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.orthogonalize.cpu import computes_in_bfloat16, orthogonalize_cpu
 from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial
 from muloco_runner.optimizers.orthogonalize.reference import orthogonalize_reference
@@ -113,23 +114,31 @@ def works_matrix_by_matrix(backend: Backend, rows: int, columns: int, dtype: tor
     return backend == "cpu" and computes_in_bfloat16(rows, columns, dtype)
 
 
-def orthogonalize(x_BMN: Tensor, polynomial: Polynomial, backend: str = "auto") -> Tensor:
+def orthogonalize(
+    x_BMN: Tensor,
+    polynomial: Polynomial,
+    backend: str = "auto",
+    dtype: torch.dtype | None = None,
+    arena: Arena | None = None,
+) -> Tensor:
     """Return each matrix of `x_BMN` (B, rows, columns) with its singular values near 1 and its singular vectors kept.
 
-    `reference` computes in x's dtype; the other backends choose what is fastest and give x's dtype back. A tensor that
-    is no batch of matrices is a `ValueError`.
+    `reference` computes in x's dtype; the other backends choose what is fastest. The result has `dtype`, by default
+    x's. `arena` is memory to work in, where a backend needs some. A tensor that is no batch of matrices is a
+    `ValueError`.
     """
+    dtype = dtype or x_BMN.dtype
     if x_BMN.ndim != 3:
         raise ValueError(f"a tensor of shape {tuple(x_BMN.shape)}: must be a batch of matrices, (B, rows, columns)")
     chosen = choose_backend(backend, x_BMN.device)
     match chosen:
         case "reference":
-            return orthogonalize_reference(x_BMN, polynomial)
+            return orthogonalize_reference(x_BMN, polynomial).to(dtype)
         case "cpu":
-            return orthogonalize_cpu(x_BMN, polynomial)
+            return orthogonalize_cpu(x_BMN, polynomial).to(dtype)
         case "triton" | "triton_bfloat16":
             from muloco_runner.optimizers.orthogonalize.triton import orthogonalize_triton
 
-            return orthogonalize_triton(x_BMN, polynomial, TRITON_DTYPES[chosen])
+            return orthogonalize_triton(x_BMN, polynomial, TRITON_DTYPES[chosen], dtype, arena)
         case _:
             assert_never(chosen)

@@ -21,6 +21,7 @@ from triton.runtime.interpreter import GridExecutor
 from muloco_runner.optimizers import MuLoCo1, Muon
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.buckets.fused import FusedAdamWBucket, FusedMatrixBucket
+from muloco_runner.optimizers.buckets.replicated import ReplicatedBucket
 from muloco_runner.optimizers.orthogonalize import orthogonalize, result_dtype
 from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.reference import normalise, orthogonalize_reference
@@ -257,6 +258,66 @@ def test_a_resumed_fused_step_continues_to_the_bit() -> None:
     train(again, resumed, range(1, 2))
     for ours, theirs in zip(again, whole, strict=True):
         assert torch.equal(ours, theirs)
+
+
+class OneRank:
+    """Collectives of a group of one, as far as a shared step needs them."""
+
+    rank, size = 0, 1
+
+    def all_gather(self, gathered: Tensor, own: Tensor, async_op: bool) -> Any:
+        gathered.copy_(own)
+        return Done()
+
+
+class Done:
+    def wait(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_shared_matrices_are_written_into_the_message_in_half_precision(
+    split: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the last product, after a fused prologue that scales the gradients; split matrices through a workspace that
+    is kept. Then the update is applied, which alone is rounded otherwise than where the product does it."""
+    shapes = [(96, 64), (96, 64), (64, 48), (100, 41)]
+    results, arena = [], Arena()
+    finish_to = Workspace.finish_to
+
+    def noting(workspace: Workspace, out: Tensor, p: float) -> None:
+        assert out.dtype == (torch.float32 if replicas is None else torch.float16)
+        finish_to(workspace, out, p)
+
+    monkeypatch.setattr(Workspace, "finish_to", noting)
+    for replicas in (None, OneRank()):
+        parameters = [nn.Parameter(random(*shape, seed=number)) for number, shape in enumerate(shapes)]
+        group: dict[str, Any] = {"params": parameters, "split": split}
+        optimizer = Muon([group], 0.05, nesterov=True, weight_decay=0.1, backend="triton", arena=arena)
+        optimizer._context.replicas = replicas  # type: ignore[assignment]
+        optimizer._begin()
+        for step in range(2):
+            gradients = [random(*shape, seed=100 * step + number) for number, shape in enumerate(shapes)]
+            optimizer.use_gradients(dict(zip(parameters, gradients, strict=True)))
+            optimizer.scale_gradients(torch.tensor(0.5))
+            optimizer.step()
+        shared = [isinstance(bucket, ReplicatedBucket) for bucket in optimizer._followed.buckets]
+        assert shared == ([True] if replicas else [False] * 3)
+        results.append([*(p.detach() for p in parameters), *(optimizer.state[p]["momentum"] for p in parameters)])
+    assert optimizer.scales_in_kernels == (split == 1)
+    for ours, alone in zip(*results, strict=True):
+        torch.testing.assert_close(ours, alone, rtol=1e-6, atol=1e-4)
+
+
+def test_a_result_is_the_same_wherever_the_product_writes_it() -> None:
+    workspace = Workspace(2, 48, 64, torch.float16, torch.device("cpu"))
+    results = []
+    for dtype in (torch.float16, torch.float32):
+        workspace.x.copy_(random(2, 48, 64) / 60)
+        results.append(torch.empty(2, 48, 64, dtype=dtype))
+        workspace.finish_to(results[-1], workspace.run(named_polynomial("muloco", 5).steps))
+    assert torch.equal(results[0].float(), results[1])
 
 
 def test_a_step_lets_go_of_the_gradients() -> None:

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from muloco_runner.memory.inner_step_peak import most_matrices_at_once
+
 HERE = Path(__file__).parent
 HAS_TRITON = find_spec("triton") is not None
 
@@ -280,6 +282,7 @@ def test_sums_are_made_in_one_order_whatever_the_tile() -> None:
 @pytest.mark.parametrize("side", [512, 1024, 1536, 2048, 2560, 4608])
 def test_a_launch_has_eight_rounds_of_matrices(side: int) -> None:
     at_once = tiles.matrices_at_once(side, side)
+    assert at_once == most_matrices_at_once(side), "the estimate of memory counts them too"
     assert at_once * tiles.tiles_of_triangle(side, tiles.SYMMETRIC[0]) >= 8 * tiles.NUM_PROCESSORS
 
 

@@ -65,6 +65,17 @@ def workspace_bytes(batch: int, rows: int, columns: int, half: torch.dtype) -> i
     return sum(_buffer_sizes(batch, rows, columns)) * storage_dtype(rows, columns, half).itemsize
 
 
+def _describe(tensor: Tensor, rows: int, columns: int) -> Any:
+    """A descriptor of tiles (rows, columns) of a batch of matrices."""
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [1, rows, columns])
+
+
+def _can_be_described(tensor: Tensor) -> bool:
+    """Whether it begins and every row begins where a descriptor wants them."""
+    columns = tensor.shape[-1]
+    return tensor.is_contiguous() and tensor.data_ptr() % 16 == 0 and columns == aligned_columns(columns)
+
+
 @dataclass
 class Source:
     """What is orthogonalised: gradients, and the momentum they go into, if any."""
@@ -154,13 +165,18 @@ class Workspace(GramForm):
         )  # fmt: skip
 
     def _advance(self, p: float) -> None:
-        tile = waves.product_tile(self.rows, self.columns, self.batch, self.dtype)
-        products.product[tiles.tiles_of_product(self.rows, self.columns, tile), self.batch](
-            *self._operands(tile), self._described(self.next_x, tile.block_m, tile.block_n),
-            p, self.rows, self.columns, self.side, DTYPE=TRITON_TYPES[self.dtype], UPCAST=self.upcast, GROUP=GROUP,
-            **tile.constants(), **tile.options(),
-        )  # fmt: skip
+        tile = self._tile_of_product()
+        self._multiply(tile, self._described(self.next_x, tile.block_m, tile.block_n), p)
         self.x, self.next_x = self.next_x, self.x
+
+    def _tile_of_product(self) -> tiles.Tile:
+        return waves.product_tile(self.rows, self.columns, self.batch, self.dtype)
+
+    def _multiply(self, tile: tiles.Tile, described_out: Any, p: float) -> None:
+        products.product[tiles.tiles_of_product(self.rows, self.columns, tile), self.batch](
+            *self._operands(tile), described_out, p, self.rows, self.columns, self.side,
+            DTYPE=TRITON_TYPES[self.dtype], UPCAST=self.upcast, GROUP=GROUP, **tile.constants(), **tile.options(),
+        )  # fmt: skip
 
     def _operands(self, tile: tiles.Tile) -> tuple[Any, Any, Any]:
         """S and X, or X and S where X is tall; and X as an addend."""
@@ -169,19 +185,22 @@ class Workspace(GramForm):
         return self._described(left, m, k), self._described(right, k, n), self._described(self.x, m, n)
 
     def _described(self, tensor: Tensor, rows: int, columns: int) -> Any:
+        """A descriptor of one of the workspace's own buffers, made once."""
         key = (tensor.data_ptr(), rows, columns)
         if key not in self._descriptors:
-            self._descriptors[key] = TensorDescriptor(
-                tensor, list(tensor.shape), list(tensor.stride()), [1, rows, columns]
-            )
+            self._descriptors[key] = _describe(tensor, rows, columns)
         return self._descriptors[key]
 
     # The last product
 
-    def finish(self, p: float) -> Tensor:
-        """p X + S X, shape (B, R, C); overwritten by the next call."""
-        self._advance(p)
-        return self.x[: self.batch]
+    def finish_to(self, out_BRC: Tensor, p: float) -> None:
+        """out = p X + S X, in any dtype: the product's own result where a descriptor can name `out`, else a copy."""
+        if out_BRC.dtype == self.dtype and _can_be_described(out_BRC):
+            tile = self._tile_of_product()
+            self._multiply(tile, _describe(out_BRC, tile.block_m, tile.block_n), p)
+        else:
+            self._advance(p)
+            out_BRC.copy_(self.x[: self.batch])
 
     def finish_into(self, parameters: Addresses, dtype: torch.dtype, source: Source, p: float, scale: float) -> None:
         """Weights of `dtype` <- decayed weights - lr scale (p X + S X), where there was a gradient."""
