@@ -186,6 +186,9 @@ def _read_run(folder: RunFolder) -> dict[str, Any] | str:
         status = folder.read_status()
         if status is None:
             return "not started: no status and no result"
+        stop = folder.read_early_stop()
+        if stop is not None and status.attempt <= stop[0]:
+            return f"stopped early: {stop[1]}"
         cause = f" ({status.exit_cause})" if status.exit_cause else ""
         return f"unfinished: {status.state} at step {status.step} of {status.num_steps}{cause}"
     config = RunConfig.from_dict(folder.read_config())

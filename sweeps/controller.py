@@ -41,6 +41,7 @@ from sweeps.engine.policy import (
 from sweeps.engine.quota import VerdictKind, all_limits
 from sweeps.engine.successors import Ahead, unwanted_successors
 from sweeps.engine.sweep_state import SweepState, TrackedJob, failure_group
+from sweeps.engine.tuning.early_stopping import EarlyStopping
 from sweeps.engine.tuning.growth import Growth
 from sweeps.engine.work import Attempt
 from sweeps.job_end import AttemptEnd, cause_and_words, ended_event
@@ -144,6 +145,11 @@ class Controller:
         self.trials = trials or Trials()
         self.growth = Growth(definition.study) if definition.study is not None else None
         self.tuning_file = TuningFile(folder, definition.cluster_name, self.growth)
+        self.early_stopping = (
+            EarlyStopping(definition.study, definition.study.halve, self.trials.losses_at, is_finished)
+            if definition.study is not None and definition.study.halve is not None
+            else None
+        )
         self._cancel_sent_at: dict[str, float] = {}
         self._charged_in_file: dict[str, float] | None = None
         """What the newest `goodput.json` of this controller says; None before it has written one."""
@@ -248,6 +254,7 @@ class Controller:
         self._hold_identical_failures()
         self._stop_after_failures()
         self._grow()
+        self._stop_hopeless()
         limits = all_limits(self.config, self.cluster.limits(self.state.jobs.__contains__), self.state)
         plan = decide(self.state, self.config, limits, now, self.estimates.minutes_of, self._ahead())
         waits = any(verdict.kind is VerdictKind.WAIT for verdict in plan.verdicts.values())
@@ -381,6 +388,8 @@ class Controller:
         values = ended_event(job, seen, ends, now)
         for end in ends:
             self.speeds.end(end.attempt)
+            if end.cause is Cause.HALVED:
+                self.trials.note_stop(end.attempt, end.detail)
             if end.cause is Cause.FINISHED:
                 work, ending = end.attempt.work, values["endings"][end.attempt.work.name]
                 self.estimates.learn(work, measured_minutes(work))
@@ -448,6 +457,16 @@ class Controller:
             else:
                 # All or none: the next look at the group is once all of them have ended.
                 self._record("added", runs=runs)
+
+    def _stop_hopeless(self) -> None:
+        """Records how far curves have come, and cancels the jobs of runs that could not become the best any more."""
+        if self.early_stopping is None:
+            return
+        losses = self.early_stopping.new_rungs(self.state)
+        if losses:
+            self._record("rungs", losses=losses)
+        for tag, why in self.early_stopping.hopeless_jobs(self.state).items():
+            self._record("cancelling", tag=tag, cause=Cause.HALVED.value, runs=list(why), why=why)
 
     def _find_finished(self) -> None:
         """Runs whose result is there already, from this sweep or any other."""

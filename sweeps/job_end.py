@@ -35,7 +35,7 @@ def cause_and_words(left: Outcome, job: TrackedJob, work: Work, seen: JobObserva
     if left.finished:
         return Cause.FINISHED, ""
     if work.name in job.cancelling:
-        return job.cancelling[work.name], ""
+        return job.cancelling[work.name], job.why.get(work.name, "")
     ended = (left.ending, seen.end, seen.exit_code)
     cause = (cause_beside_cancelled if job.cancelling else cause_of)(*ended, work.adapter.speaks_exit_codes)
     if cause is Cause.FINISHED:

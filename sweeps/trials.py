@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from muloco_runner.record import RunFolder
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.tuning.growth import Addition
 from sweeps.engine.tuning.study import Study
-from sweeps.engine.work import Work
-from sweeps.node.reports import derived_work, final_loss
+from sweeps.engine.work import Attempt, Work
+from sweeps.node.reports import derived_work, final_loss, losses_at
 
 
 class Trials:
@@ -20,6 +21,14 @@ class Trials:
     def final_loss(self, work: Work) -> float | None:
         """Infinite where the run diverged; None where there is no result."""
         return final_loss(work)
+
+    def losses_at(self, work: Work, shares: Sequence[str]) -> dict[str, float]:
+        """Training losses at those shares of the budget that the run has come to (`sweeps.engine.tuning.halving`)."""
+        return losses_at(work, shares)
+
+    def note_stop(self, attempt: Attempt, why: str) -> None:
+        """Leave word for reports, which do not know of sweeps, that the run was stopped early."""
+        RunFolder(attempt.work.folder).write_early_stop(attempt.number, why)
 
     def derived_work(self, module: str, like: Work, values: Mapping[str, Any], config: ClusterConfig) -> Work:
         """A run that differs from another in these values. Raises `ConfigError` where there is none."""

@@ -29,7 +29,8 @@ class TuningFile:
     def keep(self, state: SweepState, now: float, check: Callable[[], None]) -> None:
         """Brings it up to date, after `check`, where something has changed; a file that cannot be written now is
         written at a later look."""
-        known = (len(state.losses), len(state.added), len(state.blocked), state.own_limits.get(MAX_GPU_HOURS))
+        results = len(state.losses), len(state.stopped)
+        known = (results, len(state.added), len(state.blocked), state.own_limits.get(MAX_GPU_HOURS))
         if known == self._written or not (state.is_over or now - self._written_at >= _SECONDS):
             return
         check()

@@ -47,6 +47,7 @@ WANDB_FAILURE = "wandb-failure.txt"
 CHECKPOINTS_KEPT = 2
 """Checkpoints of a run that trains, besides one that is being written."""
 PARENT = "parent.json"
+_EARLY_STOP = "early_stop.json"
 _RENAMED = {"lr": "scheduled_lr"}
 """Quantities of a logged step: their names in older records -> their names now."""
 
@@ -157,6 +158,14 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def read_early_stop(self) -> tuple[int, str] | None:
+        """Return the attempt in which a sweep has stopped the run early, and why; None where none has."""
+        try:
+            values = json.loads((self.path / _EARLY_STOP).read_text(encoding="utf-8"))
+            return int(values["attempt"]), str(values["why"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def read_header(self) -> RecordHeader | None:
         """The header of the record, or None where no complete one was written."""
         for values in _complete_lines(self.record_file):
@@ -196,6 +205,10 @@ class RunFolder:
     def write_parent(self, run_id: str, step: int) -> None:
         """Says from which run's checkpoint this one begins."""
         write_atomically(self.path / PARENT, json.dumps({"run_id": run_id, "step": step}) + "\n")
+
+    def write_early_stop(self, attempt: int, why: str) -> None:
+        """Says that a sweep has stopped the run early in that attempt; another one may take it to its end."""
+        write_atomically(self.path / _EARLY_STOP, json.dumps({"attempt": attempt, "why": why}) + "\n")
 
     def write_status(self, status: RunStatus) -> None:
         status.updated_at = time.time()

@@ -76,7 +76,11 @@ def hold(arguments: Arguments) -> ExitCode:
 
 
 def retry(arguments: Arguments) -> ExitCode:
-    return _send_for_runs(arguments, "released", "released", lambda run, state: run.held is not None, False)
+    def concerns(run: RunState, state: SweepState) -> bool:
+        # Whoever says --all means what has failed; runs that were stopped early go on where they are named.
+        return run.held is not None and not (arguments.all and run.is_stopped)
+
+    return _send_for_runs(arguments, "released", "released", concerns, False)
 
 
 def clean(arguments: Arguments) -> ExitCode:

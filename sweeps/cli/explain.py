@@ -158,6 +158,11 @@ def _next(
 ) -> list[str]:
     if run.done:
         return ["It is done."]
+    if run.is_stopped:
+        return [
+            "That is its result: it is not tried again by itself. To let it go on to its end:",
+            f"  muloco-sweep retry {command} run={run.work.name}",
+        ]
     if run.held is not None:
         return [f"It is held ({run.held}). To try it again:", f"  muloco-sweep retry {command} run={run.work.name}"]
     if run.in_flight:

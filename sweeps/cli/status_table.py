@@ -24,7 +24,7 @@ from sweeps.training.model_names import model_name
 
 _TITLES = {"num_params": "size"}
 """Columns whose values are sizes of models."""
-_COLOURS = {"done": "green", "running": "cyan", "submitted": "blue", "waiting": "", "held": "red"}
+_COLOURS = {"done": "green", "running": "cyan", "submitted": "blue", "waiting": "", "held": "red", "stopped": "yellow"}
 
 
 def status_table(status: Status, max_running: int, command: str, width: int) -> RenderableType:

@@ -79,6 +79,26 @@ def study_lines(study: Study, state: SweepState) -> Iterator[str]:
     if len(lines) > _MOST_LINES:
         yield f"and {len(lines) - _MOST_LINES} more"
     yield f"{plural(len(state.added), 'run')} added to {len(study.places)}"
+    if study.halve is not None or state.counts["stopped"]:
+        processor, hours = saved_hours(state)
+        yield f"{plural(state.counts['stopped'], 'run')} stopped early: about {hours:,.2f} {processor}-hours saved"
+
+
+def saved_hours(state: SweepState) -> tuple[str, float]:
+    """Return the processor, GPU or CPU, and its hours that runs which were stopped early would have taken to their
+    ends, by the speed that they measured, else by what they were expected to take."""
+    hours, processor = 0.0, "CPU"
+    for name in state.stopped:
+        run = state.runs.get(name)
+        if run is None or not run.is_stopped:
+            continue
+        need, left = run.work.need, run.attempts[-1].minutes_left
+        if left is None:
+            reached = max((float(share) for share in state.rungs.get(name, {})), default=0.0)
+            left = (1 - reached) * need.expected_minutes
+        processor = "GPU" if need.gpus else processor
+        hours += (need.gpus or need.nodes * need.cpus_per_node) * left / 60
+    return processor, hours
 
 
 def study_as_dict(study: Study, state: SweepState) -> dict[str, Any]:
@@ -87,5 +107,7 @@ def study_as_dict(study: Study, state: SweepState) -> dict[str, Any]:
         "runs": len(study.places),
         "added": len(state.added),
         "at_most": len(study.places) + most_added(study),
+        "stopped": dict(state.stopped),
+        "saved_hours": dict([saved_hours(state)]),
         "groups": dict(line.split(": ", 1) for line in Growth(study).lines(state)),
     }

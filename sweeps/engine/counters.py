@@ -37,7 +37,7 @@ class Counters:
     tried: set[str] = field(default_factory=set)
     """Names of the others that wait."""
     left: dict[tuple[Group, Shape], float] = field(default_factory=dict)
-    """Minutes first expected of the runs that are neither done nor held."""
+    """Minutes first expected of the runs that are neither done nor held nor stopped early."""
     finished: dict[Group, Finished] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     """Runs by status."""
@@ -90,7 +90,7 @@ class Counters:
                 names.pop(run.work.name, None)
                 if not names:
                     del self.held[run.held]
-        if status not in ("done", "held"):
+        if status not in ("done", "held", "stopped"):
             self._leaves(group, shape, sign * run.work.need.expected_minutes)
         self.resubmitted += sign * max(0, len(run.attempts) - 1)
         if run.done and run.attempts:

@@ -35,6 +35,7 @@ class Cause(Enum):
     SETUP_FAILED = "setup failed"
     HANG = "hang"
     LOST = "lost"
+    HALVED = "stopped early"
     CANCELLED = "cancelled"
     CANCELLED_OUTSIDE = "cancelled outside"
     CANCELLED_WITH_JOB = "its job was cancelled for another run"
@@ -139,6 +140,8 @@ RULES: dict[Cause, Rule] = {
     Cause.DISK_FULL: Rule(24, 60.0, advice="no room for hours: make some, or have the quota raised, then `retry`"),
     Cause.HANG: Rule(2, 5.0, excludes_node=True, advice="stopped answering over and over: see what it did last"),
     Cause.CONFIG_CANNOT_RUN: Rule(0, advice="correct the config or the data path"),
+    # A result, though not a loss: what it could become at best is known.
+    Cause.HALVED: Rule(0, is_failure=False, advice="a result of its own; `retry` goes on from its checkpoint"),
     Cause.CANCELLED: Rule(0, is_failure=False, advice="cancelled by hand: `retry` starts it again"),
     # Whoever did it wants the nodes for something else: to queue the run again would be to argue.
     Cause.CANCELLED_OUTSIDE: Rule(

@@ -83,12 +83,17 @@ class RunState:
         return self.held.startswith(f"{last.cause.value}: ") or bool(last.detail and last.detail in self.held)
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped early by its losses (`sweeps.engine.tuning.halving`)."""
+        return bool(self.attempts) and self.attempts[-1].cause is Cause.HALVED and self.is_held_by_attempt
+
+    @property
     def status(self) -> str:
         """One of `STATUSES`."""
         if self.done:
             return "done"
         if self.held is not None:
-            return "held"
+            return "stopped" if self.is_stopped else "held"
         if self.in_flight:
             return "running" if self.attempts[-1].started_at is not None else "submitted"
         return "waiting"
@@ -122,7 +127,7 @@ class RunState:
         return cls(work, position, [_attempt(values) for values in attempts], *others)
 
 
-STATUSES = ("done", "running", "submitted", "waiting", "held")
+STATUSES = ("done", "running", "submitted", "waiting", "held", "stopped")
 _ATTEMPT_FIELDS = tuple(f.name for f in fields(AttemptState))
 
 

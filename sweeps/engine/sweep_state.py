@@ -40,6 +40,8 @@ class TrackedJob:
     with it through no doing of theirs."""
     cancel_pending: bool = False
     """Whether it is to be cancelled unless it starts first."""
+    why: dict[str, str] = field(default_factory=dict)
+    """Details of `cancelling`, by the run's name, where there are any."""
     hold: str = ""
     """Why its runs are held once it is cancelled; empty where they wait again."""
     uid: int | None = None
@@ -131,6 +133,13 @@ class SweepState:
     """Final losses of runs of a sweep that goes on by its results, by name; None for those that diverged."""
     added: dict[str, Added] = field(default_factory=dict)
     """Runs that were added to those of the sweep's file, by name, in the order in which they were."""
+    rungs: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Training losses by share of the budget, of runs of a sweep that stops some early, by name."""
+    num_rungs: int = 0
+    """Events that have changed `rungs`."""
+    stopped: dict[str, str] = field(default_factory=dict)
+    """Why runs were stopped early, by name, in the order in which they were; they stay here once they go on after
+    all."""
     blocked: dict[str, str] = field(default_factory=dict)
     """Why no run can be added to a group of the study, by its id."""
 
@@ -150,7 +159,8 @@ class SweepState:
     @property
     def is_over(self) -> bool:
         """Nothing in flight, and nothing that could be tried."""
-        return not self.jobs and self.counts["done"] + self.counts["held"] == len(self.runs)
+        over = self.counts["done"] + self.counts["held"] + self.counts["stopped"]
+        return not self.jobs and over == len(self.runs)
 
     def _enter(self, run: RunState) -> None:
         """Adds the run to sums and queues; `_leave` comes before each change of it, this after."""
@@ -253,6 +263,7 @@ class SweepState:
             job = self.jobs[event["tag"]]
             everyone = [attempt.work.name for attempt in job.request.attempts]
             job.cancelling |= dict.fromkeys(event.get("runs", everyone), Cause(event["cause"]))
+            job.why |= event.get("why", {})
 
     def _ended(self, event: Event) -> None:
         """The whole job has ended; `endings` says how each of its attempts did."""
@@ -278,6 +289,8 @@ class SweepState:
                 self.unscored.add(run.work.name)
             run.held = step.hold
             run.not_before = event["time"] + step.wait_seconds
+            if attempt.cause is Cause.HALVED:
+                self.stopped[run.work.name] = attempt.detail
             if step.hold is not None and RULES[attempts[-1].cause].is_failure:
                 self.failed.add(run.work.name)
             self._enter(run)
@@ -349,6 +362,11 @@ class SweepState:
         self.losses |= event["losses"]
         self.unscored -= event["losses"].keys()
 
+    def _rungs(self, event: Event) -> None:
+        self.num_rungs += 1
+        for name, losses in event["losses"].items():
+            self.rungs[name] = {**self.rungs.get(name, {}), **losses}
+
     def _added(self, event: Event) -> None:
         for values in event["runs"]:
             work = Work.from_dict(values["work"])
@@ -383,6 +401,7 @@ _HANDLERS: dict[str, Callable[[SweepState, Event], None]] = {
     "held": SweepState._held,
     "released": SweepState._released,
     "results": SweepState._results,
+    "rungs": SweepState._rungs,
     "added": SweepState._added,
     "blocked": SweepState._blocked,
     "paused": SweepState._paused,

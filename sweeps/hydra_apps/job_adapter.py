@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from muloco_runner.record import RecordError, RunFolder
@@ -39,6 +40,11 @@ def read_progress(folder: Path) -> Progress | None:
 def measured_minutes(folder: Path) -> float | None:
     """None: applications do not measure their time."""
     return None
+
+
+def losses_at(folder: Path, shares: Sequence[str]) -> dict[str, float]:
+    """Applications have no curve that is known here."""
+    return {}
 
 
 def final_loss(folder: Path) -> float | None:

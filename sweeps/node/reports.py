@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -28,6 +28,10 @@ class Reports(Protocol):
     def final_loss(self, folder: Path) -> float | None:
         """The loss of the finished work, infinite where it diverged; None where there is no result, or no loss."""
 
+    def losses_at(self, folder: Path, shares: Sequence[str]) -> dict[str, float]:
+        """Training losses at those of the shares of its budget, such as "0.25", that the work has come to; 1 is its
+        end. Asked of works of sweeps that stop runs early."""
+
 
 class Derives(Protocol):
     """The module `Study.derives`."""
@@ -40,6 +44,11 @@ class Derives(Protocol):
 def final_loss(work: Work) -> float | None:
     reports = _reports_of(work)
     return reports.final_loss(Path(work.folder)) if reports is not None else None
+
+
+def losses_at(work: Work, shares: Sequence[str]) -> dict[str, float]:
+    reports = _reports_of(work)
+    return reports.losses_at(Path(work.folder), shares) if reports is not None else {}
 
 
 def derived_work(module: str, like: Work, values: Mapping[str, Any], cluster: ClusterConfig) -> Work:

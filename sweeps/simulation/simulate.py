@@ -26,6 +26,8 @@ _BEGIN = 1.8e9
 """Unix seconds at which simulated sweeps begin."""
 _SPEEDS_SECONDS = 300.0
 """Running attempts are looked at so often where their speeds are compared."""
+_CURVES_SECONDS = 30.0
+"""And so often where runs are stopped by their curves."""
 _MEMORY_DISK = Path("/dev/shm")
 
 
@@ -80,6 +82,8 @@ def begin(
 ) -> Controller:
     """A controller of the sweep in that folder, new or taken over."""
     definition = definition_of(folder, works, cluster.config, trials.study if trials is not None else None)
+    if trials is not None:
+        trials.share_of = cluster.world.share_done
     return Controller(
         folder, definition, lambda _config, _path: cluster, clock=lambda: cluster.world.now, trials=trials
     )
@@ -111,6 +115,8 @@ def play(
         while retries and retries[0] <= cluster.world.now:
             heapq.heappop(retries)
         quiet = _quiet_seconds(tick, cluster, min(retries[:1], default=math.inf))
+        if controller.early_stopping is not None and controller.state.jobs:
+            quiet = min(quiet, _CURVES_SECONDS)
         cluster.world.advance(cluster.world.now + tick_seconds * max(1, math.ceil(quiet / tick_seconds)))
 
 

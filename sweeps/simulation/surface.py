@@ -6,13 +6,13 @@ import dataclasses
 import hashlib
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.tuning.study import BATCH, Axis, Coordinates, Group, Place, Setting, Study
-from sweeps.engine.work import Work
+from sweeps.engine.work import Attempt, Work
 from sweeps.trials import Trials
 
 
@@ -52,6 +52,12 @@ class Surface:
             noise=draw.choice([0.0, 0.0004, 0.001]),
         )
 
+    def curve(self, setting: Setting, seed: int, share: float) -> float:
+        """Training loss of a run at a share of its budget: it falls by a power to its measured loss. From any share on
+        some gain up to twice as much as others, so that curves cross; infinite where the run diverges."""
+        gain = random.Random(f"{self.seed} gain {setting} {seed}").uniform(0.3, 0.6)
+        return self.measured(setting, seed) + gain * (1 / math.sqrt(share) - 1)
+
     def true_loss(self, setting: Setting) -> float:
         """Infinite where runs diverge."""
         shift = self.slope * (setting.batch - self.batch)
@@ -83,6 +89,8 @@ class PlantedTrials(Trials):
         self.study = study
         self.surfaces = {group.id: Surface.planted(seed, group) for group in study.groups}
         self._places = dict(study.places)
+        self.share_of: Callable[[Work], float] = lambda work: 0.0
+        """How far a run has come; the simulation's."""
 
     def learn(self, place: Place) -> str:
         """Take in a run that was added there; return its name."""
@@ -93,6 +101,16 @@ class PlantedTrials(Trials):
     def final_loss(self, work: Work) -> float | None:
         place = self._places[work.name]
         return self.surfaces[place.group].measured(place.setting, place.seed)
+
+    def losses_at(self, work: Work, shares: Sequence[str]) -> dict[str, float]:
+        place = self._places[work.name]
+        surface, done = self.surfaces[place.group], self.share_of(work)
+        found = {
+            share: surface.curve(place.setting, place.seed, float(share)) for share in shares if float(share) <= done
+        }
+        return {share: loss for share, loss in found.items() if loss < math.inf}
+
+    def note_stop(self, attempt: Attempt, why: str) -> None: ...
 
     def derived_work(self, module: str, like: Work, values: Mapping[str, Any], config: ClusterConfig) -> Work:
         before = self._places[like.name]

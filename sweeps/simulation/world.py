@@ -125,6 +125,17 @@ class World:
     def is_finished(self, name: str) -> bool:
         return name in self._finished
 
+    def share_done(self, work: Work) -> float:
+        """Of the whole work, the running attempt included."""
+        if work.name in self._finished:
+            return 1.0
+        minutes = self._minutes_done.get(work.name, 0.0)
+        job = self._jobs_of.get(work.name)
+        if job is not None and work.name in job.running and work.name not in job.stuck:
+            assert job.started_at is not None
+            minutes += max(0.0, (self.now - job.started_at) / 60 - _STARTUP_MINUTES) / self._slowness(job)
+        return min(1.0, minutes / self._true_minutes(work))
+
     # What a user of the cluster does
 
     def accept(self, request: JobRequest, after: Sequence[str] = ()) -> None:

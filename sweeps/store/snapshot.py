@@ -129,6 +129,9 @@ def _state(values: dict[str, Any], works: Works, lines: list[bytes]) -> SweepSta
         unscored=set(study["unscored"]),
         losses=study["losses"],
         added={one["work"]["name"]: Added(Coordinates(*one["at"]), one["why"]) for one in study["added"]},
+        rungs=study.get("rungs", {}),
+        num_rungs=study.get("num_rungs", 0),
+        stopped=study.get("stopped", {}),
         blocked=study["blocked"],
     )
 
@@ -139,7 +142,15 @@ def _study_to_dict(state: SweepState) -> dict[str, Any]:
         {"work": state.runs[name].work.to_dict(), "at": list(one.at), "why": one.why}
         for name, one in state.added.items()
     ]
-    return {"unscored": sorted(state.unscored), "losses": state.losses, "added": added, "blocked": state.blocked}
+    return {
+        "unscored": sorted(state.unscored),
+        "losses": state.losses,
+        "added": added,
+        "rungs": state.rungs,
+        "num_rungs": state.num_rungs,
+        "stopped": state.stopped,
+        "blocked": state.blocked,
+    }
 
 
 def _goodput(values: dict[str, Any]) -> dict[str, Goodput]:
@@ -175,6 +186,7 @@ def _job_to_dict(job: TrackedJob) -> dict[str, Any]:
         "cancelling": {name: cause.value for name, cause in job.cancelling.items()},
         "withdrawing": job.cancel_pending,
         "hold": job.hold,
+        **({"why": job.why} if job.why else {}),
         "uid": job.uid,
         "submitted_at": job.submitted_at,
         "queued_at": job.queued_at,
@@ -192,6 +204,7 @@ def _job_from_dict(values: dict[str, Any]) -> TrackedJob:
         values["started_at"],
         {name: Cause(cause) for name, cause in cancelling.items()},
         values["withdrawing"],
+        values.get("why", {}),
         values.get("hold", ""),
         values.get("uid"),
         values.get("submitted_at"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from muloco_runner.record import AttemptTimes, RecordError, RunFolder, RunStatus
 from sweeps.engine.outcome import Headway, Progress
 from sweeps.engine.policy import Cause
+from sweeps.engine.tuning.halving import END
 from sweeps.engine.work import Adapter, Work
 
 TRAINING = Adapter(
@@ -27,6 +29,8 @@ TRAINING = Adapter(
     adjustments={Cause.OUT_OF_MEMORY.value: "memory_halvings"},
     speaks_exit_codes=True,
 )
+_WINDOW = 0.05
+"""Of the budget: a single batch's loss says little."""
 _NOT_OF_SPEED = ("seed", "tokens_per_parameter", "lr", "weight_decay", "schedule", "gradient_clip_norm")
 """Settings that change no step's time."""
 
@@ -83,6 +87,35 @@ def final_loss(folder: Path) -> float | None:
     if result is None:
         return None
     return math.inf if result.diverged or result.validation_loss is None else result.validation_loss
+
+
+def losses_at(folder: Path, shares: Sequence[str]) -> dict[str, float]:
+    """Mean training losses of the last steps, a twentieth of the budget, up to each share that the run has come to."""
+    run = RunFolder(folder)
+    try:
+        status = run.read_status()
+        is_there = [share for share in shares if status is not None and _has_come_to(float(share), status)]
+        if status is None or not is_there:
+            return {}
+        steps, result = run.read_steps(), run.read_result()
+    except (RecordError, OSError):
+        return {}
+    if not steps or (result is not None and result.diverged):
+        return {}
+    found = {}
+    for share in is_there:
+        end = float(share) * status.num_steps
+        losses = [step.loss for step in steps if end - _WINDOW * status.num_steps < step.step <= end]
+        losses = losses or [step.loss for step in steps if step.step <= end][-1:]
+        known = [loss for loss in losses if loss is not None]
+        is_logged = steps[-1].step >= end or (share == END and result is not None)
+        if known and len(known) == len(losses) and is_logged:
+            found[share] = sum(known) / len(known)
+    return found
+
+
+def _has_come_to(share: float, status: RunStatus) -> bool:
+    return status.num_steps > 0 and status.step >= share * status.num_steps
 
 
 def _tokens_since_resumed(status: RunStatus, step: int) -> float:

@@ -8,6 +8,7 @@
       margin: 1                                            # points on each side of a best value
       max_runs: 200                                        # most that are added to each series and size
     tune: ...                                              # instead of extend (`sweeps.training.tune_keys`)
+    halve: true                                            # stop hopeless runs early (`sweeps.engine.tuning.halving`)
     replicate: {best: 2, seeds: 3}                         # seeds of the best settings of each series and size
     decide: {pairs: [[muloco, ddp_muon]], gap: 0.004, confidence: 0.95, max_seeds: 20}
     decide: {rule: nanogpt_pair, pairs: [[muloco, ddp_muon]]}            # the public 124M benchmark's formulas
@@ -28,6 +29,7 @@ from typing import Any
 
 from muloco_runner.config import ConfigError, RunConfig
 from sweeps.engine.tuning.benchmark_rules import BenchmarkPair, BenchmarkTarget
+from sweeps.engine.tuning.halving import HalveRule
 from sweeps.engine.tuning.sequential import FIRST_SEEDS, PairRule
 from sweeps.engine.tuning.study import (
     BATCH,
@@ -47,7 +49,7 @@ from sweeps.training.model_names import model_name
 from sweeps.training.study_values import check_counts, check_known, is_number, mapping
 from sweeps.training.tune_keys import Tune, read_tune, tune_axis
 
-STUDY_KEYS = ("extend", "tune", "replicate", "decide")
+STUDY_KEYS = ("extend", "tune", "replicate", "decide", "halve")
 """Keys of a sweep file that say how the sweep goes on by its results."""
 _TUNED = ("inner_optimizer", "schedule", "gradient_clip_norm")
 """Parts of a run's config that are its hyper-parameters, with its outer optimizer."""
@@ -78,6 +80,7 @@ class StudyFile:
     replicate: ReplicateRule | None = None
     decide: Decide | None = None
     tune: Tune | None = None
+    halve: HalveRule | None = None
 
     @property
     def grown_keys(self) -> Collection[str]:
@@ -101,7 +104,9 @@ def split_study(
         elif not below:
             given[key] = values[0]
         else:
-            before = {} if given[key] is None else {"keys": given[key]} if isinstance(given[key], list) else given[key]
+            # A list is short for keys, and true for a rule as it is.
+            given_so_far = {} if given[key] in (None, True, False) else given[key]
+            before = {"keys": given_so_far} if isinstance(given_so_far, list) else given_so_far
             given[key] = {**mapping(key, before), below: values[0]}
     plain = {key: value for key, value in sweep.items() if key not in STUDY_KEYS}
     on = {key: value for key, value in given.items() if value is not None and value is not False}
@@ -112,6 +117,7 @@ def split_study(
         _read_replicate(on["replicate"]) if "replicate" in on else None,
         _read_decide(on["decide"]) if "decide" in on else None,
         read_tune(on["tune"]) if "tune" in on else None,
+        _read_halve(on["halve"]) if "halve" in on else None,
     )
     if study.extend is not None and study.tune is not None:
         raise ConfigError(
@@ -127,6 +133,25 @@ def _read_replicate(given: Any) -> ReplicateRule:
     check_known("replicate", entry, [one.name for one in fields(ReplicateRule)])
     check_counts("replicate", entry, 1)
     return ReplicateRule(**entry)
+
+
+def _read_halve(given: Any) -> HalveRule:
+    entry = {} if given is True else mapping("halve", given)
+    check_known("halve", entry, [one.name for one in fields(HalveRule)])
+    check_counts("halve", {key: value for key, value in entry.items() if key == "eta"}, 2)
+    most = 1 / entry.get("eta", HalveRule.eta)
+    share = entry.get("first_share", min(HalveRule.first_share, most))
+    if not is_number(share) or not 0.01 <= share <= most:
+        raise ConfigError(
+            f"halve.first_share={share}: give the share of a run's tokens before which nothing is stopped, from 0.01 "
+            f"to {most:.3g}, the last rung"
+        )
+    factor = entry.get("gain_factor", HalveRule.gain_factor)
+    if not is_number(factor) or not 1 <= factor < math.inf:
+        raise ConfigError(
+            f"halve.gain_factor={factor}: give how many times the gain of finished runs is thought possible, 1 or more"
+        )
+    return HalveRule(**{**entry, "first_share": share})
 
 
 def _read_decide(given: Any) -> Decide:
@@ -236,7 +261,7 @@ def study_of(file: StudyFile, runs: Mapping[str, RunConfig]) -> Study:
         decide = DecideRule(tuple(_contests(file.decide, groups, sizes)), file.decide.rule)
     extend = file.extend.rule if file.extend is not None else None
     tune = file.tune.rule if file.tune is not None else None
-    return Study(tuple(groups), places, extend, "sweeps.training.derive", file.replicate, decide, tune)
+    return Study(tuple(groups), places, extend, "sweeps.training.derive", file.replicate, decide, tune, file.halve)
 
 
 def _contests(decide: Decide, groups: Sequence[Group], sizes: Mapping[str, str]) -> Iterator[tuple[str, ...]]:

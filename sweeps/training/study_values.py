@@ -20,7 +20,7 @@ def check_counts(where: str, entry: Mapping[str, Any], least: int) -> None:
             raise ConfigError(f"{where}.{key}={value}: give a whole number of {_NUMBER_WORDS[least]} or more")
 
 
-_NUMBER_WORDS = {1: "one", 4: "four"}
+_NUMBER_WORDS = {1: "one", 2: "two", 4: "four"}
 
 
 def is_number(value: Any) -> TypeGuard[float]:

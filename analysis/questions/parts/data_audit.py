@@ -159,7 +159,9 @@ def _budgets(runs: pd.DataFrame, budget: float) -> list[BudgetCount]:
 def _reason_kind(reason: str) -> str:
     """Reasons without what differs from run to run, for counting."""
     head, _, tail = reason.partition(":")
-    return f"{head}: {tail.strip().split(' ')[0]}" if head == "unfinished" else reason if head != "damaged" else head
+    if head == "unfinished":
+        return f"{head}: {tail.strip().split(' ')[0]}"
+    return head if head in ("damaged", "stopped early") else reason
 
 
 def _audit_table(report: dict[str, Any]) -> Table:

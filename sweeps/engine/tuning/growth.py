@@ -64,6 +64,10 @@ class Known(Protocol):
         """Of runs with a result, by name; None for those that diverged."""
 
     @property
+    def stopped(self) -> Mapping[str, str]:
+        """Why runs were stopped early, by name; those that went on after all have a loss besides."""
+
+    @property
     def blocked(self) -> Mapping[str, str]:
         """Why no run can be added to a group, by the group's id."""
 
@@ -116,8 +120,8 @@ class Growth:
         self.study = study
         self._groups = {group.id: _Tracked(group) for group in study.groups}
         self._places: dict[str, Place] = {}
-        self._seen = (0, 0, 0)
-        """Numbers of losses, additions and blocked groups that have been taken in."""
+        self._seen = (0, 0, 0, 0)
+        """Numbers of losses, additions, blocked groups and stopped runs that have been taken in."""
         self._found: dict[str, list[Addition]] | None = None
         """What they ask for; None before the first look."""
         for name, place in study.places.items():
@@ -133,8 +137,8 @@ class Growth:
 
     def additions(self, known: Known) -> dict[str, list[Addition]]:
         """Return what is to be added now, by the group's id."""
-        # Most looks find nothing new: none of the three loses a key.
-        if self._found is None or self._seen != (len(known.losses), len(known.added), len(known.blocked)):
+        # Most looks find nothing new: none of the four loses a key.
+        if self._found is None or self._seen != _sizes(known):
             self._update(known)
             self._found = self._look(known)
         return self._found
@@ -200,25 +204,33 @@ class Growth:
         return list(found.values())
 
     def _update(self, known: Known) -> None:
-        """Takes in what is new: neither mapping loses a key, and new ones come last."""
-        num_losses, num_added, _ = self._seen
+        """Takes in what is new: no mapping loses a key, and new ones come last."""
+        num_losses, num_added, _, num_stopped = self._seen
         for name, added in itertools.islice(known.added.items(), num_added, None):
             place = self.study.place_of(added.at)
             if place is not None and name not in self._places:
                 self._enter(name, place)
                 self._groups[place.group].num_added += 1
-        fresh = dict(itertools.islice(known.losses.items(), num_losses, None))
         if len(known.added) > num_added:
             # A run may have had its result before it was added.
-            fresh = dict(known.losses)
-        for name, loss in fresh.items():
-            place = self._places.get(name)
-            if place is not None and name in self._groups[place.group].pending:
-                tracked = self._groups[place.group]
-                tracked.results.losses.setdefault(place.setting, {})[place.seed] = loss
-                tracked.pending.discard(name)
-                tracked.is_new = True
-        self._seen = len(known.losses), len(known.added), len(known.blocked)
+            num_losses = num_stopped = 0
+        for name in itertools.islice(known.stopped, num_stopped, None):
+            self._take_in(name, None)
+        for name, loss in itertools.islice(known.losses.items(), num_losses, None):
+            self._take_in(name, loss, went_on=name in known.stopped)
+        self._seen = _sizes(known)
+
+    def _take_in(self, name: str, loss: float | None, went_on: bool = False) -> None:
+        """Notes the result of a run; one that went on after it had been stopped has another by now."""
+        place = self._places.get(name)
+        if place is None:
+            return
+        tracked = self._groups[place.group]
+        by_seed = tracked.results.losses.setdefault(place.setting, {})
+        if name in tracked.pending or (went_on and by_seed.get(place.seed) != loss):
+            by_seed[place.seed] = loss
+            tracked.pending.discard(name)
+            tracked.is_new = True
 
     def _asked(self, tracked: _Tracked) -> list[Addition]:
         rule = self.study.grows_by
@@ -269,6 +281,10 @@ class Growth:
             return "open: " + "; ".join(tracked.verdict.bounds)
         name = "extend" if isinstance(rule, ExtendRule) else "tune"
         return f"open: {name}.max_runs={rule.max_runs} reached: {tracked.verdict.wanted[0].why}"
+
+
+def _sizes(known: Known) -> tuple[int, int, int, int]:
+    return len(known.losses), len(known.added), len(known.blocked), len(known.stopped)
 
 
 def _verdict(tracked: _Tracked, rule: ExtendRule | TuneRule) -> Verdict:

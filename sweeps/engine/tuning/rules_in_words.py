@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import assert_never
 
 from sweeps.engine.tuning.benchmark_rules import MARGIN, NATS_PER_100_STEPS, BenchmarkPair, BenchmarkTarget
+from sweeps.engine.tuning.halving import HalveRule
 from sweeps.engine.tuning.sequential import PairRule
 from sweeps.engine.tuning.study import DecideRule, ExtendRule, ReplicateRule, Study, TuneRule
 
@@ -16,6 +17,8 @@ def rule_lines(study: Study) -> Iterator[str]:
         yield extend_line(study.extend)
     if study.tune is not None:
         yield tune_line(study.tune)
+    if study.halve is not None:
+        yield halve_line(study.halve)
     if study.replicate is not None:
         yield replicate_line(study.replicate)
     if study.decide is not None:
@@ -33,6 +36,15 @@ def tune_line(rule: TuneRule) -> str:
     return (
         "tune: one key at a time around the best setting so far, until none improves the loss by more than "
         f"{rule.threshold:g} nats; at most {rule.max_runs:,} more for each series and size"
+    )
+
+
+def halve_line(rule: HalveRule) -> str:
+    rungs = ", ".join(f"{float(share):.3g}" for share in rule.rungs)
+    return (
+        f"halve: at {rungs} of its tokens a run stops that is not among the best 1/{rule.eta} of its series, size and "
+        f"batch and would have to gain more than {rule.gain_factor:g} times what any of {rule.eta} or more finished "
+        "ones gained from there on to end as low as the lowest of them"
     )
 
 

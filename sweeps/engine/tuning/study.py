@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from muloco_runner.record import Tried, choosing_seeds
 from sweeps.engine.tuning.benchmark_rules import BenchmarkPair, BenchmarkTarget
+from sweeps.engine.tuning.halving import HalveRule
 from sweeps.engine.tuning.sequential import PairRule
 
 BATCH = "global_batch_tokens"
@@ -168,6 +169,7 @@ class Study:
     decide: DecideRule | None = None
     tune: TuneRule | None = None
     """With `extend` no study has it."""
+    halve: HalveRule | None = None
 
     @property
     def grows_by(self) -> ExtendRule | TuneRule | None:
@@ -208,6 +210,7 @@ class Study:
             "replicate": self.replicate and asdict(self.replicate),
             "decide": self.decide and {**asdict(self.decide), "name": self.decide.name},
             "tune": self.tune and asdict(self.tune),
+            "halve": self.halve and asdict(self.halve),
         }
 
     @classmethod
@@ -223,6 +226,7 @@ class Study:
             ReplicateRule(**values["replicate"]) if values.get("replicate") else None,
             _decide(values["decide"]) if values.get("decide") else None,
             TuneRule(**values["tune"]) if values.get("tune") else None,
+            HalveRule(**values["halve"]) if values.get("halve") else None,
         )
 
 
@@ -247,7 +251,7 @@ class Results:
     """What is known of a group's settings."""
 
     losses: dict[Setting, dict[int, float | None]] = field(default_factory=dict)
-    """By setting and seed; None for a run that diverged."""
+    """By setting and seed; None for a run that diverged, or was stopped early."""
 
     def compared(self) -> dict[int, dict[Setting, float]]:
         """Return the losses that settings are compared by, by batch (`muloco_runner.record.choosing_seeds`)."""

@@ -8,6 +8,7 @@ import pytest
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from sweeps.clusters import read_cluster
 from sweeps.engine.tuning.benchmark_rules import BenchmarkPair, BenchmarkTarget
+from sweeps.engine.tuning.halving import HalveRule
 from sweeps.engine.tuning.study import BATCH, Study, TuneRule
 from sweeps.training.derive import derived_work
 from sweeps.training.entry import prepare, works_of
@@ -20,7 +21,9 @@ GRID = {"model": ["29k"], "algorithm": ["muloco"], BATCH: "pow2(10..12)", LR: "s
 
 def study(extend: Any, product: dict[str, Any] | None = None, overrides: dict[str, list[Any]] | None = None) -> Study:
     goes_on = (
-        extend if isinstance(extend, dict) and extend.keys() & {"tune", "replicate", "decide"} else {"extend": extend}
+        extend
+        if isinstance(extend, dict) and extend.keys() & {"halve", "tune", "replicate", "decide"}
+        else {"extend": extend}
     )
     sweep = {**goes_on, "fixed": {"tokens_per_parameter": 5}, "grids": [{"product": product or GRID}]}
     plain, rest, found = split_study(sweep, overrides or {})
@@ -56,6 +59,15 @@ def test_bounds_margin_and_runs_are_as_they_are_given() -> None:
 
 def test_a_study_is_written_and_read_as_it_is() -> None:
     given = study([LR, BATCH])
+    assert Study.from_dict(given.to_dict()) == given
+
+
+def test_halve_is_read_from_a_file_and_a_command_line() -> None:
+    assert study({"halve": True}).halve == HalveRule()
+    assert study({"halve": True}, overrides={"halve.eta": [3]}).halve == HalveRule(3)
+    given = study({"halve": {"eta": 4}})
+    assert given.halve == HalveRule(4, 0.25)
+    assert given.halve.rungs == ("0.25",)
     assert Study.from_dict(given.to_dict()) == given
 
 
@@ -178,6 +190,11 @@ def test_series_and_sizes_are_groups_and_other_tuning_is_not() -> None:
             {},
             "extend and tune: a sweep looks for its best settings by one rule",
         ),
+        ({"halve": {"eta": 1}}, {}, "halve.eta=1: give a whole number of two or more"),
+        ({"halve": {"first_share": 0.6}}, {}, "halve.first_share=0.6: give the share of a run's tokens before which"),
+        ({"halve": {"gain_factor": 0.5}}, {}, "halve.gain_factor=0.5: give how many times the gain"),
+        ({"halve": {"rungs": 3}}, {}, "halve.rungs: no such key; known here: eta, first_share, gain_factor"),
+        ({"halve": "yes"}, {}, "halve='yes': give keys with their values"),
         ([OUTER], {"algorithm": ["ddp_muon"]}, "no run of this sweep has such a setting"),
     ],
 )
