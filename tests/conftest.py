@@ -21,6 +21,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.pop("HYDRA_FULL_ERROR", None)
 # pytest-xdist sets it in its workers: words are wrapped at a width that somebody has asked for.
 os.environ.pop("COLUMNS", None)
+# It guards against a loss of power, which no test causes; random histories would wait for the disk thousands of times.
+os.fsync = lambda fd: None
 # What a user's sweeps have in common; two processes of tests have a cluster each.
 _STATE = tempfile.TemporaryDirectory(prefix="state-", ignore_cleanup_errors=True)
 os.environ["MULOCO_STATE"] = _STATE.name
