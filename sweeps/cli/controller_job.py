@@ -143,7 +143,7 @@ def main(root: str, name: str) -> ExitCode:
         return ExitCode.USAGE
     _cancel_successors(folder, own_job)
     print(summary(state), flush=True)
-    return ExitCode.FINISHED if state.counts["done"] == len(state.runs) else ExitCode.CRASH
+    return ExitCode.FINISHED if state.num_with_result == len(state.runs) else ExitCode.CRASH
 
 
 def _control(folder: SweepFolder, own_job: str) -> SweepState:

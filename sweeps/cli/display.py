@@ -309,7 +309,7 @@ def _bar(sweep: Sweep, out: TextIO) -> Iterator[Callable[[Tick], None]]:
 
         def on_tick(tick: Tick) -> None:
             detail = (tick.waits_for or _details(tick.state)) if tick.queue_read else NO_ANSWER
-            bar.update(task, total=len(tick.state.runs), completed=tick.state.counts["done"], detail=detail)
+            bar.update(task, total=len(tick.state.runs), completed=tick.state.num_with_result, detail=detail)
 
         yield on_tick
 

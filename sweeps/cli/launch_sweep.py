@@ -109,7 +109,7 @@ def _launch_here(arguments: argparse.Namespace) -> ExitCode:
         print(json.dumps(Snapshot(sweep.folder, verdicts).to_dict()))
     else:
         show_end(sweep, state, verdicts)
-    return ExitCode.FINISHED if state.counts["done"] == len(state.runs) else ExitCode.CRASH
+    return ExitCode.FINISHED if state.num_with_result == len(state.runs) else ExitCode.CRASH
 
 
 def _launch_as_job(arguments: argparse.Namespace) -> ExitCode:

@@ -159,8 +159,13 @@ class SweepState:
     @property
     def is_over(self) -> bool:
         """Nothing in flight, and nothing that could be tried."""
-        over = self.counts["done"] + self.counts["held"] + self.counts["stopped"]
+        over = self.num_with_result + self.counts["held"]
         return not self.jobs and over == len(self.runs)
+
+    @property
+    def num_with_result(self) -> int:
+        """Runs that are done, or were stopped early, which is a result too."""
+        return self.counts["done"] + self.counts["stopped"]
 
     def _enter(self, run: RunState) -> None:
         """Adds the run to sums and queues; `_leave` comes before each change of it, this after."""

@@ -114,7 +114,7 @@ def trials_of(given: Study) -> PlantedTrials:
 def assert_best_is_kept_and_the_rest_is_stopped(state: SweepState, given: Study) -> None:
     assert state.is_over
     assert state.counts["stopped"] >= 4
-    assert state.counts["done"] + state.counts["stopped"] == len(state.runs)
+    assert state.num_with_result == len(state.runs)
     growth = Growth(given)
     growth.additions(state)
     stopped = {name for name in state.runs if state.runs[name].status == "stopped"}
