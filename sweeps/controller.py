@@ -255,6 +255,7 @@ class Controller:
         self._stop_after_failures()
         self._grow()
         self._stop_hopeless()
+        self._start_branches()
         limits = all_limits(self.config, self.cluster.limits(self.state.jobs.__contains__), self.state)
         plan = decide(self.state, self.config, limits, now, self.estimates.minutes_of, self._ahead())
         waits = any(verdict.kind is VerdictKind.WAIT for verdict in plan.verdicts.values())
@@ -467,6 +468,14 @@ class Controller:
             self._record("rungs", losses=losses)
         for tag, why in self.early_stopping.hopeless_jobs(self.state).items():
             self._record("cancelling", tag=tag, cause=Cause.HALVED.value, runs=list(why), why=why)
+
+    def _start_branches(self) -> None:
+        """Lets branches start whose trunk has left their checkpoint, and holds those whose trunk never will."""
+        ready, held = self.trials.branches_that_wait_no_longer(self.state)
+        if ready:
+            self._record("ready", runs=ready)
+        for why, runs in held.items():
+            self._record("held", runs=runs, why=why)
 
     def _find_finished(self) -> None:
         """Runs whose result is there already, from this sweep or any other."""

@@ -1,4 +1,4 @@
-"""What a sweep that goes on by its results learns of its runs, and how it makes more, as its ledger has both."""
+"""What a sweep learns of its own runs, and how it begins runs from others: by results, and from checkpoints."""
 
 from __future__ import annotations
 
@@ -6,17 +6,48 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from muloco_runner.config import ConfigError
 from muloco_runner.record import RunFolder
 from sweeps.engine.cluster_config import ClusterConfig
-from sweeps.engine.sweep_state import SweepState
+from sweeps.engine.run_states import RunState
+from sweeps.engine.sweep_state import ITS_TRUNK, SweepState
 from sweeps.engine.tuning.growth import Addition
 from sweeps.engine.tuning.study import Study
 from sweeps.engine.work import Attempt, Work
-from sweeps.node.reports import derived_work, final_loss, losses_at
+from sweeps.node.reports import begin_branch, derived_work, final_loss, losses_at
 
 
 class Trials:
-    """The runs of a study, by what they leave in their folders; simulations plant both."""
+    """The runs of a sweep, by what they leave in their folders; simulations plant that."""
+
+    def begin_branch(self, work: Work) -> bool:
+        """Whether a branch has what it goes on from, which it is given here where its trunk has come so far.
+
+        Raises `ConfigError` where that cannot be.
+        """
+        return begin_branch(work)
+
+    def branches_that_wait_no_longer(self, state: SweepState) -> tuple[list[str], dict[str, list[str]]]:
+        """Return the names of branches that have what they go on from, and of those that never will as things stand,
+        by the reason."""
+        ready: list[str] = []
+        never: dict[str, list[str]] = {}
+        for trunk, names in state.behind.items():
+            # One that was never tried has left nothing.
+            for name in sorted(names) if state.runs.is_known(trunk) else ():
+                run = state.runs[name]
+                if not run.is_waiting:
+                    continue
+                try:
+                    if self.begin_branch(run.work):
+                        ready.append(name)
+                        continue
+                    why = _why_never(state.runs[trunk], run.work)
+                except ConfigError as error:
+                    why = f"{ITS_TRUNK}{trunk} does not lead to it: {error}"
+                if why is not None:
+                    never.setdefault(why, []).append(name)
+        return ready, never
 
     def final_loss(self, work: Work) -> float | None:
         """Infinite where the run diverged; None where there is no result."""
@@ -45,3 +76,17 @@ class Trials:
         like = state.runs[addition.like].work
         work = self.derived_work(study.derives, like, {**at.values, "seed": at.seed}, config)
         return {"work": work.to_dict(), **at._asdict(), "why": addition.why}
+
+
+def _why_never(trunk: RunState, branch: Work) -> str | None:
+    """Why the trunk will not leave the branch's checkpoint; None where it may."""
+    assert branch.trunk is not None
+    name, step = trunk.work.name, branch.trunk.step
+    if trunk.held is not None:
+        return f"{ITS_TRUNK}{name} is held before its checkpoint of step {step:,} ({trunk.held}): `retry` that one"
+    if trunk.done:
+        return (
+            f"{ITS_TRUNK}{name} has ended without a checkpoint of step {step:,}: train this one by itself, in a sweep "
+            "without branches"
+        )
+    return None

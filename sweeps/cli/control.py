@@ -22,6 +22,7 @@ from sweeps.node.attempt_files import is_finished
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld
+from sweeps.training.budget_branches import trunks_needed
 from sweeps.training.weights import best_among, kept_weights, remove
 
 Arguments = argparse.Namespace
@@ -90,7 +91,8 @@ def clean(arguments: Arguments) -> ExitCode:
             raise ConfigError("clean: name runs by filters such as algorithm=muloco or run=3fa, or say --all")
         kept = kept_weights(run.work for run in Snapshot(folder).selected(filters))
         best = best_among(kept)
-        stay = {None: {one.run for one in kept}, "best": best, "none": set[str]()}[arguments.keep]
+        needed = trunks_needed(folder.root) & {one.run for one in kept}
+        stay = needed | {None: {one.run for one in kept}, "best": best, "none": set[str]()}[arguments.keep]
         others = [one for one in kept if one.run not in stay]
         try:
             freed = remove(others)
@@ -106,6 +108,7 @@ def clean(arguments: Arguments) -> ExitCode:
             if one.run in stay:
                 steps = ", ".join(map(str, one.steps))
                 note = "  best of its series and size" if one.run in best else ""
+                note += "  branches have yet to go on from it" if one.run in needed else ""
                 print(f"{one.run}  {in_bytes(one.num_bytes):>8}  step {steps}{note}")
         total = sum(one.num_bytes for one in kept) - freed
         print(f"{folder.name}: {plural(len(stay), 'finished run')} with weights, {in_bytes(total)}")

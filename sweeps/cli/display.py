@@ -142,6 +142,14 @@ def _totals(preview: Preview) -> Iterator[str]:
             f"{duration(60 * preview.makespan_minutes)} under the quota of cluster {cluster.name}{quota}"
             + "".join(f"; {count:,} of {name}" for name, count in sizes.items())
         )
+    if preview.spared_hours:
+        trunks = Counter(run.work.trunk.run for run in preview.runs if run.work.trunk is not None and not run.finished)
+        hours = preview.spared_hours
+        less = f"{_hours(hours)} GPU-hours" if preview.gpu_hours else f"{duration(3600 * hours)} of a core"
+        yield (
+            f"Branches: {plural(sum(trunks.values()), 'run')} go on from checkpoints of {plural(len(trunks), 'run')} "
+            f"of the largest budget, for {less} less than if each were trained by itself"
+        )
     yield from preview.cuts
     measured = " for what finished runs do not tell yet" if done else ""
     yield f"Times are a first guess{measured}, {speed_of(cluster)}; launched, they follow what runs take."
@@ -205,6 +213,7 @@ def plan_as_dict(preview: Preview) -> dict[str, Any]:
         "speed": speed_of(preview.sweep.cluster),
         "cuts": list(preview.cuts),
         "weights": preview.weights,
+        "spared_hours": preview.spared_hours,
         "disk": preview.disk and {**dataclasses.asdict(preview.disk), "fits": preview.disk.fits},
         "runs": [
             {
@@ -217,6 +226,7 @@ def plan_as_dict(preview: Preview) -> dict[str, Any]:
                 "gpus": run.work.need.gpus,
                 "memory": _memory_as_dict(run.fit),
                 "expected_minutes": run.work.need.expected_minutes,
+                "trunk": run.work.trunk and {"run": run.work.trunk.run, "step": run.work.trunk.step},
                 "jobs": run.num_jobs,
                 "labels": run.work.labels,
             }
@@ -334,6 +344,9 @@ def show_end(sweep: Sweep, state: SweepState, verdicts: Mapping[Shape, Verdict])
     for shape, verdict in verdicts.items():
         if state.waiting.get(shape):
             print(f"{len(state.waiting[shape])} waiting: {verdict}")
+    num_behind = sum(state.runs[name].is_waiting for names in state.behind.values() for name in names)
+    if num_behind:
+        print(f"{num_behind} waiting: for checkpoints of their trunks")
     for why, names in state.counters.held.items():
         for name in names:
             print(held_line(state.runs[name], why, sweep.folder.cluster_dir))

@@ -29,12 +29,18 @@ def why(run: RunState, state: SweepState, verdicts: Mapping[Any, Verdict], now: 
     general = why_nothing_starts(state, is_controlled)
     if general:
         return general
-    if run.not_before > now and run.attempts and run.attempts[-1].cause is Cause.DISK_FULL:
+    if run.not_before > now:
+        return _pause_text(run)
+    if run.work.trunk is not None and state.is_behind(run.work.name):
+        return run.work.trunk.wait_words
+    return _verdict_text(verdicts.get(shape_of(run.work)))
+
+
+def _pause_text(run: RunState) -> str:
+    if run.attempts and run.attempts[-1].cause is Cause.DISK_FULL:
         place = place_in(run.attempts[-1].detail)
         return f"waits for disk space ({place}): tried again after pauses of up to an hour"
-    if run.not_before > now:
-        return f"is retried after a pause (last attempt: {_last_cause(run)}), at {when(run.not_before)}"
-    return _verdict_text(verdicts.get(shape_of(run.work)))
+    return f"is retried after a pause (last attempt: {_last_cause(run)}), at {when(run.not_before)}"
 
 
 def why_nothing_starts(state: SweepState, is_controlled: bool) -> str:
@@ -79,6 +85,7 @@ def row(run: RunState, reason: str, left: TimeLeft | None) -> dict[str, Any]:
         "minutes_left": left and round(left.minutes, 3),
         "minutes_left_by": left and left.by.value,
         "labels": run.work.labels,
+        "trunk": run.work.trunk and {"run": run.work.trunk.run, "step": run.work.trunk.step},
         "attempts": [
             {
                 "number": attempt.number,
@@ -123,6 +130,12 @@ def explain(
         f"It needs {plural(need.nodes, 'node')} with {processors}{each} for about "
         f"{duration(60 * need.expected_minutes)}.",
     ]
+    if run.work.trunk is not None:
+        trunk = run.work.trunk
+        lines.append(
+            f"It is a branch: it goes on from step {trunk.step:,} of run {trunk.run}, which spares it about "
+            f"{duration(60 * trunk.spared_minutes(need.expected_minutes))}."
+        )
     if added:
         lines.append(f"It was added because {added}.")
     lines += [_sentence(attempt, now) for attempt in run.attempts]

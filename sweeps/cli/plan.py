@@ -55,7 +55,10 @@ def simulate_sweep(arguments: argparse.Namespace) -> ExitCode:
     study = sweep.definition.study
     trials = PlantedTrials(study, arguments.seed) if study is not None else None
     # What a planted surface gives is not what finished runs have given.
-    works = [run.work for run in found.runs if trials is not None or not run.finished]
+    finished = {run.work.name for run in found.runs if run.finished} if trials is None else set()
+    left = [run.work for run in found.runs if run.work.name not in finished]
+    # What a finished trunk has left is there.
+    works = [dataclasses.replace(one, trunk=None) if one.trunk and one.trunk.run in finished else one for one in left]
     if lower_bound_minutes(works, sweep.cluster) is None:
         raise ConfigError(
             f"cluster {sweep.cluster.name} has an allocation without a quota of nodes, so its size is unknown: set "

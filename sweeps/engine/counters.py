@@ -33,7 +33,7 @@ class Counters:
     held: dict[str, dict[str, None]] = field(default_factory=dict)
     """Names of the runs that are held, by the reason, in the order they were held."""
     fresh: Counter[Shape] = field(default_factory=Counter)
-    """Runs that wait and have never been tried, by shape."""
+    """Runs that wait and have never been tried, by shape, without branches."""
     tried: set[str] = field(default_factory=set)
     """Names of the others that wait."""
     left: dict[tuple[Group, Shape], float] = field(default_factory=dict)
@@ -71,14 +71,17 @@ class Counters:
         """Every piece of work, as none has been tried."""
         for position in range(len(works)):
             self._count(works.group(position), "waiting", 1)
-            self.fresh[works.shape(position)] += 1
+            if works.names[position] in works.trunks:
+                self.tried.add(works.names[position])
+            else:
+                self.fresh[works.shape(position)] += 1
             self._leaves(works.group(position), works.shape(position), works.minutes(position))
 
     def add(self, run: RunState, sign: int = 1) -> None:
         """Counts the run in; out again with -1, before it changes."""
         group, shape, status = group_of(run.work), shape_of(run.work), run.status
         self._count(group, status, sign)
-        if status == "waiting" and not run.attempts:
+        if status == "waiting" and not run.attempts and run.work.trunk is None:
             self.fresh[shape] += sign
         elif status == "waiting":
             (self.tried.add if sign > 0 else self.tried.discard)(run.work.name)

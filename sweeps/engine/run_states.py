@@ -112,7 +112,8 @@ class RunState:
 
     def advances(self, checkpoint_step: int) -> bool:
         """Whether a checkpoint that its newest attempt has left is newer than what there was before."""
-        return checkpoint_step > max((earlier.checkpoint_step for earlier in self.attempts[:-1]), default=0)
+        first = self.work.trunk.step if self.work.trunk is not None else 0
+        return checkpoint_step > max((earlier.checkpoint_step for earlier in self.attempts[:-1]), default=first)
 
     def to_line(self) -> bytes:
         """What its work does not say, as one line of JSON."""
@@ -179,6 +180,10 @@ class Runs(Mapping[str, RunState]):
         self._positions[work.name] = len(self._positions)
         self.works.add(work)
         return self[work.name]
+
+    def is_known(self, name: str) -> bool:
+        """Whether more is known of it than its work."""
+        return name in self._lines
 
     def has_history(self, position: int) -> bool:
         return self.works.names[position] in self._lines

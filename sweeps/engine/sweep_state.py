@@ -21,6 +21,8 @@ from sweeps.engine.tuning.study import Coordinates
 from sweeps.engine.work import Work
 from sweeps.engine.works import Shape, shape_of
 
+ITS_TRUNK = "its trunk "
+"""Reasons that a branch's trunk gives to hold it begin so: `retry` of the trunk releases it too."""
 Event = dict[str, Any]
 """A line of the ledger: `event` names it, `time` is in Unix seconds; other keys are its own (`SweepState.apply`)."""
 
@@ -69,6 +71,16 @@ class TrackedJob:
     @property
     def identity(self) -> JobIdentity:
         return JobIdentity(self.tag, self.intended_at, self.job_id, self.uid, self.submitted_at)
+
+
+def behind_in(runs: Runs) -> dict[str, set[str]]:
+    """Runs that wait for another one's checkpoint where nothing has happened yet. A trunk that is not among them, as
+    where finished runs are left out, has left it."""
+    found: dict[str, set[str]] = {}
+    for name, trunk in runs.works.trunks.items():
+        if trunk in runs:
+            found.setdefault(trunk, set()).add(name)
+    return found
 
 
 def number_of(tag: str) -> int:
@@ -140,6 +152,8 @@ class SweepState:
     stopped: dict[str, str] = field(default_factory=dict)
     """Why runs were stopped early, by name, in the order in which they were; they stay here once they go on after
     all."""
+    behind: dict[str, set[str]] = field(default_factory=dict)
+    """Names of the runs that cannot start yet, by the run whose checkpoint they wait for (`Work.trunk`)."""
     blocked: dict[str, str] = field(default_factory=dict)
     """Why no run can be added to a group of the study, by its id."""
 
@@ -148,13 +162,20 @@ class SweepState:
         """The state before anything has been tried."""
         state = cls(Runs(works), prefix)
         state.counters.add_fresh(state.runs.works)
-        state.waiting = queues(state.runs, range(len(works)))
+        state.behind = behind_in(state.runs)
+        names = state.runs.works.names
+        state.waiting = queues(state.runs, (n for n in range(len(works)) if not state.is_behind(names[n])))
         return state
 
     @property
     def counts(self) -> Counter[str]:
         """Runs by status."""
         return self.counters.counts
+
+    def is_behind(self, name: str) -> bool:
+        """Whether the run waits for another one's checkpoint."""
+        trunk = self.runs.works.trunks.get(name)
+        return trunk is not None and name in self.behind.get(trunk, ())
 
     @property
     def is_over(self) -> bool:
@@ -170,7 +191,7 @@ class SweepState:
     def _enter(self, run: RunState) -> None:
         """Adds the run to sums and queues; `_leave` comes before each change of it, this after."""
         self.counters.add(run)
-        if run.is_waiting:
+        if run.is_waiting and not self.is_behind(run.work.name):
             self.waiting.setdefault(shape_of(run.work), Queue(self.runs)).add(run)
         key = _crash_key(run)
         if key is not None:
@@ -179,7 +200,7 @@ class SweepState:
     def _leave(self, run: RunState) -> None:
         self.runs.changes(run)
         self.counters.add(run, -1)
-        if run.is_waiting:
+        if run.is_waiting and not self.is_behind(run.work.name):
             self.waiting[shape_of(run.work)].remove(run)
         key = _crash_key(run)
         if key is not None:
@@ -342,13 +363,29 @@ class SweepState:
 
     def _released(self, event: Event) -> None:
         self.failed.clear()
-        for run in self._named(event["runs"]):
+        for run in self._named(dict.fromkeys([*event["runs"], *self._held_by_trunks(event["runs"])])):
             self._leave(run)
             run.held, run.not_before = None, 0.0
             # An attempt that is in flight counts: it is what comes of the release.
             ended = [attempt.number for attempt in run.attempts if attempt.cause is not None]
             run.released_after = max(ended, default=0)
             self._enter(run)
+
+    def _held_by_trunks(self, names: Iterable[str]) -> Iterator[str]:
+        """The branches of those runs that are held for what became of them."""
+        for trunk in names:
+            for name in sorted(self.behind.get(trunk, ())):
+                if (self.runs[name].held or "").startswith(ITS_TRUNK):
+                    yield name
+
+    def _ready(self, event: Event) -> None:
+        """Branches have what they go on from."""
+        for run in self._named(event["runs"]):
+            if self.is_behind(run.work.name):
+                self._leave(run)
+                assert run.work.trunk is not None
+                self.behind[run.work.trunk.run].discard(run.work.name)
+                self._enter(run)
 
     def _named(self, names: Iterable[str]) -> Iterator[RunState]:
         """Those of the runs that are still part of the sweep and not done."""
@@ -358,6 +395,8 @@ class SweepState:
         for run in self._named(event["runs"]):
             self._leave(run)
             run.done = True
+            if run.work.trunk is not None:
+                self.behind.get(run.work.trunk.run, set()).discard(run.work.name)
             self.failed.discard(run.work.name)
             if run.work.name not in self.losses:
                 self.unscored.add(run.work.name)
@@ -403,6 +442,7 @@ _HANDLERS: dict[str, Callable[[SweepState, Event], None]] = {
     "ended": SweepState._ended,
     "slow_node": SweepState._slow_node,
     "found_finished": SweepState._found_finished,
+    "ready": SweepState._ready,
     "held": SweepState._held,
     "released": SweepState._released,
     "results": SweepState._results,

@@ -75,6 +75,29 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class Trunk:
+    """Another piece of work of the sweep, from whose checkpoint a piece of work goes on."""
+
+    run: str
+    """Its name."""
+    step: int
+    """Of that checkpoint."""
+    share: float
+    """Of the trunk's own work that is done by then."""
+    spared: float
+    """Share of the whole work that was done by then: what is expected is the rest."""
+
+    @property
+    def wait_words(self) -> str:
+        """For what the work waits until that checkpoint is there."""
+        return f"waits for the checkpoint of step {self.step:,} of its trunk, run {self.run}"
+
+    def spared_minutes(self, expected_minutes: float) -> float:
+        """What the work would take besides what is expected of it, were it not for the trunk."""
+        return expected_minutes * self.spared / (1 - self.spared)
+
+
+@dataclass(frozen=True)
 class Work:
     """One piece of work. `name` is unique in its sweep."""
 
@@ -94,6 +117,8 @@ class Work:
     source: str = ""
     """A folder whose git commit each attempt records, for work that is not this project's own code."""
     adapter: Adapter = field(default_factory=Adapter)
+    trunk: Trunk | None = None
+    """From where it goes on, and what it waits for; None where it starts by itself."""
 
     @classmethod
     def calling(cls, function: Callable[..., Any], /, **arguments: Any) -> Work:
@@ -136,12 +161,14 @@ class Work:
         return replace(self, need=replace(self.need, expected_minutes=minutes))
 
     def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "need": vars(self.need), "adapter": vars(self.adapter)}
+        trunk = vars(self.trunk) if self.trunk is not None else None
+        return {**vars(self), "need": vars(self.need), "adapter": vars(self.adapter), "trunk": trunk}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Work:
         adapter = Adapter.from_dict(values["adapter"])
-        return cls(**{**values, "need": Need(**values["need"]), "adapter": adapter})
+        trunk = Trunk(**values["trunk"]) if values.get("trunk") else None
+        return cls(**{**values, "need": Need(**values["need"]), "adapter": adapter, "trunk": trunk})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -32,6 +33,8 @@ class Works(Sequence[Work]):
         self._minutes: list[float] = columns["minutes"]
         self._groups: list[Group] = [tuple(group) for group in columns["groups"]]
         self._group_numbers: list[int] = columns["group_numbers"]
+        self.trunks: dict[str, str] = columns.get("trunks", {})
+        """Names of the works that go on from another one's checkpoint, with that one's name."""
         self._read = read
         self._made: dict[int, Work] = {}
 
@@ -39,14 +42,14 @@ class Works(Sequence[Work]):
     def of(cls, works: Sequence[Work]) -> Works:
         if isinstance(works, Works):
             return works
-        made = cls({key: [] for key in _COLUMNS}, _nothing_to_read)
+        made = cls({key: [] for key in _COLUMNS} | {"trunks": {}}, _nothing_to_read)
         for work in works:
             made.add(work)
         return made
 
     def copy(self) -> Works:
         """The same pieces of work; more may be added without changing these."""
-        made = Works({key: list(values) for key, values in self.columns().items()}, self._read)
+        made = Works({key: copy.copy(values) for key, values in self.columns().items()}, self._read)
         made._made = dict(self._made)
         return made
 
@@ -57,6 +60,8 @@ class Works(Sequence[Work]):
         self._shape_numbers.append(_number_of(shape_of(work), self._shapes))
         self._minutes.append(work.need.expected_minutes)
         self._group_numbers.append(_number_of(group_of(work), self._groups))
+        if work.trunk is not None:
+            self.trunks[work.name] = work.trunk.run
 
     def shape(self, position: int) -> Shape:
         return self._shapes[self._shape_numbers[position]]
@@ -92,7 +97,7 @@ class Works(Sequence[Work]):
 
     def columns(self) -> dict[str, Any]:
         values = (self.names, self._shapes, self._shape_numbers, self._minutes, self._groups, self._group_numbers)
-        return dict(zip(_COLUMNS, values, strict=True))
+        return {**dict(zip(_COLUMNS, values, strict=True)), "trunks": self.trunks}
 
 
 def _nothing_to_read(position: int) -> Work:

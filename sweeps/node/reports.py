@@ -33,6 +33,14 @@ class Reports(Protocol):
         end. Asked of works of sweeps that stop runs early."""
 
 
+class Branches(Protocol):
+    """The module `Adapter.reports` of work that goes on from a trunk's checkpoint."""
+
+    def begin_branch(self, work: Work) -> bool:
+        """Whether its folder has that checkpoint, which is put there where the trunk has left it. Raises `ConfigError`
+        where that cannot be."""
+
+
 class Derives(Protocol):
     """The module `Study.derives`."""
 
@@ -51,6 +59,10 @@ def losses_at(work: Work, shares: Sequence[str]) -> dict[str, float]:
     return reports.losses_at(Path(work.folder), shares) if reports is not None else {}
 
 
+def begin_branch(work: Work) -> bool:
+    return cast(Branches, importlib.import_module(work.adapter.reports)).begin_branch(work)
+
+
 def derived_work(module: str, like: Work, values: Mapping[str, Any], cluster: ClusterConfig) -> Work:
     return cast(Derives, importlib.import_module(module)).derived_work(like, values, cluster)
 
@@ -61,8 +73,10 @@ def read_progress(work: Work) -> Progress | None:
 
 
 def measured_minutes(work: Work) -> float | None:
+    """Of a branch without what its trunk has done for it."""
     reports = _reports_of(work)
-    return reports.measured_minutes(Path(work.folder)) if reports is not None else None
+    minutes = reports.measured_minutes(Path(work.folder)) if reports is not None else None
+    return minutes if minutes is None or work.trunk is None else minutes * (1 - work.trunk.spared)
 
 
 def likeness(work: Work) -> Hashable | None:

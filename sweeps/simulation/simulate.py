@@ -6,7 +6,7 @@ import heapq
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from sweeps.engine.work import Work
 from sweeps.simulation.faults import FaultModel
 from sweeps.simulation.simulated_cluster import SimulatedCluster, num_nodes_of
 from sweeps.simulation.surface import PlantedTrials
+from sweeps.simulation.world import World
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
+from sweeps.trials import Trials
 
 _BEGIN = 1.8e9
 """Unix seconds at which simulated sweeps begin."""
@@ -77,6 +79,17 @@ def simulate(
     )
 
 
+class PlayedTrials(Trials):
+    """Runs of a simulated world: a trunk's checkpoint is there once the world has come so far."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def begin_branch(self, work: Work) -> bool:
+        assert work.trunk is not None
+        return self.world.reaches(work.trunk.run, work.trunk.share) <= self.world.now
+
+
 def begin(
     folder: SweepFolder, works: Sequence[Work], cluster: SimulatedCluster, trials: PlantedTrials | None = None
 ) -> Controller:
@@ -85,7 +98,11 @@ def begin(
     if trials is not None:
         trials.share_of = cluster.world.share_done
     return Controller(
-        folder, definition, lambda _config, _path: cluster, clock=lambda: cluster.world.now, trials=trials
+        folder,
+        definition,
+        lambda _config, _path: cluster,
+        clock=lambda: cluster.world.now,
+        trials=trials or PlayedTrials(cluster.world),
     )
 
 
@@ -137,7 +154,18 @@ def _quiet_seconds(tick: Tick, cluster: SimulatedCluster, next_retry_at: float) 
     if cluster.config.slow_node_factor is not None and state.jobs:
         changes.append(now + _SPEEDS_SECONDS)
     changes += [until for until in state.defer_until.values() if until > now]
+    changes += [at for at in _branches_due(state, cluster.world) if at > now]
     return max(0.0, min(changes) - now)
+
+
+def _branches_due(state: SweepState, world: World) -> Iterator[float]:
+    """When trunks at work will have come to the checkpoints that branches wait for."""
+    for job in state.jobs.values():
+        for attempt in job.request.attempts:
+            for name in state.behind.get(attempt.work.name, ()):
+                trunk = state.runs[name].work.trunk
+                assert trunk is not None
+                yield world.reaches(trunk.run, trunk.share)
 
 
 def _is_young(job: TrackedJob, now: float, timeout: float) -> bool:

@@ -83,6 +83,10 @@ class World:
         self._finished: set[str] = set()
         self._minutes_done: dict[str, float] = {}
         """Up to the last checkpoint, by the work's name."""
+        self._whole_minutes: dict[str, float] = {}
+        """What the whole work takes, by its name, of work that has begun."""
+        self._most_done: dict[str, float] = {}
+        """Minutes up to which the work has ever come when an attempt of it ended, by its name."""
         self._endings: dict[tuple[str, int], tuple[Ending, str]] = {}
         self._reports: dict[tuple[str, int], Progress] = {}
         """The last word of each attempt that has ended."""
@@ -144,6 +148,10 @@ class World:
             name = attempt.work.name
             assert name not in self._busy, f"{name} runs twice at once"
             assert name not in self._finished, f"{name} is finished and runs again"
+            trunk = attempt.work.trunk
+            assert trunk is None or self.reaches(trunk.run, trunk.share) <= self.now, (
+                f"{name} has nothing to go on from"
+            )
             self._busy.add(name)
         job = Job(request, str(len(self.jobs) + 1), frozenset(after), self.now)
         self.jobs[request.tag] = self._live[request.tag] = job
@@ -158,6 +166,20 @@ class World:
     def cancel_pending(self, tag: str) -> None:
         """Cancels a job unless it starts first."""
         self._at(_START_SECONDS / 60, "cancel_pending", tag)
+
+    def reaches(self, name: str, share: float) -> float:
+        """When the work has done that share of itself, Unix seconds, if it is left alone; infinite where it does not
+        run and has not come so far."""
+        whole, job = self._whole_minutes.get(name), self._jobs_of.get(name)
+        if whole is None or job is None:
+            return math.inf
+        if self._most_done.get(name, 0.0) >= share * whole:
+            return self.now
+        if name not in job.running:
+            return math.inf
+        assert job.started_at is not None
+        missing = share * whole - self._minutes_done.get(name, 0.0)
+        return job.started_at + 60 * (_STARTUP_MINUTES + max(0.0, missing) * self._slowness(job))
 
     def outcome(self, attempt: Attempt) -> Outcome:
         """What lies in the folder of the attempt's work."""
@@ -277,7 +299,9 @@ class World:
         assert name not in self._finished, f"{name} is finished and runs again"
         self._beats_until[name] = math.inf
         self._jobs_of[name] = job
-        work_left = self._true_minutes(attempt.work) - self._minutes_done.get(name, 0.0)
+        whole = self._true_minutes(attempt.work)
+        self._whole_minutes[name] = whole
+        work_left = whole - self._minutes_done.get(name, 0.0)
         left = _STARTUP_MINUTES + work_left * self._slowness(job)
         is_oom_prone = self.has(name, "hungry", self.faults.out_of_memory)
         if is_oom_prone and not attempt.adjustments:
@@ -324,6 +348,8 @@ class World:
         """What of the attempt's work outlives it."""
         assert job.started_at is not None
         trained = max(0.0, (self.now - job.started_at) / 60 - _STARTUP_MINUTES) / self._slowness(job)
+        done = self._minutes_done.get(attempt.work.name, 0.0) + trained
+        self._most_done[attempt.work.name] = max(done, self._most_done.get(attempt.work.name, 0.0))
         kept = trained if asked_to else _CHECKPOINT_MINUTES * (trained // _CHECKPOINT_MINUTES)
         self._minutes_done[attempt.work.name] = self._minutes_done.get(attempt.work.name, 0.0) + kept
         self._reports[attempt.work.name, attempt.number] = Progress(

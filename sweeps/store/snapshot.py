@@ -65,6 +65,7 @@ def write_snapshot(path: Path, definition: Definition, state: SweepState, end: P
         "goodput": {processor: goodput.to_dict() for processor, goodput in state.goodput.items()},
         "crashes": [[detail, algorithm, sorted(names)] for (detail, algorithm), names in state.crashes.items()],
         "failed": sorted(state.failed),
+        **({"behind": {trunk: sorted(names) for trunk, names in state.behind.items()}} if state.behind else {}),
         **({"study": _study_to_dict(state)} if definition.study is not None else {}),
     }
     body = b"\n".join([json.dumps(head).encode(), *state.runs.lines()])
@@ -107,7 +108,10 @@ def _state(values: dict[str, Any], works: Works, lines: list[bytes]) -> SweepSta
         if one["work"]["name"] not in of_file:
             works.add(Work.from_dict(one["work"]))
     runs = Runs(works, {_name_in(line): line for line in lines})
-    waiting = queues(runs, [*runs.untouched(), *values["waiting"]])
+    behind = {trunk: set(names) for trunk, names in values.get("behind", {}).items()}
+    cannot_start = {name for names in behind.values() for name in names}
+    untouched = (position for position in runs.untouched() if works.names[position] not in cannot_start)
+    waiting = queues(runs, [*untouched, *values["waiting"]])
     return SweepState(
         runs,
         values["prefix"],
@@ -132,6 +136,7 @@ def _state(values: dict[str, Any], works: Works, lines: list[bytes]) -> SweepSta
         rungs=study.get("rungs", {}),
         num_rungs=study.get("num_rungs", 0),
         stopped=study.get("stopped", {}),
+        behind=behind,
         blocked=study["blocked"],
     )
 

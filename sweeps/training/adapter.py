@@ -13,6 +13,7 @@ from sweeps.engine.outcome import Headway, Progress
 from sweeps.engine.policy import Cause
 from sweeps.engine.tuning.halving import END
 from sweeps.engine.work import Adapter, Work
+from sweeps.training import budget_branches
 
 TRAINING = Adapter(
     reports="sweeps.training.adapter",
@@ -116,6 +117,11 @@ def losses_at(folder: Path, shares: Sequence[str]) -> dict[str, float]:
 
 def _has_come_to(share: float, status: RunStatus) -> bool:
     return status.num_steps > 0 and status.step >= share * status.num_steps
+
+
+def begin_branch(work: Work) -> bool:
+    """Whether the branch's folder has its trunk's checkpoint, which is put there where the trunk has left it."""
+    return budget_branches.begin_branch(work)
 
 
 def _tokens_since_resumed(status: RunStatus, step: int) -> float:

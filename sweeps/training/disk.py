@@ -67,9 +67,13 @@ def checkpoints_at_once(execution: ExecutionConfig) -> int:
 
 
 def spaces_of(
-    runs: Mapping[str, RunConfig], execution: ExecutionConfig, num_jobs: Mapping[str, int]
+    runs: Mapping[str, RunConfig],
+    execution: ExecutionConfig,
+    num_jobs: Mapping[str, int],
+    for_branches: Mapping[str, int] | None = None,
 ) -> dict[str, RunSpace]:
-    """What each run takes; `runs` and `num_jobs` are by its id, as is what is returned.
+    """What each run takes; `runs` and `num_jobs` are by its id, as is what is returned, and `for_branches`, the number
+    of checkpoints that a trunk keeps for its branches.
 
     Of a sweep that keeps the best of each series each run counts as keeping its last: so it is until the sweep ends.
     """
@@ -82,14 +86,15 @@ def spaces_of(
             sizes[key] = checkpoint_bytes(run)
         one, one_files = sizes[key], run.num_workers + 3
         lines = run.num_steps // execution.log_interval_steps + 1
+        besides = (for_branches or {}).get(name, 0)
         records = _FOLDER_BYTES + _LINE_BYTES * lines
         files = _FOLDER_FILES + _FILES_OF_A_JOB * num_jobs.get(name, 1)
         found[name] = RunSpace(
             one,
-            records + most * one,
-            files + most * one_files,
-            records + keep.most * one,
-            files + keep.most * one_files,
+            records + (most + besides) * one,
+            files + (most + besides) * one_files,
+            records + (keep.most + besides) * one,
+            files + (keep.most + besides) * one_files,
         )
     return found
 

@@ -55,6 +55,8 @@ class Preview:
     """What weights of runs that are finished without any would cost, where they are asked for."""
     disk: DiskUse | None = None
     """What its training runs write; None where there are none."""
+    spared_hours: float = 0.0
+    """GPU-hours, of CPUs where there are no GPUs, that branches take less than if they were trained by themselves."""
     affordable: frozenset[str] | None = None
     """Names of the unfinished runs that would be done under a cap on GPU-hours; None without one."""
 
@@ -98,13 +100,25 @@ def preview(sweep: Sweep, live: Limits, max_gpu_hours: float | None = None) -> P
         cuts_of(to_run, sweep.cluster, limits),
         cost_of_weights(without_weights(sweep.definition.works)),
         disk_use(sweep.root, spans, spaces, source_space(sweep.root), _freed_at_end(sweep, to_run, spaces)),
+        _spared_hours(to_run),
         None if max_gpu_hours is None else done,
+    )
+
+
+def _spared_hours(works: Sequence[Work]) -> float:
+    needs = [(work.need, work.trunk) for work in works if work.trunk is not None]
+    return sum(
+        (need.gpus or need.nodes * need.cpus_per_node) * trunk.spared_minutes(need.expected_minutes) / 60
+        for need, trunk in needs
     )
 
 
 def _spaces(sweep: Sweep, runs: Mapping[str, RunConfig], planned: Sequence[PlannedRun]) -> dict[str, RunSpace]:
     num_jobs = {run.work.name: run.num_jobs for run in planned}
-    return spaces_of(runs, sweep.execution, num_jobs)
+    for_branches = {
+        run.work.name: len(run.work.arguments.get("execution", {}).get("branch_steps") or ()) for run in planned
+    }
+    return spaces_of(runs, sweep.execution, num_jobs, for_branches)
 
 
 def _freed_at_end(sweep: Sweep, works: Sequence[Work], spaces: Mapping[str, RunSpace]) -> int:
@@ -174,6 +188,9 @@ def replay(
         state.own_limits[MAX_GPU_HOURS] = max_gpu_hours
     now, node_minutes = 0.0, 0.0
     ends: list[tuple[float, str]] = []
+    """Of jobs, by their tag."""
+    ready: list[tuple[float, str]] = []
+    """When runs have their trunk's checkpoint, by their name."""
     spans: list[Span] = []
     while True:
         for request in decide(state, cluster, limits, now).submit:
@@ -182,7 +199,16 @@ def replay(
             minutes = job_minutes(request)
             node_minutes += request.nodes * minutes
             heapq.heappush(ends, (now + 60 * minutes, request.tag))
-            spans += [(now, now + 60 * minutes, attempt.work.name) for attempt in request.attempts]
+            for attempt in request.attempts:
+                spans.append((now, now + 60 * minutes, attempt.work.name))
+                for name in state.behind.get(attempt.work.name, ()):
+                    trunk = state.runs[name].work.trunk
+                    assert trunk is not None
+                    heapq.heappush(ready, (now + 60 * trunk.share * attempt.work.need.expected_minutes, name))
+        if ready and (not ends or ready[0][0] <= ends[0][0]):
+            now, name = heapq.heappop(ready)
+            state.apply({"event": "ready", "time": now, "runs": [name]})
+            continue
         if not ends:
             done = frozenset(work.name for work in works if state.runs[work.name].done)
             return now / 60, node_minutes, done, spans

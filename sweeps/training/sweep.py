@@ -27,6 +27,7 @@ from sweeps.engine.work import Work
 from sweeps.node.reports import measured_minutes
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
+from sweeps.training.budget_branches import branched, branching_of, split_branches
 from sweeps.training.entry import keep_of, works_of
 from sweeps.training.expansion import expand
 from sweeps.training.gpus import Gpus
@@ -70,6 +71,12 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     if not isinstance(sweep, dict):
         raise ConfigError(f"+sweep={name}: the file holds no keys: give `grids`, or `fixed` and `grid`")
     plain, narrowing, goes_on = split_study({str(key): value for key, value in sweep.items()}, narrowing)
+    plain, narrowing, branches = split_branches(plain, narrowing)
+    if branches and goes_on is not None:
+        raise ConfigError(
+            "branches: a sweep that adds runs by its results (extend, replicate, decide) would add whole ones: find "
+            "the settings first, and branch from the best in a sweep of its own"
+        )
     root = Path(app.root)
     runs = expand(plain, narrowing, allow_large=allow_large, root=root)
     for run in {(repr(run.data), run.model.vocab_size, run.model.sequence_length): run for run in runs}.values():
@@ -90,7 +97,8 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     if execution.wandb_project is not None and execution.wandb_group is None:
         execution = replace(execution, wandb_group=name)
     answers = check_targets(runs, root, same_code)
-    works = refine(works_of(runs, root, execution, cluster), measured_minutes)
+    works = works_of(runs, root, execution, cluster)
+    works = refine(branched(works, branching_of(runs)) if branches else works, measured_minutes)
     if answers:
         _refuse_sharded(runs, works, Gpus(cluster, execution), answers)
     study = study_of(goes_on, {run.run_id: run for run in runs}) if goes_on is not None else None

@@ -9,16 +9,17 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.record import RecordError, RunFolder
 from sweeps.engine.work import Work
 from sweeps.store.folder import SweepFolder
 from sweeps.training.adapter import TRAINING
+from sweeps.training.budget_branches import trunks_needed
 
 BEST_OF_SWEEP = "best_of_sweep"
 _VARIES = ("lr", "weight_decay", "seed", "global_batch_tokens")
@@ -44,8 +45,7 @@ def kept_weights(works: Iterable[Work]) -> list[KeptWeights]:
             continue
         steps = folder.checkpoint_steps()
         if steps:
-            num_bytes = sum(_bytes_below(folder.checkpoint_at(step)) for step in steps)
-            found.append(KeptWeights(work.name, folder, tuple(steps), num_bytes))
+            found.append(KeptWeights(work.name, folder, tuple(steps), _bytes_of(folder, steps)))
     return found
 
 
@@ -89,17 +89,35 @@ def remove(kept: Iterable[KeptWeights]) -> int:
 
 
 def end_of_sweep(folder: SweepFolder, works: Sequence[Work]) -> str:
-    """Where `execution.keep=best_of_sweep`, leave weights to the best run of each series and size alone; return a line
-    that says so, or nothing. Runs of other sweeps under this root as well are left as they are.
+    """Remove the checkpoints that trunks have kept for branches alone. Where `execution.keep=best_of_sweep`, leave
+    weights to the best run of each series and size alone; return a line that says so, or nothing. Runs of other sweeps
+    under this root as well are left as they are.
     """
     asked = [work for work in works if work.arguments.get("execution", {}).get("keep") == BEST_OF_SWEEP]
+    trunks = [work for work in works if work.arguments.get("execution", {}).get("branch_steps")]
+    if not asked and not trunks:
+        return ""
+    shared = _runs_of_others(folder) | trunks_needed(folder.root)
+    remove(_kept_for_branches([work for work in trunks if work.name not in shared]))
     if not asked:
         return ""
     kept = kept_weights(asked)
-    best, shared = best_among(kept), _runs_of_others(folder)
+    best = best_among(kept)
     others = [one for one in kept if one.run not in best and one.run not in shared]
     freed = remove(others)
     return f"weights: kept of {len(kept) - len(others)} runs, removed of {len(others)} ({freed / 1e6:,.1f} MB)"
+
+
+def _kept_for_branches(trunks: Iterable[Work]) -> Iterator[KeptWeights]:
+    """Of finished trunks the checkpoints that their own `execution.keep` would not have left."""
+    by_run = {work.name: ExecutionConfig(**{**work.arguments["execution"], "branch_steps": None}) for work in trunks}
+    for one in kept_weights(trunks):
+        keep = by_run[one.run].keeps
+        if keep.kind == "best":
+            # Which step that was is in the checkpoints alone: `muloco-sweep clean` removes the others.
+            continue
+        steps = tuple(sorted(set(one.steps) - keep.after_end(one.steps, None)))
+        yield replace(one, steps=steps, num_bytes=_bytes_of(one.folder, steps))
 
 
 def _runs_of_others(folder: SweepFolder) -> set[str]:
@@ -132,6 +150,10 @@ def cost_of_weights(folders: Collection[RunFolder]) -> str:
         f"{missing} finished run(s) kept no weights, and execution.keep does not bring them back: training them again "
         f"takes {hours:,.2f} hours of a GPU or core; for that, give another root="
     )
+
+
+def _bytes_of(folder: RunFolder, steps: Iterable[int]) -> int:
+    return sum(_bytes_below(folder.checkpoint_at(step)) for step in steps)
 
 
 def _bytes_below(folder: Path) -> int:

@@ -27,6 +27,7 @@ def values_of(state: SweepState) -> dict[str, Any]:
         "crashes": {key: names for key, names in state.crashes.items() if names},
         "failed": state.failed,
         "study": (state.losses, state.added, state.rungs, state.num_rungs, state.stopped, state.blocked),
+        "behind": {trunk: names for trunk, names in state.behind.items() if names},
     }
 
 

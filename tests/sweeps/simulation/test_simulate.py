@@ -5,7 +5,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from sweeps.engine.decide import MAX_GPU_HOURS
 from sweeps.engine.lower_bound import lower_bound_minutes
 from sweeps.engine.policy import Cause
 from sweeps.engine.sweep_state import SweepState
-from sweeps.engine.work import Adapter, Need, Work
+from sweeps.engine.work import Adapter, Need, Trunk, Work
 from sweeps.simulation.faults import FAIR, ROUGH, FaultModel
 from sweeps.simulation.simulate import begin, play, simulate
 from sweeps.simulation.simulated_cluster import SimulatedCluster
@@ -40,6 +40,18 @@ ADAPTER = Adapter(adjustments={Cause.OUT_OF_MEMORY.value: "halvings"}, speaks_ex
 
 def piece(name: str, need: Need) -> Work:
     return Work(name, f"/nowhere/{name}", "m:f", need=need, adapter=ADAPTER)
+
+
+def branched(works: list[Work], rng: random.Random, share: float) -> list[Work]:
+    """The same works, of which so many go on from a checkpoint of one that does not."""
+    trunks = [work for work in works if rng.random() >= share]
+    names = {work.name for work in trunks}
+    return [
+        work
+        if work.name in names or not trunks
+        else replace(work, trunk=Trunk(rng.choice(trunks).name, 100, rng.uniform(0.1, 0.9), 0.5))
+        for work in works
+    ]
 
 
 @dataclass
@@ -69,6 +81,7 @@ def histories(draw: st.DrawFn) -> History:
         for n in range(rng.randint(1, draw(st.sampled_from([5, 50, 200]))))
         for nodes, gpus in [rng.choice(SHAPES)]
     ]
+    works = branched(works, rng, draw(st.sampled_from([0.0, 0.0, 0.5])))
     capped = draw(st.sampled_from([None, None, "each", "all"]))
     cap = rng.uniform(0.3, 2.0) * sum(work.need.gpus * work.need.expected_minutes / 60 for work in works)
     allocations = [
