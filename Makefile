@@ -24,10 +24,11 @@ test-hydra-next: $(NEXT_VENV)/installed  ## the Hydra plugins under the next Hyd
 
 test-extras: $(VENV)/installed-extras  ## what needs packages that are large and seldom used, and every section of --check-gpu
 	# Without one of them its tests would be skipped.
-	$(BIN)/python -c "import datasets, lion_pytorch, lm_eval, pytorch_optimizer, schedulefree, tensorboard, transformers"
+	$(BIN)/python -c "import datasets, jax, lion_pytorch, lm_eval, optax, pytorch_optimizer, schedulefree, tensorboard, transformers"
 	$(BIN)/python -m pytest -q tests/muloco_runner/data/test_named_datasets.py tests/muloco_runner/test_targets.py \
 		tests/muloco_runner/whole_machine_check.py tests/muloco_runner/inference/test_transformers.py \
-		tests/muloco_runner/inference/test_lm_eval.py tests/muloco_runner/training/test_looking_inside.py
+		tests/muloco_runner/inference/test_lm_eval.py tests/muloco_runner/training/test_looking_inside.py \
+		tests/muloco_runner/for_jax
 
 soak: $(VENV)/installed-dev  ## thousands of random histories and inputs, and what takes minutes: an hour
 	MULOCO_HISTORIES=10000 $(BIN)/python -m pytest -q tests/sweeps/simulation/test_simulate.py
@@ -66,5 +67,5 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 $(VENV)/installed-extras: $(VENV)/installed-dev
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[data,optimizers,eval,tensorboard]" "lm_eval[hf]" "transformers>=5"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[data,optimizers,eval,tensorboard,jax]" "lm_eval[hf]" "transformers>=5"
 	touch $@

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.muon_parts.floors import BYTES_A_PARAMETER, H100, Ladder, Shape
+from muloco_runner.muon_rule.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.gram_form import Addend, GramForm
-from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.triton import tiles, waves
 from muloco_runner.optimizers.orthogonalize.triton.tiles import Tile
 from muloco_runner.optimizers.orthogonalize.triton.workspace import GRAM_ASPECT, STRETCHES

@@ -21,9 +21,9 @@ from muloco_runner.config.variants import load
 from muloco_runner.diloco.flat import flatten, views
 from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.distributed.row_shards import FullTensors
+from muloco_runner.muon_rule.conventions import shape_scale
+from muloco_runner.muon_rule.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize import choose_backend, orthogonalize
-from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
-from muloco_runner.optimizers.update_rule import shape_scale
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from muloco_runner.machine_check.findings import Findings
 from muloco_runner.machine_check.timing import Machine
+from muloco_runner.muon_rule.polynomial import named_polynomial
 from muloco_runner.optimizers import Muon
 from muloco_runner.optimizers.orthogonalize import orthogonalize, why_no_kernels
-from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.reference import orthogonalize_reference
 
 Shape = tuple[int, int, int]

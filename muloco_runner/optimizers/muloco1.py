@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from muloco_runner.distributed.dtensor import state_dtype
+from muloco_runner.muon_rule.setting_checks import check_count
 from muloco_runner.optimizers.muon import Muon
-from muloco_runner.optimizers.validate import check_count, check_range
+from muloco_runner.optimizers.validate import check_range
 
 
 class MuLoCo1(Muon):

@@ -10,14 +10,7 @@ from torch import Tensor, nn
 
 from muloco_runner.config import ConfigError
 from muloco_runner.model.target_model import TargetModel
-
-# Names under which models keep a projection to their outputs.
-_HEAD_NAMES = frozenset(
-    {
-        "head", "lm_head", "output", "unembed", "unembedding", "embed_out", "classifier", "score", "to_logits",
-        "logits", "generator", "proj_out", "vocab_proj", "cls", "output_projection",
-    }
-)  # fmt: skip
+from muloco_runner.muon_rule.head_names import head_name
 
 
 def parameter_groups(
@@ -138,8 +131,7 @@ def _head_reason(
     embeddings: list[nn.Embedding],
     modules: Mapping[str, nn.Module],
 ) -> str | None:
-    own_name = next((part for part in reversed(name.split(".")) if not part.isdigit()), "")
-    if own_name in _HEAD_NAMES or own_name.endswith("head") or (own_name == "heads" and name[-1].isdigit()):
+    if (own_name := head_name(name)) is not None:
         return f"head: named {own_name}"
     is_last = linear is list(linears.values())[-1]
     taken = {other.in_features for other in linears.values() if other is not linear}

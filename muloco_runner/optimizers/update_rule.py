@@ -9,32 +9,16 @@ W <- (1 - lr weight_decay) W - lr shape_scale NS(M, or what Nesterov looks ahead
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, assert_never
 
 import torch
 from torch import Tensor
 
-from muloco_runner.config.inner_optimizer import LrScale, MomentumForm
-from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial, named_polynomial
+from muloco_runner.config.inner_optimizer import MomentumForm
+from muloco_runner.muon_rule.conventions import corrected_look_ahead
 
 NUMBERS = ("lr", "momentum", "eps", "epsilon", "norm_floor", "weight_decay")
 """Settings that are one number each; a tensor of one element is one."""
-
-
-def shape_scale(convention: LrScale, rows: int, columns: int) -> float:
-    """Return the factor on the learning rate of a matrix of shape (rows, columns), that is (fan-out, fan-in)."""
-    match convention:
-        case "spectral":  # arXiv 2505.23725
-            return float((rows / columns) ** 0.5)
-        case "keller_jordan":  # kellerjordan.github.io/posts/muon
-            return float(max(1.0, rows / columns) ** 0.5)
-        case "moonlight":  # arXiv 2502.16982
-            return float(0.2 * max(rows, columns) ** 0.5)
-        case "none":
-            return 1.0
-        case _:
-            assert_never(convention)
 
 
 def step_settings(group: dict[str, Any]) -> dict[str, Any]:
@@ -60,36 +44,6 @@ def follow_cycled_momentum(group: dict[str, Any], known: Mapping[str, Any]) -> N
     # A number of its own, so that the same one set again by hand is told from none set.
     group["momentum"] = group["momentum"] * 1.0
     group["betas"] = (group["momentum"], *group["betas"][1:])
-
-
-def corrected_look_ahead(momentum: float, step: int) -> float:
-    """Return the share of M, the rest being G's, in what Nesterov with bias correction mixes at step t = 1, 2, ...:
-    momentum M / (1 - momentum^(t+1)) + (1 - momentum) G / (1 - momentum^t), but for a factor, which is nothing to what
-    is orthogonalised.
-    """
-    ahead = momentum / (1 - momentum ** (step + 1))
-    return ahead / (ahead + (1 - momentum) / (1 - momentum**step))
-
-
-def polynomial_of(group: dict[str, Any]) -> Polynomial:
-    """Return the Newton-Schulz polynomial that a parameter group names, with its normalisation."""
-    coefficients, num_iterations = group["coefficients"], group["num_iterations"]
-    if isinstance(coefficients, str):
-        named = named_polynomial(coefficients, num_iterations)
-    else:
-        named = Polynomial((tuple(coefficients),) * num_iterations)
-    return replace(named, epsilon=group["epsilon"], norm_floor=max(named.norm_floor, group["norm_floor"]))
-
-
-def gradient_weight(form: MomentumForm, momentum: float) -> float:
-    """Return the factor on the gradient as it enters the momentum."""
-    match form:
-        case "sum":
-            return 1.0
-        case "ema":
-            return 1.0 - momentum
-        case _:
-            assert_never(form)
 
 
 def accumulate_momentum_(buffer: Tensor, gradient: Tensor, momentum: float, form: MomentumForm) -> None:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, get_args
 
 from torch import Tensor
 
-from muloco_runner.config.inner_optimizer import Coefficients, LrScale, MomentumForm
-from muloco_runner.optimizers.buckets.matrix_view import matrix_view, splits_of
+from muloco_runner.config.inner_optimizer import LrScale, MomentumForm
+from muloco_runner.muon_rule.matrix_view import matrix_view, splits_of
+from muloco_runner.muon_rule.polynomial import polynomial_of
+from muloco_runner.muon_rule.setting_checks import (
+    check_choice,
+    check_coefficients,
+    check_count,
+    check_nesterov,
+    check_number,
+)
 from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend
-from muloco_runner.optimizers.update_rule import NUMBERS, polynomial_of
+from muloco_runner.optimizers.update_rule import NUMBERS
 
 _CHOICES = {
     "algorithm": ("muon", "adamw"),
@@ -32,18 +40,8 @@ COUNTERS = ("nesterov_steps", "steps_since_sync")
 
 
 def check_range(name: str, value: Any, end: float = math.inf) -> None:
-    """Check that a hyper-parameter is a number, not negative, and below `end`."""
-    is_number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
-    if not is_number or not 0 <= float(value) < end:
-        raise ValueError(
-            f"{name}={value!r}: must be at least 0 and {'finite' if end == math.inf else f'below {end:g}'}"
-        )
-
-
-def check_count(name: str, value: Any) -> None:
-    """Check that a number of something is whole and positive."""
-    if not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name}={value!r}: must be a whole number, at least 1")
+    """Check that a hyper-parameter is a number, or a tensor of one, not negative, and below `end`."""
+    check_number(name, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value, end)
 
 
 def check_keys(group: dict[str, Any], settings: Collection[str]) -> None:
@@ -71,12 +69,11 @@ def check_scheduled(name: str, value: Any) -> None:
 def check_group(group: dict[str, Any]) -> None:
     """Check the settings of a group, and that its parameters can be trained with them."""
     for name, allowed in _CHOICES.items():
-        if group[name] not in allowed:
-            raise ValueError(f"{name}={group[name]!r}: must be one of {', '.join(allowed)}")
+        check_choice(name, group[name], allowed)
     for name in SCHEDULED:
         check_scheduled(name, group[name])
     check_count("num_iterations", group["num_iterations"])
-    _check_coefficients(group["coefficients"])
+    check_coefficients(group["coefficients"])
     polynomial_of(group)
     if group["batched"] not in (True, False):
         raise ValueError(f"batched={group['batched']!r}: must be True or False")
@@ -96,22 +93,12 @@ def check_group(group: dict[str, Any]) -> None:
 
 
 def _check_nesterov(group: dict[str, Any]) -> None:
-    if group["nesterov"] in (True, False):
-        return
+    check_nesterov(group["nesterov"], group["momentum_form"])
     if group["nesterov"] != "corrected":
-        raise ValueError(f"nesterov={group['nesterov']!r}: must be True, False or 'corrected'")
-    if group["momentum_form"] != "ema":
-        raise ValueError("nesterov='corrected': corrects a mean of gradients: give momentum_form='ema'")
+        return
     for parameter in group["params"]:
         if choose_backend(group["backend"], parameter.device) in TRITON_DTYPES:
             raise ValueError("nesterov='corrected': no fused kernel has it: give backend='reference'")
-
-
-def _check_coefficients(value: Any) -> None:
-    is_triple = isinstance(value, tuple | list) and len(value) == 3 and all(isinstance(one, Real) for one in value)
-    if not is_triple and (not isinstance(value, str) or value not in get_args(Coefficients)):
-        names = ", ".join(get_args(Coefficients))
-        raise ValueError(f"coefficients={value!r}: must be one of {names}, or three numbers for every step")
 
 
 def check_disjoint(groups: list[dict[str, Any]]) -> None:

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from muloco_runner.distributed.dtensor import local, state_dtype
 from muloco_runner.distributed.pending import PendingTransfers
+from muloco_runner.muon_rule.conventions import shape_scale
+from muloco_runner.muon_rule.matrix_view import MatrixView
+from muloco_runner.muon_rule.polynomial import polynomial_of
 from muloco_runner.optimizers.arena import Arena
-from muloco_runner.optimizers.buckets.matrix_view import MatrixView
 from muloco_runner.optimizers.orthogonalize import (
     TRITON_DTYPES,
     choose_backend,
@@ -27,7 +29,7 @@ from muloco_runner.optimizers.orthogonalize import (
     works_matrix_by_matrix,
 )
 from muloco_runner.optimizers.threads import share_over_threads
-from muloco_runner.optimizers.update_rule import accumulate_momentum_, look_ahead, polynomial_of, shape_scale
+from muloco_runner.optimizers.update_rule import accumulate_momentum_, look_ahead
 
 
 class Bucket(Protocol):

@@ -15,10 +15,10 @@ from muloco_runner.distributed.collectives import Collectives
 from muloco_runner.distributed.dtensor import is_distributed, sharding_group, state_dtype
 from muloco_runner.distributed.ownership import OwnerAssignment
 from muloco_runner.distributed.traffic import Traffic
+from muloco_runner.muon_rule.matrix_view import MatrixView, matrix_view, splits_of
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.buckets.adamw import AdamWBucket
 from muloco_runner.optimizers.buckets.base import Bucket, MatrixBucket
-from muloco_runner.optimizers.buckets.matrix_view import MatrixView, matrix_view, splits_of
 from muloco_runner.optimizers.buckets.replicated import ReplicatedBucket
 from muloco_runner.optimizers.buckets.sharded import ShardedBucket
 from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend, result_dtype

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from muloco_runner.distributed.pending import PendingTransfers
+from muloco_runner.muon_rule.conventions import shape_scale
+from muloco_runner.muon_rule.matrix_view import MatrixView
+from muloco_runner.muon_rule.polynomial import polynomial_of
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.buckets.adamw import AdamWBucket
 from muloco_runner.optimizers.buckets.base import MatrixBucket
-from muloco_runner.optimizers.buckets.matrix_view import MatrixView
 from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend, matrices_at_once
 from muloco_runner.optimizers.orthogonalize.triton import elementwise
 from muloco_runner.optimizers.orthogonalize.triton.device_tables import Addresses
 from muloco_runner.optimizers.orthogonalize.triton.hyper import BETA1, BETA2, HyperParameters
 from muloco_runner.optimizers.orthogonalize.triton.workspace import TRITON_TYPES, Source, Workspace, workspace_bytes
-from muloco_runner.optimizers.update_rule import polynomial_of, shape_scale
 
 ADAMW_BLOCK = 2048
 

@@ -19,9 +19,9 @@ from muloco_runner.distributed.collectives import Collectives
 from muloco_runner.distributed.dtensor import as_dtensor_like
 from muloco_runner.distributed.ownership import OwnerAssignment, rounds_of
 from muloco_runner.distributed.pending import PendingTransfers
+from muloco_runner.muon_rule.matrix_view import MatrixView
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.buckets.base import MatrixBucket
-from muloco_runner.optimizers.buckets.matrix_view import MatrixView
 from muloco_runner.optimizers.orthogonalize import result_dtype
 
 

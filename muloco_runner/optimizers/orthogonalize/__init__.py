@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from muloco_runner.config import ConfigError, MuonBackend
+from muloco_runner.muon_rule.polynomial import Polynomial
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.orthogonalize.cpu import computes_in_bfloat16, orthogonalize_cpu
-from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial
 from muloco_runner.optimizers.orthogonalize.reference import orthogonalize_reference
 
 Backend = Literal["reference", "cpu", "triton", "triton_bfloat16"]

@@ -18,8 +18,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from muloco_runner.muon_rule.polynomial import Polynomial
 from muloco_runner.optimizers.orthogonalize.gram_form import Addend, GramForm
-from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial
 from muloco_runner.optimizers.orthogonalize.reference import normalise
 from muloco_runner.optimizers.threads import share_over_threads
 

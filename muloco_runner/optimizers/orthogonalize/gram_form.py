@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from muloco_runner.optimizers.orthogonalize.polynomial import Coefficients
+from muloco_runner.muon_rule.polynomial import Coefficients
 
 Addend = tuple[Tensor, float]
 """A tensor and its factor."""

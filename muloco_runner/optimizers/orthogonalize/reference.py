@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial
+from muloco_runner.muon_rule.polynomial import Polynomial
 
 
 def normalise(x_BMN: Tensor, polynomial: Polynomial) -> Tensor:

@@ -13,7 +13,7 @@ from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.distributed.topology import Topology
 from muloco_runner.model.transformer import build_model
-from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
+from muloco_runner.muon_rule.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.reference import orthogonalize_reference
 
 CPU = torch.device("cpu")

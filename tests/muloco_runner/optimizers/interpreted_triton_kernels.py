@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from triton.runtime.interpreter import GridExecutor
 
+from muloco_runner.muon_rule.polynomial import named_polynomial
 from muloco_runner.optimizers import MuLoCo1, Muon
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.buckets.fused import FusedAdamWBucket, FusedMatrixBucket
 from muloco_runner.optimizers.buckets.replicated import ReplicatedBucket
 from muloco_runner.optimizers.orthogonalize import orthogonalize, result_dtype
-from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.reference import normalise, orthogonalize_reference
 from muloco_runner.optimizers.orthogonalize.triton import tiles
 from muloco_runner.optimizers.orthogonalize.triton.parameter_update import apply_update

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from muloco_runner.muon_rule.polynomial import named_polynomial
 from muloco_runner.optimizers import Muon
-from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.reference import orthogonalize_reference
 from muloco_runner.optimizers.parameter_groups import parameter_groups
 

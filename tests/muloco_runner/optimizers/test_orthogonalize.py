@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from muloco_runner.config import ConfigError, ModelConfig
+from muloco_runner.muon_rule.polynomial import named_polynomial
 from muloco_runner.optimizers import orthogonalize as orthogonalize_package
 from muloco_runner.optimizers.orthogonalize import choose_backend, cpu, orthogonalize
-from muloco_runner.optimizers.orthogonalize.polynomial import named_polynomial
 from muloco_runner.optimizers.orthogonalize.reference import normalise, orthogonalize_reference
 
 NAMES = ("muloco", "keller_jordan", "polar_express")

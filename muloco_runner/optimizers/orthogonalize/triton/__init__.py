@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from muloco_runner.muon_rule.polynomial import Polynomial
 from muloco_runner.optimizers.arena import Arena
-from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial
 from muloco_runner.optimizers.orthogonalize.triton.device_tables import Addresses
 from muloco_runner.optimizers.orthogonalize.triton.tiles import matrices_at_once
 from muloco_runner.optimizers.orthogonalize.triton.workspace import Source, Workspace

@@ -11,8 +11,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from muloco_runner.muon_rule.conventions import gradient_weight
 from muloco_runner.optimizers.orthogonalize.triton.device_tables import DeviceTable
-from muloco_runner.optimizers.update_rule import gradient_weight
 
 LR = tl.constexpr(0)
 MOMENTUM = tl.constexpr(1)

@@ -18,9 +18,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from muloco_runner.muon_rule.polynomial import Polynomial
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.orthogonalize.gram_form import Addend, GramForm
-from muloco_runner.optimizers.orthogonalize.polynomial import Polynomial
 from muloco_runner.optimizers.orthogonalize.triton import elementwise, products, tiles, waves
 from muloco_runner.optimizers.orthogonalize.triton.device_tables import Addresses
 from muloco_runner.optimizers.orthogonalize.triton.hyper import HyperParameters

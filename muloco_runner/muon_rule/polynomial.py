@@ -6,9 +6,10 @@ singular values lie near 1. The input is divided by its Frobenius norm times `no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import assert_never
+from typing import Any, assert_never
 
 from muloco_runner.config.inner_optimizer import Coefficients as CoefficientsName
 
@@ -77,3 +78,13 @@ def named_polynomial(name: CoefficientsName, num_iterations: int) -> Polynomial:
             return Polynomial(_POLAR_EXPRESS[:num_iterations], norm_margin=1.02)
         case _:
             assert_never(name)
+
+
+def polynomial_of(group: Mapping[str, Any]) -> Polynomial:
+    """Return the Newton-Schulz polynomial that a parameter group names, with its normalisation."""
+    coefficients, num_iterations = group["coefficients"], group["num_iterations"]
+    if isinstance(coefficients, str):
+        named = named_polynomial(coefficients, num_iterations)
+    else:
+        named = Polynomial((tuple(coefficients),) * num_iterations)
+    return replace(named, epsilon=group["epsilon"], norm_floor=max(named.norm_floor, group["norm_floor"]))
