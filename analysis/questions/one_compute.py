@@ -250,7 +250,7 @@ def rows(result: OneCompute) -> list[Table]:
     """One row a series."""
     table = Table(
         "one_compute",
-        f"Every series at {flops(result.flops or 0)} FLOPs: what the baseline needs for the same loss over its own",
+        f"Each series at {flops(result.flops or 0)} FLOPs: what {result.baseline} needs for its loss over that",
         [
             Column("series"), Column("compute ratio", "ratio"),
             Column("compute ratio 95% interval", "ratio", joint=" "), *_columns("tokens ratio"),

@@ -204,7 +204,7 @@ def section(result: PairwiseTests) -> list[str]:
         all_tested = sum(pair.p is not None for pair in result.pairs)
         text.append(
             f"The other {_counted(len(others), 'pair')} were not stated beforehand: Holm's correction is over all "
-            f"{_counted(all_tested, 'pair')} tested, and they are folded."
+            f"{_counted(all_tested, 'pair')} tested, and they have a table of their own."
         )
     untested = sum(pair.p is None for pair in stated)
     if untested:

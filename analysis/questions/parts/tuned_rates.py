@@ -170,7 +170,7 @@ def plot_maps(report: dict[str, Any], styles: Styles) -> list[Drawing]:
             continue
         title = f"{m['series']}, {count(m['num_params'])}: % above its best loss"
         across = axis_labels.across(report, "global batch B", "global_batch_tokens", "tokens")
-        upright = axis_labels.upright(report, "peak learning rate", "lr")
+        upright = axis_labels.upright(report, "learning rate", "lr")
         figure, axes = panel(title, across, upright, height=0.25 + 0.24 * len(rates))
         above = np.full((len(rates), len(batches)), np.nan)
         for c in m["cells"]:

@@ -4,12 +4,14 @@ import copy
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from planted import Law, run_config, write_run
 
+from analysis.page.listed import listed, listed_values
 from analysis.page.page_table import Column, Table
 from analysis.questions.options import Options
 from analysis.questions.registry import REGISTRY
@@ -92,6 +94,42 @@ def test_a_reason_takes_the_place_of_missing_numbers() -> None:
         [("b", False, 1), ("0.500", True, 1), ("3", True, 1), ("–", False, 1)],
         [("c", False, 1), ("0.500", True, 1), ("odd", False, 2)],
     ]
+
+
+def test_a_page_leaves_out_columns_that_say_nothing() -> None:
+    columns = [Column("series"), Column("gap", "ratio"), Column("interval", "ratio", joint=" "), Column("why")]
+    table = Table("t", "t", columns, [["a", None, None, "few"], ["b", None, None, "–"]])
+    assert [column.name for column in table.shown_columns] == ["series", "why"]
+    assert table.cells() == [["a", "few"], ["b", "–"]]
+    assert table.to_csv().splitlines()[0] == '"series","gap","interval","why"'
+    assert [column.name for column in Table("t", "t", columns, [["a", 1.0, None, "–"]]).shown_columns] == [
+        "series",
+        "gap",
+    ]
+
+
+def test_names_with_commas_are_told_apart_in_a_sentence() -> None:
+    assert listed(["a", "b"]) == "a, b"
+    assert listed(["lion, beta 0.9", "b"]) == "lion, beta 0.9; b"
+    assert listed_values([("a", "1.2"), ("b", "1.3")]) == "a 1.2, b 1.3"
+    assert listed_values([("lion, beta 0.9", "1.2"), ("b", "1.3")]) == "lion, beta 0.9: 1.2; b: 1.3"
+
+
+def test_a_table_too_long_for_a_page_is_named_with_its_file(report: dict[str, Any]) -> None:
+    tables = all_tables(report)
+    long = replace(tables["loss_vs_batch"], rows=tables["loss_vs_batch"].rows * 40)
+    pages = render_pages(report, {**tables, "loss_vs_batch": long}, FIGURES)
+    for page in pages.values():
+        assert f"{len(long.rows)} rows, in tables/loss_vs_batch.csv" in page.replace("\\", "")
+    short = render_pages(report, tables, FIGURES)
+    assert len(pages["report.html"]) < len(short["report.html"])
+
+
+def test_templates_know_no_section_by_name(report: dict[str, Any]) -> None:
+    known = [section for one in REGISTRY if (section := one.section_in(report, [*FIGURES])) is not None]
+    for template in (Path(__file__).parents[3] / "analysis" / "report" / "templates").iterdir():
+        text = template.read_text()
+        assert not [section.title for section in known if section.title in text or f'"{section.id}"' in text]
 
 
 def test_where_no_law_gives_ratios_losses_are_compared(tmp_path: Path) -> None:
