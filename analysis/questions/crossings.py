@@ -21,7 +21,7 @@ from analysis.page.numbers import count, flops, integer
 from analysis.page.page_table import Column, Table
 from analysis.questions.compared_pairs import other_pairs, partners, stated_pairs
 from analysis.questions.iso_loss import IsoLoss, loss_at, prediction_error, widening
-from analysis.questions.question import Inputs, Question
+from analysis.questions.question import NOT_IDENTIFIED, Inputs, Question
 
 Standing = Literal["cross", "do not cross within the data", "cannot be told"]
 _GRID = 400
@@ -157,7 +157,7 @@ def _sentence(one: Crossing) -> str:
 def section(result: Crossings) -> list[str]:
     """What a crossing is, and how many pairs have one."""
     if result.reason:
-        return [f"Not identified: {result.reason}."]
+        return [f"{NOT_IDENTIFIED}{result.reason}."]
     which = "Every pair of laws" if result.all_pairs else "The law of each series with the baseline's and its partner's"
     counted = Counter(one.standing for one in result.pairs)
     each = "; ".join(f"{integer(counted[standing])} {standing}" for standing in get_args(Standing) if counted[standing])

@@ -19,7 +19,7 @@ from analysis.page.numbers import flops, integer, ratio, spread
 from analysis.page.page_table import Column, Table
 from analysis.questions.iso_loss import TRUSTED_SCALES, IsoLoss, equal_loss_ratio, loss_at, prediction_error
 from analysis.questions.measured_ratio import at_equal_loss, measured_ratio
-from analysis.questions.question import Inputs, Question
+from analysis.questions.question import NOT_IDENTIFIED, Inputs, Question
 from analysis.questions.time_ratio import TimeRatio, compute_time_ratios, shared_definition
 
 Standing = Literal["established", "not established", "too few sizes", "cannot be told apart"]
@@ -214,7 +214,7 @@ def _with_interval(value: float, ci: tuple[float, float] | None) -> str:
 def section(result: OneCompute) -> list[str]:
     """What is compared, and when the law may not be believed."""
     if result.flops is None:
-        return [f"Not identified: {result.reason}."]
+        return [f"{NOT_IDENTIFIED}{result.reason}."]
     text = (
         f"Each series spends {flops(result.flops)} FLOPs, the largest compute that all were trained with; the ratio is "
         f"{result.baseline}'s compute for the same loss over that. Where the law misses the largest size, predicted "

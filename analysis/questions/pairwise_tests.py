@@ -189,19 +189,23 @@ def section(result: PairwiseTests) -> list[str]:
     if not result.pairs:
         return ["There is no pair of series whose losses may be compared."]
     stated = [pair for pair in result.pairs if pair.stated]
+    others = [pair for pair in result.pairs if not pair.stated]
+    level = number(result.level)
     text = [
         "Stated beforehand: each series against the baseline, and against its partner (data parallel with the same "
         f"inner optimizer, or what --style says): {_counted(len(stated), 'pair')}. The rule: two-sided tests of the "
         "difference of log losses of both series' best settings. At the largest size that both have: paired by seed "
         "(Student's t) where they share two seeds or more, else Welch's where both have two or more. With one seed: "
-        "paired by size, over three sizes or more, of the mean difference over sizes. Holm's correction over the "
-        f"{_counted(result.tested, 'stated pair')} tested; level {number(result.level)}. A pair with an adjusted p of "
-        f"{number(result.level)} or more is a tie: not told apart, which does not say that they are equal. Intervals "
-        "are those of one pair alone."
+        "paired by size, over three sizes or more, of the mean difference over sizes."
     ]
-    others = [pair for pair in result.pairs if not pair.stated]
-    if others:
-        all_tested = sum(pair.p is not None for pair in result.pairs)
+    if result.tested:
+        text[0] += (
+            f" Holm's correction over the {_counted(result.tested, 'stated pair')} tested; level {level}. A pair with "
+            f"an adjusted p of {level} or more is a tie: not told apart, which does not say that they are equal. "
+            "Intervals are those of one pair alone."
+        )
+    all_tested = sum(pair.p is not None for pair in result.pairs)
+    if others and all_tested:
         text.append(
             f"The other {_counted(len(others), 'pair')} were not stated beforehand: Holm's correction is over all "
             f"{_counted(all_tested, 'pair')} tested, and they have a table of their own."

@@ -27,6 +27,8 @@ from analysis.questions.time_ratio import TimeRatios
 from analysis.runs import Study
 
 Result = TypeVar("Result")
+NOT_IDENTIFIED = "Not identified: "
+"""How the text of a question begins that has no section, but a line with the reason."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Question(Generic[Result]):
     result: type[Result]
     compute: Callable[[Inputs], Result]
     section: Callable[[Result], list[str]]
-    """Paragraphs above the figures and tables; the reason where there are none."""
+    """Paragraphs above the figures and tables; one that begins with `NOT_IDENTIFIED` takes their place."""
     rows: Callable[[Result], list[Table]]
     findings: Callable[[Result], list[str]] = lambda result: []
     """Sentences for the verdict, strongest first; none unless given."""
@@ -124,8 +126,9 @@ class Question(Generic[Result]):
         """The page's section: text, figures, tables, all but the first folded."""
         result = self.read(report)
         paragraphs, tables = self.section(result), self.rows(result)
-        if not tables and self.name not in figures:
-            said = " ".join(paragraphs).removeprefix("Not identified: ").removesuffix(".")
-            return Section(self.name, self.title, [], said or "nothing to show")
+        said = " ".join(paragraphs)
+        if said.startswith(NOT_IDENTIFIED) or (not tables and self.name not in figures):
+            reason = said.removeprefix(NOT_IDENTIFIED).removesuffix(".")
+            return Section(self.name, self.title, [], reason or "nothing to show")
         shown = [Shown(table.name, folded=i > 0) for i, table in enumerate(tables)]
         return Section(self.name, self.title, [*paragraphs, Figures(), *shown])

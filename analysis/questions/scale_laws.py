@@ -23,7 +23,7 @@ from analysis.page.numbers import count, estimate, number
 from analysis.page.page_table import Column, Table
 from analysis.page.styles import Styles
 from analysis.questions.options import Size
-from analysis.questions.question import Inputs, Question
+from analysis.questions.question import NOT_IDENTIFIED, Inputs, Question
 from analysis.questions.scale_observations import COLUMNS, Quantity, ScaleObservation, observe
 
 FORMS = (("num_params", "num_tokens"), ("num_tokens",), ("num_params",))
@@ -201,7 +201,9 @@ def _said(prediction: Prediction) -> str:
 def section(result: ScaleLaws) -> list[str]:
     """What the laws are and what they rest on."""
     if not result.laws:
-        return ["No scale was trained with several batches or learning rates."]
+        return [f"{NOT_IDENTIFIED}no scale was trained with several batches or learning rates."]
+    if not result.predictions and not any(form.law for law in result.laws for form in law.forms):
+        return [f"{NOT_IDENTIFIED}no quantity has a law (tables/scale_laws.csv has the reasons)."]
     text = [
         "y = c N^a D^b over every size and token budget. A scale whose best setting is the last of its grid enters the "
         "likelihood as a bound; known values weigh by the width of their plateau. In N and D/N the exponents are "

@@ -25,7 +25,7 @@ from analysis.page.drawing import Drawing, finish, panel, series_slug
 from analysis.page.numbers import count, integer
 from analysis.page.page_table import Column, Table
 from analysis.page.styles import Styles
-from analysis.questions.question import Inputs, Question
+from analysis.questions.question import NOT_IDENTIFIED, Inputs, Question
 from analysis.seeds import run_folders
 from muloco_runner.record import RecordError, RunFolder
 
@@ -150,7 +150,7 @@ def fit_critical_batch_of_steps(batch: Array, steps: Array) -> tuple[Estimate, f
 def section(result: CurveBatches) -> list[str]:
     """The law, and why there may be none."""
     if result.reason:
-        return [f"Not identified: {result.reason}."]
+        return [f"{NOT_IDENTIFIED}{result.reason}."]
     return [
         "Steps to one loss, S = S_min (1 + B_c / B): at B_c a run takes twice the fewest steps and twice the fewest "
         "tokens. The target is the lowest validation loss that the best runs of all batches reach; curves whose "

@@ -268,10 +268,18 @@ def section(report: dict[str, Any], drawn: bool) -> list[Block] | str:
         f"between two tested batches (thin bars). Arrows are bounds and take no part in a fit.{published}",
         Terms(part["definitions"]),
         Figures(),
-        Shown("critical_batch_laws"),
-        Shown("critical_batch_joint"),
-        Shown("critical_batch", folded=True),
+        *_laws_or_none(any(found)),
     ]
+
+
+def _laws_or_none(some: bool) -> list[Block]:
+    """Tables of laws and of points; of points alone where there is no law."""
+    if some:
+        return [
+            Shown("critical_batch_laws"), Shown("critical_batch_joint"), Shown("critical_batch", folded=True)
+        ]  # fmt: skip
+    why = "tables/critical_batch_laws.csv and critical_batch_joint.csv"
+    return [f"How they grow with tokens is not identified; the reasons are in {why}.", Shown("critical_batch")]
 
 
 PART = Part(
