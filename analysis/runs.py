@@ -109,9 +109,8 @@ def load_study(root: str | os.PathLike[str], corpus: str | None = None) -> Study
     rows = [row for row in found if not isinstance(row, Excluded)]
     excluded = [row for row in found if isinstance(row, Excluded)]
     if not rows:
-        raise ConfigError(
-            f"{root}: none of {len(folders)} runs is finished; the first: {excluded[0].reason}; the report needs one"
-        )
+        why = f"none of {len(folders)} runs is finished; the first: {excluded[0].reason}"
+        raise ConfigError(f"{root}: {why}; a report needs one that is")
     return replace(build_study(str(root), rows, excluded, corpus), folder=folders[0].path.parent)
 
 
