@@ -65,8 +65,8 @@ def find_optima(study: Study) -> Optima:
     finished = study.runs[~study.runs["diverged"]]
     if finished.empty:
         raise ConfigError(
-            f"{study.source}: all {len(study.runs)} runs diverged, so there is no loss to compare: add runs that train, "
-            "at lower learning rates"
+            f"{study.source}: all {len(study.runs)} runs diverged, so there is no loss to compare: add runs that "
+            "train, at lower learning rates"
         )
     losses = losses_of_settings(study.runs)
     grouped = finished.groupby(SETTING, sort=True, observed=True)
