@@ -34,7 +34,12 @@ Values, each a key with a dot for each level:
   method.sync_interval=30           inner steps between two outer steps (H)
   method.outer_optimizer.lr=0.7     outer learning rate; .momentum=0.6
   data=text data.path=FOLDER        any text files, as bytes; data=prepared for what `muloco-data prepare` wrote
+  data.validation={{books: FOLDER}}   loss on further text, recorded beside the main one's; quote it for your shell
   seed=0   precision=bfloat16   root=results   execution.device=cpu
+  execution.keep=final              checkpoints that stay: none, final, best, last_3, [1000,2000]; see muloco-model
+  execution.wandb_project=NAME      records go to Weights & Biases too; .wandb_mode=offline: the controller sends them
+  execution.tensorboard=true        records for TensorBoard, in RUN/tensorboard
+  execution.profile=[20,25]         torch's profiler traces these steps: RUN/attempts/N/trace-RANK.json
 
 The same values name the same run: its folder is ROOT/runs/RUN_ID. A finished run is not trained again, an interrupted
 one continues where its last checkpoint left it.

@@ -25,8 +25,8 @@ Samples, exports, evaluates and continues trained models.
   muloco-model sample results/runs/RUN_ID --prompt 'def main' --tokens 200     continue a text
   muloco-model export results/runs/RUN_ID --out my_model                       as a Hugging Face folder
   muloco-model continue results/runs/RUN_ID --tokens-per-parameter 40          as if that had been asked for at once
-  muloco-model eval results/runs/RUN_ID                                        validation loss, bits per byte
-  muloco-model eval results/runs/RUN_ID --tasks hellaswag,arc_easy --limit 100 scores, kept in its evaluations/
+  muloco-model eval results/runs/RUN_ID                validation loss, bits per byte, of each named set too
+  muloco-model eval RUN --tasks hellaswag,arc_easy --limit 100   scores, kept in the run's evaluations/
   muloco-model eval results --tasks hellaswag          of every finished run there that keeps weights
   torchrun --no-python --nproc-per-node 4 muloco-model eval RUN --tasks hellaswag --device cuda   on four GPUs
   muloco-model eval RUN --validation books=data/books  loss on further text; trains nothing
@@ -226,9 +226,9 @@ def _evaluate(arguments: argparse.Namespace) -> ExitCode:
             if why is not None:
                 left_out[why] += 1
                 continue
-            found, line = _evaluated(_load(arguments, folder), arguments, sets, ranks)
+            found, line = _evaluated(_load(arguments, folder), arguments, sets, ranks, bool(many))
             if ranks.rank == 0:
-                print(json.dumps(found) if arguments.json else f"{folder.name}  {line}" if many else line, flush=True)
+                print(json.dumps(found) if arguments.json else line, flush=True)
         reasons = "; ".join(f"{count} {why}" for why, count in left_out.items())
         if left_out and left_out.total() == len(folders):
             raise ConfigError(f"{arguments.model}: none of {len(folders)} runs can be evaluated: {reasons}")
@@ -242,6 +242,8 @@ def _named_paths(arguments: argparse.Namespace) -> dict[str, str]:
     useless = [name for name in ("include", "limit") if getattr(arguments, name) is not None]
     if arguments.tasks is None and useless:
         raise ConfigError(f"--{useless[0]} has no effect without --tasks: drop it, or name tasks")
+    if arguments.tasks is not None:
+        _task_names(arguments.tasks)
     if arguments.tasks is not None and arguments.validation:
         raise ConfigError("--validation has no effect with --tasks: say them in two commands")
     pairs = [text.partition("=") for text in arguments.validation]
@@ -278,19 +280,30 @@ def _why_left_out(folder: Path, arguments: argparse.Namespace) -> str | None:
 
 
 def _evaluated(
-    loaded: LoadedRun, arguments: argparse.Namespace, sets: dict[str, str], ranks: Ranks
+    loaded: LoadedRun, arguments: argparse.Namespace, sets: dict[str, str], ranks: Ranks, many: bool
 ) -> tuple[dict[str, Any], str]:
-    """What was found, and the same as text."""
+    """What was found, and the same as text; of many runs one line each, with the run and the step of its weights."""
     from muloco_runner.inference.evaluation import tasks, validation
 
     if arguments.tasks is not None:
-        names = list(dict.fromkeys(arguments.tasks.split(",")))
+        names = _task_names(arguments.tasks)
         found = tasks(loaded, names, arguments.include, arguments.limit, arguments.batch, ranks)
-        scores = [f"{name}  {key} {value:.4f}" for name in names for key, value in found[name]["scores"].items()]
-        return found, "  ".join(scores) if _runs_below(arguments.model) else "\n".join(scores)
-    found = validation(loaded, sets, ranks)
-    texts = [_loss_text("validation loss", found), *(_loss_text(n, v) for n, v in found.get("named", {}).items())]
-    return found, "; ".join(texts)
+        texts = [f"{name}  {key} {value:.4f}" for name in names for key, value in found[name]["scores"].items()]
+    else:
+        found = validation(loaded, sets, ranks)
+        texts = [_loss_text("validation loss", found), *(_loss_text(n, v) for n, v in found.get("named", {}).items())]
+    if not many:
+        return found, "\n".join(texts)
+    early = "" if loaded.step == loaded.config.num_steps else f" (step {loaded.step} of {loaded.config.num_steps})"
+    return found, f"{loaded.config.run_id}{early}  {'; '.join(texts)}"
+
+
+def _task_names(said: str) -> list[str]:
+    """Names with commas between; an empty one raises `ConfigError`."""
+    names = list(dict.fromkeys(name.strip() for name in said.split(",")))
+    if not all(names):
+        raise ConfigError(f"--tasks {said}: an empty name: give names with commas between, such as hellaswag,arc_easy")
+    return names
 
 
 def _loss_text(name: str, found: dict[str, Any]) -> str:

@@ -180,7 +180,11 @@ def _model_card(loaded: LoadedRun, dtype: str) -> str:
     }
     if result is not None and result.validation_loss is not None:
         note = "" if loaded.step == result.num_steps else f" (at the end, step {result.num_steps:,})"
-        rows["validation loss"] = f"{result.validation_loss:.4f} nats per token{note}"
+        per_byte = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.4f} bits per byte"
+        rows["validation loss"] = f"{result.validation_loss:.4f} nats per token{per_byte}{note}"
+        for name, found in (result.named_validation or {}).items():
+            if found["validation_loss"] is not None:
+                rows[f"validation loss, {name}"] = f"{found['validation_loss']:.4f} nats per token{note}"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"

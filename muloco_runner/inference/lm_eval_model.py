@@ -40,6 +40,11 @@ def scores_of(
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise ConfigError(f"--tasks: {', '.join(unknown)}: no such task; own ones lie in a folder given by --include")
+    several = [name for name in names if name in manager.all_tags]
+    if several:
+        raise ConfigError(
+            f"--tasks: {', '.join(several)}: a name for several tasks without a score of its own: name these"
+        )
     found = lm_eval.simple_evaluate(
         model=LoadedModel(loaded, batch, ranks), tasks=list(names), limit=limit, task_manager=manager, log_samples=False
     )

@@ -25,6 +25,7 @@ from sweeps.cli.terminal import WIDEST, make_console, wrapped
 from sweeps.formatting import in_bytes, plural
 from sweeps.node.last_words import last_words
 from sweeps.store.folder import SweepFolder
+from sweeps.training.best import best_results, training_runs_of
 from sweeps.training.weights import kept_weights
 
 Arguments = argparse.Namespace
@@ -34,6 +35,8 @@ _WATCHED = ("controlled", "is_over", "paused", "own_limits", "counts", "waiting"
 """Keys of `status --json` whose change is worth a line of `watch --json`, besides the runs'."""
 _MAX_RUNNING_SHOWN = 20
 """Running runs that `status` lists."""
+_MAX_COMPARED = 1000
+"""Finished runs whose results `status` reads to name the best; of more the report tells, which takes its time."""
 
 
 def status(arguments: Arguments) -> ExitCode:
@@ -47,7 +50,11 @@ def status(arguments: Arguments) -> ExitCode:
         console.print(status_table(snapshot.status(chosen), _MAX_RUNNING_SHOWN, command, console.width))
         # Of a large sweep most runs have no history, and are not looked at one by one.
         known = snapshot.state.runs.with_history() if chosen is None else chosen
-        if kept := kept_weights(run.work for run in known if run.done):
+        done = [run.work for run in known if run.done]
+        if len(done) <= _MAX_COMPARED:
+            for line in best_results(training_runs_of(done), folder.root):
+                print(line)
+        if kept := kept_weights(done):
             print(
                 f"weights of {plural(len(kept), 'finished run')} take {in_bytes(sum(one.num_bytes for one in kept))}; "
                 f"free: {in_bytes(shutil.disk_usage(folder.root).free)}\n  muloco-sweep clean {command}"

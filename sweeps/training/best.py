@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from muloco_runner.config import RunConfig
+from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.record import RecordError, RunFolder, RunResult
+from sweeps.engine.work import Work
+from sweeps.training.adapter import TRAINING
+from sweeps.training.derive import run_of
 from sweeps.training.model_names import model_name
 
 _MOST_LINES = 12
+
+
+def training_runs_of(works: Iterable[Work]) -> list[RunConfig]:
+    """The training runs among `works` whose config can be read."""
+    found = []
+    for work in works:
+        if work.adapter.reports == TRAINING.reports:
+            with contextlib.suppress(ConfigError, RecordError):
+                found.append(run_of(work))
+    return found
 
 
 def best_results(runs: Sequence[RunConfig], root: Path) -> list[str]:

@@ -109,6 +109,8 @@ def test_a_sweep_is_evaluated_where_weights_are(
     assert "1 not finished" in errors
     monkeypatch.setattr("muloco_runner.inference.evaluation.evaluate", None)  # once is enough
     assert said(words, monkeypatch, capsys)[1] == lines
+    (line,) = said([root], monkeypatch, capsys)[1].splitlines()
+    assert line.startswith(f"{runs[1].run_id}  validation loss ")
     code, _, errors = said([root, "--step", "2"], monkeypatch, capsys)
     assert code == ExitCode.USAGE
     assert "none of 3 runs can be evaluated" in errors
@@ -122,6 +124,7 @@ def test_a_sweep_is_evaluated_where_weights_are(
         (["--validation", "a=x", "--validation", "a=y"], "each name once"),
         (["--validation", "a=x", "--tasks", "b"], "has no effect with --tasks"),
         (["--include", "x"], "has no effect without --tasks"),
+        (["--tasks", "a,,b"], "an empty name"),
     ],
 )
 def test_options_without_an_effect_are_refused(

@@ -12,6 +12,7 @@ from sweeps.__main__ import main
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
+from sweeps.training.best import best_results, training_runs_of
 from sweeps.training.sweep import Sweep, read_sweep
 from sweeps.training.weights import cost_of_weights, end_of_sweep, without_weights
 
@@ -63,6 +64,11 @@ def test_clean_leaves_the_best_of_each_series_and_size(
     assert code == 0
     assert "8 finished runs with weights, 8 kB" in said
     assert said.count("best of its series and size") == 4
+    lines = best_results(training_runs_of(sweep.definition.works), tmp_path)
+    assert [line.partition(":")[0] for line in lines if "Muon" in line] == [
+        "best DDP-Muon at 29k",
+        "best DDP-Muon at 42k",
+    ]
     code, said = say(capsys, monkeypatch, "clean", str(tmp_path), "--keep", "best")
     assert (code, len(holders(sweep))) == (2, 8)
     assert "or say --all" in said
