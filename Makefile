@@ -8,7 +8,9 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test test-slurm test-hydra-next test-extras soak check bench gpu-check
 
 demo: $(VENV)/installed  ## four algorithms, three sizes, real text, a scaling-law report: minutes on two cores
-	$(BIN)/muloco-sweep launch +sweep=demo cluster=local root=demo
+	@echo "Training: 48 runs, and those that their results ask for, about 160 in all; some minutes on two cores."
+	$(BIN)/muloco-sweep launch +sweep=study cluster=local root=demo
+	@echo "Report: reads the runs, fits laws, draws figures; seconds."
 	$(BIN)/muloco-report demo --out demo/report
 
 test: $(VENV)/installed-dev  ## everything but what needs a SLURM or takes minutes
@@ -51,7 +53,8 @@ gpu-check:  ## everything that a GPU has to tell, in minutes; wherever there are
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@echo "Installing the packages that pyproject.toml names, torch among them, into $(VENV): once, for a minute or more."
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
 $(NEXT_VENV)/installed: pyproject.toml tests/hydra/next.txt

@@ -17,7 +17,13 @@ SHORT = {
     "muloco-train model=hf:kept/hf": ["tokens_per_parameter=0.5"],
     "muloco-model continue": ["--tokens-per-parameter", "3"],
     "muloco-train data=prepared": ["tokens_per_parameter=0.2", "model=29k"],
-    "muloco-sweep launch": ["model=29k", "global_batch_tokens=512", "tokens_per_parameter=0.7"],
+    "muloco-sweep launch": [
+        "model=11k",
+        "global_batch_tokens=256",
+        "tokens_per_parameter=1",
+        "extend=false",
+        "replicate=false",
+    ],
     "muloco-report": ["--bootstrap", "20"],
 }
 

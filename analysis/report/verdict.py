@@ -24,11 +24,42 @@ class Verdict:
 
     findings: list[str]
     cautions: list[str]
+    headline: str = ""
+    """What was found, in one line; empty where nothing may be compared."""
 
 
 def statements(report: dict[str, Any]) -> Verdict:
     """What report.json's content allows to be said."""
-    return Verdict(_findings(report), _cautions(report))
+    return Verdict(_findings(report), _cautions(report), _headline(report))
+
+
+def _headline(report: dict[str, Any]) -> str:
+    """Which series is the lowest at the largest size, and whether the second is known to lie above it."""
+    if report["audit"]["withheld"]:
+        return "Nothing is ranked: it is not known what is compared."
+    if _cannot_rank(report):
+        return ""
+    largest, ranked, gap = (report["ranking"][key] for key in ("num_params", "series", "gap"))
+    lowest = next(row for row in report["best"] if row["num_params"] == largest and row["series"] == ranked[0])
+    head = f"{ranked[0]} reaches {loss(lowest['loss'])} at {count(largest)} parameters"
+    if gap is None:
+        return f"{head}."
+    if gap["se"] is None:
+        return f"{head}, {ranked[1]} {spread(gap['relative'])} more, on one seed."
+    established = "established" if _is_distinct(report)[0] else "not established"
+    return f"{head}, {ranked[1]} {spread(gap['relative'])} ± {spread(gap['se'])} more: {established}."
+
+
+def _cannot_rank(report: dict[str, Any]) -> bool:
+    return bool({"loss", "num_params"} & report["audit"]["unusable"].keys())
+
+
+def _is_distinct(report: dict[str, Any]) -> tuple[bool, str]:
+    """Whether the second series is known to lie above the first, and how that is known; of a gap with an error."""
+    tested = pairwise_tests.find(pairwise_tests.QUESTION.read(report), *report["ranking"]["series"][:2])
+    if tested is None or tested.adjusted_p is None:
+        return bool(report["ranking"]["gap"]["distinct"]), ""
+    return tested.outcome != "tie", f" (p = {number(tested.adjusted_p)} with Holm's correction)"
 
 
 def _findings(report: dict[str, Any]) -> list[str]:
@@ -40,7 +71,7 @@ def _findings(report: dict[str, Any]) -> list[str]:
 
 
 def _ranking(report: dict[str, Any]) -> list[str]:
-    if {"loss", "num_params"} & report["audit"]["unusable"].keys():
+    if _cannot_rank(report):
         return []
     largest = report["ranking"]["num_params"]
     losses = {row["series"]: row["loss"] for row in report["best"] if row["num_params"] == largest}
@@ -63,10 +94,7 @@ def _noise_sentence(report: dict[str, Any]) -> str:
         return ""
     if gap["se"] is not None:
         seeds = f", seed by seed over {gap['paired_seeds']} seeds" if gap["paired_seeds"] else ""
-        tested = pairwise_tests.find(pairwise_tests.QUESTION.read(report), *report["ranking"]["series"][:2])
-        distinct, how = gap["distinct"], ""
-        if tested is not None and tested.adjusted_p is not None:
-            distinct, how = tested.outcome != "tie", f" (p = {number(tested.adjusted_p)} with Holm's correction)"
+        distinct, how = _is_distinct(report)
         end = f"the difference is {'' if distinct else 'not '}established{how}."
         return f" The second lies {spread(gap['relative'])} ± {spread(gap['se'])} above the first{seeds}: {end}"
     if sd is None:

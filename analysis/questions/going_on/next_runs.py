@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,13 +96,17 @@ def _written(inputs: Inputs, wish: Wish) -> NextRuns | str:
     (folder,) = run_folders(inputs.study, _frame_of(wish))
     try:
         before = RunConfig.from_dict(folder.read_config())
-        made = before.with_values({key: values[-1] for key, values in wish.values.items()})
+        combinations = itertools.product(*wish.values.values())
+        every = [before.with_values(dict(zip(wish.values, values, strict=True))) for values in combinations]
     except (ConfigError, RecordError, OSError) as error:
         return f"{wish.why}; beyond it there is no run: {' '.join(str(error).split())}"
+    made = every[-1]
+    if all((folder.path.parent / one.run_id).is_dir() for one in every):
+        return f"{wish.why}; the runs that would tell are there, without a result"
     if BATCH in wish.values and made.global_batch_tokens > before.global_batch_tokens and made.num_steps < LEAST_STEPS:
         return f"{wish.why}; a larger one has fewer than {LEAST_STEPS} steps"
     values = {key: list(found) for key, found in wish.values.items()}
-    return NextRuns(wish.kind, wish.why, folder.run_id, values, math.prod(map(len, values.values())))
+    return NextRuns(wish.kind, wish.why, folder.run_id, values, len(every))
 
 
 def _frame_of(wish: Wish) -> pd.DataFrame:

@@ -41,6 +41,7 @@ def test_the_page_opens_with_its_picture_and_one_table(report: dict[str, Any]) -
     page = render_pages(report, all_tables(report), FIGURES)["report.html"]
     before, after = page.split("<figure>", 1)
     assert len(text_of(before).split()) < 40
+    assert "Scaling-law report MuLoCo K=1 reaches 1.52" in text_of(before), "what was found comes first"
     beside = after.split('<section id="verdict">')[0]
     assert beside.index("<table>") < 600
     rows = re.findall(r"<tr><td>([^<]*)</td>", beside.split("</table>")[0])

@@ -2,13 +2,14 @@
 
 import contextlib
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from planted import Law, run_config, write_run
+from planted import Law, run_config, start_run, write_run
 
 from analysis.__main__ import run
 from analysis.questions.going_on.new_sizes import between, sizes_wanted
@@ -81,6 +82,19 @@ def test_the_line_that_plans_it_is_printed(study: Path) -> None:
     assert f"muloco-sweep plan {study}/report/next.yaml\n" in (study / "printed.txt").read_text()
     page = (study / "report" / "report.md").read_text()
     assert "## What would settle what is open" in page
+
+
+def test_runs_that_are_under_way_are_not_asked_for(study: Path) -> None:
+    first = found(study).steps[0]
+    like = RunConfig.from_dict(RunFolder.of(study, first.like).read_config())
+    started = start_run(study, like.with_values({key: value for key, (value,) in first.values.items()}))
+    try:
+        assert run([str(study), "--out", str(study / "later"), "--bootstrap", "0"]) == 0
+    finally:
+        shutil.rmtree(started.path)
+    later = QUESTION.read(read_report(study / "later"))
+    assert first.why not in [step.why for step in later.steps]
+    assert f"{first.why}; the runs that would tell are there, without a result" in later.unwritten
 
 
 def test_of_a_table_words_are_all_there_is(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from sweeps.training.derive import derived_work
 from sweeps.training.entry import prepare, works_of
 from sweeps.training.expansion import expand
 from sweeps.training.study_file import split_study, study_of
+from sweeps.training.sweep import read_sweep
 
 LR, OUTER = "inner_optimizer.lr", "method.outer_optimizer.lr"
 GRID = {"model": ["29k"], "algorithm": ["muloco"], BATCH: "pow2(10..12)", LR: "sqrt2(-14..-10 by 2)"}
@@ -238,3 +239,15 @@ def test_a_derived_run_is_the_run_that_a_wider_grid_has(tmp_path: Path) -> None:
 def test_a_setting_that_a_run_has_not_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"method\.outer_optimizer\.lr: DDP-AdamW has no such setting"):
         RunConfig().with_values({OUTER: 0.7})
+
+
+def test_the_demo_goes_on_until_its_rates_are_interior() -> None:
+    sweep = read_sweep(["+sweep=study", "cluster=local"])
+    found = sweep.definition.study
+    assert found is not None
+    assert found.extend is not None
+    assert found.replicate is not None
+    assert len(found.groups) == 12
+    assert len(sweep.runs) == 48
+    # Batches of one sequence would take most of its minutes.
+    assert {group.batches.values[0] for group in found.groups} == {64}
