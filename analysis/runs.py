@@ -201,6 +201,7 @@ def _read_run(folder: RunFolder) -> dict[str, Any] | str:
     return {
         **_row_of_config(config),
         "run_id": folder.run_id,
+        "parent": parent[0] if (parent := folder.read_parent()) is not None else None,
         "algorithm": result.algorithm,
         "num_params": result.num_params,
         "num_steps": result.num_steps,

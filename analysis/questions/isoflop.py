@@ -7,17 +7,22 @@ size and tokens, a = beta / (alpha + beta).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.laws.fit import Fit, NotIdentified
 from analysis.laws.power_law import fit_chinchilla
+from analysis.seeds import SETTING
 
 SAME_BUDGET = 0.05
 """Compute within 5% counts as equal."""
 MIN_SIZES = 3
+_PARAMETERS = 5
+"""Of the law of size and data."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +88,66 @@ def _budget(series: str, rows: pd.DataFrame) -> Budget:
 
 
 def fit_size_and_data(
-    best: pd.DataFrame, series: list[str], delta: float, bootstrap: int, seed: int
+    best: pd.DataFrame,
+    series: list[str],
+    delta: float,
+    bootstrap: int,
+    seed: int,
+    trunks: pd.Series[Any] | None = None,
 ) -> list[SizeAndData]:
-    """The law of each series from its best loss at every size and token budget."""
+    """The law of each series from its best loss at every size and token budget.
+
+    trunks: as `trunks_of` gives them; points of one trunk are resampled together. Where they are no more than the law's
+    parameters there are no intervals, and `reason` says so.
+    """
     out = []
     for name in series:
         rows = best[best["series"] == name]
+        units = trunks[rows.index].tolist() if trunks is not None else None
+        few = units is not None and len(set(units)) <= _PARAMETERS
         try:
             fit = fit_chinchilla(
-                rows["num_params"], rows["num_tokens"], rows["loss"], delta=delta, bootstrap=bootstrap, seed=seed
+                rows["num_params"],
+                rows["num_tokens"],
+                rows["loss"],
+                delta=delta,
+                bootstrap=0 if few else bootstrap,
+                seed=seed,
+                resample_by=units,
             )
         except NotIdentified as error:
             out.append(SizeAndData(name, None, str(error)))
         else:
-            out.append(SizeAndData(name, fit, None))
+            why = (
+                f"no intervals: {len(rows)} points branch from {len(set(units or ()))} runs, for {_PARAMETERS} numbers"
+            )
+            out.append(SizeAndData(name, fit, why if few else None))
     return out
+
+
+def trunks_of(best: pd.DataFrame, runs: pd.DataFrame) -> pd.Series[Any] | None:
+    """For each row of `best` a number, the same for rows with runs that go on from one run's checkpoints, or from each
+    other's: they share what that run has seen. None where no run goes on from another's."""
+    if "parent" not in runs or runs["parent"].isna().all():
+        return None
+    begun = runs[runs["parent"].notna()]
+    parents = dict(zip(begun["run_id"], begun["parent"], strict=True))
+    first = runs["run_id"].map(lambda run: _first_of(run, parents))
+    of_setting = first.groupby([runs[name] for name in SETTING], observed=True, dropna=False).agg(list)
+    clusters: dict[str, int] = {}
+    out = []
+    for number, key in enumerate(best[SETTING].itertuples(index=False, name=None)):
+        found = {clusters.setdefault(run, number) for run in of_setting[key]}
+        joined = min(found)
+        clusters = {run: joined if cluster in found else cluster for run, cluster in clusters.items()}
+        out.append(of_setting[key][0])
+    return pd.Series([clusters[run] for run in out], index=best.index)
+
+
+def _first_of(run: str, parents: Mapping[str, str]) -> str:
+    """The run that began by itself, from which it goes on."""
+    for _ in range(len(parents)):
+        if run not in parents:
+            break
+        run = parents[run]
+    return run

@@ -14,7 +14,7 @@ from analysis.optima import Optima
 from analysis.questions.critical_batch_joint import fit_joint
 from analysis.questions.critical_batch_size import find_critical_batches, fit_laws, value_of
 from analysis.questions.iso_loss import compute_iso_loss, interval_of, ratio_at
-from analysis.questions.isoflop import find_budgets, fit_size_and_data
+from analysis.questions.isoflop import find_budgets, fit_size_and_data, trunks_of
 from analysis.questions.sensitivity import loss_variants
 from analysis.questions.time_ratio import at_baselines_flops, compute_time_ratios
 from analysis.questions.wall_clock import (
@@ -236,6 +236,43 @@ def test_size_and_data_need_several_token_budgets() -> None:
     (refused,) = fit_size_and_data(pd.concat([one, one]), ["DDP-AdamW"], 1e-3, 0, 0)
     assert refused.fit is None
     assert "rise together" in (refused.reason or "")
+
+
+@pytest.mark.parametrize("num_sizes", [5, 7])
+def test_points_that_branch_from_one_run_are_one_cluster(num_sizes: int) -> None:
+    sizes = np.geomspace(1e7, 1e9, num_sizes)
+    best = curves(0.6, sizes=sizes, budgets=(10.0, 20.0, 40.0), noise=0.003).best.assign(hyper_parameters="lr=1")
+    names = [f"{row.num_params} {row.tokens_per_parameter:g}" for row in best.itertuples()]
+    runs = best.assign(run_id=names, parent=None)
+    assert trunks_of(best, runs) is None
+    # The smallest budget goes on from the middle one, as that does from the largest.
+    before = {"10": "20", "20": "40"}
+    parts = [name.split() for name in names]
+    parents = [f"{size} {before[budget]}" if budget in before else None for size, budget in parts]
+    trunks = trunks_of(best, runs.assign(parent=parents))
+    assert trunks is not None
+    assert trunks.groupby(best["num_params"]).nunique().tolist() == [1] * num_sizes
+    assert trunks.nunique() == num_sizes
+    (law,) = fit_size_and_data(best, ["DDP-AdamW"], 1e-3, 40, 0, trunks)
+    assert law.fit is not None
+    if num_sizes == 5:
+        assert law.fit.parameters["alpha"].ci is None
+        assert law.reason == "no intervals: 15 points branch from 5 runs, for 5 numbers"
+    else:
+        assert law.fit.interval.startswith("weighted bootstrap over clusters of points")
+        assert law.fit.parameters["alpha"].ci is not None
+
+
+def test_settings_that_share_a_trunk_by_any_seed_are_one_cluster() -> None:
+    row = {"series": "s", "num_params": 1, "global_batch_tokens": 1, "hyper_parameters": ""}
+    best = pd.DataFrame([{**row, "tokens_per_parameter": budget} for budget in (1.0, 2.0, 3.0, 4.0)])
+    seeds = [(1.0, "a", None), (2.0, "b", None), (3.0, "c", "a"), (3.0, "d", "b"), (4.0, "e", None)]
+    runs = pd.DataFrame(
+        [{**row, "tokens_per_parameter": d, "run_id": run, "parent": parent} for d, run, parent in seeds]
+    )
+    trunks = trunks_of(best, runs)
+    assert trunks is not None
+    assert [len(set(trunks[:3])), trunks.nunique()] == [1, 2]
 
 
 # Wall clock

@@ -18,7 +18,7 @@ from analysis.page.page_table import Column, Table
 from analysis.page.section import Block, Figures, Shown
 from analysis.page.styles import Styles
 from analysis.page.table_fields import COMPUTE, SERIES, WHY_NOT, estimate, inside, stands_on, table
-from analysis.questions.isoflop import Budget, find_budgets, fit_size_and_data
+from analysis.questions.isoflop import Budget, find_budgets, fit_size_and_data, trunks_of
 from analysis.questions.question import Inputs, Part
 
 
@@ -59,7 +59,8 @@ def sizes_and_data(inputs: Inputs) -> SizesAndData:
         return SizesAndData([LawOfSizeAndData(name, None, against, None, None) for name in series], [])
     best = optima.best
     laws = []
-    for law in fit_size_and_data(best, series, options.delta, options.bootstrap, options.seed):
+    trunks = trunks_of(best, inputs.study.runs)
+    for law in fit_size_and_data(best, series, options.delta, options.bootstrap, options.seed, trunks):
         behind = optima.runs_behind(best[best["series"] == law.series]) if law.fit else None
         fit = law.fit.record() if law.fit else None
         laws.append(LawOfSizeAndData(law.series, fit, law.reason, law.allocation, behind))
@@ -145,7 +146,7 @@ def section(report: dict[str, Any], drawn: bool) -> list[Block] | str:
         return str(laws[0]["reason"]) if laws else "no series has a loss"
     blocks: list[Block] = [
         "L = E + A N^−α + B D^−β, where a series has runs at several token budgets a size; else the reason why it is "
-        "not identified.",
+        "not identified. Runs that branch from one run's checkpoints are resampled together.",
         Shown("size_and_data"),
     ]
     if drawn:
