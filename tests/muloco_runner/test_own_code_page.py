@@ -16,14 +16,18 @@ def test_its_files_and_commands_do_what_it_says(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = PAGE.read_text()
-    files = re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert [name for name, _ in files] == ["my_lab.py", "conf/inner_optimizer/signs.yaml", "conf/model/mixer.yaml"]
+    files = re.findall(r"`(conf/\S+)`:\n\n```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert [name for name, _ in files] == [
+        "conf/inner_optimizer/signs.yaml", "conf/model/mixer.yaml", "conf/method/compression/ternary.yaml",
+    ]  # fmt: skip
+    code = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    files.append(("my_lab.py", "\n\n".join(code)))
     for name, content in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-    (block,) = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     said = []
-    for line in block.splitlines():
+    for line in "".join(blocks).splitlines():
         words = shlex.split(line)
         words += ["data=text", f"data.path={text_dir}", "data.validation_tokens=256"]
         done = subprocess.run(
@@ -35,3 +39,4 @@ def test_its_files_and_commands_do_what_it_says(
     assert "validation loss" in said[0]
     for algorithm in ("DDP-Signs", "DiLoCo-Signs", "DDP-Muon", "MuLoCo", "DDP-AdamW", "DiLoCo"):
         assert algorithm in said[1], said[1]
+    assert "MuLoCo" in said[2], said[2]
