@@ -22,7 +22,8 @@ test-slurm: $(VENV)/installed-dev  ## starts a real multi-node SLURM on this mac
 	MULOCO_REQUIRE_SLURM=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal -m slurm
 
 test-hydra-next: $(NEXT_VENV)/installed  ## the Hydra plugins under the next Hydra, beside another launcher, on SLURM too
-	MULOCO_REQUIRE_SLURM=1 $(NEXT_VENV)/bin/python -m pytest -q tests/hydra
+	# What users' programs do under the plugins does not differ by Hydra's version: `make soak` has it for this one too.
+	MULOCO_REQUIRE_SLURM=1 $(NEXT_VENV)/bin/python -m pytest -q tests/hydra --ignore tests/hydra/test_foreign_programs.py
 
 test-extras: $(VENV)/installed-extras  ## what needs packages that are large and seldom used, and every section of --check-gpu
 	# Without one of them its tests would be skipped.
@@ -32,11 +33,12 @@ test-extras: $(VENV)/installed-extras  ## what needs packages that are large and
 		tests/muloco_runner/inference/test_lm_eval.py tests/muloco_runner/training/test_looking_inside.py \
 		tests/muloco_runner/for_jax
 
-soak: $(VENV)/installed-dev  ## thousands of random histories and inputs, and what takes minutes: an hour
+soak: $(VENV)/installed-dev $(NEXT_VENV)/installed  ## thousands of random histories and inputs, and what takes minutes: an hour
 	MULOCO_HISTORIES=10000 $(BIN)/python -m pytest -q tests/sweeps/simulation/test_simulate.py
 	$(BIN)/python tests/muloco_runner/data/random_inputs.py 3000
 	MULOCO_SURFACES=500 MULOCO_SEQUENCES=1000 $(BIN)/python -m pytest -q tests/sweeps/tuning
 	MULOCO_STUDIES=200 $(BIN)/python -m pytest -q tests/analysis/questions
+	MULOCO_REQUIRE_SLURM=1 $(NEXT_VENV)/bin/python -m pytest -q tests/hydra/test_foreign_programs.py
 	# As on SLURM, which test-slurm runs.
 	$(BIN)/python -m pytest -q -m long
 
