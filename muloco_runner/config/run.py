@@ -35,6 +35,15 @@ VARIANTS: Variants = {
     CompressionConfig: COMPRESSIONS,
     ScheduleConfig: SCHEDULES,
 }
+_CONTENT_OF = {
+    "data.source": "content_hash",
+    "data.path": "content_hash",
+    "data.mixture": "content_hash",
+    "data.validation_fraction": "content_hash",
+    "data.validation": "validation_hash",
+    "init_from": "init_hash",
+}
+"""Settings that say where content lies -> the hash beside each, which names the run by that content."""
 
 
 @dataclass
@@ -216,20 +225,28 @@ class RunConfig:
     def with_values(self, values: Mapping[str, Any]) -> RunConfig:
         """Return the run with other values of some keys, named as a sweep file names them (inner_optimizer.lr).
 
-        Values that make no run, and keys that this one has not, raise `ConfigError`.
+        Values that make no run, and keys that this one has not, raise `ConfigError`. Where they say other data or
+        weights, the hash of the content is left out: `named_by_content` and `named_by_weights` fill it in.
         """
         plain = self.to_dict()
         for key, value in values.items():
             *path, last = key.split(".")
             there: Any = plain
+            part: Any = self
             for name in path:
                 there = there.get(name) if isinstance(there, dict) else None
-            if not isinstance(there, dict) or last not in there:
+                part = getattr(part, name, None)
+            # At their defaults some fields are not among the plain values.
+            known = isinstance(there, dict) and (last in there or last in getattr(part, "__dataclass_fields__", ()))
+            if not known:
                 raise ConfigError(f"{key}: {self.algorithm} has no such setting")
-            before = there[last]
+            before = there.get(last)
             if isinstance(before, int) and value != int(value):
                 raise ConfigError(f"{key}={value:g}: it takes whole numbers")
             there[last] = type(before)(value) if isinstance(before, int | float) else value
+            # It would name the run by the content that it had.
+            if stale := _CONTENT_OF.get(key):
+                there.pop(stale, None)
         return RunConfig.from_dict(plain)
 
     @classmethod

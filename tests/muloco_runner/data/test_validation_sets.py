@@ -92,6 +92,18 @@ def test_sets_name_a_run_by_content(sets: dict[str, str], tiny_run: MakeRun, tmp
         (tmp_path / "moved").rename(sets["books"])
 
 
+def test_a_run_like_another_on_other_text_is_another(sets: dict[str, str], tiny_run: MakeRun, tmp_path: Path) -> None:
+    (plain, run) = named_by_content([tiny_run(), with_sets(tiny_run(), sets)], tmp_path)
+    assert named_by_content([plain.with_values({"data.validation": sets})], tmp_path) == [run]
+    (fewer,) = named_by_content([run.with_values({"data.validation": {"books": sets["books"]}})], tmp_path)
+    assert fewer.data.validation_hash not in (None, run.data.validation_hash)
+    (other,) = named_by_content([plain.with_values({"data.path": sets["books"]})], tmp_path)
+    assert other.data.content_hash not in (None, plain.data.content_hash)
+    assert len({plain.run_id, run.run_id, fewer.run_id, other.run_id}) == 4
+    with pytest.raises(ConfigError, match="has no such setting"):
+        plain.with_values({"data.valid": sets})
+
+
 @pytest.mark.parametrize(
     ("written", "refusal"),
     [
