@@ -118,8 +118,8 @@ def _attempt(
     make_importable(run, folder)
     process = process_rank()
     device = choose_device(execution.device, process)
-    sharded = choose_placement_on(device, run, execution, process.num_ranks).sharded
-    if sharded and process.num_ranks > run.num_workers:
+    placement = choose_placement_on(device, run, execution, process.num_ranks, process.ranks_per_node)
+    if placement.sharded and process.num_ranks > run.num_workers:
         refuse_sharded(run, folder)
     with (
         folder.exclusive_use() if process.rank == 0 else contextlib.nullcontext(),
@@ -128,8 +128,9 @@ def _attempt(
             run.num_workers,
             device,
             folder.attempt_dir(attempt),
-            sharded,
+            placement.sharded,
             emulated_link(execution, device.type),
+            placement.copies,
         ) as communicator,
         wandb_sink(
             run,

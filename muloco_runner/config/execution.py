@@ -11,7 +11,7 @@ from muloco_runner.config.keep import Keep, read_keep
 
 MuonBackend = Literal["auto", "reference", "cpu", "triton", "triton_bfloat16"]
 AttentionKernel = Literal["auto", "sdpa", "flex"]
-Sharding = Literal["auto", "none", "full"]
+Sharding = Literal["auto", "none", "hybrid", "full"]
 WandbMode = Literal["auto", "online", "offline"]
 Reduction = Literal["auto", "ordered", "overlapped"]
 
@@ -37,7 +37,8 @@ class ExecutionConfig:
     """Whether a block's activations are computed again in the backward pass; null: where they would not fit."""
     sharding: str = "auto"
     """none: each replica of a worker holds the full model; full: each holds rows of every parameter (FSDP), gathered
-    block by block; auto: full where a copy would not fit."""
+    block by block; hybrid: rows within a node, copies across the nodes of a worker, so that blocks are not gathered
+    over the slower network; auto: the first of none, hybrid and full that fits."""
     reduction: str = "auto"
     """ordered: a worker's gradient is a pairwise sum of its micro-batches' in one fixed order, the same on any number
     of replicas; overlapped: they accumulate as they come and replicas average while still computing (DDP, or to the

@@ -15,8 +15,9 @@ from muloco_runner.distributed.traffic import Traffic
 class Communicator:
     """Collectives over the ranks of a topology; on one rank they cost nothing.
 
-    `sharded` says that the replicas of a worker each hold rows of its model instead of all of it. `traffic` counts what
-    is sent and the time that training waits for it.
+    `sharded` says that the replicas of a worker each hold rows of its model instead of all of it; with `copies` above
+    one that many groups of consecutive replicas each have all rows. `traffic` counts what is sent and the time that
+    training waits for it.
 
     The *worker peers* of a rank are the ranks that hold the same part of other workers, itself included, in order.
     """
@@ -24,11 +25,21 @@ class Communicator:
     # These exist only where there are several ranks.
     among_replicas: Collectives
     """The ranks that share this rank's worker."""
+    among_shards: Collectives
+    """Those of them that hold one copy of the model's rows, this rank's; all where there is one copy."""
+    _among_copies: Collectives
+    """Those that hold the same rows."""
     _among_peers: Collectives
     _among_ranks: Collectives
 
-    def __init__(self, topology: Topology, sharded: bool = False, traffic: Traffic | None = None) -> None:
-        self.topology, self.sharded = topology, sharded and topology.replicas > 1
+    def __init__(
+        self, topology: Topology, sharded: bool = False, traffic: Traffic | None = None, copies: int = 1
+    ) -> None:
+        self.topology, self.sharded, self.copies = topology, sharded and topology.replicas > 1, copies
+        assert topology.replicas % copies == 0
+        self.num_shards = topology.replicas // copies if self.sharded else 1
+        self.shard = topology.replica % self.num_shards
+        """Number of this rank among those that hold one copy of the rows."""
         self.traffic = Traffic() if traffic is None else traffic
         if topology.num_ranks == 1:
             return
@@ -42,8 +53,35 @@ class Communicator:
             group = dist.new_group(list(range(replica, topology.num_ranks, replicas)))
             if topology.replica == replica:
                 self._among_peers = Collectives(group, self.traffic)
+        if self.sharded:
+            self.among_shards = self.among_replicas
+            if copies > 1:
+                self._split_replicas()
         assert dist.group.WORLD is not None
         self._among_ranks = Collectives(dist.group.WORLD, self.traffic)
+
+    def _split_replicas(self) -> None:
+        topology, shards = self.topology, self.num_shards
+        for first in range(0, topology.num_ranks, shards):
+            group = dist.new_group(list(range(first, first + shards)))
+            if first <= topology.rank < first + shards:
+                self.among_shards = Collectives(group, self.traffic)
+        for first in range(0, topology.num_ranks, topology.replicas):
+            for shard in range(shards):
+                ranks = list(range(first + shard, first + topology.replicas, shards))
+                group = dist.new_group(ranks)
+                if topology.rank in ranks:
+                    self._among_copies = Collectives(group, self.traffic)
+
+    def average_over_copies(self, tensors: list[Tensor]) -> None:
+        """Replace each float32 tensor by its mean over the copies of this rank's rows: one all-reduce a message."""
+        if self.copies == 1:
+            return
+        for message in in_messages(tensors, MESSAGE_VALUES):
+            flat = torch.cat([tensor.flatten() for tensor in message])
+            self._among_copies.all_reduce(flat)
+            pieces = flat.div_(self.copies).split([tensor.numel() for tensor in message])
+            torch._foreach_copy_(message, [piece.view_as(t) for piece, t in zip(pieces, message, strict=True)])
 
     def average_over_replicas(self, tensor: Tensor) -> Tensor:
         """The mean over the replicas of this rank's worker, in place."""
@@ -112,9 +150,9 @@ class Communicator:
         """Send a flat tensor to each worker peer; return what each sent to this rank, of `incoming` values."""
         return outgoing if len(outgoing) == 1 else _exchange(self._among_peers, outgoing, incoming)
 
-    def exchange_over_replicas(self, outgoing: list[Tensor], incoming: list[int]) -> list[Tensor]:
-        """As `exchange_over_workers`, among the replicas of this rank's worker."""
-        return outgoing if len(outgoing) == 1 else _exchange(self.among_replicas, outgoing, incoming)
+    def exchange_over_shards(self, outgoing: list[Tensor], incoming: list[int]) -> list[Tensor]:
+        """As `exchange_over_workers`, among the ranks that hold one copy of the rows."""
+        return outgoing if len(outgoing) == 1 else _exchange(self.among_shards, outgoing, incoming)
 
     def sum_over_workers(self, tensor: Tensor) -> Tensor:
         """The elementwise sum over the worker peers, in place."""
@@ -127,12 +165,17 @@ class Communicator:
 
         All ranks must call it together.
         """
-        return Communicator(self.topology, self.sharded, self.traffic.beside_training())
+        return Communicator(self.topology, self.sharded, self.traffic.beside_training(), self.copies)
 
     def sum_over_shards(self, tensor: Tensor) -> Tensor:
-        """Turn a sum over this rank's rows of a model into that over the full model, in place."""
+        """Turn a sum over this rank's rows of a model into that over the full model, in place.
+
+        Summed over all copies, then divided by their number: so that copies come to one result, to the bit.
+        """
         if self.sharded:
             self.among_replicas.all_reduce(tensor)
+            if self.copies > 1:
+                tensor.div_(self.copies, rounding_mode=None if tensor.is_floating_point() else "floor")
         return tensor
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:

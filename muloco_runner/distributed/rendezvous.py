@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,8 @@ class ProcessRank:
     """torchrun, srun, tasks (`sweeps.node.tasks`, on one node) or plain."""
     job: str = ""
     """Names this job's rendezvous, which an earlier job's in the same folder must not be taken for."""
+    ranks_per_node: int | None = None
+    """The same on every node, else None."""
 
 
 def process_rank(environment: Mapping[str, str] = os.environ) -> ProcessRank:
@@ -49,10 +52,16 @@ def process_rank(environment: Mapping[str, str] = os.environ) -> ProcessRank:
     without any there is one rank."""
     if "TORCHELASTIC_RUN_ID" in environment or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(environment):
         rank, num_ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        return ProcessRank(rank, num_ranks, int(environment.get("LOCAL_RANK", "0")), "torchrun")
+        of_node = environment.get("LOCAL_WORLD_SIZE")
+        local_rank = int(environment.get("LOCAL_RANK", "0"))
+        return ProcessRank(
+            rank, num_ranks, local_rank, "torchrun", ranks_per_node=None if of_node is None else int(of_node)
+        )
     if "MULOCO_RDZV_ID" in environment:
         rank, num_ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        return ProcessRank(rank, num_ranks, int(environment["LOCAL_RANK"]), "tasks", environment["MULOCO_RDZV_ID"])
+        return ProcessRank(
+            rank, num_ranks, int(environment["LOCAL_RANK"]), "tasks", environment["MULOCO_RDZV_ID"], num_ranks
+        )
     if "SLURM_PROCID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return ProcessRank(
             int(environment["SLURM_PROCID"]),
@@ -61,8 +70,17 @@ def process_rank(environment: Mapping[str, str] = os.environ) -> ProcessRank:
             "srun",
             f"{environment['SLURM_JOB_ID']}-{environment.get('SLURM_STEP_ID', '0')}"
             f"-{environment.get('SLURM_RESTART_COUNT', '0')}",
+            _tasks_of_every_node(environment),
         )
     return ProcessRank()
+
+
+def _tasks_of_every_node(environment: Mapping[str, str]) -> int | None:
+    """Return the tasks of each node of an srun step, `8(x4)` for 8 on each of four, or None where nodes differ or
+    tasks are not numbered node by node."""
+    tasks = re.fullmatch(r"(\d+)(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    in_blocks = environment.get("SLURM_DISTRIBUTION", "block").startswith("block")
+    return int(tasks[1]) if tasks and in_blocks else None
 
 
 @contextlib.contextmanager
@@ -73,12 +91,14 @@ def joined_ranks(
     rendezvous_dir: Path,
     sharded: bool = False,
     link: EmulatedLink | None = None,
+    copies: int = 1,
 ) -> Iterator[Communicator]:
     """Join all ranks of the job and yield their communicator; they leave the process group together at the end.
 
-    `rendezvous_dir` is a folder that all nodes share. `sharded` and `link` are as in `Communicator` and `Traffic`.
+    `rendezvous_dir` is a folder that all nodes share. `sharded`, `copies` and `link` are as in `Communicator` and
+    `Traffic`.
     """
-    topology = Topology(num_workers, process.rank, process.num_ranks)
+    topology = Topology(num_workers, process.rank, process.num_ranks, process.ranks_per_node)
     if process.num_ranks == 1:
         yield Communicator(topology, sharded)
         return
@@ -92,7 +112,7 @@ def joined_ranks(
         timeout=_COLLECTIVE_TIMEOUT,
     )
     try:
-        yield Communicator(topology, sharded, Traffic(link))
+        yield Communicator(topology, sharded, Traffic(link), copies)
         dist.barrier()
     finally:
         dist.destroy_process_group()

@@ -18,14 +18,13 @@ class FullTensors:
 
     def __init__(self, shards: Sequence[Tensor], communicator: Communicator) -> None:
         self.communicator = communicator
-        topology = communicator.topology
-        rows_PT = torch.zeros(topology.replicas, len(shards), dtype=torch.int64)
-        rows_PT[topology.replica] = torch.tensor([len(shard) for shard in shards])
+        rows_PT = torch.zeros(communicator.num_shards, len(shards), dtype=torch.int64)
+        rows_PT[communicator.shard] = torch.tensor([len(shard) for shard in shards])
         self.rows_PT: list[list[int]] = communicator.sum_over_shards(rows_PT).tolist()
         """[replica][tensor] -> rows. Axes: P replicas, T tensors."""
         self.row_shapes = [shard.shape[1:] for shard in shards]
         self.owners = self._assign_owners()
-        self.owned = [index for index, owner in enumerate(self.owners) if owner == topology.replica]
+        self.owned = [index for index, owner in enumerate(self.owners) if owner == communicator.shard]
         """Indices of the tensors that this rank owns."""
 
     def _assign_owners(self) -> list[int]:
@@ -46,18 +45,18 @@ class FullTensors:
 
     def gather(self, shards: Sequence[Tensor]) -> list[Tensor]:
         """Return the owned tensors in full, in the order of `owned`."""
-        replicas, own = range(len(self.rows_PT)), self.communicator.topology.replica
+        replicas, own = range(len(self.rows_PT)), self.communicator.shard
         outgoing = [_join([s for s, of in zip(shards, self.owners, strict=True) if of == o], shards) for o in replicas]
-        received = self.communicator.exchange_over_replicas(outgoing, [sum(self._lengths(r, own)) for r in replicas])
+        received = self.communicator.exchange_over_shards(outgoing, [sum(self._lengths(r, own)) for r in replicas])
         parts = [iter(part.split(self._lengths(r, own))) for r, part in zip(replicas, received, strict=True)]
         return [torch.cat([next(part) for part in parts]).view(-1, *self.row_shapes[index]) for index in self.owned]
 
     def scatter(self, full: Sequence[Tensor], shards: Sequence[Tensor]) -> None:
         """Write the rows of the owned tensors, given in full, into every replica's shards."""
-        replicas, own = range(len(self.rows_PT)), self.communicator.topology.replica
+        replicas, own = range(len(self.rows_PT)), self.communicator.shard
         rows = [w.split([self.rows_PT[r][index] for r in replicas]) for index, w in zip(self.owned, full, strict=True)]
         outgoing = [_join([parts[r] for parts in rows], shards) for r in replicas]
-        received = self.communicator.exchange_over_replicas(outgoing, [sum(self._lengths(own, o)) for o in replicas])
+        received = self.communicator.exchange_over_shards(outgoing, [sum(self._lengths(own, o)) for o in replicas])
         for owner, part in zip(replicas, received, strict=True):
             indices = [index for index, of in enumerate(self.owners) if of == owner]
             for index, values in zip(indices, part.split(self._lengths(own, owner)), strict=True):

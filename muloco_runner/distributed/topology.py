@@ -13,11 +13,15 @@ from muloco_runner.config import ConfigError, RunConfig
 
 @dataclass(frozen=True)
 class Topology:
-    """This rank's number and part among `num_ranks` ranks that train `num_workers` workers (K)."""
+    """This rank's number and part among `num_ranks` ranks that train `num_workers` workers (K).
+
+    Ranks are numbered node by node; `ranks_per_node` is None where nodes have different numbers of them.
+    """
 
     num_workers: int
     rank: int = 0
     num_ranks: int = 1
+    ranks_per_node: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_workers % self.num_ranks and self.num_ranks % self.num_workers:

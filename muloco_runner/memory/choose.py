@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from muloco_runner.config import ExecutionConfig, ModelConfig, RunConfig
+from muloco_runner.config import ConfigError, ExecutionConfig, ModelConfig, RunConfig
 from muloco_runner.memory import Placement, estimate_memory, usable_bytes
 from muloco_runner.model.logit_chunks import larger_chunks
 
@@ -16,26 +16,31 @@ _GPU_TOKENS = 65536
 
 
 def choose_placement(
-    run: RunConfig, execution: ExecutionConfig, num_ranks: int, device: str, device_bytes: int | None
+    run: RunConfig,
+    execution: ExecutionConfig,
+    num_ranks: int,
+    device: str,
+    device_bytes: int | None,
+    ranks_per_node: int | None = None,
 ) -> Placement:
-    """The first of copies, copies with recomputing, shards, shards with recomputing that fits, as far as `execution`
-    leaves the choice; and the largest micro-batch that fits then, up to where larger ones gain nothing; and then, on a
-    GPU, the largest chunks of logits.
+    """The first of copies, rows within a node and copies across nodes, rows over all ranks that fits, each without and
+    then with recomputing, as far as `execution` leaves the choice; and the largest micro-batch that fits then, up to
+    where larger ones gain nothing; and then, on a GPU, the largest chunks of logits.
 
-    Where nothing fits, the leanest. `device_bytes` None sets no limit.
+    Where nothing fits, the leanest. `device_bytes` None sets no limit. Without `ranks_per_node`, where nodes are not
+    known or differ, there are no copies across nodes. Those that are asked for and cannot be are a `ConfigError`.
     """
     replicas = max(1, num_ranks // run.num_workers)
     limit = math.inf if device_bytes is None else usable_bytes(device_bytes)
-    choices = {"none": [False], "full": [True], "auto": [False, True]}[execution.sharding]
-    shardings = choices if replicas > 1 else [False]
+    shardings = _shardings(execution.sharding, replicas, ranks_per_node)
     given = execution.activation_checkpointing
     # A model from outside keeps what it keeps.
     choices_here = [False, True] if isinstance(run.model, ModelConfig) else [False]
     recomputings = choices_here if given is None else [given]
     share = max(1, run.worker_batch_sequences // replicas)
     placements = [
-        Placement(num_ranks, sharded, recompute, sequences, device, execution.sums_in_order(device))
-        for sharded in shardings
+        Placement(num_ranks, sharded, copies, recompute, sequences, device, execution.sums_in_order(device))
+        for sharded, copies in shardings
         for recompute in recomputings
         for sequences in _micro_batches(execution, min(share, _enough(run, device)), share)
     ]
@@ -44,6 +49,38 @@ def choose_placement(
     halved = max(1, placement.micro_batch_sequences >> execution.memory_halvings)
     placement = dataclasses.replace(placement, micro_batch_sequences=halved)
     return placement if execution.memory_halvings else _with_largest_chunk(run, placement, limit)
+
+
+def copies_across_nodes(replicas: int, ranks_per_node: int | None) -> int | None:
+    """How many groups of ranks, each a node's, share the rows of a worker of `replicas` ranks; 1 within one node; None
+    where the ranks do not fill nodes, or have each a node of their own."""
+    if ranks_per_node is None or ranks_per_node == 1:
+        return None
+    if ranks_per_node % replicas == 0:
+        return 1
+    return None if replicas % ranks_per_node else replicas // ranks_per_node
+
+
+def _shardings(name: str, replicas: int, ranks_per_node: int | None) -> list[tuple[bool, int]]:
+    """Whether rows are shared, and how many groups of ranks each hold all of them, in the order of preference."""
+    if replicas == 1:
+        return [(False, 1)]
+    copies = copies_across_nodes(replicas, ranks_per_node)
+    match name:
+        case "none":
+            return [(False, 1)]
+        case "full":
+            return [(True, 1)]
+        case "hybrid":
+            if copies is None:
+                ranks = "an unknown number of ranks, or not each the same" if ranks_per_node is None else ranks_per_node
+                raise ConfigError(
+                    f"execution.sharding=hybrid: the {replicas} ranks of a worker must fill whole nodes of two or "
+                    f"more, or lie in one; a node has {ranks}: use full, or another number of ranks"
+                )
+            return [(True, copies)]
+    across_nodes = [(True, copies)] if copies is not None and copies > 1 else []
+    return [(False, 1), *across_nodes, (True, 1)]
 
 
 def _with_largest_chunk(run: RunConfig, placement: Placement, limit: float) -> Placement:

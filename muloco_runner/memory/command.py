@@ -10,6 +10,8 @@ from muloco_runner.memory import Placement, estimate_memory, usable_bytes
 from muloco_runner.memory.choose import choose_placement
 
 H100_BYTES = 80 * 10**9
+GPUS_PER_NODE = 8
+"""Of the nodes that a table stands for."""
 _MOST_RANKS = 512
 
 
@@ -20,7 +22,8 @@ def placements_of(run: RunConfig, execution: ExecutionConfig, device_bytes: int)
     while num_ranks <= _MOST_RANKS:
         even = num_ranks % run.num_workers == 0 or run.num_workers % num_ranks == 0
         if even and run.worker_batch_sequences % max(1, num_ranks // run.num_workers) == 0:
-            found.append(choose_placement(run, execution, num_ranks, "cuda", device_bytes))
+            per_node = min(num_ranks, GPUS_PER_NODE)
+            found.append(choose_placement(run, execution, num_ranks, "cuda", device_bytes, per_node))
         num_ranks *= 2
     return found
 
@@ -31,7 +34,8 @@ def show_estimate(run: RunConfig, execution: ExecutionConfig, device_bytes: int 
     if not placements:
         raise ConfigError(f"no power of two of GPUs shares {run.num_workers} workers evenly: change method.num_workers")
     gigabytes = device_bytes / 1e9
-    title = f"{run.algorithm}, {run.num_params:,} parameters, {run.precision}: GB on each GPU of {gigabytes:.0f} GB"
+    where = f"GB on each GPU of {gigabytes:.0f} GB, {GPUS_PER_NODE} to a node"
+    title = f"{run.algorithm}, {run.num_params:,} parameters, {run.precision}: {where}"
     table = Table(title=title)
     columns = ["GPUs", "holds", "micro-batch", "weights", "inner", "outer", "step", "peak phase", "all", "fits"]
     for name in columns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from muloco_runner.config import RunConfig
+from muloco_runner.distributed.message_sizes import MESSAGE_VALUES
 from muloco_runner.memory.inner_step_peak import of_matrices, of_passes, of_sum
 from muloco_runner.memory.outer_step_peak import outer_step_of
 from muloco_runner.memory.placement import Placement
@@ -47,6 +48,8 @@ def estimate_memory(run: RunConfig, placement: Placement) -> MemoryEstimate:
     phases = {**of_passes(rank), "inner optimizer": 4.0 * rank.summed + of_matrices(rank)}
     if rank.replicas > 1 and not rank.sharded:
         phases["sum over replicas"] = 4 * held + of_sum(rank)
+    if rank.placement.copies > 1:
+        phases["sum over copies"] = 4.0 * held + 4 * min(held, max(MESSAGE_VALUES, run.model.embedding_params))
     phases = {name: phase + outer.in_flight for name, phase in phases.items()}
     phases["outer step"] = outer.peak
     peak = max(phases, key=lambda name: phases[name])

@@ -56,7 +56,7 @@ def _of_transformer(rank: Rank, model: ModelConfig) -> dict[str, float]:
 
     def summed(values: float) -> float:
         """Bytes from which shards sum a gradient of that many values: in float32 while it is sent, and its rows."""
-        return values * (4 + 4 / rank.replicas + (4 if rank.on_cpu else size)) if sharded else 0.0
+        return values * (4 + 4 / rank.shards + (4 if rank.on_cpu else size)) if sharded else 0.0
 
     head = 4 * embedding_params
     earlier, fresh = _gradients(rank)
@@ -79,7 +79,7 @@ def _of_transformer(rank: Rank, model: ModelConfig) -> dict[str, float]:
         phases["last block"] += 4 * _owner_message(rank)
     if sharded:
         # One block before it, when the last weights are gathered: three blocks have no rows of a gradient yet.
-        missing = rows_of_head + 4 * rank.block / rank.replicas * min(3, layers)
+        missing = rows_of_head + 4 * rank.block / rank.shards * min(3, layers)
         phases["first block"] += summed(rank.block) - fresh * missing
         phases["sum of the head"] = (
             all_layers + 2 * tokens * width * size + embedding_params * size + summed(embedding_params)
@@ -169,7 +169,7 @@ def of_matrices(rank: Rank) -> float:
         return 0.0
     largest, replicas = rank.model.largest_matrices, rank.replicas
     # Those of the largest shape are assigned to the ranks and worked on a few at once.
-    of_rank = -(-largest.number // replicas)
+    of_rank = -(-largest.number // (rank.shards if rank.sharded else replicas))
     short, long = sorted((largest.rows, largest.columns))
     at_once = min(of_rank, 8 if rank.on_cpu else most_matrices_at_once(short))
     size = largest.rows * largest.columns

@@ -13,6 +13,8 @@ class Placement:
 
     num_ranks: int = 1
     sharded: bool = False
+    copies: int = 1
+    """Groups of a worker's ranks that each hold all rows, where it is sharded (hybrid sharding)."""
     recompute: bool = False
     micro_batch_sequences: int = 1
     device: str = "cuda"
@@ -32,5 +34,6 @@ class Placement:
 
     def describe(self, run: RunConfig) -> str:
         """How a rank holds the model."""
-        held = "rows" if self.sharded else "copy" if self.replicas(run) > 1 else "full"
+        rows = "rows" if self.copies == 1 else f"rows, {self.copies} copies"
+        held = rows if self.sharded else "copy" if self.replicas(run) > 1 else "full"
         return held + (", recomputing" if self.recompute else "")

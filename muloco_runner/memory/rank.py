@@ -14,7 +14,9 @@ class Rank:
         self.workers, self.replicas = placement.workers(run), placement.replicas(run)
         self.sharded = placement.sharded and self.replicas > 1
         self.on_cpu = placement.device == "cpu"
-        parts = self.replicas if self.sharded else 1
+        self.shards = self.replicas // placement.copies if self.sharded else 1
+        """Ranks among which the rows of one copy are shared."""
+        parts = self.shards
         values = [(-(-s.rows // parts) * s.columns * s.number, s.hidden) for s in run.model.shapes]
         self.held = sum(number for number, _ in values)
         """Values of one worker's model that the rank holds."""

@@ -30,7 +30,13 @@ def choose_device(name: str, process: ProcessRank) -> torch.device:
     return device
 
 
-def choose_placement_on(device: torch.device, run: RunConfig, execution: ExecutionConfig, num_ranks: int) -> Placement:
+def choose_placement_on(
+    device: torch.device,
+    run: RunConfig,
+    execution: ExecutionConfig,
+    num_ranks: int,
+    ranks_per_node: int | None = None,
+) -> Placement:
     """Choose how the run is computed on this device: all ranks, whose devices are equal, come to one answer.
 
     On a CPU the ranks share the machine's memory.
@@ -39,4 +45,4 @@ def choose_placement_on(device: torch.device, run: RunConfig, execution: Executi
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // num_ranks
-    return choose_placement(run, execution, num_ranks, device.type, memory)
+    return choose_placement(run, execution, num_ranks, device.type, memory, ranks_per_node)

@@ -28,15 +28,17 @@ from muloco_runner.training.micro_batches import LossOf, accumulate
 class FsdpReplicas:
     """`precision` is that of gathered blocks; rows, gradients and their sums are float32.
 
-    Embedding and head are gathered on their own. The embedding stays float32: its gradient adds up many tokens.
+    Embedding and head are gathered on their own. The embedding stays float32: its gradient adds up many tokens. Where
+    several groups of replicas each have all rows (hybrid sharding), gradients are summed within each group as always,
+    and averaged over the groups once a step.
     """
 
     def __init__(self, communicator: Communicator, precision: torch.dtype) -> None:
         self.communicator, self.precision = communicator, precision
 
     def build(self, config: AnyModelConfig, seed: int, device: torch.device) -> tuple[LanguageModel, list[Tensor]]:
-        replicas = self.communicator.among_replicas
-        mesh = DeviceMesh.from_group(replicas.group, device.type)
+        shards = self.communicator.among_shards
+        mesh = DeviceMesh.from_group(shards.group, device.type)
         transformer = empty_model(config) if isinstance(config, ModelConfig) else None
         model: LanguageModel
         if transformer is None:
@@ -47,8 +49,8 @@ class FsdpReplicas:
             self._shard(transformer, mesh)
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.set_custom_all_gather(_GatheredRows(replicas))  # type: ignore[arg-type]
-                module.set_custom_reduce_scatter(_SummedRows(replicas))  # type: ignore[arg-type]
+                module.set_custom_all_gather(_GatheredRows(shards))  # type: ignore[arg-type]
+                module.set_custom_reduce_scatter(_SummedRows(shards))  # type: ignore[arg-type]
         if transformer is None:
             # Built in full on each rank's host: its class draws its values in an order of its own.
             model.to(device)
@@ -69,9 +71,9 @@ class FsdpReplicas:
     def _fill(self, model: Transformer, seed: int, device: torch.device) -> None:
         """Values that depend on `seed` alone, one tensor at a time."""
         model.to_empty(device=device)
-        topology = self.communicator.topology
+        communicator = self.communicator
         for parameter, values in model.initial_values(torch.Generator().manual_seed(seed)):
-            local_rows(parameter).copy_(own_rows(values, topology.replica, topology.replicas))
+            local_rows(parameter).copy_(own_rows(values, communicator.shard, communicator.num_shards))
         model.fill_buffers()
 
     def gradient(self, worker: Worker, micro_batches: Sequence[Batch], loss_of: LossOf) -> Tensor:
@@ -79,6 +81,7 @@ class FsdpReplicas:
         loss = accumulate(worker.model, micro_batches, loss_of, lambda last: contextlib.nullcontext())
         for tensor, parameter in zip(worker.tensors, worker.model.parameters(), strict=True):
             tensor.grad = None if parameter.grad is None else local_rows(parameter.grad)
+        self.communicator.average_over_copies([t.grad for t in worker.tensors if t.grad is not None])
         return self.communicator.average_over_replicas(loss)
 
     def gradient_norm(self, worker: Worker) -> Tensor:
@@ -89,8 +92,8 @@ class FsdpReplicas:
 class _Staging:
     """Allocates FSDP's buffers, as torch's own `DefaultAllocMixin` makes them."""
 
-    def __init__(self, replicas: Collectives) -> None:
-        self.replicas = replicas
+    def __init__(self, shards: Collectives) -> None:
+        self.shards = shards
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
@@ -103,7 +106,7 @@ class _GatheredRows(_Staging):
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> dist.Work | None:
         assert not async_op, "FSDP would wait for the work alone, not for the link"
-        self.replicas.all_gather(output_tensor, input_tensor)
+        self.shards.all_gather(output_tensor, input_tensor)
         return None
 
 
@@ -119,7 +122,7 @@ class _SummedRows(_Staging):
         async_op: bool = False,
     ) -> dist.Work | None:
         assert not async_op
-        self.replicas.reduce_scatter(output_tensor, input_tensor, op)
+        self.shards.reduce_scatter(output_tensor, input_tensor, op)
         return None
 
 

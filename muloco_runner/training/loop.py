@@ -37,7 +37,8 @@ class Trainer:
         self.run, self.session = run, session
         communicator, execution, device = session.communicator, session.execution, session.device
         communicator.topology.check(run)
-        placement = choose_placement_on(device, run, execution, communicator.topology.num_ranks)
+        topology = communicator.topology
+        placement = choose_placement_on(device, run, execution, topology.num_ranks, topology.ranks_per_node)
         replicas = build_replicas(run, execution, communicator, device)
         data = TrainingData(corpus, run, device)
         self.inner_step = InnerStep(run, data, replicas, communicator, placement.micro_batch_sequences)

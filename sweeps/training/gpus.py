@@ -10,7 +10,7 @@ from typing import Any
 
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.memory import MemoryEstimate, Placement, estimate_memory, usable_bytes
-from muloco_runner.memory.choose import choose_placement
+from muloco_runner.memory.choose import choose_placement, copies_across_nodes
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig
 from sweeps.formatting import plural
 
@@ -62,7 +62,8 @@ class Gpus:
         """How the run lies on that many GPUs, whether it fits or not."""
         key = (number, sizes_of(run))
         if key not in self._fits:
-            placement = choose_placement(run, self.execution, number, "cuda", self._bytes)
+            per_node = min(number, self._per_node) if self.allocation else number
+            placement = choose_placement(run, self.execution, number, "cuda", self._bytes, per_node)
             estimate = estimate_memory(run, placement)
             self._fits[key] = Fit(placement, estimate, self._bytes, placement.describe(run))
         return self._fits[key]
@@ -121,6 +122,9 @@ class Gpus:
         if number % workers and workers % number:
             return False
         replicas = max(1, number // workers)
+        is_hybrid = self.execution.sharding == "hybrid" and replicas > 1
+        if is_hybrid and copies_across_nodes(replicas, min(number, per_node)) is None:
+            return False
         return run.worker_batch_sequences % replicas == 0 and (number <= per_node or number % per_node == 0)
 
 

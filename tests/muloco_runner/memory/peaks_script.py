@@ -26,11 +26,11 @@ CPU = torch.device("cpu")
 
 def estimate_and_peak(folder: RunFolder, execution: ExecutionConfig) -> tuple[int, int, str]:
     run, place = RunConfig.from_dict(folder.read_config()), process_rank()
-    placement = choose_placement(run, execution, place.num_ranks, "cpu", None)
+    placement = choose_placement(run, execution, place.num_ranks, "cpu", None, place.ranks_per_node)
     estimate = estimate_memory(run, placement)
     corpus, link = load_corpus(run.data), emulated_link(execution, CPU.type)
     attempt = folder.attempt_dir(1)
-    with joined_ranks(place, run.num_workers, CPU, attempt, placement.sharded, link) as communicator:
+    with joined_ranks(place, run.num_workers, CPU, attempt, placement.sharded, link, placement.copies) as communicator:
 
         def train() -> None:
             trainer = Trainer(run, corpus, Session(folder, execution, communicator, CPU))
