@@ -245,7 +245,8 @@ def test_the_estimate_is_a_table_of_gpus(capsys: pytest.CaptureFixture[str]) -> 
     assert [row[0] for row in rows[:4]] == ["1", "2", "4", "8"]
     assert rows[0][-1] == "no"
     held = {row[0]: (row[1], row[-1]) for row in rows}
-    assert held["32"] == ("rows", "yes")
+    assert held["16"][0] == "rows"
+    assert held["32"] == ("rows, 2 copies", "yes")
 
 
 def test_the_estimate_says_when_a_batch_has_no_share_for_more(capsys: pytest.CaptureFixture[str]) -> None:
