@@ -3,6 +3,10 @@
 A pure function of the results so far. It is asked once all runs of the group have ended, so that what it adds does not
 depend on which ended first. In this order, what is asked first is added alone:
 
+Where the best setting lies on the edge of what was tried, in its batch or any key, and the quadratic through the
+settings nearest to it has its minimum beyond that, at most twice as far away as they reach, that setting comes first.
+Else:
+
 1. At the best batch, `margin` points of the lattice lie on each side of the best value of every key; other keys keep
    the best setting's values. A value beyond which nothing was tried lies on the edge: the grid goes on there by one
    step, then by steps that double while the newest stays best; then what was leapt over beside the best is filled in.
@@ -18,10 +22,12 @@ first key's values go down.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from muloco_runner.record import PLATEAU, best_of, steps_beyond
 from sweeps.engine.tuning.group_verdict import Verdict, Wanted
+from sweeps.engine.tuning.quadratic import minimum, num_coefficients
 from sweeps.engine.tuning.study import Axis, ExtendRule, Group, Results, Setting, moved
 
 
@@ -58,12 +64,44 @@ class _Look:
         if not self.group.batches.grows:
             return self._answer([one for batch in self.tried_at for one in self._around(batch)])
         return self._answer(
-            list(self._around(best.batch)) or self._beside(best.batch) or list(self._until_risen(best.batch))
+            self._where_a_quadratic_is_lowest(best)
+            or list(self._around(best.batch))
+            or self._beside(best.batch)
+            or list(self._until_risen(best.batch))
         )
 
     def _answer(self, wanted: list[Wanted]) -> Verdict:
         first = {one.setting: one for one in reversed(wanted) if one.setting not in self.tried}
         return Verdict(list(reversed(first.values())), list(self.bounds))
+
+    def _where_a_quadratic_is_lowest(self, best: Setting) -> list[Wanted]:
+        """One setting beyond all that was tried; none where the best is no edge, or its surroundings tell of none."""
+        alike = {setting: _coordinates(setting) for setting in self.losses if setting.others == best.others}
+        ends = [(min(values), max(values)) for values in zip(*alike.values(), strict=True)]
+        centre = alike[best]
+        if all(low < here < high for here, (low, high) in zip(centre, ends, strict=True)):
+            return []
+        near = sorted(alike, key=lambda one: math.dist(alike[one], centre))[: 2 * num_coefficients(len(centre))]
+        points = [[a - b for a, b in zip(alike[one], centre, strict=True)] for one in near]
+        # Relative to the best loss, as it is for all settings.
+        found = minimum(points, [self.losses[one] / self.losses[best] - 1 for one in near])
+        if found is None:
+            return []
+        reach = [2 * (max(values) - min(values)) for values in zip(*points, strict=True)]
+        axes = [self.group.batches, *self.group.axes]
+        at = [
+            min(max(round(here + min(max(step, -most), most)), 0), len(axis.values) - 1)
+            for here, step, most, axis in zip(centre, found, reach, axes, strict=True)
+        ]
+        there = best._replace(batch=at[0], at=tuple(at[1:]))
+        # It may have been tried and have diverged.
+        if there in self.tried or all(low <= one <= high for one, (low, high) in zip(at, ends, strict=True)):
+            return []
+        why = (
+            f"{axes[0].text(best.batch)} with {self._values(best)} was best and is an edge, and the quadratic through "
+            f"the {len(near)} settings nearest to it is lowest there, or that is as far as they tell"
+        )
+        return [Wanted(there, best, why)]
 
     def _beside(self, batch: int) -> list[Wanted]:
         """What the batches on either side of the best lack."""
@@ -91,7 +129,7 @@ class _Look:
                 self._bound(f"{axis.text(best)} was best and is the {_end(direction)} that the bounds allow")
                 return
         else:
-            batch, where = best + direction * (gap // 2), f"{where} what lies beside it was leapt over"
+            batch, where = best + direction, f"{where} what lies beside it was leapt over"
         why = f"{where}; the rest is as was best there ({self._values(centre)})"
         yield Wanted(centre._replace(batch=batch), centre, why)
 
@@ -197,7 +235,8 @@ class _Look:
         lowest = min(self.tried_at[batch], key=lambda setting: setting.at[0])
         axis, here = self.group.axes[0], lowest.at[0]
         line = self._line(lowest, 0)
-        position = max(0, here - max(1, 2 * (max(line) - here)))
+        # As far again as was tried in vain: far below a cliff lies nothing to be found either.
+        position = max(0, here - max(1, max(line) - here))
         where = f"all runs at {self.group.batches.text(batch)} diverged"
         if position == here:
             self._bound(f"{where}, and {axis.text(here)} is the smallest that the bounds allow")
@@ -222,6 +261,10 @@ def _next(axis: Axis, here: int, direction: int, losses: Mapping[int, float]) ->
     end = axis.last if direction > 0 else axis.first
     position = here + direction * steps_beyond(here, losses, is_added=direction * (here - end) > 0)
     return min(max(position, 0), len(axis.values) - 1)
+
+
+def _coordinates(setting: Setting) -> tuple[int, ...]:
+    return (setting.batch, *setting.at)
 
 
 def _end(direction: int) -> str:

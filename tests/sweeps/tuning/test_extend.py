@@ -1,11 +1,13 @@
 """`extend` on planted loss surfaces: where it ends, what it costs, and what it says."""
 
 import os
+from dataclasses import replace
 
 import pytest
 from planted_surfaces import box_of, group_of, optimum_of, planted, play, seed_grid
 
 from sweeps.engine.tuning.extend import verdict_on
+from sweeps.engine.tuning.quadratic import minimum
 from sweeps.engine.tuning.study import ExtendRule, Results, Setting
 from sweeps.simulation.surface import Surface
 
@@ -27,7 +29,35 @@ def test_planted_optima_end_interior_at_the_cost_of_their_box() -> None:
     assert interior >= 0.99 * SURFACES
     assert close >= 0.95 * SURFACES
     # The file's own grid and the way to the optimum are counted too.
-    assert num_runs <= 1.5 * num_box
+    assert num_runs <= 1.35 * num_box
+
+
+def test_a_quadratic_leaps_to_an_optimum_far_away() -> None:
+    surface = replace(PLAIN, rates=(25.0,), batch=34.0)
+    group, results = group_of(), Results()
+    for setting in seed_grid(group):
+        results.losses[setting] = {0: surface.measured(setting, 0)}
+    # Twice as far as the grid reaches, in either.
+    (wanted,) = verdict_on(group, results, ExtendRule()).wanted
+    assert wanted.setting == Setting(34, (25,))
+    assert wanted.why.startswith(
+        "global_batch_tokens=2,147,483,648 with inner_optimizer.lr=0.000488281 was best and is"
+    )
+    # Where that diverged the grid goes on step by step.
+    results.losses[wanted.setting] = {0: None}
+    assert Setting(34, (25,)) not in [one.setting for one in verdict_on(group, results, ExtendRule()).wanted]
+    assert verdict_on(group, results, ExtendRule()).wanted
+
+
+def test_the_minimum_of_a_quadratic_is_found() -> None:
+    points = [(x, y) for x in (-1.0, 0.0, 1.0) for y in (-1.0, 0.0, 1.0)]
+    values = [2 * (x - 3) ** 2 + (x - 3) * (y + 1) + (y + 1) ** 2 + 7 for x, y in points]
+    assert minimum(points, values) == pytest.approx([3.0, -1.0])
+    # No minimum, and not enough points for one.
+    assert minimum(points, [-value for value in values]) is None
+    assert minimum(points, [x * y for x, y in points]) is None
+    assert minimum(points[:5], values[:5]) is None
+    assert minimum(points[:3] * 3, values) is None
 
 
 def test_a_wider_margin_is_kept_on_each_side() -> None:
@@ -58,7 +88,7 @@ def test_a_cliff_is_an_edge_that_brackets() -> None:
     assert verdict_on(group, results, ExtendRule()).is_interior
     # Where everything diverged, rates go down.
     results = losses_of({(30, 30): None, (30, 31): None})
-    assert [one.setting.at for one in verdict_on(group, results, ExtendRule()).wanted] == [(28,)]
+    assert [one.setting.at for one in verdict_on(group, results, ExtendRule()).wanted] == [(29,)]
 
 
 def test_a_bound_is_named_where_it_keeps_an_edge_open() -> None:
