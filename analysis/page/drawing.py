@@ -143,7 +143,11 @@ def finish(figure: Figure, *panels: Any) -> None:
         _, bottom, _, height = axes.get_position().bounds
         axes.set_position((left / WIDTH, bottom, 1 - (left + _RIGHT) / WIDTH, height))
         _thin(axes.yaxis)
-        axes.set_ylabel("\n".join(fitted(line, 9.0, _height_of(axes) + 24) for line in axes.get_ylabel().split("\n")))
+        # Labels may reach beyond a panel, but not into a title that begins left of it.
+        beyond = 0 if axes is upper and _title_beyond(upper, left) > 0 else 24
+        axes.set_ylabel(
+            "\n".join(fitted(line, 9.0, _height_of(axes) + beyond) for line in axes.get_ylabel().split("\n"))
+        )
     _thin(lower.xaxis)
     _place_x_label(figure, lower, left)
     _place_title(upper, left)
@@ -209,10 +213,17 @@ def _place_x_label(figure: Figure, axes: Any, left: float) -> None:
 
 def _place_title(axes: Any, left: float) -> None:
     """Begins at the panel, or further left where it is long; the middle of one that is too long is left out."""
-    title = fitted(axes.get_title(loc="left"), 9.5, WIDTH * _POINTS - 12)
-    beyond = left * _POINTS + text_width(title, 9.5) + 4 - WIDTH * _POINTS
     width = (WIDTH - left - _RIGHT) * _POINTS
-    axes.set_title(title, loc="left", x=-max(0.0, beyond) / width)
+    axes.set_title(_fitted_title(axes), loc="left", x=-max(0.0, _title_beyond(axes, left)) / width)
+
+
+def _fitted_title(axes: Any) -> str:
+    return fitted(axes.get_title(loc="left"), 9.5, WIDTH * _POINTS - 12)
+
+
+def _title_beyond(axes: Any, left: float) -> float:
+    """Points by which the title, begun at the panel, would leave the figure."""
+    return left * _POINTS + text_width(_fitted_title(axes), 9.5) + 4 - WIDTH * _POINTS
 
 
 def _add_legend(figure: Figure, axes: Any) -> None:
