@@ -193,6 +193,10 @@ def critical_batches(seed: int) -> Iterator[tuple[str, bool]]:
     yield "critical batch, exponent of N", held(both.exponents["num_params"], -0.1)
     yield "critical batch, exponent of D", held(both.exponents["num_tokens"], 0.5)
     yield "critical batch, exponent at one D/N", held(law.at_one_ratio, 0.4)
+    predicted = predict(law, Size(3e9, 6e10), 20.0).value
+    assert predicted is not None
+    one_more = 13 * 3e9**-0.1 * 6e10**0.5 * np.exp(0.15 * np.random.default_rng([1, seed]).normal())
+    yield "predicted critical batch", held(predicted, float(one_more))
 
 
 def learning_rates(seed: int) -> Iterator[tuple[str, bool]]:
@@ -209,12 +213,12 @@ def learning_rates(seed: int) -> Iterator[tuple[str, bool]]:
 
 
 def test_intervals_hold_the_truth_in_seeded_studies() -> None:
-    """Six intervals that cover .95 fall below the bar in one run of a thousand at most."""
+    """Seven intervals that cover .95 fall below the bar in one run of a thousand at most."""
     held_by: dict[str, list[bool]] = {}
     for seed in range(SEEDED):
         for name, covered in (*critical_batches(seed), *learning_rates(seed)):
             held_by.setdefault(name, []).append(covered)
-    assert len(held_by) == 6
+    assert len(held_by) == 7
     fewest = int(binom.ppf(1e-3 / len(held_by), SEEDED, 0.95))
     for name, covered in held_by.items():
         assert sum(covered) >= fewest, (name, sum(covered))
