@@ -10,10 +10,10 @@ from muloco_runner.config import ConfigError
 from muloco_runner.record import RunFolder
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.run_states import RunState
-from sweeps.engine.sweep_state import ITS_TRUNK, SweepState
+from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.tuning.growth import Addition
 from sweeps.engine.tuning.study import Study
-from sweeps.engine.work import Attempt, Work
+from sweeps.engine.work import ITS_TRUNK, Attempt, Work
 from sweeps.node.reports import begin_branch, derived_work, final_loss, losses_at
 
 
@@ -84,9 +84,4 @@ def _why_never(trunk: RunState, branch: Work) -> str | None:
     name, step = trunk.work.name, branch.trunk.step
     if trunk.held is not None:
         return f"{ITS_TRUNK}{name} is held before its checkpoint of step {step:,} ({trunk.held}): `retry` that one"
-    if trunk.done:
-        return (
-            f"{ITS_TRUNK}{name} has ended without a checkpoint of step {step:,}: train this one by itself, in a sweep "
-            "without branches"
-        )
-    return None
+    return branch.trunk.missing_words if trunk.done else None

@@ -18,11 +18,9 @@ from sweeps.engine.policy import RULES, Cause, PastAttempt, after
 from sweeps.engine.run_states import AttemptState, Queue, Runs, RunState, queues
 from sweeps.engine.tuning.growth import Added
 from sweeps.engine.tuning.study import Coordinates
-from sweeps.engine.work import Work
+from sweeps.engine.work import ITS_TRUNK, Work
 from sweeps.engine.works import Shape, shape_of
 
-ITS_TRUNK = "its trunk "
-"""Reasons that a branch's trunk gives to hold it begin so: `retry` of the trunk releases it too."""
 Event = dict[str, Any]
 """A line of the ledger: `event` names it, `time` is in Unix seconds; other keys are its own (`SweepState.apply`)."""
 

@@ -74,6 +74,10 @@ class Adapter:
         return cls(**{**values, "group_labels": tuple(values["group_labels"]), "similarity_keys": keys})
 
 
+ITS_TRUNK = "its trunk "
+"""Reasons that a branch's trunk gives to hold it begin so: `retry` of the trunk releases it too."""
+
+
 @dataclass(frozen=True)
 class Trunk:
     """Another piece of work of the sweep, from whose checkpoint a piece of work goes on."""
@@ -91,6 +95,14 @@ class Trunk:
     def wait_words(self) -> str:
         """For what the work waits until that checkpoint is there."""
         return f"waits for the checkpoint of step {self.step:,} of its trunk, run {self.run}"
+
+    @property
+    def missing_words(self) -> str:
+        """Why the work cannot start where its trunk has ended and that checkpoint is not there."""
+        return (
+            f"{ITS_TRUNK}{self.run} has ended without a checkpoint of step {self.step:,}: train this one by itself, in "
+            "a sweep without branches"
+        )
 
     def spared_minutes(self, expected_minutes: float) -> float:
         """What the work would take besides what is expected of it, were it not for the trunk."""

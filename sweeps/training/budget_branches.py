@@ -199,6 +199,14 @@ def begin_branch(work: Work) -> bool:
     return True
 
 
+def is_lost(branch: Work) -> bool:
+    """Whether its trunk has ended and what it was to go on from is not there."""
+    if branch.trunk is None or has_begun(RunFolder(branch.folder)):
+        return False
+    parent = RunFolder(Path(branch.folder).with_name(branch.trunk.run))
+    return parent.result_file.exists() and branch.trunk.step not in parent.checkpoint_steps()
+
+
 def trunks_needed(root: Path) -> set[str]:
     """The runs under a root from whose checkpoints branches of its sweeps have yet to go on."""
     found: set[str] = set()

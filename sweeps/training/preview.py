@@ -21,6 +21,7 @@ from sweeps.engine.works import Shape, Works, shape_of
 from sweeps.formatting import duration, plural
 from sweeps.node.attempt_files import is_finished
 from sweeps.node.code_snapshot import source_space
+from sweeps.training.budget_branches import is_lost
 from sweeps.training.disk import DiskUse, RunSpace, Span, disk_use, spaces_of
 from sweeps.training.gpus import Fit, Gpus
 from sweeps.training.sweep import Sweep
@@ -78,7 +79,7 @@ def preview(sweep: Sweep, live: Limits, max_gpu_hours: float | None = None) -> P
     planned = [
         PlannedRun(
             work,
-            best_verdict(work, sweep.cluster.allocations, limits),
+            _verdict_on(work, sweep.cluster, limits),
             is_finished(work),
             gpus.fit(runs[work.name], work.need.gpus) if work.need.gpus and work.name in runs else None,
             num_jobs(work.need.expected_minutes, longest.of(shape_of(work)).most),
@@ -103,6 +104,12 @@ def preview(sweep: Sweep, live: Limits, max_gpu_hours: float | None = None) -> P
         _spared_hours(to_run),
         None if max_gpu_hours is None else done,
     )
+
+
+def _verdict_on(work: Work, cluster: ClusterConfig, limits: Mapping[str, Sequence[Limit]]) -> Verdict:
+    if work.trunk is not None and is_lost(work):
+        return Verdict(VerdictKind.NEVER, work.trunk.missing_words)
+    return best_verdict(work, cluster.allocations, limits)
 
 
 def _spared_hours(works: Sequence[Work]) -> float:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killed_controllers import Killed
 
 from muloco_runner.config import ConfigError
+from muloco_runner.inference.continuation import has_begun
 from muloco_runner.record import ExitCode, RunFolder, RunResult
 from sweeps.__main__ import main
 from sweeps.cli.explain import explain, why
 from sweeps.engine.cluster import Limits
+from sweeps.engine.quota import VerdictKind
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.work import Work
 from sweeps.training.budget_branches import begin_branch
@@ -34,6 +37,10 @@ def asked(root: Path, *words: str) -> tuple[Sweep, Work, list[Work]]:
     return sweep, trunk, branches
 
 
+def killed(*_: Any) -> None:
+    raise Killed
+
+
 class Left(Trials):
     """Trunks have left the checkpoints of these steps."""
 
@@ -46,13 +53,20 @@ class Left(Trials):
 
 
 @pytest.mark.parametrize("decay", ["schedule.decay_fraction=0.3", "schedule.decay_steps=5"])
-def test_a_branch_ends_as_if_it_had_been_asked_for_at_once(decay: str, tmp_path: Path) -> None:
+def test_a_branch_ends_as_if_it_had_been_asked_for_at_once(
+    decay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quickly = ["execution.log_interval_steps=1", decay, "method.num_workers=2", "method.sync_interval=7"]
     quickly.append("branches.tokens_per_parameter=[1,2]")
     _, trunk, branches = asked(tmp_path / "branched", *quickly, "algorithm=muloco")
     assert not any(begin_branch(branch) for branch in branches)
     assert train(trunk.folder, 1, **trunk.arguments) == ExitCode.FINISHED
     for branch in branches:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", killed)
+            with pytest.raises(Killed):
+                begin_branch(branch)
+        assert not has_begun(RunFolder(branch.folder))
         assert begin_branch(branch)
         assert begin_branch(branch)
         assert branch.trunk is not None
@@ -136,6 +150,13 @@ def test_a_trunks_checkpoints_stay_until_branches_have_them(
     steps = [*trunk.arguments["execution"]["branch_steps"], 42]
     folder = finished(trunk, *steps)
     finished(first)
+    found = {run.work.name: run.verdict.kind for run in preview(sweep, Limits()).runs}
+    assert VerdictKind.NEVER not in found.values()
+    folder.checkpoint_at(steps[1]).rename(tmp_path / "aside")
+    (lost,) = (run for run in preview(sweep, Limits()).runs if run.verdict.kind is VerdictKind.NEVER)
+    assert lost.work.name == second.name
+    assert "has ended without a checkpoint of step" in lost.verdict.why
+    (tmp_path / "aside").rename(folder.checkpoint_at(steps[1]))
     monkeypatch.setattr(sys, "argv", ["muloco-sweep", "clean", str(tmp_path), "--keep", "none", "--all"])
     with pytest.raises(SystemExit):
         main()
