@@ -25,7 +25,7 @@ muloco-train: train one run, here.
   muloco-train --multirun algorithm=ddp_muon,muloco seed=0,1
   torchrun --nproc-per-node 4 --no-python muloco-train algorithm=muloco method.num_workers=4
 
-Choices, each a file under conf/ (your own ./conf, and the built-in ones):
+Choices, each a file under conf/ (your own ./conf, the built-in ones, those that installed packages offer):
 {choices}
 Values, each a key with a dot for each level:
   global_batch_tokens=8192          tokens in one inner step, summed over all workers
@@ -50,7 +50,7 @@ one continues where its last checkpoint left it.
   --check-gpu      is this GPU fit, and how fast will it train? Minutes; --check-gpu --help tells more
   --config-dir DIR own choices, found before the built-in ones; may be said several times. So are those under ./conf,
                    and in the folders that MULOCO_CONF lists; conf_path=none turns these off
-  --same-code      go on with a run whose optimizer's code (_target_) has changed under the same version
+  --same-code      go on with a run whose own code (_target_) has changed under the same version
 
 Exit codes: 0 finished (also when it diverged: that is a result), 2 a mistake in the command, 65 the run cannot be
 trained on this data, 70 out of memory, 75 checkpointed after a signal or at execution.wall_minutes, 1 anything else.
@@ -60,7 +60,10 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 _SAME_CODE = "--same-code"
 _CHECK_GPU = "--check-gpu"
 _MULTIRUN = {"--multirun", "-m"}
-_GROUPS = ("algorithm", "model", "method", "inner_optimizer", "data", "schedule", "cluster")
+_GROUPS = (
+    *("algorithm", "model", "method", "method/outer_optimizer", "method/compression"),
+    *("inner_optimizer", "schedule", "data", "cluster"),
+)
 
 
 def main() -> None:
@@ -183,7 +186,7 @@ def help_text() -> str:
     lines = []
     for group in _GROUPS:
         names = choices_of(group)
-        lines.append(f"  {group + '=':18}{' | '.join(names)}\n")
+        lines.append(f"  {group + '=':24}{' | '.join(names)}\n")
     return HELP.format(choices="".join(lines))
 
 

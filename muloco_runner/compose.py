@@ -41,7 +41,7 @@ from muloco_runner.config.keys import no_such_setting
 from muloco_runner.config.names import OLD_CHOICES, OLD_VALUES, warn_renamed
 from muloco_runner.config.run import VARIANTS
 from muloco_runner.data.identity import named_by_content
-from muloco_runner.paths import config_dir, config_groups, config_path
+from muloco_runner.paths import ENTRY_POINTS, config_dir, config_groups, config_path, packaged_files
 from muloco_runner.warm_start import named_by_weights
 
 AROUND_RUNS = ("root", "cluster", "execution")
@@ -89,10 +89,12 @@ class OwnFolderSource(ConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         file = self._file(config_path)
+        return self._read(file, config_path.rpartition("/")[0])
+
+    def _read(self, file: Path, group: str) -> ConfigResult:
         try:
             header = ConfigSource._get_header_dict(file.read_text(encoding="utf-8"))
             config = OmegaConf.load(file)
-            group = config_path.rpartition("/")[0]
             if group in _OWN_SETTINGS and isinstance(config, DictConfig):
                 config = _with_arguments(config, _OWN_SETTINGS[group])
         except (OSError, ValueError, YAMLError) as error:
@@ -118,6 +120,45 @@ class OwnFolderSource(ConfigSource):
 
     def _file(self, config_path: str) -> Path:
         return Path(self.path) / self._normalize_file_name(config_path)
+
+
+class PackagesSource(OwnFolderSource):
+    """Files that other installed packages offer by entry points."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "muloco-packages"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        group, name = self._split(config_path)
+        files = packaged_files(group)[name]
+        if len(files) > 1:
+            raise ConfigLoadError(
+                f"{group}={name}: several packages offer it, {' and '.join(map(str, files))}: uninstall one, or copy "
+                "the file that is meant into your own conf/"
+            )
+        return self._read(files[0], group)
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path in ENTRY_POINTS
+
+    def is_config(self, config_path: str) -> bool:
+        group, name = self._split(config_path)
+        # Schemas are asked for at every start, and looking at all installed packages takes milliseconds.
+        return not name.startswith("base_") and name in packaged_files(group)
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        names: list[str] = []
+        for name in packaged_files(config_path):
+            self._list_add_result(names, f"{config_path}/{name}", f"{name}.yaml", results_filter)
+        return names
+
+    def _split(self, config_path: str) -> tuple[str, str]:
+        group, _, name = config_path.rpartition("/")
+        return group, name.removesuffix(".yaml")
 
 
 _OWN_SETTINGS = {
@@ -147,17 +188,20 @@ def _with_arguments(config: DictConfig, known: set[str]) -> DictConfig:
 
 
 class OwnFolders(SearchPathPlugin):
-    """Puts the user's own config folders before the package's: Hydra's --config-dir would put one after it."""
+    """Puts the user's own config folders before the package's, where Hydra's --config-dir would put one after it, and
+    other packages' files last."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in config_path().folders:
             search_path.prepend("own", f"{OwnFolderSource.scheme()}://{folder}", anchor="main")
+        search_path.append("packages", f"{PackagesSource.scheme()}://installed")
 
 
 @cache
 def register() -> None:
     """Registers every dataclass of the vocabulary as the schema that the YAML files extend."""
     Plugins.instance().register(OwnFolderSource)
+    Plugins.instance().register(PackagesSource)
     Plugins.instance().register(OwnFolders)
     store = ConfigStore.instance()
     store.store(name="base_app", node=AppConfig)

@@ -1,4 +1,4 @@
-"""Where the YAML values lie: the package's, and before them the user's own folders.
+"""Where the YAML values lie: the package's, before them the user's own folders, after them other installed packages'.
 
 Standard library only, so that `--help` can list them at once. A command's `main` says by `take_config_path` which
 folders are the user's; without it there is the package's alone.
@@ -6,6 +6,8 @@ folders are the user's; without it there is the package's alone.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +138,49 @@ def files_of(group: str) -> dict[str, Path]:
     for folder in (*_current.folders, config_dir()):
         for path in (folder / group).glob("*.yaml"):
             files.setdefault(path.stem, path)
+    for name, offered in packaged_files(group).items():
+        files.setdefault(name, offered[0])
     return files
+
+
+ENTRY_POINTS = {
+    "model": "muloco.models",
+    "data": "muloco.data",
+    "inner_optimizer": "muloco.inner_optimizers",
+    "schedule": "muloco.schedules",
+    "method/outer_optimizer": "muloco.outer_optimizers",
+    "method/compression": "muloco.compressions",
+}
+"""Groups of which other installed packages may offer choices -> where they say so.
+
+An entry point `NAME = "PACKAGE"` offers the file conf/GROUP/NAME.yaml of that package. A choice of the user's own or of
+this package comes first.
+"""
+
+
+@cache
+def packaged_files(group: str) -> dict[str, list[Path]]:
+    """Files that other installed packages offer in a group, by name. Nothing of these packages is imported."""
+    if group not in ENTRY_POINTS:
+        return {}
+    from importlib import metadata  # milliseconds, which only names need that are not found elsewhere
+
+    offered: dict[str, list[Path]] = {}
+    for package, name in sorted(
+        {(point.value, point.name) for point in metadata.entry_points(group=ENTRY_POINTS[group])}
+    ):
+        offered.setdefault(name, []).append(_folder_of(package) / "conf" / group / f"{name}.yaml")
+    return offered
+
+
+def _folder_of(package: str) -> Path:
+    """The folder of an installed package; one that cannot be found, a name that is its own text."""
+    top, *below = package.split(".")
+    with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(top)
+        if spec is not None and spec.submodule_search_locations:
+            return Path(next(iter(spec.submodule_search_locations)), *below)
+    return Path(package)
 
 
 def _checked(said: str, folder: Path) -> Path:
