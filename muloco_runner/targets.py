@@ -108,6 +108,15 @@ def facts_of(part: str, values: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     return found
 
 
+def known_facts(part: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The same of one that was tried before; None of another one, which is not tried now."""
+    with contextlib.suppress(ConfigError):
+        config = _without_facts(part, values)
+        answer = _read_answer(_key_of_facts(config, _sources((target, part) for target in config.targets)))
+        return answer.facts if answer is not None else None
+    return None
+
+
 def check_targets(runs: Sequence[RunConfig], root: Path, same_code: bool) -> dict[str, Answer]:
     """Try what is new among the runs' targets, and compare their code with that which trained runs of `root` had.
 

@@ -27,17 +27,25 @@ def select(works: Sequence[Work], filters: Sequence[str]) -> list[Work]:
         key, sign, values = text.partition("=")
         if not sign or not key or not values:
             raise ConfigError(f"{text!r}: a filter is KEY=VALUE, such as algorithm=muloco or run=3fa2")
-        found = [work for work in found if any(_matches(work, key, value) for value in values.split(","))]
+        wanted = [_model(works, value) for value in values.split(",")] if key == "model" else values.split(",")
+        found = [work for work in found if any(_matches(work, key, value) for value in wanted)]
     if filters and works and not found:
         raise ConfigError(f"no run of the sweep matches {' '.join(filters)}")
     return found
 
 
-def _matches(work: Work, key: str, value: str) -> bool:
+def _model(works: Sequence[Work], value: str) -> str | int:
+    """What a filter's model is known by: the label of one from outside, else its number of parameters."""
+    labels = {str(work.labels["model"]) for work in works if "model" in work.labels}
+    return next((label for label in labels if _equal(label, value)), None) or params_of(value)
+
+
+def _matches(work: Work, key: str, value: str | int) -> bool:
+    if key == "model":
+        return bool(work.labels.get("model" if isinstance(value, str) else "num_params") == value)
+    assert isinstance(value, str)
     if key == "run":
         return work.name.startswith(value)
-    if key == "model":
-        return bool(work.labels.get("num_params") == params_of(value))
     if key in work.labels:
         return _equal(work.labels[key], value)
     return _equal(_setting(work, key), OLD_VALUES.get(key, {}).get(value, value))

@@ -57,6 +57,7 @@ def labels_of(run: RunConfig) -> dict[str, Any]:
     return {
         "algorithm": run.algorithm,
         "num_params": run.num_params,
+        **({"model": run.model.label} if run.model.label else {}),
         "num_workers": run.num_workers,
         "global_batch_tokens": run.global_batch_tokens,
         "lr": run.inner_optimizer.lr,

@@ -28,10 +28,21 @@ def _names() -> dict[int, str]:
     for name in sorted(files):
         # A file that is no model by itself is the base of others.
         with contextlib.suppress(ConfigError, TypeError):
-            if "_target_" in (values := _values(files, name)):
-                continue  # its parameters are counted where it is built
-            names.setdefault(ModelConfig(**values).num_params, name)
+            values = _values(files, name)
+            count = _params_of_own(name) if "_target_" in values else ModelConfig(**values).num_params
+            if count is not None:
+                names.setdefault(count, name)
     return names
+
+
+def _params_of_own(name: str) -> int | None:
+    """Parameters of a model from outside; None where nothing has built it yet."""
+    from muloco_runner.compose import compose_tree
+    from muloco_runner.targets import known_facts
+
+    values = OmegaConf.to_container(compose_tree([f"model={name}"]).model, resolve=True)
+    facts = known_facts("model", values)  # type: ignore[arg-type]
+    return int(facts["num_params"]) if facts else None
 
 
 def _values(files: Mapping[str, Path], name: str) -> dict[str, Any]:

@@ -24,6 +24,9 @@ from muloco_runner.model.target_model import build_target_model
 from muloco_runner.optimizers import parameter_kinds
 from muloco_runner.record import RunFolder
 from muloco_runner.targets import check_targets, facts_of, record_code
+from sweeps.cli.filters import select
+from sweeps.training import model_names
+from sweeps.training.model_names import model_name
 from sweeps.training.sweep import read_sweep
 
 LAB = """
@@ -201,6 +204,21 @@ def test_a_file_of_few_lines_is_a_whole_model(lab: Path) -> None:
     assert model.num_hidden_params == 2 * 16 * 16
     assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict()))) == run
     assert run.algorithm == "DDP-AdamW"
+
+
+def test_tables_and_filters_call_a_model_by_its_name(lab: Path, text_dir: Path, tmp_path: Path) -> None:
+    words = ["model=mixer,29k", "data=text", f"data.path={text_dir}", "data.validation_tokens=256", f"root={tmp_path}"]
+    sweep = read_sweep(words)
+    own, built_in = sweep.definition.works
+    model_names._names.cache_clear()
+    assert [model_name(run.num_params) for run in sweep.runs] == ["mixer", "29k"]
+    assert own.labels["model"] == "Mixer"
+    assert select([own, built_in], ["model=mixer"]) == [own]
+    assert select([own, built_in], ["model=29k"]) == [built_in]
+    assert select([own, built_in], ["model=mixer,29k"]) == [own, built_in]
+    with pytest.raises(ConfigError, match=r"no such model; there are .*mixer"):
+        select([own, built_in], ["model=other"])
+    model_names._names.cache_clear()
 
 
 def test_a_runs_name_holds_what_decides_its_result(lab: Path) -> None:
