@@ -237,8 +237,11 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
     outer = method.pop("outer_optimizer", None) or {}
     method.pop("name")
     method.update(config.method.choices)
-    if config.model.label:
-        method["model"] = config.model.label
+    # None of the built-in one: beside it, a model from outside is named in its series.
+    method["model"] = config.model.label or None
+    compression = method.get("compression") or {}
+    if "_target_" in compression:
+        method["compression"] = {**compression, "name": compression["label"], "label": None, "bits_per_value": None}
     inner = dict(values["inner_optimizer"])
     inner.pop("name")
     rest = {

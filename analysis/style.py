@@ -113,16 +113,24 @@ def partner_of(
 ) -> str | None:
     """The series that `series` is compared with over K: of the style, of the same inner optimizer, or its own least K.
 
-    `workers` has K of each series of the same algorithm, `known` all series.
+    `workers` has K of each series of the same algorithm, `known` all series. Of several models it is one of the same.
     """
-    chosen = style.partners.get(series) or style.partners.get(algorithm) or PARTNERS.get(algorithm)
-    if chosen:
+    if chosen := style.partners.get(series) or style.partners.get(algorithm):
         return chosen
+    model = _model_of(series)
+    if algorithm in PARTNERS:
+        return PARTNERS[algorithm] + model
     inner = algorithm.removeprefix("DiLoCo-")
-    if inner != algorithm and f"DDP-{inner}" in known:
-        return f"DDP-{inner}"
-    least = min(workers, key=lambda name: workers[name])
-    return least if len(set(workers.values())) > 1 else None
+    if inner != algorithm and f"DDP-{inner}{model}" in known:
+        return f"DDP-{inner}{model}"
+    same = {name: number for name, number in workers.items() if _model_of(name) == model}
+    least = min(same, key=lambda name: same[name])
+    return least if len(set(same.values())) > 1 else None
+
+
+def _model_of(series: str) -> str:
+    """What a series' name says of a model from outside; empty where that is the built-in one, or the only one."""
+    return next((f" {word}" for word in series.split() if word.startswith("model=")), "")
 
 
 PARTNERS = {"DiLoCo": "DDP-AdamW", "MuLoCo": "DDP-Muon"}

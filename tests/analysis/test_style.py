@@ -8,6 +8,7 @@ import pytest
 
 from analysis.__main__ import run
 from analysis.page.styles import Styles
+from analysis.runs import series_labels
 from analysis.style import Style, partner_of
 
 ROWS = [
@@ -67,6 +68,23 @@ def test_an_own_optimizer_is_compared_with_itself_in_data_parallel() -> None:
     workers = {"DiLoCo-Lion K=1": 1, "DiLoCo-Lion K=4": 4}
     for known, partner in (({"DDP-Lion", *workers}, "DDP-Lion"), (set(workers), "DiLoCo-Lion K=1")):
         assert partner_of(Style(), "DiLoCo-Lion K=4", "DiLoCo-Lion", workers, known) == partner
+
+
+def test_partners_are_of_the_same_model() -> None:
+    rows = [
+        {"algorithm": algorithm, "method": {**method, "model": model}}
+        for algorithm, method in (
+            ("DDP-AdamW", {}),
+            ("DiLoCo", {"num_workers": 4}),
+            ("DiLoCo-Lion", {"num_workers": 2}),
+        )
+        for model in (None, "ConvNet")
+    ]
+    names = series_labels(rows)
+    assert names[:4] == ["DDP-AdamW", "DDP-AdamW model=ConvNet", "DiLoCo K=4", "DiLoCo K=4 model=ConvNet"]
+    for mine, partner in ((names[2], names[0]), (names[3], names[1])):
+        assert partner_of(Style(), mine, "DiLoCo", {names[2]: 4, names[3]: 4}, set(names)) == partner
+    assert partner_of(Style(), names[5], "DiLoCo-Lion", {names[4]: 1, names[5]: 2}, set(names)) is None
 
 
 @pytest.mark.parametrize(
