@@ -31,7 +31,7 @@ from sweeps.training.budget_branches import branched, branching_of, split_branch
 from sweeps.training.entry import keep_of, works_of
 from sweeps.training.expansion import expand
 from sweeps.training.gpus import Gpus
-from sweeps.training.study_file import split_study, study_of
+from sweeps.training.study_file import STUDY_KEYS, split_study, study_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     plain, narrowing, branches = split_branches(plain, narrowing)
     if branches and goes_on is not None:
         raise ConfigError(
-            "branches: a sweep that adds runs by its results (extend, replicate, decide) would add whole ones: find "
+            f"branches: a sweep that goes on by its results ({', '.join(STUDY_KEYS)}) adds and stops whole runs: find "
             "the settings first, and branch from the best in a sweep of its own"
         )
     root = Path(app.root)

@@ -15,8 +15,17 @@ from analysis.questions.options import Options
 from analysis.report.content import build_report
 from analysis.report.figures import draw_all
 from analysis.runs import load_study
-from muloco_runner.config import RunConfig
-from muloco_runner.record import StepRecord
+from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.record import RunFolder, RunStatus, StepRecord
+
+
+def test_a_run_that_was_stopped_early_is_left_out_for_that(tmp_path: Path) -> None:
+    folder = RunFolder.of(tmp_path, "0" * 12)
+    folder.write_early_stop(2, "at 50% of its tokens")
+    for attempt, reason in ((2, "stopped early: at 50% of its tokens"), (3, "unfinished: running at step 5 of 9")):
+        folder.write_status(RunStatus(folder.run_id, "running", step=5, num_steps=9, attempt=attempt))
+        with pytest.raises(ConfigError, match=f"the first: {reason}"):
+            load_study(tmp_path)
 
 
 def test_the_report_is_whole(planted: tuple[Path, Path]) -> None:

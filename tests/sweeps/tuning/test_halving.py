@@ -13,6 +13,7 @@ from planted_surfaces import group_of
 from state_values import values_of
 
 from sweeps import controller as controller_module
+from sweeps.cli.explain import explain
 from sweeps.cli.study_lines import saved_hours, study_lines
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.engine.policy import Cause
@@ -137,6 +138,13 @@ def test_hopeless_runs_stop_and_are_a_result_of_their_own() -> None:
     # Of an hour on eight GPUs each at least half was left.
     assert processor == "GPU"
     assert 4 * state.counts["stopped"] * 0.9 <= hours <= 8 * state.counts["stopped"]
+    run = state.runs[next(iter(state.stopped))]
+    story = explain(run, "", "", 2e9, 1440, 1, "ROOT")
+    assert any(f"stopped early: {state.stopped[run.work.name]}" in line for line in story)
+    assert story[-2:] == [
+        "That is its result: it is not tried again by itself. To let it go on to its end:",
+        f"  muloco-sweep retry ROOT run={run.work.name}",
+    ]
     lines = list(study_lines(given, state))
     assert lines[0] == "MuLoCo: all of its runs have ended; nothing added"
     assert lines[-1] == f"{state.counts['stopped']} runs stopped early: about {hours:,.2f} GPU-hours saved"
