@@ -92,7 +92,7 @@ def _load(name: str, path: Path, data: DataConfig, trained_on: TokenizerManifest
     if trained_on.kind != "bytes":
         raise ConfigError(
             f"{where} holds no {FILE_NAME}, and the training data has a tokenizer: make it with `muloco-data prepare "
-            f"{path} --tokenizer ...`, with the same one, and name the folder that this writes"
+            f"{path} --tokenizer ... --validation-fraction 0.9`, with the same one, and name the folder that it writes"
         )
     if data.source == "text" and _overlap(path, Path(str(data.path))):
         raise ConfigError(
