@@ -14,6 +14,7 @@ jax, optax = pytest.importorskip("jax"), pytest.importorskip("optax")
 jnp, ours_for_jax = pytest.importorskip("jax.numpy"), pytest.importorskip("muloco_runner.jax")
 muloco, diloco, muloco_wrapper = ours_for_jax.muloco, ours_for_jax.diloco, ours_for_jax.muloco_wrapper
 paper_muloco, paper_diloco = ours_for_jax.paper_muloco, ours_for_jax.paper_diloco
+paper_muon = ours_for_jax.paper_muon
 MuLoCoState = ours_for_jax.MuLoCoState
 jax.config.update("jax_num_cpu_devices", 4)
 Params = Any
@@ -193,6 +194,27 @@ def test_workers_along_an_axis_average_at_outer_steps(over: str) -> None:
     agree(params, by_hand(4, 7, 0.9, 0.8), 1e-5)
     head = params["head"]
     assert not jnp.allclose(head[0], head[1]), "workers have stepped apart since"
+
+
+def test_settings_in_the_state_change_between_steps() -> None:
+    fixed = ("num_iterations", "split", "norm_floor")
+    given = optax.inject_hyperparams(paper_muon, static_args=fixed)(learning_rate=0.02)
+    optimizer = muloco_wrapper(given, sync_interval=2)
+    state = optimizer.init(start())
+    state.inner_state.hyperparams["learning_rate"] = jnp.float32(0.0)
+    updates, _ = jax.jit(optimizer.update)(gradients(0), state, start())
+    assert not any(map(jnp.any, jax.tree.leaves(updates)))
+    agree(trained(optimizer, 3)[0], trained(paper_muloco(sync_interval=2), 3)[0], 1e-5)
+
+
+def test_gradients_accumulate_around_it_in_bfloat16() -> None:
+    """`optax.MultiSteps` takes no transformation that changes the dtype of updates."""
+    optimizer = optax.MultiSteps(paper_muloco(sync_interval=2), 2)
+    params, state = trained(optimizer, 4, jnp.bfloat16)
+    assert int(state.inner_opt_state.inner_count) == 0
+    assert int(state.gradient_step) == 2
+    snapshot = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.inner_opt_state.param_snapshot)
+    agree(params, snapshot, 1e-2)
 
 
 def test_donated_parameters_and_state_do_not_share_memory() -> None:
