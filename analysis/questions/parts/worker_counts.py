@@ -207,12 +207,13 @@ def section(report: dict[str, Any], drawn: bool) -> list[Block] | str:
     """Losses over the partners', laws in K, and how alike pseudogradients are."""
     if not report["num_workers"]["points"]:
         return "no size has both a series and a partner to compare it with over K"
+    fitted = any(law["fit"] for law in report["num_workers"]["laws"])
     return [
         "Relative to each series' partner (data parallel with the same inner optimizer, what --style names, or its own "
         "smallest K), each at its own best hyper-parameters; seed by seed where both have the same seeds.",
         Figures(),
-        Shown("num_workers_laws"),
-        Shown("num_workers", folded=True),
+        *([Shown("num_workers_laws")] if fitted else []),
+        Shown("num_workers", folded=fitted),
     ]
 
 
