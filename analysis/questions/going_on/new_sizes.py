@@ -12,7 +12,7 @@ import numpy as np
 from analysis.confidence import t_quantile
 from analysis.page.numbers import count, number
 from analysis.questions.going_on.wishes import BATCH, KEYS, Unwritten, Wish, beyond, ratio_of
-from analysis.questions.iso_loss import MIN_SCALES, IsoLoss
+from analysis.questions.iso_loss import MIN_SCALES, TRUSTED_SCALES, IsoLoss
 from analysis.questions.question import Inputs
 from muloco_runner.config import ConfigError, RunConfig
 
@@ -20,6 +20,8 @@ _MOST_SIZES = 4
 """That are asked for at once."""
 _APART = 1.1
 """Sizes closer than this say nothing new."""
+_NEAR = 1.3
+"""A shape serves for a size that is no farther from it."""
 
 
 def sizes_wanted(sizes: Sequence[int], width: float | None, wanted: float) -> int | None:
@@ -72,7 +74,8 @@ def shape_near(run: RunConfig, target: float, sizes: Sequence[int], widest: int,
                 made = run.with_values(values).num_params
             except ConfigError:
                 continue
-            if all(max(made / own, own / made) >= _APART for own in sizes):
+            is_near = max(made / target, target / made) <= _NEAR
+            if is_near and all(max(made / own, own / made) >= _APART for own in sizes):
                 found.append((abs(math.log(made / target)), values))
     return min(found, key=lambda one: one[0], default=(0.0, None))[1]
 
@@ -90,6 +93,7 @@ def sizes(inputs: Inputs, wanted: float, configs: Sequence[RunConfig]) -> Iterat
     widest, deepest = (
         most * max(int(getattr(run.model, name, 1)) for run in configs) for name in ("width", "num_layers")
     )
+    deepest += 1
     known = list(there)
     for target in between(there, needed):
         nearest = min(there, key=lambda size: abs(math.log(size / target)))
@@ -97,10 +101,9 @@ def sizes(inputs: Inputs, wanted: float, configs: Sequence[RunConfig]) -> Iterat
                    if row["num_params"] == nearest]  # fmt: skip
         shape = shape_near(of_size[0][1], target, known, widest, deepest)
         if shape is None:
-            yield Unwritten(
-                f"{why}: no shape like those tried has about {count(target)} parameters: add a model's file"
-            )
-            return
+            missing = f"no shape like those tried has about {count(target)} parameters: add a model's file for one"
+            yield Unwritten(f"{why}: {missing}")
+            continue
         made = of_size[0][1].with_values(shape).num_params
         known.append(made)
         for row, _ in of_size:
@@ -121,12 +124,11 @@ def _needed(laws: IsoLoss | str, there: Sequence[int], wanted: float) -> tuple[i
         for name in laws.series
         if (found := laws.fit.parameters[f"alpha[{name}]"]).ci is not None
     }
-    if not widths:
-        return 0, None
-    name = max(widths, key=lambda one: widths[one])
-    needed = sizes_wanted(there, widths[name], wanted)
-    if needed == 0:
-        return 0, None
+    few = max(0, TRUSTED_SCALES - len(there))
+    name = max(widths, key=lambda one: widths[one], default="")
+    needed = sizes_wanted(there, widths[name], wanted) if widths else 0
+    if needed is not None and needed <= few:
+        return few, f"intervals of laws of fewer than {TRUSTED_SCALES} sizes are too narrow" if few else None
     return needed, (
         f"the interval of {name}'s exponent of loss against compute is {number(widths[name])} wide, and "
         f"{number(wanted)} is wanted"

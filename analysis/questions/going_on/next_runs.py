@@ -156,8 +156,8 @@ def section(result: WhatNext) -> list[str]:
         )
     if result.unwritten:
         why = "" if result.root else " These runs come from a table, so that there are no runs to differ from."
-        text.append(f"No sweep can be written of the following.{why}")
-        text += [f"{line}." for line in result.unwritten]
+        lines = "; ".join(result.unwritten)
+        text.append(f"No sweep can be written of the following.{why} {lines}.")
     return text or ["nothing that more runs of this study would settle"]
 
 
@@ -165,7 +165,7 @@ def rows(result: WhatNext) -> list[Table]:
     """A row for each line of the sweep file."""
     table = Table(
         "next_runs",
-        "What would settle what is open",
+        "The lines of the sweep file",
         [Column("what"), Column("why"), Column("like run"), Column("values"), Column("runs", "integer")],
         [[step.kind, step.why, step.like, _values(step), step.runs] for step in result.steps],
     )

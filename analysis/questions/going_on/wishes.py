@@ -125,7 +125,7 @@ def batches(inputs: Inputs) -> Iterator[Wish | Unwritten]:
         if end is None:
             continue
         if end == ONLY_ONE_BATCH:
-            yield Unwritten(f"{name_of(row)}: one batch was tried, so that nothing is known of others: give it several")
+            yield from (_beyond_batch(inputs, row, side, f"{name_of(row)}: one batch was tried") for side in (-1, 1))
             continue
         why = f"{name_of(row)}: a batch of {integer(row[BATCH])} was best and is the {_end(1 if end == 'high' else -1)}"
         yield _beyond_batch(inputs, row, 1 if end == "high" else -1, f"{why} tried")
@@ -138,9 +138,12 @@ def batches(inputs: Inputs) -> Iterator[Wish | Unwritten]:
 
 def _beyond_batch(inputs: Inputs, row: Mapping[Any, Any], direction: int, why: str) -> Wish | Unwritten:
     points = inputs.optima.points
-    of_scale = points[[all(row[name] == own for name, own in zip(POINT[:-1], rest, strict=True))
-                       for rest in points[POINT[:-1]].itertuples(index=False, name=None)]]  # fmt: skip
-    ratio = ratio_of(sorted(of_scale[BATCH].astype(float).unique()))
+    of_series = points[points["series"] == row["series"]]
+    of_scale = of_series[(of_series["num_params"] == row["num_params"])
+                         & (of_series["tokens_per_parameter"] == row["tokens_per_parameter"])]  # fmt: skip
+    # The step of other sizes where there is none at this one.
+    steps = (ratio_of(sorted(some[BATCH].astype(float).unique())) for some in (of_scale, of_series))
+    ratio = next((step for step in steps if step is not None), None)
     if ratio is None:
         return Unwritten(f"{why}; no step follows from one batch")
     batch = row[BATCH] * ratio**direction

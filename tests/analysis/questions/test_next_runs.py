@@ -12,7 +12,7 @@ import pytest
 from planted import Law, run_config, start_run, write_run
 
 from analysis.__main__ import run
-from analysis.questions.going_on.new_sizes import between, sizes_wanted
+from analysis.questions.going_on.new_sizes import between, shape_near, sizes_wanted
 from analysis.questions.going_on.next_runs import QUESTION, WhatNext, to_sweep_file
 from analysis.questions.going_on.wishes import beyond
 from analysis.report.compare import read_report
@@ -128,6 +128,9 @@ def test_more_sizes_are_for_intervals_that_are_too_wide() -> None:
     assert sizes_wanted(sizes, 1.0, 0.1) is None
     assert sizes_wanted([100], None, 0.1) == 2
     assert between([100, 400], 2) == pytest.approx([200, 100 * 2**0.5])
+    run_at = run_config("DDP-Muon", "29k")
+    assert shape_near(run_at, 20_000, [11_000, 29_120], 32, 3) == {"model.width": 16, "model.num_layers": 3}
+    assert shape_near(run_at, 20_000, [11_000, 29_120], 32, 2) is None, "the nearest is no such size"
 
 
 def test_values_beyond_an_edge_are_those_of_sweep_files() -> None:
