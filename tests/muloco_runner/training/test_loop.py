@@ -15,6 +15,7 @@ from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.distributed.topology import Topology
 from muloco_runner.job import run_job
 from muloco_runner.model.transformer import build_model
+from muloco_runner.optimizers import Muon
 from muloco_runner.record import ExitCode, RunFolder
 from muloco_runner.training.checkpoints.store import CheckpointStore
 from muloco_runner.training.evaluate import evaluate
@@ -114,6 +115,27 @@ def test_the_micro_batch_does_not_change_the_run(
         run_job(folder, dataclasses.replace(execution, micro_batch_sequences=sequences))
         losses.append([step.loss for step in folder.read_steps()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_step_scales_gradients_as_a_pass_over_them_does(
+    tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels of a GPU apply the factor of clipping; here the buckets do, told to be such kernels."""
+    run = tiny_run("data_parallel", "muon", num_steps=3, gradient_clip_norm=0.01)
+    found = []
+    for in_kernels in (False, True):
+        monkeypatch.setattr(Muon, "scales_in_kernels", in_kernels)
+        trainer = trainer_of(run, new_folder(run, str(in_kernels)), execution)
+        for _ in range(run.num_steps):
+            trainer.step_workers()
+        assert trainer.state.gradient_norms.min() > 0.01
+        found.append(final_parameters(trainer))
+    assert torch.equal(*found)
+    monkeypatch.setattr(Muon, "scale_gradients", lambda *_: None)
+    trainer = trainer_of(run, new_folder(run, "unscaled"), execution)
+    for _ in range(run.num_steps):
+        trainer.step_workers()
+    assert not torch.equal(final_parameters(trainer), found[0])
 
 
 def test_a_diverged_run_is_a_result(tiny_run: MakeRun, new_folder: MakeFolder, execution: ExecutionConfig) -> None:
