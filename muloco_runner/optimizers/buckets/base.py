@@ -142,7 +142,9 @@ class MatrixBucket:
     def write_orthogonal_updates(self, group: dict[str, Any], indices: Sequence[int], out_BRC: Tensor) -> None:
         """As `orthogonal_updates`, into memory of another dtype; `indices` are some that `parameters_at_once` allows,
         counted from the first owned one."""
-        out_BRC.copy_(self.orthogonal_updates(group, indices, out_BRC.dtype))
+        # Kernels give any dtype; elsewhere the copy converts, and spares another one.
+        dtype = out_BRC.dtype if self.backend in TRITON_DTYPES else None
+        out_BRC.copy_(self.orthogonal_updates(group, indices, dtype))
 
     def _orthogonalized(self, group: dict[str, Any], full_BRC: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return the orthogonalised updates of full parameters, in their shape, in `dtype` or theirs."""
