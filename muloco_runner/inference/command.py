@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,12 +171,20 @@ def find_folder(said: str, root: Path) -> Path:
     return found[0]
 
 
-def _load(arguments: argparse.Namespace, folder: Path | None = None) -> LoadedRun:
+def _load_or_why(arguments: argparse.Namespace, folder: Path, step: int | None) -> LoadedRun | str:
+    """One of many runs, or why it cannot be loaded."""
+    try:
+        return _load(arguments, folder, step)
+    except ConfigError as error:
+        return str(error)
+
+
+def _load(arguments: argparse.Namespace, folder: Path | None = None, step: int | None = None) -> LoadedRun:
     from muloco_runner.inference.load import load_run
 
     folder = folder or find_folder(arguments.model, arguments.root)
     try:
-        loaded = load_run(folder, step=arguments.step, worker=arguments.worker, device=arguments.device)
+        loaded = load_run(folder, step=step or arguments.step, worker=arguments.worker, device=arguments.device)
     except RuntimeError as error:  # torch's, of a device that is not there
         raise ConfigError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from None
     end = f" of {loaded.config.num_steps}" if loaded.step != loaded.config.num_steps else ""
@@ -216,17 +225,21 @@ def _evaluate(arguments: argparse.Namespace) -> ExitCode:
     process = process_rank()
     if arguments.device == "cuda" and process.num_ranks > 1:
         arguments.device = f"cuda:{process.local_rank}"
-    many = _runs_below(arguments.model)
-    folders = many or [find_folder(arguments.model, arguments.root)]
+    many = bool(_runs_below(arguments.model))
+    one = Path(arguments.model) if many else find_folder(arguments.model, arguments.root)
     left_out: Counter[str] = Counter()
     # On the CPU: what ranks exchange are answers.
-    with evaluating_ranks(process, torch.device("cpu"), folders[0] / "evaluations") as ranks:
+    with evaluating_ranks(process, torch.device("cpu"), one / "evaluations") as ranks:
+        # While they look, runs may begin, end and leave checkpoints: all ranks go by what the first one sees.
+        folders = ranks.agreed(lambda: _runs_below(arguments.model) if many else [one])
         for folder in folders:
-            why = _why_left_out(folder, arguments) if many else None
-            if why is not None:
-                left_out[why] += 1
+            step = arguments.step or ranks.agreed(partial(_newest, folder))
+            why = ranks.agreed(partial(_why_left_out, folder, arguments)) if many else None
+            loaded = why or (_load_or_why if many else _load)(arguments, folder, step)
+            if isinstance(loaded, str):
+                left_out[loaded] += 1
                 continue
-            found, line = _evaluated(_load(arguments, folder), arguments, sets, ranks, bool(many))
+            found, line = _evaluated(loaded, arguments, sets, ranks, many)
             if ranks.rank == 0:
                 print(json.dumps(found) if arguments.json else line, flush=True)
         reasons = "; ".join(f"{count} {why}" for why, count in left_out.items())
@@ -235,6 +248,11 @@ def _evaluate(arguments: argparse.Namespace) -> ExitCode:
         if left_out and ranks.rank == 0:
             print(f"{arguments.model}: left out of {len(folders)} runs: {reasons}", file=sys.stderr)
     return ExitCode.FINISHED
+
+
+def _newest(folder: Path) -> int | None:
+    """The step of the run's newest checkpoint; None without one."""
+    return max(RunFolder(folder).checkpoint_steps(), default=None)
 
 
 def _named_paths(arguments: argparse.Namespace) -> dict[str, str]:

@@ -115,6 +115,9 @@ def test_a_sweep_is_evaluated_where_weights_are(
     assert code == ExitCode.USAGE
     assert "none of 3 runs can be evaluated" in errors
     assert "1 without a checkpoint of step 2" in errors
+    code, _, errors = said([root, "--worker", "5"], monkeypatch, capsys)
+    assert code == ExitCode.USAGE
+    assert "1 worker=5: the run has 1 worker(s)" in errors
 
 
 @pytest.mark.parametrize(
