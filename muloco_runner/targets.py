@@ -172,6 +172,12 @@ def record_code(runs: Sequence[RunConfig], root: Path, snapshot: bool) -> None:
         write_atomically(_code_file(folder), json.dumps(values, indent=1) + "\n")
 
 
+def hand_on_code(parent: RunFolder, child: RunFolder) -> None:
+    """Have a run that goes on from another one's checkpoint use the code that this one was trained with."""
+    if (recorded := _recorded(parent)) is not None:
+        write_atomically(_code_file(child), json.dumps(recorded, indent=1) + "\n")
+
+
 def make_importable(run: RunConfig, folder: RunFolder) -> None:
     """Let this process import the run's targets: from the kept copy where its launch made one, else from where they
     are now."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.record import RecordError, RecordHeader, RunFolder, StepRecord, why_without_weights, write_atomically
 from muloco_runner.record.records import to_line
+from muloco_runner.targets import hand_on_code, make_importable
 from muloco_runner.training.learning_rate import lr_fraction
 
 
@@ -41,8 +42,10 @@ def prepare_continuation(parent: RunFolder, tokens_per_parameter: float, step: i
         return child
     if not parent.checkpoint_steps() or header is None:
         raise ConfigError(f"{parent.path} {why_without_weights(result)}")
+    make_importable(config, parent)
     step = _chosen_step(parent, config, run, step)
     child.write_config(run.to_dict())
+    hand_on_code(parent, child)
     other = dataclasses.replace(
         header,
         run_id=run.run_id,

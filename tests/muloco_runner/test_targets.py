@@ -209,6 +209,18 @@ def test_changed_code_under_the_same_version_stops(lab: Path, tmp_path: Path, mo
         (lab / "my_lab" / "more.py").unlink()
 
 
+def test_a_continued_run_uses_its_parents_code(lab: Path, tmp_path: Path) -> None:
+    run, child = run_of("my_lab.Lion"), RunFolder.of(tmp_path, "c" * 12)
+    parent = RunFolder.of(tmp_path, run.run_id)
+    for folder in (parent, child):
+        folder.write_config(run.to_dict())
+    targets.hand_on_code(parent, child)
+    assert targets._recorded(child) is None, "there was none"
+    record_code([run], tmp_path, snapshot=True)
+    targets.hand_on_code(parent, child)
+    assert targets._recorded(child) == targets._recorded(parent)
+
+
 def test_each_package_is_read_once_for_all_runs(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     monkeypatch.setattr(targets, "find_source", lambda target, part: read.append(target) or find_source(target))
