@@ -69,7 +69,9 @@ def test_preempted_trainers_resume_from_their_checkpoints(slurm: EmulatedSlurm, 
 
 
 def test_a_sweep_is_left_to_a_controller_on_the_cluster(slurm: EmulatedSlurm, tmp_path: Path) -> None:
-    shortly = [*SWEEP[:2], "algorithm=ddp_muon", *SWEEP[3:], "tokens_per_parameter=0.7", f"root={tmp_path}"]
+    branches = ["schedule=wsd", "schedule.warmup_steps=2", "branches.tokens_per_parameter=[0.4]"]
+    shortly = [*SWEEP[:2], "algorithm=ddp_muon", *SWEEP[3:], "schedule.max_warmup_fraction=1", f"root={tmp_path}"]
+    shortly += ["tokens_per_parameter=0.7", *branches]
     command = sweep_command("launch", *shortly, *cluster(), "--controller", "slurm", "--max-gpu-hours", "9")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.FINISHED, done.stderr
@@ -77,7 +79,10 @@ def test_a_sweep_is_left_to_a_controller_on_the_cluster(slurm: EmulatedSlurm, tm
     wait_for(lambda: not slurm.run("squeue", "-h"), "the end of all jobs")
     folder = SweepFolder(tmp_path, "demo")
     state = folder.read_state(folder.read_definition()).state
-    assert state.counts["done"] == 1, folder.controller_log.read_text()
+    assert state.counts["done"] == 2, folder.controller_log.read_text()
+    (branch,) = (run.work for run in state.runs.values() if run.work.trunk is not None)
+    assert branch.trunk is not None
+    assert RunFolder(branch.folder).read_parent() == (branch.trunk.run, branch.trunk.step)
     assert state.own_limits == {"max_gpu_hours": 9.0}
 
 
