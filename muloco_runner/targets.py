@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -79,7 +80,7 @@ def find_source(target: str, part: str = "inner_optimizer") -> Source:
         # Thousands of files, and its version is recorded with every run.
         return Source(package, Path(), package, installed=True)
     beside = [folder.parent for folder in config_path().folders]
-    for folder in [*(Path(place or ".").resolve() for place in sys.path), *beside]:
+    for folder in [*(Path(place or ".").resolve() for place in sys.path), *beside, *_found_by_import(package)]:
         files = _files(folder, package)
         if files:
             return Source(package, folder, _hash(folder, files), "site-packages" in folder.parts)
@@ -199,6 +200,15 @@ def refuse_sharded(run: RunConfig, folder: RunFolder) -> None:
             f"{' with '.join(t[0] for t in run.targets.values())} was not found to take parameters that are sharded "
             "over ranks (FSDP2): say execution.sharding=none, or use as few ranks as workers"
         )
+
+
+def _found_by_import(package: str) -> list[Path]:
+    """The folder that holds a package which is on no path, such as one installed to be edited; nothing is imported."""
+    with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            return [Path(spec.origin).resolve().parents[1 if spec.submodule_search_locations else 0]]
+    return []
 
 
 def _files(folder: Path, package: str) -> list[Path]:

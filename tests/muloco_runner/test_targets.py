@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +250,22 @@ def test_a_files_arguments_are_keys_or_none(arguments: str, lab: Path) -> None:
     inner = compose_app_config(["inner_optimizer=bare"]).run.inner_optimizer
     assert isinstance(inner, TargetConfig)
     assert inner.arguments == {}
+
+
+def test_a_package_that_is_installed_to_be_edited_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its installer leaves no folder on the path, but something that finds its modules."""
+    (tmp_path / "edited_lab").mkdir()
+    (tmp_path / "edited_lab" / "__init__.py").write_text("x = 1\n")
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+            return PathFinder.find_spec(name, [str(tmp_path)]) if name == "edited_lab" else None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    source = find_source("edited_lab.Lion")
+    assert (source.folder, source.installed) == (tmp_path.resolve(), False)
+    assert "edited_lab" not in sys.modules
 
 
 def test_a_package_that_is_nowhere_is_named(lab: Path) -> None:
