@@ -90,7 +90,8 @@ def find_critical_batches(optima: Optima, budget: float) -> list[CriticalBatch]:
 
 def _of_curve(series: str, num_params: int, budget: float, rows: pd.DataFrame, others: pd.DataFrame) -> CriticalBatch:
     batch = rows["global_batch_tokens"].to_numpy()
-    loss = rows["loss"].to_numpy()
+    # On the seeds that all have: fresh ones of the best alone would compare means with lowest values.
+    loss = rows["selection_loss"].to_numpy()
     found = bracket_batches(loss.tolist())
     best, good = found.best, found.largest_good
     num_tokens = int(rows["num_tokens"].iloc[best])
@@ -128,7 +129,7 @@ def _overhead_factor(best: float, num_tokens: int, others: pd.DataFrame) -> floa
         return None
     ratio = np.log(others["num_tokens"].to_numpy() / num_tokens)
     nearest = int(np.abs(ratio - np.log(1 / OVERHEAD)).argmin())
-    slope = (np.log(others["loss"].to_numpy()[nearest]) - np.log(best)) / ratio[nearest]
+    slope = (np.log(others["selection_loss"].to_numpy()[nearest]) - np.log(best)) / ratio[nearest]
     return float(OVERHEAD ** float(-slope)) if slope < 0 else None
 
 
@@ -227,8 +228,8 @@ def _with_noise(fit: Fit, points: list[CriticalBatch], definition: str, optima: 
             & (optima.points["num_params"] == p.num_params)
             & (optima.points["tokens_per_parameter"] == p.tokens_per_parameter)
         ].sort_values("global_batch_tokens")
-        batch, loss = rows["global_batch_tokens"].to_numpy(), rows["loss"].to_numpy()
-        sd = (optima.seed_sd or 0.0) / np.sqrt(rows["seeds"].to_numpy())
+        batch, loss = rows["global_batch_tokens"].to_numpy(), rows["selection_loss"].to_numpy()
+        sd = (optima.seed_sd or 0.0) / np.sqrt(rows["selection_seeds"].to_numpy())
         noisy = loss * np.exp(generator.normal(size=(_NOISE_RESAMPLES, len(loss))) * sd)
         factor = factor_of(p, definition) or PLATEAU
         at = [crossing(batch, curve, factor * float(curve.min())) for curve in noisy]

@@ -58,10 +58,11 @@ def curves(
                     {
                         "series": series, "num_params": int(n), "tokens_per_parameter": budget, "num_tokens": d,
                         "global_batch_tokens": int(b), "num_steps": int(d / b), "loss": loss, "flops": 6 * n * d,
-                        "edges": [], "seeds": 2,
+                        "edges": [], "seeds": 2, "selection_seeds": 2,
                     }
                 )  # fmt: skip
     points = pd.DataFrame(rows)
+    points["selection_loss"] = points["loss"]
     keys = ["series", "num_params", "tokens_per_parameter"]
     best = points.loc[points.groupby(keys)["loss"].idxmin()].reset_index(drop=True)
     return Optima(points, points, best, noise or None, 1)

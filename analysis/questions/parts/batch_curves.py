@@ -27,6 +27,8 @@ class BatchPoint:
     """Standard error of the mean over seeds; null for one seed."""
     seeds: int
     """Seeds behind the loss."""
+    compared_loss: float
+    """Mean over the seeds that settings and batches are compared by."""
     lr: float | None
     settings: int
     diverged: int
@@ -45,7 +47,17 @@ class BatchCurve:
 
 _ARROW = 0.07
 """Length of an arrow over the width of the panel, inside its margin."""
-_FROM_THE_ROW = ["global_batch_tokens", "loss", "loss_se", "seeds", "lr", "settings", "diverged", "edges"]
+_FROM_THE_ROW = [
+    "global_batch_tokens",
+    "loss",
+    "loss_se",
+    "seeds",
+    "compared_loss",
+    "lr",
+    "settings",
+    "diverged",
+    "edges",
+]
 
 
 def batch_curves(inputs: Inputs) -> list[BatchCurve]:
@@ -55,6 +67,7 @@ def batch_curves(inputs: Inputs) -> list[BatchCurve]:
     out = []
     for key, curve in rows.groupby(["num_params", "series"], sort=True, observed=True):
         n, series = cast("tuple[int, str]", key)
+        curve = curve.assign(compared_loss=curve["selection_loss"])  # noqa: PLW2901
         tried: list[Any] = curve.sort_values("global_batch_tokens")[_FROM_THE_ROW].to_dict("records")
         out.append(BatchCurve(series, n, [BatchPoint(**point) for point in tried]))
     return out
@@ -98,8 +111,8 @@ def plot_loss_vs_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
                 if curve["series"] != name:
                     continue
                 batch = [p["global_batch_tokens"] for p in curve["points"]]
+                axes.plot(batch, [p["compared_loss"] for p in curve["points"]], **styles.line(name))
                 loss = [p["loss"] for p in curve["points"]]
-                axes.plot(batch, loss, **styles.line(name))
                 error_bars(axes, batch, loss, [p["loss_se"] for p in curve["points"]], styles.line(name)["color"])
                 mark = marks.get((name, n))
                 if mark and name in styles.named:
@@ -108,7 +121,7 @@ def plot_loss_vs_batch(report: dict[str, Any], styles: Styles) -> list[Drawing]:
                     _mark_critical(axes, mark, styles.line(name)["color"], threshold, reach)
         tried_axis(axes.xaxis, tried)
         loss_axis(axes)
-        cut_above(axes, [[p["loss"] for p in curve["points"]] for curve in curves])
+        cut_above(axes, [[p["compared_loss"] for p in curve["points"]] for curve in curves])
         low, high = axes.get_ylim()
         for annotation in axes.texts:  # arrows; those of curves that left the panel would stand outside it
             annotation.set_visible(low <= annotation.xy[1] <= high)
@@ -135,9 +148,10 @@ def section(report: dict[str, Any], drawn: bool) -> list[Block] | str:
         return "no series has two batches at one size"
     threshold = number(report["settings"]["cbs_threshold"])
     return [
-        "Each point is the best of the hyper-parameters tried at that batch; bars are standard errors over seeds. An "
-        f"upright bar marks the interpolated critical batch, at {threshold} times the best loss; an arrow to the right "
-        "says that it lies beyond the largest batch tried, one to the left that the best batch is the smallest tried.",
+        "Each point is the best of the hyper-parameters tried at that batch, on the seeds that all settings have; bars "
+        "are means over seeds, of fresh ones where there are any, with their standard errors. An upright bar marks the "
+        f"interpolated critical batch, at {threshold} times the best loss; an arrow to the right says that it lies "
+        "beyond the largest batch tried, one to the left that the best batch is the smallest tried.",
         Figures(),
         Shown("loss_vs_batch", folded=True),
     ]
