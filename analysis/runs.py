@@ -23,7 +23,8 @@ import pandas as pd
 from analysis.beside import beside
 from analysis.budgets import cluster_budgets
 from analysis.input.cells import written
-from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.config import ConfigError, DiLoCoConfig, RunConfig
+from muloco_runner.config.plain import to_plain
 from muloco_runner.record import RecordError, RunFolder, RunResult
 
 TUNED = ("lr", "outer_lr", "outer_momentum", "weight_decay")
@@ -239,6 +240,9 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
     method.update(config.method.choices)
     # None of the built-in one: beside it, a model from outside is named in its series.
     method["model"] = config.model.label or None
+    if isinstance(config.method, DiLoCoConfig):
+        # At their defaults they are in no file, and a series without them must be told from one with others.
+        method |= {part: to_plain(getattr(config.method, part)) for part in ("compression", "streaming")}
     compression = method.get("compression") or {}
     if "_target_" in compression:
         method["compression"] = {**compression, "name": compression["label"], "label": None, "bits_per_value": None}

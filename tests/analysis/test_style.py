@@ -8,8 +8,15 @@ import pytest
 
 from analysis.__main__ import run
 from analysis.page.styles import Styles
-from analysis.runs import series_labels
+from analysis.runs import _row_of_config, series_labels
 from analysis.style import Style, partner_of
+from muloco_runner.config import (
+    DiLoCoConfig,
+    NoCompressionConfig,
+    QuantisationConfig,
+    RunConfig,
+    TargetCompressionConfig,
+)
 
 ROWS = [
     {"algorithm": algorithm, "num_workers": k, "num_params": n, "num_tokens": 20 * n, "global_batch_tokens": 1024,
@@ -68,6 +75,14 @@ def test_an_own_optimizer_is_compared_with_itself_in_data_parallel() -> None:
     workers = {"DiLoCo-Lion K=1": 1, "DiLoCo-Lion K=4": 4}
     for known, partner in (({"DDP-Lion", *workers}, "DDP-Lion"), (set(workers), "DiLoCo-Lion K=1")):
         assert partner_of(Style(), "DiLoCo-Lion K=4", "DiLoCo-Lion", workers, known) == partner
+
+
+def test_a_series_without_compression_is_told_from_one_with_it() -> None:
+    own = TargetCompressionConfig(_target_="my_lab.Ternary", bits_per_value=8.0)
+    configs = [NoCompressionConfig(), QuantisationConfig(name="linear"), own]
+    rows = [_row_of_config(RunConfig(method=DiLoCoConfig(compression=compression))) for compression in configs]
+    names = series_labels([{**row, "algorithm": "DiLoCo"} for row in rows])
+    assert [name.split()[2] for name in names] == [f"compression.name={name}" for name in ("none", "linear", "Ternary")]
 
 
 def test_partners_are_of_the_same_model() -> None:
