@@ -98,3 +98,11 @@ def test_help_teaches_with_an_example(command: str) -> None:
     done = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
+
+
+def test_the_notebooks_index_has_all_of_it() -> None:
+    text = (ROOT / "docs" / "notebook.md").read_text()
+    index, _, findings = text.partition("\n## ")
+    headings = re.findall(r"^## (.*)$", f"## {findings}", re.MULTILINE)
+    anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    assert sorted(re.findall(r"\]\(#([^)]*)\)", index)) == sorted(anchors)
