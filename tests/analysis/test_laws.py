@@ -1,6 +1,7 @@
 """Planted truths through each analysis: critical batch, time, wall clock, size and data, sensitivity, coverage."""
 
 import math
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -27,6 +28,8 @@ from analysis.questions.wall_clock import (
     measured_seconds,
 )
 
+STUDIES = int(os.environ.get("MULOCO_STUDIES", "100"))
+"""`make soak` takes 200."""
 SIZES = np.geomspace(1e7, 1e9, 5)
 BATCHES = 2.0 ** np.arange(12, 24)
 
@@ -321,8 +324,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(
     simulate: Callable[[np.random.Generator], tuple[float, tuple[float, float] | None]],
 ) -> None:
     covered = 0
-    for seed in range(200):
+    for seed in range(STUDIES):
         truth, ci = simulate(np.random.default_rng(seed))
         assert ci is not None
         covered += ci[0] <= truth <= ci[1]
-    assert 0.90 <= covered / 200 <= 0.99
+    assert 0.90 <= covered / STUDIES <= 0.99

@@ -31,7 +31,7 @@ from sweeps.simulation.simulated_cluster import SimulatedCluster
 from sweeps.simulation.world import Job, Node, World
 from sweeps.store.folder import SweepFolder
 
-HISTORIES = int(os.environ.get("MULOCO_HISTORIES", "60"))
+HISTORIES = int(os.environ.get("MULOCO_HISTORIES", "40"))
 """As many random ones; 10,000 take half an hour of one core."""
 DAY = 86400.0
 SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 8), (4, 8))
@@ -301,7 +301,7 @@ SIXTEEN = ClusterConfig(
 )
 
 
-@pytest.mark.parametrize("faults", [FaultModel(), FAIR])
+@pytest.mark.parametrize("faults", [pytest.param(FaultModel(), marks=pytest.mark.long), FAIR])
 def test_the_published_study_comes_near_the_lower_bound(faults: FaultModel) -> None:
     outcome = simulate(study(2200), SIXTEEN, faults)
     assert outcome.state.counts["done"] == 2200
