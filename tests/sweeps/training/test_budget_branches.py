@@ -195,7 +195,7 @@ def test_a_sweep_file_says_branches_as_the_command_line_does(tmp_path: Path) -> 
         (["schedule.max_warmup_fraction=0.1"], "set schedule.max_warmup_fraction=1"),
         (["schedule.warmup_steps=14"], "leave none that are stable"),
         (["branches.tokens_per_parameter=[2.999,3]"], "as many as its trunk"),
-        (["extend=[inner_optimizer.lr]", "inner_optimizer.lr=0.01,0.02"], "would add whole ones"),
+        (["extend=[inner_optimizer.lr]", "inner_optimizer.lr=0.01,0.02"], "adds and stops whole runs"),
     ],
 )
 def test_what_cannot_branch_is_refused_in_words(words: list[str], refusal: str, tmp_path: Path) -> None:
