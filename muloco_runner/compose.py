@@ -247,7 +247,11 @@ def compose_tree(overrides: Sequence[str]) -> DictConfig:
 
 def with_foreign_models(words: Sequence[str]) -> list[str]:
     """A command line in which `model=hf:DIR`, a Hugging Face folder, is what it stands for: the folder's model and its
-    weights. A folder of another kind of model raises `ConfigError`."""
+    weights. A folder of another kind of model, and a second `model=`, raise `ConfigError`."""
+    foreign = [word for word in words if word.startswith(_FOREIGN_MODEL)]
+    others = [word for word in words if word.lstrip("+").startswith("model=") and word not in foreign]
+    if foreign and len(foreign) + len(others) > 1:
+        raise ConfigError(f"{' '.join([*foreign, *others])}: one model at a time: leave all but one of these words out")
     found: list[str] = []
     for word in words:
         if not word.startswith(_FOREIGN_MODEL):

@@ -68,7 +68,9 @@ class RunConfig:
     """Weights that the model starts from: a run's folder (its newest checkpoint), a checkpoint's own, or a Hugging Face
     folder that `muloco-model export` wrote. Optimizers begin anew. Null for random weights."""
     init_exclude: list[str] = field(default_factory=list, metadata=UNNAMED_AT_DEFAULT)
-    """Patterns of parameters that start at random all the same, such as head.*"""
+    """Patterns of parameters that start at random all the same, such as head.*; and settings of the model that are to
+    be others than those of the weights, though no shape shows it: model.rope_theta, norm_eps, head_width, num_layers.
+    """
     init_hash: str | None = field(default=None, metadata=UNNAMED_AT_DEFAULT)
     """Content of these weights, 16 hex digits, filled in when a run is composed: it names the run in place of the path,
     and other weights are refused."""

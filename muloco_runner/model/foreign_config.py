@@ -18,6 +18,51 @@ _FIXED: Mapping[str, Any] = {
     "final_logit_softcapping": None,
 }
 """What is so for each of our models, and must be so for a model to be one of ours."""
+_FIXED_BY_DEFAULT: Mapping[str, Any] = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "attention_dropout": 0.0,
+    "use_bidirectional_attention": False,
+}
+"""The same of keys that `Gemma3TextConfig` has so where a file does not say them."""
+_DEFAULTS: Mapping[str, Any] = {
+    **_FIXED_BY_DEFAULT,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-6,
+}
+"""What `Gemma3TextConfig` has of keys that a file does not say, or says null."""
+_READ = frozenset(
+    {
+        "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "vocab_size", "max_position_embeddings",
+        "layer_types", "rope_theta", "rope_parameters", "rope_scaling", *_FIXED, *_DEFAULTS,
+    }
+)  # fmt: skip
+_WITHOUT_EFFECT = frozenset(
+    {
+        # Of layers that see a window alone, of which there are none.
+        "sliding_window", "sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq",
+        # Of how transformers computes, keeps and says things.
+        "transformers_version", "torch_dtype", "dtype", "use_cache", "cache_implementation", "return_dict",
+        "output_hidden_states", "output_attentions", "torchscript", "chunk_size_feed_forward", "_name_or_path",
+        "_attn_implementation", "attn_implementation", "_attn_implementation_autoset", "use_bfloat16",
+        "tf_legacy_loss", "is_decoder", "is_encoder_decoder", "tie_encoder_decoder", "initializer_range",
+        # Of tokens and of sampling.
+        "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "tokenizer_class",
+        "prefix", "max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p",
+        "repetition_penalty", "length_penalty", "early_stopping", "num_beams", "num_beam_groups",
+        "num_return_sequences", "diversity_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+        "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
+        "remove_invalid_values", "exponential_decay_length_penalty", "output_scores", "return_dict_in_generate",
+        # Of heads that are none of a language model's.
+        "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params",
+    }
+)  # fmt: skip
+"""Keys of transformers that change no logits of such a model. Any other key might."""
+_ONLY = "only a Gemma3ForCausalLM as `muloco-model export` writes it can be read"
 
 
 def foreign_config(config: ModelConfig) -> dict[str, Any]:
@@ -54,19 +99,22 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise ConfigError(f"{file}: cannot be read as the config of a Hugging Face model: {error}") from None
     try:
         width, layers, head_width = values["hidden_size"], values["num_hidden_layers"], values["head_dim"]
-        theta = _rope_theta(values)
+        theta = _rope_theta(file, values)
         expected = {
             **_FIXED,
+            **_FIXED_BY_DEFAULT,
             "num_key_value_heads": width // head_width,
             "num_attention_heads": width // head_width,
             "query_pre_attn_scalar": head_width,
             "layer_types": ["full_attention"] * layers,
         }
         for key, value in expected.items():
-            if values.get(key) != value:
+            if (found := _said(values, key)) != value:
+                raise ConfigError(f"{file}: {key} is {found!r}, and of a model of the study's shape {value!r}: {_ONLY}")
+        for key in sorted(set(values) - _READ - _WITHOUT_EFFECT):
+            if values[key] not in (None, False, {}, []):
                 raise ConfigError(
-                    f"{file}: {key} is {values.get(key)!r}, and of a model of the study's shape {value!r}: "
-                    "only a Gemma3ForCausalLM as `muloco-model export` writes it can be read"
+                    f"{file}: {key} is {values[key]!r}: a key that a model of the study's shape does not have: {_ONLY}"
                 )
         return ModelConfig(
             width=width,
@@ -76,16 +124,31 @@ def read_model_config(folder: Path) -> ModelConfig:
             sequence_length=values["max_position_embeddings"],
             ffn_ratio=values["intermediate_size"] / width,
             rope_theta=theta,
-            norm_eps=values["rms_norm_eps"],
+            norm_eps=_said(values, "rms_norm_eps"),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: has no usable {error}: it is no config of a Gemma3ForCausalLM") from None
 
 
-def _rope_theta(values: Mapping[str, Any]) -> float:
-    rope = (values.get("rope_parameters") or {}).get("full_attention")
-    if rope is None:
-        return float(values["rope_theta"])
-    if rope.get("rope_type", "default") != "default":
-        raise ConfigError(f"rope_parameters: rope_type {rope['rope_type']!r}: only default rotations can be read")
-    return float(rope["rope_theta"])
+def _said(values: Mapping[str, Any], key: str) -> Any:
+    value = values.get(key)
+    return _DEFAULTS.get(key) if value is None else value
+
+
+def _rope_theta(file: Path, values: Mapping[str, Any]) -> float:
+    """The base of the rotations, of whichever keys say it; other rotations than the default raise `ConfigError`."""
+    found = {} if values.get("rope_theta") is None else {"rope_theta": float(values["rope_theta"])}
+    for key in ("rope_parameters", "rope_scaling"):
+        # Version 5 of transformers may say it of each kind of layer.
+        rope = dict((values.get(key) or {}).get("full_attention", values.get(key)) or {})
+        kinds = {kind for name in ("rope_type", "type") if (kind := rope.pop(name, None)) is not None}
+        theta = rope.pop("rope_theta", None)
+        others = {name: value for name, value in rope.items() if value is not None}
+        if kinds - {"default"} or others:
+            raise ConfigError(f"{file}: {key} is {values[key]!r}: only default rotations can be read: {_ONLY}")
+        if theta is not None:
+            found[key] = float(theta)
+    if len(set(found.values())) > 1:
+        said = " and ".join(f"{key} {theta:g}" for key, theta in found.items())
+        raise ConfigError(f"{file}: the base of the rotations is said twice, {said}: correct one of them")
+    return found.popitem()[1]

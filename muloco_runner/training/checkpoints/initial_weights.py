@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from muloco_runner.distributed.dtensor import copy_into
 from muloco_runner.model.huggingface import read_weights
 from muloco_runner.record import RecordError
 from muloco_runner.training.checkpoints.run_weights import read_weights_of_run
-from muloco_runner.warm_start import WeightsOfRun, find_weights
+from muloco_runner.warm_start import WeightsOfRun, check_excluded, check_fits, check_shape, find_weights, is_excluded
 
 
 @torch.no_grad()
@@ -31,13 +30,12 @@ def start_from_weights(run: RunConfig, workers: Sequence[Worker]) -> None:
             f"init_from={run.init_from} holds weights {content} now, this run starts from {run.init_hash}: put the "
             "first ones back, or start the run from the others as a new one"
         )
+    check_fits(run, found)
     weight = _weights_of_run(found) if isinstance(found, WeightsOfRun) else read_weights(found.path)
     names = [name for name, _ in workers[0].model.named_parameters()]
-    for pattern in run.init_exclude:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(f"init_exclude: {pattern!r} matches no parameter; there are {names[0]}, ..., {names[-1]}")
+    check_excluded(run, names)
     for name in names:
-        if any(fnmatchcase(name, pattern) for pattern in run.init_exclude):
+        if is_excluded(run, name):
             continue
         try:
             value = weight(name)
@@ -45,11 +43,7 @@ def start_from_weights(run: RunConfig, workers: Sequence[Worker]) -> None:
             raise ConfigError(f"init_from={run.init_from} holds no {name}: exclude it with init_exclude") from None
         for worker in workers:
             parameter = worker.model.get_parameter(name)
-            if parameter.shape != value.shape:
-                raise ConfigError(
-                    f"init_from={run.init_from}: {name} is {tuple(value.shape)} there and {tuple(parameter.shape)} "
-                    "here: choose the same model, or exclude it with init_exclude"
-                )
+            check_shape(run, name, value.shape, parameter.shape)
             copy_into(parameter, value)
 
 

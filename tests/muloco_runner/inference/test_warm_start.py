@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from forked import JOB, on_two_ranks
 
-from muloco_runner.compose import compose_app_config
+from muloco_runner.compose import compose_app_config, with_foreign_models
 from muloco_runner.config import ConfigError, ExecutionConfig, ModelConfig, RunConfig
 from muloco_runner.data.corpus import load_corpus
 from muloco_runner.distributed.communicator import Communicator
@@ -21,13 +22,13 @@ from muloco_runner.inference.command import main
 from muloco_runner.inference.export import export_run
 from muloco_runner.inference.load import load_run
 from muloco_runner.job import run_job
-from muloco_runner.model.foreign_config import read_model_config
+from muloco_runner.model.foreign_config import foreign_config, read_model_config
 from muloco_runner.model.huggingface import read_weights, weight_files
-from muloco_runner.model.transformer import Transformer, build_model
+from muloco_runner.model.transformer import Transformer, build_model, empty_model
 from muloco_runner.record import ExitCode, RunFolder
 from muloco_runner.training.loop import Trainer
 from muloco_runner.training.session import Session
-from muloco_runner.warm_start import named_by_weights
+from muloco_runner.warm_start import named_by_weights, shapes_by_name
 
 safetensors = pytest.importorskip("safetensors.torch")
 MakeRun = Callable[..., RunConfig]
@@ -164,6 +165,76 @@ def test_weights_that_do_not_fit_are_refused(
         tiny_run(init_exclude=["head.*"])
     with pytest.raises(ConfigError, match="neither a run's folder nor"):
         named_by_weights([tiny_run(init_from=str(tmp_path))])
+
+
+def test_weights_that_compute_something_else_are_refused(parent: RunFolder, tiny_run: MakeRun) -> None:
+    model, source = RunConfig.from_dict(parent.read_config()).model, str(parent.path)
+    assert isinstance(model, ModelConfig)
+
+    def named(exclude: list[str], **changes: Any) -> RunConfig:
+        run = tiny_run(model=replace(model, **changes), init_from=source, init_exclude=exclude)
+        return named_by_weights([run])[0]
+
+    norms = ["*.q_norm.gain", "*.k_norm.gain"]
+    others: list[tuple[list[str], str, float]] = [([], "rope_theta", 100.0), ([], "norm_eps", 1e-5)]
+    for exclude, key, value in [*others, (norms, "head_width", 4), ([], "num_layers", 1)]:
+        with pytest.raises(ConfigError, match=rf"or add model.{key} to init_exclude"):
+            named(exclude, **{key: value})
+        assert named([*exclude, f"model.{key}"], **{key: value}).init_hash is not None
+    with pytest.raises(ConfigError, match=r"embedding.weight is \(256, 16\) there and \(256, 32\) here"):
+        named([], width=32)
+    with pytest.raises(ConfigError, match=r"holds no blocks\.2"):
+        named([], num_layers=3)
+    assert named(["blocks.2.*"], num_layers=3).init_hash is not None
+
+
+def test_shapes_are_told_without_building_the_model() -> None:
+    model = ModelConfig(width=48, num_layers=2, head_width=16, vocab_size=256, ffn_ratio=2.75)
+    built = {name: tuple(parameter.shape) for name, parameter in empty_model(model).named_parameters()}
+    assert shapes_by_name(model) == built
+
+
+SCALED = {"rope_type": "linear", "factor": 8.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": None, "rope_scaling": SCALED},
+        {"rope_parameters": {**SCALED, "rope_theta": 1e4}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        {"rope_theta": 100.0},
+        {"use_bidirectional_attention": True},
+        {"query_pre_attn_scalar": None},
+        {"hidden_activation": None},
+        {"num_experts": 4},
+        {"quantization_config": {"bits": 4}},
+    ],
+    ids=str,
+)
+def test_models_that_compute_something_else_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    values = foreign_config(ModelConfig(width=48, num_layers=2, head_width=16, vocab_size=256, rope_theta=1e4))
+    (tmp_path / "config.json").write_text(json.dumps({**values, **changes}))
+    with pytest.raises(ConfigError, match=rf"config.json: .*{'said twice' if 'rope_theta' in changes else 'only a'}"):
+        read_model_config(tmp_path)
+
+
+@pytest.mark.parametrize("plain", ["neither", "flat", "legacy"])
+def test_what_a_config_does_not_say_is_their_default(plain: str, tmp_path: Path) -> None:
+    model = ModelConfig(width=48, num_layers=2, head_width=16, vocab_size=256, rope_theta=1e4)
+    values = {**foreign_config(model), "transformers_version": "5.0.0", "use_bidirectional_attention": None}
+    for key in ("attention_bias", "attn_logit_softcapping", "final_logit_softcapping", "rms_norm_eps"):
+        del values[key]
+    ropes = {"neither": None, "flat": {"rope_type": "default", "rope_theta": 1e4}, "legacy": None}
+    values |= {"rope_parameters": ropes[plain], "rope_scaling": {"type": "default"} if plain == "legacy" else None}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_model_config(tmp_path) == model
+
+
+def test_one_model_beside_a_hugging_face_folder(tmp_path: Path) -> None:
+    for words in (["model=hf:a", "model=42k"], ["+model=42k", "model=hf:a"], ["model=hf:a", "model=hf:a"]):
+        with pytest.raises(ConfigError, match="one model at a time"):
+            with_foreign_models(words)
 
 
 def test_a_hugging_face_folder_is_a_model_on_the_command_line(parent: RunFolder, tmp_path: Path) -> None:
