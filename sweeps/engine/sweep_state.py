@@ -413,6 +413,8 @@ class SweepState:
         for values in event["runs"]:
             work = Work.from_dict(values["work"])
             at = Coordinates(values["group"], values["values"], values["others"], values["seed"])
+            # One that stood elsewhere before is new again, and so the last.
+            self.added.pop(work.name, None)
             self.added[work.name] = Added(at, values["why"])
             # A file that was changed since may have it too.
             if work.name not in self.runs:

@@ -182,6 +182,12 @@ class SweepFolder:
         state.num_jobs = max(state.num_jobs, *requested, 0)
         return Replay(state, damage, reading.end, len(reading.events))
 
+    def added_runs(self) -> list[str]:
+        """Return the names of the runs that the sweep has added by its results."""
+        events = read_events(self.ledger_file, START).events
+        added = (run for event in events if event["event"] == "added" for run in event["runs"])
+        return list(dict.fromkeys(run["work"]["name"] for run in added))
+
     def write_snapshot(self, definition: Definition, state: SweepState, end: Position, damage: list[Damage]) -> None:
         write_snapshot(self.snapshot_file, definition, state, end, damage)
 

@@ -239,8 +239,14 @@ def _check_independent(sweep: Mapping[str, Any], name: str, keys: Collection[str
                 )
 
 
-def study_of(file: StudyFile, runs: Mapping[str, RunConfig]) -> Study:
-    """The study that a sweep file makes of a sweep's runs, by name. Mistakes raise `ConfigError`."""
+def study_of(file: StudyFile, runs: Mapping[str, RunConfig], added: Mapping[str, RunConfig] | None = None) -> Study:
+    """The study that a sweep file makes of a sweep's runs, by name. Mistakes raise `ConfigError`.
+
+    `added` are runs that the sweep has added so far, whatever its keys were then.
+    """
+    grown: dict[str, dict[str, RunConfig]] = {}
+    for name, run in (added or {}).items():
+        grown.setdefault(_identity(run), {})[name] = run
     where = "extend.keys" if file.tune is None else "tune.coordinates"
     members: dict[str, list[tuple[str, RunConfig]]] = {}
     for name, run in runs.items():
@@ -251,17 +257,34 @@ def study_of(file: StudyFile, runs: Mapping[str, RunConfig]) -> Study:
     labels = _labels([found[0][1] for found in members.values()])
     groups: list[Group] = []
     places: dict[str, Place] = {}
+    places_of_added: dict[str, Place] = {}
     for (identity, found), label in zip(members.items(), labels, strict=True):
-        group = _group(identity, label, file, [run for _, run in found])
+        more = grown.get(identity, {})
+        group = _group(
+            identity, label, file, [run for _, run in found], {run.global_batch_tokens for run in more.values()}
+        )
         groups.append(group)
-        places |= {name: _place(group, run) for name, run in found}
+        placed = {name: _place(group, run) for name, run in found}
+        assert None not in placed.values()
+        places |= {name: place for name, place in placed.items() if place is not None}
+        places_of_added |= {name: place for name, run in more.items() if (place := _place(group, run)) is not None}
     decide = None
     if file.decide is not None:
         sizes = {identity: model_name(found[0][1].num_params) for identity, found in members.items()}
         decide = DecideRule(tuple(_contests(file.decide, groups, sizes)), file.decide.rule)
     extend = file.extend.rule if file.extend is not None else None
     tune = file.tune.rule if file.tune is not None else None
-    return Study(tuple(groups), places, extend, "sweeps.training.derive", file.replicate, decide, tune, file.halve)
+    return Study(
+        tuple(groups),
+        places,
+        extend,
+        "sweeps.training.derive",
+        file.replicate,
+        decide,
+        tune,
+        file.halve,
+        places_of_added,
+    )
 
 
 def _contests(decide: Decide, groups: Sequence[Group], sizes: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
@@ -354,13 +377,19 @@ def _labels(runs: Sequence[RunConfig]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _group(identity: str, words: tuple[str, str, str], file: StudyFile, runs: Sequence[RunConfig]) -> Group:
+def _group(
+    identity: str,
+    words: tuple[str, str, str],
+    file: StudyFile,
+    runs: Sequence[RunConfig],
+    added_batches: Collection[int],
+) -> Group:
     label, series, scale = words
     axes = [_axis(key, label, file, runs) for key in file.grown_keys if key != BATCH and _has_key(key, label, runs)]
     if BATCH in file.grown_keys:
         axis = _axis(BATCH, label, file, runs)
     else:
-        batches = sorted({run.global_batch_tokens for run in runs})
+        batches = sorted({*added_batches, *(run.global_batch_tokens for run in runs)})
         axis = Axis(BATCH, tuple(batches), 0, len(batches) - 1, grows=False)
     shared = frozenset.intersection(*_seeds_of_settings(runs))
     seeds = tuple(sorted(shared or {runs[0].seed}))
@@ -391,10 +420,11 @@ def _seeds_of_settings(runs: Sequence[RunConfig]) -> list[frozenset[int]]:
     return [frozenset(seeds) for seeds in found.values()]
 
 
-def _place(group: Group, run: RunConfig) -> Place:
+def _place(group: Group, run: RunConfig) -> Place | None:
+    """None where the group's lattice has no such place."""
     batch = group.batches.position_of(run.global_batch_tokens)
     positions = [axis.position_of(_value(run, axis.key) or 0.0) for axis in group.axes]
-    assert batch is not None
     at = tuple(position for position in positions if position is not None)
-    assert len(at) == len(positions)
+    if batch is None or len(at) < len(positions):
+        return None
     return Place(group.id, Setting(batch, at, _others(run, [axis.key for axis in group.axes])), run.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.data.check import check_data
 from muloco_runner.data.identity import named_by_content
 from muloco_runner.paths import choices_of
+from muloco_runner.record import RecordError, RunFolder
 from muloco_runner.targets import Answer, check_targets
 from muloco_runner.warm_start import named_by_weights
 from sweeps.clusters import read_cluster
@@ -101,9 +103,18 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     works = refine(branched(works, branching_of(runs)) if branches else works, measured_minutes)
     if answers:
         _refuse_sharded(runs, works, Gpus(cluster, execution), answers)
-    study = study_of(goes_on, {run.run_id: run for run in runs}) if goes_on is not None else None
+    study = study_of(goes_on, {run.run_id: run for run in runs}, _added(root, name)) if goes_on is not None else None
     definition = Definition(name, cluster_name, cluster.to_dict(), works, study=study)
     return Sweep(name, root, runs, execution, definition, cluster)
+
+
+def _added(root: Path, name: str) -> dict[str, RunConfig]:
+    """What a sweep of that name has added so far, as the runs' folders have it; those that are gone are left out."""
+    found = {}
+    for run in SweepFolder(root, name).added_runs():
+        with contextlib.suppress(RecordError, OSError, ConfigError):
+            found[run] = RunConfig.from_dict(RunFolder.of(root, run).read_config())
+    return found
 
 
 def _refuse_sharded(

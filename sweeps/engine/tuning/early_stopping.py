@@ -33,8 +33,8 @@ class EarlyStopping:
         self.losses_at, self.is_finished = losses_at, is_finished
         self._places: dict[str, Place] = {}
         self._cells: dict[Cell, list[str]] = {}
-        self._num_added = self._num_scored = 0
-        """Additions and results of the ledger that have been taken in."""
+        self._num_scored = 0
+        """Results of the ledger that have been taken in."""
         self._judged: tuple[int, frozenset[str]] | None = None
         """`SweepState.num_rungs` and the jobs at work when they were last judged."""
         for name, place in study.places.items():
@@ -48,11 +48,9 @@ class EarlyStopping:
     def new_rungs(self, state: SweepState) -> dict[str, dict[str, float]]:
         """Return training losses by share, by name, of runs that have come to a rung or to their end since the last
         look."""
-        for name, added in itertools.islice(state.added.items(), self._num_added, None):
-            place = self.study.place_of(added.at)
-            if place is not None:
+        for name, added in state.added.items():
+            if name not in self._places and (place := self.study.place_of_added(name, added.at)) is not None:
                 self._enter(name, place)
-        self._num_added = len(state.added)
         works = [
             attempt.work
             for job in state.jobs.values()

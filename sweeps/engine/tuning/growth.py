@@ -8,9 +8,10 @@ for it.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, assert_never
+from typing import NamedTuple, Protocol, assert_never
 
 from muloco_runner.record import ContestStanding, GroupStanding
 from sweeps.engine.tuning.benchmark_rules import (
@@ -72,8 +73,8 @@ class Known(Protocol):
         """Why no run can be added to a group, by the group's id."""
 
     @property
-    def added(self) -> Mapping[str, Added]:
-        """Runs that were added, by name."""
+    def added(self) -> dict[str, Added]:
+        """Runs that were added, by name; the newest is the last."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,21 @@ class _Tracked:
     verdict: Verdict | None = None
 
 
+class _Seen(NamedTuple):
+    """How much of what is known has been taken in."""
+
+    num_losses: int = 0
+    newest: tuple[str, Added] | None = None
+    """The last addition."""
+    num_blocked: int = 0
+    num_stopped: int = 0
+
+    @classmethod
+    def of(cls, known: Known) -> _Seen:
+        newest = next(reversed(known.added.items()), None)
+        return cls(len(known.losses), newest, len(known.blocked), len(known.stopped))
+
+
 class Growth:
     """The groups of one study, brought up to date with each look."""
 
@@ -120,8 +136,7 @@ class Growth:
         self.study = study
         self._groups = {group.id: _Tracked(group) for group in study.groups}
         self._places: dict[str, Place] = {}
-        self._seen = (0, 0, 0, 0)
-        """Numbers of losses, additions, blocked groups and stopped runs that have been taken in."""
+        self._seen = _Seen()
         self._found: dict[str, list[Addition]] | None = None
         """What they ask for; None before the first look."""
         for name, place in study.places.items():
@@ -137,8 +152,8 @@ class Growth:
 
     def additions(self, known: Known) -> dict[str, list[Addition]]:
         """Return what is to be added now, by the group's id."""
-        # Most looks find nothing new: none of the four loses a key.
-        if self._found is None or self._seen != _sizes(known):
+        # Most looks find nothing new.
+        if self._found is None or self._seen != _Seen.of(known):
             self._update(known)
             self._found = self._look(known)
         return self._found
@@ -205,20 +220,20 @@ class Growth:
 
     def _update(self, known: Known) -> None:
         """Takes in what is new: no mapping loses a key, and new ones come last."""
-        num_losses, num_added, _, num_stopped = self._seen
-        for name, added in itertools.islice(known.added.items(), num_added, None):
-            place = self.study.place_of(added.at)
-            if place is not None and name not in self._places:
-                self._enter(name, place)
-                self._groups[place.group].num_added += 1
-        if len(known.added) > num_added:
+        num_losses, num_stopped = self._seen.num_losses, self._seen.num_stopped
+        now = _Seen.of(known)
+        if now.newest != self._seen.newest:
+            for name, added in known.added.items():
+                if name not in self._places and (place := self.study.place_of_added(name, added.at)) is not None:
+                    self._enter(name, place)
+                    self._groups[place.group].num_added += 1
             # A run may have had its result before it was added.
             num_losses = num_stopped = 0
         for name in itertools.islice(known.stopped, num_stopped, None):
             self._take_in(name, None)
         for name, loss in itertools.islice(known.losses.items(), num_losses, None):
             self._take_in(name, loss, went_on=name in known.stopped)
-        self._seen = _sizes(known)
+        self._seen = now
 
     def _take_in(self, name: str, loss: float | None, went_on: bool = False) -> None:
         """Notes the result of a run; one that went on after it had been stopped has another by now."""
@@ -263,8 +278,13 @@ class Growth:
     def standings(self, known: Known) -> list[GroupStanding]:
         """Return how each group stands."""
         self.additions(known)
+        outside = Counter(added.at.group for name, added in known.added.items() if name not in self._places)
         return [
-            GroupStanding(one.group.label, self._standing(one, known, self.study.grows_by), one.num_added)
+            GroupStanding(
+                one.group.label,
+                self._standing(one, known, self.study.grows_by) + _outside_words(outside[one.group.id]),
+                one.num_added,
+            )
             for one in self._groups.values()
         ]
 
@@ -283,8 +303,9 @@ class Growth:
         return f"open: {name}.max_runs={rule.max_runs} reached: {tracked.verdict.wanted[0].why}"
 
 
-def _sizes(known: Known) -> tuple[int, int, int, int]:
-    return len(known.losses), len(known.added), len(known.blocked), len(known.stopped)
+def _outside_words(count: int) -> str:
+    """What is said of runs that were added earlier and take no part any more."""
+    return f"; runs added before that lie outside the values of now and take no part: {count}" if count else ""
 
 
 def _verdict(tracked: _Tracked, rule: ExtendRule | TuneRule) -> Verdict:

@@ -170,6 +170,8 @@ class Study:
     tune: TuneRule | None = None
     """With `extend` no study has it."""
     halve: HalveRule | None = None
+    added: Mapping[str, Place] = field(default_factory=dict, compare=False)
+    """Where runs stand, by name, that the sweep had added before it was launched: under other keys it may be."""
 
     @property
     def grows_by(self) -> ExtendRule | TuneRule | None:
@@ -180,13 +182,17 @@ class Study:
     def by_id(self) -> dict[str, Group]:
         return {group.id: group for group in self.groups}
 
+    def place_of_added(self, name: str, at: Coordinates) -> Place | None:
+        """Where a run stands that was added; None where the lattices, as they are now, have no such place."""
+        return self.added.get(name) or self.place_of(at)
+
     def place_of(self, at: Coordinates) -> Place | None:
-        """None where the lattice, as it is now, has no such place."""
+        """None where the lattice, as it is now, has no such place, or other keys: `others` is then not that of now."""
         group = self.by_id.get(at.group)
-        if group is None:
+        if group is None or at.values.keys() != {BATCH, *(axis.key for axis in group.axes)}:
             return None
         batch = group.batches.position_of(at.values[BATCH])
-        positions = [axis.position_of(at.values[axis.key]) if axis.key in at.values else None for axis in group.axes]
+        positions = [axis.position_of(at.values[axis.key]) for axis in group.axes]
         if batch is None or any(position is None for position in positions):
             return None
         return Place(at.group, Setting(batch, tuple(p for p in positions if p is not None), at.others), at.seed)
@@ -201,33 +207,43 @@ class Study:
     def to_dict(self) -> dict[str, Any]:
         return {
             "groups": [asdict(group) for group in self.groups],
-            "places": {
-                name: [place.group, place.setting.batch, list(place.setting.at), place.setting.others, place.seed]
-                for name, place in self.places.items()
-            },
+            "places": _places_to_dict(self.places),
             "extend": self.extend and asdict(self.extend),
             "derives": self.derives,
             "replicate": self.replicate and asdict(self.replicate),
             "decide": self.decide and {**asdict(self.decide), "name": self.decide.name},
             "tune": self.tune and asdict(self.tune),
             "halve": self.halve and asdict(self.halve),
+            **({"added": _places_to_dict(self.added)} if self.added else {}),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Study:
         return cls(
             tuple(_group(one) for one in values["groups"]),
-            {
-                name: Place(group, Setting(batch, tuple(at), others), seed)
-                for name, (group, batch, at, others, seed) in values["places"].items()
-            },
+            _places(values["places"]),
             ExtendRule(**values["extend"]) if values["extend"] else None,
             values["derives"],
             ReplicateRule(**values["replicate"]) if values.get("replicate") else None,
             _decide(values["decide"]) if values.get("decide") else None,
             TuneRule(**values["tune"]) if values.get("tune") else None,
             HalveRule(**values["halve"]) if values.get("halve") else None,
+            _places(values.get("added", {})),
         )
+
+
+def _places_to_dict(places: Mapping[str, Place]) -> dict[str, list[Any]]:
+    return {
+        name: [place.group, place.setting.batch, list(place.setting.at), place.setting.others, place.seed]
+        for name, place in places.items()
+    }
+
+
+def _places(values: Mapping[str, Sequence[Any]]) -> dict[str, Place]:
+    return {
+        name: Place(group, Setting(batch, tuple(at), others), seed)
+        for name, (group, batch, at, others, seed) in values.items()
+    }
 
 
 def _group(values: Mapping[str, Any]) -> Group:
