@@ -83,6 +83,8 @@ class Contest:
 
     groups: tuple[Group, ...]
     result: PairResult | BenchmarkResult
+    why_open: str = ""
+    """Why nothing can be added to what is open; empty where something can, or nothing need."""
 
     @property
     def text(self) -> str:
@@ -90,7 +92,8 @@ class Contest:
 
     @property
     def outcome(self) -> str:
-        return self.result.to_text(*(group.series for group in self.groups))
+        words = self.result.to_text(*(group.series for group in self.groups))
+        return f"{words}; nothing is added: {self.why_open}" if self.why_open else words
 
     @property
     def standing(self) -> ContestStanding:
@@ -112,6 +115,8 @@ class _Tracked:
     is_new: bool = True
     """Whether it has changed since it was last looked at."""
     verdict: Verdict | None = None
+    blocked: str = ""
+    """Why nothing can be added to it."""
 
 
 class _Seen(NamedTuple):
@@ -161,6 +166,7 @@ class Growth:
     def _look(self, known: Known) -> dict[str, list[Addition]]:
         found: dict[str, list[Addition]] = {}
         for id, tracked in self._groups.items():
+            tracked.blocked = known.blocked.get(id, "")
             if tracked.is_new and not tracked.pending and id not in known.blocked:
                 asked = self._asked(tracked) or self._replicates(tracked)
                 # Until these are recorded they are asked for again.
@@ -191,7 +197,9 @@ class Growth:
         out = []
         for ids in rule.contests:
             sides = [self._groups[id] for id in ids]
-            out.append(Contest(tuple(side.group for side in sides), _judged(sides, _best_of_each(sides), rule.rule)))
+            result = _judged(sides, _best_of_each(sides), rule.rule)
+            why = "" if result.outcome is not Outcome.OPEN else "; ".join(map(_why_nothing, sides)).strip("; ")
+            out.append(Contest(tuple(side.group for side in sides), result, why))
         return out
 
     def _undecided(self, known: Known) -> list[Addition]:
@@ -205,13 +213,13 @@ class Growth:
             if any(one.pending or one.is_new or one.group.id in known.blocked for one in sides):
                 continue
             best = _best_of_each(sides)
-            if best is None:
+            if best is None or any(map(_why_nothing, sides)):
                 continue
             result = _judged(sides, best, rule.rule)
             if result.outcome is not Outcome.OPEN:
                 continue
             num = min(max(FIRST_SEEDS, result.num_seeds + MORE_SEEDS), rule.rule.max_seeds)
-            seeds = _fresh_seeds(num, [seed for one in sides for seed in one.group.seeds])
+            seeds = _seeds_of_look(sides, best, num)
             names = " against ".join(one.group.series for one in sides)
             why = f"{names} at {sides[0].group.scale} is open after {result.num_seeds} seeds (decide)"
             for one, setting in zip(sides, best, strict=True):
@@ -251,10 +259,15 @@ class Growth:
         rule = self.study.grows_by
         if rule is None:
             return []
-        tracked.verdict = verdict = _verdict(tracked, rule)
+        tracked.verdict = _verdict(tracked, rule)
+        return self._asked_within(tracked, rule)
+
+    def _asked_within(self, tracked: _Tracked, rule: ExtendRule | TuneRule) -> list[Addition]:
+        """What its verdict wants, as far as the rule's `max_runs` goes."""
+        assert tracked.verdict is not None
         runs = [
             Addition(Place(tracked.group.id, one.setting, seed), tracked.runs[one.like], one.why)
-            for one in verdict.wanted
+            for one in tracked.verdict.wanted
             for seed in tracked.group.seeds
         ]
         left = max(0, rule.max_runs - tracked.num_added)
@@ -297,10 +310,16 @@ class Growth:
             return "all of its runs have ended"
         if tracked.verdict.is_interior:
             return tracked.verdict.settled
-        if tracked.verdict.bounds:
-            return "open: " + "; ".join(tracked.verdict.bounds)
+        return self._open_words(tracked, rule, tracked.verdict)
+
+    def _open_words(self, tracked: _Tracked, rule: ExtendRule | TuneRule, verdict: Verdict) -> str:
+        if verdict.bounds:
+            return "open: " + "; ".join(verdict.bounds)
+        why = verdict.wanted[0].why
+        if self._asked_within(tracked, rule):
+            return f"goes on: {why}"
         name = "extend" if isinstance(rule, ExtendRule) else "tune"
-        return f"open: {name}.max_runs={rule.max_runs} reached: {tracked.verdict.wanted[0].why}"
+        return f"open: {name}.max_runs={rule.max_runs} reached: {why}"
 
 
 def _outside_words(count: int) -> str:
@@ -340,6 +359,32 @@ def _judged(
             return judge_target(entries[0], rule)
         case _:
             assert_never(rule)
+
+
+def _why_nothing(side: _Tracked) -> str:
+    """Why no seed can be added that took no part in the choice of its best setting; empty where one can."""
+    if side.blocked:
+        return f"{side.group.label} has a run that cannot be made: {side.blocked}"
+    if side.pending:
+        return ""
+    best = next(iter(side.results.ranking()), None)
+    if best is None:
+        return f"no setting of {side.group.label} has a loss"
+    if not side.results.takes_fresh(best):
+        return f"settings of {side.group.label} have no seed in common, so that every seed of the best chose it"
+    return ""
+
+
+def _seeds_of_look(sides: Sequence[_Tracked], best: Sequence[Setting], count: int) -> list[int]:
+    """So many seeds that took no part in the choice of either: those that both have, then new ones."""
+    tried = [side.results.losses[setting] for side, setting in zip(sides, best, strict=True)]
+    fresh = [side.results.fresh(setting).keys() for side, setting in zip(sides, best, strict=True)]
+    shared = sorted(set.intersection(*map(set, fresh)))
+    used = {seed for side, setting in zip(sides, best, strict=True) for seed in side.results.chose(setting)}
+    used |= {seed for losses in tried for seed, loss in losses.items() if loss is None}
+    # Beyond the others: looks go by growing seeds.
+    below = range(max(shared, default=-1) + 1)
+    return [*shared, *_fresh_seeds(max(0, count - len(shared)), {*used, *below})]
 
 
 def _entry(side: _Tracked, setting: Setting | None) -> Entry:

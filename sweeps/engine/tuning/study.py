@@ -262,6 +262,9 @@ def _axis(values: Mapping[str, Any]) -> Axis:
     return Axis(**{**values, "values": tuple(values["values"])})
 
 
+_NO_SEED = -1
+
+
 @dataclass
 class Results:
     """What is known of a group's settings."""
@@ -284,9 +287,19 @@ class Results:
 
     def fresh(self, setting: Setting) -> dict[int, float]:
         """Return the losses of a setting at the seeds that took no part in its choice."""
-        chose = self._choices()[setting.batch][setting]
+        chose = self.chose(setting)
         by_seed = self.losses[setting].items()
         return {seed: loss for seed, loss in by_seed if seed not in chose and loss is not None}
+
+    def chose(self, setting: Setting) -> frozenset[int]:
+        """Return the seeds that took part in the choice of a setting: none where no other took part."""
+        choices = self._choices()
+        return choices[setting.batch][setting] if sum(map(len, choices.values())) > 1 else frozenset()
+
+    def takes_fresh(self, setting: Setting) -> bool:
+        """Whether one more seed of the setting would take no part in its choice: not where others have none of its."""
+        one_more = {**self.losses, setting: {**self.losses[setting], _NO_SEED: 0.0}}
+        return _NO_SEED not in Results(one_more).chose(setting)
 
     def _choices(self) -> dict[int, dict[Setting, frozenset[int]]]:
         points: dict[int, dict[Setting, Tried]] = {}

@@ -127,3 +127,54 @@ def test_a_pair_gets_seeds_until_it_is_decided() -> None:
     assert seeds["A"] == seeds["B"]
     assert 0 not in seeds["A"]
     assert any("B" in line and "seeds" in line for line in growth.lines(state))
+
+
+def alone(*seeds: int) -> Study:
+    """One setting of each series, of which nothing was chosen."""
+    places = {f"{g.id}{seed}": Place(g.id, seed_grid(g)[4], seed) for g in (FIRST, SECOND) for seed in seeds}
+    return Study((FIRST, SECOND), places, decide=DecideRule((("A", "B"),), RULE))
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2), (7,)])
+def test_where_nothing_was_chosen_all_seeds_count(seeds: tuple[int, ...]) -> None:
+    state = played(alone(*seeds), {"A": surface(30), "B": replace(surface(30), seed=2, batch=34)})
+    growth = Growth(alone(*seeds))
+    assert growth.additions(state) == {}
+    (contest,) = growth.contests()
+    assert contest.result.outcome is not Outcome.OPEN
+    assert contest.result.num_seeds <= len(seeds) + len(state.added) // 2
+    assert {one.at.seed for one in state.added.values() if one.at.group == "A"}.isdisjoint(seeds)
+    assert len(state.added) <= 2 * max(0, 6 - len(seeds))
+
+
+def test_seeds_are_added_beyond_all_that_chose() -> None:
+    both = {group.id: seed_grid(group)[3:5] for group in (FIRST, SECOND)}
+    places = {
+        f"{id}{n}{seed}": Place(id, one, seed) for id in "AB" for n, one in enumerate(both[id]) for seed in (0, 1, 2)
+    }
+    given = Study((FIRST, SECOND), places, decide=DecideRule((("A", "B"),), RULE))
+    state = played(given, {"A": surface(30), "B": replace(surface(30), seed=2, batch=34)})
+    (contest,) = growth_of(given, state).contests()
+    assert contest.result.outcome is Outcome.FIRST
+    assert {one.at.seed for one in state.added.values()} >= {3, 4, 5, 6}
+
+
+def test_what_can_never_be_decided_says_why_and_adds_nothing() -> None:
+    places = {f"{id}{seed}": Place(id, seed_grid(FIRST)[3 + seed], seed) for id in "AB" for seed in (0, 1)}
+    given = Study((FIRST, SECOND), places, decide=DecideRule((("A", "B"),), RULE))
+    state = played(given, {"A": surface(30), "B": surface(31)})
+    assert not state.added
+    assert "nothing is added: settings of A at 1m have no seed in common" in growth_of(given, state).contests()[0].text
+
+
+def test_a_limit_is_said_to_be_reached_where_it_is() -> None:
+    state = SweepState.of([])
+    given = study_of(extend=ExtendRule(max_runs=5))
+    state.losses = {name: 3.0 + place.setting.at[0] for name, place in given.places.items()}
+    assert ": goes on: " in next(iter(Growth(given).lines(state)))
+
+
+def growth_of(given: Study, state: SweepState) -> Growth:
+    growth = Growth(given)
+    growth.additions(state)
+    return growth
