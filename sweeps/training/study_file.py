@@ -254,6 +254,7 @@ def study_of(file: StudyFile, runs: Mapping[str, RunConfig], added: Mapping[str,
     for key in file.grown_keys:
         if key != BATCH and not any(_value(run, key) is not None for run in runs.values()):
             raise ConfigError(f"{where}: {key}: no run of this sweep has such a setting, with a number as value")
+        _check_tuned(where, key)
     labels = _labels([found[0][1] for found in members.values()])
     groups: list[Group] = []
     places: dict[str, Place] = {}
@@ -285,6 +286,20 @@ def study_of(file: StudyFile, runs: Mapping[str, RunConfig], added: Mapping[str,
         file.halve,
         places_of_added,
     )
+
+
+def _check_tuned(where: str, key: str) -> None:
+    """Refuses a key that is no hyper-parameter: settings of one series and size do not differ in it."""
+    if key == "seed":
+        raise ConfigError(f"{where}: {key}: seeds are no hyper-parameter: `replicate` gives the best settings more")
+    if (
+        key != BATCH
+        and not key.startswith(("method.outer_optimizer.", *(f"{name}." for name in _TUNED)))
+        and (key not in _TUNED)
+    ):
+        raise ConfigError(
+            f"{where}: {key}: the key is no hyper-parameter but tells series and sizes apart: vary it in the grids"
+        )
 
 
 def _contests(decide: Decide, groups: Sequence[Group], sizes: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
@@ -408,7 +423,7 @@ def _has_key(key: str, label: str, runs: Sequence[RunConfig]) -> bool:
 def _axis(key: str, label: str, file: StudyFile, runs: Sequence[RunConfig]) -> Axis:
     own = sorted({value for run in runs if (value := _value(run, key)) is not None})
     if file.tune is not None:
-        return tune_axis(key, label, own, file.tune.keys[key], runs[0], _identity)
+        return tune_axis(key, label, own, file.tune.keys[key], runs[0])
     assert file.extend is not None
     return axis_of(key, label, own, file.extend.keys[key], runs[0])
 

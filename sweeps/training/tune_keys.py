@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -72,24 +72,19 @@ def tune_axis(
     own: Sequence[float],
     values: tuple[float, ...],
     run: RunConfig,
-    identity_of: Callable[[RunConfig], str],
 ) -> Axis:
     """Return the lattice of one key of the group `label`: all its `values`, `own` being those of the file's runs.
 
-    A value of the file that is not among them, one of which no run can be made, and a key that is no hyper-parameter
-    raise `ConfigError`. `run` is one of the group's; `identity_of` tells which group a run belongs to.
+    A value of the file that is not among them, and one of which no run can be made, raise `ConfigError`. `run` is one
+    of the group's.
     """
     where = f"tune.coordinates.{key}"
     written = ", ".join(f"{value:.6g}" for value in values)
     for value in values:
         try:
-            made = run.with_values({key: value})
+            run.with_values({key: value})
         except ConfigError as error:
             raise ConfigError(f"{where}: {value:.6g} makes no run of {label}: {error}") from error
-        if identity_of(made) != identity_of(run):
-            raise ConfigError(
-                f"{where}: the key is no hyper-parameter but tells series and sizes apart: vary it in the grids"
-            )
     axis = Axis(key, values, 0, len(values) - 1)
     positions = []
     for value in own:

@@ -1,5 +1,6 @@
 """`extend:` as it is written: what it spans, and what it refuses before anything is queued."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,9 @@ def test_series_and_sizes_are_groups_and_other_tuning_is_not() -> None:
         ({"keys": {LR: {"low": 0.01}}}, {}, "extend.keys.inner_optimizer.lr.low=0.01 lies inside the grid"),
         ({"keys": {BATCH: {"high": 2048}}}, {}, "high=2048 lies inside the grid"),
         (["inner_optimizer.rate"], {}, "extend.keys: inner_optimizer.rate: no run of this sweep has such a setting"),
+        (["seed"], {"seed": [0, 1]}, "extend.keys: seed: seeds are no hyper-parameter: `replicate`"),
+        ({"tune": {"coordinates": {"seed": [0, 1]}, "threshold": 0}}, {}, "coordinates: seed: seeds are no hyper-para"),
+        (["tokens_per_parameter"], {}, "extend.keys: tokens_per_parameter: the key is no hyper-parameter but tells"),
         ({"replicate": {"best": 0}}, {}, "replicate.best=0: give a whole number of one or more"),
         ({"replicate": {"seed": 3}}, {}, "replicate.seed: no such key; known here: best, seeds"),
         ({"decide": {"pairs": [["muloco", "ddp_muon"]]}}, {}, "decide.gap=None: say within which difference"),
@@ -228,6 +232,9 @@ def test_a_derived_run_is_the_run_that_a_wider_grid_has(tmp_path: Path) -> None:
     )
     like = works_of(narrow[:1], tmp_path, execution, cluster)[0]
     prepare(narrow[:1], tmp_path)
+    keeps = {**like.arguments, "execution": {**like.arguments["execution"], "keep": [100]}}
+    with pytest.raises(ConfigError, match=r"a run of \d+ steps, with global_batch_tokens=2048, is to be added: .*keep"):
+        derived_work(replace(like, arguments=keeps), {BATCH: 2048.0}, cluster)
     made = derived_work(like.expecting(3 * like.need.expected_minutes), {BATCH: 2048.0}, cluster)
     expected = works_of(wide[:1], tmp_path, execution, cluster)[0]
     assert (made.name, made.labels, made.arguments) == (expected.name, expected.labels, expected.arguments)
