@@ -141,7 +141,7 @@ def _attempt(
         ) as send_to_wandb,
         tensorboard_sink(folder.path / "tensorboard" if execution.tensorboard and process.rank == 0 else None) as chart,
     ):
-        corpus = check_can_run(run, folder)
+        corpus = check_can_run(run, folder, folder)
 
         def report(record: StepRecord) -> None:
             on_record(record)
@@ -166,15 +166,16 @@ def _attempt(
         return ExitCode.FINISHED
 
 
-def check_can_run(run: RunConfig, folder: RunFolder | None = None) -> Corpus:
-    """The run's corpus; a run that this corpus cannot feed raises `ConfigError`. `folder`: its own."""
+def check_can_run(run: RunConfig, folder: RunFolder | None = None, code_of: RunFolder | None = None) -> Corpus:
+    """The run's corpus; a run that this corpus cannot feed raises `ConfigError`. `folder`: its own; `code_of`: the one
+    that records its targets' code, None for that which is there now."""
     from muloco_runner.data.check import check_vocabulary
     from muloco_runner.data.corpus import load_corpus
     from muloco_runner.data.mixed_split import token_counts
     from muloco_runner.data.validation_sets import check_validation_sets
 
     if folder is not None and "data" in run.targets:
-        make_importable(run, folder)
+        make_importable(run, code_of)
     corpus = load_corpus(run.data, by_path=folder is not None)
     if run.data.content_hash not in (None, corpus.content_hash):
         named = f"data._target_={run.targets['data'][0]}" if "data" in run.targets else f"data.path={run.data.path!r}"
@@ -221,7 +222,7 @@ def preload_for(folder: RunFolder) -> None:
         run = RunConfig.from_dict(folder.read_config())
         if "data" in run.targets:
             return  # children may have other states of that code, and what is imported here they would all get
-        check_can_run(run, folder)
+        check_can_run(run, folder, folder)
         baselines(run.data)
     except (ConfigError, RecordError):
         return  # the run itself will report it

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -80,15 +81,22 @@ def find_source(target: str, part: str = "inner_optimizer") -> Source:
         # Thousands of files, and its version is recorded with every run.
         return Source(package, Path(), package, installed=True)
     beside = [folder.parent for folder in config_path().folders]
-    for folder in [*(Path(place or ".").resolve() for place in sys.path), *beside, *_found_by_import(package)]:
-        files = _files(folder, package)
-        if files:
-            return Source(package, folder, _hash(folder, files), "site-packages" in folder.parts)
+    for folder in [
+        *(Path(place or ".").resolve() for place in _path_without_copies()),
+        *beside,
+        *_found_by_import(package),
+    ]:
+        if _files(folder, package):
+            return _source_in(folder, package)
     raise ConfigError(
         f"{part}._target_={target}: there is no package or module {package} on Python's path"
         + (f" or in {', '.join(map(str, beside))}" if beside else "")
         + ": install it, put it beside conf/, or name its folder in PYTHONPATH"
     )
+
+
+def _source_in(folder: Path, package: str) -> Source:
+    return Source(package, folder, _hash(folder, _files(folder, package)), "site-packages" in folder.parts)
 
 
 def facts_of(part: str, values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -161,6 +169,7 @@ def record_code(runs: Sequence[RunConfig], root: Path, snapshot: bool) -> None:
         values: dict[str, Any] = {
             "targets": [target for targets in run.targets.values() for target in targets],
             "hashes": {package: sources[package].hash for package in packages},
+            "all_files": True,
             "folders": [folders[package] for package in packages if package in folders],
             "takes_dtensors": _together(known).takes_dtensors if len(known) == len(answers) else None,
         }
@@ -169,7 +178,8 @@ def record_code(runs: Sequence[RunConfig], root: Path, snapshot: bool) -> None:
         if before is not None:
             earlier = before.pop("earlier", [])
             # Its first attempts may have trained with other code, which was said to be the same.
-            values["earlier"] = earlier if before["hashes"] == values["hashes"] else [*earlier, before]
+            is_same = all(_recorded_hash(sources[package], before) == one for package, one in before["hashes"].items())
+            values["earlier"] = earlier if is_same else [*earlier, before]
         write_atomically(_code_file(folder), json.dumps(values, indent=1) + "\n")
 
 
@@ -179,16 +189,71 @@ def hand_on_code(parent: RunFolder, child: RunFolder) -> None:
         write_atomically(_code_file(child), json.dumps(recorded, indent=1) + "\n")
 
 
-def make_importable(run: RunConfig, folder: RunFolder) -> None:
+def make_importable(run: RunConfig, folder: RunFolder | None) -> None:
     """Let this process import the run's targets: from the kept copy where its launch made one, else from where they
-    are now."""
+    are now. Code other than what `folder` records raises `ConfigError`; None for a run that records it yet."""
     if not run.targets:
         return
-    recorded = _recorded(folder)
-    folders = recorded["folders"] if recorded is not None else []
-    if recorded is None:
-        folders = _folders(_sources_of([run]))
-    sys.path[:0] = [place for place in folders if place not in sys.path]
+    recorded = _recorded(folder) if folder is not None else None
+    if folder is None or recorded is None:
+        sources = _sources_of([run])
+    else:
+        names = {_package(target): (target, part) for part, targets in run.targets.items() for target in targets}
+        sources = {
+            package: _recorded_source(package, target, part, recorded, folder)
+            for package, (target, part) in names.items()
+        }
+    _import_from(sources)
+
+
+def _recorded_source(package: str, target: str, part: str, recorded: Mapping[str, Any], folder: RunFolder) -> Source:
+    """The package as a run of that record was trained with it; where there is only another one, raises
+    `ConfigError`."""
+    expected = recorded["hashes"].get(package)
+    for place in map(Path, recorded["folders"]):
+        if _files(place, package):
+            source = _source_in(place, package)
+            if expected is None or _recorded_hash(source, recorded) == expected:
+                return source
+    source = find_source(target, part)
+    if expected is not None and _recorded_hash(source, recorded) != expected:
+        raise ConfigError(
+            f"{folder.path} was trained with other code of {package} than {source.folder} holds now: put it back, or "
+            f"set another {part}.version, which makes a new run"
+        )
+    return source
+
+
+def _import_from(sources: Mapping[str, Source]) -> None:
+    """Have these packages, and no others of their names, imported from now on: modules of one that came from
+    elsewhere, or from other content of its files, are forgotten."""
+    path = _path_without_copies()
+    _added_to_path[:] = dict.fromkeys(_folders(sources))
+    sys.path[:] = [*_added_to_path, *path]
+    for package, source in sources.items():
+        state = str(source.folder), source.hash
+        before = _imported.get(package)
+        _imported[package] = state
+        if before == state or (before is None and source.installed) or package == __name__.partition(".")[0]:
+            continue
+        for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+            del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def _path_without_copies() -> list[str]:
+    """Python's path as it would be had no run been loaded here: a kept copy is not where code is now."""
+    path = list(sys.path)
+    for place in _added_to_path:
+        with contextlib.suppress(ValueError):
+            path.remove(place)
+    return path
+
+
+_added_to_path: list[str] = []
+"""What `_import_from` put before Python's path."""
+_imported: dict[str, tuple[str, str]] = {}
+"""Folder and hash of what this process imports, by package."""
 
 
 def refuse_sharded(run: RunConfig, folder: RunFolder) -> None:
@@ -212,12 +277,27 @@ def _found_by_import(package: str) -> list[Path]:
 
 
 def _files(folder: Path, package: str) -> list[Path]:
+    """All of a package's files, since its code may read any of them; none where it has no Python."""
     if (folder / package).is_dir():
-        found = sorted(p for p in (folder / package).rglob("*.py") if "__pycache__" not in p.parts)
-        if found:
+        found = sorted(p for p in (folder / package).rglob("*") if p.is_file() and _is_part(p.relative_to(folder)))
+        if any(p.suffix == ".py" for p in found):
             return found
     module = folder / f"{package}.py"
     return [module] if module.is_file() else []
+
+
+def _is_part(path: Path) -> bool:
+    """Whether a file of a package's folder is its content, and not what Python, an editor or a system leaves there."""
+    if "__pycache__" in path.parts or path.suffix == ".pyc":
+        return False
+    return path.suffix == ".py" or not any(part.startswith(".") for part in path.parts)
+
+
+def _recorded_hash(source: Source, recorded: Mapping[str, Any]) -> str:
+    """The source's hash as that record has it: an earlier version looked at Python's files alone."""
+    if source.package == "torch" or recorded.get("all_files"):
+        return source.hash
+    return _hash(source.folder, [file for file in source.files() if file.suffix == ".py"])
 
 
 def _hash(folder: Path, files: Sequence[Path]) -> str:
@@ -254,8 +334,9 @@ def _folders(sources: Mapping[str, Source]) -> list[str]:
 def _refuse_changed(runs: Sequence[RunConfig], root: Path, sources: Mapping[str, Source]) -> None:
     changed: dict[str, list[str]] = {}
     for run in runs:
-        for package, before in (_recorded(RunFolder.of(root, run.run_id)) or {"hashes": {}})["hashes"].items():
-            if package in sources and sources[package].hash != before:
+        recorded = _recorded(RunFolder.of(root, run.run_id)) or {"hashes": {}}
+        for package, before in recorded["hashes"].items():
+            if package in sources and _recorded_hash(sources[package], recorded) != before:
                 changed.setdefault(package, []).append(run.run_id)
     for package, names in changed.items():
         parts = {part for run in runs for part, targets in run.targets.items() if package in map(_package, targets)}
@@ -296,7 +377,7 @@ def _code_file(folder: RunFolder) -> Path:
 
 
 def _keep(source: Source, root: Path) -> Path:
-    """A copy of the package's Python files under `root`."""
+    """A copy of the package's files under `root`."""
     copy = root.resolve() / "code" / f"{source.package}-{source.hash}"
     if not copy.exists():
         write_folder(copy, {str(file.relative_to(source.folder)): file.read_bytes() for file in source.files()})
@@ -406,7 +487,7 @@ def _try(questions: Mapping[str, Question], folders: Sequence[str]) -> dict[str,
     parts = " and ".join(sorted({part for part, _ in questions.values()}))
     print(f"trying {len(questions)} target(s) from outside ({parts}), once", file=sys.stderr, flush=True)
     # The same roots as this process, and not the folder it was started in.
-    here = [place for place in sys.path if place]
+    here = [place for place in _path_without_copies() if place]
     try:
         done = subprocess.run(
             python_command("muloco_runner.trials"),

@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, ClassVar
 
 from muloco_runner.config.checks import ConfigError, require
@@ -80,8 +81,16 @@ def check_arguments(where: str, arguments: Any, said_elsewhere: Mapping[str, str
 
 def import_target(where: str, target: str) -> Any:
     """Import what a target names. What cannot be imported raises `ConfigError`."""
-    module, _, name = target.rpartition(".")
+    module = import_module_of(where, target)
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(module, target.rpartition(".")[2])
+    except Exception as error:
+        raise ConfigError(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def import_module_of(where: str, target: str) -> ModuleType:
+    """Import the module that holds a target. One that cannot be imported raises `ConfigError`."""
+    try:
+        return importlib.import_module(target.rpartition(".")[0])
     except Exception as error:
         raise ConfigError(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error

@@ -18,12 +18,14 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from muloco_runner.config import ConfigError, DataConfig, TargetDataConfig
+from muloco_runner.config.outside import import_module_of
 from muloco_runner.data.check import check_data_path
 from muloco_runner.data.mixed_split import MixedSplit
 from muloco_runner.data.mixture import Part, content_hash, read_parts
@@ -36,7 +38,7 @@ from muloco_runner.data.prepared.read import PreparedSplit
 from muloco_runner.data.python_packages import read_documents, source_files
 
 BYTE_VOCABULARY = 256
-_OF_CONTENT = ("_target_", "arguments", "validation_fraction")
+_OF_CONTENT = ("_target_", "arguments", "version", "validation_fraction")
 """Settings of own data that decide what it holds."""
 # Test data is no prose, and vendored packages are no part of the language's own library.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -118,8 +120,9 @@ def _load(
 
 
 @functools.cache
-def _own(data: str) -> Corpus:
-    """`data`: the config of a function of the user's, as JSON."""
+def _own(data: str, module: ModuleType) -> Corpus:
+    """`data`: the config of a function of the user's, as JSON; `module` holds it, another one after its code has
+    changed."""
     return read_own_corpus(TargetDataConfig(**json.loads(data)))
 
 
@@ -184,7 +187,8 @@ def load_corpus(data: DataConfig, by_path: bool = False) -> Corpus:
     if data.source == "prepared":
         return _prepared(read_parts(data))
     if isinstance(data, TargetDataConfig):
-        return _own(json.dumps({name: getattr(data, name) for name in _OF_CONTENT}, sort_keys=True))
+        values = json.dumps({name: getattr(data, name) for name in _OF_CONTENT}, sort_keys=True)
+        return _own(values, import_module_of(f"data._target_={data._target_}", data._target_))
     if by_path and data.source == "text" and data.content_hash is None:
         with contextlib.suppress(ConfigError):
             return load_corpus_as_before(data)

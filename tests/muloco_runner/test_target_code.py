@@ -1,0 +1,87 @@
+"""Which code of a target a process imports: that which the run was trained with, or none."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from target_labs import lab_in
+
+from muloco_runner.config import ConfigError, RunConfig, TargetConfig, TargetDataConfig
+from muloco_runner.data.corpus import load_corpus
+from muloco_runner.record import RunFolder
+from muloco_runner.targets import find_source, make_importable, record_code
+
+LAB = "SCALE = {0}\n\n\nclass O:\n    pass\n\n\ndef texts():\n    yield from (f'{{n}} {0}' * 99 for n in range(99))\n"
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Path]:
+    with lab_in(tmp_path / "lab", "their_code", {"their_code/__init__.py": LAB.format(1), "conf/x": ""}) as folder:
+        yield folder
+
+
+def run_of(version: str, **values: Any) -> RunConfig:
+    return RunConfig(inner_optimizer=TargetConfig(_target_="their_code.O", version=version), **values)
+
+
+def change(lab: Path, scale: int) -> None:
+    (lab / "their_code" / "__init__.py").write_text(LAB.format(scale))
+
+
+def imported_scale() -> Any:
+    return importlib.import_module("their_code").SCALE
+
+
+@pytest.mark.parametrize("snapshot", [True, False])
+def test_each_run_gets_the_code_it_was_trained_with(snapshot: bool, lab: Path, tmp_path: Path) -> None:
+    runs = {11: run_of("1"), 222: run_of("2")}
+    for scale, run in runs.items():
+        change(lab, scale)
+        record_code([run], tmp_path, snapshot)
+        make_importable(run, RunFolder.of(tmp_path, run.run_id))
+        assert imported_scale() == scale, "in one process, one after the other"
+    first = RunFolder.of(tmp_path, runs[11].run_id)
+    if snapshot:
+        make_importable(runs[11], first)
+        assert imported_scale() == 11
+        module = sys.modules["their_code"]
+        make_importable(runs[11], first)
+        assert importlib.import_module("their_code") is module, "what is the same is not loaded again"
+    else:
+        with pytest.raises(ConfigError, match=r"was trained with other code of their_code.*put it back.*version"):
+            make_importable(runs[11], first)
+
+
+def test_hashes_of_earlier_versions_are_of_python_alone(lab: Path, tmp_path: Path) -> None:
+    run, folder = run_of("1"), RunFolder.of(tmp_path, run_of("1").run_id)
+    python_alone = find_source("their_code.O").hash
+    (lab / "their_code" / "__pycache__").mkdir(exist_ok=True)
+    for left in ("__pycache__/a.pyc", ".a.swp"):
+        (lab / "their_code" / left).write_text("x")
+    assert find_source("their_code.O").hash == python_alone
+    (lab / "their_code" / "scales.txt").write_text("3")
+    assert find_source("their_code.O").hash != python_alone
+    record_code([run], tmp_path, snapshot=False)
+    file = folder.path / "target_code.json"
+    new = file.read_text()
+    file.write_text(new.replace('"all_files": true,', "").replace(find_source("their_code.O").hash, python_alone))
+    make_importable(run, folder)
+    file.write_text(new)
+    make_importable(run, folder)
+    (lab / "their_code" / "scales.txt").write_text("4")
+    with pytest.raises(ConfigError, match="other code of their_code"):
+        make_importable(run, folder)
+
+
+def test_documents_are_made_anew_by_changed_code(lab: Path) -> None:
+    data = TargetDataConfig(_target_="their_code.texts", validation_fraction=0.4)
+    found = set()
+    for scale in (1, 22):
+        change(lab, scale)
+        make_importable(run_of("1", data=data), None)
+        found.add(load_corpus(data).content_hash)
+        assert load_corpus(data) is load_corpus(data)
+    assert len(found) == 2
