@@ -23,7 +23,7 @@ import pandas as pd
 from analysis.beside import beside
 from analysis.budgets import cluster_budgets
 from analysis.input.cells import written
-from muloco_runner.config import ConfigError, DiLoCoConfig, RunConfig
+from muloco_runner.config import ConfigError, DiLoCoConfig, RunConfig, TargetCompressionConfig
 from muloco_runner.config.plain import to_plain
 from muloco_runner.record import RecordError, RunFolder, RunResult
 
@@ -151,14 +151,16 @@ def build_study(source: str, rows: list[dict[str, Any]], excluded: list[Excluded
 
 
 def label_runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows by run_id, each with its `series` and its `hyper_parameters`, in place of `method`."""
+    """The rows by run_id, each with its `series`, in place of `method` and `distinctions`, and its
+    `hyper_parameters`."""
     frame = frame.sort_values("run_id", ignore_index=True)
-    keys = [f"{a}|{json.dumps(m, sort_keys=True)}" for a, m in zip(frame["algorithm"], frame["method"], strict=True)]
+    frame["setting"] = _settings(frame["setting"].tolist())
+    keys = [_content(row) for row in frame[["algorithm", "method", "distinctions"]].to_dict("records")]
     kinds, first = np.unique(keys, return_index=True)
     labels = dict(zip(kinds, series_labels(frame.iloc[first].to_dict("records")), strict=True))
     frame["series"] = [labels[key] for key in keys]
     frame["hyper_parameters"] = hyper_parameters_of(frame)
-    return frame.drop(columns="method")
+    return frame.drop(columns=["method", "distinctions"])
 
 
 def hyper_parameters_of(frame: pd.DataFrame) -> pd.Series[str]:
@@ -199,11 +201,11 @@ def _read_run(folder: RunFolder) -> dict[str, Any] | str:
         return "damaged: record and result name different data"
     if not result.diverged and not (result.validation_loss and result.validation_loss > 0):
         return "damaged: finished without a validation loss"
+    row = _row_of_config(config)
     return {
-        **_row_of_config(config),
+        **row,
         "run_id": folder.run_id,
         "parent": parent[0] if (parent := folder.read_parent()) is not None else None,
-        "algorithm": result.algorithm,
         "num_params": result.num_params,
         "num_steps": result.num_steps,
         "num_tokens": result.num_tokens,
@@ -223,47 +225,46 @@ def _read_run(folder: RunFolder) -> dict[str, Any] | str:
         "versions": result.versions or (header.versions if header else {}),
         "baselines": header.baselines if header else {},
         "bytes_per_token": header.bytes_per_token if header else None,
-        "comparison": (
-            result.corpus_hash,
-            f"sequences of {config.model.sequence_length} tokens",
-            f"validation on {config.data.validation_tokens} tokens",
-        ),
+        "comparison": (result.corpus_hash, *row["comparison"]),
     }
+
+
+_NOT_IN_SETTING = {
+    "inner_optimizer": ("name", "lr", "weight_decay"),
+    "outer_optimizer": ("lr", "momentum"),
+    "model": ("_target_", "sequence_length"),
+}
+"""Fields that the algorithm, a column, the series or the comparison has. Every other one of these parts that may change
+a result is in the setting, also one that is added later."""
+_SHAPE = ("width", "num_layers")
+"""Fields of the model that every setting names; the others are named where they differ within the study."""
 
 
 def _row_of_config(config: RunConfig) -> dict[str, Any]:
-    values = config.to_dict()
-    method = dict(values["method"])
-    streaming = method.get("streaming") or {}
-    outer = method.pop("outer_optimizer", None) or {}
-    method.pop("name")
-    method.update(config.method.choices)
-    # None of the built-in one: beside it, a model from outside is named in its series.
-    method["model"] = config.model.label or None
-    if isinstance(config.method, DiLoCoConfig):
-        # At their defaults they are in no file, and a series without them must be told from one with others.
-        method |= {part: to_plain(getattr(config.method, part)) for part in ("compression", "streaming")}
-    compression = method.get("compression") or {}
-    if "_target_" in compression:
-        method["compression"] = {**compression, "name": compression["label"], "label": None, "bits_per_value": None}
-    inner = dict(values["inner_optimizer"])
-    inner.pop("name")
-    rest = {
-        **{f"inner_optimizer.{k}": v for k, v in inner.items() if k not in ("lr", "weight_decay")},
-        **{f"outer_optimizer.{k}": v for k, v in outer.items() if k not in ("lr", "momentum")},
-        **{f"schedule.{k}": v for k, v in values["schedule"].items()},
-        "gradient_clip_norm": values["gradient_clip_norm"],
-        "precision": values["precision"],
-        **config.model.setting,
-    }
+    """What tells runs apart by what they were asked for: algorithm and series, comparison, columns and setting."""
+    values = _deciding(config)
+    outer = values["method"].get("outer_optimizer") or {}
+    streaming = values["method"].get("streaming") or {}
+    parts = {"inner_optimizer": values["inner_optimizer"], "outer_optimizer": outer, "schedule": values["schedule"]}
+    setting = {f"{part}.{key}": value for part, content in parts.items() for key, value in content.items()}
+    setting |= {key if key in _SHAPE else f"model.{key}": value for key, value in values["model"].items()}
+    for part, names in _NOT_IN_SETTING.items():
+        for name in names:
+            setting.pop(f"{part}.{name}", None)
     return {
+        "algorithm": config.algorithm,
+        "comparison": (
+            f"sequences of {config.model.sequence_length} tokens",
+            f"validation on {config.data.validation_tokens} tokens",
+        ),
         "num_workers": config.num_workers,
-        "sync_interval": method.get("sync_interval"),
+        "sync_interval": values["method"].get("sync_interval"),
         "num_fragments": streaming.get("num_fragments", 1),
         "delay_steps": streaming.get("delay_steps", 0),
         "gathered_values": _gathered_values(config),
         "bits_per_value": config.method.bits_per_value,
-        "method": method,
+        "method": _method_of(config, values),
+        "distinctions": _distinctions(config),
         "tokens_per_parameter": config.tokens_per_parameter,
         "global_batch_tokens": config.global_batch_tokens,
         "seed": config.seed,
@@ -271,8 +272,58 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
         "outer_lr": outer.get("lr"),
         "outer_momentum": outer.get("momentum"),
         "weight_decay": config.inner_optimizer.weight_decay,
-        "setting": " ".join(f"{k}={v}" for k, v in sorted(rest.items())),
+        "setting": {
+            **setting,
+            "gradient_clip_norm": values["gradient_clip_norm"],
+            "precision": values["precision"],
+        },
     }
+
+
+def _deciding(config: RunConfig) -> dict[str, Any]:
+    """The config's plain values without those that change no result, such as a label."""
+    values = config.to_dict()
+    for path, outside in config.from_outside.items():
+        part: Any = values
+        for name in path.split("."):
+            part = part[name]
+        for name in outside.not_in_hash:
+            part.pop(name, None)
+    return values
+
+
+def _method_of(config: RunConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a series is named by where the runs of its algorithm differ in it; None where there is nothing to name."""
+    method = {name: value for name, value in values["method"].items() if name not in ("name", "outer_optimizer")}
+    method.update(config.method.choices)
+    if isinstance(config.method, DiLoCoConfig) and isinstance(config.method.compression, TargetCompressionConfig):
+        method["compression"] = {**method["compression"], "name": config.method.compression.label}
+    # None of the built-in one: beside it, a model from outside is named in its series.
+    method["model"] = config.model.label or None
+    method["init_from"] = config.init_hash or config.init_from
+    method["init_exclude"] = ",".join(sorted(config.init_exclude)) or None
+    return method
+
+
+def _distinctions(config: RunConfig) -> dict[str, Any]:
+    """What a series is named by only where two would have one name: what is in no file at its default, and classes."""
+    out: dict[str, Any] = {"model": {"_target_": ",".join(getattr(config.model, "targets", [])) or None}}
+    if isinstance(config.method, DiLoCoConfig):
+        out |= {part: to_plain(getattr(config.method, part)) for part in ("compression", "streaming")}
+    return out
+
+
+def _settings(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each run's setting as text: of the model its shape, and whatever else differs within the study."""
+    texts = [{name: _as_text(value) for name, value in sorted(setting.items())} for setting in found]
+    names = {name for setting in texts for name in setting if name.startswith("model.")}
+    alike = {name for name in names if len({setting.get(name) for setting in texts}) == 1}
+    return [" ".join(f"{k}={v}" for k, v in setting.items() if k not in alike) for setting in texts]
+
+
+def _as_text(value: Any) -> str:
+    """The same of mappings whose keys were written in another order."""
+    return json.dumps(value, sort_keys=True, default=str) if isinstance(value, Mapping) else str(value)
 
 
 def _gathered_values(config: RunConfig) -> int:
@@ -304,41 +355,70 @@ def _from_steps(folder: RunFolder, config: RunConfig, result: RunResult) -> dict
     return out
 
 
-def series_labels(records: Sequence[Mapping[Any, Any]]) -> list[str]:
-    """`DDP-AdamW`, `MuLoCo K=4`, and what else of the method differs among runs of the same algorithm.
+_OF_THE_STUDY = ("init_from", "init_exclude")
+"""Parts of a method that are named where they differ within the study, not within an algorithm alone: runs that start
+from other weights are compared with none that do not."""
 
-    Methods that differ never share a label: an algorithm called `MuLoCo K=4` is named as one.
+
+def series_labels(records: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """`DDP-AdamW`, `MuLoCo K=4`, and what else of the `method` differs among runs of the same algorithm.
+
+    Methods that differ never share a label: where two would, they are told apart by their `distinctions`, then by the
+    algorithm (one called `MuLoCo K=4` is named as one), then by a number.
     """
-    seen: dict[str, dict[str, set[str]]] = {}
+    seen: dict[tuple[str, str], set[str]] = {}
     for row in records:
-        values = seen.setdefault(row["algorithm"], {})
         for key, value in _flat(row["method"]).items():
-            values.setdefault(key, set()).add(str(value))
-    labels = []
-    for row in records:
-        words = [row["algorithm"]]
-        flat = _flat(row["method"])
-        if "num_workers" in flat:
-            words.append(f"K={flat.pop('num_workers')}")
-        for key, value in sorted(flat.items()):
-            if value is not None and len(seen[row["algorithm"]][key]) > 1:
-                words.append(f"{'H' if key == 'sync_interval' else key}={value}")
-        labels.append(" ".join(words))
-    return _told_apart(labels, records)
+            seen.setdefault((_named_within(row, key), key), set()).add(str(value))
+    named = {where for where, values in seen.items() if len(values) > 1}
+    labels = [_label(row, named) for row in records]
+    for alike in _methods_of(labels, records).values():
+        for row in alike.values():
+            for key, value in _parts(row).items():
+                if any(_parts(other).get(key) != value for other in alike.values()):
+                    named.add((_named_within(row, key), key))
+    return _told_apart([_label(row, named) for row in records], records)
+
+
+def _named_within(row: Mapping[Any, Any], key: str) -> str:
+    """The algorithm among whose runs a part of the method is named; empty for all of them."""
+    return "" if key in _OF_THE_STUDY else str(row["algorithm"])
+
+
+def _parts(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """All that tells a row's method from another of the same algorithm."""
+    return {**_flat(row.get("distinctions") or {}), **_flat(row["method"])}
+
+
+def _label(row: Mapping[Any, Any], named: set[tuple[str, str]]) -> str:
+    words, parts = [row["algorithm"]], _parts(row)
+    if "num_workers" in parts:
+        words.append(f"K={parts.pop('num_workers')}")
+    for key, value in sorted(parts.items()):
+        if value is not None and (_named_within(row, key), key) in named:
+            words.append(f"{'H' if key == 'sync_interval' else key}={value}")
+    return " ".join(words)
+
+
+def _content(row: Mapping[Any, Any]) -> str:
+    return json.dumps([row["algorithm"], _parts(row)], sort_keys=True, default=str)
+
+
+def _methods_of(labels: Sequence[str], records: Sequence[Mapping[Any, Any]]) -> dict[str, dict[str, Mapping[Any, Any]]]:
+    """Of each label the different methods that bear it, by their content."""
+    out: dict[str, dict[str, Mapping[Any, Any]]] = {}
+    for label, row in zip(labels, records, strict=True):
+        out.setdefault(label, {})[_content(row)] = row
+    return out
 
 
 def _told_apart(labels: list[str], records: Sequence[Mapping[Any, Any]]) -> list[str]:
     """The labels, those of several algorithms or methods with the algorithm, and a number where that is the same."""
     for addition in ("algorithm", "number"):
-        methods: dict[str, list[str]] = {}
-        for label, row in zip(labels, records, strict=True):
-            content = json.dumps([row["algorithm"], _flat(row["method"])], sort_keys=True, default=str)
-            known = methods.setdefault(label, [])
-            known += [] if content in known else [content]
+        methods = _methods_of(labels, records)
         out = []
         for label, row in zip(labels, records, strict=True):
-            content = json.dumps([row["algorithm"], _flat(row["method"])], sort_keys=True, default=str)
-            place = sorted(methods[label]).index(content) + 1
+            place = sorted(methods[label]).index(_content(row)) + 1
             more = f" (algorithm {row['algorithm']})" if addition == "algorithm" else f" ({place})"
             out.append(label + more if len(methods[label]) > 1 else label)
         labels = out

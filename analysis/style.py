@@ -113,7 +113,8 @@ def partner_of(
 ) -> str | None:
     """The series that `series` is compared with over K: of the style, of the same inner optimizer, or its own least K.
 
-    `workers` has K of each series of the same algorithm, `known` all series. Of several models it is one of the same.
+    `workers` has K of each series of the same algorithm, `known` all series. Of several models, or weights to start
+    from, it is one of the same.
     """
     if chosen := style.partners.get(series) or style.partners.get(algorithm):
         return chosen
@@ -129,8 +130,10 @@ def partner_of(
 
 
 def _model_of(series: str) -> str:
-    """What a series' name says of a model from outside; empty where that is the built-in one, or the only one."""
-    return next((f" {word}" for word in series.split() if word.startswith("model=")), "")
+    """What a series' name says of a model from outside and of weights to start from; empty where that is the built-in
+    one and none, or the only ones."""
+    said = ("init_exclude=", "init_from=", "model=", "model._target_=")
+    return "".join(f" {word}" for word in series.split() if word.startswith(said))
 
 
 PARTNERS = {"DiLoCo": "DDP-AdamW", "MuLoCo": "DDP-Muon"}

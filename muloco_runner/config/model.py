@@ -82,11 +82,6 @@ class AnyModelConfig(Implemented):
     def hardware_flops_per_token(self) -> float:
         """Flops that devices compute for a token of training."""
 
-    @property
-    @abstractmethod
-    def setting(self) -> dict[str, Any]:
-        """What tells two of the same number of parameters apart, for reports."""
-
     @abstractmethod
     def check_execution(self, attention: str, activation_checkpointing: bool | None) -> None:
         """Settings of `ExecutionConfig` that it does not follow raise `ConfigError`."""
@@ -194,10 +189,6 @@ class ModelConfig(AnyModelConfig):
     @property
     def embedding_params(self) -> int:
         return self.vocab_size * self.width
-
-    @property
-    def setting(self) -> dict[str, Any]:
-        return {"width": self.width, "num_layers": self.num_layers}
 
     def check_execution(self, attention: str, activation_checkpointing: bool | None) -> None:
         """It follows them all."""
@@ -310,10 +301,6 @@ class TargetModelConfig(FromOutside, AnyModelConfig):
         if self.flops_per_token != 6.0 * self.num_params:
             return self.flops_per_token
         return 6.0 * (self.num_params - int(self._fact("lookup_params")))
-
-    @property
-    def setting(self) -> dict[str, Any]:
-        return {f"model.{name}": value for name, value in self.arguments.items()}
 
     def check_execution(self, attention: str, activation_checkpointing: bool | None) -> None:
         given = {"attention": attention != "auto", "activation_checkpointing": bool(activation_checkpointing)}

@@ -430,4 +430,4 @@ def test_an_interrupted_run_of_own_parts_ends_as_another(lab: Path, text_dir: Pa
     assert all(torch.equal(one, other) for one, other in zip(*digests, strict=True))
     row = load_study(tmp_path / "parts").runs.iloc[0]
     assert row["bits_per_value"] == 8
-    assert {"schedule._target_=parts_lab.decay", "outer_optimizer.label=Signs"} <= set(row["setting"].split())
+    assert {"schedule._target_=parts_lab.decay", "outer_optimizer.name=target"} <= set(row["setting"].split())
