@@ -44,10 +44,35 @@ def _headline(report: dict[str, Any]) -> str:
     head = f"{ranked[0]} reaches {loss(lowest['loss'])} at {count(largest)} parameters"
     if gap is None:
         return f"{head}."
+    if _disagrees(gap):
+        return f"{head} on its mean; {_by_seeds(report)}."
     if gap["se"] is None:
         return f"{head}, {ranked[1]} {spread(gap['relative'])} more, on one seed."
     established = "established" if _is_distinct(report)[0] else "not established"
     return f"{head}, {ranked[1]} {spread(gap['relative'])} ± {spread(gap['se'])} more: {established}."
+
+
+def _disagrees(gap: dict[str, Any]) -> bool:
+    """Whether the second of the ranking, which goes by means, lies below the first on the seeds that both have."""
+    return bool(gap["relative"] < 0)
+
+
+def _by_seeds(report: dict[str, Any]) -> str:
+    """What the shared seeds say where they put the second below the first, and whether that is known."""
+    gap, second = report["ranking"]["gap"], report["ranking"]["series"][1]
+    match gap["paired_seeds"]:
+        case 0:
+            shared = "on the mean of log losses"
+        case 1:
+            shared = "on the seed that both have"
+        case several:
+            shared = f"on the {integer(several)} seeds that both have"
+    size = spread(abs(gap["relative"]))
+    if gap["se"] is None:
+        return f"{shared} {second} is {size} lower: which is lower is not established"
+    distinct, how = _is_distinct(report)
+    known = f"that is established{how}" if distinct else f"which is lower is not established{how}"
+    return f"{shared} {second} is {size} ± {spread(gap['se'])} lower: {known}"
 
 
 def _cannot_rank(report: dict[str, Any]) -> bool:
@@ -55,11 +80,13 @@ def _cannot_rank(report: dict[str, Any]) -> bool:
 
 
 def _is_distinct(report: dict[str, Any]) -> tuple[bool, str]:
-    """Whether the second series is known to lie above the first, and how that is known; of a gap with an error."""
+    """Whether the two are known to differ as the gap says, and how that is known; of a gap with an error."""
     tested = pairwise_tests.find(pairwise_tests.QUESTION.read(report), *report["ranking"]["series"][:2])
     if tested is None or tested.adjusted_p is None:
         return bool(report["ranking"]["gap"]["distinct"]), ""
-    return tested.outcome != "tie", f" (p = {number(tested.adjusted_p)} with Holm's correction)"
+    lower = {"first lower": tested.first, "second lower": tested.second}.get(tested.outcome)
+    below = report["ranking"]["series"][1 if _disagrees(report["ranking"]["gap"]) else 0]
+    return lower == below, f" (p = {number(tested.adjusted_p)} with Holm's correction)"
 
 
 def _findings(report: dict[str, Any]) -> list[str]:
@@ -92,6 +119,8 @@ def _noise_sentence(report: dict[str, Any]) -> str:
     gap, sd = report["ranking"]["gap"], report["audit"]["seed_sd"]
     if gap is None:
         return ""
+    if _disagrees(gap):
+        return f" That order is by means; {_by_seeds(report)}."
     if gap["se"] is not None:
         seeds = f", seed by seed over {gap['paired_seeds']} seeds" if gap["paired_seeds"] else ""
         distinct, how = _is_distinct(report)

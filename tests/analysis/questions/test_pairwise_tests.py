@@ -1,6 +1,7 @@
 """The rule for pairs of series: how they are paired, Holm's correction, and what one seed allows."""
 
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +9,19 @@ from scipy import stats
 from scipy.stats import binom
 
 from analysis.questions.compared_pairs import other_pairs, stated_pairs
-from analysis.questions.pairwise_tests import PairTest, PairwiseTests, compare_pair, corrected, holm, rows, section
+from analysis.questions.pairwise_tests import (
+    Outcome,
+    PairTest,
+    PairwiseTests,
+    compare_pair,
+    corrected,
+    holm,
+    rows,
+    section,
+)
 from analysis.questions.pairwise_tests import _seeds_needed as seeds_needed
+from analysis.report.content import json_values
+from analysis.report.verdict import _headline, _ranking
 
 SEEDED = int(os.environ.get("MULOCO_STUDIES", "20"))
 
@@ -112,3 +124,32 @@ def test_no_difference_is_found_in_one_study_of_twenty() -> None:
         held.append(ci[0] <= 0 <= ci[1])
     assert false <= binom.ppf(0.999, 10 * SEEDED, 0.05)
     assert 0.90 <= np.mean(held) <= 0.99
+
+
+@pytest.mark.parametrize(
+    ("relative", "se", "paired", "outcome", "said"),
+    [
+        (0.02, 0.001, 3, "first lower", "B 2.00% ± 0.10% more: established."),
+        (0.02, 0.001, 3, "tie", "B 2.00% ± 0.10% more: not established."),
+        (0.02, 0.001, 3, "second lower", "B 2.00% ± 0.10% more: not established."),
+        (-0.0035, 0.0002, 3, "second lower", "on the 3 seeds that both have B is 0.35% ± 0.02% lower: that is est"),
+        (-0.0035, 0.0002, 3, "tie", "B is 0.35% ± 0.02% lower: which is lower is not established"),
+        (-0.0035, None, 1, "not tested", "on the seed that both have B is 0.35% lower: which is lower is not"),
+    ],
+)
+def test_the_first_line_says_more_of_what_is_more(
+    relative: float, se: float | None, paired: int, outcome: Outcome, said: str
+) -> None:
+    p = None if outcome == "not tested" else 0.01
+    pair = PairTest("A", "B", 10, "seeds", paired, -relative, None, p, p, outcome, None)
+    gap = {"relative": relative, "se": se, "paired_seeds": paired, "distinct": True}
+    report: dict[str, Any] = {
+        "audit": {"withheld": None, "unusable": {}, "seed_sd": 0.001},
+        "ranking": {"num_params": 10, "series": ["A", "B"], "gap": gap},
+        "best": [{"series": name, "num_params": 10, "loss": loss} for name, loss in (("A", 2.9), ("B", 2.91))],
+        "questions": {"pairwise_tests": json_values(PairwiseTests(0.05, 0.8, 0.001, True, 1, [pair]))},
+    }
+    verdict = [_headline(report), *_ranking(report)]
+    assert said in verdict[0]
+    assert all("-0" not in line for line in verdict)
+    assert ("by means" in verdict[1]) == (relative < 0)
