@@ -6,6 +6,7 @@ Needs hydra-core and omegaconf, not torch: the trainer's entry, the sweeps and a
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
@@ -255,7 +257,7 @@ def with_foreign_models(words: Sequence[str]) -> list[str]:
     found: list[str] = []
     for word in words:
         if not word.startswith(_FOREIGN_MODEL):
-            found.append(word)
+            found.append(quoted_path(word))
             continue
         from muloco_runner.model.foreign_config import read_model_config
 
@@ -263,8 +265,16 @@ def with_foreign_models(words: Sequence[str]) -> list[str]:
         values = dataclasses.asdict(read_model_config(Path(folder)))
         found += ["model=ladder", *(f"model.{key}={value}" for key, value in values.items())]
         if not any(other.startswith("init_from=") for other in words):
-            found.append(f"init_from='{folder}'")
+            found.append(f"init_from={QuotedString(folder, Quote.single).with_quotes()}")
     return found
+
+
+def quoted_path(word: str) -> str:
+    """`init_from=PATH` or `model=hf:PATH` in quotes of Hydra's grammar, where there is such a path: with spaces and
+    quotes in it too, as a shell hands it on. Any other word as it is."""
+    key, _, value = word.partition("=")
+    path = {"init_from": value, "model": value.removeprefix("hf:") if value.startswith("hf:") else ""}.get(key, "")
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}" if path and os.path.exists(path) else word
 
 
 def to_app_config(tree: DictConfig) -> AppConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from muloco_runner.compose import compose_tree, to_app_config
-from muloco_runner.config import ModelConfig
+from muloco_runner.config import ExecutionConfig, ModelConfig, RunConfig
 from muloco_runner.paths import config_path, take_config_path, use_config_path
 from muloco_runner.record import ExitCode, RunFolder, RunResult, why_without_weights
 
@@ -57,25 +57,12 @@ def train_composed(tree: DictConfig, same_code: bool = False) -> tuple[ExitCode,
     Returns the exit code and the run's folder.
     """
     from muloco_runner.distributed.rendezvous import process_rank
-    from muloco_runner.distributed.topology import Topology
-    from muloco_runner.distributed.traffic import emulated_link
     from muloco_runner.job import check_can_run, check_same_data, run_with_progress
-    from muloco_runner.model.attention import choose_attention
-    from muloco_runner.optimizers.orthogonalize import choose_backend
     from muloco_runner.targets import check_targets, record_code
-    from muloco_runner.training.devices import check_device, choose_device
 
     app = to_app_config(tree)
     run, process = app.run, process_rank()
-    app.execution.check(run.num_steps)
-    check_device(app.execution.device)
-    device = choose_device(app.execution.device, process)
-    choose_backend(app.execution.muon_backend, device)
-    run.model.check_execution(app.execution.attention, app.execution.activation_checkpointing)
-    if isinstance(run.model, ModelConfig):
-        choose_attention(app.execution.attention, run.model.head_width, device)
-    emulated_link(app.execution, device.type)
-    Topology(run.num_workers, process.rank, process.num_ranks).check(run)
+    check_execution(run, app.execution)
     folder = RunFolder.of(app.root, run.run_id)
     check_same_data(folder, check_can_run(run, folder))
     is_main = process.rank == 0
@@ -93,6 +80,27 @@ def train_composed(tree: DictConfig, same_code: bool = False) -> tuple[ExitCode,
     if is_main:
         print(last_line(folder, folder.read_result()), flush=True)
     return code, folder
+
+
+def check_execution(run: RunConfig, execution: ExecutionConfig) -> None:
+    """What this process, one of a job's, cannot do for the run raises `ConfigError`."""
+    from muloco_runner.distributed.rendezvous import process_rank
+    from muloco_runner.distributed.topology import Topology
+    from muloco_runner.distributed.traffic import emulated_link
+    from muloco_runner.model.attention import choose_attention
+    from muloco_runner.optimizers.orthogonalize import choose_backend
+    from muloco_runner.training.devices import check_device, choose_device
+
+    process = process_rank()
+    execution.check(run.num_steps)
+    check_device(execution.device)
+    device = choose_device(execution.device, process)
+    choose_backend(execution.muon_backend, device)
+    run.model.check_execution(execution.attention, execution.activation_checkpointing)
+    if isinstance(run.model, ModelConfig):
+        choose_attention(execution.attention, run.model.head_width, device)
+    emulated_link(execution, device.type)
+    Topology(run.num_workers, process.rank, process.num_ranks).check(run)
 
 
 def next_attempt(folder: RunFolder) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muloco_runner.config import ConfigError
-from muloco_runner.flags import Parser, any_number, any_path, any_text, one_of, whole_number
+from muloco_runner.flags import Parser, Value, any_number, any_path, any_text, one_of, whole_number
 from muloco_runner.record import AlreadyRunning, ExitCode, RecordError, RunFolder
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="muloco-model", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
     sampling = _command(commands, "sample", "continue a text", _sample)
-    prompt, one = any_text("a text", may_be_empty=True), whole_number(200, least=1)
+    prompt, one = Value("a text in UTF-8", _in_utf8), whole_number(200, least=1)
     sampling.add_argument(
         "--prompt", type=prompt, action="append", required=True, metavar="TEXT", help="may be said several times"
     )
@@ -131,6 +131,11 @@ def make_parser() -> Parser:
     return parser
 
 
+def _in_utf8(text: str) -> str:
+    text.encode()  # raises `UnicodeEncodeError`, a `ValueError`, for bytes that are no text
+    return text
+
+
 def _command(commands: Any, name: str, text: str, run: Any, of_sweep: bool = False) -> Parser:
     command: Parser = commands.add_parser(name, help=text, description=text)
     folder = any_path("a folder")
@@ -183,25 +188,24 @@ def _load(arguments: argparse.Namespace, folder: Path | None = None, step: int |
     from muloco_runner.inference.load import load_run
 
     folder = folder or find_folder(arguments.model, arguments.root)
-    try:
-        loaded = load_run(folder, step=step or arguments.step, worker=arguments.worker, device=arguments.device)
-    except RuntimeError as error:  # torch's, of a device that is not there
-        raise ConfigError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from None
+    loaded = load_run(folder, step=step or arguments.step, worker=arguments.worker, device=arguments.device)
     end = f" of {loaded.config.num_steps}" if loaded.step != loaded.config.num_steps else ""
     print(f"{loaded.config.algorithm} {folder}: step {loaded.step}{end}", file=sys.stderr, flush=True)
     return loaded
 
 
 def _sample(arguments: argparse.Namespace) -> ExitCode:
-    from muloco_runner.inference.sample import SamplingOptions, sample
+    from muloco_runner.inference.sample import SamplingOptions, check_memory, sample
     from muloco_runner.training.precision import DTYPES
 
     options = SamplingOptions(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     loaded = _load(arguments)
     model = loaded.transformer
+    encoded = [loaded.encode(text) for text in arguments.prompt]
+    length, known = max(map(len, encoded)) + arguments.tokens, loaded.config.model.sequence_length
+    check_memory(model, len(encoded) * arguments.samples, length, DTYPES[loaded.config.precision])
     texts = [text for text in arguments.prompt for _ in range(arguments.samples)]
-    prompts = [loaded.encode(text) for text in texts]
-    length, known = max(map(len, prompts)) + arguments.tokens, loaded.config.model.sequence_length
+    prompts = [tokens for tokens in encoded for _ in range(arguments.samples)]
     if length > known:
         print(f"{length} tokens are more than the {known} that the model was trained on at once", file=sys.stderr)
     started = time.monotonic()
@@ -332,9 +336,9 @@ def _loss_text(name: str, found: dict[str, Any]) -> str:
 
 def _continue(arguments: argparse.Namespace) -> ExitCode:
     from muloco_runner.compose import compose_app_config
-    from muloco_runner.inference.continuation import prepare_continuation
-    from muloco_runner.job import run_with_progress
-    from muloco_runner.train_run import last_line, next_attempt
+    from muloco_runner.inference.continuation import check_begun_from, prepare_continuation, runs_of_budgets
+    from muloco_runner.job import check_can_run, run_with_progress
+    from muloco_runner.train_run import check_execution, last_line, next_attempt
 
     for word in arguments.set:
         if not word.startswith("execution."):
@@ -345,12 +349,22 @@ def _continue(arguments: argparse.Namespace) -> ExitCode:
             raise ConfigError(f"--set {word}: say --device {word.partition('=')[2]}")
     if arguments.worker is not None:
         raise ConfigError("--worker has no effect on continue, which takes all workers: leave it out")
+    if arguments.set and arguments.only_prepare:
+        raise ConfigError("--set has no effect with --only-prepare: say it to what trains the run")
     execution = compose_app_config([*arguments.set, f"execution.device={arguments.device}"]).execution
     parent = RunFolder(find_folder(arguments.model, arguments.root))
+    _, run = runs_of_budgets(parent, arguments.tokens_per_parameter)
+    is_over = RunFolder.of(parent.path.parents[1], run.run_id).result_file.exists()
+    if not (arguments.only_prepare or is_over):
+        check_execution(run, execution)
+        check_can_run(run, parent)
     try:
         child = prepare_continuation(parent, arguments.tokens_per_parameter, arguments.step)
     except AlreadyRunning as error:
         raise ConfigError(str(error)) from None
+    check_begun_from(child, parent, arguments.step)
+    if is_over and arguments.set:
+        print(f"{child.path} has its result: {' '.join(arguments.set)} changes nothing there", file=sys.stderr)
     print(f"{parent.run_id} goes on as {child.run_id}: {child.path}", flush=True)
     if arguments.only_prepare:
         return ExitCode.FINISHED

@@ -26,17 +26,11 @@ def prepare_continuation(parent: RunFolder, tokens_per_parameter: float, step: i
     would have come to. A folder that has begun is left as it is. A run that cannot go on raises `ConfigError`, which
     says what would let it; one that another process trains `AlreadyRunning`.
     """
+    config, run = runs_of_budgets(parent, tokens_per_parameter)
     try:
-        config, header = RunConfig.from_dict(parent.read_config()), parent.read_header()
-        result = parent.read_result()
+        header, result = parent.read_header(), parent.read_result()
     except RecordError as error:
         raise ConfigError(str(error)) from None
-    run = dataclasses.replace(config, tokens_per_parameter=tokens_per_parameter)
-    if run.num_steps == config.num_steps:
-        raise ConfigError(
-            f"--tokens-per-parameter {tokens_per_parameter:g} is {run.num_steps} steps, as many as {parent.path} has: "
-            "give another budget"
-        )
     child = RunFolder.of(parent.path.parents[1], run.run_id)
     if has_begun(child):
         return child
@@ -67,6 +61,31 @@ def prepare_continuation(parent: RunFolder, tokens_per_parameter: float, step: i
     return child
 
 
+def runs_of_budgets(parent: RunFolder, tokens_per_parameter: float) -> tuple[RunConfig, RunConfig]:
+    """The parent's run, and the same with this budget. A folder without a run, and its own budget, raise
+    `ConfigError`."""
+    try:
+        config = RunConfig.from_dict(parent.read_config())
+    except RecordError as error:
+        raise ConfigError(str(error)) from None
+    run = dataclasses.replace(config, tokens_per_parameter=tokens_per_parameter)
+    if run.num_steps == config.num_steps:
+        raise ConfigError(
+            f"--tokens-per-parameter {tokens_per_parameter:g} is {run.num_steps} steps, as many as {parent.path} has: "
+            "give another budget"
+        )
+    return config, run
+
+
+def check_begun_from(child: RunFolder, parent: RunFolder, step: int | None) -> None:
+    """A run that has begun from another checkpoint than this one, where one is named, raises `ConfigError`."""
+    begun = child.read_parent()
+    if step is None or begun == (parent.run_id, step):
+        return
+    where = "from the beginning" if begun is None else f"from step {begun[1]} of {begun[0]}"
+    raise ConfigError(f"{child.path} has begun {where}, not from step {step} of {parent.run_id}: leave --step out")
+
+
 def has_begun(folder: RunFolder) -> bool:
     """Whether the run has a result, or a checkpoint from which it would go on."""
     return folder.result_file.exists() or bool(folder.checkpoint_steps())
@@ -84,8 +103,12 @@ def _chosen_step(parent: RunFolder, config: RunConfig, run: RunConfig, step: int
     if step in usable or (step is None and usable):
         return usable[-1] if step is None else step
     there = ", ".join(map(str, steps))
-    if parted < config.warmup_steps or parted < run.warmup_steps:
+    if run.num_steps == 1:
+        why = "its only step ends it, so that no checkpoint can serve: give a larger budget"
+    elif parted < config.warmup_steps or parted < run.warmup_steps:
         why = "their warm-up differs, which is a share of a run's steps: set schedule.max_warmup_fraction=1"
+    elif most == 0:
+        why = "their learning rates differ from the first step on, so that no checkpoint can serve: train it by itself"
     else:
         why = (
             f"up to step {most} the learning rates are equal: train with schedule=wsd, whose stable phase is, and "

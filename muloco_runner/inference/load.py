@@ -104,9 +104,22 @@ def load_run(
             "leave it out for the synchronised model"
         )
     step = _chosen_step(run_folder, result, step)
-    model = model_of_run(run_folder, config, torch.device(device))
+    model = model_of_run(run_folder, config, usable_device(device))
     fill(model, read_weights_of_run(run_folder, config, step, worker))
     return LoadedRun(run_folder, config, model.eval(), step, worker, result)
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device of that name; one that torch cannot compute on here raises `ConfigError`."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # "meta" has no values
+    except Exception as error:  # each of torch's kinds of device raises others where it is not there
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"device {name}: torch cannot compute there: {why}: give cpu, or a GPU that is here"
+        ) from None
+    return device
 
 
 def _chosen_step(folder: RunFolder, result: RunResult | None, step: int | None) -> int:

@@ -8,6 +8,7 @@ Axes: B batch, T time, Q new columns, V vocabulary.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ class SamplingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**43, f"seed={self.seed}: must be zero or positive, and below 2^43")
         require(0 <= self.temperature < 1e6, f"temperature={self.temperature}: must be zero or positive")
         require_positive("", **({} if self.top_k is None else {"top_k": self.top_k}))
         require(self.top_p is None or 0 < self.top_p <= 1, f"top_p={self.top_p}: must be above 0 and at most 1")
@@ -81,6 +83,23 @@ class CachedModel:
         ahead_QT = columns_T > columns_Q[:, None]
         itself_QT = columns_T == columns_Q[:, None]
         return ((begun_B1T & ~ahead_QT) | itself_QT)[:, None]
+
+
+def check_memory(model: Transformer, rows: int, length: int, dtype: torch.dtype) -> None:
+    """Raise `ConfigError` where the keys and values of `rows` texts of `length` tokens are more than the device's whole
+    memory."""
+    config, device = model.config, model.embedding.weight.device
+    cached = 2 * config.num_layers * rows * length * config.width * dtype.itemsize
+    rotations = 2 * length * config.head_width * 4
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if cached + rotations > memory:
+        raise ConfigError(
+            f"{rows:,} text(s) of {length:,} tokens, prompts included: keys and values take "
+            f"{(cached + rotations) / 1e9:,.1f} GB, {device} has {memory / 1e9:,.1f} GB: give fewer tokens or samples"
+        )
 
 
 def sample(

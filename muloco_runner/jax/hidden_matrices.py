@@ -9,7 +9,7 @@ import jax
 
 from muloco_runner.muon_rule.head_names import head_name
 
-_WEIGHT_NAMES = frozenset({"kernel", "w", "weight", "weights", "embedding", "value"})
+_WEIGHT_NAMES = frozenset({"kernel", "w", "weight", "weights", "embedding"})
 """How libraries call the weight of a layer: what comes before it is the layer's name."""
 Matrices = Any | Callable[[Any], Any] | None
 """A tree of bools, like the parameters or a prefix of them; a function from parameters to one; None: by name."""
@@ -28,11 +28,25 @@ def hidden_matrices(params: Any) -> Any:
     "wpe"). The rule of `muloco_runner.optimizers.parameter_groups`, but for what names do not tell; look at what it
     says of your model: `jax.tree_util.tree_flatten_with_path(hidden_matrices(params))`.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, param: param.ndim == 2 and _is_hidden(path_name(path)), params)
+    wrappers = _wrappers([path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]])
+    return jax.tree_util.tree_map_with_path(
+        lambda path, param: param.ndim == 2 and _is_hidden(path_name(path), wrappers), params
+    )
 
 
-def _is_hidden(name: str) -> bool:
-    layer = parts = name.split(".")
+def _wrappers(names: list[str]) -> set[str]:
+    """Return what holds one thing, called "value": NNX has a parameter's array there. Beside a query and a key it is a
+    layer's name."""
+    children: dict[str, set[str]] = {}
+    for parts in (name.split(".") for name in names):
+        for number in range(1, len(parts)):
+            children.setdefault(".".join(parts[:number]), set()).add(parts[number])
+    return {name for name, found in children.items() if found == {"value"}}
+
+
+def _is_hidden(name: str, wrappers: set[str]) -> bool:
+    parts = name.split(".")
+    layer = parts[:-1] if name.rpartition(".")[0] in wrappers else parts
     while len(layer) > 1 and layer[-1] in _WEIGHT_NAMES:
         layer = layer[:-1]
     is_embedding = any("emb" in part.lower() or part in ("wte", "wpe") for part in parts[-2:])

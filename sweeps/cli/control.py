@@ -23,7 +23,7 @@ from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import LeaseHeld
 from sweeps.training.budget_branches import trunks_needed
-from sweeps.training.weights import best_among, kept_weights, remove
+from sweeps.training.weights import best_among, kept_weights, remove, starts_needed
 
 Arguments = argparse.Namespace
 _MAX_NAMES_SHOWN = 8
@@ -91,8 +91,10 @@ def clean(arguments: Arguments) -> ExitCode:
             raise ConfigError("clean: name runs by filters such as algorithm=muloco or run=3fa, or say --all")
         kept = kept_weights(run.work for run in Snapshot(folder).selected(filters))
         best = best_among(kept)
-        needed = trunks_needed(folder.root) & {one.run for one in kept}
-        stay = needed | {None: {one.run for one in kept}, "best": best, "none": set[str]()}[arguments.keep]
+        needed = dict.fromkeys(starts_needed(folder.root), "runs have yet to start from it (init_from)")
+        needed |= dict.fromkeys(trunks_needed(folder.root), "branches have yet to go on from it")
+        stay = {one.run for one in kept if one.run in needed}
+        stay |= {None: {one.run for one in kept}, "best": best, "none": set[str]()}[arguments.keep]
         others = [one for one in kept if one.run not in stay]
         try:
             freed = remove(others)
@@ -108,7 +110,7 @@ def clean(arguments: Arguments) -> ExitCode:
             if one.run in stay:
                 steps = ", ".join(map(str, one.steps))
                 note = "  best of its series and size" if one.run in best else ""
-                note += "  branches have yet to go on from it" if one.run in needed else ""
+                note += f"  {needed[one.run]}" if one.run in needed else ""
                 print(f"{one.run}  {in_bytes(one.num_bytes):>8}  step {steps}{note}")
         total = sum(one.num_bytes for one in kept) - freed
         print(f"{folder.name}: {plural(len(stay), 'finished run')} with weights, {in_bytes(total)}")

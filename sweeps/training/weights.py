@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
+from muloco_runner.inference.continuation import has_begun
 from muloco_runner.record import RecordError, RunFolder
 from sweeps.engine.work import Work
 from sweeps.store.folder import SweepFolder
@@ -91,13 +92,13 @@ def remove(kept: Iterable[KeptWeights]) -> int:
 def end_of_sweep(folder: SweepFolder, works: Sequence[Work]) -> str:
     """Remove the checkpoints that trunks have kept for branches alone. Where `execution.keep=best_of_sweep`, leave
     weights to the best run of each series and size alone; return a line that says so, or nothing. Runs of other sweeps
-    under this root as well are left as they are.
+    under this root as well are left as they are, and those from whose weights others there have yet to start.
     """
     asked = [work for work in works if work.arguments.get("execution", {}).get("keep") == BEST_OF_SWEEP]
     trunks = [work for work in works if work.arguments.get("execution", {}).get("branch_steps")]
     if not asked and not trunks:
         return ""
-    shared = _runs_of_others(folder) | trunks_needed(folder.root)
+    shared = _runs_of_others(folder) | trunks_needed(folder.root) | starts_needed(folder.root)
     remove(_kept_for_branches([work for work in trunks if work.name not in shared]))
     if not asked:
         return ""
@@ -118,6 +119,19 @@ def _kept_for_branches(trunks: Iterable[Work]) -> Iterator[KeptWeights]:
             continue
         steps = tuple(sorted(set(one.steps) - keep.after_end(one.steps, None)))
         yield replace(one, steps=steps, num_bytes=_bytes_of(one.folder, steps))
+
+
+def starts_needed(root: Path) -> set[str]:
+    """The runs from whose weights others under a root have yet to start (`init_from`), as far as paths tell."""
+    found: set[str] = set()
+    for folder in RunFolder.all_under(root):
+        with contextlib.suppress(RecordError, OSError):
+            # Thousands of configs without it are not parsed.
+            if b'"init_from"' not in folder.config_file.read_bytes() or has_begun(folder):
+                continue
+            path = Path(folder.read_config().get("init_from") or "")
+            found |= {part.name for way in (path.absolute(), path.resolve()) for part in (way, *way.parents)}
+    return found
 
 
 def _runs_of_others(folder: SweepFolder) -> set[str]:

@@ -154,13 +154,18 @@ def test_hidden_matrices_are_known_by_their_names() -> None:
         "blocks": [{"query": {"w": np.zeros((4, 4))}, "conv": np.zeros((3, 3, 4))}],
         "lm_head": {"kernel": np.zeros((4, 5))},
         "heads": [np.zeros((4, 5))],
+        # By these names a head; a value beside a query is a projection, alone it is how NNX holds an array.
+        "attention_head": {"query": np.zeros((4, 4)), "value": np.zeros((4, 4))},
+        "other_head": {"query": {"kernel": np.zeros((4, 4))}, "value": {"kernel": np.zeros((4, 4))}},
+        "output": {"kernel": {"value": np.zeros((4, 5))}},
     }
     hidden = [
         jax.tree_util.keystr(path, simple=True, separator=".")
         for path, is_hidden in jax.tree_util.tree_flatten_with_path(ours_for_jax.hidden_matrices(tree))[0]
         if is_hidden
     ]
-    assert hidden == ["blocks.0.query.w", "embedder.mlp.kernel"]
+    projections = ["attention_head.query", "attention_head.value", "other_head.query.kernel", "other_head.value.kernel"]
+    assert hidden == [*projections[:2], "blocks.0.query.w", "embedder.mlp.kernel", *projections[2:]]
 
 
 @pytest.mark.parametrize(

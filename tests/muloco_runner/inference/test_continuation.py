@@ -13,7 +13,7 @@ from muloco_runner.config import ConfigError, CosineConfig, ExecutionConfig, Run
 from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.distributed.topology import Topology
 from muloco_runner.inference.command import main
-from muloco_runner.inference.continuation import prepare_continuation
+from muloco_runner.inference.continuation import _chosen_step, prepare_continuation
 from muloco_runner.job import run_job
 from muloco_runner.record import ExitCode, RunFolder
 from muloco_runner.training.checkpoints.store import CheckpointStore
@@ -95,6 +95,7 @@ def test_a_continued_run_is_the_longer_run(
         (["--set", "execution.device=cuda"], "say --device cuda"),
         (["--set", "seed=1"], "only execution.KEY=VALUE"),
         (["--worker", "0"], "takes all workers"),
+        (["--only-prepare", "--set", "execution.keep=final"], "no effect with --only-prepare"),
     ],
 )
 def test_what_a_continuation_cannot_follow_is_refused(
@@ -134,6 +135,42 @@ def test_a_run_goes_on_only_where_the_longer_one_would_have_been(tiny_run: MakeR
     assert "execution.keep=[18]" in decayed
     assert "were not kept" in refused(make(schedule=IN_STEPS, seed=2), budget, keep="none")
     assert "(3 was asked for)" in refused(make(schedule=IN_STEPS, seed=3), budget, 3)
+
+
+def test_a_continuation_is_refused_before_its_folder_is_made(
+    tiny_run: MakeRun, new_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def say(*words: str) -> tuple[object, str]:
+        budget = repr(2 * run.tokens_per_parameter)
+        command = ["muloco-model", "continue", str(folder.path), "--tokens-per-parameter", budget, *words]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capsys.readouterr().err
+
+    run = tiny_run(schedule=IN_STEPS, num_steps=23)
+    folder = new_folder(run)
+    assert run_job(folder, CPU) is ExitCode.FINISHED
+    code, said = say("--set", "execution.keep=[9999]")
+    assert (code, len(list(folder.path.parent.iterdir()))) == (2, 1)
+    assert "step 9999 is beyond the end of a run of 46 steps" in said
+    if not torch.cuda.is_available():
+        code, said = say("--device", "cuda")
+        assert (code, len(list(folder.path.parent.iterdir()))) == (2, 1)
+        assert "torch finds no GPU here" in said
+    assert say("--only-prepare")[0] == 0
+    assert say("--only-prepare", "--step", "14")[0] == 0
+    code, said = say("--only-prepare", "--step", "13")
+    assert code == 2
+    assert f"has begun from step 14 of {run.run_id}, not from step 13" in said
+
+
+def test_a_budget_that_no_checkpoint_serves_is_called_so(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
+    parent, other = (tiny_run(schedule=IN_SHARES, num_steps=steps) for steps in (23, 1))
+    folder = new_folder(parent)
+    folder.checkpoint_at(14).mkdir(parents=True)
+    with pytest.raises(ConfigError, match="no checkpoint can serve: give a larger budget"):
+        _chosen_step(folder, parent, other, None)
 
 
 def test_decay_is_given_in_steps_or_as_a_share(tiny_run: MakeRun) -> None:

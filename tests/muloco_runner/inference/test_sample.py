@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from muloco_runner.config import ConfigError, ExecutionConfig, ModelConfig, RunConfig
-from muloco_runner.inference.command import main
-from muloco_runner.inference.sample import CachedModel, SamplingOptions, _draw, sample
+from muloco_runner.inference.command import main, make_parser
+from muloco_runner.inference.load import usable_device
+from muloco_runner.inference.sample import CachedModel, SamplingOptions, _draw, check_memory, sample
 from muloco_runner.job import run_job
 from muloco_runner.model.transformer import Transformer, build_model
 from muloco_runner.record import RunFolder
@@ -55,6 +56,25 @@ def test_a_row_is_drawn_alike_alone_and_beside_others(model: Transformer) -> Non
     assert together == sample(model, PROMPTS, 25, SamplingOptions(seed=3))
     assert together != sample(model, PROMPTS, 25, SamplingOptions(seed=4))
     assert together[0] == sample(model, PROMPTS[:1], 25, SamplingOptions(seed=3))[0]
+
+
+def test_what_is_too_large_or_no_text_is_refused(model: Transformer) -> None:
+    with pytest.raises(ConfigError, match=r"below 2\^43"):
+        SamplingOptions(seed=2**43)
+    assert sample(model, [[1]], 1, SamplingOptions(seed=2**43 - 1))
+    check_memory(model, 4, 1000, torch.float32)
+    for rows, length in ((1, 10**14), (10**14, 100)):
+        with pytest.raises(ConfigError, match="give fewer tokens or samples"):
+            check_memory(model, rows, length, torch.float32)
+    with pytest.raises(ConfigError, match="must be a text in UTF-8"):
+        make_parser().parse_args(["sample", "3fa", "--prompt", "\udcff"])
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "nonsense", "cuda:977"])
+def test_devices_without_values_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"device {name}: torch cannot compute there"):
+        usable_device(name)
+    assert usable_device("cpu").type == "cpu"
 
 
 def test_a_row_ends_at_the_end_token(model: Transformer) -> None:

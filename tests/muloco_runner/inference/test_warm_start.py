@@ -29,6 +29,7 @@ from muloco_runner.record import ExitCode, RunFolder
 from muloco_runner.training.loop import Trainer
 from muloco_runner.training.session import Session
 from muloco_runner.warm_start import named_by_weights, shapes_by_name
+from sweeps.training.sweep import read_sweep
 
 safetensors = pytest.importorskip("safetensors.torch")
 MakeRun = Callable[..., RunConfig]
@@ -229,6 +230,18 @@ def test_what_a_config_does_not_say_is_their_default(plain: str, tmp_path: Path)
     values |= {"rope_parameters": ropes[plain], "rope_scaling": {"type": "default"} if plain == "legacy" else None}
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert read_model_config(tmp_path) == model
+
+
+def test_folders_may_have_spaces_and_quotes(tmp_path: Path) -> None:
+    folder = tmp_path / "a b" / "it's (here), {so}"
+    folder.mkdir(parents=True)
+    values = foreign_config(ModelConfig(width=48, num_layers=2, head_width=16, vocab_size=256))
+    (folder / "config.json").write_text(json.dumps(values))
+    safetensors.save_file({"norm.weight": torch.zeros(1)}, folder / "model.safetensors")
+    for word in (f"model=hf:{folder}", f"init_from={folder}"):
+        assert compose_app_config([word]).init_from == str(folder)
+    runs = read_sweep([f"model=hf:{folder}", "global_batch_tokens=2048", f"root={tmp_path}"]).runs
+    assert [run.init_from for run in runs] == [str(folder)]
 
 
 def test_one_model_beside_a_hugging_face_folder(tmp_path: Path) -> None:

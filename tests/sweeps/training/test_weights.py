@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,26 @@ def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *wo
     with pytest.raises(SystemExit) as ended:
         main()
     return ended.value.code, "".join(capsys.readouterr())
+
+
+def test_weights_stay_that_others_have_yet_to_start_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = launched(tmp_path, "execution.keep=best_of_sweep")
+    first, second, *_ = (run.run_id for run in sweep.runs if run.inner_optimizer.lr == 0.02)
+    queued = []
+    for number, init_from in enumerate((f"runs/{first}", str(tmp_path / "runs" / second / "checkpoint" / "step-9"))):
+        run = replace(sweep.runs[0], init_from=init_from, init_hash=f"{number:016}")
+        queued.append(RunFolder.of(tmp_path, run.run_id))
+        queued[-1].write_config(run.to_dict())
+    end_of_sweep(sweep.folder, sweep.definition.works)
+    assert {first, second} <= holders(sweep)
+    _, said = say(capsys, monkeypatch, "clean", str(tmp_path), "--keep", "none", "--all")
+    assert said.count("runs have yet to start from it") == 2
+    assert holders(sweep) == {first, second}
+    queued[0].checkpoint_at(3).mkdir(parents=True)
+    say(capsys, monkeypatch, "clean", str(tmp_path), "--keep", "none", "--all")
+    assert holders(sweep) == {second}
 
 
 def test_clean_leaves_the_best_of_each_series_and_size(
