@@ -46,7 +46,7 @@ def from_plain(cls: type, values: dict[str, Any], variants: Variants, where: str
     known = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
         require(key in known, f"{where}.{key}: no such setting; known here: {', '.join(known)}")
-    hints = _hints_of(cls)
+    hints = hints_of(cls)
     arguments = {}
     for key, value in values.items():
         hint = hints[key]
@@ -69,7 +69,7 @@ def _unnamed(choices: Mapping[str, type]) -> str | None:
 
 
 @cache
-def _hints_of(cls: type) -> dict[str, Any]:
+def hints_of(cls: type) -> dict[str, Any]:
     """Types of a dataclass's fields; found once, since a report reads thousands of configs."""
     return get_type_hints(cls)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, assert_never, cast, get_args
 
 from muloco_runner.config.checks import ConfigError, require, require_choice, require_positive
@@ -19,9 +19,10 @@ from muloco_runner.config.inner_optimizer import (
 from muloco_runner.config.method import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig
 from muloco_runner.config.model import MODELS, AnyModelConfig, ModelConfig
 from muloco_runner.config.names import names_in_hash, names_now
+from muloco_runner.config.one_value import as_field_takes_it
 from muloco_runner.config.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizerConfig
 from muloco_runner.config.outside import FromOutside
-from muloco_runner.config.plain import UNNAMED_AT_DEFAULT, Variants, from_plain, to_plain
+from muloco_runner.config.plain import UNNAMED_AT_DEFAULT, Variants, from_plain, hints_of, to_plain
 from muloco_runner.config.schedule import SCHEDULES, CosineConfig, ScheduleConfig
 from muloco_runner.config.variants import require_variant
 
@@ -242,10 +243,9 @@ class RunConfig:
             known = isinstance(there, dict) and (last in there or last in getattr(part, "__dataclass_fields__", ()))
             if not known:
                 raise ConfigError(f"{key}: {self.algorithm} has no such setting")
-            before = there.get(last)
-            if isinstance(before, int) and value != int(value):
-                raise ConfigError(f"{key}={value:g}: it takes whole numbers")
-            there[last] = type(before)(value) if isinstance(before, int | float) else value
+            kind: type = type(part)
+            hint = hints_of(kind).get(last) if is_dataclass(kind) else None
+            there[last] = as_field_takes_it(key, value, hint, there.get(last))
             # It would name the run by the content that it had.
             if stale := _CONTENT_OF.get(key):
                 there.pop(stale, None)

@@ -102,12 +102,18 @@ def saved_hours(state: SweepState) -> tuple[str, float]:
 
 
 def study_as_dict(study: Study, state: SweepState) -> dict[str, Any]:
-    """Return the same for `--json`: runs of the file and added ones, the most there can be, how each group stands."""
+    """Return the same for `--json`: runs of the file and added ones, the most there can be, how each group and each
+    contest stands."""
+    growth = Growth(study)
     return {
         "runs": len(study.places),
         "added": len(state.added),
         "at_most": len(study.places) + most_added(study),
         "stopped": dict(state.stopped),
         "saved_hours": dict([saved_hours(state)]),
-        "groups": dict(line.split(": ", 1) for line in Growth(study).lines(state)),
+        "groups": {group.label: growth.words_of(group) for group in growth.standings(state)},
+        "contests": [
+            {"groups": [group.label for group in one.groups], "scale": one.scale, "outcome": one.outcome}
+            for one in growth.contests()
+        ],
     }

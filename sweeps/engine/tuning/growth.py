@@ -88,7 +88,12 @@ class Contest:
 
     @property
     def text(self) -> str:
-        return f"{self.groups[0].scale}: {self.outcome}"
+        return f"{self.scale}: {self.outcome}"
+
+    @property
+    def scale(self) -> str:
+        """Both where steps saved are counted between two."""
+        return _scales(self.groups)
 
     @property
     def outcome(self) -> str:
@@ -98,7 +103,7 @@ class Contest:
     @property
     def standing(self) -> ContestStanding:
         """The same for reports."""
-        return ContestStanding(self.groups[0].scale, self.outcome, self.result.sd, self.result.num_seeds)
+        return ContestStanding(self.scale, self.outcome, self.result.sd, self.result.num_seeds)
 
 
 @dataclass
@@ -221,7 +226,7 @@ class Growth:
             num = min(max(FIRST_SEEDS, result.num_seeds + MORE_SEEDS), rule.rule.max_seeds)
             seeds = _seeds_of_look(sides, best, num)
             names = " against ".join(one.group.series for one in sides)
-            why = f"{names} at {sides[0].group.scale} is open after {result.num_seeds} seeds (decide)"
+            why = f"{names} at {_scales([one.group for one in sides])} is open after {result.num_seeds} seeds (decide)"
             for one, setting in zip(sides, best, strict=True):
                 found |= {addition.place: addition for addition in _seeded(one, setting, seeds, why)}
         return list(found.values())
@@ -283,10 +288,14 @@ class Growth:
     def lines(self, known: Known) -> Iterable[str]:
         """Yield how each group stands, one sentence each."""
         for group in self.standings(known):
-            added = f"{group.added} runs added" if group.added else "nothing added"
-            yield f"{group.label}: {group.standing}; {added}"
+            yield f"{group.label}: {self.words_of(group)}"
         for contest in self.contests():
             yield contest.text
+
+    @staticmethod
+    def words_of(group: GroupStanding) -> str:
+        """Return how a group stands, without its label."""
+        return f"{group.standing}; {group.added} runs added" if group.added else f"{group.standing}; nothing added"
 
     def standings(self, known: Known) -> list[GroupStanding]:
         """Return how each group stands."""
@@ -320,6 +329,10 @@ class Growth:
             return f"goes on: {why}"
         name = "extend" if isinstance(rule, ExtendRule) else "tune"
         return f"open: {name}.max_runs={rule.max_runs} reached: {why}"
+
+
+def _scales(groups: Iterable[Group]) -> str:
+    return " against ".join(dict.fromkeys(group.scale for group in groups))
 
 
 def _outside_words(count: int) -> str:

@@ -30,6 +30,8 @@ def test_a_run_like_another_is_it_but_for_what_is_said(tmp_path: Path, known: Ru
     (wider,) = like(known, tmp_path, zip={"model.width": [64], "inner_optimizer.lr": [1]})
     assert wider.to_dict()["model"]["width"] == 64
     assert wider.inner_optimizer.lr == 1.0
+    (text,) = like(known, tmp_path, zip={"inner_optimizer.lr": ["1e-5"], "seed": ["9007199254740993"]})
+    assert (text.inner_optimizer.lr, text.seed) == (1e-5, 9007199254740993)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,16 @@ def test_a_run_like_another_is_it_but_for_what_is_said(tmp_path: Path, known: Ru
         ({"like": 123456789012}, "in quotes"),
         ({"inner_optimizer.lrr": 0.1}, "no such setting"),
         ({"global_batch_tokens": 100}, "use a multiple"),
+        ({"seed": "abc"}, "seed='abc': give a finite number"),
+        ({"seed": 1.5}, "seed=1.5: it takes whole numbers"),
+        ({"inner_optimizer.lr": "fast"}, "lr='fast': give a finite number"),
+        ({"inner_optimizer.lr": None}, "lr=None: give a finite number"),
+        ({"inner_optimizer.lr": float("inf")}, "lr=inf: give a finite number"),
+        ({"inner_optimizer.lr": True}, "lr=True: give a finite number"),
+        ({"inner_optimizer.lr": [1, 2]}, r"lr=\[1, 2\]: give a finite number"),
+        ({"method.outer_optimizer.nesterov": "false"}, "nesterov='false': give true or false"),
+        ({"precision": ["float32"]}, r"precision=\['float32'\]: give one value"),
+        ({"inner_optimizer": "adamw"}, "inner_optimizer"),
     ],
 )
 def test_what_makes_no_run_is_refused(tmp_path: Path, known: RunConfig, values: dict[str, Any], words: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from planted_surfaces import group_of, seed_grid
 
+from sweeps.cli.study_lines import study_as_dict
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.engine.sweep_state import SweepState
 from sweeps.engine.tuning.growth import Growth
@@ -172,6 +173,20 @@ def test_a_limit_is_said_to_be_reached_where_it_is() -> None:
     given = study_of(extend=ExtendRule(max_runs=5))
     state.losses = {name: 3.0 + place.setting.at[0] for name, place in given.places.items()}
     assert ": goes on: " in next(iter(Growth(given).lines(state)))
+
+
+def test_each_contest_of_a_size_is_told_in_json() -> None:
+    third = replace(FIRST, id="C", label="C at 2m", series="C", scale="2m")
+    places = {one.id: Place(one.id, seed_grid(one)[4], 0) for one in (FIRST, SECOND, third)}
+    decide = DecideRule((("A", "B"), ("B", "A"), ("A", "C")), RULE)
+    found = study_as_dict(Study((FIRST, SECOND, third), places, decide=decide), SweepState.of([]))
+    assert list(found["groups"]) == ["A at 1m", "B at 1m", "C at 2m"]
+    assert [one["groups"] for one in found["contests"]] == [
+        ["A at 1m", "B at 1m"],
+        ["B at 1m", "A at 1m"],
+        ["A at 1m", "C at 2m"],
+    ]
+    assert [one["scale"] for one in found["contests"]] == ["1m", "1m", "1m against 2m"]
 
 
 def growth_of(given: Study, state: SweepState) -> Growth:
