@@ -139,6 +139,12 @@ class PackagesSource(OwnFolderSource):
                 f"{group}={name}: several packages offer it, {' and '.join(map(str, files))}: uninstall one, or copy "
                 "the file that is meant into your own conf/"
             )
+        if not files[0].is_file():
+            raise ConfigLoadError(
+                f"{group}={name}: an installed package offers it by an entry point of {ENTRY_POINTS[group]}, and its "
+                f"file {files[0]} is missing: install the package anew, or have a file {group}/{name}.yaml in your own "
+                "conf/"
+            )
         return self._read(files[0], group)
 
     def available(self) -> bool:
@@ -186,6 +192,8 @@ def _with_arguments(config: DictConfig, known: set[str]) -> DictConfig:
     arguments = values.get("arguments") or {}
     if not isinstance(arguments, dict):
         raise ValueError(f"arguments: {arguments!r}: must be keys with their values")
+    if twice := sorted(set(own) & {str(key) for key in arguments}):
+        raise ValueError(f"{', '.join(twice)}: is given twice, in the file and under arguments: give it once")
     return OmegaConf.create({"defaults": defaults, **kept, "arguments": {**own, **arguments}})
 
 

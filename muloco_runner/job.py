@@ -181,7 +181,8 @@ def check_can_run(run: RunConfig, folder: RunFolder | None = None, code_of: RunF
         named = f"data._target_={run.targets['data'][0]}" if "data" in run.targets else f"data.path={run.data.path!r}"
         raise ConfigError(
             f"{named} holds data {corpus.content_hash} now, this run is on "
-            f"{run.data.content_hash}: put the first data back, or start the run on the other data as a new one"
+            f"{run.data.content_hash}: put the first data back, or start a new run on the other data"
+            + (": set another data.version" if "data" in run.targets else "")
         )
     check_vocabulary(run, corpus.vocab_size)
     length = run.model.sequence_length

@@ -13,8 +13,10 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -40,6 +42,8 @@ from muloco_sweeps import python_command
 
 _TRY_SECONDS = 300.0
 """For each target."""
+_GENERATION = 2
+"""Of what trials look for: answers of earlier ones do not count."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,11 @@ def find_source(target: str, part: str = "inner_optimizer") -> Source:
     """The source of a target: on Python's path, or beside a config folder of the user's. One that is nowhere raises
     `ConfigError`. `part` is that of the run which names it."""
     package = _package(target)
+    if package in sys.stdlib_module_names:
+        raise ConfigError(
+            f"{part}._target_={target}: {package} is of the standard library, and a module of yours of that name would "
+            "not be imported: name a class or function of yours, in a module with another name"
+        )
     if package == "torch":
         # Thousands of files, and its version is recorded with every run.
         return Source(package, Path(), package, installed=True)
@@ -135,6 +144,7 @@ def check_targets(runs: Sequence[RunConfig], root: Path, same_code: bool) -> dic
     concerned = [run for run in runs if run.targets]
     if not concerned:
         return {}
+    _refuse_equal_labels(concerned)
     sources = _sources_of(concerned)
     if not same_code:
         _refuse_changed(concerned, root, sources)
@@ -331,6 +341,20 @@ def _folders(sources: Mapping[str, Source]) -> list[str]:
     return [str(source.folder) for source in sources.values() if not source.installed]
 
 
+def _refuse_equal_labels(runs: Sequence[RunConfig]) -> None:
+    """Two targets of one label would be one series in reports: they raise `ConfigError`."""
+    by_label: dict[tuple[str, str], str] = {}
+    for run in runs:
+        for part, config in run.from_outside.items():
+            label, target = getattr(config, "label", ""), config.targets[0]
+            first = by_label.setdefault((part, label), target)
+            if label and first != target:
+                raise ConfigError(
+                    f"two targets are called {label}, {first} and {target}: give one of them {part}.label=..., or "
+                    "their results could not be told apart"
+                )
+
+
 def _refuse_changed(runs: Sequence[RunConfig], root: Path, sources: Mapping[str, Source]) -> None:
     changed: dict[str, list[str]] = {}
     for run in runs:
@@ -439,9 +463,10 @@ def _key_of_facts(config: TargetModelConfig | TargetDataConfig, sources: Mapping
 
 _NOT_IN_FACTS = {
     "model": ("label", "version", "flops_per_token", "facts"),
-    "data": ("label", "version", "validation_tokens", "content_hash", "facts"),
+    "data": ("label", "validation_tokens", "content_hash", "facts"),
 }
-"""Settings that make no difference to what is found."""
+"""Settings that make no difference to what is found. The version of data does: a function may read files, which are in
+no hash of its code."""
 
 
 def _optimizer_key(run: RunConfig, sources: Mapping[str, Source]) -> str:
@@ -451,11 +476,15 @@ def _optimizer_key(run: RunConfig, sources: Mapping[str, Source]) -> str:
     model = _key_of_facts(run.model, sources) if isinstance(run.model, TargetModelConfig) else None
     own = _hashes(inner, sources)
     decays = run.weight_decay != 0
-    return _key(inner.targets, inner.arguments, inner.rest, inner.applies_to, own, decays, run.method.name, model)
+    # Patterns may name layers.
+    layers = run.model.num_layers if isinstance(inner.applies_to, dict) and model is None else None
+    return _key(
+        inner.targets, inner.arguments, inner.rest, inner.applies_to, own, decays, run.method.name, model, layers
+    )
 
 
 def _key(*values: Any) -> str:
-    text = json.dumps([*values, *_versions()], sort_keys=True, default=str)
+    text = json.dumps([*values, *_versions(), _GENERATION], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -471,7 +500,8 @@ def _cache_file(key: str) -> Path:
 
 def _read_answer(key: str) -> Answer | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Answer(**json.loads(_cache_file(key).read_text()))
+        answer = Answer(**json.loads(_cache_file(key).read_text()))
+        return None if answer.problem else answer
     return None
 
 
@@ -479,29 +509,63 @@ def _answers(questions: Mapping[str, Question], sources: Mapping[str, Source]) -
     """Answers by key: those that are kept, and those to what is tried now."""
     answers = {key: answer for key in questions if (answer := _read_answer(key)) is not None}
     new = {key: question for key, question in questions.items() if key not in answers}
-    return answers | (_try(new, _folders(sources)) if new else {})
+    if not new:
+        return answers
+    with tempfile.TemporaryDirectory(prefix="muloco-trial-") as place:
+        copies = {
+            package: source if source.installed else replace(source, folder=_keep(source, Path(place)))
+            for package, source in sources.items()
+        }
+        found = _try(new, _folders(copies), _folders(sources))
+    return answers | {key: replace(answer, problem=_in_words(answer.problem, sources)) for key, answer in found.items()}
 
 
-def _try(questions: Mapping[str, Question], folders: Sequence[str]) -> dict[str, Answer]:
-    """Try what is asked in one process that loads torch."""
+def _in_words(problem: str, sources: Mapping[str, Source]) -> str:
+    """A trial's problem, and what to do where it is that something beside a package was not copied with it."""
+    missing = _NO_MODULE.search(problem)
+    if missing is None:
+        return problem
+    for source in sources.values():
+        if not source.installed and _files(source.folder, name := _package(missing[1])):
+            return (
+                f"{problem}: {name} lies beside {source.package}, and jobs import a copy of {source.package} alone: "
+                f"move it into a package {source.package}, so that its code is recorded with every run, or install it"
+            )
+    return problem
+
+
+_NO_MODULE = re.compile(r"No module named '([\w.]+)'")
+
+
+def _try(questions: Mapping[str, Question], folders: Sequence[str], left_out: Sequence[str] = ()) -> dict[str, Answer]:
+    """Try what is asked in one process that loads torch, and imports from `folders` and not from those `left_out`."""
     parts = " and ".join(sorted({part for part, _ in questions.values()}))
     print(f"trying {len(questions)} target(s) from outside ({parts}), once", file=sys.stderr, flush=True)
     # The same roots as this process, and not the folder it was started in.
-    here = [place for place in _path_without_copies() if place]
-    try:
-        done = subprocess.run(
-            python_command("muloco_runner.trials"),
-            input=json.dumps({"path": list(folders), "questions": questions}),
-            capture_output=True, text=True, timeout=_TRY_SECONDS * len(questions), check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(here), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        found = {key: Answer(**values) for key, values in json.loads(done.stdout.splitlines()[-1]).items()}
-    except subprocess.TimeoutExpired:
-        raise ConfigError(f"{parts}._target_: trying it took more than {_TRY_SECONDS:g} s: it hangs") from None
-    except (IndexError, ValueError, TypeError):
-        last = " ".join(done.stderr.strip().splitlines()[-1:]) or f"exit code {done.returncode}"
-        raise ConfigError(f"{parts}._target_: trying it ended without an answer: {last}") from None
+    kept_out = {str(source) for source in left_out}
+    here = [place for place in _path_without_copies() if place and str(Path(place).resolve()) not in kept_out]
+    with tempfile.TemporaryDirectory(prefix="muloco-answers-") as place:
+        file = Path(place) / "answers.json"
+        try:
+            done = subprocess.run(
+                python_command("muloco_runner.trials"),
+                input=json.dumps({"path": list(folders), "questions": questions, "answers": str(file)}),
+                capture_output=True, text=True, timeout=_TRY_SECONDS * len(questions), check=False,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(here), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+                },
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise ConfigError(f"{parts}._target_: trying it took more than {_TRY_SECONDS:g} s: it hangs") from None
+        try:
+            found = {key: Answer(**values) for key, values in json.loads(file.read_text()).items()}
+        except (OSError, ValueError, TypeError):
+            last = " ".join(done.stderr.strip().splitlines()[-1:]) or f"exit code {done.returncode}"
+            raise ConfigError(f"{parts}._target_: trying it ended without an answer: {last}") from None
     for key, answer in found.items():
+        if answer.problem:
+            continue  # it may be that of this machine, of now, or of this run's values alone
         with contextlib.suppress(OSError):
             _cache_file(key).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(_cache_file(key), json.dumps(answer.__dict__) + "\n")

@@ -81,5 +81,5 @@ def test_built_in_names_come_first_and_two_offers_are_refused(place: Path) -> No
 
 
 def test_an_offer_without_its_file_is_named(place: Path) -> None:
-    with pytest.raises(ConfigError, match=r"their_lab/conf/inner_optimizer/forgotten\.yaml.*No such file"):
+    with pytest.raises(ConfigError, match=r"offers it .*their_lab/conf/inner_optimizer/forgotten\.yaml is missing"):
         compose_app_config(["inner_optimizer=forgotten"])

@@ -72,6 +72,13 @@ def build_target_model(
             f"model._target_={config._target_}: cannot be built with {', '.join(given) or 'no arguments'}: "
             f"{type(error).__name__}: {error}"
         ) from error
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if arguments is None and config.facts and count != config.num_params:
+        raise ConfigError(
+            f"model._target_={config._target_}: has {count:,} parameters, and had {config.num_params:,} when they were "
+            "counted: what its constructor reads beside its arguments has changed: make it an argument, "
+            "or set another model.version"
+        )
     forward = inspect.signature(cls.forward).parameters
     model.__class__ = type(
         cls.__name__,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -79,7 +80,23 @@ def _built(
         given["weight_decay"] = run.weight_decay
     elif run.weight_decay:
         raise ConfigError(f"{where}: takes no weight_decay: set inner_optimizer.weight_decay=0")
-    return build_optimizer(cls, parameters, given)
+    optimizer = build_optimizer(cls, parameters, given)
+    for group in optimizer.param_groups:
+        if "lr" in group and not math.isclose(float(group["lr"]), run.inner_optimizer.lr, rel_tol=1e-6):
+            raise ConfigError(
+                f"{where}: makes a group with lr={float(group['lr']):g} of inner_optimizer.lr="
+                f"{run.inner_optimizer.lr:g}, and the schedule sets all groups to one rate: "
+                "scale that group's update in step() instead"
+            )
+    return optimizer
+
+
+def trial_rate(where: str, target: str, otherwise: float) -> float:
+    """The learning rate at which a class is tried, whatever a run's is, at which it may diverge: its own default."""
+    cls = load_class(where, target, torch.optim.Optimizer, "torch.optim.Optimizer")
+    default = getattr(inspect.signature(cls).parameters.get("lr"), "default", None)
+    is_rate = isinstance(default, int | float) and 0 < default < math.inf
+    return float(default) if is_rate else otherwise  # type: ignore[arg-type]
 
 
 def build_optimizer(cls: type, parameters: Sequence[Tensor], given: Mapping[str, Any]) -> torch.optim.Optimizer:

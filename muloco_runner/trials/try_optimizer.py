@@ -5,26 +5,34 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from muloco_runner.config import ConfigError, ModelConfig, RunConfig, TargetModelConfig
+from muloco_runner.config import ConfigError, ModelConfig, RunConfig, TargetConfig, TargetModelConfig
 from muloco_runner.model.target_model import TargetModel, build_target_model, shard_target
 from muloco_runner.model.transformer import build_model
-from muloco_runner.optimizers.target import build_target, start_training
+from muloco_runner.optimizers.target import build_target, start_training, trial_rate
 from muloco_runner.trials.two_ranks import on_two_ranks
 
 _MODEL = ModelConfig(width=16, num_layers=1, head_width=8, vocab_size=32, sequence_length=8)
 _STEPS = 3
+_LR = 1e-3
+"""At which a class is tried that has no default of its own."""
 
 
 def try_run(run: RunConfig) -> dict[str, Any]:
     """What is wrong with the run's optimizer, if anything, and whether it takes sharded parameters."""
     torch.manual_seed(0)
     try:
-        problem = _problem(run)
+        build_target(_model_of(run), run)
+        inner = run.inner_optimizer
+        assert isinstance(inner, TargetConfig)
+        rate = trial_rate(f"inner_optimizer._target_={inner._target_}", inner._target_, _LR)
+        run = replace(run, inner_optimizer=replace(inner, lr=rate))
+        problem = _problem(run) or _rate_problem(run)
     except ConfigError as error:
         problem = str(error)
     except Exception as error:
@@ -48,6 +56,28 @@ def _problem(run: RunConfig) -> str:
     if broken := _not_finite(model):
         return f"{broken} is not finite after {_STEPS} steps"
     return _resume_problem(run, model, optimizer)
+
+
+def _rate_problem(run: RunConfig) -> str:
+    """A step at half the rate must end elsewhere: schedules do nothing but set each group's."""
+    (model, optimizer), (other, slower) = _built(run), _built(run)
+    for number in range(_STEPS):
+        if number == _STEPS - 1:
+            for group in slower.param_groups:
+                group["lr"] = run.inner_optimizer.lr / 2
+        for one, its in ((model, optimizer), (other, slower)):
+            torch.manual_seed(number)
+            _step(one, its, number)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group, its_group in zip(optimizer.param_groups, slower.param_groups, strict=True):
+        pairs = zip(group["params"], its_group["params"], strict=True)
+        if all(torch.equal(parameter.detach(), halved.detach()) for parameter, halved in pairs):
+            name = names[id(group["params"][0])]
+            return (
+                f"it does not follow group['lr'], which the schedule sets: half of it moves {name} just as far: read "
+                "the rate from the group in step()"
+            )
+    return ""
 
 
 def _resume_problem(run: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
@@ -84,7 +114,10 @@ def _built(run: RunConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
 def _model_of(run: RunConfig) -> nn.Module:
     if isinstance(run.model, TargetModelConfig):
         return build_target_model(run.model, 0, torch.device("cpu"), run.model.trial_arguments)
-    return build_model(_MODEL, 0, torch.device("cpu"))
+    named = isinstance(run.inner_optimizer, TargetConfig) and isinstance(run.inner_optimizer.applies_to, dict)
+    # Patterns may name layers.
+    model = replace(_MODEL, num_layers=run.model.num_layers) if named else _MODEL
+    return build_model(model, 0, torch.device("cpu"))
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,16 +14,22 @@ from muloco_runner.config import TargetOuterConfig
 from muloco_runner.config.checks import require
 from muloco_runner.diloco.flat import flatten, views
 from muloco_runner.diloco.target_outer import TargetOuter
+from muloco_runner.optimizers.target import trial_rate
 
 _SHAPES = ((6, 4), (4, 6), (5,), (6, 4))
 _ROWS = (0, 4, 6)
 """Bounds of the rows of two replicas; the second one has none of the tensor of four."""
 _STEPS = 3
+_LR = 0.1
+"""At which a class is tried that has no default of its own."""
 
 
 def try_outer_optimizer(config: TargetOuterConfig) -> dict[str, Any]:
     """What is wrong with it, if anything, and whether it takes tensors whose rows lie apart."""
     torch.manual_seed(0)
+    _built(config)  # as the run has it
+    where = f"method.outer_optimizer._target_={config._target_}"
+    config = replace(config, lr=trial_rate(where, config._target_, _LR))
     anchor, optimizer = _built(config)
     tensors = views(anchor, _tensors())
     before = anchor.clone()

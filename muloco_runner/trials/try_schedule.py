@@ -22,6 +22,8 @@ def try_schedule(run: RunConfig) -> dict[str, Any]:
         where = f"for step {step} of {total}, warmup={warmup}"
         try:
             value = schedule.decay(step, warmup, total)
+        except ConfigError:
+            raise
         except (TypeError, ValueError, ArithmeticError) as error:
             raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
         require(

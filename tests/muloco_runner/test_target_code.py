@@ -12,7 +12,14 @@ from target_labs import lab_in
 from muloco_runner.config import ConfigError, RunConfig, TargetConfig, TargetDataConfig
 from muloco_runner.data.corpus import load_corpus
 from muloco_runner.record import RunFolder
-from muloco_runner.targets import find_source, make_importable, record_code
+from muloco_runner.targets import (
+    _key_of_facts,
+    _sources,
+    facts_of,
+    find_source,
+    make_importable,
+    record_code,
+)
 
 LAB = "SCALE = {0}\n\n\nclass O:\n    pass\n\n\ndef texts():\n    yield from (f'{{n}} {0}' * 99 for n in range(99))\n"
 
@@ -74,6 +81,26 @@ def test_hashes_of_earlier_versions_are_of_python_alone(lab: Path, tmp_path: Pat
     (lab / "their_code" / "scales.txt").write_text("4")
     with pytest.raises(ConfigError, match="other code of their_code"):
         make_importable(run, folder)
+
+
+def test_code_beside_a_module_is_refused_before_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = "from their_scale import SCALE\n\n\ndef texts():\n    yield from map(str, range(99 * SCALE))\n"
+    files = {"lone_code.py": text, "their_scale.py": "SCALE = 2\n", "conf/x": ""}
+    data: dict[str, Any] = {"_target_": "lone_code.texts"}
+    with lab_in(tmp_path / "lab", "lone_code", files) as folder:
+        monkeypatch.syspath_prepend(folder)
+        with pytest.raises(ConfigError, match=r"their_scale lies beside lone_code.*move it into a package lone_code"):
+            facts_of("data", [data])
+        assert not list((tmp_path / "cache").rglob("*.json")), "a problem may be gone the next time"
+
+
+def test_another_version_of_data_is_read_anew(lab: Path) -> None:
+    keys = set()
+    for version in ("1", "2"):
+        config = TargetDataConfig(_target_="their_code.texts", version=version)
+        keys.add(_key_of_facts(config, _sources([("their_code.texts", "data")])))
+    assert len(keys) == 2, "it may read files, which are in no hash of its code"
 
 
 def test_documents_are_made_anew_by_changed_code(lab: Path) -> None:

@@ -23,7 +23,7 @@ from muloco_runner.memory import Placement, estimate_memory
 from muloco_runner.model.target_model import build_target_model
 from muloco_runner.optimizers import parameter_kinds
 from muloco_runner.record import RunFolder
-from muloco_runner.targets import check_targets, facts_of, record_code
+from muloco_runner.targets import check_targets, facts_of, make_importable, record_code
 from sweeps.cli.filters import select
 from sweeps.training import model_names
 from sweeps.training.model_names import model_name
@@ -431,3 +431,6 @@ def test_other_parameters_under_the_same_version_stop(lab: Path, text_dir: Path,
     run.model.facts = {**run.model.facts, "num_params": 9, "shapes": [[9, 1, 1, False]]}
     with pytest.raises(ConfigError, match=r"has 9 parameters now, run .* set another model\.version"):
         check_targets([run], tmp_path, same_code=True)
+    make_importable(run, None)
+    with pytest.raises(ConfigError, match="had 9 when they were counted"):
+        build_target_model(run.model, 0, torch.device("cpu"))

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 
 from muloco_runner import targets
 from muloco_runner.compose import compose_app_config
-from muloco_runner.config import ConfigError, RunConfig, TargetConfig
+from muloco_runner.config import ConfigError, ModelConfig, RunConfig, TargetConfig
 from muloco_runner.optimizers.target import evaluated_weights
 from muloco_runner.paths import config_dir
 from muloco_runner.record import RunFolder, write_folder
@@ -24,9 +25,12 @@ from muloco_runner.training import state
 from sweeps.training.sweep import read_sweep
 
 LAB = """
+import atexit
+
 import torch
 
 print("imported: what a target prints is no answer")
+atexit.register(print, "and what it prints at its end is none")
 
 
 class Lion(torch.optim.Optimizer):
@@ -79,9 +83,27 @@ class NoDTensor(Lion):
                 p.view(-1).sub_(torch.from_numpy(p.grad.numpy()).view(-1), alpha=group["lr"])
 
 
+class OwnRate(Lion):
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        self.lr = lr
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["lr"] = self.lr
+        super().step()
+
+
+class TwoRates(Lion):
+    def __init__(self, params, lr):
+        first, *others = params
+        super().__init__([{"params": [first], "lr": lr / 10}, {"params": others}], lr)
+
+
 class NoOptimizer:
     pass
 """
+TWO_LAYERS = ModelConfig(width=16, num_layers=2, head_width=8, vocab_size=256, sequence_length=32)
 TINY = [
     *(f"model.{name}" for name in ("width=16", "num_layers=1", "head_width=8", "vocab_size=256", "sequence_length=32")),
     *("data=text", "data.validation_tokens=256", "global_batch_tokens=128", "tokens_per_parameter=0.12"),
@@ -159,6 +181,10 @@ def test_a_target_that_lies_is_refused_in_words(lab: Path) -> None:
         "nowhere": (run_of("my_lab.Tiger"), "cannot be imported"),
         "pattern": (run_of("my_lab.Lion", applies_to={"layers.*": "target"}), "matches no parameter"),
         "local": (run_of("my_lab.NoDTensor"), ""),
+        "rate": (run_of("my_lab.OwnRate"), "does not follow group['lr']"),
+        "rates": (run_of("my_lab.TwoRates"), "makes a group with lr=0.0001 of inner_optimizer.lr=0.001"),
+        "at its peak": (run_of("my_lab.Lion", lr=1e38), ""),
+        "layers": (replace(run_of("my_lab.Lion", applies_to={"blocks.1.*": "target"}), model=TWO_LAYERS), ""),
     }
     answers = answers_of({key: run for key, (run, _) in expected.items()})
     for key, (_, words) in expected.items():
@@ -171,7 +197,7 @@ def test_a_target_that_lies_is_refused_in_words(lab: Path) -> None:
 def test_what_was_tried_is_not_tried_again(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 
-    def answer(questions: dict[str, Any], folders: list[str]) -> dict[str, targets.Answer]:
+    def answer(questions: dict[str, Any], *folders: list[str]) -> dict[str, targets.Answer]:
         tried.append(len(questions))
         for key in questions:
             targets._cache_file(key).parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +214,7 @@ def test_what_was_tried_is_not_tried_again(lab: Path, tmp_path: Path, monkeypatc
 
 
 def test_changed_code_under_the_same_version_stops(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "_try", lambda asked, folders: {key: targets.Answer() for key in asked})
+    monkeypatch.setattr(targets, "_try", lambda asked, *folders: {key: targets.Answer() for key in asked})
     run, root = run_of("my_lab.Lion"), tmp_path
     RunFolder.of(root, run.run_id).write_config(run.to_dict())
     record_code([run], root, snapshot=True)
@@ -237,6 +263,27 @@ def test_a_copy_that_cannot_be_put_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="could not be put there"):
         write_folder(tmp_path / "code", {"lab/a.py": b"x = 1"})
     assert [path.name for path in tmp_path.iterdir()] == ["code"], "and nothing is left of it"
+
+
+def test_two_classes_of_one_name_are_not_one_series(lab: Path, tmp_path: Path) -> None:
+    runs = [run_of("my_lab.Lion"), run_of("their_lab.Lion")]
+    with pytest.raises(
+        ConfigError, match=r"are called Lion, my_lab\.Lion and their_lab\.Lion: .*inner_optimizer\.label="
+    ):
+        check_targets(runs, tmp_path, same_code=False)
+
+
+def test_a_key_is_given_once(lab: Path) -> None:
+    file = lab / "conf" / "inner_optimizer" / "twice.yaml"
+    file.write_text("_target_: my_lab.Lion\nbetas: [0.9, 0.99]\narguments: {betas: [0.8, 0.9]}\n")
+    with pytest.raises(ConfigError, match="betas: is given twice"):
+        compose_app_config(["inner_optimizer=twice"])
+
+
+@pytest.mark.parametrize("target", ["math.sqrt", "random.Random"])
+def test_the_standard_library_holds_no_target(target: str) -> None:
+    with pytest.raises(ConfigError, match="is of the standard library"):
+        find_source(target)
 
 
 @pytest.mark.parametrize("arguments", ["", "{}", "[1]"])
