@@ -91,7 +91,8 @@ def scale_by_orthogonal_momentum(rule: MatrixRule) -> optax.GradientTransformati
 def _look_ahead(
     momentum: jax.Array, gradient: jax.Array, weight: float, count: jax.Array, rule: MatrixRule
 ) -> jax.Array:
-    match rule.nesterov:
+    # A number that is one of them, or numpy's, is neither of them to a pattern.
+    match rule.nesterov if rule.nesterov == "corrected" else bool(rule.nesterov):
         case "corrected":
             share = corrected_look_ahead(rule.momentum, count)
             return share * momentum + (1 - share) * gradient

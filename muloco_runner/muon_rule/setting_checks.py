@@ -40,7 +40,7 @@ def check_coefficients(value: Any) -> None:
 
 def check_nesterov(value: Any, form: MomentumForm) -> None:
     """Check that Nesterov's look ahead is on, off, or corrected for a start at zero, which a mean alone has."""
-    if isinstance(value, bool):
+    if value in (True, False):
         return
     if value != "corrected":
         raise ValueError(f"nesterov={value!r}: must be True, False or 'corrected'")
