@@ -53,7 +53,7 @@ from sweeps.node_speeds import NodeSpeeds
 from sweeps.signs_of_jobs import SignsOfJobs
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
-from sweeps.store.lease import Lease
+from sweeps.store.lease import Lease, LeaseLost
 from sweeps.store.ledger import Damage, Ledger
 from sweeps.store.submission import Submission
 from sweeps.trials import Trials
@@ -185,7 +185,14 @@ class Controller:
             self.cluster.stop()
             self.submission.want(False, 0.0)
             self.submission.release()
-            self.lease.release()
+            try:
+                if self._has_begun:
+                    self.tuning_file.end(self.state, self.lease.check)
+            except LeaseLost:
+                # Whoever has taken the sweep over writes it.
+                pass
+            finally:
+                self.lease.release()
 
     def _sleep(self, seconds: float) -> None:
         """Longer than a lease lasts, too."""

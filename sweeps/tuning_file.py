@@ -29,9 +29,17 @@ class TuningFile:
     def keep(self, state: SweepState, now: float, check: Callable[[], None]) -> None:
         """Brings it up to date, after `check`, where something has changed; a file that cannot be written now is
         written at a later look."""
+        if state.is_over or now - self._written_at >= _SECONDS:
+            self._write(state, now, check)
+
+    def end(self, state: SweepState, check: Callable[[], None]) -> None:
+        """Brings it up to date, after `check`, where its controller ends, whenever it was last written."""
+        self._write(state, math.inf, check)
+
+    def _write(self, state: SweepState, now: float, check: Callable[[], None]) -> None:
         results = len(state.losses), len(state.stopped)
         known = (results, len(state.added), len(state.blocked), state.own_limits.get(MAX_GPU_HOURS))
-        if known == self._written or not (state.is_over or now - self._written_at >= _SECONDS):
+        if known == self._written:
             return
         check()
         with contextlib.suppress(OSError):

@@ -51,6 +51,8 @@ from sweeps.training.tune_keys import Tune, read_tune, tune_axis
 
 STUDY_KEYS = ("extend", "tune", "replicate", "decide", "halve")
 """Keys of a sweep file that say how the sweep goes on by its results."""
+_MOST_ETA = 100
+"""The last rung of `halve` is at this share of a run or later."""
 _TUNED = ("inner_optimizer", "schedule", "gradient_clip_norm")
 """Parts of a run's config that are its hyper-parameters, with its outer optimizer."""
 
@@ -139,9 +141,11 @@ def _read_halve(given: Any) -> HalveRule:
     entry = {} if given is True else mapping("halve", given)
     check_known("halve", entry, [one.name for one in fields(HalveRule)])
     check_counts("halve", {key: value for key, value in entry.items() if key == "eta"}, 2)
+    if entry.get("eta", HalveRule.eta) > _MOST_ETA:
+        raise ConfigError(f"halve.eta={entry['eta']}: give a whole number from two to {_MOST_ETA}")
     most = 1 / entry.get("eta", HalveRule.eta)
     share = entry.get("first_share", min(HalveRule.first_share, most))
-    if not is_number(share) or not 0.01 <= share <= most:
+    if not is_number(share) or not 1 / _MOST_ETA <= share <= most:
         raise ConfigError(
             f"halve.first_share={share}: give the share of a run's tokens before which nothing is stopped, from 0.01 "
             f"to {most:.3g}, the last rung"
@@ -157,7 +161,7 @@ def _read_halve(given: Any) -> HalveRule:
 def _read_decide(given: Any) -> Decide:
     entry = mapping("decide", given)
     name = entry.pop("rule", next(iter(CONTEST_RULES)))
-    if name not in CONTEST_RULES:
+    if not isinstance(name, str) or name not in CONTEST_RULES:
         raise ConfigError(f"decide.rule={name}: no such rule; known here: {', '.join(CONTEST_RULES)}")
     kind = CONTEST_RULES[name]
     named = "series" if kind is BenchmarkTarget else "pairs"
@@ -183,10 +187,20 @@ def _read_contests(named: str, given: Any) -> list[tuple[str, ...]]:
     if named == "series":
         if not (isinstance(given, list) and given and not any(isinstance(one, list | dict) for one in given)):
             raise ConfigError(f"decide.series={given!r}: give a list of series, such as [muloco]")
-        return [(str(one),) for one in given]
+        return _once(named, [(str(one),) for one in given])
     if not (isinstance(given, list) and given and all(isinstance(p, list) and len(p) == 2 for p in given)):
         raise ConfigError(f"decide.pairs={given!r}: give pairs of series, such as [[muloco, ddp_muon]]")
-    return [(str(first), str(second)) for first, second in given]
+    return _once(named, [(str(first), str(second)) for first, second in given])
+
+
+def _once(named: str, contests: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The same; one that is there twice raises `ConfigError`."""
+    for number, names in enumerate(contests):
+        if {_plain_name(name) for name in names} in [
+            {_plain_name(one) for one in other} for other in contests[:number]
+        ]:
+            raise ConfigError(f"decide.{named}: {' against '.join(names)} stands there twice: give it once")
+    return contests
 
 
 def _check_sequential(entry: Mapping[str, Any]) -> None:

@@ -27,7 +27,18 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+_EXAMPLES = {
+    "extend": "or a list of the keys that are to grow",
+    "tune": "such as {coordinates: {inner_optimizer.lr: [0.01, 0.02]}, threshold: 0.003}",
+    "replicate": "such as {best: 1, seeds: 3}",
+    "decide": "such as {pairs: [[muloco, ddp_muon]], gap: 0.004}",
+    "halve": "such as {eta: 2}, or true",
+}
+"""By key of a sweep file."""
+
+
 def mapping(where: str, given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{where}={given!r}: give keys with their values, or a list of the keys that are to grow")
+        example = _EXAMPLES.get(where, "such as {low: 1.0e-5, high: 1.0}")
+        raise ConfigError(f"{where}={given!r}: give keys with their values, {example}")
     return {str(key): value for key, value in given.items()}

@@ -55,6 +55,11 @@ def test_rules_and_their_outcomes_are_left_for_reports(tmp_path: Path) -> None:
     assert len(checks) == 1
     file.keep(state, 99.0, lambda: checks.append(1))
     assert next(read_all_tuning(tmp_path)).max_gpu_hours == 12.0
+    # The end of its controller does not wait.
+    state.own_limits[MAX_GPU_HOURS] = 13.0
+    file.keep(state, 99.5, lambda: checks.append(1))
+    file.end(state, lambda: checks.append(1))
+    assert next(read_all_tuning(tmp_path)).max_gpu_hours == 13.0
 
 
 def test_a_sweep_without_rules_still_says_its_cluster(tmp_path: Path) -> None:
