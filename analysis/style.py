@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,12 @@ class Style:
     partners: dict[str, str] = field(default_factory=dict)
     """Of series or algorithms: the series that losses against the number of workers K are relative to."""
     baseline: str | None = None
+    names: dict[str, str] = field(default_factory=dict)
+    """Label of a series -> its name in the data, of a style in terms of labels: rules go by the names."""
+
+    def shown(self, name: str) -> str:
+        """What the series of that name in the data is called; itself where it has no label."""
+        return next((label for label, own in self.names.items() if own == name), name)
 
 
 def read_style(path: Path | None) -> Style:
@@ -105,11 +111,12 @@ def styled(study: Study, style: Style) -> tuple[Study, Style]:
         colours={own(name): colour for name, colour in style.colours.items()},
         partners={own(name): own(partner) for name, partner in style.partners.items()},
         baseline=own(style.baseline) if style.baseline else None,
+        names={own(name): name for name in series},
     )
 
 
 def partner_of(
-    style: Style, series: str, algorithm: str, workers: Mapping[str, int], known: Container[str]
+    style: Style, series: str, algorithm: str, workers: Mapping[str, int], known: Collection[str]
 ) -> str | None:
     """The series that `series` is compared with over K: of the style, of the same inner optimizer, or its own least K.
 
@@ -118,6 +125,12 @@ def partner_of(
     """
     if chosen := style.partners.get(series) or style.partners.get(algorithm):
         return chosen
+    named = {style.names.get(name, name): number for name, number in workers.items()}
+    partner = _by_rule(style.names.get(series, series), algorithm, named, {style.names.get(n, n) for n in known})
+    return None if partner is None else style.shown(partner)
+
+
+def _by_rule(series: str, algorithm: str, workers: Mapping[str, int], known: Container[str]) -> str | None:
     model = _model_of(series)
     if algorithm in PARTNERS:
         return PARTNERS[algorithm] + model

@@ -55,7 +55,7 @@ class PairTest:
     """By Holm: of a stated pair over the stated ones that are tested, of another over all that are."""
     outcome: Outcome
     seeds_needed: int | None
-    """Seeds of each series that would tell this gap from none; None where it was tested, or more would be needed."""
+    """Seeds of each series that would tell this gap from none; None where it was told, or too many would be needed."""
     stated: bool = True
     """Whether the comparison was stated beforehand: with the baseline or the partner."""
 
@@ -169,13 +169,23 @@ def holm(pairs: Sequence[PairTest]) -> list[PairTest]:
 
 
 def _seeds_needed(pair: PairTest, sd: float, pairs: int) -> int | None:
-    """Seeds of each series with which an unpaired test, at Holm's first step, finds this gap with `_POWER`."""
-    if pair.p is not None or not pair.gap:
+    """Seeds of each series with which a test at Holm's first step finds this gap with `_POWER`.
+
+    A tie on shared seeds is planned for by their own differences, all else for an unpaired test of losses that vary by
+    `sd`. A tie at one size needs more seeds than it has.
+    """
+    if pair.outcome not in ("tie", "not tested") or not pair.gap:
         return None
     gap, tail = abs(float(np.log1p(pair.gap))), (1 - CONFIDENCE) / (2 * pairs)
     n = np.arange(2, _MOST_SEEDS + 1)
-    reach = special.stdtrit(2 * n - 2, 1 - tail) + special.stdtrit(2 * n - 2, _POWER)
-    enough = gap >= reach * sd * np.sqrt(2 / n)
+    freedom, error = 2.0 * n - 2, sd * np.sqrt(2 / n)
+    if pair.pairing == "seeds" and pair.gap_ci is not None:
+        reach = float(np.diff(np.log1p(pair.gap_ci))[0]) / 2
+        freedom = n - 1.0
+        error = reach / float(special.stdtrit(pair.pairs - 1, 0.5 + CONFIDENCE / 2)) * np.sqrt(pair.pairs / n)
+    enough = gap >= (special.stdtrit(freedom, 1 - tail) + special.stdtrit(freedom, _POWER)) * error
+    if pair.outcome == "tie" and pair.pairing != "sizes":
+        enough &= n > pair.pairs
     return int(n[enough.argmax()]) if enough.any() else None
 
 
@@ -210,14 +220,22 @@ def section(result: PairwiseTests) -> list[str]:
             f"The other {_counted(len(others), 'pair')} were not stated beforehand: Holm's correction is over all "
             f"{_counted(all_tested, 'pair')} tested, and they have a table of their own."
         )
-    untested = sum(pair.p is None for pair in stated)
+    untested = sum(pair.p is None and pair.gap is not None for pair in stated)
     if untested:
-        sd = "as measured here" if result.seed_sd_is_measured else "as in the public 124M benchmark, for want of own"
         text.append(
             f"{integer(untested)} of {_counted(len(stated), 'stated pair')} cannot be tested: one "
-            "seed, and too few sizes. Seeds needed are those of each series that would show the gap seen now with "
-            f"{share(result.power)} power, at losses that vary by {spread(result.seed_sd)} between seeds, {sd}."
+            "seed, and too few sizes."
         )
+    if any(pair.seeds_needed is not None for pair in result.pairs):
+        sd = "as measured here" if result.seed_sd_is_measured else "as in the public 124M benchmark, for want of own"
+        text.append(
+            "Seeds needed, of ties and of what was not tested, are those of each series that would show the gap seen "
+            f"now with {share(result.power)} power: of a tie by shared seeds as their differences vary, else at losses "
+            f"that vary by {spread(result.seed_sd)} between seeds, {sd}."
+        )
+    apart = sum(pair.gap is None for pair in stated)
+    if apart:
+        text.append(f"{integer(apart)} of {_counted(len(stated), 'stated pair')} share no size, so have no gap.")
     return text
 
 
@@ -260,6 +278,8 @@ def _in_words(pair: PairTest) -> str:
             return f"{pair.first} is lower"
         case "second lower":
             return f"{pair.second} is lower"
+        case "not tested" if pair.gap is None:
+            return "not tested: no size in common"
         case "tie" | "not tested":
             return pair.outcome
         case _:

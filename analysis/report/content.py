@@ -147,7 +147,7 @@ def _inputs(study: Study, options: Options) -> Inputs:
     best = optima.best[optima.best["tokens_per_parameter"] == budget]
     best = best.sort_values("series", key=lambda s: s.map(study.series.index), kind="stable")
     best = with_peak_memory(best, study)
-    baseline = choose_baseline(study, options.baseline, options.style.baseline)
+    baseline = choose_baseline(study, set(best["series"]), options.baseline, options.style)
     points = critical_batch_size.find_critical_batches(optima, budget)
     fits = beside(lambda: critical_batch_size.fit_laws(points, optima, options.delta, options.bootstrap, options.seed))
     laws = _loss_laws(best, study.series, baseline.series, optima, options)

@@ -77,6 +77,13 @@ def test_an_own_optimizer_is_compared_with_itself_in_data_parallel() -> None:
         assert partner_of(Style(), "DiLoCo-Lion K=4", "DiLoCo-Lion", workers, known) == partner
 
 
+def test_a_label_does_not_change_the_partner() -> None:
+    style = Style(names={"ours": "DiLoCo-Lion K=4", "theirs": "DDP-Lion", "few": "DiLoCo-Lion K=1"})
+    for known, partner in (({"theirs", "ours", "few"}, "theirs"), ({"ours", "few"}, "few")):
+        assert partner_of(style, "ours", "DiLoCo-Lion", {"ours": 4, "few": 1}, known) == partner
+    assert partner_of(Style(names={"base": "DDP-AdamW"}), "x", "DiLoCo", {"x": 4}, {"x", "base"}) == "base"
+
+
 def test_a_series_without_compression_is_told_from_one_with_it() -> None:
     own = TargetCompressionConfig(_target_="my_lab.Ternary", bits_per_value=8.0)
     configs = [NoCompressionConfig(), QuantisationConfig(name="linear"), own]

@@ -167,9 +167,14 @@ def _at_batch(inputs: Inputs, point: CriticalBatch) -> Mapping[Any, Any]:
 def seeds(inputs: Inputs, pairs: Sequence[PairTest]) -> Iterator[Wish | Unwritten]:
     """Seeds of best settings: for a loss and an error of their own, and for pairs that no test told of."""
     largest = inputs.best["num_params"].max()
+    there = set(inputs.best.loc[inputs.best["num_params"] == largest, "series"])
     asked: dict[str, tuple[int, str]] = {}
     for pair in pairs:
-        if pair.seeds_needed is None or pair.num_params != largest:
+        if (
+            pair.seeds_needed is None
+            or pair.num_params not in (largest, None)
+            or not {pair.first, pair.second} <= there
+        ):
             continue
         what = f"{pair.first} against {pair.second} needs {pair.seeds_needed} seeds of each to be told apart"
         if pair.seeds_needed > MOST_SEEDS:

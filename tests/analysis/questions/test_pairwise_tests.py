@@ -1,6 +1,7 @@
 """The rule for pairs of series: how they are paired, Holm's correction, and what one seed allows."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,31 @@ def test_the_seeds_that_are_needed_would_suffice() -> None:
     assert found[needed] > 0.78
     assert found[needed - 2] < 0.8
     assert seeds_needed(PairTest("a", "b", 10, None, 1, 1e-9, None, None, None, "not tested", None), 0.001, 3) is None
+
+
+def test_a_tie_needs_more_seeds_than_it_has() -> None:
+    """By simulation: with so many seeds in common, whose differences vary as these, the gap is found as often."""
+    differences = np.log(1.001) + 0.001 * np.array([-1.0, 1.0])
+    tie = compare_pair("a", "b", {10: (by_seed(np.exp(differences)), by_seed(np.ones(2)))})
+    (tie,) = corrected([tie], [], 0.5)
+    assert (tie.outcome, tie.pairing) == ("tie", "seeds")
+    needed = tie.seeds_needed
+    assert needed is not None
+    assert needed > 2
+    draws = np.random.default_rng(0).normal(np.log(1.001), differences.std(ddof=1), (4000, needed))
+    assert np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05) > 0.78
+    apart = PairTest("a", "b", 10, "none (Welch)", 5, 0.01, (-0.1, 0.1), 0.9, 0.9, "tie", None)
+    assert seeds_needed(apart, 1e-6, 1) == 6
+    assert seeds_needed(replace(apart, outcome="second lower"), 1e-6, 1) is None
+
+
+def test_pairs_without_a_size_in_common_say_so() -> None:
+    pair = PairTest("a", "b", None, None, 0, None, None, None, None, "not tested", None)
+    result = PairwiseTests(0.05, 0.8, 0.0004, False, 0, [pair])
+    said = " ".join(section(result))
+    assert "1 of 1 stated pair share no size" in said
+    assert "one seed, and too few sizes" not in said
+    assert "not tested: no size in common" in rows(result)[0].rows[0]
 
 
 def test_holm_steps_down_and_never_back() -> None:
