@@ -125,11 +125,12 @@ def main() -> None:
 
 def _for_hydra(arguments: list[str]) -> list[str]:
     """The command line in words that Hydra takes as they are meant."""
-    from muloco_runner.compose import quoted_path, with_foreign_models
+    from muloco_runner.compose import check_one_model, quoted_path, with_foreign_models
 
-    if _MULTIRUN & set(arguments):
-        return [_as_choice(quoted_path(word)) for word in arguments]
     try:
+        if _MULTIRUN & set(arguments):
+            check_one_model(arguments)
+            return [_as_choice(quoted_path(word)) for word in arguments]
         return with_foreign_models(arguments)
     except ConfigError as error:
         _give_up(error)

@@ -258,10 +258,7 @@ def compose_tree(overrides: Sequence[str]) -> DictConfig:
 def with_foreign_models(words: Sequence[str]) -> list[str]:
     """A command line in which `model=hf:DIR`, a Hugging Face folder, is what it stands for: the folder's model and its
     weights. A folder of another kind of model, and a second `model=`, raise `ConfigError`."""
-    foreign = [word for word in words if word.startswith(_FOREIGN_MODEL)]
-    others = [word for word in words if word.lstrip("+").startswith("model=") and word not in foreign]
-    if foreign and len(foreign) + len(others) > 1:
-        raise ConfigError(f"{' '.join([*foreign, *others])}: one model at a time: leave all but one of these words out")
+    check_one_model(words)
     found: list[str] = []
     for word in words:
         if not word.startswith(_FOREIGN_MODEL):
@@ -275,6 +272,13 @@ def with_foreign_models(words: Sequence[str]) -> list[str]:
         if not any(other.startswith("init_from=") for other in words):
             found.append(f"init_from={QuotedString(folder, Quote.single).with_quotes()}")
     return found
+
+
+def check_one_model(words: Sequence[str]) -> None:
+    """A second `model=` beside `model=hf:DIR` raises `ConfigError`: neither would be as it was asked for."""
+    models = [word for word in words if word.lstrip("+").startswith("model=")]
+    if len(models) > 1 and any(word.startswith(_FOREIGN_MODEL) for word in models):
+        raise ConfigError(f"{' '.join(models)}: one model at a time: leave all but one of these words out")
 
 
 def quoted_path(word: str) -> str:

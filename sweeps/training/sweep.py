@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from muloco_runner.compose import AROUND_RUNS, compose_tree, one_line, quoted_path, to_app_config
+from muloco_runner.compose import AROUND_RUNS, check_one_model, compose_tree, one_line, quoted_path, to_app_config
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.data.check import check_data
 from muloco_runner.data.identity import named_by_content
@@ -140,6 +140,7 @@ def _name_of(runs: Sequence[RunConfig]) -> str:
 
 def _split(arguments: Sequence[str]) -> tuple[str | None, list[str], dict[str, list[Any]]]:
     """The sweep's name, what goes around the runs, and keys of the runs with their values."""
+    check_one_model(arguments)
     try:
         overrides = OverridesParser.create().parse_overrides([quoted_path(word) for word in arguments])
     except HydraException as error:

@@ -248,6 +248,8 @@ def test_one_model_beside_a_hugging_face_folder(tmp_path: Path) -> None:
     for words in (["model=hf:a", "model=42k"], ["+model=42k", "model=hf:a"], ["model=hf:a", "model=hf:a"]):
         with pytest.raises(ConfigError, match="one model at a time"):
             with_foreign_models(words)
+        with pytest.raises(ConfigError, match="one model at a time"):
+            read_sweep([*words, f"root={tmp_path}"])
 
 
 def test_a_hugging_face_folder_is_a_model_on_the_command_line(parent: RunFolder, tmp_path: Path) -> None:
