@@ -60,12 +60,13 @@ def study_of_table(
     if kept.empty:
         reason = f"; the first: {excluded[0].reason}" if excluded else ""
         raise ConfigError(f"{source}: none of {len(runs) + len(table.dropped)} rows can be used{reason}")
-    frame, notes = _labelled(_completed(kept, declared.budget_tolerance), reader.table, others)
+    completed = _completed(kept, declared.budget_tolerance)
+    frame, notes = _labelled(completed, reader.table, others)
     seedless = without_seeds(frame, reader)
     withheld, cautions = why_unranked(frame, reader, others.undeclared, declared.unlabelled_repeats)
     if withheld is None and not declared.unlabelled_repeats:
         withheld = why_partly_seeded(frame, seedless) or why_curves(frame, reader)
-    cautions += _cautions_of_names(frame, unknown_state, reader)
+    cautions += [*_cautions_of_names(frame, unknown_state, reader), *_cautions_of_workers(completed)]
     if declared.unlabelled_repeats:
         number_repeats(frame, seedless)
     return Study(
@@ -146,6 +147,8 @@ def _checked(reader: Reader) -> tuple[pd.DataFrame, NDArray[Any], str | None]:
     if "diverged" in reader.origins:
         diverged, unclear = yes_or_no(reader.texts("diverged"))
         complain(unclear, name="diverged", end="is neither yes nor no")
+    # Data parallel it is one; of methods whose workers train apart it must be said.
+    runs["workers_known"] = False
     for name, column in COLUMNS.items():
         if column.kind is None:
             continue
@@ -160,6 +163,8 @@ def _checked(reader: Reader) -> tuple[pd.DataFrame, NDArray[Any], str | None]:
         _complain_of_size(name, found, diverged & (name == "loss"), complain)
         default = np.nan if column.default is None else column.default
         runs[name] = np.where(found.states == OK, found.values, default)
+        if name == "num_workers":
+            runs["workers_known"] = found.states == OK
         if name == "seed":
             runs[name] = _seeds(reader, found)
     for name in ("num_params", "global_batch_tokens"):
@@ -296,7 +301,7 @@ def _completed(runs: pd.DataFrame, tolerance: float) -> pd.DataFrame:
 def _labelled(runs: pd.DataFrame, cells: Table, others: OtherColumns) -> tuple[pd.DataFrame, list[str]]:
     """The runs with `series` and `hyper_parameters`, and notes on budgets that count as one."""
     identity = {f"own {name}": _cells(cells, name, runs.index) for name in others.identity}
-    keys = ["algorithm", *METHOD]
+    keys = ["algorithm", *METHOD, "workers_known"]
     content = runs[keys].assign(**identity)
     codes = content.groupby([*content.columns], dropna=False, sort=True).ngroup().to_numpy()
     kinds, first = np.unique(codes, return_index=True)
@@ -317,12 +322,12 @@ def _labelled(runs: pd.DataFrame, cells: Table, others: OtherColumns) -> tuple[p
         low, high = own.min(), own.max()
         if high / low > 1.001:
             notes.append(f"budgets from {low:.3g} to {high:.3g} tokens per parameter count as one, {budget:g}")
-    return runs.drop(columns="own_budget"), notes
+    return runs.drop(columns=["own_budget", "workers_known"]), notes
 
 
 def _method(row: Mapping[Any, Any], identity: tuple[str, ...]) -> dict[str, Any]:
     """What of a row's method is not the usual; None stands for the usual, which no label names."""
-    apart = row["algorithm"] in ("DiLoCo", "MuLoCo") or row["num_workers"] > 1
+    apart = row["workers_known"] and (row["algorithm"] in ("DiLoCo", "MuLoCo") or row["num_workers"] > 1)
     interval, bits = row["sync_interval"], row["bits_per_value"]
     return {
         **({"num_workers": int(row["num_workers"])} if apart else {}),
@@ -332,6 +337,19 @@ def _method(row: Mapping[Any, Any], identity: tuple[str, ...]) -> dict[str, Any]
         "bits_per_value": None if np.isnan(bits) else written(bits),
         **{name: row[f"own {name}"] for name in identity},
     }
+
+
+def _cautions_of_workers(runs: pd.DataFrame) -> list[str]:
+    """Runs of methods whose workers train apart that do not say how many there are."""
+    apart = runs["algorithm"].str.fullmatch("DiLoCo|MuLoCo|DiLoCo-.*")
+    unknown = runs[~runs["workers_known"] & apart]
+    if unknown.empty:
+        return []
+    names = listed(sorted(unknown["algorithm"].unique()), 6)
+    return [
+        f"K is not known of {len(unknown)} runs of {names}, which count as K=1 wherever a number is needed: map "
+        "num_workers, and fill in its empty cells."
+    ]
 
 
 def _cautions_of_names(runs: pd.DataFrame, unknown_state: str | None, reader: Reader) -> list[str]:

@@ -187,6 +187,20 @@ def test_states_that_nobody_knows_are_said_to_be_unknown() -> None:
     assert "status has no state that is known (1, 3)" in " ".join(found.cautions)
 
 
+@pytest.mark.parametrize(
+    ("workers", "names", "unknown"),
+    [([None, None], ["DiLoCo"], 1), ([1, 1], ["DiLoCo K=1"], 0), ([None, 4], ["DiLoCo", "DiLoCo K=4"], 1)],
+)
+def test_workers_that_no_cell_tells_are_not_one(workers: list[Any], names: list[str], unknown: int) -> None:
+    algorithms = ["DDP-AdamW", "DiLoCo", "DiLoCo"] if len(names) > 1 else ["DDP-AdamW", "DiLoCo"]
+    cells = [None, *workers] if len(names) > 1 else workers
+    losses = [3.0, 2.9, 2.8][: len(cells)]
+    found = study_of_table("t", runs(loss=losses, algorithm=algorithms, num_workers=cells), {})
+    assert found.series == ["DDP-AdamW", *names]
+    said = f"K is not known of {unknown} runs of DiLoCo" in " ".join(found.cautions)
+    assert said == bool(unknown)
+
+
 def test_algorithms_that_differ_in_spelling_alone_are_named() -> None:
     found = study_of_table("t", runs(loss=[3.0, 2.9, 2.8], algorithm=["AdamW", "adamw", "Muon"]), {})
     assert "Algorithms AdamW and adamw differ in spelling alone" in " ".join(found.cautions)
