@@ -127,7 +127,8 @@ def _attempt(
             process,
             run.num_workers,
             device,
-            folder.attempt_dir(attempt),
+            # Not the attempt's: ranks that srun starts by hand number it by what they find, one after the other.
+            folder.path / "rendezvous",
             placement.sharded,
             emulated_link(execution, device.type),
             placement.copies,

@@ -134,7 +134,10 @@ class EmulatedSlurm:
 
     def run(self, *command: str, timeout: float = PATIENCE_SECONDS) -> str:
         """Standard output of a SLURM command; fails with its words."""
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        # Other tests leave jobs whose names and comments are not of this encoding.
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="backslashreplace", timeout=timeout, check=False
+        )
         if done.returncode != 0:
             raise subprocess.SubprocessError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
