@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, assert_never
 
 import numpy as np
@@ -86,7 +87,8 @@ def compute(inputs: Inputs) -> PairwiseTests:
     stated = stated_pairs(names, inputs.baseline, partners(inputs.best, inputs.options.style))
     others = other_pairs(names, stated)
     sd = measured or _ASSUMED_SD
-    found = [_test(inputs.best, first, second) for first, second in [*stated, *others]]
+    losses = _losses(inputs.best)
+    found = [_test(losses, first, second) for first, second in [*stated, *others]]
     pairs = corrected(found[: len(stated)], found[len(stated) :], sd)
     return PairwiseTests(
         1 - CONFIDENCE, _POWER, sd, bool(measured), sum(one.stated and one.p is not None for one in pairs), pairs
@@ -100,16 +102,20 @@ def corrected(stated: Sequence[PairTest], others: Sequence[PairTest], seed_sd: f
     return [replace(one, seeds_needed=_seeds_needed(one, seed_sd, of)) for found, of in families for one in found]
 
 
-def _test(best: pd.DataFrame, first: str, second: str) -> PairTest:
-    losses = {
-        name: {int(n): dict(by_seed) for n, by_seed in zip(rows["num_params"], rows["seed_losses"], strict=True)}
-        for name in (first, second)
-        for rows in [best[best["series"] == name]]
-    }
-    sizes = sorted(losses[first].keys() & losses[second].keys())
+def _losses(best: pd.DataFrame) -> dict[str, dict[int, dict[int, float]]]:
+    """Losses of each series by size and seed."""
+    out: dict[str, dict[int, dict[int, float]]] = {}
+    for name, size, by_seed in zip(best["series"], best["num_params"], best["seed_losses"], strict=True):
+        out.setdefault(name, {})[int(size)] = dict(by_seed)
+    return out
+
+
+def _test(losses: Mapping[str, Mapping[int, Mapping[int, float]]], first: str, second: str) -> PairTest:
+    one, other = losses.get(first, {}), losses.get(second, {})
+    sizes = sorted(one.keys() & other.keys())
     if not sizes:
         return PairTest(first, second, None, None, 0, None, None, None, None, "not tested", None)
-    return compare_pair(first, second, {n: (losses[first][n], losses[second][n]) for n in sizes})
+    return compare_pair(first, second, {n: (one[n], other[n]) for n in sizes})
 
 
 def compare_pair(
@@ -178,15 +184,25 @@ def _seeds_needed(pair: PairTest, sd: float, pairs: int) -> int | None:
         return None
     gap, tail = abs(float(np.log1p(pair.gap))), (1 - CONFIDENCE) / (2 * pairs)
     n = np.arange(2, _MOST_SEEDS + 1)
-    freedom, error = 2.0 * n - 2, sd * np.sqrt(2 / n)
+    error, apart = sd * np.sqrt(2 / n), _errors_apart(tail, 2)
     if pair.pairing == "seeds" and pair.gap_ci is not None:
         reach = float(np.diff(np.log1p(pair.gap_ci))[0]) / 2
-        freedom = n - 1.0
         error = reach / float(special.stdtrit(pair.pairs - 1, 0.5 + CONFIDENCE / 2)) * np.sqrt(pair.pairs / n)
-    enough = gap >= (special.stdtrit(freedom, 1 - tail) + special.stdtrit(freedom, _POWER)) * error
+        apart = _errors_apart(tail, 1)
+    enough = gap >= apart * error
     if pair.outcome == "tie" and pair.pairing != "sizes":
         enough &= n > pair.pairs
     return int(n[enough.argmax()]) if enough.any() else None
+
+
+@cache
+def _errors_apart(tail: float, samples: int) -> Array:
+    """Standard errors that a gap must be wide to be found with `_POWER`, for 2, 3, ... seeds of each sample.
+
+    Kept: all pairs of a report share it, and quantiles of Student's t are slow.
+    """
+    freedom = samples * (np.arange(2, _MOST_SEEDS + 1) - 1.0)
+    return np.asarray(special.stdtrit(freedom, 1 - tail) + special.stdtrit(freedom, _POWER))
 
 
 def find(result: PairwiseTests, one: str, other: str) -> PairTest | None:
