@@ -128,7 +128,7 @@ def _attempt(
             run.num_workers,
             device,
             # Not the attempt's: ranks that srun starts by hand number it by what they find, one after the other.
-            folder.path / "rendezvous",
+            folder.path,
             placement.sharded,
             emulated_link(execution, device.type),
             placement.copies,

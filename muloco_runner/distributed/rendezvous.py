@@ -103,14 +103,14 @@ def joined_ranks(
         yield Communicator(topology, sharded)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store = None if process.launcher == "torchrun" else _open_store(process, rendezvous_dir)
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=process.rank if store else -1,
-        world_size=process.num_ranks if store else -1,
-        timeout=_COLLECTIVE_TIMEOUT,
-    )
+    with _opened_store(process, rendezvous_dir) as store:
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=process.rank if store else -1,
+            world_size=process.num_ranks if store else -1,
+            timeout=_COLLECTIVE_TIMEOUT,
+        )
     try:
         yield Communicator(topology, sharded, Traffic(link), copies)
         dist.barrier()
@@ -118,13 +118,27 @@ def joined_ranks(
         dist.destroy_process_group()
 
 
-def _open_store(process: ProcessRank, rendezvous_dir: Path) -> TCPStore:
-    """Return a store that all ranks reach, opened by the first one on a free port."""
+@contextlib.contextmanager
+def _opened_store(process: ProcessRank, rendezvous_dir: Path) -> Iterator[TCPStore | None]:
+    """Yield a store that all ranks reach, opened by the first one on a free port; None where torchrun has one.
+
+    Within they join; after that its address is of no use to anybody, and would mislead ranks of a later job.
+    """
     address_file = rendezvous_dir / f"rendezvous-{process.job}"
-    if process.rank == 0:
+    if process.launcher == "torchrun":
+        yield None
+    elif process.rank == 0:
         store = TCPStore(socket.gethostname(), 0, process.num_ranks, True, _RENDEZVOUS_TIMEOUT, wait_for_workers=False)
         write_atomically(address_file, f"{socket.gethostname()} {store.port}")
-        return store
+        try:
+            yield store
+        finally:
+            address_file.unlink(missing_ok=True)
+    else:
+        yield _found_store(process, address_file)
+
+
+def _found_store(process: ProcessRank, address_file: Path) -> TCPStore:
     deadline = time.monotonic() + _RENDEZVOUS_TIMEOUT.total_seconds()
     while not address_file.exists():
         if time.monotonic() > deadline:

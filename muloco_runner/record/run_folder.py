@@ -11,6 +11,7 @@
   checkpoint/      step-<n>/: the newest two complete ones while it trains; of a finished run what was to be kept
   evaluations/     step-<n>/: losses and scores of that checkpoint (`muloco-model eval`)
   attempts/<n>/    what each attempt left: stdout, stderr, environment.json
+  rendezvous-<job> where the ranks of a job meet; removed once they have
 """
 
 from __future__ import annotations

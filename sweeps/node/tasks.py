@@ -85,7 +85,8 @@ def supervise(attempt: Attempt, ranks: RankCommand | None = None) -> int:
 
 def _run_here(attempt: Attempt) -> list[int]:
     count = attempt.work.need.tasks_per_node
-    rendezvous_id = f"{socket.gethostname()}-{os.getpid()}"
+    # In containers, attempts one after the other may have one process number.
+    rendezvous_id = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
     pids: dict[int, int] = {}
     with passing_on(pids) as received:
         for rank in range(count):
