@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.budgets import nearest_budget
-from analysis.runs import POINT, SCALE, TUNED, Study
-from analysis.seeds import SETTING, losses_of_settings
+from analysis.runs import POINT, SCALE, SETTING, TUNED, Study
+from analysis.seeds import losses_of_settings
 from muloco_runner.config import ConfigError
 from muloco_runner.record import PLATEAU, batch_edge_of, edge_of
 

@@ -13,9 +13,8 @@ import pandas as pd
 from analysis.input.cells import OK
 from analysis.input.columns import listed
 from analysis.input.mapping import Reader
-from analysis.runs import POINT
+from analysis.runs import SETTING
 
-SETTING = [*POINT, "hyper_parameters"]
 _TRAINED = ("num_tokens", "tokens_per_parameter", "num_steps", "flops", "hardware_flops")
 """Columns that say how long a run trained: at one setting and seed they differ along a curve."""
 

@@ -14,11 +14,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.confidence import t_quantile
-from analysis.runs import POINT, SCALE, Study
+from analysis.runs import POINT, SCALE, SETTING, Study
 from muloco_runner.record import RunFolder, Tried, choosing_seeds
-
-SETTING = [*POINT, "hyper_parameters"]
-"""What runs share that differ in their seed alone."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ from analysis.input.cross_checks import check_runs
 from analysis.input.declared_columns import Declared, OtherColumns, declared_columns
 from analysis.input.mapping import Reader, find_origins, read_mapping
 from analysis.input.table_files import Table
-from analysis.repeats import SETTING, number_repeats, why_curves, why_partly_seeded, why_unranked, without_seeds
-from analysis.runs import Excluded, Study, hyper_parameters_of, series_labels
+from analysis.repeats import number_repeats, why_curves, why_partly_seeded, why_unranked, without_seeds
+from analysis.run_rows import Excluded
+from analysis.runs import SETTING, Study, hyper_parameters_of
+from analysis.series import series_labels
 from muloco_runner.config import ConfigError
 
 FINISHED = frozenset({"finished", "complete", "completed", "success", "succeeded", "done", "ok"})
@@ -71,7 +73,7 @@ def study_of_table(
         number_repeats(frame, seedless)
     return Study(
         source,
-        _in_order(frame).drop(columns="method"),
+        _in_order(frame),
         sorted(excluded, key=lambda e: (e.reason, e.run_id)),
         notes=[*reader.notes, *notes],
         cautions=[*findings.cautions, *cautions],
@@ -315,7 +317,7 @@ def _labelled(runs: pd.DataFrame, cells: Table, others: OtherColumns) -> tuple[p
     if runs["gathered_values"].nunique() > 1:
         parts.append("gathered_values=" + runs["gathered_values"].astype(str))
     setting = pd.concat(parts, axis=1).agg(" ".join, axis=1) if len(parts) > 1 else parts[0] if parts else ""
-    runs = runs.assign(series=labels[codes], method="", setting=setting)
+    runs = runs.assign(series=labels[codes], setting=setting)
     runs["hyper_parameters"] = hyper_parameters_of(runs)
     notes = []
     for budget, own in runs.groupby("tokens_per_parameter")["own_budget"]:
@@ -331,7 +333,7 @@ def _method(row: Mapping[Any, Any], identity: tuple[str, ...]) -> dict[str, Any]
     interval, bits = row["sync_interval"], row["bits_per_value"]
     return {
         **({"num_workers": int(row["num_workers"])} if apart else {}),
-        "sync_interval": None if np.isnan(interval) or interval == 0 else written(interval),
+        "sync_interval": None if np.isnan(interval) else written(interval),
         "num_fragments": int(row["num_fragments"]) if row["num_fragments"] != 1 else None,
         "delay_steps": int(row["delay_steps"]) or None,
         "bits_per_value": None if np.isnan(bits) else written(bits),

@@ -22,7 +22,7 @@ from analysis.laws.fit import Estimate, Fit, NotIdentified
 from analysis.laws.power_law import fit_critical_batch, refit_power_laws
 from analysis.laws.solver import Array
 from analysis.optima import Optima
-from analysis.runs import sort_series
+from analysis.series import sort_series
 from muloco_runner.record import PLATEAU, bracket_batches
 
 OVERHEAD = 1.2

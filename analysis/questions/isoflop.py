@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.laws.fit import Fit, NotIdentified
 from analysis.laws.power_law import fit_chinchilla
-from analysis.seeds import SETTING
+from analysis.runs import SETTING
 
 SAME_BUDGET = 0.05
 """Compute within 5% counts as equal."""

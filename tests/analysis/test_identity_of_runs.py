@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from planted import run_config, write_run
 
-from analysis.runs import _content, _row_of_config, _settings, load_study, series_labels
+from analysis.run_rows import _row_of_config
+from analysis.runs import _settings, load_study
+from analysis.series import content_of, series_labels
 from analysis.style import Style, partner_of
 from muloco_runner.config import (
     DataParallelConfig,
@@ -110,7 +112,7 @@ def test_every_field_tells_runs_apart_or_has_no_effect() -> None:
         for path in fields_of(config):
             row = _row_of_config(changed(config, path))
             text = [str(_settings([one["setting"] for one in (before, row)])[i]) for i in (0, 1)]
-            same = text[0] == text[1] and _content(before) == _content(row)
+            same = text[0] == text[1] and content_of(before) == content_of(row)
             rest = {name: str(value) for name, value in row.items() if name not in ("setting", "method")}
             same = same and rest == {name: str(before[name]) for name in rest}
             told.setdefault(path, set()).add(not same)

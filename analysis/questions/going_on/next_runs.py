@@ -19,7 +19,8 @@ from analysis.questions import pairwise_tests
 from analysis.questions.going_on.new_sizes import sizes
 from analysis.questions.going_on.wishes import BATCH, Kind, Unwritten, Wish, batches, edges, seeds
 from analysis.questions.question import Inputs, Question
-from analysis.seeds import SETTING, run_folders
+from analysis.runs import SETTING
+from analysis.seeds import run_folders
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.record import LEAST_STEPS, RecordError, read_all_tuning
 

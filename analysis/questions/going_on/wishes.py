@@ -17,8 +17,7 @@ from analysis.page.numbers import count, integer, number
 from analysis.questions.critical_batch_size import CriticalBatch
 from analysis.questions.pairwise_tests import PairTest
 from analysis.questions.question import Inputs
-from analysis.runs import POINT, TUNED
-from analysis.seeds import SETTING
+from analysis.runs import POINT, SETTING, TUNED
 from muloco_runner.record import ONLY_ONE_BATCH, steps_beyond
 
 BATCH = "global_batch_tokens"

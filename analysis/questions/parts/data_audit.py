@@ -14,8 +14,8 @@ from analysis.page.page_table import Column, Table
 from analysis.page.section import Block, Items, Shown
 from analysis.page.table_fields import SERIES, table
 from analysis.questions.question import Part
-from analysis.runs import Excluded, Study
-from analysis.seeds import SETTING
+from analysis.run_rows import Excluded
+from analysis.runs import SETTING, Study
 
 
 @dataclass(frozen=True)
