@@ -85,11 +85,21 @@ def test_the_make_targets_of_the_readme_exist() -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_files_that_the_readme_names_exist() -> None:
-    text = (ROOT / "README.md").read_text()
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    for link in links:
-        assert (ROOT / link).exists(), link
+def anchor_of(heading: str) -> str:
+    """By what a link names it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name)
+def test_files_and_headings_that_pages_link_exist(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in map(anchor_of, headings), link
 
 
 @pytest.mark.parametrize("command", ["muloco-train", "muloco-data", "muloco-sweep", "muloco-model", "muloco-report"])
@@ -101,8 +111,6 @@ def test_help_teaches_with_an_example(command: str) -> None:
 
 
 def test_the_notebooks_index_has_all_of_it() -> None:
-    text = (ROOT / "docs" / "notebook.md").read_text()
-    index, _, findings = text.partition("\n## ")
+    index, _, findings = (ROOT / "docs" / "notebook.md").read_text().partition("\n## ")
     headings = re.findall(r"^## (.*)$", f"## {findings}", re.MULTILINE)
-    anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
-    assert sorted(re.findall(r"\]\(#([^)]*)\)", index)) == sorted(anchors)
+    assert sorted(re.findall(r"\]\(#([^)]*)\)", index)) == sorted(map(anchor_of, headings))
