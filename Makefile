@@ -39,7 +39,6 @@ soak: $(VENV)/installed-dev $(NEXT_VENV)/installed  ## thousands of random histo
 	MULOCO_SURFACES=500 MULOCO_SEQUENCES=1000 $(BIN)/python -m pytest -q tests/sweeps/tuning
 	MULOCO_STUDIES=200 $(BIN)/python -m pytest -q tests/analysis/questions tests/analysis/test_laws.py
 	MULOCO_REQUIRE_SLURM=1 $(NEXT_VENV)/bin/python -m pytest -q tests/hydra/test_foreign_programs.py
-	# As on SLURM, which test-slurm runs.
 	$(BIN)/python -m pytest -q -m long
 
 check: $(VENV)/installed-dev  ## format, lint, types

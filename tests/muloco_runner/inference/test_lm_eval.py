@@ -59,7 +59,6 @@ TASKS = ["muloco_choice", "muloco_next"]
 @pytest.fixture(autouse=True)
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    monkeypatch.setenv("KMP_DUPLICATE_LIB_OK", "True")  # which the library sets and leaves
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
 
 
