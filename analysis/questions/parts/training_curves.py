@@ -25,6 +25,8 @@ _MOST_POINTS = 120
 
 _FIRST_SHARE = 0.1
 """Of a run: its steep beginning, which is not what curves are compared by."""
+_MEAN_OVER = 1 / 12
+"""Of a run: a logged loss is that of few sequences where batches are small, and curves of those hide one another."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,11 @@ def plot_training_curves(report: dict[str, Any], styles: Styles) -> list[Drawing
         figure, axes = panel(title, across, "training loss (nats per token)")
         late: list[float] = []
         for curve in curves:
-            tokens, losses = [p["tokens"] for p in curve["points"]], [p["loss"] for p in curve["points"]]
+            tokens = [p["tokens"] for p in curve["points"]]
+            losses = _running_mean([p["loss"] for p in curve["points"]])
             axes.plot(tokens, losses, **{**styles.line(curve["series"]), "markevery": 0.2, "linewidth": 1.0})
-            late += [p["loss"] for p in curve["points"] if p["tokens"] >= _FIRST_SHARE * tokens[-1]]
+            steep = (_FIRST_SHARE + _MEAN_OVER / 2) * tokens[-1]
+            late += [loss for at, loss in zip(tokens, losses, strict=True) if at >= steep]
         upper_end(axes, late)
         axes.xaxis.set_major_formatter(lambda value, _: count(value))
         loss_axis(axes)
@@ -98,12 +102,19 @@ def plot_training_curves(report: dict[str, Any], styles: Styles) -> list[Drawing
     return out
 
 
+def _running_mean(losses: list[float]) -> list[float]:
+    width = max(1, round(_MEAN_OVER * len(losses)))
+    means: list[float] = pd.Series(losses).rolling(width, center=True, min_periods=1).mean().tolist()
+    return means
+
+
 def section(report: dict[str, Any], drawn: bool) -> list[Block] | str:
     """The curves, a panel a size."""
     if not drawn:
         return "no run has logged two training losses" if report["training_curves"] else "a table has no steps"
     return [
-        "Training loss of the best run of each series; its first tenth, which is steep, may leave the panel.",
+        "Training loss of the best run of each series, a running mean over a twelfth of the run; its steep beginning "
+        "may leave the panel.",
         Figures(),
     ]
 
