@@ -33,7 +33,8 @@ from sweeps.training.budget_branches import branched, branching_of, split_branch
 from sweeps.training.entry import keep_of, works_of
 from sweeps.training.expansion import expand
 from sweeps.training.gpus import Gpus
-from sweeps.training.study_file import STUDY_KEYS, split_study, study_of
+from sweeps.training.study_file import STUDY_KEYS, split_study
+from sweeps.training.study_groups import study_of
 
 
 @dataclass(frozen=True)

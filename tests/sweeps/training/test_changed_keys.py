@@ -9,7 +9,8 @@ from muloco_runner.config import RunConfig
 from sweeps.engine.tuning.growth import Added, Growth
 from sweeps.engine.tuning.study import BATCH, Study
 from sweeps.training.expansion import expand
-from sweeps.training.study_file import split_study, study_of
+from sweeps.training.study_file import split_study
+from sweeps.training.study_groups import study_of
 
 LR, DECAY = "inner_optimizer.lr", "inner_optimizer.weight_decay"
 FILE: dict[str, Any] = {

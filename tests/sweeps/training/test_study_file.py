@@ -14,7 +14,8 @@ from sweeps.engine.tuning.study import BATCH, Study, TuneRule
 from sweeps.training.derive import derived_work
 from sweeps.training.entry import prepare, works_of
 from sweeps.training.expansion import expand
-from sweeps.training.study_file import split_study, study_of
+from sweeps.training.study_file import split_study
+from sweeps.training.study_groups import study_of
 from sweeps.training.sweep import read_sweep
 
 LR, OUTER = "inner_optimizer.lr", "method.outer_optimizer.lr"
