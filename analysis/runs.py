@@ -21,7 +21,7 @@ import pandas as pd
 from analysis.beside import beside
 from analysis.budgets import cluster_budgets
 from analysis.input.cells import written
-from analysis.run_rows import Excluded, read_row
+from analysis.input.run_rows import Excluded, read_row
 from analysis.series import content_of, series_labels, sort_series
 from muloco_runner.config import ConfigError
 from muloco_runner.record import RunFolder

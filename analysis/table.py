@@ -21,9 +21,9 @@ from analysis.input.columns import COLUMNS, EITHER, METHOD, NEEDED, listed
 from analysis.input.cross_checks import check_runs
 from analysis.input.declared_columns import Declared, OtherColumns, declared_columns
 from analysis.input.mapping import Reader, find_origins, read_mapping
+from analysis.input.run_rows import Excluded
 from analysis.input.table_files import Table
 from analysis.repeats import number_repeats, why_curves, why_partly_seeded, why_unranked, without_seeds
-from analysis.run_rows import Excluded
 from analysis.runs import SETTING, Study, hyper_parameters_of
 from analysis.series import series_labels
 from muloco_runner.config import ConfigError

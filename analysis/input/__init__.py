@@ -1,1 +1,1 @@
-"""Tables that others wrote: reading files, finding columns, turning cells into numbers, and checking them."""
+"""What studies are read from: run folders, and tables that others wrote (files, columns, cells, checks)."""

@@ -21,7 +21,6 @@ from analysis.confidence import CONFIDENCE
 from analysis.laws.fit import NotIdentified
 from analysis.optima import Optima, find_optima, main_budget
 from analysis.page.escape import printable
-from analysis.peak_memory import with_peak_memory
 from analysis.published.page import Overlay, overlay
 from analysis.questions import critical_batch_size
 from analysis.questions.baseline import choose_baseline
@@ -32,6 +31,7 @@ from analysis.questions.question import Inputs
 from analysis.questions.registry import PARTS, QUESTIONS
 from analysis.questions.time_ratio import TimeRatios, compute_time_ratios, shared_definition
 from analysis.report import verdict
+from analysis.report.peak_memory import with_peak_memory
 from analysis.report.verdict import Verdict
 from analysis.runs import Study
 from analysis.style import styled

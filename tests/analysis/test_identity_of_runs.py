@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from planted import run_config, write_run
 
-from analysis.run_rows import _row_of_config
+from analysis.input.run_rows import _row_of_config
 from analysis.runs import _settings, load_study
 from analysis.series import content_of, series_labels
 from analysis.style import Style, partner_of

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from analysis.__main__ import run
+from analysis.input.run_rows import _row_of_config
 from analysis.page.styles import Styles
-from analysis.run_rows import _row_of_config
 from analysis.series import series_labels
 from analysis.style import Style, partner_of
 from muloco_runner.config import (

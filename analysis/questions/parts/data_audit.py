@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import pandas as pd
 
+from analysis.input.run_rows import Excluded
 from analysis.optima import Optima
 from analysis.page.numbers import loss
 from analysis.page.page_table import Column, Table
 from analysis.page.section import Block, Items, Shown
 from analysis.page.table_fields import SERIES, table
 from analysis.questions.question import Part
-from analysis.run_rows import Excluded
 from analysis.runs import SETTING, Study
 
 
