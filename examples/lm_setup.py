@@ -16,6 +16,17 @@ import numpy as np
 
 VOCABULARY = 256  # bytes
 VALIDATION_BATCHES = 8
+COUNTS = (
+    ("steps", 300, "inner steps"),
+    ("batch-size", 16, "sequences in a step"),
+    ("seq-len", 128, "bytes in a sequence"),
+    ("d-model", 64, "width"),
+    ("n-heads", 4, "attention heads"),
+    ("n-layers", 2, "transformer layers"),
+    ("sync-interval", 30, "inner steps between outer steps (H)"),
+    ("eval-interval", 50, "steps between validations"),
+)
+"""Settings of 1 or more: name, default, what it is."""
 Weights = dict[str, np.ndarray]
 
 
@@ -24,16 +35,7 @@ def arguments(description: str, argv: Sequence[str] | None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--dataset", default="python", help="FILE, FOLDER of .txt, .md and .py files, or python: the standard library")
-    for name, value, text in (
-        ("steps", 300, "inner steps"),
-        ("batch-size", 16, "sequences in a step"),
-        ("seq-len", 128, "bytes in a sequence"),
-        ("d-model", 64, "width"),
-        ("n-heads", 4, "attention heads"),
-        ("n-layers", 2, "transformer layers"),
-        ("sync-interval", 30, "inner steps between outer steps (H)"),
-        ("eval-interval", 50, "steps between validations"),
-    ):
+    for name, value, text in COUNTS:
         add(f"--{name}", type=int, default=value, help=text)
     for name, number, text in (
         ("inner-lr", 0.02, "peak learning rate of inner steps"),
@@ -49,9 +51,9 @@ def arguments(description: str, argv: Sequence[str] | None) -> argparse.Namespac
     add("--compile", action="store_true", help="compile the model (JAX does so in any case)")
     add("--plot", default="train_lm.png", help="where the plot goes")
     args = parser.parse_args(argv)
-    for name in ("steps", "batch_size", "seq_len", "d_model", "n_heads", "n_layers", "sync_interval", "eval_interval"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    for name, *_ in COUNTS:
+        if (given := getattr(args, name.replace("-", "_"))) < 1:
+            parser.error(f"--{name} {given}: must be at least 1")
     if args.d_model % args.n_heads:
         parser.error(f"--n-heads {args.n_heads}: must divide --d-model {args.d_model}")
     try:

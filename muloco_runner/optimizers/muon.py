@@ -182,10 +182,9 @@ class Muon(torch.optim.Optimizer):
 
         ancestor: "muloco-1"; "nanochat" (with a `process_group` its DistMuon, which averages gradients itself);
             "keller_jordan"; "torch", `torch.optim.Muon`, whose `eps` is our `norm_floor`, in Muon groups too;
-            "optax",
-            `optax.contrib.muon`, with nanochat's lr, since it has none; "paper", the study. All but optax orthogonalise
-            in bfloat16, which `backend="reference"` does in the parameters' dtype. What none of them has, AdamW's part
-            for example, is as by default.
+            "optax", `optax.contrib.muon`, with nanochat's lr, since it has none; "paper", the study. All but optax
+            orthogonalise in bfloat16, which `backend="reference"` does in the parameters' dtype. What none of them has,
+            AdamW's part for example, is as by default.
         """
         given = in_our_words(settings)
         if ancestor == "torch" and "eps" in given:
