@@ -12,14 +12,9 @@ from target_labs import lab_in
 from muloco_runner.config import ConfigError, RunConfig, TargetConfig, TargetDataConfig
 from muloco_runner.data.corpus import load_corpus
 from muloco_runner.record import RunFolder
-from muloco_runner.targets import (
-    _key_of_facts,
-    _sources,
-    facts_of,
-    find_source,
-    make_importable,
-    record_code,
-)
+from muloco_runner.targets import facts_of, find_source, make_importable, record_code
+from muloco_runner.targets.questions import key_of_facts
+from muloco_runner.targets.source_code import sources_by_package
 
 LAB = "SCALE = {0}\n\n\nclass O:\n    pass\n\n\ndef texts():\n    yield from (f'{{n}} {0}' * 99 for n in range(99))\n"
 
@@ -99,7 +94,7 @@ def test_another_version_of_data_is_read_anew(lab: Path) -> None:
     keys = set()
     for version in ("1", "2"):
         config = TargetDataConfig(_target_="their_code.texts", version=version)
-        keys.add(_key_of_facts(config, _sources([("their_code.texts", "data")])))
+        keys.add(key_of_facts(config, sources_by_package([("their_code.texts", "data")])))
     assert len(keys) == 2, "it may read files, which are in no hash of its code"
 
 

@@ -12,7 +12,6 @@ from forked import JOB, ForkedProcess
 from target_labs import lab_in, resumed_to_the_bit
 
 from analysis.runs import load_study
-from muloco_runner import targets
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError, RunConfig, TargetModelConfig
 from muloco_runner.config.plain import to_plain
@@ -24,6 +23,7 @@ from muloco_runner.model.target_model import build_target_model
 from muloco_runner.optimizers import parameter_kinds
 from muloco_runner.record import RunFolder
 from muloco_runner.targets import check_targets, facts_of, make_importable, record_code
+from muloco_runner.targets.answers import _try
 from sweeps.cli.filters import select
 from sweeps.training import model_names
 from sweeps.training.model_names import model_name
@@ -282,7 +282,7 @@ def test_a_model_that_lies_is_refused_in_words(lab: Path) -> None:
         "smaller": (model_of(arguments={"width": 20_000}, trial_arguments={"width": 8}), ""),
     }
     questions = {key: ("model", to_plain(config)) for key, (config, _) in expected.items()}
-    answers = targets._try(questions, [str(lab)])
+    answers = _try(questions, [str(lab)])
     for key, (_, words) in expected.items():
         assert words in answers[key].problem, (key, answers[key].problem)
         assert bool(words) == bool(answers[key].problem), (key, answers[key].problem)

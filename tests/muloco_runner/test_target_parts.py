@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from analysis.runs import load_study
-from muloco_runner import targets
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import (
     ConfigError,
@@ -33,6 +32,9 @@ from muloco_runner.memory import Placement, estimate_memory
 from muloco_runner.paths import ConfigPath, use_config_path
 from muloco_runner.record import ExitCode, RunFolder
 from muloco_runner.targets import record_code
+from muloco_runner.targets.answers import _try
+from muloco_runner.targets.questions import questions_of
+from muloco_runner.targets.source_code import sources_of
 from muloco_runner.trials.__main__ import _TRIALS
 
 LAB = """
@@ -352,7 +354,7 @@ def test_a_part_that_lies_is_refused_in_words(lab: Path) -> None:
     for name, (run, _) in expected.items():
         ((part, config),) = run.from_outside.items()
         questions[name] = part, run.to_dict() if part == "schedule" else to_plain(config)
-    answers = targets._try(questions, [str(lab)])
+    answers = _try(questions, [str(lab)])
     for name, (_, words) in expected.items():
         assert words in answers[name].problem, (name, answers[name].problem)
         assert bool(words) == bool(answers[name].problem), (name, answers[name].problem)
@@ -362,10 +364,10 @@ def test_a_part_that_lies_is_refused_in_words(lab: Path) -> None:
 
 def test_each_part_that_a_run_names_can_be_tried(lab: Path, text_dir: Path) -> None:
     run = compose_app_config([*TINY, f"data.path={text_dir}"]).run
-    asked = targets._questions(run, targets._sources_of([run]))
+    asked = questions_of(run, sources_of([run]))
     assert {part for part, _ in asked.values()} == set(run.from_outside) <= set(_TRIALS)
     longer = compose_app_config([*TINY, f"data.path={text_dir}", "tokens_per_parameter=1"]).run
-    again = targets._questions(longer, targets._sources_of([longer]))
+    again = questions_of(longer, sources_of([longer]))
     assert len(asked.keys() & again.keys()) == 2, "a schedule is tried for each length of a run"
 
 

@@ -14,13 +14,23 @@ import torch
 from target_labs import lab_in, resumed_to_the_bit
 from torch import nn
 
-from muloco_runner import targets
 from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError, ModelConfig, RunConfig, TargetConfig
 from muloco_runner.optimizers.target import evaluated_weights
 from muloco_runner.paths import config_dir
 from muloco_runner.record import RunFolder, write_folder
-from muloco_runner.targets import check_targets, find_source, record_code
+from muloco_runner.targets import (
+    Answer,
+    check_targets,
+    find_source,
+    hand_on_code,
+    record_code,
+    refuse_sharded,
+    source_code,
+)
+from muloco_runner.targets.answers import _cache_file, _try
+from muloco_runner.targets.code_record import recorded_code
+from muloco_runner.targets.source_code import folders_of, sources_of
 from muloco_runner.training import state
 from sweeps.training.sweep import read_sweep
 
@@ -124,9 +134,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def answers_of(runs: dict[str, RunConfig]) -> dict[str, targets.Answer]:
+def answers_of(runs: dict[str, RunConfig]) -> dict[str, Answer]:
     questions = {key: ("inner_optimizer", run.to_dict()) for key, run in runs.items()}
-    return targets._try(questions, targets._folders(targets._sources_of(runs.values())))
+    return _try(questions, folders_of(sources_of(runs.values())))
 
 
 def run_of(target: str, **values: Any) -> RunConfig:
@@ -197,14 +207,14 @@ def test_a_target_that_lies_is_refused_in_words(lab: Path) -> None:
 def test_what_was_tried_is_not_tried_again(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 
-    def answer(questions: dict[str, Any], *folders: list[str]) -> dict[str, targets.Answer]:
+    def answer(questions: dict[str, Any], *folders: list[str]) -> dict[str, Answer]:
         tried.append(len(questions))
         for key in questions:
-            targets._cache_file(key).parent.mkdir(parents=True, exist_ok=True)
-            targets._cache_file(key).write_text("{}")
-        return {key: targets.Answer() for key in questions}
+            _cache_file(key).parent.mkdir(parents=True, exist_ok=True)
+            _cache_file(key).write_text("{}")
+        return {key: Answer() for key in questions}
 
-    monkeypatch.setattr(targets, "_try", answer)
+    monkeypatch.setattr("muloco_runner.targets.answers._try", answer)
     words = ["inner_optimizer=lion,adamw", "inner_optimizer.lr=0.1,0.2", *TINY, f"data.path={lab}", f"root={tmp_path}"]
     words += ["data.validation_fraction=0.4"]
     (lab / "more.txt").write_text("to be " * 2000)
@@ -214,13 +224,13 @@ def test_what_was_tried_is_not_tried_again(lab: Path, tmp_path: Path, monkeypatc
 
 
 def test_changed_code_under_the_same_version_stops(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "_try", lambda asked, *folders: {key: targets.Answer() for key in asked})
+    monkeypatch.setattr("muloco_runner.targets.answers._try", lambda asked, *folders: {key: Answer() for key in asked})
     run, root = run_of("my_lab.Lion"), tmp_path
     RunFolder.of(root, run.run_id).write_config(run.to_dict())
     record_code([run], root, snapshot=True)
     check_targets([run], root, same_code=False)
     with pytest.raises(ConfigError, match="not found to take parameters that are sharded"):
-        targets.refuse_sharded(run, RunFolder.of(root, run.run_id))
+        refuse_sharded(run, RunFolder.of(root, run.run_id))
     (copy,) = (root / "code").iterdir()
     assert (copy / "my_lab" / "__init__.py").read_text() == LAB
     (lab / "my_lab" / "more.py").write_text("x = 1\n")
@@ -229,7 +239,7 @@ def test_changed_code_under_the_same_version_stops(lab: Path, tmp_path: Path, mo
             check_targets([run], root, same_code=False)
         check_targets([run], root, same_code=True)
         record_code([run], root, snapshot=True)
-        recorded = targets._recorded(RunFolder.of(root, run.run_id))
+        recorded = recorded_code(RunFolder.of(root, run.run_id))
         assert recorded is not None
         assert recorded["earlier"][0]["folders"] == [str(copy)]
         check_targets([run_of("my_lab.Lion", version="2")], root, same_code=False)
@@ -242,20 +252,20 @@ def test_a_continued_run_uses_its_parents_code(lab: Path, tmp_path: Path) -> Non
     parent = RunFolder.of(tmp_path, run.run_id)
     for folder in (parent, child):
         folder.write_config(run.to_dict())
-    targets.hand_on_code(parent, child)
-    assert targets._recorded(child) is None, "there was none"
+    hand_on_code(parent, child)
+    assert recorded_code(child) is None, "there was none"
     record_code([run], tmp_path, snapshot=True)
-    targets.hand_on_code(parent, child)
-    assert targets._recorded(child) == targets._recorded(parent)
+    hand_on_code(parent, child)
+    assert recorded_code(child) == recorded_code(parent)
 
 
 def test_each_package_is_read_once_for_all_runs(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr(targets, "find_source", lambda target, part: read.append(target) or find_source(target))
+    monkeypatch.setattr(source_code, "find_source", lambda target, part: read.append(target) or find_source(target))
     runs = [run_of("my_lab.Lion", lr=lr) for lr in (0.1, 0.2, 0.3)]
     record_code(runs, tmp_path, snapshot=True)
     assert read == ["my_lab.Lion"]
-    assert all(targets._recorded(RunFolder.of(tmp_path, run.run_id)) for run in runs)
+    assert all(recorded_code(RunFolder.of(tmp_path, run.run_id)) for run in runs)
 
 
 def test_a_copy_that_cannot_be_put_there_is_an_error(tmp_path: Path) -> None:

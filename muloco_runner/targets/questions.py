@@ -1,0 +1,105 @@
+"""What is to be tried of a run's targets, and a key for each question: the same for what cannot turn out otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+from muloco_runner.config import (
+    FromOutside,
+    RunConfig,
+    TargetCompressionConfig,
+    TargetConfig,
+    TargetDataConfig,
+    TargetModelConfig,
+    TargetOuterConfig,
+    TargetScheduleConfig,
+)
+from muloco_runner.config.plain import from_plain, to_plain
+from muloco_runner.targets.source_code import Source, package_of
+
+_GENERATION = 2
+"""Of what trials look for: answers of earlier ones do not count."""
+
+Question = tuple[str, dict[str, Any]]
+"""A part of a run, and what `muloco_runner.trials` is to try of it: the model's values, or the run's."""
+
+
+def questions_of(run: RunConfig, sources: Mapping[str, Source]) -> dict[str, Question]:
+    """What is to be tried for a run, by key. A key is the same for what cannot turn out otherwise."""
+    asked: dict[str, Question] = {}
+    for part, config in run.from_outside.items():
+        match config:
+            case TargetModelConfig() | TargetDataConfig():
+                asked[key_of_facts(config, sources)] = part, to_plain(without_facts(part, to_plain(config)))
+            case TargetConfig():
+                asked[_optimizer_key(run, sources)] = part, run.to_dict()
+            case TargetScheduleConfig():
+                steps = run.num_steps, run.warmup_steps
+                asked[_key(part, config.targets, config.arguments, steps, _hashes(config, sources))] = (
+                    part,
+                    run.to_dict(),
+                )
+            case TargetOuterConfig() | TargetCompressionConfig():
+                values = {name: value for name, value in to_plain(config).items() if name not in _NOT_TRIED}
+                asked[_key(part, values, _hashes(config, sources))] = part, to_plain(config)
+            case _:
+                raise AssertionError(part)
+    return asked
+
+
+_NOT_TRIED = ("lr", "label", "version", "error_feedback", "exact_embeddings", "exchange")
+"""Settings of parts that make no difference to a trial."""
+
+
+def _hashes(config: FromOutside, sources: Mapping[str, Source]) -> dict[str, str]:
+    return {package: sources[package].hash for package in map(package_of, config.targets)}
+
+
+def without_facts(part: str, values: Mapping[str, Any]) -> TargetModelConfig | TargetDataConfig:
+    cls = {"model": TargetModelConfig, "data": TargetDataConfig}[part]
+    known = {key: value for key, value in values.items() if key not in ("facts", "content_hash")}
+    config: TargetModelConfig | TargetDataConfig = from_plain(cls, known, {}, part)
+    return config
+
+
+def key_of_facts(config: TargetModelConfig | TargetDataConfig, sources: Mapping[str, Source]) -> str:
+    part = "model" if isinstance(config, TargetModelConfig) else "data"
+    values = {key: value for key, value in to_plain(config).items() if key not in _NOT_IN_FACTS[part]}
+    return _key(part, values, _hashes(config, sources))
+
+
+_NOT_IN_FACTS = {
+    "model": ("label", "version", "flops_per_token", "facts"),
+    "data": ("label", "validation_tokens", "content_hash", "facts"),
+}
+"""Settings that make no difference to what is found. The version of data does: a function may read files, which are in
+no hash of its code."""
+
+
+def _optimizer_key(run: RunConfig, sources: Mapping[str, Source]) -> str:
+    """Rates are not in it."""
+    inner = run.inner_optimizer
+    assert isinstance(inner, TargetConfig)
+    model = key_of_facts(run.model, sources) if isinstance(run.model, TargetModelConfig) else None
+    own = _hashes(inner, sources)
+    decays = run.weight_decay != 0
+    # Patterns may name layers.
+    layers = run.model.num_layers if isinstance(inner.applies_to, dict) and model is None else None
+    return _key(
+        inner.targets, inner.arguments, inner.rest, inner.applies_to, own, decays, run.method.name, model, layers
+    )
+
+
+def _key(*values: Any) -> str:
+    text = json.dumps([*values, *_versions(), _GENERATION], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@cache
+def _versions() -> tuple[str, str]:
+    return metadata.version("torch"), metadata.version("muloco-sweeps")
