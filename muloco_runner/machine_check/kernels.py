@@ -31,7 +31,7 @@ _FULL_RANK = ("gaussian", "tiny", "huge", "zero")
 
 def check(machine: Machine, findings: Findings) -> None:
     """Hold every kernel against float64 over shapes, kinds of gradients and dtypes; then whole steps."""
-    if machine.is_gpu and (why := why_no_kernels(machine.device)):
+    if why := why_no_kernels(machine.device):
         findings.add("fused kernels", why, verdict="absent")
         return
     shapes = _GPU_SHAPES if machine.is_gpu else _TINY_SHAPES

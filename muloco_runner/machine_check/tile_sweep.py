@@ -25,7 +25,7 @@ _MOST_OF_BEST = 1.15
 def check(machine: Machine, findings: Findings) -> None:
     """Time each product with each of its tiles, some launches to a graph; a shape also with fewer matrices at once,
     which stay in the second-level cache."""
-    if machine.is_gpu and (why := why_no_kernels(machine.device)):
+    if why := why_no_kernels(machine.device):
         findings.add("fused kernels", why, verdict="absent")
         return
     from muloco_runner.optimizers.orthogonalize.triton import tiles

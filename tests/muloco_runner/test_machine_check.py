@@ -6,14 +6,18 @@ import json
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from muloco_runner.machine_check import kernels, tile_sweep
 from muloco_runner.machine_check import sections as checks
 from muloco_runner.machine_check.findings import Finding, Findings, read_findings
 from muloco_runner.machine_check.sections import Outcome, Section, summary
 from muloco_runner.machine_check.timing import Machine
+from muloco_runner.optimizers import orthogonalize
 from muloco_runner.record import ExitCode
 
 
@@ -81,3 +85,17 @@ def test_a_missed_speed_or_an_absent_peer_is_not_unfit() -> None:
     assert summary([slow], "cuda").splitlines()[-1] == "Fit."
     assert slow.is_right
     assert summary([Outcome("s", 1.0, "killed")], "cuda").splitlines()[-1] == "Not fit: see s."
+
+
+@pytest.mark.parametrize("check", [kernels.check, tile_sweep.check])
+def test_kernels_without_triton_are_absent(
+    check: Callable[[Machine, Findings], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orthogonalize, "find_spec", lambda name: None)
+    orthogonalize.why_no_kernels.cache_clear()
+    try:
+        check(Machine(torch.device("cpu")), Findings("kernels", tmp_path / "found"))
+    finally:
+        orthogonalize.why_no_kernels.cache_clear()
+    (found,) = read_findings(tmp_path / "found")
+    assert found.verdict == "absent"

@@ -49,13 +49,15 @@ def _fastest_backend(device: torch.device) -> Backend:
 
 
 @cache
-def why_no_kernels(gpu: torch.device) -> str | None:
-    """Return why `auto` does not choose the Triton kernels on that GPU, or None where it does."""
+def why_no_kernels(device: torch.device) -> str | None:
+    """Return why the Triton kernels do not run on that GPU, or, interpreted, on a CPU; None where they do."""
     if find_spec("triton") is None:
         return "triton is not installed"
+    if device.type == "cpu":
+        return None
     from muloco_runner.optimizers.orthogonalize.triton.tiles import LARGEST_SHARED_MEMORY
 
-    properties = torch.cuda.get_device_properties(gpu)
+    properties = torch.cuda.get_device_properties(device)
     if (properties.major, properties.minor) < SMALLEST_CAPABILITY:
         return f"{properties.name} has compute capability {properties.major}.{properties.minor}: they need 9.0"
     shared = getattr(properties, "shared_memory_per_block_optin", 0)  # other vendors' GPUs have no such number
