@@ -127,8 +127,7 @@ def _attempt(
             process,
             run.num_workers,
             device,
-            # Not the attempt's: ranks that srun starts by hand number it by what they find, one after the other.
-            folder.path,
+            folder.path,  # not the attempt's, on whose number they may not agree yet
             placement.sharded,
             emulated_link(execution, device.type),
             placement.copies,
@@ -142,6 +141,8 @@ def _attempt(
         ) as send_to_wandb,
         tensorboard_sink(folder.path / "tensorboard" if execution.tensorboard and process.rank == 0 else None) as chart,
     ):
+        # Ranks started by hand count the attempts that they find, which a node may see later than another.
+        attempt = communicator.of_first_rank(attempt)
         corpus = check_can_run(run, folder, folder)
 
         def report(record: StepRecord) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -10,6 +12,8 @@ from muloco_runner.distributed.collectives import Collectives, Transfer, in_mess
 from muloco_runner.distributed.message_sizes import MESSAGE_VALUES
 from muloco_runner.distributed.topology import Topology
 from muloco_runner.distributed.traffic import Traffic
+
+T = TypeVar("T")
 
 
 class Communicator:
@@ -183,6 +187,14 @@ class Communicator:
         if self.topology.num_ranks > 1:
             self._among_ranks.all_reduce(tensor)
         return tensor
+
+    def of_first_rank(self, value: T) -> T:
+        """What the first rank calls it with, on all ranks: any object that can be pickled."""
+        if self.topology.num_ranks == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def begin_sum_over_ranks(self, tensor: Tensor) -> Transfer:
         """Start the elementwise sum over all ranks, in place. There must be several."""

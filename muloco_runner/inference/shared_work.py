@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -35,12 +35,8 @@ class Ranks:
 
     def agreed(self, look: Callable[[], T]) -> T:
         """What the first rank sees, on all ranks: files may change between two looks."""
-        if self.number == 1:
-            return look()
-        seen: list[Any] = [look() if self.rank == 0 else None]
-        dist.broadcast_object_list(seen, src=0)
-        found: T = seen[0]
-        return found
+        seen: T | None = look() if self.rank == 0 else None
+        return cast("T", self.communicator.of_first_rank(seen))
 
     def joined(self, own: Mapping[int, T]) -> dict[int, T]:
         """The results of all ranks, each of which has some of them by their numbers."""

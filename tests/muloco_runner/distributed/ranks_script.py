@@ -4,6 +4,7 @@ Arguments: settings as JSON, then the folders that are trained under them; furth
 """
 
 import json
+import os
 import sys
 
 from muloco_runner.config import ExecutionConfig
@@ -12,9 +13,11 @@ from muloco_runner.record import RunFolder
 
 if __name__ == "__main__":
     execution, code = ExecutionConfig(), 0
+    # Under torchrun each rank has counted other attempts, as over a slow shared file system.
+    attempt = 1 + int(os.environ.get("LOCAL_RANK", "0"))
     for argument in sys.argv[1:]:
         if argument.startswith("{"):
             execution = ExecutionConfig(**json.loads(argument))
         else:
-            code = max(code, run_job(RunFolder(argument), execution))
+            code = max(code, run_job(RunFolder(argument), execution, attempt))
     sys.exit(code)

@@ -316,7 +316,7 @@ def test_torchrun_starts_the_ranks_too(tiny_run: MakeRun, new_folder: MakeFolder
     folder = new_folder(tiny_run("diloco", "muon", num_workers=2))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
     subprocess.run(
-        [*command, json.dumps({"device": "cpu"}), str(folder.path)],
+        [*command, json.dumps({"device": "cpu", "profile": [1, 1]}), str(folder.path)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
         capture_output=True,
@@ -325,3 +325,5 @@ def test_torchrun_starts_the_ranks_too(tiny_run: MakeRun, new_folder: MakeFolder
     result = folder.read_result()
     assert result is not None
     assert result.num_ranks == 2
+    traces = sorted(str(file.relative_to(folder.path)) for file in folder.path.rglob("trace-*"))
+    assert traces == ["attempts/1/trace-0.json", "attempts/1/trace-1.json"], "the first rank's number counts for all"
