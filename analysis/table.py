@@ -327,9 +327,13 @@ def _labelled(runs: pd.DataFrame, cells: Table, others: OtherColumns) -> tuple[p
     return runs.drop(columns=["own_budget", "workers_known"]), notes
 
 
+_TRAINS_APART = re.compile("DiLoCo|MuLoCo|DiLoCo-.*")
+"""Algorithms (`DiLoCoConfig.algorithm`) whose workers train apart: K is named, also where it is 1."""
+
+
 def _method(row: Mapping[Any, Any], identity: tuple[str, ...]) -> dict[str, Any]:
     """What of a row's method is not the usual; None stands for the usual, which no label names."""
-    apart = row["workers_known"] and (row["algorithm"] in ("DiLoCo", "MuLoCo") or row["num_workers"] > 1)
+    apart = row["workers_known"] and (_TRAINS_APART.fullmatch(row["algorithm"]) or row["num_workers"] > 1)
     interval, bits = row["sync_interval"], row["bits_per_value"]
     return {
         **({"num_workers": int(row["num_workers"])} if apart else {}),
@@ -343,8 +347,7 @@ def _method(row: Mapping[Any, Any], identity: tuple[str, ...]) -> dict[str, Any]
 
 def _cautions_of_workers(runs: pd.DataFrame) -> list[str]:
     """Runs of methods whose workers train apart that do not say how many there are."""
-    apart = runs["algorithm"].str.fullmatch("DiLoCo|MuLoCo|DiLoCo-.*")
-    unknown = runs[~runs["workers_known"] & apart]
+    unknown = runs[~runs["workers_known"] & runs["algorithm"].str.fullmatch(_TRAINS_APART)]
     if unknown.empty:
         return []
     names = listed(sorted(unknown["algorithm"].unique()), 6)
