@@ -11,9 +11,10 @@ import numpy as np
 
 from analysis.confidence import t_quantile
 from analysis.page.numbers import count, number
-from analysis.questions.going_on.wishes import BATCH, KEYS, Unwritten, Wish, beyond, ratio_of
+from analysis.questions.going_on.wishes import KEYS, Unwritten, Wish, alike, beyond, ratio_of
 from analysis.questions.iso_loss import MIN_SCALES, TRUSTED_SCALES, IsoLoss
 from analysis.questions.question import Inputs
+from analysis.runs import POINT
 from muloco_runner.config import ConfigError, RunConfig
 
 _MOST_SIZES = 4
@@ -137,9 +138,7 @@ def _needed(laws: IsoLoss | str, there: Sequence[int], wanted: float) -> tuple[i
 
 def _rates(inputs: Inputs, row: Mapping[Any, Any]) -> list[float]:
     """The best rate and its neighbours."""
-    settings = inputs.optima.settings
-    of_point = settings[(settings["series"] == row["series"]) & (settings["num_params"] == row["num_params"])
-                        & (settings[BATCH] == row[BATCH])]  # fmt: skip
+    of_point = alike(inputs.optima.settings, row, POINT)
     ratio = ratio_of(sorted(of_point["lr"].astype(float).unique()))
     best = float(row["lr"])
     return [best] if ratio is None else [beyond(best, ratio, -1), best, beyond(best, ratio, 1)]

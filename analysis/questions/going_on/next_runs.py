@@ -22,7 +22,7 @@ from analysis.questions.question import Inputs, Question
 from analysis.runs import SETTING
 from analysis.seeds import run_folders
 from muloco_runner.config import ConfigError, RunConfig
-from muloco_runner.record import LEAST_STEPS, RecordError, read_all_tuning
+from muloco_runner.record import LEAST_STEPS, RecordError, RunFolder, read_all_tuning
 
 FILE = "next.yaml"
 
@@ -75,8 +75,11 @@ def compute(inputs: Inputs) -> WhatNext:
         unreadable.append(f"No sizes are proposed, as a config is not readable: {error}")
     steps: dict[str, NextRuns] = {}
     unwritten: dict[str, None] = dict.fromkeys(unreadable)
-    for wish in _wishes(inputs, configs):
-        made = wish.why if isinstance(wish, Unwritten) else _written(inputs, wish)
+    wishes = [*_wishes(inputs, configs)]
+    likes = pd.DataFrame([wish.like for wish in wishes if isinstance(wish, Wish)], columns=SETTING)
+    folders = iter(run_folders(inputs.study, likes))
+    for wish in wishes:
+        made = wish.why if isinstance(wish, Unwritten) else _written(next(folders), wish)
         if isinstance(made, str):
             unwritten[made] = None
         else:
@@ -92,9 +95,8 @@ def _wishes(inputs: Inputs, configs: list[RunConfig]) -> Iterator[Wish | Unwritt
         yield from sizes(inputs, inputs.options.interval_width, configs)
 
 
-def _written(inputs: Inputs, wish: Wish) -> NextRuns | str:
-    """The wish as runs like one that is there, or why there are none."""
-    (folder,) = run_folders(inputs.study, _frame_of(wish))
+def _written(folder: RunFolder, wish: Wish) -> NextRuns | str:
+    """The wish as runs like that of `folder`, or why there are none."""
     try:
         before = RunConfig.from_dict(folder.read_config())
         combinations = itertools.product(*wish.values.values())
@@ -108,10 +110,6 @@ def _written(inputs: Inputs, wish: Wish) -> NextRuns | str:
         return f"{wish.why}; a larger one has fewer than {LEAST_STEPS} steps"
     values = {key: list(found) for key, found in wish.values.items()}
     return NextRuns(wish.kind, wish.why, folder.run_id, values, len(every))
-
-
-def _frame_of(wish: Wish) -> pd.DataFrame:
-    return pd.DataFrame([{name: wish.like[name] for name in SETTING}])
 
 
 def _cluster(root: Path) -> str | None:

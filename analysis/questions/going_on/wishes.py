@@ -17,7 +17,7 @@ from analysis.page.numbers import count, integer, number
 from analysis.questions.critical_batch_size import CriticalBatch
 from analysis.questions.pairwise_tests import PairTest
 from analysis.questions.question import Inputs
-from analysis.runs import POINT, SETTING, TUNED
+from analysis.runs import POINT, SCALE, SETTING, TUNED
 from muloco_runner.record import ONLY_ONE_BATCH, steps_beyond
 
 BATCH = "global_batch_tokens"
@@ -91,15 +91,16 @@ def _beyond_value(inputs: Inputs, row: Mapping[Any, Any], name: str, direction: 
 
 def _line(inputs: Inputs, row: Mapping[Any, Any], name: str) -> dict[float, float]:
     """Losses of the settings that differ from a row in one hyper-parameter alone, by its value."""
-    settings = inputs.optima.settings
-    others = [other for other in TUNED if other != name]
-    same = pd.Series(True, index=settings.index)
-    for column in POINT:
-        same &= settings[column] == row[column]
-    for column in others:
-        same &= (settings[column] == row[column]) | (settings[column].isna() & pd.isna(row[column]))
-    found = settings[same]
+    found = alike(inputs.optima.settings, row, [*POINT, *(other for other in TUNED if other != name)])
     return dict(zip(found[name].astype(float), found["selection_loss"].astype(float), strict=True))
+
+
+def alike(frame: pd.DataFrame, row: Mapping[Any, Any], columns: Sequence[str]) -> pd.DataFrame:
+    """The rows of `frame` that agree with `row` in these columns; empty cells are equal."""
+    same = pd.Series(True, index=frame.index)
+    for column in columns:
+        same &= frame[column].isna() if pd.isna(row[column]) else frame[column] == row[column]
+    return frame[same]
 
 
 def ratio_of(values: Sequence[float]) -> float | None:
@@ -136,10 +137,8 @@ def batches(inputs: Inputs) -> Iterator[Wish | Unwritten]:
 
 
 def _beyond_batch(inputs: Inputs, row: Mapping[Any, Any], direction: int, why: str) -> Wish | Unwritten:
-    points = inputs.optima.points
-    of_series = points[points["series"] == row["series"]]
-    of_scale = of_series[(of_series["num_params"] == row["num_params"])
-                         & (of_series["tokens_per_parameter"] == row["tokens_per_parameter"])]  # fmt: skip
+    of_series = alike(inputs.optima.points, row, ["series"])
+    of_scale = alike(of_series, row, SCALE)
     # The step of other sizes where there is none at this one.
     steps = (ratio_of(sorted(some[BATCH].astype(float).unique())) for some in (of_scale, of_series))
     ratio = next((step for step in steps if step is not None), None)
@@ -153,13 +152,7 @@ def _beyond_batch(inputs: Inputs, row: Mapping[Any, Any], direction: int, why: s
 
 def _at_batch(inputs: Inputs, point: CriticalBatch) -> Mapping[Any, Any]:
     """The best setting at the largest good batch of a curve."""
-    points = inputs.optima.points
-    found = points[
-        (points["series"] == point.series)
-        & (points["num_params"] == point.num_params)
-        & (points["tokens_per_parameter"] == point.tokens_per_parameter)
-        & (points[BATCH] == point.largest_good_batch)
-    ]
+    found = alike(inputs.optima.points, {**vars(point), BATCH: point.largest_good_batch}, POINT)
     return dict(found.iloc[0].to_dict())
 
 
@@ -187,17 +180,10 @@ def seeds(inputs: Inputs, pairs: Sequence[PairTest]) -> Iterator[Wish | Unwritte
         if row["num_params"] == largest and row["series"] in asked:
             wanted, why = max((wanted, why), asked[row["series"]])
         if fresh < wanted and not (row["unbiased"] and fresh >= _MORE_SEEDS and wanted == _MORE_SEEDS):
-            used = _seeds_of(inputs.study.runs, row)
+            used = set(alike(inputs.study.runs, row, SETTING)["seed"].tolist())
             new = itertools.islice((seed for seed in itertools.count() if seed not in used), wanted - fresh)
             has = f"the best setting has {len(used)} seed{'s' if len(used) != 1 else ''}"
             yield Wish("seeds", f"{name_of(row)}: {has}; {why}", row, {"seed": list(new)})
-
-
-def _seeds_of(runs: pd.DataFrame, row: Mapping[Any, Any]) -> set[int]:
-    same = pd.Series(True, index=runs.index)
-    for column in SETTING:
-        same &= runs[column] == row[column]
-    return set(runs.loc[same, "seed"].tolist())
 
 
 def _end(direction: int) -> str:

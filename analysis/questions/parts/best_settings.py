@@ -35,6 +35,7 @@ from analysis.questions.iso_loss import IsoLoss, Ratio
 from analysis.questions.question import Inputs, Part
 from analysis.questions.time_ratio import TimeRatios
 from analysis.seeds import Comparison, compare_seeds
+from muloco_runner.record import ONLY_ONE_BATCH
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def _verdict(report: Entry) -> Table:
 def _edges_of_best(row: Entry) -> str:
     flags = [*row["edges"]]
     if row["batch_edge"]:
-        flags.append("only one batch" if row["batch_edge"] == "only one batch" else f"batch {row['batch_edge']}")
+        flags.append(ONLY_ONE_BATCH if row["batch_edge"] == ONLY_ONE_BATCH else f"batch {row['batch_edge']}")
     return ", ".join(flags) or "–"
 
 

@@ -117,7 +117,7 @@ def equal_loss(inputs: Inputs) -> EqualLoss | NotFitted:
         baseline=found.baseline,
         stands_on=inputs.optima.runs_behind(rows),
         fit=found.fit.record(),
-        scales=int(rows["num_params"].nunique()),
+        scales=found.scales,
         trusted_scales=TRUSTED_SCALES,
         points=points,
         ratios=found.ratios,

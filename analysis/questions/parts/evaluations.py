@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter
 
+from analysis.input.columns import listed as named
 from analysis.page.axes import error_bars, log_axis, loss_axis, power_of_ten
 from analysis.page.drawing import Drawing, finish, panel, series_slug
 from analysis.page.listed import listed
@@ -161,7 +162,7 @@ def _number(value: Any) -> float | None:
 def section(report: dict[str, Any], drawn: bool) -> list[Block] | str:
     """What the scores are of, and which are not of a best run."""
     result = _read(report)
-    damaged = f" Damaged, and left out: {listed(result.unreadable)}." if result.unreadable else ""
+    damaged = f" Damaged, and left out: {named(result.unreadable)}." if result.unreadable else ""
     if result.reason:
         return result.reason + damaged.removesuffix(".")
     scores = [score for measure in result.measures for score in measure.scores]
