@@ -26,20 +26,24 @@ def lab_in(folder: Path, module: str, files: dict[str, str]) -> Iterator[Path]:
     sys.modules.pop(module, None)
 
 
+def trained_in_parts(run: RunConfig, root: Path, stops: int) -> tuple[RunFolder, Path]:
+    """Train it with `stops` interruptions, one after each of its first steps: its folder and its last checkpoint."""
+    folder = RunFolder.of(root, run.run_id)
+    folder.write_config(run.to_dict())
+    record_code([run], root, snapshot=True)
+    for attempt in range(1, stops + 1):
+        assert run_job(folder, ExecutionConfig(device="cpu", wall_minutes=1e-9), attempt) is ExitCode.WANTS_MORE_TIME
+    assert run_job(folder, ExecutionConfig(device="cpu"), stops + 1) is ExitCode.FINISHED
+    return folder, max(folder.checkpoint_dir.iterdir())
+
+
 def resumed_to_the_bit(run: RunConfig, root: Path) -> tuple[RunFolder, Path]:
-    """Trains it whole and, stopped after its first step, in parts: the folder of the parts, and its last checkpoint.
+    """Train it whole and, stopped after its first step, in parts: the folder of the parts, and its last checkpoint.
 
     Fails where the two end otherwise."""
     digests = []
-    for name, stops in (("whole", False), ("parts", True)):
-        folder = RunFolder.of(root / name, run.run_id)
-        folder.write_config(run.to_dict())
-        record_code([run], root / name, snapshot=True)
-        if stops:
-            first = ExecutionConfig(device="cpu", wall_minutes=1e-9)
-            assert run_job(folder, first) is ExitCode.WANTS_MORE_TIME
-        assert run_job(folder, ExecutionConfig(device="cpu"), 2) is ExitCode.FINISHED
-        newest = max(folder.checkpoint_dir.iterdir())
+    for name, stops in (("whole", 0), ("parts", 1)):
+        folder, newest = trained_in_parts(run, root / name, stops)
         files = json.loads((newest / "manifest.json").read_text())["sha256"]
         digests.append({file: digest for file, digest in files.items() if file != "shared.pt"})
     assert digests[0]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from target_labs import lab_in, trained_in_parts
 
 from analysis.runs import load_study
 from muloco_runner.compose import compose_app_config
@@ -29,7 +30,6 @@ from muloco_runner.data.epochs import describe_epochs
 from muloco_runner.diloco.target_outer import TargetOuter
 from muloco_runner.job import check_can_run, run_job
 from muloco_runner.memory import Placement, estimate_memory
-from muloco_runner.paths import ConfigPath, use_config_path
 from muloco_runner.record import ExitCode, RunFolder
 from muloco_runner.targets import record_code
 from muloco_runner.targets.answers import _try
@@ -211,26 +211,17 @@ TINY = [
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of work: a module beside conf/."""
-    folder = tmp_path_factory.mktemp("lab")
-    (folder / "parts_lab.py").write_text(LAB)
-    for group, name, text in (
-        ("data", "sums", "_target_: parts_lab.sums\ncount: 80\nvalidation_tokens: 64\n"),
-        ("schedule", "linear", "_target_: parts_lab.decay\nwarmup_steps: 2\npower: 1.0\n"),
-        (
-            "method/compression",
-            "ternary",
-            "_target_: parts_lab.Ternary\nbits_per_value: 8\nthreshold: 0.5\nerror_feedback: 0.9\n",
-        ),
-        ("method/outer_optimizer", "signs", "_target_: parts_lab.Signs\nlr: 0.01\nbeta: 0.8\n"),
-    ):
-        (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
-        (folder / "conf" / group / f"{name}.yaml").write_text(text)
-    use_config_path(ConfigPath((folder / "conf",)))
-    sys.path.insert(0, str(folder))
-    yield folder
-    use_config_path(ConfigPath())
-    sys.path[:] = [place for place in sys.path if place != str(folder)]
-    sys.modules.pop("parts_lab", None)
+    ternary = "_target_: parts_lab.Ternary\nbits_per_value: 8\nthreshold: 0.5\nerror_feedback: 0.9\n"
+    files = {
+        "parts_lab.py": LAB,
+        "conf/data/sums.yaml": "_target_: parts_lab.sums\ncount: 80\nvalidation_tokens: 64\n",
+        "conf/schedule/linear.yaml": "_target_: parts_lab.decay\nwarmup_steps: 2\npower: 1.0\n",
+        "conf/method/compression/ternary.yaml": ternary,
+        "conf/method/outer_optimizer/signs.yaml": "_target_: parts_lab.Signs\nlr: 0.01\nbeta: 0.8\n",
+    }
+    with lab_in(tmp_path_factory.mktemp("lab"), "parts_lab", files) as folder:
+        sys.path.insert(0, str(folder))
+        yield folder
 
 
 @pytest.fixture(autouse=True)
@@ -414,22 +405,13 @@ def test_an_outer_step_equals_the_built_in_one() -> None:
 
 def test_an_interrupted_run_of_own_parts_ends_as_another(lab: Path, text_dir: Path, tmp_path: Path) -> None:
     run = compose_app_config([*TINY, f"data.path={text_dir}"]).run
-    digests = []
-    for name, stops in (("whole", False), ("parts", True)):
-        folder = RunFolder.of(tmp_path / name, run.run_id)
-        folder.write_config(run.to_dict())
-        record_code([run], tmp_path / name, snapshot=True)
-        attempt = 1
-        if stops:
-            for attempt in (1, 2, 3):
-                first = ExecutionConfig(device="cpu", wall_minutes=1e-9)
-                assert run_job(folder, first, attempt) is ExitCode.WANTS_MORE_TIME
-        assert run_job(folder, ExecutionConfig(device="cpu"), attempt + 1) is ExitCode.FINISHED
-        newest = max(folder.checkpoint_dir.iterdir())
+    ends = []
+    for name, stops in (("whole", 0), ("parts", 3)):
+        _, newest = trained_in_parts(run, tmp_path / name, stops)
         shared = torch.load(newest / "shared.pt", weights_only=True)
         assert shared["outer_numbers"][0][0] == {"count": shared["outer_steps"][0]}
-        digests.append([*shared["method"]["anchor"], *shared["method"]["outer_m"]])
-    assert all(torch.equal(one, other) for one, other in zip(*digests, strict=True))
+        ends.append([*shared["method"]["anchor"], *shared["method"]["outer_m"]])
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
     row = load_study(tmp_path / "parts").runs.iloc[0]
     assert row["bits_per_value"] == 8
     assert {"schedule._target_=parts_lab.decay", "outer_optimizer.name=target"} <= set(row["setting"].split())
