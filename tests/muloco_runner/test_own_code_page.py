@@ -16,10 +16,9 @@ def test_its_files_and_commands_do_what_it_says(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = PAGE.read_text()
-    files = re.findall(r"`(conf/\S+)`:\n\n```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert [name for name, _ in files] == [
-        "conf/inner_optimizer/signs.yaml", "conf/model/mixer.yaml", "conf/method/compression/ternary.yaml",
-    ]  # fmt: skip
+    names = re.findall(r"`(conf/[a-z_/]+\.yaml)`", text)
+    assert len(names) == 6
+    files = list(zip(names, re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE), strict=True))
     code = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     files.append(("my_lab.py", "\n\n".join(code)))
     for name, content in files:
@@ -29,7 +28,10 @@ def test_its_files_and_commands_do_what_it_says(
     said = []
     for line in "".join(blocks).splitlines():
         words = shlex.split(line)
-        words += ["data=text", f"data.path={text_dir}", "data.validation_tokens=256"]
+        if "method/compression=ternary" in words:
+            words += ["method/outer_optimizer=signs", "schedule=root", "data=sums"]
+        else:
+            words += ["data=text", f"data.path={text_dir}", "data.validation_tokens=256"]
         done = subprocess.run(
             [str(Path(sys.executable).parent / words[0]), *words[1:]],
             cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
@@ -40,3 +42,4 @@ def test_its_files_and_commands_do_what_it_says(
     for algorithm in ("DDP-Signs", "DiLoCo-Signs", "DDP-Muon", "MuLoCo", "DDP-AdamW", "DiLoCo"):
         assert algorithm in said[1], said[1]
     assert "MuLoCo" in said[2], said[2]
+    assert "data sums: " in said[2], said[2]
