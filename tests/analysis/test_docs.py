@@ -23,7 +23,7 @@ def test_the_commands_of_the_page_run(
     planted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for whole reports, which have tests of their own: their options are read."""
-    from analysis.__main__ import _report_parser
+    from analysis.commands.arguments import report_parser
 
     monkeypatch.chdir(tmp_path)
     for name in ("first", "second"):
@@ -42,7 +42,7 @@ def test_the_commands_of_the_page_run(
         if arguments[0] in ("compare", "fit", "published"):
             assert run(arguments) == 0, arguments
         else:
-            _report_parser().parse_args(arguments)
+            report_parser().parse_args(arguments)
 
 
 def test_the_columns_of_the_page_are_those_that_are_read() -> None:

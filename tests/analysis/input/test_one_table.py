@@ -11,7 +11,8 @@ import pandas as pd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis.__main__ import _read, _report_parser
+from analysis.__main__ import _read
+from analysis.commands.arguments import report_parser
 from analysis.input.table_files import read_table, read_tables
 from analysis.optima import find_optima
 from analysis.runs import Study
@@ -128,7 +129,7 @@ def test_the_command_takes_a_table_in_several_files(tmp_path: Path) -> None:
     table.iloc[:20].to_csv(paths[0], index=False)
     table.iloc[20:30].to_csv(paths[1], index=False, sep="\t")
     table.iloc[30:].to_json(paths[2], orient="records", lines=True, double_precision=15)
-    options = _report_parser().parse_args(["--table", str(paths[0]), str(paths[1]), "--table", str(paths[2])])
+    options = report_parser().parse_args(["--table", str(paths[0]), str(paths[1]), "--table", str(paths[2])])
     found, out = _read(options)
     pd.testing.assert_frame_equal(outcome(found), outcome(study_of_table("t", table, {})), check_exact=True)
     assert (len(found.runs), out) == (len(table), tmp_path / "report")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from analysis.commands.arguments import add_reading_arguments, positive_or_inf, resamples, whole
 from analysis.input.cells import MISSING, NOT_A_NUMBER, NOT_FINITE, OK, Decimal, Numbers
 from analysis.input.columns import FIT_COLUMNS, find_column, listed, usual_headings
 from analysis.input.cross_checks import Findings, check_runs
@@ -290,12 +291,8 @@ def _shown_rows(skipped: tuple[tuple[str, str], ...], most: int = 5) -> str:
     return f"; {len(skipped)} row(s) skipped: {named}" + (" ..." if len(skipped) > most else "")
 
 
-def add_arguments(
-    parser: argparse.ArgumentParser,
-    positive: Callable[[str], float],
-    whole: Callable[[str], int],
-    resamples: Callable[[str], int],
-) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of a fit, and how cells are read."""
     parser.add_argument("form", metavar="FORM", choices=sorted(FORMS), help=" | ".join(FORMS))
     parser.add_argument(
         "table",
@@ -311,14 +308,18 @@ def add_arguments(
         "--bootstrap", type=resamples, default=1000, help="resamples behind each interval, 0 for none (%(default)s)"
     )
     parser.add_argument(
-        "--delta", type=positive, default=1e-3, help="Huber's delta in log space; inf is least squares (%(default)s)"
-    )
+        "--delta",
+        type=positive_or_inf,
+        default=1e-3,
+        help="Huber's delta in log space; inf is least squares (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=whole, default=0, help="of the resampling (%(default)s)")
     parser.add_argument(
         "--resample-by", metavar="COLUMN",
         help="rows that agree in it are resampled together: run, where runs have several rows (default: row by row)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="everything about the fit, for a program")
+    add_reading_arguments(parser)
 
 
 def run_fit(options: argparse.Namespace) -> int:

@@ -1,0 +1,1 @@
+"""What `muloco-report` is told: its arguments, and the command that fits one law."""
