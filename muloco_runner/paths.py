@@ -134,12 +134,18 @@ def choices_of(group: str) -> list[str]:
 
 def files_of(group: str) -> dict[str, Path]:
     """A group's files by name: of each name the one that counts."""
+    files = files_in_folders(group)
+    for name, offered in packaged_files(group).items():
+        files.setdefault(name, offered[0])
+    return files
+
+
+def files_in_folders(group: str) -> dict[str, Path]:
+    """The same without those that other installed packages offer, which take longer to find."""
     files: dict[str, Path] = {}
     for folder in (*_current.folders, config_dir()):
         for path in (folder / group).glob("*.yaml"):
             files.setdefault(path.stem, path)
-    for name, offered in packaged_files(group).items():
-        files.setdefault(name, offered[0])
     return files
 
 
