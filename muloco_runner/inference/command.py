@@ -233,7 +233,7 @@ def _evaluate(arguments: argparse.Namespace) -> ExitCode:
     one = Path(arguments.model) if many else find_folder(arguments.model, arguments.root)
     left_out: Counter[str] = Counter()
     # On the CPU: what ranks exchange are answers.
-    with evaluating_ranks(process, torch.device("cpu"), one / "evaluations") as ranks:
+    with evaluating_ranks(process, torch.device("cpu"), one) as ranks:
         # While they look, runs may begin, end and leave checkpoints: all ranks go by what the first one sees.
         folders = ranks.agreed(lambda: _runs_below(arguments.model) if many else [one])
         for folder in folders:
