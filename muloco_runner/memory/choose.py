@@ -79,8 +79,11 @@ def _shardings(name: str, replicas: int, ranks_per_node: int | None) -> list[tup
                     f"more, or lie in one; a node has {ranks}: use full, or another number of ranks"
                 )
             return [(True, copies)]
-    across_nodes = [(True, copies)] if copies is not None and copies > 1 else []
-    return [(False, 1), *across_nodes, (True, 1)]
+        case "auto":
+            across_nodes = [(True, copies)] if copies is not None and copies > 1 else []
+            return [(False, 1), *across_nodes, (True, 1)]
+        case _:
+            raise AssertionError(name)
 
 
 def _with_largest_chunk(run: RunConfig, placement: Placement, limit: float) -> Placement:
