@@ -54,6 +54,9 @@ def arguments(description: str, argv: Sequence[str] | None) -> argparse.Namespac
     for name, *_ in COUNTS:
         if (given := getattr(args, name.replace("-", "_"))) < 1:
             parser.error(f"--{name} {given}: must be at least 1")
+    for name in ("warmup-steps", "seed"):
+        if (given := getattr(args, name.replace("-", "_"))) < 0:
+            parser.error(f"--{name} {given}: must be at least 0")
     if args.d_model % args.n_heads:
         parser.error(f"--n-heads {args.n_heads}: must divide --d-model {args.d_model}")
     try:

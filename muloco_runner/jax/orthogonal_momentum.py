@@ -18,7 +18,7 @@ from muloco_runner.config.inner_optimizer import LrScale, MomentumForm
 from muloco_runner.jax.hidden_matrices import path_name
 from muloco_runner.jax.outer_steps import check_scalar
 from muloco_runner.muon_rule.conventions import corrected_look_ahead, gradient_weight, shape_scale
-from muloco_runner.muon_rule.matrix_view import matrix_view
+from muloco_runner.muon_rule.matrix_view import matrix_view, split_of
 from muloco_runner.muon_rule.polynomial import Polynomial
 from muloco_runner.muon_rule.setting_checks import check_choice, check_count, check_nesterov
 
@@ -47,12 +47,6 @@ class MatrixRule:
         for number in self.split.values() if isinstance(self.split, Mapping) else (self.split,):
             check_count("split", number)
 
-    def split_of(self, name: str) -> int:
-        """Return into how many blocks of fan-out the parameter of that name is cut."""
-        if not isinstance(self.split, Mapping):
-            return self.split
-        return next((number for part, number in self.split.items() if part in name.split(".")), 1)
-
 
 class OrthogonalMomentumState(NamedTuple):
     """State of `scale_by_orthogonal_momentum`."""
@@ -73,7 +67,7 @@ def scale_by_orthogonal_momentum(rule: MatrixRule) -> optax.GradientTransformati
                 raise ValueError(f"split={rule.split}: no matrix of Muon's has {part!r} in its name")
         for name, (_, param) in zip(names, leaves, strict=True):
             rows_first = jax.eval_shape(lambda x: _rows_first(x, rule), param)
-            matrix_view(rows_first.shape, rule.split_of(name), rule.batched)
+            matrix_view(rows_first.shape, split_of(rule.split, name), rule.batched)
         return OrthogonalMomentumState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
     def update(gradients: Any, state: OrthogonalMomentumState, params: Any = None) -> tuple[Any, Any]:
@@ -81,7 +75,7 @@ def scale_by_orthogonal_momentum(rule: MatrixRule) -> optax.GradientTransformati
         momentum = jax.tree.map(lambda m, g: rule.momentum * m + weight * g, state.momentum, gradients)
         ahead = jax.tree.map(lambda m, g: _look_ahead(m, g, weight, count, rule), momentum, gradients)
         updates = jax.tree_util.tree_map_with_path(
-            lambda path, x: orthogonal_update(x, rule, rule.split_of(path_name(path))), ahead
+            lambda path, x: orthogonal_update(x, rule, split_of(rule.split, path_name(path))), ahead
         )
         return updates, OrthogonalMomentumState(count, momentum)
 

@@ -6,7 +6,7 @@ Whatever its shape, a parameter is read row by row as (blocks * rows, columns).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,4 +52,11 @@ def splits_of(group: dict[str, Any]) -> list[int]:
             f"split={split}: by name, but the parameters have none; give (name, parameter) pairs, as of "
             "model.named_parameters(), or one number for a group"
         )
-    return [next((number for part, number in split.items() if part in name.split(".")), 1) for name in names]
+    return [split_of(split, name) for name in names]
+
+
+def split_of(split: int | Mapping[str, int], name: str) -> int:
+    """Return into how many blocks the parameter of that name is cut: by the first part that is in it, else 1."""
+    if not isinstance(split, Mapping):
+        return split
+    return next((number for part, number in split.items() if part in name.split(".")), 1)

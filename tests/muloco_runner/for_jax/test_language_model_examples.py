@@ -65,6 +65,7 @@ def test_jax_has_the_numbers_of_torch(words: list[str], in_torch: tuple[Any, str
         (["--dataset", "nowhere.txt"], "--dataset nowhere.txt: No such file or directory; give a file, a folder"),
         (["--n-heads", "3"], "--n-heads 3: must divide --d-model 16"),
         (["--steps", "0"], "--steps 0: must be at least 1"),
+        (["--warmup-steps", "-1"], "--warmup-steps -1: must be at least 0"),
         (["--seq-len", "500"], "bytes are too few for --seq-len 500"),
     ],
 )
