@@ -11,6 +11,9 @@ import pytest
 from planted import Law, run_config, write_run
 
 from analysis import __main__ as command
+from analysis.commands.arguments import report_parser
+from analysis.questions.options import Options
+from analysis.questions.wall_clock import Assumptions
 
 
 def test_a_report_compared_with_itself_has_moved_nothing(
@@ -112,3 +115,10 @@ def test_the_study_of_a_table_can_be_watched_too(tmp_path: Path, monkeypatch: py
     assert command.run(["--table", str(table), "--watch", "--bootstrap", "0"]) == 0
     assert (tmp_path / "report" / "report.html").exists()
     shutil.rmtree(tmp_path / "report")
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    asked, options = report_parser().parse_args(["results"]), Options()
+    for name in ("delta", "bootstrap", "seed", "title", "budget", "baseline", "interval_width", "published"):
+        assert getattr(asked, name) == getattr(options, name), name
+    assert Assumptions(asked.step_seconds, asked.bits, asked.devices, asked.device_flops) == options.machine

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from emulated_slurm import PATIENCE_SECONDS, EmulatedSlurm
+from node_addresses import PortBlock
 
 pytestmark = pytest.mark.slurm
 PAGE = Path(__file__).parents[2] / "docs" / "clusters.md"
@@ -33,6 +34,7 @@ def smaller(line: str) -> str:
 
 
 def test_each_line_of_the_page_trains_one_run(slurm: EmulatedSlurm, tmp_path: Path) -> None:
+    ports = PortBlock(1)  # other programs of this machine may have the page's
     environment = {
         **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "FIRST_NODE": "127.0.0.1",
     }  # fmt: skip
@@ -43,6 +45,7 @@ def test_each_line_of_the_page_trains_one_run(slurm: EmulatedSlurm, tmp_path: Pa
         command = line.replace("srun ", "srun --partition whole --account lab ", 1)
         # torchrun's program is where torch is installed, which may be another environment than this one.
         command = command.replace(" torchrun ", f" {sys.executable} -m torch.distributed.run ")
+        command = command.replace(":29500", f":{ports.numbers[0]}")
         jobs = subprocess.Popen(
             ["bash", "-c", command], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True,
@@ -54,4 +57,5 @@ def test_each_line_of_the_page_trains_one_run(slurm: EmulatedSlurm, tmp_path: Pa
         assert jobs.returncode == 0, f"{command}\n{output}"
         (run,) = (folder / "runs" / "runs").iterdir()
         ranks.append(json.loads((run / "result.json").read_text())["num_ranks"])
+    ports.release()
     assert ranks == [1, 2, 4, 2, 4]
