@@ -12,9 +12,7 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import sys
-import sysconfig
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,23 +29,18 @@ from muloco_runner.data.mixed_split import MixedSplit
 from muloco_runner.data.mixture import Part, content_hash, read_parts
 from muloco_runner.data.own_documents import own_documents
 from muloco_runner.data.prepared.documents import FileRange
-from muloco_runner.data.prepared.input_hashes import stamp_of
-from muloco_runner.data.prepared.inputs import documents_of, find_files, named_files, plan_chunks
-from muloco_runner.data.prepared.manifest import FILE_NAME
+from muloco_runner.data.prepared.inputs import documents_of, find_files, plan_chunks
 from muloco_runner.data.prepared.read import PreparedSplit
-from muloco_runner.data.python_packages import read_documents, source_files
+from muloco_runner.data.python_packages import read_documents
+from muloco_runner.data.python_source import library_files
+from muloco_runner.data.stamp import Stamp, stamp_of_data
 
 BYTE_VOCABULARY = 256
 _OF_CONTENT = ("_target_", "arguments", "version", "validation_fraction")
 """Settings of own data that decide what it holds."""
-# Test data is no prose, and vendored packages are no part of the language's own library.
-_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _SHUFFLE_SALT = b"validation"
 _COLUMN = "text"
 """Key or column of the text in files that hold rows."""
-
-
-Stamp = tuple[tuple[str | int, ...], ...]
 
 
 class Split(Protocol):
@@ -115,7 +108,7 @@ def _load(
         case "python_packages":
             documents = read_documents()
         case _:
-            documents = _read(*_python_source())
+            documents = _read(library_files())
     return _split(documents, validation_fraction, path or source)
 
 
@@ -200,28 +193,6 @@ def load_corpus_as_before(data: DataConfig) -> Corpus:
     return _load(data.source, data.path, data.validation_fraction, stamp_of_data(data), as_before=True)
 
 
-def stamp_of_data(data: DataConfig) -> Stamp:
-    """Names, sizes, times and inodes of the files that are read; empty where there are none."""
-    files: Iterable[tuple[str, str | Path]]
-    match data.source:
-        case "python_source":
-            return _stamp_of_python_source()
-        case "python_packages":
-            files = source_files()
-        case "text" if os.path.exists(str(data.path)):
-            files = named_files([Path(str(data.path))])
-        case _:
-            files = [(folder, Path(folder) / FILE_NAME) for folder in data.folders]
-    return tuple(sorted((name, *stamp_of(str(file))) for name, file in files if os.path.exists(file)))
-
-
-@functools.cache
-def _stamp_of_python_source() -> Stamp:
-    """Looked at once in a process: the interpreter that runs has its library in use."""
-    root, paths = _python_source()
-    return tuple(sorted((path.relative_to(root).as_posix(), *stamp_of(str(path))) for path in paths))
-
-
 def _prepared(parts: Sequence[Part]) -> Corpus:
     manifests = [part.manifest for part in parts]
     train, validation = (
@@ -243,13 +214,6 @@ def _lay_out(contents: list[bytes]) -> LoadedSplit:
     lengths = np.array([len(content) for content in contents], dtype=np.int64)
     starts = np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.int64)
     return LoadedSplit(np.frombuffer(b"".join(contents), dtype=np.uint8), starts)
-
-
-@functools.cache
-def _python_source() -> tuple[Path, list[Path]]:
-    root = Path(sysconfig.get_path("stdlib"))
-    files = [path for path in root.rglob("*.py") if not _SKIPPED_FOLDERS & set(path.relative_to(root).parts[:-1])]
-    return root, files
 
 
 def _text_files(path: Path) -> list[tuple[str, bytes]]:
@@ -287,12 +251,12 @@ def _text_files_before(path: Path) -> Iterable[tuple[str, bytes]]:
     if path.is_file():
         paragraphs = path.read_bytes().split(b"\n\n")
         return [(str(number), text + b"\n\n") for number, text in enumerate(paragraphs) if text.strip()]
-    return _read(path, (file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")))
+    files = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return _read((file.relative_to(path).as_posix(), file) for file in files)
 
 
-def _read(root: Path, files: Iterable[Path]) -> list[tuple[str, bytes]]:
-    named = sorted((file.relative_to(root).as_posix(), file) for file in files)
-    contents = ((name, file.read_bytes()) for name, file in named)
+def _read(files: Iterable[tuple[str, Path]]) -> list[tuple[str, bytes]]:
+    contents = ((name, file.read_bytes()) for name, file in sorted(files))
     return [(name, content) for name, content in contents if content]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from muloco_runner.config import ConfigError, DataConfig, RunConfig, TargetDataConfig
 from muloco_runner.data.mixture import content_hash, read_parts, tokens_before_repeating
+from muloco_runner.data.stamp import stamp_of_data
 from muloco_runner.record import RecordError, RunFolder, write_atomically
 
 _READING = 1
@@ -125,8 +126,6 @@ def _contents_prepared(data: DataConfig) -> Contents | None:
 
 
 def _contents_in_memory(data: DataConfig) -> Contents:
-    from muloco_runner.data.corpus import load_corpus, stamp_of_data
-
     key = json.dumps([_READING, data.source, float(data.validation_fraction), stamp_of_data(data)])
     file = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -134,6 +133,8 @@ def _contents_in_memory(data: DataConfig) -> Contents:
         return Contents(
             str(known["content_hash"]), int(known["train_tokens"]), tuple(map(int, known["validation_tokens"]))
         )
+    from muloco_runner.data.corpus import load_corpus  # numpy's import, which a known text does without
+
     corpus = load_corpus(data)
     found = Contents(corpus.content_hash, corpus.train.num_tokens, (corpus.validation.num_tokens,))
     # A cache that cannot be written costs time alone.

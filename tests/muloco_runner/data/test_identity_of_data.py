@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +68,16 @@ def test_text_is_not_read_again_for_a_name(tmp_path: Path, monkeypatch: pytest.M
     (data / "0.txt").write_text("x" * before.st_size)
     os.utime(data / "0.txt", ns=(before.st_atime_ns, before.st_mtime_ns))
     assert run_id("text", "data") != name
+
+
+def test_a_known_text_costs_no_import_of_numpy(tmp_path: Path) -> None:
+    make_data("text", tmp_path / "data")
+    contents_of(DataConfig("text", "data"))
+    code = (
+        "import sys\nfrom muloco_runner.config import DataConfig\nfrom muloco_runner.data.identity import contents_of\n"
+        "assert contents_of(DataConfig('text', 'data'))\nassert 'numpy' not in sys.modules, 'a tenth of a second'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_an_earlier_version_remembered_of_a_text_is_read_anew(tmp_path: Path) -> None:
