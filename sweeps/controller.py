@@ -187,7 +187,7 @@ class Controller:
             self.submission.release()
             try:
                 if self._has_begun:
-                    self.tuning_file.end(self.state, self.lease.check)
+                    self.tuning_file.end(self.state, self.clock(), self.lease.check)
             except LeaseLost:
                 # Whoever has taken the sweep over writes it.
                 pass

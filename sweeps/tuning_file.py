@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from muloco_runner.record import SweepTuning
 from sweeps.engine.capacity import MAX_GPU_HOURS
@@ -32,19 +34,26 @@ class TuningFile:
         if state.is_over or now - self._written_at >= _SECONDS:
             self._write(state, now, check)
 
-    def end(self, state: SweepState, check: Callable[[], None]) -> None:
-        """Brings it up to date, after `check`, where its controller ends, whenever it was last written."""
-        self._write(state, math.inf, check)
+    def end(self, state: SweepState, now: float, check: Callable[[], None]) -> None:
+        """Writes it, after `check`, where its controller ends, whenever it was last written."""
+        self._written = None
+        self._write(state, now, check)
 
     def _write(self, state: SweepState, now: float, check: Callable[[], None]) -> None:
         results = len(state.losses), len(state.stopped)
-        known = (results, len(state.added), len(state.blocked), state.own_limits.get(MAX_GPU_HOURS))
+        known = (results, len(state.added), len(state.blocked), state.own_limits.get(MAX_GPU_HOURS), state.is_over)
         if known == self._written:
             return
         check()
         with contextlib.suppress(OSError):
-            self.folder.write_tuning(self._tuning(state))
+            self.folder.write_tuning(replace(self._tuning(state), **self._moment(state, now)))
             self._written, self._written_at = known, now
+
+    def _moment(self, state: SweepState, now: float) -> dict[str, Any]:
+        """Of when it is, for readers of a file whose controller was killed."""
+        ledger = self.folder.ledger_file
+        length = ledger.stat().st_size if ledger.exists() else 0
+        return {"as_of": now, "ledger_bytes": length, "is_final": state.is_over}
 
     def _tuning(self, state: SweepState) -> SweepTuning:
         facts = self.folder.name, self.cluster, state.own_limits.get(MAX_GPU_HOURS)

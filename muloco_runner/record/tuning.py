@@ -3,16 +3,18 @@ controller, read by anybody.
 
     {"format_version": 1, "sweep": "demo", "cluster": "local", "max_gpu_hours": null, "rules": ["extend: ..."],
      "groups": [{"label": "MuLoCo at 29k", "standing": "bracketed on all sides", "added": 9}],
-     "contests": [{"scale": "29k", "outcome": "MuLoCo and DDP-Muon are a tie: ...", "sigma": 0.01, "seeds": 20}]}
+     "contests": [{"scale": "29k", "outcome": "MuLoCo and DDP-Muon are a tie: ...", "sigma": 0.01, "seeds": 20}],
+     "as_of": 1764525600.0, "ledger_bytes": 81230, "is_final": true}
 
-A sweep without such rules has the first four.
+Rules, groups and contests are empty where a sweep goes on by no results. The controller may be killed, or the sweep go
+on, after it was written: then it is of the past, which `is_final` tells a reader.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,12 @@ class SweepTuning:
     rules: tuple[str, ...] = ()
     groups: tuple[GroupStanding, ...] = ()
     contests: tuple[ContestStanding, ...] = ()
+    as_of: float | None = None
+    """When they stood so, Unix seconds; None in files of earlier versions."""
+    ledger_bytes: int | None = None
+    """Length that the sweep's ledger had then."""
+    is_final: bool = False
+    """Whether the sweep was over; as it is read, whether nothing has been added to its ledger since, either."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SweepTuning:
@@ -79,14 +87,20 @@ def write_tuning(path: Path, tuning: SweepTuning) -> None:
 
 
 def read_all_tuning(root: Path) -> Iterator[SweepTuning]:
-    """What every sweep under `root` says; a file of another format raises `RecordError`."""
+    """What every sweep under `root` says; a file of another format raises `RecordError`.
+
+    `is_final` is False where the ledger beside the file is not as long any more as when it was written.
+    """
     for path in sorted(root.glob("sweeps/*/tuning.json")):
         try:
             values = json.loads(path.read_text())
             version = values.pop("format_version")
             if version != FORMAT_VERSION:
                 raise RecordError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}")
-            yield SweepTuning.from_dict(values)
+            tuning = SweepTuning.from_dict(values)
+            ledger = path.with_name("ledger.jsonl")
+            is_same = not ledger.exists() or ledger.stat().st_size == tuning.ledger_bytes
+            yield replace(tuning, is_final=tuning.is_final and is_same)
         except RecordError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -5,6 +5,7 @@ Sweeps say it in their folders (`muloco_runner.record.SweepTuning`); fixed grids
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +55,27 @@ def _rules(sweep: SweepTuning) -> str:
     rules = " ".join(f"{rule[0].upper()}{rule[1:]}." for rule in sweep.rules)
     return (
         f"Sweep {sweep.sweep} went on by its results, by the same rules for all of its series and sizes. {rules}{cap}"
+        f"{_open_words(sweep)}"
     )
+
+
+def _open_words(sweep: SweepTuning) -> str:
+    """That what is said of a sweep may not be its end."""
+    if sweep.is_final:
+        return ""
+    return (
+        f" What stands here of it is as of {_when(sweep)}, and not its end: `muloco-sweep status` tells how it stands "
+        "now, and `muloco-sweep launch` takes it there."
+    )
+
+
+def _when(sweep: SweepTuning) -> str:
+    """The moment that its standings are of."""
+    if sweep.is_final:
+        return "its end"
+    if sweep.as_of is None:
+        return "a time that its version did not note"
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(sweep.as_of))
 
 
 def rows(result: TuningRules) -> list[Table]:
@@ -62,9 +83,12 @@ def rows(result: TuningRules) -> list[Table]:
     groups = Table(
         "tuning_groups",
         "What the rules added, and how each series and size stands",
-        [Column("sweep"), Column("series and size"), Column("runs added", "integer"), Column("as it stands")],
         [
-            [sweep.sweep, one.label, one.added, one.standing]
+            Column("sweep"), Column("series and size"), Column("runs added", "integer"), Column("as it stands"),
+            Column("as of"),
+        ],
+        [
+            [sweep.sweep, one.label, one.added, one.standing, _when(sweep)]
             for sweep in result.by_rules
             for one in sweep.groups
         ],
@@ -74,10 +98,10 @@ def rows(result: TuningRules) -> list[Table]:
         "What seeds decided, by the rule stated beforehand",
         [
             Column("sweep"), Column("size"), Column("seeds", "integer"), Column("sigma", "number", "nats"),
-            Column("outcome"),
+            Column("outcome"), Column("as of"),
         ],
         [
-            [sweep.sweep, one.scale, one.seeds, one.sigma, one.outcome]
+            [sweep.sweep, one.scale, one.seeds, one.sigma, one.outcome, _when(sweep)]
             for sweep in result.by_rules
             for one in sweep.contests
         ],
@@ -88,7 +112,8 @@ def rows(result: TuningRules) -> list[Table]:
 def findings(result: TuningRules) -> list[str]:
     """What was decided, a sentence each."""
     return [
-        f"By the rule stated beforehand (decide, sweep {sweep.sweep}), at {one.scale}: {one.outcome}."
+        f"By the rule stated beforehand (decide, sweep {sweep.sweep}), at {one.scale}: {one.outcome}"
+        f"{'' if sweep.is_final else f' (as of {_when(sweep)})'}."
         for sweep in result.by_rules
         for one in sweep.contests
     ]

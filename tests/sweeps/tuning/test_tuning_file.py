@@ -58,8 +58,25 @@ def test_rules_and_their_outcomes_are_left_for_reports(tmp_path: Path) -> None:
     # The end of its controller does not wait.
     state.own_limits[MAX_GPU_HOURS] = 13.0
     file.keep(state, 99.5, lambda: checks.append(1))
-    file.end(state, lambda: checks.append(1))
+    file.end(state, 99.5, lambda: checks.append(1))
     assert next(read_all_tuning(tmp_path)).max_gpu_hours == 13.0
+
+
+def test_what_a_killed_controller_left_is_not_final(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path, "mine")
+    folder.path.mkdir(parents=True)
+    folder.ledger_file.write_text("one line\n")
+    study, state = ended()
+    TuningFile(folder, "h100", Growth(study)).keep(state, 50.0, lambda: None)
+    found = next(read_all_tuning(tmp_path))
+    assert (found.as_of, found.ledger_bytes, found.is_final) == (50.0, 9, False)
+
+    TuningFile(folder, "h100", None).keep(SweepState.of([], "tag-"), 60.0, lambda: None)
+    assert next(read_all_tuning(tmp_path)).is_final
+    # The next controller went on with it, and was killed before it wrote anew.
+    folder.ledger_file.write_text("one line\nanother\n")
+    found = next(read_all_tuning(tmp_path))
+    assert (found.as_of, found.is_final) == (60.0, False)
 
 
 def test_a_sweep_without_rules_still_says_its_cluster(tmp_path: Path) -> None:
