@@ -12,6 +12,7 @@ import yaml
 
 from analysis.runs import Study
 from muloco_runner.config import ConfigError
+from muloco_runner.config.method import WITH_INNER_NAMED
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _SHAPES = {
@@ -134,7 +135,7 @@ def _by_rule(series: str, algorithm: str, workers: Mapping[str, int], known: Con
     model = _model_of(series)
     if algorithm in PARTNERS:
         return PARTNERS[algorithm] + model
-    inner = algorithm.removeprefix("DiLoCo-")
+    inner = algorithm.partition("-")[2] if algorithm.startswith(_OUTER_AND_INNER) else algorithm
     if inner != algorithm and f"DDP-{inner}{model}" in known:
         return f"DDP-{inner}{model}"
     same = {name: number for name, number in workers.items() if _model_of(name) == model}
@@ -151,6 +152,7 @@ def _model_of(series: str) -> str:
 
 PARTNERS = {"DiLoCo": "DDP-AdamW", "MuLoCo": "DDP-Muon"}
 """The data-parallel algorithm with the same inner optimizer, where the name of the other does not say it."""
+_OUTER_AND_INNER = tuple(f"{name}-" for name in WITH_INNER_NAMED)
 
 
 def _known(key: str, names: Iterable[str], allowed: Iterable[str]) -> None:

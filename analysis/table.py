@@ -27,6 +27,7 @@ from analysis.repeats import number_repeats, why_curves, why_partly_seeded, why_
 from analysis.runs import SETTING, Study, hyper_parameters_of
 from analysis.series import series_labels
 from muloco_runner.config import ConfigError
+from muloco_runner.config.method import WITH_INNER_NAMED
 
 FINISHED = frozenset({"finished", "complete", "completed", "success", "succeeded", "done", "ok"})
 UNFINISHED = frozenset({
@@ -327,7 +328,7 @@ def _labelled(runs: pd.DataFrame, cells: Table, others: OtherColumns) -> tuple[p
     return runs.drop(columns=["own_budget", "workers_known"]), notes
 
 
-_TRAINS_APART = re.compile("DiLoCo|MuLoCo|DiLoCo-.*")
+_TRAINS_APART = re.compile(rf"DiLoCo|MuLoCo|({'|'.join(WITH_INNER_NAMED)})-.*")
 """Algorithms (`DiLoCoConfig.algorithm`) whose workers train apart: K is named, also where it is 1."""
 
 

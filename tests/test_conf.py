@@ -108,6 +108,16 @@ def test_names_of_runs_without_compression_or_fragments_stand() -> None:
     assert names == {"diloco": "f9efdd067d79", "muloco": "a6e080bfe3d7"}
 
 
+def test_local_sgd_is_diloco_that_averages() -> None:
+    averaging = "method/outer_optimizer=averaging"
+    for inner, name, run_id in (("adamw", "LocalSGD-AdamW", "fdbd7cd6a554"), ("muon", "LocalSGD-Muon", "53cb5d568ebe")):
+        run = compose_app_config(["algorithm=local_sgd", f"inner_optimizer={inner}"]).run
+        assert run == compose_app_config(["algorithm=diloco", f"inner_optimizer={inner}", averaging]).run
+        assert (run.algorithm, run.run_id) == (name, run_id), "the id from before it had this name"
+    for other in ("method.outer_optimizer.momentum=0.1", "method.outer_optimizer.lr=0.9"):
+        assert compose_app_config(["algorithm=local_sgd", other]).run.algorithm == "DiLoCo"
+
+
 def test_a_runs_name_depends_on_what_decides_its_result_alone() -> None:
     def run_id(*overrides: str) -> str:
         return compose_app_config(overrides).run.run_id

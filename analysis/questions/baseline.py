@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.runs import Study
 from analysis.style import Style
 from muloco_runner.config import ConfigError
+from muloco_runner.config.method import WITH_INNER_NAMED
 
 DEFAULT = "DDP-AdamW"
 
@@ -72,5 +73,5 @@ def _compared(where: str, name: str, names: list[str]) -> str:
 
 def _is_data_parallel(runs: pd.DataFrame) -> bool:
     """Whether workers exchange every step, as far as the runs of a series say."""
-    apart = runs["algorithm"].str.startswith(("DiLoCo", "MuLoCo")) | (runs["num_workers"] > 1)
+    apart = runs["algorithm"].str.startswith(("MuLoCo", *WITH_INNER_NAMED)) | (runs["num_workers"] > 1)
     return not bool((apart | runs["sync_interval"].notna()).any())

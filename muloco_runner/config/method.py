@@ -89,7 +89,11 @@ class DataParallelConfig(MethodConfig):
 
 @dataclass
 class DiLoCoConfig(MethodConfig):
-    """K workers apart for H inner steps, then one outer step (arXiv 2311.08105)."""
+    """K workers apart for H inner steps, then one outer step (arXiv 2311.08105).
+
+    One that takes the workers' plain average (outer lr 1, no momentum) makes it local SGD (arXiv 1805.09767; in the
+    study's configs `semi_sync_method: local_sgd`), and is called so.
+    """
 
     name: str = "diloco"
     num_workers: int = 1
@@ -131,6 +135,8 @@ class DiLoCoConfig(MethodConfig):
         return {"outer_optimizer": self.outer_optimizer.label}
 
     def algorithm(self, inner_optimizer: str) -> str:
+        if self.outer_optimizer.averages:
+            return f"LocalSGD-{inner_optimizer}"
         return _PUBLISHED_NAMES.get(inner_optimizer, f"DiLoCo-{inner_optimizer}")
 
     def check(self, num_steps: int, num_layers: int) -> None:
@@ -148,5 +154,7 @@ class DiLoCoConfig(MethodConfig):
 
 _PUBLISHED_NAMES = {"AdamW": "DiLoCo", "Muon": "MuLoCo"}
 """Label of an inner optimizer -> the name of DiLoCo with it."""
+WITH_INNER_NAMED = ("DiLoCo", "LocalSGD")
+"""What algorithms with outer steps are called before a dash and the inner optimizer's label; DiLoCo also alone."""
 
 METHODS: dict[str, type[MethodConfig]] = table(data_parallel=DataParallelConfig, diloco=DiLoCoConfig)

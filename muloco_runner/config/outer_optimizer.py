@@ -43,6 +43,11 @@ class OuterOptimizerConfig(Implemented):
     def orthogonalizes(self) -> bool:
         """Whether a step orthogonalises the hidden matrices, which takes memory of its own."""
 
+    @property
+    @abstractmethod
+    def averages(self) -> bool:
+        """Whether a step takes the workers' plain average and nothing else, which is local SGD (arXiv 1805.09767)."""
+
 
 @dataclass
 class OuterMomentumConfig(OuterOptimizerConfig):
@@ -74,6 +79,10 @@ class OuterSgdConfig(OuterMomentumConfig):
     step_bytes = 0
     orthogonalizes = False
 
+    @property
+    def averages(self) -> bool:
+        return self.lr == 1 and self.momentum == 0
+
 
 @dataclass
 class OuterMuonConfig(OuterMomentumConfig):
@@ -89,6 +98,7 @@ class OuterMuonConfig(OuterMomentumConfig):
     state_bytes = 4
     step_bytes = 0
     orthogonalizes = True
+    averages = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +126,7 @@ class OuterAdamConfig(OuterOptimizerConfig):
     state_bytes = 8
     step_bytes = 0
     orthogonalizes = False
+    averages = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,6 +151,7 @@ class TargetOuterConfig(OneTarget, OuterOptimizerConfig):
     implementation = "muloco_runner.diloco.target_outer:build_target_outer"
     not_in_hash = ("label", "state_bytes_per_parameter")
     orthogonalizes = False
+    averages = False
     step_bytes = 16
     """A copy of the gradient, and what torch's own take for all tensors at once."""
 

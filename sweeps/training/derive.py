@@ -22,6 +22,8 @@ def derived_work(like: Work, values: Mapping[str, Any], cluster: ClusterConfig) 
     """
     before = run_of(like)
     run = before.with_values(values)
+    if run.algorithm != before.algorithm:
+        raise ConfigError(f"{dict(values)} makes {run.algorithm} of {before.algorithm}, which is another series")
     root = Path(like.folder).parent.parent
     # Whatever the sweep decided for all its runs stands in their arguments.
     execution = ExecutionConfig(**like.arguments["execution"])

@@ -82,6 +82,8 @@ def _allowed(key: str, values: Iterator[float], bounds: Bounds, run: RunConfig) 
             made = run.with_values({key: value})
         except ConfigError:
             return
+        if made.algorithm != run.algorithm:  # DiLoCo without momentum and at outer lr 1 is local SGD
+            return
         if key == BATCH and value > run.global_batch_tokens and made.num_steps < LEAST_STEPS:
             return
         yield int(value) if key == BATCH else value
@@ -104,6 +106,8 @@ class _Lattice:
         if self.halves is not None:
             return float(2.0 ** ((self.halves[0] + number * self.halves[1]) / 2))
         # Not more digits than people write: 0.3 and no 0.30000000000000004.
+        if not self.by_ratio and abs(self.first + self.step * number) < 1e-9 * self.step:
+            return 0.0
         value = self.first * self.step**number if self.by_ratio else self.first + self.step * number
         return float(f"{value:.12g}")
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.config import ConfigError, DiLoCoConfig, RunConfig
 from sweeps.engine.tuning.benchmark_rules import BenchmarkPair
 from sweeps.engine.tuning.study import BATCH, Axis, DecideRule, Group, Place, Setting, Study
 from sweeps.training.lattice import axis_of
@@ -127,6 +127,8 @@ def _identity(run: RunConfig) -> str:
     kept["method"] = {key: value for key, value in values["method"].items() if key != "outer_optimizer"}
     names = [values["inner_optimizer"].get("_target_"), values["inner_optimizer"]["name"], values["schedule"]["name"]]
     names.append((values["method"].get("outer_optimizer") or {}).get("name"))
+    if isinstance(run.method, DiLoCoConfig) and run.method.outer_optimizer.averages:
+        names.append(run.algorithm)  # else a group with DiLoCo, whose series it is not
     return _hash([kept, names])
 
 

@@ -82,9 +82,11 @@ def tune_axis(
     written = ", ".join(f"{value:.6g}" for value in values)
     for value in values:
         try:
-            run.with_values({key: value})
+            made = run.with_values({key: value})
         except ConfigError as error:
             raise ConfigError(f"{where}: {value:.6g} makes no run of {label}: {error}") from error
+        if made.algorithm != run.algorithm:
+            raise ConfigError(f"{where}: {value:.6g} makes no run of {label}, but {made.algorithm}: leave it out")
     axis = Axis(key, values, 0, len(values) - 1)
     positions = []
     for value in own:

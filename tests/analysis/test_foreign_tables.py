@@ -201,11 +201,12 @@ def test_workers_that_no_cell_tells_are_not_one(workers: list[Any], names: list[
     assert said == bool(unknown)
 
 
-def test_k_is_named_of_other_inner_optimizers_too() -> None:
+@pytest.mark.parametrize("outer", ["DiLoCo", "LocalSGD"])
+def test_k_is_named_of_other_inner_optimizers_too(outer: str) -> None:
     cells: list[Any] = [None, 1, None]
-    algorithms = ["DDP-Lion", "DiLoCo-Lion", "DiLoCo-Lion"]
+    algorithms = ["DDP-Lion", f"{outer}-Lion", f"{outer}-Lion"]
     found = study_of_table("t", runs(loss=[3.0, 2.9, 2.8], algorithm=algorithms, num_workers=cells), {})
-    assert found.series == ["DDP-Lion", "DiLoCo-Lion", "DiLoCo-Lion K=1"]
+    assert found.series == ["DDP-Lion", f"{outer}-Lion", f"{outer}-Lion K=1"]
 
 
 def test_algorithms_that_differ_in_spelling_alone_are_named() -> None:

@@ -78,6 +78,12 @@ def test_an_own_optimizer_is_compared_with_itself_in_data_parallel() -> None:
         assert partner_of(Style(), "DiLoCo-Lion K=4", "DiLoCo-Lion", workers, known) == partner
 
 
+def test_local_sgd_is_compared_with_data_parallel() -> None:
+    workers = {"LocalSGD-Muon K=1": 1, "LocalSGD-Muon K=4": 4}
+    for known, partner in (({"DDP-Muon", *workers}, "DDP-Muon"), (set(workers), "LocalSGD-Muon K=1")):
+        assert partner_of(Style(), "LocalSGD-Muon K=4", "LocalSGD-Muon", workers, known) == partner
+
+
 def test_a_label_does_not_change_the_partner() -> None:
     style = Style(names={"ours": "DiLoCo-Lion K=4", "theirs": "DDP-Lion", "few": "DiLoCo-Lion K=1"})
     for known, partner in (({"theirs", "ours", "few"}, "theirs"), ({"ours", "few"}, "few")):

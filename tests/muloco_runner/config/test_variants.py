@@ -39,6 +39,7 @@ class OuterLionConfig(OuterMomentumConfig):
     name: str = "lion"
     label = "Lion"
     orthogonalizes = False
+    averages = False
 
 
 @dataclass

@@ -127,6 +127,18 @@ def test_series_and_sizes_are_groups_and_other_tuning_is_not() -> None:
     assert len({place.setting.others for place in given.places.values() if place.group == given.groups[0].id}) == 2
 
 
+def test_local_sgd_is_no_group_with_diloco() -> None:
+    momentum = "method.outer_optimizer.momentum"
+    product = {**GRID, "algorithm": ["diloco", "local_sgd"]}
+    given = study({"decide": {"pairs": [["diloco", "localsgd_adamw"]], "gap": 0.01}}, product)
+    assert [group.label for group in given.groups] == ["DiLoCo at 29k", "LocalSGD-AdamW at 29k"]
+    product = {**GRID, "algorithm": ["diloco"], OUTER: [1.0]}
+    (group,) = study([momentum], {**product, momentum: [0.2, 0.4, 0.6]}).groups
+    assert min(group.axes[0].values) == 0.2, "without momentum it would be no DiLoCo"
+    with pytest.raises(ConfigError, match="0 makes no run of DiLoCo at 29k, but LocalSGD-AdamW: leave it out"):
+        study({"tune": {"coordinates": {momentum: [0, 0.8]}, "threshold": 0.01}}, product)
+
+
 @pytest.mark.parametrize(
     ("extend", "product", "words"),
     [
