@@ -8,9 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, cast
+from typing import Any, Literal, assert_never, cast, get_args
 
-from muloco_runner.config.checks import require
+from muloco_runner.config.checks import require, require_choice
 from muloco_runner.config.outside import OneTarget, import_target
 from muloco_runner.config.plain import UNNAMED_AT_DEFAULT
 from muloco_runner.config.variants import table
@@ -61,16 +61,32 @@ class CosineConfig(ScheduleConfig):
 
 
 @dataclass
+class LinearConfig(ScheduleConfig):
+    """A line from the peak to the final fraction (arXiv 2310.07831; 2502.15938 prefers 0 for that fraction)."""
+
+    name: str = "linear"
+
+    def decay(self, step: int, warmup: int, total: int) -> float:
+        return (total - step) / max(1, total - warmup)
+
+
+DecayForm = Literal["linear", "sqrt"]
+
+
+@dataclass
 class WarmupStableDecayConfig(ScheduleConfig):
-    """Constant at the peak, then linear decay over the last `decay_fraction` of the run."""
+    """Constant at the peak, then decay over the last `decay_fraction` of the run."""
 
     name: str = "wsd"
     decay_fraction: float = 0.2
     decay_steps: int | None = field(default=None, metadata=UNNAMED_AT_DEFAULT)
     """Steps of decay, in place of a fraction of the run; null for the fraction."""
+    decay_form: str = field(default="linear", metadata=UNNAMED_AT_DEFAULT)
+    """At the share s of the decay: linear, 1 - s; sqrt, 1 - sqrt(s), which is steep at first (arXiv 2405.18392)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_choice("schedule.decay_form", self.decay_form, get_args(DecayForm))
         require(
             self.decay_steps is None or self.decay_steps > 0,
             f"schedule.decay_steps={self.decay_steps}: must be a positive number of steps",
@@ -86,7 +102,14 @@ class WarmupStableDecayConfig(ScheduleConfig):
         )
 
     def decay(self, step: int, warmup: int, total: int) -> float:
-        return min(1.0, (total - step) / self._decay_steps_of(total))
+        remaining = min(1.0, (total - step) / self._decay_steps_of(total))
+        match cast(DecayForm, self.decay_form):
+            case "linear":
+                return remaining
+            case "sqrt":
+                return 1 - math.sqrt(1 - remaining)
+            case unknown:
+                assert_never(unknown)
 
     def _decay_steps_of(self, total: int) -> int:
         return self.decay_steps or max(1, round(self.decay_fraction * total))
@@ -144,5 +167,5 @@ def _arguments_of(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 SCHEDULES: dict[str, type[ScheduleConfig]] = table(
-    cosine=CosineConfig, wsd=WarmupStableDecayConfig, target=TargetScheduleConfig
+    cosine=CosineConfig, linear=LinearConfig, wsd=WarmupStableDecayConfig, target=TargetScheduleConfig
 )

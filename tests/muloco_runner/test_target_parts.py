@@ -203,7 +203,7 @@ class TwoSets(Signs):
 TINY = [
     *(f"model.{name}" for name in ("width=16", "num_layers=2", "head_width=8", "vocab_size=256", "sequence_length=32")),
     *("data=text", "data.validation_tokens=256", "global_batch_tokens=128", "tokens_per_parameter=0.08"),
-    *("method=diloco", "method.num_workers=2", "method.sync_interval=4", "schedule=linear"),
+    *("method=diloco", "method.num_workers=2", "method.sync_interval=4", "schedule=falling"),
     *("method.streaming.num_fragments=2", "method/outer_optimizer=signs", "method/compression=ternary"),
 ]
 
@@ -215,7 +215,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     files = {
         "parts_lab.py": LAB,
         "conf/data/sums.yaml": "_target_: parts_lab.sums\ncount: 80\nvalidation_tokens: 64\n",
-        "conf/schedule/linear.yaml": "_target_: parts_lab.decay\nwarmup_steps: 2\npower: 1.0\n",
+        "conf/schedule/falling.yaml": "_target_: parts_lab.decay\nwarmup_steps: 2\npower: 1.0\n",
         "conf/method/compression/ternary.yaml": ternary,
         "conf/method/outer_optimizer/signs.yaml": "_target_: parts_lab.Signs\nlr: 0.01\nbeta: 0.8\n",
     }

@@ -52,11 +52,13 @@ class Left(Trials):
         return work.trunk.step in self.steps
 
 
-@pytest.mark.parametrize("decay", ["schedule.decay_fraction=0.3", "schedule.decay_steps=5"])
+@pytest.mark.parametrize(
+    "decay", [("schedule.decay_fraction=0.3",), ("schedule.decay_steps=5", "schedule.decay_form=sqrt")]
+)
 def test_a_branch_ends_as_if_it_had_been_asked_for_at_once(
-    decay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decay: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quickly = ["execution.log_interval_steps=1", decay, "method.num_workers=2", "method.sync_interval=7"]
+    quickly = ["execution.log_interval_steps=1", *decay, "method.num_workers=2", "method.sync_interval=7"]
     quickly.append("branches.tokens_per_parameter=[1,2]")
     _, trunk, branches = asked(tmp_path / "branched", *quickly, "algorithm=muloco")
     assert not any(begin_branch(branch) for branch in branches)
@@ -184,6 +186,7 @@ def test_a_sweep_file_says_branches_as_the_command_line_does(tmp_path: Path) -> 
     ("words", "refusal"),
     [
         (["schedule=cosine"], "schedule=cosine has no stable phase"),
+        (["schedule=linear"], "schedule=linear has no stable phase"),
         (["tokens_per_parameter=2"], "3 tokens a parameter are beyond the trunk's 2: raise tokens_per_parameter to 3"),
         (["tokens_per_parameter=3,4"], r"varies tokens_per_parameter itself \(3, 4\)"),
         (["branches.tokens_per_parameter=[3]"], "alone are no branches"),
