@@ -69,7 +69,9 @@ def most_added(study: Study) -> int:
 
 def _bounds(axis: Axis) -> str:
     own = " to ".join(dict.fromkeys(f"{axis.values[position]:.6g}" for position in (axis.first, axis.last)))
-    return f"{axis.key} {own}, within {axis.values[0]:.6g} to {axis.values[-1]:.6g}"
+    ends = [why for why in (axis.below, axis.above) if why]
+    beyond = f" (beyond them: {'; '.join(ends)})" if ends else ""
+    return f"{axis.key} {own}, within {axis.values[0]:.6g} to {axis.values[-1]:.6g}{beyond}"
 
 
 def study_lines(study: Study, state: SweepState) -> Iterator[str]:

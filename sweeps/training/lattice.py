@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from muloco_runner.config import ConfigError, RunConfig
@@ -31,9 +31,16 @@ class Bounds:
     high: float | None = None
 
 
-def axis_of(key: str, label: str, values: Sequence[float], bounds: Bounds, run: RunConfig) -> Axis:
-    """Return the lattice of one key of the group `label`, from the lowest to the highest value that `bounds` and the
-    config of `run`, one of the group's, allow.
+def axis_of(
+    key: str,
+    label: str,
+    values: Sequence[float],
+    bounds: Bounds,
+    runs: Sequence[RunConfig],
+    check: Callable[[RunConfig], None],
+) -> Axis:
+    """Return the lattice of one key of the group `label`, from the lowest to the highest value that `bounds` allow and
+    that makes of each of `runs`, one of every kind in the group, a run that `check` does not refuse by `ConfigError`.
 
     `values` are the file's, growing. Too few to have a step, without one, or outside the bounds raise `ConfigError`.
     """
@@ -59,10 +66,11 @@ def axis_of(key: str, label: str, values: Sequence[float], bounds: Bounds, run: 
                 "is added; narrow the grid itself by its values"
             )
     own, going_on = numbered
-    below = list(_allowed(key, (going_on(-n) for n in _counted(bounds.low)), bounds, run))
-    above = list(_allowed(key, (going_on(max(own) + n) for n in _counted(bounds.high)), bounds, run))
+    below, why_below = _allowed(key, (going_on(-n) for n in _counted(bounds.low)), bounds, runs, check)
+    above, why_above = _allowed(key, (going_on(max(own) + n) for n in _counted(bounds.high)), bounds, runs, check)
     inside = [own.get(n, going_on(n)) for n in range(max(own) + 1)]
-    return Axis(key, (*reversed(below), *inside, *above), len(below), len(below) + max(own))
+    first = len(below)
+    return Axis(key, (*reversed(below), *inside, *above), first, first + max(own), below=why_below, above=why_above)
 
 
 def _counted(bound: float | None) -> range:
@@ -70,23 +78,41 @@ def _counted(bound: float | None) -> range:
     return range(1, (_REACH if bound is None else _LONGEST_REACH) + 1)
 
 
-def _allowed(key: str, values: Iterator[float], bounds: Bounds, run: RunConfig) -> Iterator[float]:
-    """The values up to the first that a bound or the run's config does not allow."""
+def _allowed(
+    key: str, values: Iterator[float], bounds: Bounds, runs: Sequence[RunConfig], check: Callable[[RunConfig], None]
+) -> tuple[list[float], str]:
+    """The values up to the first that a bound does not allow or that makes no run, and why it makes none."""
+    found: list[float] = []
     for value in values:
         low, high = bounds.low, bounds.high
         if (low is not None and value < low * (1 - 1e-9)) or (high is not None and value > high * (1 + 1e-9)):
-            return
-        if key == BATCH and (value != round(value) or value < 1):
-            return
-        try:
-            made = run.with_values({key: value})
-        except ConfigError:
-            return
-        if made.algorithm != run.algorithm:  # DiLoCo without momentum and at outer lr 1 is local SGD
-            return
-        if key == BATCH and value > run.global_batch_tokens and made.num_steps < LEAST_STEPS:
-            return
-        yield int(value) if key == BATCH else value
+            break
+        if why := why_no_run(key, value, runs, check):
+            return found, why
+        found.append(int(value) if key == BATCH else value)
+    return found, ""
+
+
+def why_no_run(key: str, value: float, runs: Sequence[RunConfig], check: Callable[[RunConfig], None]) -> str:
+    """Return why another value of one key makes no run of one of `runs` that could be added; empty where it does."""
+    if key == BATCH and (value != round(value) or value < 1):
+        return f"{key}={value:g} is no whole number of tokens"
+    said = next((why for run in runs if (why := why_not_added(run, {key: value}, check))), "")
+    return said if not said or f"{key}=" in said else f"{key}={value:.12g}: {said}"
+
+
+def why_not_added(run: RunConfig, values: Mapping[str, float], check: Callable[[RunConfig], None]) -> str:
+    """Return why the run with those values is none that could be added to its series; empty where it is one."""
+    try:
+        made = run.with_values(values)
+        check(made)
+    except ConfigError as error:
+        return " ".join(str(error).split())
+    if made.algorithm != run.algorithm:  # DiLoCo without momentum and at outer lr 1 is local SGD
+        return f"a run of {made.algorithm}, which is another series"
+    if made.global_batch_tokens > run.global_batch_tokens and made.num_steps < LEAST_STEPS:
+        return f"a run of {made.num_steps} steps, fewer than {LEAST_STEPS}"
+    return ""
 
 
 class _Lattice:

@@ -7,15 +7,16 @@ What tells two groups apart is everything that is no hyper-parameter; how the st
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from muloco_runner.config import ConfigError, DiLoCoConfig, RunConfig
 from sweeps.engine.tuning.benchmark_rules import BenchmarkPair
 from sweeps.engine.tuning.study import BATCH, Axis, DecideRule, Group, Place, Setting, Study
-from sweeps.training.lattice import axis_of
+from sweeps.training.lattice import axis_of, why_not_added
 from sweeps.training.model_names import model_name
 from sweeps.training.study_file import Decide, StudyFile, plain_name
 from sweeps.training.study_values import is_number
@@ -25,10 +26,20 @@ _TUNED = ("inner_optimizer", "schedule", "gradient_clip_norm")
 """Parts of a run's config that are its hyper-parameters, with its outer optimizer."""
 
 
-def study_of(file: StudyFile, runs: Mapping[str, RunConfig], added: Mapping[str, RunConfig] | None = None) -> Study:
+def _take_all(run: RunConfig) -> None:
+    """Refuses none."""
+
+
+def study_of(
+    file: StudyFile,
+    runs: Mapping[str, RunConfig],
+    added: Mapping[str, RunConfig] | None = None,
+    check: Callable[[RunConfig], None] = _take_all,
+) -> Study:
     """The study that a sweep file makes of a sweep's runs, by name. Mistakes raise `ConfigError`.
 
-    `added` are runs that the sweep has added so far, whatever its keys were then.
+    `added` are runs that the sweep has added so far, whatever its keys were then. `check` raises `ConfigError` for a
+    run that the sweep cannot have: lattices end before it.
     """
     grown: dict[str, dict[str, RunConfig]] = {}
     for name, run in (added or {}).items():
@@ -47,9 +58,9 @@ def study_of(file: StudyFile, runs: Mapping[str, RunConfig], added: Mapping[str,
     places_of_added: dict[str, Place] = {}
     for (identity, found), label in zip(members.items(), labels, strict=True):
         more = grown.get(identity, {})
-        group = _group(
-            identity, label, file, [run for _, run in found], {run.global_batch_tokens for run in more.values()}
-        )
+        own = [run for _, run in found]
+        group = _group(identity, label, file, own, {run.global_batch_tokens for run in more.values()}, check)
+        _check_together(where, group, own, check)
         groups.append(group)
         placed = {name: _place(group, run) for name, run in found}
         assert None not in placed.values()
@@ -182,11 +193,14 @@ def _group(
     file: StudyFile,
     runs: Sequence[RunConfig],
     added_batches: Collection[int],
+    check: Callable[[RunConfig], None],
 ) -> Group:
     label, series, scale = words
-    axes = [_axis(key, label, file, runs) for key in file.grown_keys if key != BATCH and _has_key(key, label, runs)]
+    keys = [key for key in file.grown_keys if key != BATCH and _has_key(key, label, runs)]
+    kinds = list({_others(run, keys): run for run in reversed(runs)}.values())
+    axes = [_axis(key, label, file, runs, kinds, check) for key in keys]
     if BATCH in file.grown_keys:
-        axis = _axis(BATCH, label, file, runs)
+        axis = _axis(BATCH, label, file, runs, kinds, check)
     else:
         batches = sorted({*added_batches, *(run.global_batch_tokens for run in runs)})
         axis = Axis(BATCH, tuple(batches), 0, len(batches) - 1, grows=False)
@@ -204,12 +218,37 @@ def _has_key(key: str, label: str, runs: Sequence[RunConfig]) -> bool:
     return found == {True}
 
 
-def _axis(key: str, label: str, file: StudyFile, runs: Sequence[RunConfig]) -> Axis:
+def _axis(
+    key: str,
+    label: str,
+    file: StudyFile,
+    runs: Sequence[RunConfig],
+    kinds: Sequence[RunConfig],
+    check: Callable[[RunConfig], None],
+) -> Axis:
+    """The lattice of one key; `kinds` are runs of the group, one of each that differ in other keys."""
     own = sorted({value for run in runs if (value := _value(run, key)) is not None})
     if file.tune is not None:
-        return tune_axis(key, label, own, file.tune.keys[key], runs[0])
+        return tune_axis(key, label, own, file.tune.keys[key], kinds, check)
     assert file.extend is not None
-    return axis_of(key, label, own, file.extend.keys[key], runs[0])
+    return axis_of(key, label, own, file.extend.keys[key], kinds, check)
+
+
+def _check_together(where: str, group: Group, runs: Sequence[RunConfig], check: Callable[[RunConfig], None]) -> None:
+    """Refuses lattices of which no run can be made where two keys are at their ends."""
+    axes = [axis for axis in (*group.axes, group.batches) if axis.grows]
+    keys = [axis.key for axis in axes]
+    ends = [dict.fromkeys((axis.values[0], axis.values[-1])) for axis in axes]
+    for run in {_others(run, keys): run for run in runs}.values():
+        for one, other in itertools.combinations(range(len(axes)), 2):
+            for pair in itertools.product(ends[one], ends[other]):
+                values = dict(zip((keys[one], keys[other]), pair, strict=True))
+                if why := why_not_added(run, values, check):
+                    written = " with ".join(f"{key}={value:.12g}" for key, value in values.items())
+                    raise ConfigError(
+                        f"{where}: {group.label} may come to {written}, of which no run can be made: {why}; let the "
+                        "values of one of them end before that"
+                    )
 
 
 def _seeds_of_settings(runs: Sequence[RunConfig]) -> list[frozenset[int]]:

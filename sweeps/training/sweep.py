@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from sweeps.node.reports import measured_minutes
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.training.budget_branches import branched, branching_of, split_branches
-from sweeps.training.entry import keep_of, works_of
+from sweeps.training.entry import keep_of, need_of, works_of
 from sweeps.training.expansion import expand
 from sweeps.training.gpus import Gpus
 from sweeps.training.study_file import STUDY_KEYS, split_study
@@ -104,9 +105,18 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     works = refine(branched(works, branching_of(runs)) if branches else works, measured_minutes)
     if answers:
         _refuse_sharded(runs, works, Gpus(cluster, execution), answers)
-    study = study_of(goes_on, {run.run_id: run for run in runs}, _added(root, name)) if goes_on is not None else None
+    study = None
+    if goes_on is not None:
+        check = partial(_check_added, execution=execution, gpus=Gpus(cluster, execution))
+        study = study_of(goes_on, {run.run_id: run for run in runs}, _added(root, name), check)
     definition = Definition(name, cluster_name, cluster.to_dict(), works, study=study)
     return Sweep(name, root, runs, execution, definition, cluster)
+
+
+def _check_added(run: RunConfig, execution: ExecutionConfig, gpus: Gpus) -> None:
+    """Raises `ConfigError` for a run that a sweep could not add, as it does for those of its file."""
+    execution.check(run.num_steps)
+    need_of(run, gpus)
 
 
 def _added(root: Path, name: str) -> dict[str, RunConfig]:

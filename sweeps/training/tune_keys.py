@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from muloco_runner.config import ConfigError, RunConfig
 from sweeps.engine.tuning.study import Axis, TuneRule
 from sweeps.grid import values_of
+from sweeps.training.lattice import why_no_run
 from sweeps.training.study_values import check_counts, check_known, is_number, mapping
 
 _EXAMPLE = "tune: {coordinates: {inner_optimizer.lr: sqrt2(-14..-4 by 2)}, threshold: 0.003}"
@@ -71,22 +72,19 @@ def tune_axis(
     label: str,
     own: Sequence[float],
     values: tuple[float, ...],
-    run: RunConfig,
+    runs: Sequence[RunConfig],
+    check: Callable[[RunConfig], None],
 ) -> Axis:
     """Return the lattice of one key of the group `label`: all its `values`, `own` being those of the file's runs.
 
-    A value of the file that is not among them, and one of which no run can be made, raise `ConfigError`. `run` is one
-    of the group's.
+    A value of the file that is not among them raises `ConfigError`, and so does one that makes no run of one of `runs`,
+    which are one of every kind in the group, or one that `check` refuses by that error.
     """
     where = f"tune.coordinates.{key}"
     written = ", ".join(f"{value:.6g}" for value in values)
     for value in values:
-        try:
-            made = run.with_values({key: value})
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {value:.6g} makes no run of {label}: {error}") from error
-        if made.algorithm != run.algorithm:
-            raise ConfigError(f"{where}: {value:.6g} makes no run of {label}, but {made.algorithm}: leave it out")
+        if why := why_no_run(key, value, runs, check):
+            raise ConfigError(f"{where}: {value:.6g} makes no run of {label}: {why}")
     axis = Axis(key, values, 0, len(values) - 1)
     positions = []
     for value in own:

@@ -126,7 +126,7 @@ class _Look:
             batch = _next(axis, best, direction, {n: self.losses[one] for n, one in self.best_at.items()})
             where = f"{where} is the grid's edge"
             if batch == best:
-                self._bound(f"{axis.text(best)} was best and is the {_end(direction)} that the bounds allow")
+                self._bound(f"{axis.text(best)} was best and is {axis.end_words(direction)}")
                 return
         else:
             batch, where = best + direction, f"{where} what lies beside it was leapt over"
@@ -151,9 +151,8 @@ class _Look:
         """What one batch lacks, beside one that lacks nothing."""
         axis = self.group.batches
         if not 0 <= batch < len(axis.values):
-            end = "smallest" if batch < 0 else "largest"
             what = "is best" if neighbour == best else "is within 1% of the best"
-            self._bound(f"{axis.text(neighbour)} {what} and the {end} that the bounds allow")
+            self._bound(f"{axis.text(neighbour)} {what} and {axis.end_words(-1 if batch < 0 else 1)}")
         elif self._is_far_off(batch, neighbour):
             yield from self._new_batch(batch, neighbour, best)
         else:
@@ -208,7 +207,7 @@ class _Look:
             losses = {position: self.losses[one] for position, one in line.items() if one in self.losses}
             position = _next(axis, here, direction, losses)
             if position == here:
-                self._bound(f"{where} and is the {_end(direction)} that the bounds allow")
+                self._bound(f"{where} and is {axis.end_words(direction)}")
                 return
             yield Wanted(moved(best, number, position), best, f"{where} and is the grid's edge")
             return
@@ -239,7 +238,7 @@ class _Look:
         position = max(0, here - max(1, max(line) - here))
         where = f"all runs at {self.group.batches.text(batch)} diverged"
         if position == here:
-            self._bound(f"{where}, and {axis.text(here)} is the smallest that the bounds allow")
+            self._bound(f"{where}, and {axis.text(here)} is {axis.end_words(-1)}")
             return
         yield Wanted(moved(lowest, 0, position), lowest, f"{where}, down to {axis.text(here)}")
 
@@ -265,7 +264,3 @@ def _next(axis: Axis, here: int, direction: int, losses: Mapping[int, float]) ->
 
 def _coordinates(setting: Setting) -> tuple[int, ...]:
     return (setting.batch, *setting.at)
-
-
-def _end(direction: int) -> str:
-    return "largest" if direction > 0 else "smallest"

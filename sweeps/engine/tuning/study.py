@@ -26,12 +26,16 @@ class Axis:
 
     key: str
     values: tuple[float, ...]
-    """Growing; all that the bounds allow."""
+    """Growing; all that the bounds allow and of which runs can be made."""
     first: int
     last: int
     """Positions of the smallest and the largest value of the sweep file."""
     grows: bool = True
     """Whether values beyond those of the file may be added."""
+    below: str = ""
+    """Why no run can be made of a smaller value; empty where a bound, or how far a lattice goes, leaves it out."""
+    above: str = ""
+    """The same of a larger value."""
 
     def position_of(self, value: float) -> int | None:
         """None where the lattice has no such value."""
@@ -42,6 +46,11 @@ class Axis:
         """The key with its value there."""
         value = self.values[position]
         return f"{self.key}={value:,.0f}" if self.key == BATCH else f"{self.key}={value:.6g}"
+
+    def end_words(self, direction: int) -> str:
+        """Say what the last value on that side, -1 or 1, is."""
+        end, why = ("largest", self.above) if direction > 0 else ("smallest", self.below)
+        return f"the {end} of which a run can be made ({why})" if why else f"the {end} that the bounds allow"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """`extend:` as it is written: what it spans, and what it refuses before anything is queued."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
+from sweeps.cli.study_lines import plan_lines
 from sweeps.clusters import read_cluster
 from sweeps.engine.tuning.benchmark_rules import BenchmarkPair, BenchmarkTarget
 from sweeps.engine.tuning.halving import HalveRule
@@ -43,6 +45,31 @@ def test_values_go_on_by_their_own_ratio_to_the_last_bit() -> None:
     assert (rates.first, rates.last) == (10, 12)
     # Neither shorter than a sequence nor so long that few steps are left.
     assert group.batches.values == (128, 256, 512, 1024, 2048, 4096)
+
+
+def test_lattices_end_where_any_of_their_settings_does() -> None:
+    schedules = {"schedule": ["wsd"], "schedule.decay_steps": [10, 60]}
+    (group,) = study([BATCH], {**GRID, BATCH: [512, 1024], **schedules}).groups
+    assert group.batches.values[-1] == 2048
+    assert "schedule.decay_steps=60 is longer than the run of 36 steps" in group.batches.above
+
+
+def test_lattices_end_before_what_the_sweep_cannot_run(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    grid = {**GRID, "algorithm": ["muloco"], BATCH: [1024, 2048], LR: [0.01, 0.02]}
+    fixed = {"tokens_per_parameter": 5, "method.num_workers": 2}
+    file.write_text(json.dumps({"extend": [BATCH], "fixed": fixed, "grids": [{"product": grid}]}))
+    sweep = read_sweep([f"+sweep={file}", "cluster=h100", "cluster.gpus_per_run=4", "execution.keep=[50]"])
+    assert sweep.definition.study is not None
+    (batches,) = [group.batches for group in sweep.definition.study.groups]
+    # Two workers on two GPUs each, and checkpoints at steps that a run of a larger batch does not come to.
+    assert batches.values == (512, 1024, 2048)
+    assert "does not split over so many" in batches.below
+    assert batches.above.startswith("global_batch_tokens=4096: execution.keep=[50]: step 50 is beyond")
+    assert batches.end_words(1) == f"the largest of which a run can be made ({batches.above})"
+    (line,) = [line for line in plan_lines(sweep) if "within 512 to 2048" in line]
+    assert batches.below in line
+    assert batches.above in line
 
 
 def test_a_common_difference_serves_where_there_is_no_ratio() -> None:
@@ -135,7 +162,9 @@ def test_local_sgd_is_no_group_with_diloco() -> None:
     product = {**GRID, "algorithm": ["diloco"], OUTER: [1.0]}
     (group,) = study([momentum], {**product, momentum: [0.2, 0.4, 0.6]}).groups
     assert min(group.axes[0].values) == 0.2, "without momentum it would be no DiLoCo"
-    with pytest.raises(ConfigError, match="0 makes no run of DiLoCo at 29k, but LocalSGD-AdamW: leave it out"):
+    with pytest.raises(
+        ConfigError, match=r"0 makes no run of DiLoCo at 29k: .*momentum=0: a run of LocalSGD-AdamW, which"
+    ):
         study({"tune": {"coordinates": {momentum: [0, 0.8]}, "threshold": 0.01}}, product)
 
 
@@ -207,6 +236,21 @@ def test_local_sgd_is_no_group_with_diloco() -> None:
             {"extend": [LR], "tune": {"coordinates": {LR: [0.1, 0.2]}, "threshold": 0}},
             {},
             "extend and tune: a sweep looks for its best settings by one rule",
+        ),
+        (
+            {"tune": {"coordinates": {BATCH: [1024, 2048, 4096, 16384]}, "threshold": 0}},
+            {},
+            "16384 makes no run of MuLoCo at 29k: global_batch_tokens=16384: method.sync_interval=30 is longer than",
+        ),
+        (
+            {"tune": {"coordinates": {BATCH: [1024, 2048, 4096, 16384]}, "threshold": 0}},
+            {"algorithm": ["ddp_muon"]},
+            "16384 makes no run of DDP-Muon at 29k: global_batch_tokens=16384: a run of 9 steps, fewer than 10",
+        ),
+        (
+            {"tune": {"coordinates": {BATCH: [512, 4096], "schedule.decay_steps": [10, 60]}, "threshold": 0}},
+            {BATCH: [512], "schedule": ["wsd"], "schedule.decay_steps": [10]},
+            "may come to schedule.decay_steps=60 with global_batch_tokens=4096, of which no run can be made: schedule.",
         ),
         ({"halve": {"eta": 200}}, {}, "halve.eta=200: give a whole number from two to 100"),
         ({"replicate": 3}, {}, "replicate=3: give keys with their values, such as {best: 1, seeds: 3}"),
