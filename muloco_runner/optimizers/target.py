@@ -112,7 +112,10 @@ def build_optimizer(cls: type, parameters: Sequence[Tensor], given: Mapping[str,
     try:
         optimizer: torch.optim.Optimizer = cls(list(parameters), **given)
     except Exception as error:
-        raise ConfigError(f"{where}: cannot be built: {type(error).__name__}: {error}") from error
+        values = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise ConfigError(
+            f"{cls.__module__}.{cls.__qualname__} cannot be built with {values}: {type(error).__name__}: {error}"
+        ) from error
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if held != {id(parameter) for parameter in parameters}:
         raise ConfigError(f"{where}: its param_groups do not hold the parameters that it was given")

@@ -60,7 +60,8 @@ def facts_of(part: str, values: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     configs = [without_facts(part, one) for one in values]
     sources = sources_by_package((target, part) for config in configs for target in config.targets)
     keys = [key_of_facts(config, sources) for config in configs]
-    answers = answers_to({key: (part, to_plain(config)) for key, config in zip(keys, configs, strict=True)}, sources)
+    questions = {key: Question(part, "whole", to_plain(one)) for key, one in zip(keys, configs, strict=True)}
+    answers = answers_to(questions, sources)
     found = []
     for key, config in zip(keys, configs, strict=True):
         if problem := answers[key].problem:
@@ -130,8 +131,10 @@ _NO_MODULE = re.compile(r"No module named '([\w.]+)'")
 
 def _try(questions: Mapping[str, Question], folders: Sequence[str], left_out: Sequence[str] = ()) -> dict[str, Answer]:
     """Try what is asked in one process that loads torch, and imports from `folders` and not from those `left_out`."""
-    parts = " and ".join(sorted({part for part, _ in questions.values()}))
-    print(f"trying {len(questions)} target(s) from outside ({parts}), once", file=sys.stderr, flush=True)
+    parts = " and ".join(sorted({question.part for question in questions.values()}))
+    whole = sum(question.trial == "whole" for question in questions.values())
+    what = f"{whole} target(s) from outside ({parts})" if whole else f"new values of targets from outside ({parts})"
+    print(f"trying {what}, once", file=sys.stderr, flush=True)
     # The same roots as this process, and not the folder it was started in.
     kept_out = {str(source) for source in left_out}
     here = [place for place in path_without_copies() if place and str(Path(place).resolve()) not in kept_out]
@@ -141,7 +144,7 @@ def _try(questions: Mapping[str, Question], folders: Sequence[str], left_out: Se
             done = subprocess.run(
                 python_command("muloco_runner.trials"),
                 input=json.dumps({"path": list(folders), "questions": questions, "answers": str(file)}),
-                capture_output=True, text=True, timeout=_TRY_SECONDS * len(questions), check=False,
+                capture_output=True, text=True, timeout=_TRY_SECONDS * max(1, whole), check=False,
                 env={
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(here), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import assert_never, get_args
 
 from muloco_runner.config import ConfigError, RunConfig, TargetModelConfig
 from muloco_runner.record import RunFolder
 from muloco_runner.targets.answers import Answer, answers_to, together
 from muloco_runner.targets.code_record import recorded_code, recorded_hash
-from muloco_runner.targets.questions import questions_of
+from muloco_runner.targets.questions import Question, Trial, questions_of
 from muloco_runner.targets.source_code import Source, package_of, sources_of
 
 
@@ -30,16 +31,64 @@ def check_targets(runs: Sequence[RunConfig], root: Path, same_code: bool) -> dic
     _refuse_other_sizes(concerned, root)
     asked = {run.run_id: questions_of(run, sources) for run in concerned}
     answers = answers_to({key: question for one in asked.values() for key, question in one.items()}, sources)
+    for trial in get_args(Trial):  # one that cannot be built at some rate is not at fault for failing at it
+        _refuse_problems(trial, concerned, asked, answers)
     found: dict[str, Answer] = {}
     for run in concerned:
-        own = []
-        for key, (part, _) in asked[run.run_id].items():
-            where = f"{part}._target_={run.targets[part][0]}"
-            if problem := answers[key].problem:
-                raise ConfigError(f"{where}: {problem.removeprefix(f'{where}: ')}")
-            own.append(replace(answers[key], why_not=f"{where}: {answers[key].why_not}"))
+        own = [
+            replace(answers[key], why_not=f"{_where(run, question.part)}: {answers[key].why_not}")
+            for key, question in asked[run.run_id].items()
+        ]
         found[run.run_id] = together(own)
     return found
+
+
+def _where(run: RunConfig, part: str) -> str:
+    return f"{part}._target_={run.targets[part][0]}"
+
+
+def _refuse_problems(
+    trial: Trial, runs: Sequence[RunConfig], asked: Mapping[str, Mapping[str, Question]], answers: Mapping[str, Answer]
+) -> None:
+    """What showed problems in that trial raises `ConfigError`, which names all settings that have one."""
+    problems: dict[str, dict[str, str]] = {}
+    for run in runs:
+        for key, question in asked[run.run_id].items():
+            if question.trial == trial:
+                of_target = problems.setdefault(_where(run, question.part), {})
+                of_target[_setting(run, question)] = answers[key].problem
+    for where, by_setting in problems.items():
+        bad = [setting for setting, problem in by_setting.items() if problem]
+        if not bad:
+            continue
+        problem = by_setting[bad[0]].removeprefix(f"{where}: ")
+        others = ""
+        if trial != "whole" and len(bad) < len(by_setting):
+            named = ", ".join(bad[:_MOST_NAMED]) + (", ..." if len(bad) > _MOST_NAMED else "")
+            others = (
+                f"; so it is with {len(bad)} of the {len(by_setting)} values that were asked for ({named}), and the "
+                "others can be used: leave these out"
+            )
+        raise ConfigError(f"{where}: {problem}{others}")
+
+
+_MOST_NAMED = 8
+
+
+def _setting(run: RunConfig, question: Question) -> str:
+    """What of the run such a trial tells from others, in words."""
+    match question.trial:
+        case "rates" if question.part == "inner_optimizer":
+            decay = f" with a weight decay of {run.weight_decay:g}" if run.weight_decay else ""
+            return f"{question.part}.lr={run.inner_optimizer.lr:g}{decay}"
+        case "rates":
+            return f"{question.part}.lr={question.values['lr']:g}"
+        case "size":
+            return f"a model of {run.num_params:,} parameters"
+        case "whole":
+            return run.run_id
+        case _:
+            assert_never(question.trial)
 
 
 def _refuse_equal_labels(runs: Sequence[RunConfig]) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from muloco_runner.config import (
     FromOutside,
@@ -22,11 +22,21 @@ from muloco_runner.config import (
 from muloco_runner.config.plain import from_plain, to_plain
 from muloco_runner.targets.source_code import Source, package_of
 
-_GENERATION = 2
+_GENERATION = 3
 """Of what trials look for: answers of earlier ones do not count."""
 
-Question = tuple[str, dict[str, Any]]
-"""A part of a run, and what `muloco_runner.trials` is to try of it: the model's values, or the run's."""
+Trial = Literal["rates", "size", "whole"]
+"""Whether it can be built at the run's rates; for a model of the run's size; all that is looked for."""
+
+
+class Question(NamedTuple):
+    """What `muloco_runner.trials` is to try."""
+
+    part: str
+    """Of a run."""
+    trial: Trial
+    values: dict[str, Any]
+    """The part's own, or those of the run."""
 
 
 def questions_of(run: RunConfig, sources: Mapping[str, Source]) -> dict[str, Question]:
@@ -35,25 +45,32 @@ def questions_of(run: RunConfig, sources: Mapping[str, Source]) -> dict[str, Que
     for part, config in run.from_outside.items():
         match config:
             case TargetModelConfig() | TargetDataConfig():
-                asked[key_of_facts(config, sources)] = part, to_plain(without_facts(part, to_plain(config)))
+                values = to_plain(without_facts(part, to_plain(config)))
+                asked[key_of_facts(config, sources)] = Question(part, "whole", values)
             case TargetConfig():
-                asked[_optimizer_key(run, sources)] = part, run.to_dict()
+                whole = _optimizer_key(run, sources)
+                rates = _key(whole, "rates", config.lr, run.weight_decay)
+                size = _key(whole, "size", run.model.shapes, run.model.num_layers)
+                asked[rates] = Question(part, "rates", run.to_dict())
+                asked[size] = Question(part, "size", run.to_dict())
+                asked[whole] = Question(part, "whole", run.to_dict())
             case TargetScheduleConfig():
                 steps = run.num_steps, run.warmup_steps
-                asked[_key(part, config.targets, config.arguments, steps, _hashes(config, sources))] = (
-                    part,
-                    run.to_dict(),
-                )
+                key = _key(part, config.targets, config.arguments, steps, _hashes(config, sources))
+                asked[key] = Question(part, "whole", run.to_dict())
             case TargetOuterConfig() | TargetCompressionConfig():
                 values = {name: value for name, value in to_plain(config).items() if name not in _NOT_TRIED}
-                asked[_key(part, values, _hashes(config, sources))] = part, to_plain(config)
+                key = _key(part, values, _hashes(config, sources))
+                if isinstance(config, TargetOuterConfig):
+                    asked[_key(key, "rates", config.lr)] = Question(part, "rates", to_plain(config))
+                asked[key] = Question(part, "whole", to_plain(config))
             case _:
                 raise AssertionError(part)
     return asked
 
 
 _NOT_TRIED = ("lr", "label", "version", "error_feedback", "exact_embeddings", "exchange")
-"""Settings of parts that make no difference to a trial."""
+"""Settings of parts that make no difference to a whole trial."""
 
 
 def _hashes(config: FromOutside, sources: Mapping[str, Source]) -> dict[str, str]:

@@ -4,16 +4,17 @@ gradients; two forked ranks take the same ones on parameters sharded by rows, as
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from muloco_runner.config import ConfigError, ModelConfig, RunConfig, TargetConfig, TargetModelConfig
+from muloco_runner.config import AnyModelConfig, ConfigError, ModelConfig, RunConfig, TargetConfig, TargetModelConfig
 from muloco_runner.model.target_model import TargetModel, build_target_model, shard_target
-from muloco_runner.model.transformer import build_model
+from muloco_runner.model.transformer import Transformer, build_model
 from muloco_runner.optimizers.target import build_target, start_training, trial_rate
 from muloco_runner.trials.two_ranks import on_two_ranks
 
@@ -27,11 +28,7 @@ def try_run(run: RunConfig) -> dict[str, Any]:
     """What is wrong with the run's optimizer, if anything, and whether it takes sharded parameters."""
     torch.manual_seed(0)
     try:
-        build_target(_model_of(run), run)
-        inner = run.inner_optimizer
-        assert isinstance(inner, TargetConfig)
-        rate = trial_rate(f"inner_optimizer._target_={inner._target_}", inner._target_, _LR)
-        run = replace(run, inner_optimizer=replace(inner, lr=rate))
+        run = _at_trial_rate(run)
         problem = _problem(run) or _rate_problem(run)
     except ConfigError as error:
         problem = str(error)
@@ -41,6 +38,50 @@ def try_run(run: RunConfig) -> dict[str, Any]:
         return {"problem": " ".join(problem.split())}
     why_not = _sharded_problem(run)
     return {"takes_dtensors": not why_not, "why_not": " ".join(why_not.split())}
+
+
+def build_at_rates(run: RunConfig) -> dict[str, Any]:
+    """Build the run's optimizer with its learning rate and weight decay. What cannot be built raises `ConfigError`."""
+    build_target(_model_of(run), run)
+    return {}
+
+
+def build_for_size(run: RunConfig) -> dict[str, Any]:
+    """Build the run's optimizer on parameters of its model's shapes, without memory.
+
+    What cannot be built raises `ConfigError`; what cannot be built without memory, whatever the shapes, is not judged.
+    """
+    small = replace(run, model=_MODEL) if isinstance(run.model, ModelConfig) else run
+    with FakeTensorMode():
+        try:
+            build_target(_empty(run.model, None), run)
+        except ConfigError:
+            try:
+                build_target(_empty(small.model, getattr(run.model, "trial_arguments", None)), small)
+            except ConfigError:
+                return {}
+            raise
+    return {}
+
+
+def _empty(model: AnyModelConfig, arguments: Mapping[str, Any] | None) -> nn.Module:
+    if isinstance(model, TargetModelConfig):
+        return build_target_model(model, 0, torch.device("cpu"), arguments)
+    assert isinstance(model, ModelConfig)
+    return Transformer(model)
+
+
+def _at_trial_rate(run: RunConfig) -> RunConfig:
+    """The run at the rate at which its class is tried; as it is, where the class refuses that one."""
+    inner = run.inner_optimizer
+    assert isinstance(inner, TargetConfig)
+    rate = trial_rate(f"inner_optimizer._target_={inner._target_}", inner._target_, _LR)
+    tried = replace(run, inner_optimizer=replace(inner, lr=rate))
+    try:
+        build_target(_model_of(tried), tried)
+    except ConfigError:
+        return run
+    return tried
 
 
 def _problem(run: RunConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from dataclasses import replace
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muloco_runner.config import TargetOuterConfig
+from muloco_runner.config import ConfigError, TargetOuterConfig
 from muloco_runner.config.checks import require
 from muloco_runner.diloco.flat import flatten, views
 from muloco_runner.diloco.target_outer import TargetOuter
@@ -27,9 +28,11 @@ _LR = 0.1
 def try_outer_optimizer(config: TargetOuterConfig) -> dict[str, Any]:
     """What is wrong with it, if anything, and whether it takes tensors whose rows lie apart."""
     torch.manual_seed(0)
-    _built(config)  # as the run has it
     where = f"method.outer_optimizer._target_={config._target_}"
-    config = replace(config, lr=trial_rate(where, config._target_, _LR))
+    at_its_own = replace(config, lr=trial_rate(where, config._target_, _LR))
+    with contextlib.suppress(ConfigError):  # a class may refuse rates
+        _built(at_its_own)
+        config = at_its_own
     anchor, optimizer = _built(config)
     tensors = views(anchor, _tensors())
     before = anchor.clone()
@@ -48,6 +51,12 @@ def try_outer_optimizer(config: TargetOuterConfig) -> dict[str, Any]:
     _check_resume(config, anchor, optimizer)
     why_not = _rows_problem(config)
     return {"takes_dtensors": not why_not, "why_not": why_not}
+
+
+def build_outer(config: TargetOuterConfig) -> dict[str, Any]:
+    """Build it at the rate that it has. What cannot be built raises `ConfigError`."""
+    _built(config)
+    return {}
 
 
 def _tensors() -> list[Tensor]:

@@ -24,6 +24,7 @@ from muloco_runner.optimizers import parameter_kinds
 from muloco_runner.record import RunFolder
 from muloco_runner.targets import check_targets, facts_of, make_importable, record_code
 from muloco_runner.targets.answers import _try
+from muloco_runner.targets.questions import Question
 from sweeps.cli.filters import select
 from sweeps.training import model_names
 from sweeps.training.model_names import model_name
@@ -281,7 +282,7 @@ def test_a_model_that_lies_is_refused_in_words(lab: Path) -> None:
         "large": (model_of(arguments={"width": 20_000}), "too many to be tried here"),
         "smaller": (model_of(arguments={"width": 20_000}, trial_arguments={"width": 8}), ""),
     }
-    questions = {key: ("model", to_plain(config)) for key, (config, _) in expected.items()}
+    questions = {key: Question("model", "whole", to_plain(config)) for key, (config, _) in expected.items()}
     answers = _try(questions, [str(lab)])
     for key, (_, words) in expected.items():
         assert words in answers[key].problem, (key, answers[key].problem)

@@ -33,7 +33,7 @@ from muloco_runner.memory import Placement, estimate_memory
 from muloco_runner.record import ExitCode, RunFolder
 from muloco_runner.targets import record_code
 from muloco_runner.targets.answers import _try
-from muloco_runner.targets.questions import questions_of
+from muloco_runner.targets.questions import Question, questions_of
 from muloco_runner.targets.source_code import sources_of
 from muloco_runner.trials.__main__ import _TRIALS
 
@@ -344,7 +344,7 @@ def test_a_part_that_lies_is_refused_in_words(lab: Path) -> None:
     questions = {}
     for name, (run, _) in expected.items():
         ((part, config),) = run.from_outside.items()
-        questions[name] = part, run.to_dict() if part == "schedule" else to_plain(config)
+        questions[name] = Question(part, "whole", run.to_dict() if part == "schedule" else to_plain(config))
     answers = _try(questions, [str(lab)])
     for name, (_, words) in expected.items():
         assert words in answers[name].problem, (name, answers[name].problem)
@@ -356,10 +356,11 @@ def test_a_part_that_lies_is_refused_in_words(lab: Path) -> None:
 def test_each_part_that_a_run_names_can_be_tried(lab: Path, text_dir: Path) -> None:
     run = compose_app_config([*TINY, f"data.path={text_dir}"]).run
     asked = questions_of(run, sources_of([run]))
-    assert {part for part, _ in asked.values()} == set(run.from_outside) <= set(_TRIALS)
+    assert {question.part for question in asked.values()} == set(run.from_outside)
+    assert {(question.part, question.trial) for question in asked.values()} <= set(_TRIALS)
     longer = compose_app_config([*TINY, f"data.path={text_dir}", "tokens_per_parameter=1"]).run
     again = questions_of(longer, sources_of([longer]))
-    assert len(asked.keys() & again.keys()) == 2, "a schedule is tried for each length of a run"
+    assert len(asked.keys() & again.keys()) == 3, "a schedule is tried for each length of a run"
 
 
 def test_own_documents_are_a_runs_data(lab: Path, tmp_path: Path) -> None:

@@ -24,12 +24,14 @@ from muloco_runner.targets import (
     check_targets,
     find_source,
     hand_on_code,
+    launch_check,
     record_code,
     refuse_sharded,
     source_code,
 )
 from muloco_runner.targets.answers import _cache_file, _try
 from muloco_runner.targets.code_record import recorded_code
+from muloco_runner.targets.questions import Question, questions_of
 from muloco_runner.targets.source_code import folders_of, sources_of
 from muloco_runner.training import state
 from sweeps.training.sweep import read_sweep
@@ -110,6 +112,28 @@ class TwoRates(Lion):
         super().__init__([{"params": [first], "lr": lr / 10}, {"params": others}], lr)
 
 
+class Slow(Lion):
+    def __init__(self, params, lr, weight_decay=0.0):
+        params = list(params)
+        if lr > 0.1 or weight_decay > 0.3 or any(p.numel() > 300 * 32 for p in params):
+            raise ValueError("too much for me")
+        super().__init__(params, lr, weight_decay=weight_decay)
+
+
+class Fast(Lion):
+    def __init__(self, params, lr):
+        if lr < 0.01:
+            raise ValueError("too little for me")
+        super().__init__(params, lr)
+
+
+class Looks(Lion):
+    def __init__(self, params, lr):
+        params = list(params)
+        self.start = [float(p.detach().abs().max()) for p in params]
+        super().__init__(params, lr)
+
+
 class NoOptimizer:
     pass
 """
@@ -135,7 +159,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answers_of(runs: dict[str, RunConfig]) -> dict[str, Answer]:
-    questions = {key: ("inner_optimizer", run.to_dict()) for key, run in runs.items()}
+    questions = {key: Question("inner_optimizer", "whole", run.to_dict()) for key, run in runs.items()}
     return _try(questions, folders_of(sources_of(runs.values())))
 
 
@@ -193,6 +217,7 @@ def test_a_target_that_lies_is_refused_in_words(lab: Path) -> None:
         "local": (run_of("my_lab.NoDTensor"), ""),
         "rate": (run_of("my_lab.OwnRate"), "does not follow group['lr']"),
         "rates": (run_of("my_lab.TwoRates"), "makes a group with lr=0.0001 of inner_optimizer.lr=0.001"),
+        "fast": (run_of("my_lab.Fast", lr=0.02), ""),
         "at its peak": (run_of("my_lab.Lion", lr=1e38), ""),
         "layers": (replace(run_of("my_lab.Lion", applies_to={"blocks.1.*": "target"}), model=TWO_LAYERS), ""),
     }
@@ -204,11 +229,34 @@ def test_a_target_that_lies_is_refused_in_words(lab: Path) -> None:
     assert "sharded parameters" in answers["local"].why_not
 
 
-def test_what_was_tried_is_not_tried_again(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[int] = []
+def test_values_at_which_a_class_cannot_be_built_are_named(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = replace(TWO_LAYERS, width=64)
+    rates = [run_of("my_lab.Slow", lr=lr) for lr in (0.5, 0.05, 0.2)]
+    decays = [run_of("my_lab.Slow", weight_decay=decay) for decay in (0.5, 0.2)]
+    sizes = [replace(run_of("my_lab.Slow"), model=model) for model in (wide, TWO_LAYERS)]
+    looks = replace(run_of("my_lab.Looks"), model=wide)
+    sources = sources_of([*rates, looks])
+    asked = [questions_of(run, sources) for run in (*rates, *decays, *sizes, looks)]
+    answers = _try({key: one for each in asked for key, one in each.items() if one.trial != "whole"}, [str(lab)])
+    monkeypatch.setattr(launch_check, "answers_to", lambda asked, sources: {key: Answer() for key in asked} | answers)
+    built, others = r"my_lab\.Slow cannot be built with lr=", r"values that were asked for \("
+    for runs, words in (
+        (rates, rf"{built}0\.5, .*so it is with 2 of the 3 {others}inner_optimizer\.lr=0\.5, .*=0\.2\), .*others can"),
+        (decays, rf"weight_decay=0\.5: .*1 of the 2 {others}.*lr=0\.001 with a weight decay of 0\.5\)"),
+        (sizes, rf"{built}.*1 of the 2 {others}a model of {sizes[0].num_params:,} parameters\)"),
+        (rates[:1], rf"{built}0\.5, weight_decay=0\.0: ValueError: too much for me$"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            check_targets(runs, lab, same_code=False)
+    good = [sizes[1], replace(rates[1], model=TWO_LAYERS), replace(decays[1], model=TWO_LAYERS), looks]
+    assert len(check_targets(good, lab, same_code=False)) == 4, "and what reads its parameters' values is no worse"
 
-    def answer(questions: dict[str, Any], *folders: list[str]) -> dict[str, Answer]:
-        tried.append(len(questions))
+
+def test_what_was_tried_is_not_tried_again(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[list[str]] = []
+
+    def answer(questions: dict[str, Question], *folders: list[str]) -> dict[str, Answer]:
+        tried.append(sorted(question.trial for question in questions.values()))
         for key in questions:
             _cache_file(key).parent.mkdir(parents=True, exist_ok=True)
             _cache_file(key).write_text("{}")
@@ -220,7 +268,7 @@ def test_what_was_tried_is_not_tried_again(lab: Path, tmp_path: Path, monkeypatc
     (lab / "more.txt").write_text("to be " * 2000)
     for _ in range(2):
         assert len(read_sweep(words).runs) == 4
-    assert tried == [1], "rates make no difference"
+    assert tried == [["rates", "rates", "size", "whole"]], "rates make no difference to steps"
 
 
 def test_changed_code_under_the_same_version_stops(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
