@@ -22,7 +22,7 @@ from analysis.beside import beside
 from analysis.budgets import cluster_budgets
 from analysis.input.cells import written
 from analysis.input.run_rows import Excluded, read_row
-from analysis.series import content_of, series_labels, sort_series
+from analysis.series import content_of, series_labels, sort_series, tell_classes_apart
 from muloco_runner.config import ConfigError
 from muloco_runner.record import RunFolder
 
@@ -35,6 +35,9 @@ POINT = ["series", *SCALE, "global_batch_tokens"]
 SETTING = [*POINT, "hyper_parameters"]
 """What runs share that differ in their seed alone."""
 
+_OF_READING = ["comparison", "versions", "baselines", "bytes_per_token"]
+_OF_READING += ["inner_label", "inner_class", "algorithm_by_class"]
+"""What a run's row holds beside its columns."""
 _MANY_FOLDERS = 200
 """From here on a second process reads half of them."""
 
@@ -111,13 +114,14 @@ def build_study(source: str, rows: list[dict[str, Any]], excluded: list[Excluded
             kept.append(row)
         else:
             excluded.append(Excluded(row["run_id"], f"not comparable: {_difference(row['comparison'], chosen)}"))
+    tell_classes_apart(kept)
     first = kept[0]
     versions: dict[str, list[str]] = {}
     for row in kept:
         for name, version in row["versions"].items():
             if version not in versions.setdefault(name, []):
                 versions[name].append(version)
-    frame = pd.DataFrame(kept).drop(columns=["comparison", "versions", "baselines", "bytes_per_token"])
+    frame = pd.DataFrame(kept).drop(columns=_OF_READING)
     # Published budgets differ a little from size to size, since they are numbers of steps.
     own = frame["tokens_per_parameter"].to_numpy(float)
     budgets = cluster_budgets(own, frame["num_params"].to_numpy(float))

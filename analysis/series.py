@@ -32,6 +32,19 @@ def series_labels(records: Sequence[Mapping[Any, Any]]) -> list[str]:
     return _told_apart([_label(row, named) for row in records], records)
 
 
+def tell_classes_apart(rows: Sequence[dict[str, Any]]) -> None:
+    """Name the algorithms of inner optimizers of one label and several classes by the class, `DDP-my_lab.Lion`.
+
+    A sweep has one class of a label; several sweeps of one root may each have another.
+    """
+    classes: dict[str, set[str | None]] = {}
+    for row in rows:
+        classes.setdefault(row["inner_label"], set()).add(row["inner_class"])
+    for row in rows:
+        if len(classes[row["inner_label"]]) > 1:
+            row["algorithm"] = row["algorithm_by_class"]
+
+
 def _named_within(row: Mapping[Any, Any], key: str) -> str:
     """The algorithm among whose runs a part of the method is named; empty for all of them."""
     return "" if key in _OF_THE_STUDY else str(row["algorithm"])

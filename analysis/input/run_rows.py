@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from muloco_runner.config import ConfigError, DiLoCoConfig, RunConfig, TargetCompressionConfig
+from muloco_runner.config import ConfigError, DiLoCoConfig, FromOutside, RunConfig, TargetCompressionConfig
 from muloco_runner.config.plain import to_plain
 from muloco_runner.record import RecordError, RunFolder, RunResult
 
@@ -99,6 +99,9 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
             setting.pop(f"{part}.{name}", None)
     return {
         "algorithm": config.algorithm,
+        "inner_label": config.inner_optimizer.label,
+        "inner_class": (inner_class := _class_of(config.inner_optimizer)),
+        "algorithm_by_class": config.method.algorithm(inner_class or config.inner_optimizer.label),
         "comparison": (
             f"sequences of {config.model.sequence_length} tokens",
             f"validation on {config.data.validation_tokens} tokens",
@@ -153,10 +156,16 @@ def _method_of(config: RunConfig, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _distinctions(config: RunConfig) -> dict[str, Any]:
     """What a series is named by only where two would have one name: what is in no file at its default, and classes."""
-    out: dict[str, Any] = {"model": {"_target_": ",".join(getattr(config.model, "targets", [])) or None}}
+    out: dict[str, Any] = {"model": {"_target_": _class_of(config.model)}}
     if isinstance(config.method, DiLoCoConfig):
+        out["outer_optimizer"] = {"_target_": _class_of(config.method.outer_optimizer)}
         out |= {part: to_plain(getattr(config.method, part)) for part in ("compression", "streaming")}
     return out
+
+
+def _class_of(part: object) -> str | None:
+    """The class from outside that a part of a run names; None of a built-in one."""
+    return part.targets[0] if isinstance(part, FromOutside) else None
 
 
 def _gathered_values(config: RunConfig) -> int:

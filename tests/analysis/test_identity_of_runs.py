@@ -10,6 +10,7 @@ import pytest
 from planted import run_config, write_run
 
 from analysis.input.run_rows import _row_of_config
+from analysis.questions.compared_pairs import partners
 from analysis.runs import _settings, load_study
 from analysis.series import content_of, series_labels
 from analysis.style import Style, partner_of
@@ -192,3 +193,25 @@ def test_the_report_calls_an_own_optimizer_by_its_label(tmp_path: Path) -> None:
     own = INNER_OPTIMIZERS["target"](_target_="lab.Lion", label="ours")  # type: ignore[call-arg]
     write_run(tmp_path, dataclasses.replace(run_config(), inner_optimizer=own), 3.0, algorithm="DDP-Lion")
     assert load_study(tmp_path).series == ["DDP-ours"]
+
+
+def test_two_own_optimizers_of_one_name_are_two_series(tmp_path: Path) -> None:
+    """As two sweeps of one root may leave them; each is the partner of its own."""
+    methods = (DataParallelConfig(), DiLoCoConfig())
+    for package in ("lab_a", "lab_b"):
+        own = INNER_OPTIMIZERS["target"](_target_=f"{package}.Lion")  # type: ignore[call-arg]
+        for method in methods:
+            run = dataclasses.replace(run_config(), inner_optimizer=own, method=method)
+            write_run(tmp_path, run, 3.0, algorithm=run.algorithm)
+    study = load_study(tmp_path)
+    assert study.series == [
+        "DDP-lab_a.Lion",
+        "DDP-lab_b.Lion",
+        "DiLoCo-lab_a.Lion K=1",
+        "DiLoCo-lab_b.Lion K=1",
+    ]
+    rows = study.runs[["series", "algorithm", "num_workers", "num_params"]]
+    assert partners(rows, Style()) == {f"DiLoCo-{p}.Lion K=1": f"DDP-{p}.Lion" for p in ("lab_a", "lab_b")}
+    outer = [OUTER_OPTIMIZERS["target"](_target_=f"{p}.Outer", lr=0.5) for p in ("lab_a", "lab_b")]  # type: ignore[call-arg]
+    names = series_labels([_row_of_config(RunConfig(method=DiLoCoConfig(outer_optimizer=one))) for one in outer])
+    assert names == [f"DiLoCo K=1 outer_optimizer._target_={p}.Outer" for p in ("lab_a", "lab_b")]
