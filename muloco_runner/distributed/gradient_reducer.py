@@ -20,9 +20,6 @@ from muloco_runner.distributed import message_sizes
 from muloco_runner.distributed.collectives import Collectives, Transfer, in_messages
 from muloco_runner.distributed.owner_buffers import OwnerBuffers
 
-NOT_OWNED = torch.empty(0)
-"""Stands for the sum of gradients of a matrix that another rank owns."""
-
 Scatter = Callable[[Tensor, Tensor], Transfer]
 """Starts to write into its first argument (W) the sum over the ranks of this rank's row of their second (P, W)."""
 
@@ -66,8 +63,8 @@ class GradientReducer:
         while self._num_sent < len(self._messages) and self._messages[self._num_sent].content <= self._added:
             self._send_next()
 
-    def finish(self) -> dict[Tensor, Tensor]:
-        """Return the sum of each parameter: `NOT_OWNED` where another rank needs it.
+    def finish(self) -> dict[Tensor, Tensor | None]:
+        """Return the sum of each parameter: None where another rank needs it.
 
         A parameter that no gradient was added for is a `RuntimeError`: the sums of other ranks would wait for it, or be
         mixed up.
@@ -81,7 +78,7 @@ class GradientReducer:
         for stream in self._streams:
             sums.update(stream.finish())
         self._added, self._num_sent = set(), 0
-        return {parameter: sums.get(parameter, NOT_OWNED) for parameter in self._order}
+        return {parameter: sums.get(parameter) for parameter in self._order}
 
     def _send_next(self) -> None:
         message = self._messages[self._num_sent]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
@@ -34,7 +33,7 @@ from muloco_runner.optimizers.ancestors import (
     saved_state,
 )
 from muloco_runner.optimizers.arena import Arena
-from muloco_runner.optimizers.buckets.base import Bucket, GraphCapturable
+from muloco_runner.optimizers.buckets.base import Bucket, Gradients, GraphCapturable, gradients_in_grad
 from muloco_runner.optimizers.buckets.bucketing import BucketContext
 from muloco_runner.optimizers.buckets.replicated import (
     GradientAgreement,
@@ -199,8 +198,8 @@ class Muon(torch.optim.Optimizer):
 
     def _begin(self) -> None:
         """Set what a copy does not take over."""
-        self._given: dict[Tensor, Tensor] | None = None
-        """Gradients of the next step, where they are not those of the parameters."""
+        self._gradients: Gradients | None = None
+        """Those of the next step, where they have been summed over `process_group` with each matrix's at its owner."""
         self._clip: Tensor | None = None
         self._agreement = None if self._context.replicas is None else GradientAgreement(self._context.replicas)
         self._followed = FollowedGroups(self._context, self._graph is not None)
@@ -340,20 +339,17 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._follow()
-        if self._averages and self._given is None:
+        if self._averages and self._gradients is None:
             self.average_gradients()
+        gradients = self._own_gradients() if self._gradients is None else self._gradients
         work = [
             (settings, bucket)
             for group, buckets in zip(self.param_groups, self._followed.groups, strict=True)
             for settings in [step_settings(group)]
             for bucket in buckets.buckets
         ]
-        gradients = [[self._gradient(p) for p in bucket.parameters] for _, bucket in work]
-        if self._given is None and self._agreement is not None:
-            parameters = [parameter for bucket in self._followed.buckets for parameter in bucket.parameters]
-            self._agreement.check(parameters, list(chain.from_iterable(gradients)))
-        for (settings, bucket), of_bucket in zip(work, gradients, strict=True):
-            bucket.prepare(settings, of_bucket, self._clip)
+        for settings, bucket in work:
+            bucket.prepare(settings, gradients, self._clip)
         del gradients
         if self._graph is None or not work:
             _step_all(work)
@@ -364,17 +360,19 @@ class Muon(torch.optim.Optimizer):
                     lambda: _step_all(work),
                     [bucket.static_arguments(group) for group, bucket in work if isinstance(bucket, GraphCapturable)],
                 )
-        self._given, self._clip = None, None
+        self._gradients, self._clip = None, None
         for _, bucket in work:
-            bucket.gradients = []  # their memory is the next backward pass's
+            bucket.drop_gradients()
         self._after_step()
         return loss
 
-    def _gradient(self, parameter: Tensor) -> Tensor | None:
-        gradient = parameter.grad if self._given is None else self._given.get(parameter, parameter.grad)
-        if gradient is not None and gradient.layout != torch.strided:
-            raise ValueError(f"a gradient of {gradient.layout}: must be dense, as of nn.Embedding(sparse=False)")
-        return gradient
+    def _own_gradients(self) -> Gradients:
+        """Return the gradients in `grad`, which are those of every rank of `process_group`."""
+        parameters = [parameter for bucket in self._followed.buckets for parameter in bucket.parameters]
+        gradients = gradients_in_grad(parameters)
+        if self._agreement is not None:
+            self._agreement.check(parameters, gradients)
+        return gradients
 
     def _after_step(self) -> None:
         """Do what a subclass adds to a step: by a `step` of its own, torch would run all hooks twice."""
@@ -388,7 +386,7 @@ class Muon(torch.optim.Optimizer):
         it, as `clip_grad_norm_` would. `grad` itself is not changed.
         """
         self._follow()
-        self._given, norm = average_gradients(list(self._followed.buckets), self._context.replicas)
+        self._gradients, norm = average_gradients(list(self._followed.buckets), self._context.replicas)
         self._clip = None if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
@@ -408,9 +406,10 @@ class Muon(torch.optim.Optimizer):
         self._follow_groups()
         return owners_of(self._followed.buckets)
 
-    def use_gradients(self, gradients: Mapping[Tensor, Tensor]) -> None:
-        """Use these gradients in the next step instead of `grad`: `NOT_OWNED` for a matrix that another rank owns."""
-        self._given = dict(gradients)
+    def expect_gradients_at_owners(self) -> None:
+        """Take the next step with the gradients that are in `grad` now as sums over `process_group` already: all
+        parameters have one, a matrix of `owners` on its owner alone."""
+        self._gradients = {parameter: parameter.grad for group in self.param_groups for parameter in group["params"]}
 
 
 def _with_others(defaults: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:

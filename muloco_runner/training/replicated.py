@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,7 +26,7 @@ from muloco_runner.data.batches import Batch
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.collectives import Collectives, Transfer
 from muloco_runner.distributed.communicator import Communicator
-from muloco_runner.distributed.gradient_reducer import NOT_OWNED, GradientReducer, total_norm
+from muloco_runner.distributed.gradient_reducer import GradientReducer, total_norm
 from muloco_runner.model.language_model import LanguageModel
 from muloco_runner.optimizers import Muon
 from muloco_runner.training.micro_batches import LossOf, accumulate, pairwise_sum
@@ -59,11 +59,14 @@ def _owners(worker: Worker) -> dict[Tensor, int]:
     return worker.optimizer.owners if isinstance(worker.optimizer, Muon) else {}
 
 
-def _leave_in_grad(worker: Worker, sums: dict[Tensor, Tensor]) -> None:
-    for tensor, gradient in sums.items():
-        tensor.grad = None if gradient is NOT_OWNED else gradient
-    assert isinstance(worker.optimizer, Muon)
-    worker.optimizer.use_gradients(sums)
+def _leave_in_grad(gradients: Mapping[Tensor, Tensor | None]) -> None:
+    for tensor, gradient in gradients.items():
+        tensor.grad = gradient
+
+
+def _expect_at_owners(worker: Worker) -> None:
+    if isinstance(worker.optimizer, Muon):
+        worker.optimizer.expect_gradients_at_owners()
 
 
 class OrderedReplicas(FullReplicas):
@@ -82,10 +85,10 @@ class OrderedReplicas(FullReplicas):
                 self._to_owners = GradientReducer(owners, owners, among, in_order)
             for matrix in owners:
                 self._to_owners.add(matrix, gradient_of.pop(matrix))
-            _leave_in_grad(worker, self._to_owners.finish())
+            _leave_in_grad(self._to_owners.finish())
         self.communicator.sum_over_replicas([loss, *gradient_of.values()])
-        for tensor, gradient in gradient_of.items():
-            tensor.grad = gradient
+        _leave_in_grad(gradient_of)
+        _expect_at_owners(worker)
         return loss[0]
 
 
@@ -141,7 +144,8 @@ class OwnerReplicas(FullReplicas):
             self._sending_last,
         )
         transfer = self.communicator.among_replicas.all_reduce(loss, async_op=True)
-        _leave_in_grad(worker, self._sums.finish())
+        _leave_in_grad(self._sums.finish())
+        _expect_at_owners(worker)
         transfer.wait()
         return loss
 

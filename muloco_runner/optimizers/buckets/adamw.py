@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch.optim.adamw import adamw
 
 from muloco_runner.distributed.dtensor import local, state_dtype
 from muloco_runner.distributed.pending import PendingTransfers
+from muloco_runner.optimizers.buckets.base import Gradients
 
 
 class AdamWBucket:
@@ -32,8 +32,8 @@ class AdamWBucket:
     def state(self, index: int) -> dict[str, Tensor]:
         return {"step": self.steps[index], "exp_avg": self.exp_avgs[index], "exp_avg_sq": self.exp_avg_sqs[index]}
 
-    def prepare(self, group: dict[str, Any], gradients: Sequence[Tensor | None], clip: Tensor | None) -> None:
-        self.gradients, self.clip = list(gradients), clip
+    def prepare(self, group: dict[str, Any], gradients: Gradients, clip: Tensor | None) -> None:
+        self.gradients, self.clip = [gradients.get(parameter) for parameter in self.parameters], clip
 
     def step(self, group: dict[str, Any], pending: PendingTransfers) -> None:
         chosen = [index for index, gradient in enumerate(self.gradients) if gradient is not None]
@@ -46,7 +46,6 @@ class AdamWBucket:
             for index, parameter in zip(chosen, wide, strict=True)
             if (gradient := self.gradients[index]) is not None
         ]
-        self.gradients = []
         if not chosen:
             return
         if self.clip is not None:
@@ -70,3 +69,6 @@ class AdamWBucket:
         for parameter, result in zip(parameters, wide, strict=True):
             if result is not parameter:
                 parameter.copy_(result)
+
+    def drop_gradients(self) -> None:
+        self.gradients = []

@@ -9,7 +9,7 @@ B counts parameters, and R C stands for their shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -31,13 +31,24 @@ from muloco_runner.optimizers.orthogonalize import (
 from muloco_runner.optimizers.threads import share_over_threads
 from muloco_runner.optimizers.update_rule import accumulate_momentum_, look_ahead
 
+Gradients = Mapping[Tensor, Tensor | None]
+"""Of one step, by parameter. None stands for that of a matrix whose owner, another rank, alone has it; a parameter that
+is missing has a gradient on no rank, and stays as it is."""
+
+
+def gradients_in_grad(parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+    """Return the gradients that are in `grad`. A sparse one is a `ValueError`."""
+    gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+    for gradient in gradients.values():
+        if gradient.layout != torch.strided:
+            raise ValueError(f"a gradient of {gradient.layout}: must be dense, as of nn.Embedding(sparse=False)")
+    return gradients
+
 
 class Bucket(Protocol):
     """Parameters of one group that are updated together."""
 
     parameters: list[Tensor]
-    gradients: list[Tensor | None]
-    """The gradients of the step that was prepared; empty once the step is done."""
 
     @property
     def scales_in_kernels(self) -> bool:
@@ -48,12 +59,16 @@ class Bucket(Protocol):
         """Return the state that this rank keeps for parameter `index`, by name."""
         ...
 
-    def prepare(self, group: dict[str, Any], gradients: Sequence[Tensor | None], clip: Tensor | None) -> None:
-        """Store the gradients of the next step, one a parameter, and a factor on all of them (0-D), if any."""
+    def prepare(self, group: dict[str, Any], gradients: Gradients, clip: Tensor | None) -> None:
+        """Store the parameters' gradients of the next step, and a factor on all of them (0-D), if any."""
         ...
 
     def step(self, group: dict[str, Any], pending: PendingTransfers) -> None:
         """Update the parameters with the settings of `group`. Transfers that have not ended are left in `pending`."""
+        ...
+
+    def drop_gradients(self) -> None:
+        """Give the gradients up once the step is done: their memory is the next backward pass's."""
         ...
 
 
@@ -105,8 +120,8 @@ class MatrixBucket:
     def state(self, index: int) -> dict[str, Tensor]:
         return {"momentum": self.momentum(index)} if index in self.position else {}
 
-    def prepare(self, group: dict[str, Any], gradients: Sequence[Tensor | None], clip: Tensor | None) -> None:
-        self.gradients, self.clip = list(gradients), clip
+    def prepare(self, group: dict[str, Any], gradients: Gradients, clip: Tensor | None) -> None:
+        self.gradients, self.clip = [gradients.get(parameter) for parameter in self.parameters], clip
 
     def step(self, group: dict[str, Any], pending: PendingTransfers) -> None:
         chosen = [index for index in self.position if self.gradients[index] is not None and self.shape.numel()]
@@ -121,6 +136,8 @@ class MatrixBucket:
             share_over_threads(update, chosen)
         else:
             update(chosen)
+
+    def drop_gradients(self) -> None:
         self.gradients = []
 
     @property

@@ -19,7 +19,7 @@ from muloco_runner.muon_rule.matrix_view import MatrixView
 from muloco_runner.muon_rule.polynomial import polynomial_of
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.buckets.adamw import AdamWBucket
-from muloco_runner.optimizers.buckets.base import MatrixBucket
+from muloco_runner.optimizers.buckets.base import Gradients, MatrixBucket
 from muloco_runner.optimizers.orthogonalize import TRITON_DTYPES, choose_backend, matrices_at_once
 from muloco_runner.optimizers.orthogonalize.triton import elementwise
 from muloco_runner.optimizers.orthogonalize.triton.device_tables import Addresses
@@ -67,11 +67,11 @@ class FusedMatrixBucket(MatrixBucket):
             for part in self.parts
         ]
 
-    def prepare(self, group: dict[str, Any], gradients: Sequence[Tensor | None], clip: Tensor | None) -> None:
-        # Of a matrix that another rank owns there is no gradient here.
-        self.gradients = [None] * len(gradients)
+    def prepare(self, group: dict[str, Any], gradients: Gradients, clip: Tensor | None) -> None:
+        # Those of matrices that another rank owns are not needed.
+        self.gradients = [None] * len(self.parameters)
         for index in self.owned:
-            gradient = gradients[index]
+            gradient = gradients.get(self.parameters[index])
             self.gradients[index] = None if gradient is None else gradient.contiguous()
         self.hyper.fill(group, clip)
         for part, weights, source in zip(self.parts, self.weights, self.sources, strict=True):
@@ -124,8 +124,9 @@ class FusedAdamWBucket(AdamWBucket):
             blocks, dtype=torch.int32, device=device
         ).T.contiguous()
 
-    def prepare(self, group: dict[str, Any], gradients: Sequence[Tensor | None], clip: Tensor | None) -> None:
-        self.gradients = [None if gradient is None else gradient.contiguous() for gradient in gradients]
+    def prepare(self, group: dict[str, Any], gradients: Gradients, clip: Tensor | None) -> None:
+        given = [gradients.get(parameter) for parameter in self.parameters]
+        self.gradients = [None if gradient is None else gradient.contiguous() for gradient in given]
         self.hyper.fill(group, clip)
         tensors: tuple[Sequence[Tensor | None], ...] = self.parameters, self.gradients, self.exp_avgs, self.exp_avg_sqs
         for table, those in zip(self.tables, tensors, strict=True):

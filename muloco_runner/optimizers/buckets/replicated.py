@@ -10,7 +10,7 @@ Axes: P ranks, W values of an owner buffer in one message.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from muloco_runner.distributed.collectives import Collectives
 from muloco_runner.distributed.dtensor import is_distributed
-from muloco_runner.distributed.gradient_reducer import NOT_OWNED, GradientReducer, total_norm
+from muloco_runner.distributed.gradient_reducer import GradientReducer, total_norm
 from muloco_runner.distributed.owner_buffers import OwnerBuffers
 from muloco_runner.distributed.pending import PendingTransfer, PendingTransfers
-from muloco_runner.optimizers.buckets.base import Bucket, MatrixBucket
+from muloco_runner.optimizers.buckets.base import Bucket, Gradients, MatrixBucket, gradients_in_grad
 
 
 class ReplicatedBucket:
@@ -40,7 +40,6 @@ class ReplicatedBucket:
         self.replicas, self.result_dtype = replicas, result_dtype
         self._buckets = list(buckets)
         self.parameters = [parameter for bucket in buckets for parameter in bucket.parameters]
-        self.gradients: list[Tensor | None] = []
         self.owners = list(chain.from_iterable(owners))
         self._members = [(bucket, index) for bucket in buckets for index in range(len(bucket.parameters))]
         """For each matrix the bucket of its shape, and its index there."""
@@ -66,15 +65,10 @@ class ReplicatedBucket:
             momenta.append(momentum)
         return momenta
 
-    def prepare(self, group: dict[str, Any], gradients: Sequence[Tensor | None], clip: Tensor | None) -> None:
-        """As `Bucket.prepare`. Any tensor stands for the gradient of a matrix that another rank owns."""
-        self.gradients = list(gradients)
-        self._is_updated = [gradient is not None for gradient in gradients]
-        start = 0
+    def prepare(self, group: dict[str, Any], gradients: Gradients, clip: Tensor | None) -> None:
+        self._is_updated = [parameter in gradients for parameter in self.parameters]
         for bucket in self._buckets:
-            end = start + len(bucket.parameters)
-            bucket.prepare(group, self.gradients[start:end], clip)
-            start = end
+            bucket.prepare(group, gradients, clip)
 
     def step(self, group: dict[str, Any], pending: PendingTransfers) -> None:
         own = torch.zeros(self._buffers.length, dtype=self.result_dtype, device=self.parameters[0].device)
@@ -92,8 +86,10 @@ class ReplicatedBucket:
                 sent = full
         rest = range(sent, self._buffers.num_messages)
         pending.add_round(*(self._gather(group, number, own, received) for number in rest))
+
+    def drop_gradients(self) -> None:
         for bucket in self._buckets:
-            bucket.gradients = []
+            bucket.drop_gradients()
 
     def _gather(
         self, group: dict[str, Any], number: int, own: Tensor, received: dict[int, list[Tensor]]
@@ -137,11 +133,12 @@ class GradientAgreement:
         self._replicas = replicas
         self._have_agreed = False
 
-    def check(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-        """Refuse gradients, one for each parameter, that are not those of the other ranks. Every rank must call it."""
-        norms = [-1.0 if gradient is None else 0.0 for gradient in gradients]
+    def check(self, parameters: Sequence[Tensor], gradients: Mapping[Tensor, Tensor]) -> None:
+        """Refuse gradients of these parameters that are not those of the other ranks. Every rank must call it."""
+        norms = [0.0 if parameter in gradients else -1.0 for parameter in parameters]
         if not self._have_agreed:
-            for index, gradient in enumerate(gradients):
+            for index, parameter in enumerate(parameters):
+                gradient = gradients.get(parameter)
                 if gradient is not None and not is_distributed(gradient):
                     norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float32))
                     norms[index] = norm if math.isfinite(norm) else 0.0
@@ -172,15 +169,17 @@ def _existing_on_any(parameters: Sequence[Tensor], replicas: Collectives) -> lis
     return [parameter for parameter, count in zip(parameters, counts.tolist(), strict=True) if count]
 
 
-def average_gradients(buckets: Sequence[Bucket], replicas: Collectives | None) -> tuple[dict[Tensor, Tensor], Tensor]:
-    """Return each parameter's gradient averaged over the ranks (`NOT_OWNED` where another rank needs it), and the norm
-    of all of them (0-D). Gradients of sharded parameters are a `ValueError`: `fully_shard` averages those."""
+def average_gradients(buckets: Sequence[Bucket], replicas: Collectives | None) -> tuple[Gradients, Tensor]:
+    """Return the gradients averaged over the ranks, a matrix's at its owner alone, and the norm of all of them (0-D).
+
+    Gradients of sharded parameters are a `ValueError`: `fully_shard` averages those.
+    """
     parameters = [parameter for bucket in buckets for parameter in bucket.parameters]
     if not parameters:
         return {}, torch.zeros(())
     if any(is_distributed(parameter) for parameter in parameters):
         raise ValueError("gradients of sharded parameters are averaged by fully_shard: call step() alone")
-    gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+    gradients: Gradients = gradients_in_grad(parameters)
     owners = owners_of(buckets)
     if replicas is not None:
         existing = _existing_on_any(parameters, replicas)
@@ -192,6 +191,6 @@ def average_gradients(buckets: Sequence[Bucket], replicas: Collectives | None) -
             reducer.add(parameter, gradient if parameter in owners else gradient.clone())
         gradients = reducer.finish()
         for gradient in gradients.values():
-            if gradient is not NOT_OWNED:
+            if gradient is not None:
                 gradient.div_(replicas.size)
     return gradients, total_norm({parameter: gradients.get(parameter) for parameter in parameters}, owners, replicas)

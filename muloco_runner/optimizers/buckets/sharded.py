@@ -60,7 +60,7 @@ class ShardedBucket(MatrixBucket):
                 for rank, rows_SHC in enumerate(orthogonal_SRC.split(self.rows_a_rank, dim=1)):
                     rows_PSHC[rank, : len(full_SRC), : rows_SHC.shape[1]].copy_(rows_SHC)
             self._to_shards(group, of_rank, rows_PSHC, updated, pending)
-        self.gradients, self._accumulated = [], {}
+        self._accumulated = {}
 
     def _to_owners(self, group: dict[str, Any], of_rank: list[list[int]]) -> Tensor:
         """Return the full updates of this rank's matrices of a round; every rank sends the rows it has."""

@@ -298,8 +298,9 @@ def test_shared_matrices_are_written_into_the_message_in_half_precision(
         optimizer._context.replicas = replicas  # type: ignore[assignment]
         optimizer._begin()
         for step in range(2):
-            gradients = [random(*shape, seed=100 * step + number) for number, shape in enumerate(shapes)]
-            optimizer.use_gradients(dict(zip(parameters, gradients, strict=True)))
+            for number, parameter in enumerate(parameters):
+                parameter.grad = random(*parameter.shape, seed=100 * step + number)
+            optimizer.expect_gradients_at_owners()
             optimizer.scale_gradients(torch.tensor(0.5))
             optimizer.step()
         shared = [isinstance(bucket, ReplicatedBucket) for bucket in optimizer._followed.buckets]
