@@ -5,13 +5,16 @@ NEXT_VENV ?= .venv-hydra-next
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slurm test-hydra-next test-extras soak check bench gpu-check
+.PHONY: demo study test test-slurm test-hydra-next test-extras soak check bench gpu-check
 
 demo: $(VENV)/installed  ## four algorithms, three sizes, real text, a scaling-law report: minutes on two cores
 	@echo "Training: 48 runs, and those that their results ask for, about 160 in all; some minutes on two cores."
 	$(BIN)/muloco-sweep launch +sweep=study cluster=local root=demo
 	@echo "Report: reads the runs, fits laws, draws figures; seconds."
 	$(BIN)/muloco-report demo --out demo/report
+
+study: $(VENV)/installed-study  ## goes on with docs/study where its records end: 150 minutes at most
+	$(BIN)/python docs/study/study.py
 
 test: $(VENV)/installed-dev  ## everything but what needs a SLURM or takes minutes
 	# One process more than cores, since some tests wait; in the order of tests/conftest.py, the longest files first.
@@ -31,7 +34,7 @@ test-extras: $(VENV)/installed-extras  ## what needs packages that are large and
 	$(BIN)/python -m pytest -q tests/muloco_runner/data/test_named_datasets.py tests/muloco_runner/test_targets.py \
 		tests/muloco_runner/whole_machine_check.py tests/muloco_runner/inference/test_transformers.py \
 		tests/muloco_runner/inference/test_lm_eval.py tests/muloco_runner/training/test_looking_inside.py \
-		tests/muloco_runner/for_jax
+		tests/muloco_runner/for_jax tests/test_study.py
 
 soak: $(VENV)/installed-dev $(NEXT_VENV)/installed  ## thousands of random histories and inputs, and what takes minutes: an hour
 	MULOCO_HISTORIES=10000 $(BIN)/python -m pytest -q tests/sweeps/simulation/test_simulate.py
@@ -58,6 +61,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
+$(VENV)/installed-study: $(VENV)/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[study]"
+	touch $@
+
 $(NEXT_VENV)/installed: pyproject.toml tests/hydra/next.txt
 	test -x $(NEXT_VENV)/bin/python || $(PYTHON) -m venv $(NEXT_VENV)
 	$(NEXT_VENV)/bin/python -m pip install -q -r tests/hydra/next.txt
@@ -71,5 +78,5 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 $(VENV)/installed-extras: $(VENV)/installed-dev
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[data,optimizers,eval,tensorboard,jax]" "lm_eval[hf]" "transformers>=5"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[data,optimizers,eval,tensorboard,jax,study]" "lm_eval[hf]" "transformers>=5"
 	touch $@
