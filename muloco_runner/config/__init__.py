@@ -26,6 +26,7 @@ from muloco_runner.config.execution import AttentionKernel, ExecutionConfig, Muo
 from muloco_runner.config.inner_optimizer import (
     INNER_OPTIMIZERS,
     AdamWConfig,
+    BuiltInConfig,
     Coefficients,
     InnerOptimizerConfig,
     LrScale,
@@ -70,6 +71,7 @@ __all__ = [
     "AnyModelConfig",
     "AttentionKernel",
     "Bits",
+    "BuiltInConfig",
     "Coefficients",
     "CompressionConfig",
     "ConfigError",

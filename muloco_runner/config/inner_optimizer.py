@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
 from muloco_runner.config.outside import FromOutside, check_arguments, check_name, label_of
-from muloco_runner.config.plain import default_of
+from muloco_runner.config.plain import UNNAMED_AT_DEFAULT, default_of
 from muloco_runner.config.variants import Implemented, table
 
 WeightDecayRule = Literal["constant", "worker_batch", "independent"]
@@ -76,7 +76,35 @@ class InnerOptimizerConfig(Implemented):
 
 
 @dataclass
-class AdamWConfig(InnerOptimizerConfig):
+class BuiltInConfig(InnerOptimizerConfig):
+    """What the trainer's own optimizers share: AdamW on all parameters or beside another.
+
+    A parameter's lr, with which its decay goes, may be a multiple of `lr`, as in nanochat (lr .2, .004 and .02 of
+    embedding, head and matrices) and modded-nanogpt (`lr_mul`). Records say lr without it.
+    """
+
+    embedding_lr_factor: float = field(default=1.0, metadata=UNNAMED_AT_DEFAULT)
+    """Factor on lr of token embeddings."""
+    head_lr_factor: float = field(default=1.0, metadata=UNNAMED_AT_DEFAULT)
+    """Factor on lr of the head."""
+    scalar_lr_factor: float = field(default=1.0, metadata=UNNAMED_AT_DEFAULT)
+    """Factor on lr of vectors: norm gains, and biases of a model from outside."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("inner_optimizer", **{name: getattr(self, name) for name in _LR_FACTORS.values()})
+
+    def lr_factor(self, kind: str, num_dimensions: int) -> float:
+        """Return the factor on lr of a parameter. `kind` is one of `parameter_groups.parameter_kinds`."""
+        name = _LR_FACTORS.get("scalar" if kind == "other" and num_dimensions < 2 else kind)
+        return 1.0 if name is None else float(getattr(self, name))
+
+
+_LR_FACTORS = {kind: f"{kind}_lr_factor" for kind in ("embedding", "head", "scalar")}
+
+
+@dataclass
+class AdamWConfig(BuiltInConfig):
     """AdamW on every parameter, weight decay on every parameter, as in the study."""
 
     name: str = "adamw"
@@ -96,7 +124,7 @@ Coefficients = Literal["muloco", "keller_jordan", "polar_express"]
 
 
 @dataclass
-class MuonConfig(InnerOptimizerConfig):
+class MuonConfig(BuiltInConfig):
     """Muon on the matrices of attention and feed-forward; AdamW, same lr and decay, on embedding, head and gains."""
 
     name: str = "muon"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from muloco_runner.config import MuonConfig, RunConfig
+from muloco_runner.config import AdamWConfig, BuiltInConfig, MuonConfig, RunConfig
 from muloco_runner.config.variants import load
 from muloco_runner.distributed.traffic import Traffic
 from muloco_runner.optimizers.arena import Arena
 from muloco_runner.optimizers.muon import Muon
-from muloco_runner.optimizers.parameter_groups import parameter_groups
+from muloco_runner.optimizers.parameter_groups import parameter_groups, parameter_kinds
 
 
 def build_inner_optimizer(
@@ -36,9 +38,10 @@ def build_inner_optimizer(
 def build_adamw(model: nn.Module, run: RunConfig, **_: object) -> torch.optim.Optimizer:
     """AdamW on every parameter; its replicas share no work."""
     config = run.inner_optimizer
+    assert isinstance(config, AdamWConfig)
     beta1, beta2 = config.betas
     return torch.optim.AdamW(
-        model.parameters(),
+        _with_lr_factors([{"params": list(model.parameters())}], model, config),
         lr=config.lr,
         betas=(beta1, beta2),
         eps=config.eps,
@@ -60,7 +63,7 @@ def build_muon(
     assert isinstance(config, MuonConfig)
     beta1, beta2 = config.betas
     return Muon(
-        parameter_groups(model),
+        _with_lr_factors(parameter_groups(model), model, config),
         config.lr,
         momentum=config.momentum,
         momentum_form=config.momentum_form,  # type: ignore[arg-type]
@@ -76,3 +79,20 @@ def build_muon(
         traffic=traffic,
         arena=arena,
     )
+
+
+def _with_lr_factors(groups: list[dict[str, Any]], model: nn.Module, config: BuiltInConfig) -> list[dict[str, Any]]:
+    """Return the groups cut by their parameters' factors on lr; without one as they are.
+
+    A group's peak lr is its `initial_lr`, as torch's schedulers have it, where that is not the run's.
+    """
+    kinds = dict(zip(map(id, model.parameters()), parameter_kinds(model).values(), strict=True))
+    cut: list[dict[str, Any]] = []
+    for group in groups:
+        by_factor: dict[float, list[Tensor]] = {}
+        for parameter in group["params"]:
+            by_factor.setdefault(config.lr_factor(kinds[id(parameter)], parameter.ndim), []).append(parameter)
+        for factor, parameters in by_factor.items():
+            peak = {} if factor == 1 else dict.fromkeys(("lr", "initial_lr"), config.lr * factor)
+            cut.append({**group, "params": parameters, **peak})
+    return cut

@@ -51,7 +51,8 @@ class StepRecord:
     loss: float | None = None
     """Training loss of this step's global batch, averaged over workers, before the step."""
     scheduled_lr: float | None = None
-    """Learning rate of this step: the peak, `inner_optimizer.lr`, times the schedule's fraction."""
+    """Learning rate of this step: the peak, `inner_optimizer.lr`, times the schedule's fraction; without factors on
+    it by kind of parameter."""
     gradient_norm: float | None = None
     """Norm before clipping, averaged over workers."""
     tokens_per_second: float | None = None

@@ -10,7 +10,7 @@ from muloco_runner.data.batches import Batch, TrainingData, one_of_each_size
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.optimizers import Muon
-from muloco_runner.training.learning_rate import scheduled_lr
+from muloco_runner.training.learning_rate import lr_fraction
 from muloco_runner.training.precision import DTYPES, mean_loss
 from muloco_runner.training.replicas import Replicas
 
@@ -35,9 +35,10 @@ class InnerStep:
         batch = self.data.worker_batch(step, worker.index, topology.replica, topology.replicas)
         loss = self.replicas.gradient(worker, batch.split(self.micro_batch_sequences), self._loss)
         norm = self._clip_gradient(worker)
-        lr = scheduled_lr(self.run, step)
+        fraction = lr_fraction(self.run, step)
         for group in worker.optimizer.param_groups:
-            group["lr"] = lr
+            # Of groups with a factor on lr the peak is their own.
+            group["lr"] = group.get("initial_lr", self.run.inner_optimizer.lr) * fraction
         worker.optimizer.step()
         worker.drop_gradients()
         return loss, norm

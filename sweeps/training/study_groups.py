@@ -164,9 +164,11 @@ def _hash(values: Any) -> str:
 
 def _value(run: RunConfig, key: str) -> float | None:
     """The number at that key; None where the run has none there."""
-    there: Any = run.to_dict()
+    there: Any = run
     for name in key.split("."):
-        there = there.get(name) if isinstance(there, dict) else None
+        # At its default a setting may not be among the plain values.
+        is_field = name in getattr(there, "__dataclass_fields__", ())
+        there = getattr(there, name) if is_field else there.get(name) if isinstance(there, dict) else None
     return there if is_number(there) else None
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forked import ForkedProcess, SignalAt
@@ -42,6 +43,8 @@ ROUNDING = 2e-4
 """Relative bound on losses over so many steps where the order of a sum differs; 6e-8 a step, grown by training."""
 ONE_SIZE: dict[str, int] = {"micro_batch_sequences": 2, "log_interval_steps": SYNC_INTERVAL}
 """Of micro-batch, that splits every share of a batch below. Logging asks all ranks, which takes longer than a step."""
+
+BY_KIND: dict[str, Any] = {"embedding_lr_factor": 2.0, "head_lr_factor": 0.5, "scalar_lr_factor": 3.0}
 
 
 def start_ranks(
@@ -79,6 +82,13 @@ def runs_of_the_table(tiny_run: MakeRun) -> list[RunConfig]:
         tiny_run("diloco", inner, num_workers=workers, num_steps=STEPS, sync_interval=SYNC_INTERVAL)
         for inner in ("adamw", "muon")
         for workers in (1, 2, 4)
+    ]
+    # With one worker also what the inner optimizer may do otherwise, by kind of parameter.
+    several = [
+        dataclasses.replace(run, inner_optimizer=dataclasses.replace(run.inner_optimizer, **BY_KIND))
+        if run.num_workers == 1
+        else run
+        for run in several
     ]
     quantised = QuantisationConfig("linear", bits=4, granularity="row", exchange="reduce_scatter")
     streaming = StreamingConfig(2, 3, 0.1)

@@ -13,6 +13,7 @@ from forked import ForkedProcess
 from muloco_runner.config import (
     DiLoCoConfig,
     ExecutionConfig,
+    MuonConfig,
     QuantisationConfig,
     RunConfig,
     StreamingConfig,
@@ -46,9 +47,10 @@ def runs(tiny_run: MakeRun) -> dict[str, RunConfig]:
     # Each fragment leaves when the other one arrives: at every step one is on its way.
     streaming = StreamingConfig(2, 2, 0.1)
     compiled = tiny_run("diloco", "muon", num_steps=8, sync_interval=4)
+    by_kind = MuonConfig(weight_decay=0.1, weight_decay_rule="constant", embedding_lr_factor=2.0, scalar_lr_factor=0.5)
     common = {"num_steps": 40, "sync_interval": 4, "streaming": streaming}
     return {
-        "two bits": tiny_run("diloco", "muon", compression=QuantisationConfig(bits=2), **common),
+        "two bits": tiny_run("diloco", inner_optimizer=by_kind, compression=QuantisationConfig(bits=2), **common),
         # Exact values: what a quantiser rounds, another order of sums may round the other way.
         "top k": tiny_run("diloco", "muon", compression=TopKConfig(fraction=0.1), **common),
         # Evaluated in batches of the micro-batch's size: another one would be compiled once more.
