@@ -5,7 +5,7 @@ NEXT_VENV ?= .venv-hydra-next
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo study test test-slurm test-hydra-next test-extras soak check bench gpu-check
+.PHONY: demo study test test-thorough test-slurm test-hydra-next test-extras soak check bench gpu-check
 
 demo: $(VENV)/installed  ## four algorithms, three sizes, real text, a scaling-law report: minutes on two cores
 	@echo "Training: 48 runs, and those that their results ask for, about 160 in all; some minutes on two cores."
@@ -16,9 +16,12 @@ demo: $(VENV)/installed  ## four algorithms, three sizes, real text, a scaling-l
 study: $(VENV)/installed-study  ## goes on with docs/study where its records end: 150 minutes at most
 	$(BIN)/python docs/study/study.py
 
-test: $(VENV)/installed-dev  ## everything but what needs a SLURM or takes minutes
+test: $(VENV)/installed-dev  ## each idea once; nothing that needs a SLURM, large packages or half a minute
 	# One process more than cores, since some tests wait; in the order of tests/conftest.py, the longest files first.
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slurm and not long"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slurm and not thorough and not long"
+
+test-thorough: $(VENV)/installed-dev  ## the same on more inputs, ranks and steps, and every command of the pages
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m thorough
 
 test-slurm: $(VENV)/installed-dev  ## starts a real multi-node SLURM on this machine: root and Debian's packages
 	# Each process has a cluster of its own and waits more than it computes, so there are more than cores.

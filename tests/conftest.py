@@ -30,18 +30,16 @@ os.environ["MULOCO_STATE"] = _STATE.name
 LONGEST_FIRST = [
     f"{file}.py"
     for file in (
-        "test_readme",
-        "muloco_runner/distributed/test_placement",
-        "muloco_runner/training/test_fsdp",
         "hydra/test_quota_launcher",
-        "hydra/test_acceptance",
         "muloco_runner/optimizers/test_triton",
+        "muloco_runner/distributed/test_placement",
         "hydra/test_foreign_programs",
-        "muloco_runner/memory/test_estimate",
-        "sweeps/simulation/test_simulate",
-        "muloco_runner/training/test_checkpointing",
+        "hydra/test_acceptance",
         "sweeps/cli/test_commands",
-        "compatibility/test_old_sweep",
+        "muloco_runner/training/test_checkpointing",
+        "muloco_runner/training/test_fsdp",
+        "sweeps/simulation/test_simulate",
+        "muloco_runner/memory/test_estimate",
     )
 ]
 """Begun last, one of these would keep one process of tests at work while the others are done."""

@@ -59,6 +59,7 @@ def test_it_stands_where_it_stood(snapshot: bool, old: Old, sweep: SweepFolder) 
     assert request.attempts[0].work.name == old.expected["interrupted"]
 
 
+@pytest.mark.thorough
 def test_it_is_continued_and_nothing_is_trained_twice(old: Old, sweep: SweepFolder) -> None:
     """The job that was pending is run, the killed run goes on from its checkpoint, the run held by hand stays held."""
     root = sweep.root

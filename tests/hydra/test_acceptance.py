@@ -1,4 +1,7 @@
-"""Hydra's own acceptance suites, as they are, with our launcher: on this machine and on a real SLURM."""
+"""Hydra's own acceptance suites, as they are, with our launcher: on this machine and on a real SLURM.
+
+`make test` has the one of launchers alone: the others start as many processes again on the way that it has gone.
+"""
 
 from pathlib import Path
 
@@ -43,11 +46,13 @@ class TestLauncherHere(LauncherTestSuite):
     pass
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("launcher_name", "overrides"), [("quota", [*BATCHES, *LOCAL])])
 class TestBatchesHere(BatchedSweeperTestSuite):
     pass
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("task_launcher_cfg", "extra_flags"), [({}, ["-m", *LAUNCHER, *LOCAL])])
 class TestIntegrationHere(IntegrationTestSuite):
     pass

@@ -6,6 +6,7 @@ model, losses agree to rounding.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked import ForkedProcess, SignalAt
+from forked import ForkedProcess, SignalAt, on_two_ranks
 from random_runs import random_runs
 from submitit.helpers import TorchDistributedEnvironment
 
@@ -39,6 +40,8 @@ SCRIPT = Path(__file__).parent / "ranks_script.py"
 MakeRun = Callable[..., RunConfig]
 MakeFolder = Callable[..., RunFolder]
 STEPS, SYNC_INTERVAL = 18, 6
+FEW = (1, -3, -2)
+"""Of the table's runs, for `make test`."""
 ROUNDING = 2e-4
 """Relative bound on losses over so many steps where the order of a sum differs; 6e-8 a step, grown by training."""
 ONE_SIZE: dict[str, int] = {"micro_batch_sequences": 2, "log_interval_steps": SYNC_INTERVAL}
@@ -157,47 +160,48 @@ def losses_of(folder: RunFolder) -> list[float]:
     return [*(step.loss for step in folder.read_steps()), result.train_loss, result.validation_loss]
 
 
-def train_on_one_process(runs: list[RunConfig], root: Path) -> list[tuple[RunConfig, RunFolder]]:
-    execution = ExecutionConfig(device="cpu", **ONE_SIZE)
-    done = []
-    for run in runs:
-        folder = RunFolder.of(root, run.run_id)
-        folder.write_config(run.to_dict())
-        assert run_job(folder, execution) is ExitCode.FINISHED
-        done.append((run, folder))
-    return done
-
-
 @pytest.fixture(scope="module")
-def table_on_one_process(
-    tiny_run: MakeRun, tmp_path_factory: pytest.TempPathFactory
-) -> list[tuple[RunConfig, RunFolder]]:
-    return train_on_one_process(runs_of_the_table(tiny_run), tmp_path_factory.mktemp("one"))
+def on_one_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RunConfig], RunFolder]:
+    """The folder of a run that one process has trained, once for all tests."""
+    root = tmp_path_factory.mktemp("one")
+
+    @functools.cache
+    def trained(run_id: str) -> RunFolder:
+        folder = RunFolder.of(root, run_id)
+        assert run_job(folder, ExecutionConfig(device="cpu", **ONE_SIZE)) is ExitCode.FINISHED
+        return folder
+
+    def of(run: RunConfig) -> RunFolder:
+        RunFolder.of(root, run.run_id).write_config(run.to_dict())
+        return trained(run.run_id)
+
+    return of
 
 
-@pytest.fixture(scope="module")
-def random_on_one_process(
-    tiny_run: MakeRun, tmp_path_factory: pytest.TempPathFactory
-) -> list[tuple[RunConfig, RunFolder]]:
-    """MULOCO_RANDOM_RUNS=100 hunts for more than the suite has time for."""
-    runs = random_runs(0, int(os.environ.get("MULOCO_RANDOM_RUNS", "4")), tiny_run)
-    return train_on_one_process(runs, tmp_path_factory.mktemp("random"))
-
-
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(
+    ("count", "few"), [(2, True), *(pytest.param(count, False, marks=pytest.mark.thorough) for count in (2, 4))]
+)
 def test_a_run_is_the_same_on_one_two_and_four_processes(
     count: int,
-    table_on_one_process: list[tuple[RunConfig, RunFolder]],
-    random_on_one_process: list[tuple[RunConfig, RunFolder]],
+    few: bool,
+    tiny_run: MakeRun,
+    on_one_process: Callable[[RunConfig], RunFolder],
     new_folder: MakeFolder,
 ) -> None:
+    """The few: gradients and matrices of Muon shared, sparse fragments under training, and quantised rows.
+
+    MULOCO_RANDOM_RUNS=100 hunts for more than the suite has time for."""
+    table = runs_of_the_table(tiny_run)
+    drawn = random_runs(0, int(os.environ.get("MULOCO_RANDOM_RUNS", "4")), tiny_run)
+    if few:
+        table, drawn = [table[number] for number in FEW], []
     everywhere = [
-        (run, new_folder(run, "copies"), folder)
-        for run, folder in table_on_one_process + random_on_one_process
+        (run, new_folder(run, "copies"), on_one_process(run))
+        for run in table + drawn
         if run.worker_batch_sequences % max(1, count // run.num_workers) == 0
     ]
     # Shards need replicas: one worker on two processes, two workers on four.
-    two_replicas = [(run, folder) for run, folder in table_on_one_process if 2 * run.num_workers == count]
+    two_replicas = [(run, on_one_process(run)) for run in table if 2 * run.num_workers == count]
     shards = [(run, new_folder(run, "shards"), folder) for run, folder in two_replicas]
     overlapped = [(run, new_folder(run, "overlapped"), folder) for run, folder in two_replicas[-1:]]
     jobs: list[tuple[dict[str, object], list[RunFolder]]] = [
@@ -217,7 +221,7 @@ def test_a_run_is_the_same_on_one_two_and_four_processes(
         assert result.num_ranks == count
         assert result.bytes_sent == reference.bytes_sent
         check_traffic(run, count, folder.read_steps())
-        if run in (of_table for of_table, _ in table_on_one_process):
+        if run in table:
             check_formula(run, count, folder.read_steps()[-1])
     for run, folder, expected in shards + overlapped:
         assert losses_of(folder) == pytest.approx(losses_of(expected), rel=ROUNDING), run
@@ -322,16 +326,19 @@ def test_ranks_are_read_from_whoever_started_them(monkeypatch: pytest.MonkeyPatc
     assert (place.rank, place.num_ranks, place.local_rank) == (3, 4, 1)
 
 
-def test_torchrun_starts_the_ranks_too(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
+def by_torchrun(script: Path, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *arguments], env=environment, check=True, capture_output=True, timeout=900)
+
+
+@pytest.mark.parametrize("start", [on_two_ranks, pytest.param(by_torchrun, marks=pytest.mark.thorough)])
+def test_torchrun_starts_the_ranks_too(
+    start: Callable[[Path, list[str]], None], tiny_run: MakeRun, new_folder: MakeFolder
+) -> None:
+    """By what it says to each rank, and the program itself."""
     folder = new_folder(tiny_run("diloco", "muon", num_workers=2))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    subprocess.run(
-        [*command, json.dumps({"device": "cpu", "profile": [1, 1]}), str(folder.path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=900,
-    )
+    start(SCRIPT, [json.dumps({"device": "cpu", "profile": [1, 1]}), str(folder.path)])
     result = folder.read_result()
     assert result is not None
     assert result.num_ranks == 2

@@ -1,5 +1,6 @@
 """Tests of the Triton kernels in Triton's interpreter, on the CPU. `test_triton.py` runs this file with
-TRITON_INTERPRET=1, which must be set before triton is first imported.
+TRITON_INTERPRET=1, which must be set before triton is first imported. `make test` has each test on the smallest
+shapes that show it, `make test-thorough` on the others.
 
 The interpreter truncates where it stores bfloat16, so that format errs up to twice as much here as on a GPU.
 """
@@ -10,7 +11,7 @@ import contextlib
 import copy
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ assert is_interpreted()
 
 NAMES = ("muloco", "keller_jordan", "polar_express")
 HALVES = ("triton", "triton_bfloat16")
+THOROUGH = pytest.mark.thorough
 # Relative Frobenius distance to the polynomial in float64: (square or nearly so, Gram form, rank-deficient).
 TOLERANCES = {"triton": (1e-2, 1e-2, 5e-2), "triton_bfloat16": (8e-2, 8e-2, 0.3)}
 
@@ -49,6 +51,11 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def also(*values: Any) -> list[Any]:
+    """The values as parameters for `make test-thorough`."""
+    return [pytest.param(value, marks=THOROUGH) for value in values]
+
+
 def exact(x: Tensor, name: str = "muloco") -> Tensor:
     return orthogonalize_reference(x.double(), named_polynomial(name, 5))
 
@@ -62,7 +69,7 @@ def relative_error(x: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("name", "backend"), [*((name, "triton") for name in NAMES), ("muloco", "triton_bfloat16")])
-@pytest.mark.parametrize("shape", [(2, 70, 101), (1, 101, 70), (2, 33, 133), (1, 133, 33), (1, 64, 64)])
+@pytest.mark.parametrize("shape", [(1, 133, 33), (1, 64, 64), *also((2, 70, 101), (1, 101, 70), (2, 33, 133))])
 def test_follows_the_polynomial_in_float64(shape: tuple[int, ...], name: str, backend: str) -> None:
     x = random(*shape)
     result = run(x, backend, name)
@@ -72,7 +79,7 @@ def test_follows_the_polynomial_in_float64(shape: tuple[int, ...], name: str, ba
     assert torch.linalg.matrix_norm(result, 2).max() < 1.3
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 1, 40), (2, 40, 1), (2, 31, 31), (2, 20, 70)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 31, 31), *also((3, 1, 40), (2, 40, 1), (2, 20, 70))])
 def test_short_sides_are_computed_in_float32(shape: tuple[int, ...]) -> None:
     x = random(*shape) if len(shape) == 3 else random(1, *shape)
     assert result_dtype("triton", *x.shape[1:], torch.float32) == torch.float32
@@ -81,12 +88,10 @@ def test_short_sides_are_computed_in_float32(shape: tuple[int, ...]) -> None:
 
 
 REAL_TILES = {name: getattr(tiles, name) for name in ("SYMMETRIC", "PRODUCT", "INTO_PARAMETERS")}
-LARGE = pytest.mark.long
+LARGE = [pytest.param(shape, marks=pytest.mark.long) for shape in [(512, 512), (520, 333)]]
 
 
-@pytest.mark.parametrize(
-    "shape", [(130, 290), pytest.param((512, 512), marks=LARGE), pytest.param((520, 333), marks=LARGE)], ids=str
-)
+@pytest.mark.parametrize("shape", [*also((130, 290)), *LARGE], ids=str)
 def test_the_real_tiles_give_the_same(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each tile of the tables, the first of each together; odd sides end inside a tile."""
     x = random(1, *shape)
@@ -109,7 +114,7 @@ def run_into_zeros(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("backend", HALVES)
 @pytest.mark.parametrize("rank", [1, 9])
-@pytest.mark.parametrize("shape", [(48, 48), (40, 120), (120, 40)])
+@pytest.mark.parametrize("shape", [(48, 48), *also((40, 120), (120, 40))])
 def test_rank_deficient_input(shape: tuple[int, int], rank: int, backend: str) -> None:
     """Held to the polynomial of the input as stored in half precision: storing alone fills the null space, which the
     polynomial raises up to 400-fold (.1 at rank 1 in float16). The error to the input itself is at most that of the
@@ -125,7 +130,7 @@ def test_rank_deficient_input(shape: tuple[int, int], rank: int, backend: str) -
     assert relative_error(result, exact(x)) < 1.3 * relative_error(usual, exact(x))
 
 
-@pytest.mark.parametrize("shape", [(48, 48), (120, 40)])
+@pytest.mark.parametrize("shape", [(48, 48), *also((120, 40))])
 def test_the_scale_of_the_input_does_not_matter(shape: tuple[int, int]) -> None:
     x = random(1, *shape)
     for scale in (1e-30, 1e-12, 1e30):
@@ -133,7 +138,7 @@ def test_the_scale_of_the_input_does_not_matter(shape: tuple[int, int]) -> None:
     assert torch.equal(run(x * 2.0**-40, "triton"), run(x, "triton"))
 
 
-@pytest.mark.parametrize("shape", [(48, 48), (40, 120), (120, 40), (1, 40)])
+@pytest.mark.parametrize("shape", [(48, 48), (1, 40), *also((40, 120), (120, 40))])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_zeros_stay_and_what_is_not_finite_stays_in_its_matrix(shape: tuple[int, int]) -> None:
     matrices = random(4, *shape)
@@ -163,14 +168,16 @@ def test_symmetric_products_fill_both_triangles_reproducibly() -> None:
 # The fused step
 
 MATRICES = [(34, 70), (34, 70), (70, 34), (34, 34), (50, 41), (3, 40)]
+TWO_ALIKE = [(34, 70), (34, 70), (34, 34)]
+"""For what the kernels' numbers do not touch."""
 OTHERS = [(70, 40), (40,), (3000,)]
 
 
-def build(backend: str, dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[list[nn.Parameter], Muon]:
-    parameters = [
-        nn.Parameter(random(*shape, seed=index).to(dtype)) for index, shape in enumerate([*MATRICES, *OTHERS])
-    ]
-    matrices, others = parameters[: len(MATRICES)], parameters[len(MATRICES) :]
+def build(
+    backend: str, dtype: torch.dtype = torch.float32, shapes: Sequence[tuple[int, int]] = MATRICES, **changes: Any
+) -> tuple[list[nn.Parameter], Muon]:
+    parameters = [nn.Parameter(random(*shape, seed=index).to(dtype)) for index, shape in enumerate([*shapes, *OTHERS])]
+    matrices, others = parameters[: len(shapes)], parameters[len(shapes) :]
     groups = [{"params": matrices}, {"params": others, "algorithm": "adamw"}]
     return parameters, Muon(groups, 0.05, weight_decay=0.1, backend=backend, **changes)
 
@@ -184,8 +191,18 @@ def train(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, step
         optimizer.step()
 
 
-@pytest.mark.parametrize("changes", [{}, {"nesterov": True, "momentum_form": "ema", "lr_scale": "moonlight"}])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+OTHER_FORM = {"nesterov": True, "momentum_form": "ema", "lr_scale": "moonlight"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "changes"),
+    [
+        (torch.float32, OTHER_FORM),
+        pytest.param(torch.float32, {}, marks=THOROUGH),
+        pytest.param(torch.bfloat16, {}, marks=THOROUGH),
+        pytest.param(torch.bfloat16, OTHER_FORM, marks=THOROUGH),
+    ],
+)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_fused_step_is_the_references(dtype: torch.dtype, changes: dict[str, Any]) -> None:
     fused, optimizer = build("triton", dtype, **changes)
@@ -232,8 +249,8 @@ def test_gradients_may_lie_anywhere_and_be_scaled_down() -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_gradient_that_is_not_a_number_stays_in_its_matrix() -> None:
-    parameters, optimizer = build("triton")
-    others, clean = build("triton")
+    parameters, optimizer = build("triton", shapes=TWO_ALIKE)
+    others, clean = build("triton", shapes=TWO_ALIKE)
     for index, (broken, sound) in enumerate(zip(parameters, others, strict=True)):
         broken.grad, sound.grad = random(*broken.shape, seed=index), random(*broken.shape, seed=index)
     assert parameters[0].grad is not None
@@ -246,12 +263,12 @@ def test_a_gradient_that_is_not_a_number_stays_in_its_matrix() -> None:
 
 
 def test_a_resumed_fused_step_continues_to_the_bit() -> None:
-    whole, optimizer = build("triton", nesterov=True)
+    whole, optimizer = build("triton", shapes=TWO_ALIKE, nesterov=True)
     train(whole, optimizer, range(2))
-    first, optimizer = build("triton", nesterov=True)
+    first, optimizer = build("triton", shapes=TWO_ALIKE, nesterov=True)
     train(first, optimizer, range(1))
     saved = copy.deepcopy(optimizer.state_dict())
-    again, resumed = build("triton", nesterov=True)
+    again, resumed = build("triton", shapes=TWO_ALIKE, nesterov=True)
     for ours, theirs in zip(again, first, strict=True):
         ours.data.copy_(theirs.data)
     resumed.load_state_dict(saved)
@@ -275,7 +292,7 @@ class Done:
         pass
 
 
-@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize("split", [2, *also(1)])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_shared_matrices_are_written_into_the_message_in_half_precision(
     split: int, monkeypatch: pytest.MonkeyPatch
@@ -323,7 +340,7 @@ def test_a_result_is_the_same_wherever_the_product_writes_it() -> None:
 
 def test_a_step_lets_go_of_the_gradients() -> None:
     """Held until the next step, they would lie beside those of the next backward pass."""
-    parameters, optimizer = build("triton")
+    parameters, optimizer = build("triton", shapes=TWO_ALIKE)
     train(parameters, optimizer, range(1))
     gradients = [parameter.grad for parameter in parameters]
     optimizer.zero_grad()
@@ -366,7 +383,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
 
 def test_kernels_are_launched_on_the_device_of_their_tensors(launches: Launches) -> None:
     """Not on the current one, which in a process of several GPUs may be another."""
-    parameters, optimizer = build("triton")
+    parameters, optimizer = build("triton", shapes=TWO_ALIKE)
     train(parameters, optimizer, range(1))
     run(random(1, 40, 60), "triton")
     apply_update(parameters[:1], [random(34, 70).half()], 1.0, 0.1)

@@ -59,7 +59,14 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 @pytest.mark.skipif(_cannot_interpret(), reason="triton before 3.7 needs pip install 'numpy<2.4' to be interpreted")
-@pytest.mark.parametrize("which", ["not long", pytest.param("long", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "which",
+    [
+        "not thorough and not long",
+        pytest.param("thorough", marks=pytest.mark.thorough),
+        pytest.param("long", marks=pytest.mark.long),
+    ],
+)
 def test_the_kernels_run_in_the_interpreter(which: str) -> None:
     """In a process of its own: triton must find TRITON_INTERPRET when it is first imported."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", which]

@@ -71,24 +71,25 @@ def trainer_of(run: RunConfig, folder: RunFolder, stop_at: int = 10**9, **execut
     return trainer
 
 
+@pytest.mark.parametrize(("kills", "num_steps"), [(5, 45), pytest.param(20, 160, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("how", ["random", "filesystem"])
-def test_a_run_killed_twenty_times_ends_as_the_uninterrupted_one(
-    how: str, tiny_run: MakeRun, new_folder: MakeFolder
+def test_a_run_killed_over_and_over_ends_as_the_uninterrupted_one(
+    how: str, kills: int, num_steps: int, tiny_run: MakeRun, new_folder: MakeFolder
 ) -> None:
     if how == "random":  # with everything that a checkpoint may hold: errors, and fragments on their way
         composed = {"compression": QuantisationConfig(bits=2), "streaming": StreamingConfig(2, 2, 0.1)}
-        run = tiny_run("diloco", "muon", num_workers=2, num_steps=160, sync_interval=7, **composed)
+        run = tiny_run("diloco", "muon", num_workers=2, num_steps=num_steps, sync_interval=7, **composed)
     else:
-        run = tiny_run("data_parallel", "adamw", num_steps=160)
+        run = tiny_run("data_parallel", "adamw", num_steps=num_steps)
     whole, cut = new_folder(run, "whole"), new_folder(run, "cut")
-    killed = ForkedProcess(SCRIPT, [str(cut.path), json.dumps(OFTEN), "20", "0", how])
+    killed = ForkedProcess(SCRIPT, [str(cut.path), json.dumps(OFTEN), str(kills), "0", how])
     assert run_job(whole, ExecutionConfig(device="cpu", log_interval_steps=1)) is ExitCode.FINISHED
     assert killed.wait() == ExitCode.FINISHED, killed.errors()
     assert_same(final_state(cut, run.num_workers), final_state(whole, run.num_workers))
     result, expected = cut.read_result(), whole.read_result()
     assert result is not None
     assert expected is not None
-    assert result.attempts == 21
+    assert result.attempts == kills + 1
     assert (result.validation_loss, result.train_loss) == (expected.validation_loss, expected.train_loss)
     assert [s.loss for s in cut.read_steps()] == [s.loss for s in whole.read_steps()]
 

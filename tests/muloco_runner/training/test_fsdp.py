@@ -1,6 +1,7 @@
 """Shards (FSDP2) on two real processes with everything on: killed and resumed there or on one, and compiled."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ MakeRun = Callable[..., RunConfig]
 MakeFolder = Callable[..., RunFolder]
 SHARDS = {"device": "cpu", "sharding": "full", "micro_batch_sequences": 2, "log_interval_steps": 1}
 OFTEN = {**SHARDS, "checkpoint_interval_seconds": 0.001}
+NUM_STEPS = 30
 KILLED_AFTER = 7
 """Step of a checkpoint: each fragment has been shared, what was not sent is remembered."""
 COMPILER = os.environ.get("MULOCO_COMPILER", "aot_eager")
@@ -48,7 +50,7 @@ def runs(tiny_run: MakeRun) -> dict[str, RunConfig]:
     streaming = StreamingConfig(2, 2, 0.1)
     compiled = tiny_run("diloco", "muon", num_steps=8, sync_interval=4)
     by_kind = MuonConfig(weight_decay=0.1, weight_decay_rule="constant", embedding_lr_factor=2.0, scalar_lr_factor=0.5)
-    common = {"num_steps": 40, "sync_interval": 4, "streaming": streaming}
+    common = {"num_steps": NUM_STEPS, "sync_interval": 4, "streaming": streaming}
     return {
         "two bits": tiny_run("diloco", inner_optimizer=by_kind, compression=QuantisationConfig(bits=2), **common),
         # Exact values: what a quantiser rounds, another order of sums may round the other way.
@@ -59,31 +61,40 @@ def runs(tiny_run: MakeRun) -> dict[str, RunConfig]:
 
 
 @pytest.fixture(scope="module")
-def folders(runs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], RunFolder]:
-    """Every run, trained in each way, by run and way."""
+def trained(
+    runs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, RunFolder]]:
+    """Of a run, by its name above: its folder by the way that it was trained, once for all tests."""
     root = tmp_path_factory.mktemp("sharded")
-    made: dict[tuple[str, str], RunFolder] = {}
+    killed, lost = -signal.SIGKILL, ExitCode.CRASH
 
-    def folder(run: str, way: str, prepared: bool = True) -> str:
-        made[run, way] = RunFolder.of(root / way, runs[run].run_id)
-        if prepared:
-            made[run, way].write_config(runs[run].to_dict())
-        return str(made[run, way].path)
+    @functools.cache
+    def trained_in_each_way(name: str) -> dict[str, RunFolder]:
+        run = runs[name]
+        made = {way: RunFolder.of(root / way, run.run_id) for way in ("whole", "on one", "on two", "compiled")}
+        for way in ("whole", "on two", "compiled"):
+            made[way].write_config(run.to_dict())
+        path = {way: str(folder.path) for way, folder in made.items()}
+        whole = [json.dumps(SHARDS), path["whole"], "0", "-"]
+        if name == "compiled":
+            compiled = [json.dumps({**SHARDS, "compile": True}), path["compiled"], "0", "-"]
+            assert codes_of_two_ranks([*whole, *compiled], root) == [[0, 0], [0, 0]]
+        else:
+            interrupted = [json.dumps(OFTEN), path["on two"], str(KILLED_AFTER), path["on one"]]
+            resumed = [json.dumps(SHARDS), path["on two"], "0", "-"]
+            assert codes_of_two_ranks([*whole, *interrupted, *resumed], root) == [[0, killed, 0], [0, lost, 0]]
+        return made
 
-    jobs = []
-    for run in ("two bits", "top k"):
-        jobs += [json.dumps(SHARDS), folder(run, "whole"), "0", "-"]
-        copy = folder(run, "on one", prepared=False)
-        jobs += [json.dumps(OFTEN), folder(run, "on two"), str(KILLED_AFTER), copy]
-        jobs += [json.dumps(SHARDS), str(made[run, "on two"].path), "0", "-"]
-    for compile in (False, True):
-        way = "compiled" if compile else "whole"
-        jobs += [json.dumps({**SHARDS, "compile": compile}), folder("compiled", way), "0", "-"]
+    return trained_in_each_way
+
+
+def codes_of_two_ranks(jobs: list[str], root: Path) -> list[list[int]]:
+    """Exit codes of each rank's jobs."""
     environment = {
         **os.environ,
         "COMPILER": COMPILER,
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
-        "TORCHINDUCTOR_CACHE_DIR": str(root / "compiled"),
+        "TORCHINDUCTOR_CACHE_DIR": str(root / "compiled by inductor"),
         "SLURM_STEP_NUM_TASKS": "2",
     }
     codes = [root / f"codes-{rank}.json" for rank in range(2)]
@@ -92,35 +103,33 @@ def folders(runs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory
         for rank, out in enumerate(codes)
     ]
     assert [rank.wait() for rank in ranks] == [0, 0], "\n".join(rank.errors() for rank in ranks)
-    first, second = (json.loads(out.read_text()) for out in codes)
-    killed, lost = -signal.SIGKILL, ExitCode.CRASH
-    assert first == [0, killed, 0, 0, killed, 0, 0, 0]
-    assert second == [0, lost, 0, 0, lost, 0, 0, 0]
-    return made
+    return [json.loads(out.read_text()) for out in codes]
 
 
-@pytest.mark.parametrize("run", ["two bits", "top k"])
+@pytest.mark.parametrize("run", ["two bits", pytest.param("top k", marks=pytest.mark.thorough)])
 def test_a_killed_sharded_run_ends_as_the_uninterrupted_one(
-    run: str, folders: dict[tuple[str, str], RunFolder]
+    run: str, trained: Callable[[str], dict[str, RunFolder]]
 ) -> None:
-    resumed = folders[run, "on two"]
+    resumed = trained(run)["on two"]
     result = resumed.read_result()
     assert result is not None
     assert result.attempts > 1
-    assert losses_of(resumed) == losses_of(folders[run, "whole"])
+    assert losses_of(resumed) == losses_of(trained(run)["whole"])
 
 
+@pytest.mark.thorough
 def test_a_killed_sharded_run_goes_on_whole_on_one_rank(
-    folders: dict[tuple[str, str], RunFolder], runs: dict[str, RunConfig]
+    trained: Callable[[str], dict[str, RunFolder]], runs: dict[str, RunConfig]
 ) -> None:
-    moved, method = folders["top k", "on one"], runs["top k"].method
+    moved, method = trained("top k")["on one"], runs["top k"].method
     assert isinstance(method, DiLoCoConfig)
-    assert KILLED_AFTER <= max(int(path.name[5:]) for path in moved.checkpoint_dir.glob("step-*")) < 40
+    assert KILLED_AFTER <= max(int(path.name[5:]) for path in moved.checkpoint_dir.glob("step-*")) < NUM_STEPS
     execution = ExecutionConfig(device="cpu", micro_batch_sequences=2, log_interval_steps=1)
     assert run_job(moved, execution, attempt=9) is ExitCode.FINISHED
-    assert losses_of(moved) == pytest.approx(losses_of(folders["top k", "whole"]), rel=ROUNDING)
+    assert losses_of(moved) == pytest.approx(losses_of(trained("top k")["whole"]), rel=ROUNDING)
 
 
-def test_compiled_shards_are_shards(folders: dict[tuple[str, str], RunFolder]) -> None:
-    compiled, eager = (losses_of(folders["compiled", way]) for way in ("compiled", "whole"))
+@pytest.mark.thorough
+def test_compiled_shards_are_shards(trained: Callable[[str], dict[str, RunFolder]]) -> None:
+    compiled, eager = (losses_of(trained("compiled")[way]) for way in ("compiled", "whole"))
     assert compiled == pytest.approx(eager, rel=1e-5)

@@ -31,8 +31,9 @@ from sweeps.simulation.simulated_cluster import SimulatedCluster
 from sweeps.simulation.world import Job, Node, World
 from sweeps.store.folder import SweepFolder
 
-HISTORIES = int(os.environ.get("MULOCO_HISTORIES", "40"))
-"""As many random ones; 10,000 take half an hour of one core."""
+THOROUGH = pytest.mark.thorough
+FEW, HISTORIES = 10, int(os.environ.get("MULOCO_HISTORIES", "40"))
+"""As many random ones, the few among them; 10,000 take half an hour of one core."""
 DAY = 86400.0
 SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 8), (4, 8))
 ADAPTER = Adapter(adjustments={Cause.OUT_OF_MEMORY.value: "halvings"}, speaks_exit_codes=True)
@@ -226,19 +227,27 @@ def assert_hours_add_up(state: SweepState) -> None:
         assert kind in (Kind.IDLE, Kind.WORK) or hours == pytest.approx(of_attempts[kind], abs=1e-6)
 
 
-@given(history=histories())
-@settings(
-    max_examples=HISTORIES,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@pytest.mark.parametrize("examples", [FEW, pytest.param(HISTORIES, marks=THOROUGH)])
 def test_whatever_happens_every_run_ends_once_and_limits_hold(
-    history: History, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    examples: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    @given(history=histories())
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    def ends(history: History) -> None:
+        assert_ends_once_within_limits(history, tmp_path_factory.mktemp("history"), monkeypatch)
+
+    ends()
+
+
+def assert_ends_once_within_limits(history: History, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # That nothing runs twice at once, or again after its end, the simulated cluster asserts itself.
-    state, finished = play_with_kills(history, tmp_path_factory.mktemp("history"), monkeypatch)
+    state, finished = play_with_kills(history, root, monkeypatch)
     assert {name for name, run in state.runs.items() if run.done} == finished
     has_cap = history.max_gpu_hours is not None or history.config.allocations[0].quota.gpu_hours is not None
     for name, run in state.runs.items():
@@ -250,16 +259,22 @@ def test_whatever_happens_every_run_ends_once_and_limits_hold(
         assert state.counts["done"] == len(state.runs)
 
 
-@given(
-    seed=st.integers(0, 2**32),
-    preemptions=st.sampled_from([0.0, 2.0, 6.0]),
-    nodes=st.integers(4, 8),
-    narrow=st.integers(30, 120),
-)
-@settings(max_examples=max(15, HISTORIES // 8), deadline=None, derandomize=True, database=None)
-def test_a_wide_run_is_never_kept_waiting_by_narrow_ones(
-    seed: int, preemptions: float, nodes: int, narrow: int
-) -> None:
+@pytest.mark.parametrize("examples", [FEW // 2, pytest.param(max(15, HISTORIES // 8), marks=THOROUGH)])
+def test_a_wide_run_is_never_kept_waiting_by_narrow_ones(examples: int) -> None:
+    @given(
+        seed=st.integers(0, 2**32),
+        preemptions=st.sampled_from([0.0, 2.0, 6.0]),
+        nodes=st.integers(4, 8),
+        narrow=st.integers(30, 120),
+    )
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    def is_started(seed: int, preemptions: float, nodes: int, narrow: int) -> None:
+        assert_the_wide_run_starts(seed, preemptions, nodes, narrow)
+
+    is_started()
+
+
+def assert_the_wide_run_starts(seed: int, preemptions: float, nodes: int, narrow: int) -> None:
     rng = random.Random(seed)
     works = [piece(f"n{n}", Need(1, 8, 96, 0.0, rng.uniform(30, 300))) for n in range(narrow)]
     works.append(piece("wide", Need(nodes, 8, 96, 0.0, 600.0)))
@@ -301,10 +316,18 @@ SIXTEEN = ClusterConfig(
 )
 
 
-@pytest.mark.parametrize("faults", [pytest.param(FaultModel(), marks=pytest.mark.long), FAIR])
-def test_the_published_study_comes_near_the_lower_bound(faults: FaultModel) -> None:
-    outcome = simulate(study(2200), SIXTEEN, faults)
-    assert outcome.state.counts["done"] == 2200
+@pytest.mark.parametrize(
+    ("num_runs", "faults"),
+    [
+        (300, FaultModel()),
+        (300, FAIR),
+        pytest.param(2200, FAIR, marks=THOROUGH),
+        pytest.param(2200, FaultModel(), marks=pytest.mark.long),
+    ],
+)
+def test_the_published_study_comes_near_the_lower_bound(num_runs: int, faults: FaultModel) -> None:
+    outcome = simulate(study(num_runs), SIXTEEN, faults)
+    assert outcome.state.counts["done"] == num_runs
     assert outcome.lower_bound_minutes is not None
     assert outcome.makespan_minutes < 1.05 * outcome.lower_bound_minutes
     if faults == FaultModel():
