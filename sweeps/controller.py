@@ -7,6 +7,7 @@ its tag; so the next controller adopts what is there, whether or not the answer 
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import sys
 import time
@@ -54,7 +55,7 @@ from sweeps.signs_of_jobs import SignsOfJobs
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.lease import Lease, LeaseLost
-from sweeps.store.ledger import Damage, Ledger
+from sweeps.store.ledger import Damage, Ledger, Position
 from sweeps.store.submission import Submission
 from sweeps.trials import Trials
 from sweeps.tuning_file import TuningFile
@@ -126,8 +127,13 @@ class Controller:
         self.damage: list[Damage] = replay.damage
         self.ledger.end = replay.end
         self._refuse_others_jobs()
+        self._snapshots = folder.snapshots(self.lease.token)
         self._snapshot_at = replay.end.lines - replay.num_events
         """Lines of the ledger that the newest snapshot stands for."""
+        if replay.end.lines >= SNAPSHOT_LINES:
+            # The first one has all runs: it is no work of a tick.
+            with contextlib.suppress(OSError):
+                self._write_snapshot(replay.end)
         self.cluster = make_cluster(self.config, folder.cluster_dir)
         self._has_begun = False
         self.submission = Submission(self.cluster.submission_scopes, f"{folder.name} in {folder.root.resolve()}")
@@ -144,6 +150,9 @@ class Controller:
         self.signs = SignsOfJobs(self.cluster, self.config)
         self.trials = trials or Trials()
         self.growth = Growth(definition.study) if definition.study is not None else None
+        if self.growth is not None:
+            # The first look is at all groups: later ones are at those that have changed.
+            self.growth.additions(self.state)
         self.tuning_file = TuningFile(folder, definition.cluster_name, self.growth)
         self.early_stopping = (
             EarlyStopping(definition.study, definition.study.halve, self.trials.losses_at, is_finished)
@@ -171,6 +180,8 @@ class Controller:
 
     def run(self, on_tick: Callable[[Tick], None] = lambda tick: None) -> SweepState:
         """Ticks until the sweep is over. Ctrl-C ends it in order: local work checkpoints, a scheduler's jobs run on."""
+        # What is known of 100,000 runs is no garbage, and a search of it for some takes a second of a tick.
+        gc.freeze()
         try:
             while True:
                 tick = self.tick() if self._has_begun else self._as_far_as_disk_space(self._begin)
@@ -182,6 +193,7 @@ class Controller:
             self._stop_jobs()
             raise
         finally:
+            gc.unfreeze()
             self.cluster.stop()
             self.submission.want(False, 0.0)
             self.submission.release()
@@ -494,9 +506,12 @@ class Controller:
     def _keep_snapshot(self) -> None:
         end = self.ledger.end
         if end is not None and end.lines - self._snapshot_at >= SNAPSHOT_LINES:
-            self.lease.check()
-            self.folder.write_snapshot(self.definition, self.state, end, self.damage)
-            self._snapshot_at = end.lines
+            self._write_snapshot(end)
+
+    def _write_snapshot(self, end: Position) -> None:
+        self.lease.check()
+        self._snapshots.write(self.definition, self.state, end, self.damage)
+        self._snapshot_at = end.lines
 
     def _keep_goodput(self) -> None:
         """Brings the file up to date that reports read; one that cannot be written now is written at a later tick."""

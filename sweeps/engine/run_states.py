@@ -152,7 +152,11 @@ class Runs(Mapping[str, RunState]):
         self._positions = {name: position for position, name in enumerate(self.works.names)}
         self._made: dict[int, RunState] = {}
         self._lines: dict[str, bytes | None] = dict(lines or {})
-        """None where the run has changed since its line was written."""
+        """None where the run has changed since its line was made."""
+        self._unsaved: dict[str, None] = {}
+        """Names of runs that have changed since their lines were last saved."""
+        self._known = {self._positions[name] for name in self._lines if name in self._positions}
+        """Positions of the runs that have a line."""
 
     def __getitem__(self, name: str) -> RunState:
         return self.at(self._positions[name])
@@ -185,8 +189,9 @@ class Runs(Mapping[str, RunState]):
         """Whether more is known of it than its work."""
         return name in self._lines
 
-    def has_history(self, position: int) -> bool:
-        return self.works.names[position] in self._lines
+    def with_history_at(self, positions: Iterable[int]) -> set[int]:
+        """Return those of the positions whose runs have a history."""
+        return self._known.intersection(positions)
 
     def with_history(self) -> Iterator[RunState]:
         """Runs of which more is known than their work."""
@@ -198,11 +203,18 @@ class Runs(Mapping[str, RunState]):
 
     def changes(self, run: RunState) -> None:
         """Must be called before a run changes."""
-        self._lines[run.work.name] = None
+        self._lines[run.work.name] = self._unsaved[run.work.name] = None
+        self._known.add(run.position)
 
-    def lines(self) -> Iterator[bytes]:
-        """Lines of all runs that have a history; unchanged ones are not encoded again."""
-        for name, known in self._lines.items():
+    def note_saved(self) -> None:
+        """Must be called once all lines, as they are, have been saved."""
+        self._unsaved.clear()
+
+    def lines(self, unsaved_alone: bool = False) -> Iterator[bytes]:
+        """Lines of the runs that have a history, or of those that have changed since the last lines were saved;
+        unchanged ones are not encoded again."""
+        for name in self._unsaved if unsaved_alone else self._lines:
+            known = self._lines[name]
             line = self[name].to_line() if known is None else known
             self._lines[name] = line
             yield line

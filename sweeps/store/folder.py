@@ -3,7 +3,7 @@
 definition.jsonl  cluster and pieces of work, replaced atomically by each launch (`sweeps.store.definition`)
 config_sources.json  the folders that the last launch was composed from, if not the package's alone
 ledger.jsonl      the event log (`sweeps.store.ledger`)
-snapshot.jsonl    what replaying it gave a while ago (`sweeps.store.snapshot`)
+snapshot.jsonl    what replaying it gave a while ago, with snapshot_runs_N.jsonl (`sweeps.store.snapshot`)
 wandb.json        what Weights & Biases has not got (`sweeps.training.wandb_unsent`)
 goodput.json      where the charged hours of its jobs went (`muloco_runner.record.goodput`)
 tuning.json       by what rules it went on by its results, and how they stand (`muloco_runner.record.tuning`)
@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import pwd
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -37,7 +38,10 @@ from sweeps.node.old_formats import request_now
 from sweeps.store.definition import Definition
 from sweeps.store.ledger import START, Damage, Position, read_events
 from sweeps.store.moved_root import work_here
-from sweeps.store.snapshot import read_snapshot, write_snapshot
+from sweeps.store.snapshot import SnapshotWriter, read_snapshot
+
+_LONG_REPLAY_BYTES = 20_000_000
+"""Of a ledger, which take seconds: about 70,000 lines."""
 
 
 class Replay(NamedTuple):
@@ -158,6 +162,7 @@ class SweepFolder:
         """The ledger replayed over the sweep's works, from the newest snapshot on where there is one."""
         known = read_snapshot(self.snapshot_file, definition, self.ledger_file, self.tag_prefix)
         state, start, damage = known or (SweepState.of(definition.works, self.tag_prefix), START, [])
+        self._tell_of_long_replay(start)
         reading = read_events(self.ledger_file, start)
         damage += reading.damage
         ends = {event["tag"]: n for n, event in enumerate(reading.events) if event["event"] in ("ended", "refused")}
@@ -182,14 +187,22 @@ class SweepFolder:
         state.num_jobs = max(state.num_jobs, *requested, 0)
         return Replay(state, damage, reading.end, len(reading.events))
 
+    def _tell_of_long_replay(self, start: Position) -> None:
+        length = self.ledger_file.stat().st_size - start.offset if self.ledger_file.exists() else 0
+        if length >= _LONG_REPLAY_BYTES:
+            what = f"{length / 1e6:,.0f} MB of the ledger of sweep {self.name}"
+            why = "nothing shorter tells how it stands with the runs that it has now"
+            print(f"reading {what}, for some seconds: {why}", file=sys.stderr, flush=True)
+
     def added_runs(self) -> list[str]:
         """Return the names of the runs that the sweep has added by its results."""
         events = read_events(self.ledger_file, START).events
         added = (run for event in events if event["event"] == "added" for run in event["runs"])
         return list(dict.fromkeys(run["work"]["name"] for run in added))
 
-    def write_snapshot(self, definition: Definition, state: SweepState, end: Position, damage: list[Damage]) -> None:
-        write_snapshot(self.snapshot_file, definition, state, end, damage)
+    def snapshots(self, token: int) -> SnapshotWriter:
+        """Return what writes the snapshots of the controller whose lease has this token."""
+        return SnapshotWriter(self.snapshot_file, token)
 
     def write_goodput(self, state: SweepState) -> None:
         write_goodput(self.path / "goodput.json", self.name, state.goodput)

@@ -1,22 +1,26 @@
 """The state of a sweep as of one position in its ledger, so that a reader need not replay what came before.
 
-    snapshot.jsonl   a line with length and checksum of the rest; one with sums, jobs in flight and settings; one for
-                     each run that has a history
+    snapshot.jsonl           a line with length and checksum of the rest, which is sums, jobs in flight and settings
+    snapshot_runs_N.jsonl    lines of runs that have a history, appended by the controller with token N: of each run the
+                             last one counts; how many bytes of it, and their checksum, snapshot.jsonl says
 
-The ledger is what counts: a snapshot that is damaged, that belongs to another definition or whose position the ledger
-does not know is passed over, and everything replayed.
+So a snapshot costs what has changed since the last one, however many runs there are. The ledger is what counts: a
+snapshot that is damaged, that belongs to another definition or whose position the ledger does not know is passed over,
+and everything replayed.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from muloco_runner.record import Goodput, Kind, write_atomically
+from muloco_runner.record import Goodput, Kind, naming, write_atomically
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.counters import Counters
 from sweeps.engine.policy import RULES, Cause
@@ -31,15 +35,71 @@ from sweeps.store.definition import Definition
 from sweeps.store.ledger import Damage, Position
 from sweeps.store.moved_root import work_here
 
-LAYOUT = 2
-"""The file's format: one that is neither this nor `_OLD_LAYOUT` is passed over."""
+LAYOUT = 3
+"""The format: one that is neither this nor an earlier one of those below is passed over."""
+_IN_ONE_FILE = 2
+"""Lines of runs stood in snapshot.jsonl."""
 _OLD_LAYOUT = 1
-"""Its rows were as `sweeps.node.old_formats` has them."""
+"""The same, and rows were as `sweeps.node.old_formats` has them."""
+_RUNS = "snapshot_runs_"
 
 
-def write_snapshot(path: Path, definition: Definition, state: SweepState, end: Position, damage: list[Damage]) -> None:
-    """`state` is what replaying the ledger up to `end` gives."""
-    head = {
+@dataclass(frozen=True)
+class _Extent:
+    """The first bytes of a file."""
+
+    length: int = 0
+    crc: int = 0
+
+    def after(self, more: bytes) -> _Extent:
+        return _Extent(self.length + len(more), zlib.crc32(more, self.crc))
+
+    def read(self, path: Path) -> bytes | None:
+        """None where the file does not hold what it held."""
+        try:
+            with open(path, "rb") as file:
+                body = file.read(self.length)
+        except OSError:
+            return None
+        return body if _Extent().after(body) == self else None
+
+
+class SnapshotWriter:
+    """The snapshots of one controller, whose lease has this token; `path` is that of snapshot.jsonl."""
+
+    def __init__(self, path: Path, token: int) -> None:
+        self.path = path
+        self._runs_file = path.with_name(f"{_RUNS}{token}.jsonl")
+        self._written: _Extent | None = None
+        """Of the runs' file; None before the first snapshot."""
+
+    def write(self, definition: Definition, state: SweepState, end: Position, damage: list[Damage]) -> None:
+        """`state`, the same object each time, is what replaying the ledger up to `end` gives."""
+        is_first = self._written is None
+        self._append(b"".join(line + b"\n" for line in state.runs.lines(unsaved_alone=not is_first)))
+        state.runs.note_saved()
+        head = {"runs": {"file": self._runs_file.name, **asdict(self._written or _Extent())}}
+        body = json.dumps(head | _head(definition, state, end, damage)).encode()
+        first = json.dumps({"crc": zlib.crc32(body), "length": len(body)})
+        write_atomically(self.path, f"{first}\n{body.decode()}")
+        if is_first:
+            for other in self.path.parent.glob(f"{_RUNS}*.jsonl"):
+                if other != self._runs_file:
+                    other.unlink(missing_ok=True)
+
+    def _append(self, lines: bytes) -> None:
+        before = self._written or _Extent()
+        with naming(self._runs_file), open(self._runs_file, "ab" if before.length else "wb") as file:
+            # What was written of lines whose writing failed.
+            file.truncate(before.length)
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        self._written = before.after(lines)
+
+
+def _head(definition: Definition, state: SweepState, end: Position, damage: list[Damage]) -> dict[str, Any]:
+    return {
         "layout": LAYOUT,
         "definition": definition.id,
         "end": asdict(end),
@@ -55,12 +115,11 @@ def write_snapshot(path: Path, definition: Definition, state: SweepState, end: P
         "left_after": state.left_after,
         "commands": sorted(state.commands),
         "tally": state.counters.to_dict(),
-        "waiting": [
-            position
-            for queue in state.waiting.values()
-            for position in queue.positions()
-            if state.runs.has_history(position)
-        ],
+        "waiting": sorted(
+            itertools.chain.from_iterable(
+                state.runs.with_history_at(queue.positions()) for queue in state.waiting.values()
+            )
+        ),
         "spent_gpu_hours": state.spent_gpu_hours,
         "goodput": {processor: goodput.to_dict() for processor, goodput in state.goodput.items()},
         "crashes": [[detail, algorithm, sorted(names)] for (detail, algorithm), names in state.crashes.items()],
@@ -68,9 +127,6 @@ def write_snapshot(path: Path, definition: Definition, state: SweepState, end: P
         **({"behind": {trunk: sorted(names) for trunk, names in state.behind.items()}} if state.behind else {}),
         **({"study": _study_to_dict(state)} if definition.study is not None else {}),
     }
-    body = b"\n".join([json.dumps(head).encode(), *state.runs.lines()])
-    first = json.dumps({"crc": zlib.crc32(body), "length": len(body)})
-    write_atomically(path, f"{first}\n{body.decode()}")
 
 
 def read_snapshot(
@@ -87,8 +143,14 @@ def read_snapshot(
     head, *lines = body.split(b"\n")
     values = json.loads(head)
     of_this_sweep = (values["definition"], values["prefix"]) == (definition.id, prefix)
-    if not of_this_sweep or values["layout"] not in (LAYOUT, _OLD_LAYOUT):
+    if not of_this_sweep or values["layout"] not in (LAYOUT, _IN_ONE_FILE, _OLD_LAYOUT):
         return None
+    if values["layout"] == LAYOUT:
+        runs = values["runs"]
+        appended = _Extent(runs["length"], runs["crc"]).read(path.with_name(runs["file"]))
+        if appended is None:
+            return None
+        lines = appended.splitlines()
     end = Position(**values["end"])
     if not end.is_in(ledger):
         return None

@@ -137,16 +137,19 @@ def test_the_state_and_what_the_next_attempts_are_given(folder: SweepFolder, ent
 def test_an_old_snapshot_says_what_the_ledger_says(folder: SweepFolder, entry: str) -> None:
     definition = folder.read_definition()
     replay = folder.read_state(definition)
-    folder.write_snapshot(definition, replay.state, replay.end, [])
-    make_old(folder.snapshot_file, old_group(entry), old_work("r0", entry))
+    folder.snapshots(1).write(definition, replay.state, replay.end, [])
+    (runs,) = folder.path.glob("snapshot_runs_*")
+    make_old(folder.snapshot_file, runs, old_group(entry), old_work("r0", entry))
     known = folder.read_state(definition)
     assert known.num_events == 0
     assert values_of(known.state) == values_of(replay.state)
 
 
-def make_old(snapshot: Path, group: list[Any], work: dict[str, Any]) -> None:
-    """As the earlier version would have written it."""
-    _, head, *lines = snapshot.read_text().split("\n")
+def make_old(snapshot: Path, runs: Path, group: list[Any], work: dict[str, Any]) -> None:
+    """As the earlier version would have written it, into one file."""
+    _, head = snapshot.read_text().split("\n")
+    lines = runs.read_text().splitlines()
+    runs.unlink()
     values = json.loads(head)
     values["layout"] = 1
     for name in ("groups", "left", "finished"):

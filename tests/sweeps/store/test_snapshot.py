@@ -1,5 +1,6 @@
 """A snapshot says what replaying the ledger would say, or is not believed."""
 
+import gc
 import random
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from sweeps import controller as controller_module
 from sweeps.controller import Tick
 from sweeps.engine.cluster_config import AllocationConfig, ClusterConfig, QuotaConfig
 from sweeps.engine.work import Need, Work
-from sweeps.simulation.faults import ROUGH
+from sweeps.simulation.faults import FAIR, ROUGH
 from sweeps.simulation.simulate import begin, play
 from sweeps.simulation.simulated_cluster import SimulatedCluster
+from sweeps.store import folder as folder_module
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.store.ledger import Ledger
@@ -98,16 +100,73 @@ def test_a_look_at_the_sums_makes_no_run(midway: SweepFolder) -> None:
 
 
 def test_a_flipped_byte_anywhere_in_a_snapshot_is_noticed(midway: SweepFolder) -> None:
-    whole = midway.snapshot_file.read_bytes()
     expected = replayed(midway)
-    for place in random.Random(0).sample(range(len(whole)), 30):
-        flipped = bytearray(whole)
-        flipped[place] ^= 0x04
-        midway.snapshot_file.write_bytes(bytes(flipped))
-        assert values_of(midway.read_state(midway.read_definition()).state) == expected
-    for cut in (0, 1, len(whole) // 2, len(whole) - 1):
-        midway.snapshot_file.write_bytes(whole[:cut])
-        assert values_of(midway.read_state(midway.read_definition()).state) == expected
+    (runs,) = midway.path.glob("snapshot_runs_*")
+    lines = midway.ledger_file.read_bytes().count(b"\n")
+    for file in (midway.snapshot_file, runs):
+        whole = file.read_bytes()
+        damaged = [whole[:cut] for cut in (0, 1, len(whole) // 2, len(whole) - 1)]
+        for place in random.Random(0).sample(range(len(whole)), 30):
+            damaged.append(whole[:place] + bytes([whole[place] ^ 0x04]) + whole[place + 1 :])
+        for text in damaged:
+            file.write_bytes(text)
+            replay = midway.read_state(midway.read_definition())
+            assert replay.num_events == lines
+            assert values_of(replay.state) == expected
+        file.write_bytes(whole)
+    assert midway.read_state(midway.read_definition()).num_events < lines
+    runs.unlink()
+    assert midway.read_state(midway.read_definition()).num_events == lines
+
+
+def test_a_later_snapshot_writes_what_has_changed(midway: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller_module, "SNAPSHOT_LINES", 10)
+    take_for_dead(midway)
+    cluster = SimulatedCluster(CLUSTER, ROUGH, 4, 1.8e9)
+    controller = begin(midway, works(), cluster)
+    # One file of runs, of the controller that is at work, as soon as it begins.
+    (runs,) = midway.path.glob("snapshot_runs_*")
+    before, tried = runs.read_bytes(), len(list(controller.state.runs.with_history()))
+    assert before.count(b"\n") == tried
+    midway.send("held", runs=[works()[-2].name], why="by hand")
+    for _ in range(5):
+        controller.tick()
+        cluster.world.advance(cluster.world.now + 600.0)
+    after = runs.read_bytes()
+    assert after.startswith(before)
+    assert 0 < after.count(b"\n") - tried < 40
+    assert values_of(midway.read_state(midway.read_definition()).state) == replayed(midway)
+
+    # What the disk took of lines that it had no room for is not in the way of the next.
+    with runs.open("ab") as file:
+        file.write(b"a part of a li")
+    midway.send("held", runs=[works()[-3].name], why="by hand")
+    for _ in range(20):
+        controller.tick()
+        cluster.world.advance(cluster.world.now + 600.0)
+    assert b"a part" not in runs.read_bytes()
+    assert values_of(midway.read_state(midway.read_definition()).state) == replayed(midway)
+
+
+def test_ticks_search_no_runs_for_garbage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = SimulatedCluster(CLUSTER, FAIR, 4, 1.8e9)
+    controller = begin(SweepFolder(tmp_path, "s"), works(3), cluster)
+    monkeypatch.setattr(controller, "_sleep", lambda seconds: cluster.world.advance(cluster.world.now + 3600.0))
+    frozen: list[int] = []
+    assert controller.run(lambda tick: frozen.append(gc.get_freeze_count())).counts["done"] == 3
+    assert min(frozen) > 0
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_long_ledger_is_not_read_without_a_word(
+    midway: SweepFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(folder_module, "_LONG_REPLAY_BYTES", midway.ledger_file.stat().st_size)
+    midway.read_state(midway.read_definition())
+    assert capsys.readouterr().err == ""
+    midway.snapshot_file.unlink()
+    midway.read_state(midway.read_definition())
+    assert "MB of the ledger of sweep s, for some seconds" in capsys.readouterr().err
 
 
 def test_a_snapshot_of_another_ledger_is_not_believed(midway: SweepFolder) -> None:
@@ -142,8 +201,8 @@ def test_damage_before_a_snapshot_is_still_told(midway: SweepFolder, monkeypatch
 def test_no_snapshot_is_kept_once_another_has_written(midway: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controller_module, "SNAPSHOT_LINES", 0)
     take_for_dead(midway)
-    before = midway.snapshot_file.read_bytes()
     controller = begin(midway, works(), SimulatedCluster(CLUSTER, ROUGH, 4, 1.8e9))
+    before = midway.snapshot_file.read_bytes()
     with open(midway.ledger_file, "ab") as file:
         file.write(b"of a writer that was taken for dead\n")
     controller.ledger.append("paused", paused=True)
