@@ -125,13 +125,17 @@ def main() -> None:
 
 def _for_hydra(arguments: list[str]) -> list[str]:
     """The command line in words that Hydra takes as they are meant."""
-    from muloco_runner.compose import check_one_model, quoted_path, with_foreign_models
+    from muloco_runner.compose import as_meant, check_one_model, unreadable, with_foreign_models
 
     try:
         if _MULTIRUN & set(arguments):
             check_one_model(arguments)
-            return [_as_choice(quoted_path(word)) for word in arguments]
-        return with_foreign_models(arguments)
+            words = [_as_choice(as_meant(word)) for word in arguments]
+        else:
+            words = with_foreign_models(arguments)
+        if wrong := unreadable(words):
+            raise ConfigError(wrong)
+        return words
     except ConfigError as error:
         _give_up(error)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -19,6 +20,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -248,11 +250,12 @@ def compose_tree(overrides: Sequence[str]) -> DictConfig:
     """The composed, not yet checked tree of `overrides` (Hydra's override grammar). Mistakes raise `ConfigError`."""
     register()
     GlobalHydra.instance().clear()
+    words = with_foreign_models(overrides)
     try:
         with initialize_config_dir(str(config_dir()), version_base=None, job_name="muloco"):
-            return compose("config", overrides=with_foreign_models(overrides))
+            return compose("config", overrides=words)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(unreadable(words) or one_line(error)) from error
 
 
 def with_foreign_models(words: Sequence[str]) -> list[str]:
@@ -262,7 +265,7 @@ def with_foreign_models(words: Sequence[str]) -> list[str]:
     found: list[str] = []
     for word in words:
         if not word.startswith(_FOREIGN_MODEL):
-            found.append(quoted_path(word))
+            found.append(as_meant(word))
             continue
         from muloco_runner.model.foreign_config import read_model_config
 
@@ -281,12 +284,50 @@ def check_one_model(words: Sequence[str]) -> None:
         raise ConfigError(f"{' '.join(models)}: one model at a time: leave all but one of these words out")
 
 
-def quoted_path(word: str) -> str:
-    """`init_from=PATH` or `model=hf:PATH` in quotes of Hydra's grammar, where there is such a path: with spaces and
-    quotes in it too, as a shell hands it on. Any other word as it is."""
+def as_meant(word: str) -> str:
+    """A word of the command line in Hydra's grammar: a path in quotes, with whatever signs a shell hands it on.
+
+    Paths are what `root=` says, and of other keys what is there. Any other word is as it was; a second root raises
+    `ConfigError`.
+    """
     key, _, value = word.partition("=")
-    path = {"init_from": value, "model": value.removeprefix("hf:") if value.startswith("hf:") else ""}.get(key, "")
-    return f"{key}={QuotedString(value, Quote.single).with_quotes()}" if path and os.path.exists(path) else word
+    if key == "root" and not value.strip("'\""):
+        raise ConfigError(f"{word}: names no folder: give one, such as root=results")
+    if _IN_QUOTES.fullmatch(value) or "${" in value:
+        return word
+    if key == "root":
+        if "," in value and not os.path.exists(value):
+            raise ConfigError(f"{word}: one root at a time; a folder with a comma in its name is {_quoted(word)}")
+        return f"root={_in_quotes(os.path.expanduser(value))}"
+    path = value.removeprefix(_PATHS.get(key, ""))
+    is_path = key in _PATHS and value.startswith(_PATHS[key]) and bool(path) and os.path.exists(path)
+    return f"{key}={_in_quotes(value)}" if is_path else word
+
+
+_IN_QUOTES = re.compile(r"'.*'|\".*\"", re.DOTALL)
+_PATHS = {"init_from": "", "data.path": "", "+sweep": "", "sweep": "", "model": "hf:"}
+"""Keys whose value may be a path -> what stands before it."""
+
+
+def _in_quotes(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def _quoted(word: str) -> str:
+    """The word with its value in Hydra's quotes, as it is typed in a shell."""
+    key, _, value = word.partition("=")
+    return shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
+
+
+def unreadable(words: Sequence[str]) -> str:
+    """The first word that Hydra's grammar cannot read, and how it is written instead; empty where it reads all."""
+    for word in words:
+        if "=" in word and not word.startswith("-"):
+            try:
+                OverridesParser.create().parse_override(word)
+            except HydraException:
+                return f"{word}: cannot be read: text with quotes, brackets or other signs is written {_quoted(word)}"
+    return ""
 
 
 def to_app_config(tree: DictConfig) -> AppConfig:

@@ -1,7 +1,9 @@
 """Every file under conf/ composes to a checked run, and a misspelt key never passes."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from benchmarks.models import model_named
 from muloco_runner.compose import compose_app_config, one_line
 from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.paths import config_dir
+from sweeps.training.sweep import read_sweep
 
 # What a choice needs beside itself to be a whole run.
 NEEDS = {
@@ -135,3 +138,27 @@ def test_no_torch_on_a_login_node() -> None:
         "assert 'torch' not in sys.modules, 'torch was loaded'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("folder", ["it's", "a b", '"x', "a=b", "[x]", "{x", "(x)", "a\\", "null", "1e3", "é", "a#b;c"])
+def test_a_root_is_the_folder_that_a_shell_hands_on(folder: str) -> None:
+    assert compose_app_config([f"root={folder}"]).root == folder
+
+
+def test_words_that_cannot_be_read_say_how_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for word, said in (
+        ("root=a,b", "root=a,b: one root at a time; a folder with a comma in its name is 'root=\"a,b\"'"),
+        ("root=''", "root='': names no folder: give one, such as root=results"),
+        ("data.path=a#b", "data.path=a#b: cannot be read: text with quotes, brackets or other signs is written "),
+    ):
+        for read in (compose_app_config, read_sweep):
+            with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+                read(["data=text", word])
+    with pytest.raises(
+        ConfigError, match=r"^cluster=local,h100: one value at a time: cluster is the same for all runs"
+    ):
+        read_sweep(["seed=0", "cluster=local,h100"])
+    (tmp_path / "it's").mkdir()
+    assert compose_app_config(["data=text", "data.path=it's"]).data.path == "it's"
+    assert compose_app_config(['root="a,b"']).root == "a,b"

@@ -15,7 +15,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from muloco_runner.compose import AROUND_RUNS, check_one_model, compose_tree, one_line, quoted_path, to_app_config
+from muloco_runner.compose import (
+    AROUND_RUNS,
+    as_meant,
+    check_one_model,
+    compose_tree,
+    one_line,
+    to_app_config,
+    unreadable,
+)
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.data.check import check_data
 from muloco_runner.data.identity import named_by_content
@@ -152,10 +160,11 @@ def _name_of(runs: Sequence[RunConfig]) -> str:
 def _split(arguments: Sequence[str]) -> tuple[str | None, list[str], dict[str, list[Any]]]:
     """The sweep's name, what goes around the runs, and keys of the runs with their values."""
     check_one_model(arguments)
+    words = [as_meant(word) for word in arguments]
     try:
-        overrides = OverridesParser.create().parse_overrides([quoted_path(word) for word in arguments])
+        overrides = OverridesParser.create().parse_overrides(words)
     except HydraException as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(unreadable(words) or one_line(error)) from error
     name, around, narrowing = None, [], {}
     for override in overrides:
         key = override.key_or_group
@@ -166,6 +175,8 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str], dict[str, l
                 raise ConfigError(f"{text}: one sweep at a time: give a single name")
             name = str(_plain(values[0]))
         elif key.split(".")[0] in AROUND_RUNS:
+            if override.is_sweep_override():
+                raise ConfigError(f"{text}: one value at a time: {key} is the same for all runs of a sweep")
             around.append(text)
         elif override.is_delete():
             raise ConfigError(f"{text}: a sweep's keys cannot be deleted: narrow them with {key}=VALUE")
