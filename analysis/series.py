@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_OF_THE_STUDY = ("init_from", "init_exclude")
+_OF_THE_STUDY = ("init_from", "init_exclude", "model")
 """Parts of a method that are named where they differ within the study, not within an algorithm alone: runs that start
-from other weights are compared with none that do not."""
+from other weights, or of another model, are compared with none that do not."""
 
 
 def series_labels(records: Sequence[Mapping[Any, Any]]) -> list[str]:
@@ -33,16 +33,20 @@ def series_labels(records: Sequence[Mapping[Any, Any]]) -> list[str]:
 
 
 def tell_classes_apart(rows: Sequence[dict[str, Any]]) -> None:
-    """Name the algorithms of inner optimizers of one label and several classes by the class, `DDP-my_lab.Lion`.
+    """Name inner optimizers and models of one label and several classes by the class, as in `DDP-my_lab.Lion`.
 
     A sweep has one class of a label; several sweeps of one root may each have another.
     """
-    classes: dict[str, set[str | None]] = {}
+    optimizers: dict[str, set[str | None]] = {}
+    models: dict[str | None, set[str | None]] = {}
     for row in rows:
-        classes.setdefault(row["inner_label"], set()).add(row["inner_class"])
+        optimizers.setdefault(row["inner_label"], set()).add(row["inner_class"])
+        models.setdefault(row["method"]["model"], set()).add(row["distinctions"]["model"]["_target_"])
     for row in rows:
-        if len(classes[row["inner_label"]]) > 1:
+        if len(optimizers[row["inner_label"]]) > 1:
             row["algorithm"] = row["algorithm_by_class"]
+        if len(models[row["method"]["model"]]) > 1:
+            row["method"]["model"] = row["distinctions"]["model"]["_target_"]
 
 
 def _named_within(row: Mapping[Any, Any], key: str) -> str:

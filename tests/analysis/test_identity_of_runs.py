@@ -12,7 +12,7 @@ from planted import run_config, write_run
 from analysis.input.run_rows import _row_of_config
 from analysis.questions.compared_pairs import partners
 from analysis.runs import _settings, load_study
-from analysis.series import content_of, series_labels
+from analysis.series import content_of, series_labels, tell_classes_apart
 from analysis.style import Style, partner_of
 from muloco_runner.config import (
     DataParallelConfig,
@@ -193,6 +193,22 @@ def test_the_report_calls_an_own_optimizer_by_its_label(tmp_path: Path) -> None:
     own = INNER_OPTIMIZERS["target"](_target_="lab.Lion", label="ours")  # type: ignore[call-arg]
     write_run(tmp_path, dataclasses.replace(run_config(), inner_optimizer=own), 3.0, algorithm="DDP-Lion")
     assert load_study(tmp_path).series == ["DDP-ours"]
+
+
+def test_a_series_of_another_model_is_no_partner() -> None:
+    """Whose algorithm has runs of that model alone."""
+    own = {name: TargetModelConfig(_target_=f"{name}.Net", facts=FACTS) for name in ("one", "two")}
+    rows = [
+        _row_of_config(RunConfig(model=model, method=method))
+        for model, method in ((own["one"], DataParallelConfig()), (own["two"], DiLoCoConfig()))
+    ]
+    assert series_labels(rows) == ["DDP-AdamW", "DiLoCo K=1"]
+    tell_classes_apart(rows)
+    assert series_labels(rows) == ["DDP-AdamW model=one.Net", "DiLoCo K=1 model=two.Net"]
+    rows[0] = _row_of_config(RunConfig())
+    names = series_labels(rows)
+    assert names == ["DDP-AdamW", "DiLoCo K=1 model=two.Net"]
+    assert partner_of(Style(), names[1], "DiLoCo", {names[1]: 1}, set(names)) not in names
 
 
 def test_two_own_optimizers_of_one_name_are_two_series(tmp_path: Path) -> None:
