@@ -145,8 +145,9 @@ def _method_of(config: RunConfig, values: Mapping[str, Any]) -> dict[str, Any]:
     """What a series is named by where the runs of its algorithm differ in it; None where there is nothing to name."""
     method = {name: value for name, value in values["method"].items() if name not in ("name", "outer_optimizer")}
     method.update(config.method.choices)
-    if isinstance(config.method, DiLoCoConfig) and isinstance(config.method.compression, TargetCompressionConfig):
-        method["compression"] = {**method["compression"], "name": config.method.compression.label}
+    compression = getattr(config.method, "compression", None)
+    if isinstance(compression, TargetCompressionConfig):
+        method["compression"] = {**method["compression"], "name": compression.label}
     # None of the built-in one: beside it, a model from outside is named in its series.
     method["model"] = config.model.label or None
     method["init_from"] = config.init_hash or config.init_from
@@ -159,7 +160,8 @@ def _distinctions(config: RunConfig) -> dict[str, Any]:
     out: dict[str, Any] = {"model": {"_target_": _class_of(config.model)}}
     if isinstance(config.method, DiLoCoConfig):
         out["outer_optimizer"] = {"_target_": _class_of(config.method.outer_optimizer)}
-        out |= {part: to_plain(getattr(config.method, part)) for part in ("compression", "streaming")}
+    unnamed = [part for part in ("compression", "streaming") if hasattr(config.method, part)]
+    out |= {part: to_plain(getattr(config.method, part)) for part in unnamed}
     return out
 
 

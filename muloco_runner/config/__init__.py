@@ -36,7 +36,14 @@ from muloco_runner.config.inner_optimizer import (
     WeightDecayRule,
 )
 from muloco_runner.config.keep import Keep
-from muloco_runner.config.method import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig, StreamingConfig
+from muloco_runner.config.method import (
+    METHODS,
+    DataParallelConfig,
+    DiLoCoConfig,
+    MethodConfig,
+    PrimalAveragingConfig,
+    StreamingConfig,
+)
 from muloco_runner.config.model import MODELS, AnyModelConfig, ModelConfig, Shape, TargetModelConfig
 from muloco_runner.config.outer_optimizer import (
     OUTER_OPTIMIZERS,
@@ -102,6 +109,7 @@ __all__ = [
     "OuterOptimizerConfig",
     "OuterSgdConfig",
     "Precision",
+    "PrimalAveragingConfig",
     "QuantisationConfig",
     "Reduction",
     "RunConfig",

@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
+from muloco_runner.config.averaging import INTERVAL, MU_Y, check_averaging, mu_x_of_interval
 from muloco_runner.config.checks import require, require_positive
 from muloco_runner.config.compression import COMPRESSIONS, CompressionConfig, NoCompressionConfig
 from muloco_runner.config.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizerConfig, OuterSgdConfig
@@ -154,7 +155,81 @@ class DiLoCoConfig(MethodConfig):
 
 _PUBLISHED_NAMES = {"AdamW": "DiLoCo", "Muon": "MuLoCo"}
 """Label of an inner optimizer -> the name of DiLoCo with it."""
-WITH_INNER_NAMED = ("DiLoCo", "LocalSGD")
-"""What algorithms with outer steps are called before a dash and the inner optimizer's label; DiLoCo also alone."""
+WITH_INNER_NAMED = ("DiLoCo", "LocalSGD", "GPA")
+"""What algorithms other than data parallel are called before a dash and the inner optimizer's label; DiLoCo also
+alone."""
 
-METHODS: dict[str, type[MethodConfig]] = table(data_parallel=DataParallelConfig, diloco=DiLoCoConfig)
+
+@dataclass
+class PrimalAveragingConfig(MethodConfig):
+    """Generalized Primal Averaging (GPA, arXiv 2512.17131): z takes the inner optimizer's updates, x its average, which
+    is evaluated, and gradients are taken at y = mu_y x + (1 - mu_y) z; after each update x <- mu_x x + (1 - mu_x) z."""
+
+    name: str = "gpa"
+    num_workers: int = 1
+    """K."""
+    sync_interval: int = INTERVAL
+    """H: workers average z every H steps, without an outer optimizer; of one worker it sets mu_x alone."""
+    mu_x: float | None = None
+    """Share of x that an update keeps; null for 0.9^(1/H), the paper's: .974 for H=4, .9967 for 32, .9984 for 64."""
+    mu_y: float = MU_Y
+    """Share of x in y."""
+    compression: CompressionConfig = field(default_factory=NoCompressionConfig, metadata=UNNAMED_AT_DEFAULT)
+    """What workers send of how far their z have moved."""
+
+    implementation = "muloco_runner.diloco.primal_averaging:build_primal_averaging"
+
+    def __post_init__(self) -> None:
+        require_variant("method.compression", self.compression, COMPRESSIONS)
+        require_positive("method", num_workers=self.num_workers, sync_interval=self.sync_interval)
+        check_averaging("method.", self.share_kept, self.mu_y)
+        require(
+            self.num_workers > 1 or isinstance(self.compression, NoCompressionConfig),
+            f"method/compression={self.compression.name} has no effect with method.num_workers=1, which sends no z: "
+            "leave it out or raise method.num_workers",
+        )
+
+    @property
+    def share_kept(self) -> float:
+        """mu_x."""
+        return mu_x_of_interval(self.sync_interval) if self.mu_x is None else self.mu_x
+
+    @property
+    def of_z(self) -> DiLoCoConfig | None:
+        """DiLoCo whose workers hold z in place of parameters and average them; None for one worker."""
+        if self.num_workers == 1:
+            return None
+        average = OuterSgdConfig(lr=1.0, momentum=0.0, nesterov=False)
+        return DiLoCoConfig(
+            num_workers=self.num_workers,
+            sync_interval=self.sync_interval,
+            outer_optimizer=average,
+            compression=self.compression,
+        )
+
+    @property
+    def workers(self) -> int:
+        return self.num_workers
+
+    @property
+    def bits_per_value(self) -> float:
+        return math.nan if self.of_z is None else self.of_z.bits_per_value
+
+    @property
+    def choices(self) -> dict[str, str]:
+        return {}
+
+    def algorithm(self, inner_optimizer: str) -> str:
+        return f"GPA-{inner_optimizer}"
+
+    def check(self, num_steps: int, num_layers: int) -> None:
+        require(
+            self.num_workers == 1 or num_steps >= self.sync_interval,
+            f"method.sync_interval={self.sync_interval} is longer than the run of {num_steps} steps, so its workers "
+            "would meet at the end alone: lower it, lower global_batch_tokens or raise tokens_per_parameter",
+        )
+
+
+METHODS: dict[str, type[MethodConfig]] = table(
+    data_parallel=DataParallelConfig, diloco=DiLoCoConfig, gpa=PrimalAveragingConfig
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, assert_never, cast, get_args
 
 from muloco_runner.config.checks import ConfigError, require, require_choice, require_positive
@@ -16,7 +16,7 @@ from muloco_runner.config.inner_optimizer import (
     InnerOptimizerConfig,
     WeightDecayRule,
 )
-from muloco_runner.config.method import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig
+from muloco_runner.config.method import METHODS, DataParallelConfig, MethodConfig
 from muloco_runner.config.model import MODELS, AnyModelConfig, ModelConfig
 from muloco_runner.config.names import names_in_hash, names_now
 from muloco_runner.config.one_value import as_field_takes_it
@@ -185,9 +185,7 @@ class RunConfig:
         """What of it is not in the package, by the path of its settings."""
         names = ("model", "data", "inner_optimizer", "schedule")
         parts: dict[str, Any] = {name: getattr(self, name) for name in names}
-        if isinstance(self.method, DiLoCoConfig):
-            parts["method.outer_optimizer"] = self.method.outer_optimizer
-            parts["method.compression"] = self.method.compression
+        parts |= {f"method.{f.name}": getattr(self.method, f.name) for f in fields(self.method)}
         return {part: config for part, config in parts.items() if isinstance(config, FromOutside)}
 
     @property

@@ -1,1 +1,1 @@
-"""Distributed methods: DiLoCo's outer steps, and data parallel beside them."""
+"""Distributed methods: DiLoCo's outer steps, and data parallel and primal averaging beside them."""

@@ -2,7 +2,8 @@
 
 The training loop names no algorithm: it averages gradients over a worker's replicas, steps its inner optimizer, and
 lets `DistributedMethod.after_inner_step` do the rest. A method holds the synchronised model, the one that is evaluated.
-DiLoCo is made of fragments; compressors and outer optimizers are composed into them.
+DiLoCo is made of fragments; compressors and outer optimizers are composed into them. A third method is in
+`primal_averaging`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,6 +58,9 @@ class DistributedMethod(Protocol):
     def outer_numbers(self) -> list[list[dict[str, Any]]]:
         """What outer optimizers keep beside tensors, by fragment and tensor; checkpoints hold it too."""
 
+    def updating(self, worker: Worker) -> AbstractContextManager[None]:
+        """In which one of the local workers, whose gradient is there, takes the update of its inner optimizer."""
+
     def after_inner_step(self, step: int) -> OuterStep | None:
         """Called when `step` inner steps (from 1) are complete; a run ends with a synchronised model."""
 
@@ -87,6 +92,9 @@ class DataParallel:
         self.outer_steps: list[int] = []
         self.outer_numbers: list[list[dict[str, Any]]] = []
         self._gradient_bytes = sum(p.numel() * p.element_size() for p in worker.model.parameters())
+
+    def updating(self, worker: Worker) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def after_inner_step(self, step: int) -> OuterStep | None:
         self.bytes_sent += self._gradient_bytes
@@ -133,6 +141,13 @@ class DiLoCo:
         self._pending: dict[int, Future[CompletedExchange]] = {}
         """Exchanges that have started, by the fragment's number."""
         self._background = ThreadPoolExecutor(1, "exchange") if fragments[0].schedule.delay_steps else None
+
+    def updating(self, worker: Worker) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def exchanges_after(self, step: int) -> bool:
+        """Whether workers exchange something when `step` inner steps are complete."""
+        return step == self.num_steps or any(fragment.schedule.starts(step) for fragment in self.fragments)
 
     def after_inner_step(self, step: int) -> OuterStep | None:
         last = step == self.num_steps

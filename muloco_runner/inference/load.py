@@ -88,7 +88,8 @@ def load_run(
     """Load a run's config, result and weights.
 
     folder: ROOT/runs/RUN_ID. step: of which checkpoint; None for the newest. worker: whose own weights, from 0; None
-    for the synchronised model (of DiLoCo and MuLoCo the anchor). device: where the model is put, as torch names it.
+    for the synchronised model (of DiLoCo and MuLoCo the anchor, of GPA the mean of the workers' x). device: where the
+    model is put, as torch names it.
 
     Works while the run still trains as well. A folder that is no run's, weights that were not kept, and a damaged
     checkpoint raise `ConfigError`, which says what there is instead.

@@ -45,7 +45,7 @@ def estimate_memory(run: RunConfig, placement: Placement) -> MemoryEstimate:
     held, workers = rank.held, rank.workers
     owned = -(-rank.matrices // rank.replicas) if rank.shares_matrices else rank.matrices
     state = inner.matrix_state_bytes * owned + inner.other_state_bytes * (held - rank.matrices)
-    phases = {**of_passes(rank), "inner optimizer": 4.0 * rank.summed + of_matrices(rank)}
+    phases = {**of_passes(rank), "inner optimizer": 4.0 * rank.summed + of_matrices(rank) + outer.updating}
     if rank.replicas > 1 and not rank.sharded:
         phases["sum over replicas"] = 4 * held + of_sum(rank)
     if rank.placement.copies > 1:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from muloco_runner.config import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig
+from muloco_runner.config import METHODS, DataParallelConfig, DiLoCoConfig, MethodConfig, PrimalAveragingConfig
 from muloco_runner.config.variants import complete
 from muloco_runner.distributed.message_sizes import MESSAGE_VALUES
 from muloco_runner.memory.rank import Rank
@@ -27,11 +27,15 @@ class OuterStep(Protocol):
     def in_flight(self) -> float:
         """Beside what stays, in inner steps while exchanges are pending."""
 
+    @property
+    def updating(self) -> float:
+        """Beside what stays, while the inner optimizer steps."""
+
 
 class NoOuterStep:
     """Data parallel takes none."""
 
-    state, peak, in_flight = 0, 0.0, 0.0
+    state, peak, in_flight, updating = 0, 0.0, 0.0, 0.0
 
     def __init__(self, rank: Rank, config: DataParallelConfig) -> None:
         """Nothing depends on them."""
@@ -39,6 +43,8 @@ class NoOuterStep:
 
 class DiLoCoOuterStep:
     """An anchor, an outer optimizer, and the exchange of one fragment after the other."""
+
+    updating = 0.0
 
     def __init__(self, rank: Rank, config: DiLoCoConfig) -> None:
         self.rank, self.config, self.compression = rank, config, config.compression
@@ -118,6 +124,17 @@ class DiLoCoOuterStep:
         return max(sending + 2 * payload * workers, averaged, payload * (2 + 2 * share))
 
 
+class PrimalAveragingStep:
+    """z of each worker, a copy of the one that is updated, and between several workers DiLoCo's exchange."""
+
+    def __init__(self, rank: Rank, config: PrimalAveragingConfig) -> None:
+        self.updating = 4.0 * rank.held
+        exchange = None if config.of_z is None else DiLoCoOuterStep(rank, config.of_z)
+        self.state = 4 * rank.held * rank.workers + (0 if exchange is None else exchange.state)
+        self.peak = 0.0 if exchange is None else exchange.peak
+        self.in_flight = 0.0
+
+
 def _fragments(rank: Rank, num_fragments: int) -> Iterator[int]:
     """Values of each fragment that the rank holds, at most: layers, and at either end an embedding or head."""
     model, layers = rank.model, rank.model.num_layers
@@ -133,7 +150,8 @@ def _fragments(rank: Rank, num_fragments: int) -> Iterator[int]:
 
 
 _OUTER_STEPS: dict[type[MethodConfig], Callable[[Rank, Any], OuterStep]] = complete(
-    METHODS, {DataParallelConfig: NoOuterStep, DiLoCoConfig: DiLoCoOuterStep}
+    METHODS,
+    {DataParallelConfig: NoOuterStep, DiLoCoConfig: DiLoCoOuterStep, PrimalAveragingConfig: PrimalAveragingStep},
 )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from muloco_runner.config import RunConfig
 from muloco_runner.data.batches import Batch, TrainingData, one_of_each_size
+from muloco_runner.diloco.method import DistributedMethod
 from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.optimizers import Muon
@@ -25,8 +26,10 @@ class InnerStep:
         replicas: Replicas,
         communicator: Communicator,
         micro_batch_sequences: int,
+        method: DistributedMethod,
     ) -> None:
         self.run, self.data, self.replicas, self.communicator = run, data, replicas, communicator
+        self.method = method
         self.micro_batch_sequences = micro_batch_sequences
 
     def step(self, worker: Worker, step: int) -> tuple[Tensor, Tensor]:
@@ -39,7 +42,8 @@ class InnerStep:
         for group in worker.optimizer.param_groups:
             # Of groups with a factor on lr the peak is their own.
             group["lr"] = group.get("initial_lr", self.run.inner_optimizer.lr) * fraction
-        worker.optimizer.step()
+        with self.method.updating(worker):
+            worker.optimizer.step()
         worker.drop_gradients()
         return loss, norm
 

@@ -41,7 +41,6 @@ class Trainer:
         placement = choose_placement_on(device, run, execution, topology.num_ranks, topology.ranks_per_node)
         replicas = build_replicas(run, execution, communicator, device)
         data = TrainingData(corpus, run, device)
-        self.inner_step = InnerStep(run, data, replicas, communicator, placement.micro_batch_sequences)
         self.evaluation = Evaluation(run, corpus, communicator, device)
         workers = build_workers(run, execution, replicas, communicator, device, placement)
         self._no_first_weights: ConfigError | None = None
@@ -50,6 +49,8 @@ class Trainer:
         except ConfigError as error:
             self._no_first_weights = error  # a run that goes on from a checkpoint does not need them
         self.method = build_method(run, workers, communicator, execution.muon_backend)
+        micro_batch_sequences = placement.micro_batch_sequences
+        self.inner_step = InnerStep(run, data, replicas, communicator, micro_batch_sequences, self.method)
         self.clock, self.phases = TrainingClock(device, communicator.traffic), Phases()
         self.state = TrainingState(run, workers, self.method, self.clock, device)
         self.update_sizes = [UpdateSizes(worker) for worker in workers]

@@ -14,9 +14,11 @@ from muloco_runner.config import (
     DataParallelConfig,
     DiLoCoConfig,
     ExecutionConfig,
+    MethodConfig,
     ModelConfig,
     MuonConfig,
     OuterSgdConfig,
+    PrimalAveragingConfig,
     RunConfig,
 )
 from muloco_runner.record import RunFolder
@@ -46,7 +48,12 @@ def tiny_run(text_dir: Path) -> MakeRun:
         num_workers = changes.pop("num_workers", 1)
         outer = changes.pop("outer_optimizer", OuterSgdConfig())
         composed = {name: changes.pop(name) for name in ("compression", "streaming") if name in changes}
-        diloco = DiLoCoConfig(num_workers=num_workers, sync_interval=sync_interval, outer_optimizer=outer, **composed)
+        over_workers: dict[str, Any] = {"num_workers": num_workers, "sync_interval": sync_interval, **composed}
+        methods: dict[str, Callable[[], MethodConfig]] = {
+            "data_parallel": DataParallelConfig,
+            "diloco": lambda: DiLoCoConfig(outer_optimizer=outer, **over_workers),
+            "gpa": lambda: PrimalAveragingConfig(**over_workers),
+        }
         tiny = ModelConfig(
             width=16, num_layers=2, head_width=8, vocab_size=256, sequence_length=32, ffn_ratio=2.75, rope_theta=1e4
         )
@@ -54,7 +61,7 @@ def tiny_run(text_dir: Path) -> MakeRun:
         values: dict[str, Any] = {
             "model": model,
             "data": DataConfig(source="text", path=str(text_dir), validation_tokens=512, validation_fraction=0.2),
-            "method": DataParallelConfig() if method == "data_parallel" else diloco,
+            "method": methods[method](),
             "inner_optimizer": INNER_OPTIMIZERS[optimizer](weight_decay=0.1, weight_decay_rule="constant"),
             "global_batch_tokens": 256,
         }

@@ -19,6 +19,7 @@ from muloco_runner.diloco.compression.payload import Descriptor, payload_bytes
 from muloco_runner.diloco.compression.row_ranges import writes_rows_apart
 from muloco_runner.diloco.error_feedback import choose_codecs
 from muloco_runner.diloco.method import DataParallel, DiLoCo
+from muloco_runner.diloco.primal_averaging import PrimalAveraging
 from muloco_runner.distributed.communicator import Communicator
 from muloco_runner.distributed.topology import Topology
 from muloco_runner.job import run_job
@@ -123,7 +124,7 @@ def check_types(run: RunConfig, trainer: Trainer) -> None:
         assert type(codec).__name__.lower() == called.replace("_", "")
         check_codec(run.method, codec)
     else:
-        assert isinstance(trainer.method, DataParallel)
+        assert isinstance(trainer.method, DataParallel | PrimalAveraging)
 
 
 def check_codec(method: DiLoCoConfig, codec: Any) -> None:

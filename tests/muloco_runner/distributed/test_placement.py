@@ -81,6 +81,10 @@ def start_jobs(
 
 def runs_of_the_table(tiny_run: MakeRun) -> list[RunConfig]:
     single = [tiny_run("data_parallel", inner, num_steps=STEPS) for inner in ("adamw", "muon")]
+    averaged = [
+        tiny_run("gpa", inner, num_workers=workers, num_steps=STEPS, sync_interval=SYNC_INTERVAL)
+        for inner, workers in (("muon", 1), ("adamw", 2))
+    ]
     several = [
         tiny_run("diloco", inner, num_workers=workers, num_steps=STEPS, sync_interval=SYNC_INTERVAL)
         for inner in ("adamw", "muon")
@@ -111,7 +115,7 @@ def runs_of_the_table(tiny_run: MakeRun) -> list[RunConfig]:
         tiny_run("diloco", "adamw", num_workers=4, compression=quantised, **common),
         tiny_run("diloco", "muon", num_workers=4, compression=QuantisationConfig(bits=2), **common),
     ]
-    return single + several + compressed
+    return single + averaged + several + compressed
 
 
 def check_traffic(run: RunConfig, count: int, steps: list[StepRecord]) -> None:
@@ -257,6 +261,7 @@ def test_shards_and_whole_models_exchange_checkpoints(tiny_run: MakeRun, new_fol
     runs = [
         tiny_run("diloco", "muon", num_steps=30, sync_interval=1),
         tiny_run("data_parallel", "adamw", num_steps=30),
+        tiny_run("gpa", "muon", num_steps=30),
     ]
     execution = ExecutionConfig(device="cpu")
     at_once = {"wall_minutes": 1e-6}  # stops after its first step

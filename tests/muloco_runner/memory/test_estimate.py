@@ -58,6 +58,8 @@ def thorough(*values: Any) -> Any:
         thorough(MANY_WORDS, "data_parallel", "adamw", 1, 8, 8, "float32", False),  # logits at once
         thorough(MANY_WORDS, "data_parallel", "muon", 1, 16, 16, "bfloat16", False),  # and in chunks
         thorough(MANY_WEIGHTS, "data_parallel", "muon", 1, 2, 2, "float32", False),
+        thorough(MANY_WEIGHTS, "gpa", "adamw", 1, 2, 2, "float32", False),  # a copy while it is updated
+        thorough(MANY_WEIGHTS, "gpa", "muon", 2, 2, 2, "float32", False),
     ],
 )
 def test_the_estimate_is_within_a_tenth_of_the_peak(
