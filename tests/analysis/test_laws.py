@@ -319,6 +319,7 @@ def size_and_data(generator: np.random.Generator) -> tuple[float, tuple[float, f
     return 0.35, fit.parameters["alpha"].ci
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("simulate", [loss_compute, size_and_data])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(
     simulate: Callable[[np.random.Generator], tuple[float, tuple[float, float] | None]],

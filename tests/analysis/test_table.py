@@ -1,11 +1,13 @@
-import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from planted import Law, run_config, write_run, write_sweep
 
-from analysis.__main__ import run
+from analysis.__main__ import _read, run
+from analysis.commands.arguments import report_parser
+from analysis.questions.options import Options
+from analysis.report.content import build_report
 from analysis.runs import load_study
 from analysis.table import study_of_table
 
@@ -20,11 +22,10 @@ def test_a_table_gives_the_report_that_the_folders_give(tmp_path: Path) -> None:
     table = runs[[*kept, "seed"]].assign(**{"eval/loss": runs["loss"]})
     table.to_csv(tmp_path / "runs.csv", index=False)
     (tmp_path / "mapping.yaml").write_text("loss: eval/loss\n")
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert run([str(tmp_path), "--out", str(first), "--bootstrap", "20"]) == 0
     arguments = ["--table", str(tmp_path / "runs.csv"), "--mapping", str(tmp_path / "mapping.yaml")]
-    assert run([*arguments, "--out", str(second), "--bootstrap", "20"]) == 0
-    reports = [json.loads((out / "report.json").read_text()) for out in (first, second)]
+    both = ([str(tmp_path)], arguments)
+    # What is drawn is drawn of the report.
+    reports = [build_report(_read(report_parser().parse_args(words))[0], Options(bootstrap=20)) for words in both]
     for key in ("verdict", "iso_loss"):
         assert reports[0][key] == reports[1][key]
     losses = [{(row["series"], row["num_params"]): row["loss"] for row in report["best"]} for report in reports]

@@ -1,6 +1,6 @@
 """Hydra's own acceptance suites, as they are, with our launcher: on this machine and on a real SLURM.
 
-`make test` has the one of launchers alone: the others start as many processes again on the way that it has gone.
+They start a process for each of their jobs: `make test` has our own tests of the launcher.
 """
 
 from pathlib import Path
@@ -41,6 +41,7 @@ def cluster(shared_slurm: EmulatedSlurm, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("SLURM_CONF", str(shared_slurm.configuration))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("launcher_name", "overrides"), [("quota", LOCAL)])
 class TestLauncherHere(LauncherTestSuite):
     pass

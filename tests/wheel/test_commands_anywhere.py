@@ -25,6 +25,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.thorough
 def test_every_command_beside_folders_of_its_names(installed: Installed, folder: Path) -> None:
     def say(*words: str) -> str:
         return installed.run(folder, *words, PYTHONPATH=str(folder))

@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 from installed_wheel import ROOT, Installed
 
 EXAMPLES = ROOT / "examples"
@@ -15,6 +16,7 @@ def commands(name: str) -> list[list[str]]:
     return [line.partition("#")[0].split() for block in blocks for line in block.splitlines() if line.strip()]
 
 
+@pytest.mark.thorough
 def test_a_hydra_application_of_the_users_own(installed: Installed, tmp_path: Path) -> None:
     work = tmp_path / "work"
     shutil.copytree(EXAMPLES / "own_application", work)
@@ -33,6 +35,7 @@ def test_a_hydra_application_of_the_users_own(installed: Installed, tmp_path: Pa
     assert "6 runs" in installed.run(work, *status)
 
 
+@pytest.mark.thorough
 def test_a_table_of_the_users_own(installed: Installed, tmp_path: Path) -> None:
     shutil.copytree(EXAMPLES / "own_table", tmp_path / "work")
     (command,) = commands("own_table")

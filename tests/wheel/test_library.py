@@ -36,6 +36,7 @@ def my_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     del sys.modules["my_functions"]
 
 
+@pytest.mark.thorough
 def test_the_documented_code_runs_beside_folders_of_its_names(installed: Installed, tmp_path: Path) -> None:
     said = {}
     for name, code in BLOCKS:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -80,9 +81,12 @@ def test_order_names_units_and_kind_of_file_do_not_matter(
     pd.testing.assert_frame_equal(outcome(found), planted_outcome(), check_exact=True)
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.data())
-def test_a_damaged_cell_changes_its_own_row_alone(data: st.DataObject) -> None:
+@pytest.mark.parametrize("examples", [8, pytest.param(25, marks=pytest.mark.thorough)])
+def test_a_damaged_cell_changes_its_own_row_alone(examples: int) -> None:
+    settings(max_examples=examples, deadline=None)(given(st.data())(assert_a_damaged_cell_changes_its_row_alone))()
+
+
+def assert_a_damaged_cell_changes_its_row_alone(data: st.DataObject) -> None:
     table = planted_table()
     row = data.draw(st.integers(0, len(table) - 1))
     column = data.draw(st.sampled_from(["num_params", "num_tokens", "global_batch_tokens", "loss", "algorithm"]))

@@ -135,6 +135,7 @@ def test_each_group_may_have_an_irreducible_loss_of_its_own() -> None:
     assert [fit.value(name) for name in names] == pytest.approx([1.7, 1.5, 4e3, 3e3, 0.19, 0.18], rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     x, covered = np.geomspace(1e6, 1e9, 12), 0
     for seed in range(200):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -25,32 +26,35 @@ H100 = 80 * 10**9
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """A run of MuLoCo with full shards, with hybrid ones, and with hybrid ones and a kill."""
+def trained(tiny_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunFolder]:
+    """The folder of a run of MuLoCo, trained once in each way: `full` shards, `hybrid` ones, hybrid ones and a kill."""
     root = tmp_path_factory.mktemp("hybrid")
     # What is compressed needs full tensors, each gathered at one owner of a copy.
     run = tiny_run("diloco", "muon", num_steps=6, sync_interval=3, compression=TopKConfig(fraction=0.1))
-    made, jobs = {}, []
-    for way in ("full", "hybrid", "killed"):
-        made[way] = RunFolder.of(root / way, run.run_id)
-        made[way].write_config(run.to_dict())
+
+    @functools.cache
+    def trained_by_four_ranks(way: str) -> RunFolder:
+        folder = RunFolder.of(root / way, run.run_id)
+        folder.write_config(run.to_dict())
         settings = {"device": "cpu", "micro_batch_sequences": 1, "log_interval_steps": 1}
         settings["sharding"] = "full" if way == "full" else "hybrid"
+        jobs = [json.dumps(settings), str(folder.path), "0", "-"]
         if way == "killed":
             often = json.dumps({**settings, "checkpoint_interval_seconds": 0.001})
-            jobs += [often, str(made[way].path), str(KILLED_AFTER), "-"]
-        jobs += [json.dumps(settings), str(made[way].path), "0", "-"]
-    environment = {**os.environ, **TWO_NODES, "COMPILER": "eager"}
-    ranks = [
-        ForkedProcess(
-            SCRIPT,
-            [str(root / f"codes-{rank}.json"), *jobs],
-            {**environment, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank % 2)},
-        )
-        for rank in range(4)
-    ]
-    assert [rank.wait() for rank in ranks] == [0] * 4, "\n".join(rank.errors() for rank in ranks)
-    return made
+            jobs = [often, str(folder.path), str(KILLED_AFTER), "-", *jobs]
+        environment = {**os.environ, **TWO_NODES, "COMPILER": "eager"}
+        ranks = [
+            ForkedProcess(
+                SCRIPT,
+                [str(root / f"codes-{rank}.json"), *jobs],
+                {**environment, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank % 2)},
+            )
+            for rank in range(4)
+        ]
+        assert [rank.wait() for rank in ranks] == [0] * 4, "\n".join(rank.errors() for rank in ranks)
+        return folder
+
+    return trained_by_four_ranks
 
 
 def losses_of(folder: RunFolder) -> list[float]:
@@ -60,15 +64,16 @@ def losses_of(folder: RunFolder) -> list[float]:
     return [*(step.loss for step in folder.read_steps()), result.validation_loss]
 
 
-def test_hybrid_shards_train_as_full_ones(folders: dict[str, RunFolder]) -> None:
-    hybrid, full = (losses_of(folders[way]) for way in ("hybrid", "full"))
+def test_hybrid_shards_train_as_full_ones(trained: Callable[[str], RunFolder]) -> None:
+    hybrid, full = (losses_of(trained(way)) for way in ("hybrid", "full"))
     assert hybrid == pytest.approx(full, rel=2e-4)
     # Other sums: copies are averaged after the backward pass.
     assert hybrid != full
 
 
-def test_a_killed_hybrid_run_ends_as_the_uninterrupted_one(folders: dict[str, RunFolder]) -> None:
-    assert losses_of(folders["killed"]) == losses_of(folders["hybrid"])
+@pytest.mark.thorough
+def test_a_killed_hybrid_run_ends_as_the_uninterrupted_one(trained: Callable[[str], RunFolder]) -> None:
+    assert losses_of(trained("killed")) == losses_of(trained("hybrid"))
 
 
 def large(*overrides: str) -> RunConfig:
