@@ -55,7 +55,7 @@ def build_optimizer(name: str, args: argparse.Namespace) -> optax.GradientTransf
         inner = paper_muloco(
             lambda step: rates[step], args.outer_lr, args.outer_momentum, args.sync_interval, **settings
         )
-    return optax.chain(optax.clip_by_global_norm(args.grad_clip), inner)
+    return optax.chain(optax.clip_by_global_norm(args.grad_clip or float("inf")), inner)
 
 
 def train(name: str, args: argparse.Namespace) -> setup.History:

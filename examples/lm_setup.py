@@ -25,8 +25,22 @@ COUNTS = (
     ("n-layers", 2, "transformer layers"),
     ("sync-interval", 30, "inner steps between outer steps (H)"),
     ("eval-interval", 50, "steps between validations"),
+    ("log-interval", 50, "steps between lines of the training loss"),
 )
 """Settings of 1 or more: name, default, what it is."""
+NUMBERS = (
+    ("inner-lr", 0.02, "peak learning rate of inner steps"),
+    ("outer-lr", 0.7, "learning rate of outer steps"),
+    ("outer-momentum", 0.6, "Nesterov momentum of outer steps, below 1"),
+    ("weight-decay", 0.01, "decoupled, of all parameters"),
+    ("grad-clip", 1.0, "largest gradient norm; 0 for none"),
+)
+"""Settings of 0 or more."""
+DOWNLOADS = {
+    "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
+    "openwebtext": ("Skylion007/openwebtext", None),
+}
+"""Data sets that muloco-1's example downloads by these names: their names at Hugging Face."""
 Weights = dict[str, np.ndarray]
 
 
@@ -37,35 +51,48 @@ def arguments(description: str, argv: Sequence[str] | None) -> argparse.Namespac
     add("--dataset", default="python", help="FILE, FOLDER of .txt, .md and .py files, or python: the standard library")
     for name, value, text in COUNTS:
         add(f"--{name}", type=int, default=value, help=text)
-    for name, number, text in (
-        ("inner-lr", 0.02, "peak learning rate of inner steps"),
-        ("outer-lr", 0.7, "learning rate of outer steps"),
-        ("outer-momentum", 0.6, "Nesterov momentum of outer steps"),
-        ("weight-decay", 0.01, "decoupled, of all parameters"),
-        ("grad-clip", 1.0, "largest gradient norm"),
-    ):
+    for name, number, text in NUMBERS:
         add(f"--{name}", type=float, default=number, help=text)
     add("--warmup-steps", type=int, default=30, help="of the learning rate, which then falls to a tenth by a cosine")
     add("--seed", type=int, default=42, help="of first weights and batches")
     add("--compare", action="store_true", help="train with plain Muon as well")
     add("--compile", action="store_true", help="compile the model (JAX does so in any case)")
     add("--plot", default="train_lm.png", help="where the plot goes")
+    add("--cache-dir", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if args.cache_dir is not None:
+        parser.error("--cache-dir: nothing is downloaded and so nothing is cached: leave it out")
     for name, *_ in COUNTS:
         if (given := getattr(args, name.replace("-", "_"))) < 1:
             parser.error(f"--{name} {given}: must be at least 1")
     for name in ("warmup-steps", "seed"):
         if (given := getattr(args, name.replace("-", "_"))) < 0:
             parser.error(f"--{name} {given}: must be at least 0")
+    for name, *_ in NUMBERS:
+        end = 1 if name == "outer-momentum" else math.inf
+        if not 0 <= (number := getattr(args, name.replace("-", "_"))) < end:
+            parser.error(f"--{name} {number}: must be at least 0" + (" and below 1" if end == 1 else ""))
     if args.d_model % args.n_heads:
         parser.error(f"--n-heads {args.n_heads}: must divide --d-model {args.d_model}")
     try:
         args.text = read_text(args.dataset)
     except OSError as error:
-        parser.error(f"--dataset {args.dataset}: {error.strerror}; give a file, a folder, or python")
+        parser.error(f"--dataset {args.dataset}: {_how_to_get(args.dataset, error)}")
     if len(validation(args)) < args.seq_len + 2:
         parser.error(f"--dataset {args.dataset}: {len(args.text):,} bytes are too few for --seq-len {args.seq_len}")
     return args
+
+
+def _how_to_get(dataset: str, error: OSError) -> str:
+    """Return what to do for a text that is not there."""
+    if dataset not in DOWNLOADS:
+        return f"{error.strerror}; give a file, a folder, or python"
+    names = ", ".join(repr(name) for name in DOWNLOADS[dataset] if name)
+    texts = f"datasets.load_dataset({names}, split='train')['text']"
+    return (
+        f'nothing is downloaded here: write its text to a file, python -c "import datasets; '
+        f"open('{dataset}.txt', 'w').writelines({texts})\", and give --dataset {dataset}.txt"
+    )
 
 
 def read_text(dataset: str) -> np.ndarray:
@@ -140,6 +167,9 @@ class History:
         """Record a step, and validate after it where it is time."""
         self.training.append(loss)
         step = len(self.training)
+        if step % args.log_interval == 0:
+            mean = sum(self.training[-args.log_interval :]) / args.log_interval
+            print(f"{self.name:<8} step {step:>6}  training {mean:.4f}  mean of {args.log_interval} steps")
         if step % args.eval_interval == 0 or step == args.steps:
             self.validation[step] = validate()
             print(f"{self.name:<8} step {step:>6}  training {loss:.4f}  validation {self.validation[step]:.4f}")

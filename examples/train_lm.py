@@ -100,7 +100,8 @@ def train(name: str, args: argparse.Namespace) -> setup.History:
             group["lr"] = rate
         loss = loss_of(setup.batch(args, step))
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
+        if args.grad_clip:
+            nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
         history.add(args, loss.item(), validate)

@@ -59,6 +59,17 @@ def test_jax_has_the_numbers_of_torch(words: list[str], in_torch: tuple[Any, str
         assert ours.validation == pytest.approx(theirs.validation, abs=2e-4), ours.name
 
 
+def test_a_norm_of_0_clips_nothing(words: list[str], in_torch: tuple[Any, str]) -> None:
+    """As in the published example; the norm would be divided by otherwise, and nothing learnt."""
+    import train_lm
+
+    few = [*words, "--steps", "4", "--log-interval", "2"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        (unclipped, _), (loose, _) = (train_lm.main([*few, "--grad-clip", norm]) for norm in ("0", "1e9"))
+    assert unclipped.training == loose.training
+    assert f"step      4  training {sum(loose.training[2:]) / 2:.4f}  mean of 2 steps" in said.getvalue()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -66,6 +77,13 @@ def test_jax_has_the_numbers_of_torch(words: list[str], in_torch: tuple[Any, str
         (["--n-heads", "3"], "--n-heads 3: must divide --d-model 16"),
         (["--steps", "0"], "--steps 0: must be at least 1"),
         (["--warmup-steps", "-1"], "--warmup-steps -1: must be at least 0"),
+        (
+            ["--dataset", "wikitext"],
+            "datasets.load_dataset('Salesforce/wikitext', 'wikitext-103-raw-v1', split='train')",
+        ),
+        (["--cache-dir", "data"], "--cache-dir: nothing is downloaded and so nothing is cached: leave it out"),
+        (["--outer-momentum", "1"], "--outer-momentum 1.0: must be at least 0 and below 1"),
+        (["--inner-lr", "-1"], "--inner-lr -1.0: must be at least 0"),
         (["--seq-len", "500"], "bytes are too few for --seq-len 500"),
     ],
 )
