@@ -4,7 +4,7 @@ gradients; two forked ranks take the same ones on parameters sharded by rows, as
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -51,24 +51,29 @@ def build_for_size(run: RunConfig) -> dict[str, Any]:
 
     What cannot be built raises `ConfigError`; what cannot be built without memory, whatever the shapes, is not judged.
     """
-    small = replace(run, model=_MODEL) if isinstance(run.model, ModelConfig) else run
     with FakeTensorMode():
         try:
-            build_target(_empty(run.model, None), run)
+            build_target(_of_full_size(run.model), run)
         except ConfigError:
             try:
-                build_target(_empty(small.model, getattr(run.model, "trial_arguments", None)), small)
+                build_target(_small(run.model), run)
             except ConfigError:
                 return {}
             raise
     return {}
 
 
-def _empty(model: AnyModelConfig, arguments: Mapping[str, Any] | None) -> nn.Module:
+def _of_full_size(model: AnyModelConfig) -> nn.Module:
     if isinstance(model, TargetModelConfig):
-        return build_target_model(model, 0, torch.device("cpu"), arguments)
+        return build_target_model(model, 0, torch.device("cpu"))
     assert isinstance(model, ModelConfig)
     return Transformer(model)
+
+
+def _small(model: AnyModelConfig) -> nn.Module:
+    if isinstance(model, TargetModelConfig):
+        return build_target_model(model, 0, torch.device("cpu"), model.trial_arguments)
+    return Transformer(_MODEL)
 
 
 def _at_trial_rate(run: RunConfig) -> RunConfig:

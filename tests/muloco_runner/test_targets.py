@@ -15,7 +15,7 @@ from target_labs import lab_in, resumed_to_the_bit
 from torch import nn
 
 from muloco_runner.compose import compose_app_config
-from muloco_runner.config import ConfigError, ModelConfig, RunConfig, TargetConfig
+from muloco_runner.config import ConfigError, DiLoCoConfig, ModelConfig, RunConfig, TargetConfig
 from muloco_runner.optimizers.target import evaluated_weights
 from muloco_runner.paths import config_dir
 from muloco_runner.record import RunFolder, write_folder
@@ -234,7 +234,8 @@ def test_values_at_which_a_class_cannot_be_built_are_named(lab: Path, monkeypatc
     rates = [run_of("my_lab.Slow", lr=lr) for lr in (0.5, 0.05, 0.2)]
     decays = [run_of("my_lab.Slow", weight_decay=decay) for decay in (0.5, 0.2)]
     sizes = [replace(run_of("my_lab.Slow"), model=model) for model in (wide, TWO_LAYERS)]
-    looks = replace(run_of("my_lab.Looks"), model=wide)
+    # Of a model that is smaller it would be too short for an outer step.
+    looks = replace(run_of("my_lab.Looks"), model=wide, method=DiLoCoConfig(), tokens_per_parameter=300.0)
     sources = sources_of([*rates, looks])
     asked = [questions_of(run, sources) for run in (*rates, *decays, *sizes, looks)]
     answers = _try({key: one for each in asked for key, one in each.items() if one.trial != "whole"}, [str(lab)])
