@@ -57,11 +57,12 @@ def most_added(study: Study) -> int:
     paired = {id for ids in study.decide.contests for id in ids} if study.decide is not None else set[str]()
     most = 0
     for group in study.groups:
+        settings = there[group.id] if study.grows_by is None else max(there[group.id], group.most_settings)
         if study.grows_by is not None:
             more = max(0, group.most_settings - there[group.id]) * len(group.seeds)
             most += min(study.grows_by.max_runs, more)
         if study.replicate is not None:
-            most += study.replicate.best * max(0, study.replicate.seeds - len(group.seeds))
+            most += min(study.replicate.best, settings) * max(0, study.replicate.seeds - len(group.seeds))
         if study.decide is not None and group.id in paired:
             most += study.decide.rule.max_seeds
     return most

@@ -10,12 +10,13 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from muloco_runner.config import ConfigError, DiLoCoConfig, RunConfig
 from sweeps.engine.tuning.benchmark_rules import BenchmarkPair
 from sweeps.engine.tuning.study import BATCH, Axis, DecideRule, Group, Place, Setting, Study
+from sweeps.formatting import plural
 from sweeps.training.lattice import axis_of, why_not_added
 from sweeps.training.model_names import model_name
 from sweeps.training.study_file import Decide, StudyFile, plain_name
@@ -72,6 +73,7 @@ def study_of(
         decide = DecideRule(tuple(_contests(file.decide, groups, sizes)), file.decide.rule)
     extend = file.extend.rule if file.extend is not None else None
     tune = file.tune.rule if file.tune is not None else None
+    _check_effects(file, groups, [*places.values(), *places_of_added.values()])
     return Study(
         tuple(groups),
         places,
@@ -83,6 +85,22 @@ def study_of(
         file.halve,
         places_of_added,
     )
+
+
+def _check_effects(file: StudyFile, groups: Sequence[Group], places: Iterable[Place]) -> None:
+    """Refuses rules that could add or stop nothing."""
+    if file.replicate is not None and all(len(group.seeds) >= file.replicate.seeds for group in groups):
+        fewest = min(len(group.seeds) for group in groups)
+        raise ConfigError(
+            f"replicate.seeds={file.replicate.seeds} has no effect: all settings have {plural(fewest, 'seed')} or more "
+            "in the file: ask for more, or leave replicate out"
+        )
+    most = max(Counter((place.group, place.setting.batch) for place in places).values())
+    if file.halve is not None and not file.grown_keys and most <= file.halve.eta:
+        raise ConfigError(
+            f"halve has no effect: a run stops beside {file.halve.eta} others that have finished (eta), and no series "
+            f"has more than {plural(most, 'run')} of one size and batch: leave it out"
+        )
 
 
 def _check_tuned(where: str, key: str) -> None:

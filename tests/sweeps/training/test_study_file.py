@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
-from sweeps.cli.study_lines import plan_lines
+from sweeps.cli.study_lines import most_added, plan_lines
 from sweeps.clusters import read_cluster
 from sweeps.engine.tuning.benchmark_rules import BenchmarkPair, BenchmarkTarget
 from sweeps.engine.tuning.halving import HalveRule
@@ -45,6 +45,11 @@ def test_values_go_on_by_their_own_ratio_to_the_last_bit() -> None:
     assert (rates.first, rates.last) == (10, 12)
     # Neither shorter than a sequence nor so long that few steps are left.
     assert group.batches.values == (128, 256, 512, 1024, 2048, 4096)
+
+
+def test_no_more_settings_get_seeds_than_there_are() -> None:
+    given = study({"replicate": {"best": 100, "seeds": 3}}, {**GRID, BATCH: [1024], LR: [0.01, 0.02]})
+    assert most_added(given) == 4
 
 
 def test_lattices_end_where_any_of_their_settings_does() -> None:
@@ -94,8 +99,9 @@ def test_a_study_is_written_and_read_as_it_is() -> None:
 
 def test_halve_is_read_from_a_file_and_a_command_line() -> None:
     assert study({"halve": True}).halve == HalveRule()
-    assert study({"halve": True}, overrides={"halve.eta": [3]}).halve == HalveRule(3)
-    given = study({"halve": {"eta": 4}})
+    product = {**GRID, LR: "sqrt2(-14..-6 by 2)"}
+    assert study({"halve": True}, product, {"halve.eta": [3]}).halve == HalveRule(3)
+    given = study({"halve": {"eta": 4}}, product)
     assert given.halve == HalveRule(4, 0.25)
     assert given.halve.rungs == ("0.25",)
     assert Study.from_dict(given.to_dict()) == given
@@ -261,6 +267,8 @@ def test_local_sgd_is_no_group_with_diloco() -> None:
             "decide.series: MuLoCo stands there twice",
         ),
         ({"decide": {"pairs": [["a", "b"], ["b", "a"]], "gap": 0}}, {}, "decide.pairs: b against a stands there twice"),
+        ({"halve": True}, {LR: [0.01, 0.02]}, "halve has no effect: a run stops beside 2 others that have finished"),
+        ({"replicate": {"seeds": 2}}, {"seed": [0, 1]}, "replicate.seeds=2 has no effect: all settings have 2 seeds"),
         ({"halve": {"eta": 1}}, {}, "halve.eta=1: give a whole number of two or more"),
         ({"halve": {"first_share": 0.6}}, {}, "halve.first_share=0.6: give the share of a run's tokens before which"),
         ({"halve": {"gain_factor": 0.5}}, {}, "halve.gain_factor=0.5: give how many times the gain"),
