@@ -75,13 +75,16 @@ class OuterSgdConfig(OuterMomentumConfig):
 
     implementation = "muloco_runner.diloco.outer_optimizer:OuterSgd"
     label = "SGD"
-    state_bytes = 4
     step_bytes = 0
     orthogonalizes = False
 
     @property
     def averages(self) -> bool:
         return self.lr == 1 and self.momentum == 0
+
+    @property
+    def state_bytes(self) -> int:
+        return 0 if self.averages else 4
 
 
 @dataclass

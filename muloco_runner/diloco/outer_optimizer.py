@@ -108,10 +108,13 @@ class OuterSgd(_FlatState):
     """Nesterov momentum, heavy ball or, with lr 1 and no momentum, the workers' plain average."""
 
     def __init__(self, config: OuterSgdConfig, shared: SharedTensors) -> None:
-        super().__init__("velocity", like=shared)
+        super().__init__(*([] if config.averages else ["velocity"]), like=shared)
         self.config = config
 
     def step(self, anchor: Tensor, pseudogradient: Tensor, number: int) -> None:
+        if self.config.averages:
+            anchor.sub_(pseudogradient)
+            return
         nesterov_outer_step(anchor, self.state["velocity"], pseudogradient, self.config)
 
 
