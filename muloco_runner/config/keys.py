@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, get_type_hints
 
+from muloco_runner.config.elsewhere import CALLED_ELSEWHERE
 from muloco_runner.config.run import VARIANTS
 
 
@@ -25,23 +26,17 @@ def known_keys(schema: type) -> tuple[str, ...]:
     return tuple(found)
 
 
-_ELSEWHERE = {
-    "learning_rate": "lr",
-    "batch_size": "global_batch_tokens",
-    "wd": "weight_decay",
-    "grad_clip": "gradient_clip_norm",
-}
-"""What other programs call a setting -> its name here."""
-
-
 def nearest_key(key: str, known: Iterable[str]) -> str | None:
-    """The known key that ends in the same name, or in the one that is spelled most alike: beside the wrong one if there
-    is such a one, else the one of fewest levels."""
+    """The known key that is meant by one of another program's; else the one that ends in the same name, or in the one
+    that is spelled most alike: beside the wrong one if there is such a one, else the one of fewest levels."""
     above, _, last = key.rpartition(".")
+    known = list(known)
+    ours = CALLED_ELSEWHERE.get(key) or CALLED_ELSEWHERE.get(last)
+    if ours in known and ours != key:
+        return ours
     by_name: dict[str, list[str]] = {}
     for k in known:
         by_name.setdefault(k.rpartition(".")[2], []).append(k)
-    last = _ELSEWHERE.get(last, last)
     names = [last] if last in by_name else difflib.get_close_matches(last, by_name, 1, 0.75)
     found = [k for name in names for k in by_name[name] if k != key]
     return min(found, key=lambda k: (k.rpartition(".")[0] != above, k.count(".")), default=None)

@@ -21,7 +21,7 @@ from torch import nn
 
 from muloco_runner.compose import AppConfig, compose_tree, to_app_config
 from muloco_runner.config import ConfigError
-from muloco_runner.config.keys import known_keys
+from muloco_runner.config.keys import known_keys, no_such_setting
 from muloco_runner.optimizers import MuLoCo1, Muon
 from muloco_runner.optimizers.ancestors import Ancestor
 
@@ -174,6 +174,10 @@ def test_an_option_of_a_run(row: Row) -> None:
         return
     tree, values = asked_for(row)
     first = next(iter(values), "")
+    if "." in row.there and not row.is_refused:
+        ours = [word.partition("=")[0].replace("/", ".") for word in shlex.split(row.here)]
+        said = no_such_setting(row.there, AppConfig, ["algorithm"])
+        assert said.endswith(tuple(f"did you mean {key}?" for key in ours)), said
     if row.default:
         assert OmegaConf.select(tree, first) == as_value(row.default)
     changed = tree.copy()
