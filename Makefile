@@ -37,7 +37,7 @@ test-extras: $(VENV)/installed-extras  ## what needs packages that are large and
 	$(BIN)/python -m pytest -q tests/muloco_runner/data/test_named_datasets.py tests/muloco_runner/test_targets.py \
 		tests/muloco_runner/whole_machine_check.py tests/muloco_runner/inference/test_transformers.py \
 		tests/muloco_runner/inference/test_lm_eval.py tests/muloco_runner/training/test_looking_inside.py \
-		tests/muloco_runner/for_jax tests/test_study.py
+		tests/muloco_runner/for_jax tests/muloco_runner/test_ancestors_page.py tests/test_study.py
 
 soak: $(VENV)/installed-dev $(NEXT_VENV)/installed  ## thousands of random histories and inputs, and what takes minutes: an hour
 	MULOCO_HISTORIES=10000 $(BIN)/python -m pytest -q tests/sweeps/simulation/test_simulate.py

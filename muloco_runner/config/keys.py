@@ -55,4 +55,4 @@ def no_such_setting(key: str, schema: type, also: Iterable[str] = ()) -> str:
         return f"{key}: no such setting; did you mean {nearest}?"
     above = key.rpartition(".")[0]
     there = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == above]
-    return f"{key}: no such setting; known there: {', '.join(there) or 'none'}"
+    return f"{key}: no such setting" + (f"; known there: {', '.join(there)}" if there else f", nor any under {above}")
