@@ -33,6 +33,7 @@ from muloco_runner.config.inner_optimizer import (
     MomentumForm,
     MuonConfig,
     TargetConfig,
+    WeightDecayForm,
     WeightDecayRule,
 )
 from muloco_runner.config.keep import Keep
@@ -125,5 +126,6 @@ __all__ = [
     "TargetScheduleConfig",
     "TopKConfig",
     "WarmupStableDecayConfig",
+    "WeightDecayForm",
     "WeightDecayRule",
 ]

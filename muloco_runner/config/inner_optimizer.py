@@ -13,6 +13,7 @@ from muloco_runner.config.plain import UNNAMED_AT_DEFAULT, default_of
 from muloco_runner.config.variants import Implemented, table
 
 WeightDecayRule = Literal["constant", "worker_batch", "independent"]
+WeightDecayForm = Literal["decoupled", "cautious"]
 
 
 @dataclass
@@ -89,10 +90,14 @@ class BuiltInConfig(InnerOptimizerConfig):
     """Factor on lr of the head."""
     scalar_lr_factor: float = field(default=1.0, metadata=UNNAMED_AT_DEFAULT)
     """Factor on lr of vectors: norm gains, and biases of a model from outside."""
+    weight_decay_form: str = field(default="decoupled", metadata=UNNAMED_AT_DEFAULT)
+    """decoupled: every weight decays (arXiv 1711.05101); cautious: those that the step's update moves towards zero or
+    not at all, W <- W - lr decay 1[U W >= 0] W - lr U (arXiv 2510.12402)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("inner_optimizer", **{name: getattr(self, name) for name in _LR_FACTORS.values()})
+        require_choice("inner_optimizer.weight_decay_form", self.weight_decay_form, get_args(WeightDecayForm))
 
     def lr_factor(self, kind: str, num_dimensions: int) -> float:
         """Return the factor on lr of a parameter. `kind` is one of `parameter_groups.parameter_kinds`."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from muloco_runner.config import RunConfig
 from muloco_runner.distributed.message_sizes import MESSAGE_VALUES
-from muloco_runner.memory.inner_step_peak import of_matrices, of_passes, of_sum
+from muloco_runner.memory.inner_step_peak import of_passes, of_sum, of_update
 from muloco_runner.memory.outer_step_peak import outer_step_of
 from muloco_runner.memory.placement import Placement
 from muloco_runner.memory.rank import Rank
@@ -45,7 +45,7 @@ def estimate_memory(run: RunConfig, placement: Placement) -> MemoryEstimate:
     held, workers = rank.held, rank.workers
     owned = -(-rank.matrices // rank.replicas) if rank.shares_matrices else rank.matrices
     state = inner.matrix_state_bytes * owned + inner.other_state_bytes * (held - rank.matrices)
-    phases = {**of_passes(rank), "inner optimizer": 4.0 * rank.summed + of_matrices(rank) + outer.updating}
+    phases = {**of_passes(rank), "inner optimizer": 4.0 * rank.summed + of_update(rank) + outer.updating}
     if rank.replicas > 1 and not rank.sharded:
         phases["sum over replicas"] = 4 * held + of_sum(rank)
     if rank.placement.copies > 1:

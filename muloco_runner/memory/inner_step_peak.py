@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import assert_never
 
-from muloco_runner.config import ModelConfig, TargetModelConfig
+from muloco_runner.config import BuiltInConfig, ModelConfig, TargetModelConfig
 from muloco_runner.distributed.message_sizes import MESSAGE_VALUES, OWNER_MESSAGE_VALUES
 from muloco_runner.memory.rank import Rank
 from muloco_runner.model.logit_chunks import chunk_within
@@ -163,7 +163,18 @@ def most_matrices_at_once(short: int) -> int:
     return -(-8 * 132 // (rows * (rows + 1)))
 
 
-def of_matrices(rank: Rank) -> float:
+def of_update(rank: Rank) -> float:
+    """Bytes of the inner optimizer's step beside the gradients."""
+    inner, largest = rank.run.inner_optimizer, rank.model.largest_matrices
+    decay = 0.0
+    if isinstance(inner, BuiltInConfig) and inner.weight_decay_form == "cautious" and (rank.on_cpu or rank.sharded):
+        # Of one tensor the update, which weights it agrees with, and a factor on each; kernels for whole ones on a GPU
+        # need none of these.
+        decay = 9.0 * max(rank.model.embedding_params, largest.rows * largest.columns) / rank.shards
+    return max(decay, _of_matrices(rank))
+
+
+def _of_matrices(rank: Rank) -> float:
     """Bytes of orthogonalising beside the gradients: what working on matrices takes, and results in half precision."""
     if not rank.run.inner_optimizer.orthogonalizes:
         return 0.0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, assert_never, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from muloco_runner.config import AdamWConfig, BuiltInConfig, MuonConfig, RunConfig
+from muloco_runner.config import AdamWConfig, BuiltInConfig, MuonConfig, RunConfig, WeightDecayForm
 from muloco_runner.config.variants import load
 from muloco_runner.distributed.traffic import Traffic
 from muloco_runner.optimizers.arena import Arena
@@ -35,19 +35,26 @@ def build_inner_optimizer(
     return optimizer
 
 
-def build_adamw(model: nn.Module, run: RunConfig, **_: object) -> torch.optim.Optimizer:
+def build_adamw(model: nn.Module, run: RunConfig, muon_backend: str, **_: object) -> torch.optim.Optimizer:
     """AdamW on every parameter; its replicas share no work."""
     config = run.inner_optimizer
     assert isinstance(config, AdamWConfig)
     beta1, beta2 = config.betas
-    return torch.optim.AdamW(
-        _with_lr_factors([{"params": list(model.parameters())}], model, config),
-        lr=config.lr,
-        betas=(beta1, beta2),
-        eps=config.eps,
-        weight_decay=run.weight_decay,
-        fused=True,
-    )
+    groups = _with_lr_factors([{"params": list(model.parameters())}], model, config)
+    common: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": (beta1, beta2),
+        "eps": config.eps,
+        "weight_decay": run.weight_decay,
+    }
+    match cast(WeightDecayForm, config.weight_decay_form):
+        case "decoupled":
+            return torch.optim.AdamW(groups, **common, fused=True)
+        case "cautious":  # which torch's has not, and Muon's AdamW has
+            groups = [{**group, "algorithm": "adamw"} for group in groups]
+            return Muon(groups, **common, weight_decay_form="cautious", backend=muon_backend)
+        case unknown:
+            assert_never(unknown)
 
 
 def build_muon(
@@ -74,6 +81,7 @@ def build_muon(
         betas=(beta1, beta2),
         eps=config.eps,
         weight_decay=run.weight_decay,
+        weight_decay_form=config.weight_decay_form,  # type: ignore[arg-type]
         backend=muon_backend,
         process_group=process_group,
         traffic=traffic,

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from muloco_runner.config.inner_optimizer import LrScale, MomentumForm
+from muloco_runner.config.inner_optimizer import LrScale, MomentumForm, WeightDecayForm
 from muloco_runner.distributed.collectives import Collectives
 from muloco_runner.distributed.dtensor import local
 from muloco_runner.distributed.pending import PendingTransfers
@@ -95,6 +95,8 @@ class Muon(torch.optim.Optimizer):
     eps: AdamW's term in the denominator. Default 1e-8: the study and muloco-1.
     weight_decay: decoupled decay of both algorithms: W <- (1 - lr weight_decay) W a step, lr without `lr_scale`.
         Default 0: Keller Jordan and nanochat (muloco-1: 0.01; torch: 0.1; the study: 1e-4 to 0.01 by model size).
+    weight_decay_form: "decoupled", as above, or "cautious": only of weights that have the sign of the step's update, or
+        where one of both is 0 (arXiv 2510.12402). Default "decoupled".
     backend: what computes: "reference" (torch), "cpu", "triton" (float16), "triton_bfloat16" (both need the package
         triton), or "auto", the fastest on each parameter's device. Default "auto".
     process_group: ranks that hold the same parameters and share the work: each keeps the momenta of its own matrices
@@ -136,6 +138,7 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        weight_decay_form: WeightDecayForm = "decoupled",
         backend: str = "auto",
         process_group: dist.ProcessGroup | None = None,
         average: bool = False,
@@ -161,6 +164,7 @@ class Muon(torch.optim.Optimizer):
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
+            "weight_decay_form": weight_decay_form,
             "backend": backend,
         }
         traffic = Traffic() if traffic is None else traffic

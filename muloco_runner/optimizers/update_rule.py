@@ -4,17 +4,18 @@ sum: M <- momentum M + G              Nesterov looks ahead to G + momentum M
 ema: M <- momentum M + (1 - momentum) G                      (1 - momentum) G + momentum M
                     "corrected" divides by what both still lack after t steps, 1 - momentum^(t+1) and 1 - momentum^t
 W <- (1 - lr weight_decay) W - lr shape_scale NS(M, or what Nesterov looks ahead to)
+        "cautious" decay is of those weights alone that have the sign of their update, or one of both is 0
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, assert_never
 
 import torch
 from torch import Tensor
 
-from muloco_runner.config.inner_optimizer import MomentumForm
+from muloco_runner.config.inner_optimizer import MomentumForm, WeightDecayForm
 from muloco_runner.muon_rule.conventions import corrected_look_ahead
 
 NUMBERS = ("lr", "momentum", "eps", "epsilon", "norm_floor", "weight_decay")
@@ -64,5 +65,19 @@ def look_ahead(buffer: Tensor, gradient: Tensor, momentum: float, form: Momentum
             torch.add(gradient, buffer, alpha=momentum, out=out)
         case "ema":
             torch.lerp(gradient, buffer, momentum, out=out)
+        case _:
+            assert_never(form)
+
+
+def decay_(weights: Sequence[Tensor], updates: Sequence[Tensor], kept: float, form: WeightDecayForm) -> None:
+    """Multiply weights by `kept` in place: all of them, or "cautious" those whose product with the update that is about
+    to be subtracted is at least 0 (arXiv 2510.12402)."""
+    match form:
+        case "decoupled":
+            torch._foreach_mul_(list(weights), kept)
+        case "cautious":
+            for weight, update in zip(weights, updates, strict=True):
+                agrees = update * weight >= 0
+                weight.mul_(torch.where(agrees, weight.new_tensor(kept), weight.new_ones(())))
         case _:
             assert_never(form)

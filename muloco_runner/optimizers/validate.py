@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from muloco_runner.config.inner_optimizer import LrScale, MomentumForm
+from muloco_runner.config.inner_optimizer import LrScale, MomentumForm, WeightDecayForm
 from muloco_runner.muon_rule.matrix_view import matrix_view, splits_of
 from muloco_runner.muon_rule.polynomial import polynomial_of
 from muloco_runner.muon_rule.setting_checks import (
@@ -26,6 +26,7 @@ _CHOICES = {
     "algorithm": ("muon", "adamw"),
     "momentum_form": get_args(MomentumForm),
     "lr_scale": get_args(LrScale),
+    "weight_decay_form": get_args(WeightDecayForm),
 }
 """The values of settings that are words."""
 TORCHS_KEYS = ("params", "param_names", "differentiable", "name")

@@ -11,6 +11,7 @@ from torch.optim.adamw import adamw
 from muloco_runner.distributed.dtensor import local, state_dtype
 from muloco_runner.distributed.pending import PendingTransfers
 from muloco_runner.optimizers.buckets.base import Gradients
+from muloco_runner.optimizers.update_rule import decay_
 
 
 class AdamWBucket:
@@ -50,10 +51,17 @@ class AdamWBucket:
             return
         if self.clip is not None:
             gradients = list(torch._foreach_mul(gradients, self.clip))
+        exp_avgs, decay = [local(self.exp_avgs[index]) for index in chosen], group["weight_decay"]
+        if group["weight_decay_form"] == "cautious" and decay:
+            # torch's kernel would decay every weight. An update has the sign of its first moment.
+            for weight, exp_avg, gradient in zip(wide, exp_avgs, gradients, strict=True):
+                update = exp_avg.lerp(gradient, 1 - group["betas"][0])
+                decay_([weight], [update], 1 - group["lr"] * decay, "cautious")
+            decay = 0.0
         adamw(
             wide,
             gradients,
-            [local(self.exp_avgs[index]) for index in chosen],
+            exp_avgs,
             [local(self.exp_avg_sqs[index]) for index in chosen],
             [],
             [self.steps[index] for index in chosen],
@@ -62,7 +70,7 @@ class AdamWBucket:
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             lr=group["lr"],
-            weight_decay=group["weight_decay"],
+            weight_decay=decay,
             eps=group["eps"],
             maximize=False,
         )

@@ -29,7 +29,7 @@ from muloco_runner.optimizers.orthogonalize import (
     works_matrix_by_matrix,
 )
 from muloco_runner.optimizers.threads import share_over_threads
-from muloco_runner.optimizers.update_rule import accumulate_momentum_, look_ahead
+from muloco_runner.optimizers.update_rule import accumulate_momentum_, decay_, look_ahead
 
 Gradients = Mapping[Tensor, Tensor | None]
 """Of one step, by parameter. None stands for that of a matrix whose owner, another rank, alone has it; a parameter that
@@ -198,7 +198,7 @@ class MatrixBucket:
         return ahead_BRC
 
     def apply_update(self, group: dict[str, Any], indices: Sequence[int], orthogonal: list[Tensor]) -> None:
-        """W <- (1 - lr weight_decay) W - lr shape_scale O for these parameters; O in any floating-point dtype."""
+        """Decay these parameters W, then W <- W - lr shape_scale O; O in any floating-point dtype."""
         if not indices:
             return
         parameters = [local(self.parameters[index]) for index in indices]
@@ -209,8 +209,10 @@ class MatrixBucket:
             from muloco_runner.optimizers.orthogonalize.triton import parameter_update
 
             if parameter_update.can_be_fused(parameters):
-                parameter_update.apply_update(parameters, orthogonal, kept, scale)
+                cautious = group["weight_decay_form"] == "cautious"
+                parameter_update.apply_update(parameters, orthogonal, kept, scale, cautious)
                 return
+        updates = [o.to(self.dtype) for o in orthogonal]
         if kept != 1:
-            torch._foreach_mul_(parameters, kept)
-        torch._foreach_add_(parameters, [o.to(self.dtype) for o in orthogonal], alpha=-scale)
+            decay_(parameters, updates, kept, group["weight_decay_form"])
+        torch._foreach_add_(parameters, updates, alpha=-scale)

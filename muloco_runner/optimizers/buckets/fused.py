@@ -80,19 +80,20 @@ class FusedMatrixBucket(MatrixBucket):
             source.nesterov = group["nesterov"]
 
     def static_arguments(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        names = ("nesterov", "coefficients", "num_iterations", "lr_scale", "epsilon", "norm_floor")
+        names = ("nesterov", "coefficients", "num_iterations", "lr_scale", "epsilon", "norm_floor", "weight_decay_form")
         tables = [*self.weights, *(source.gradients for source in self.sources)]
         return (*(group[name] for name in names), *(table.aligned for table in tables))
 
     def step(self, group: dict[str, Any], pending: PendingTransfers) -> None:
         polynomial = polynomial_of(group)
         scale = shape_scale(group["lr_scale"], self.rows, self.columns)
+        cautious = group["weight_decay_form"] == "cautious"
         with torch.cuda.device_of(self.parameters[0]):
             for part, weights, source in zip(self.parts, self.weights, self.sources, strict=True):
                 self.workspace.batch = len(part)
                 self.workspace.normalise(source, polynomial)
                 p = self.workspace.run(polynomial.steps)
-                self.workspace.finish_into(weights, self.parameters[0].dtype, source, p, scale)
+                self.workspace.finish_into(weights, self.parameters[0].dtype, source, p, scale, cautious)
 
     def write_orthogonal_updates(self, group: dict[str, Any], indices: Sequence[int], out_BRC: Tensor) -> None:
         number = self.position[indices[0]] // self.at_once
@@ -133,7 +134,7 @@ class FusedAdamWBucket(AdamWBucket):
             table.point_to(those)
 
     def static_arguments(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (self._aligned(),)
+        return (self._aligned(), group["weight_decay_form"])
 
     def _aligned(self) -> bool:
         return all(table.aligned for table in self.tables)
@@ -148,5 +149,6 @@ class FusedAdamWBucket(AdamWBucket):
                 parameters, gradients, exp_avgs, exp_avg_sqs,
                 1 - hyper[BETA1.value] ** steps, 1 - hyper[BETA2.value] ** steps, self.sizes,
                 self.tensor_of_block, self.block_in_tensor, hyper,
-                PARAMETER=dtype, GRADIENT=dtype, ALIGNED=self._aligned(), DIVISIBLE=self.divisible, BLOCK=ADAMW_BLOCK,
+                PARAMETER=dtype, GRADIENT=dtype, ALIGNED=self._aligned(), DIVISIBLE=self.divisible,
+                CAUTIOUS=group["weight_decay_form"] == "cautious", BLOCK=ADAMW_BLOCK,
             )  # fmt: skip

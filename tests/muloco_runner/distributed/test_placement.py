@@ -47,7 +47,12 @@ ROUNDING = 2e-4
 ONE_SIZE: dict[str, int] = {"micro_batch_sequences": 2, "log_interval_steps": SYNC_INTERVAL}
 """Of micro-batch, that splits every share of a batch below. Logging asks all ranks, which takes longer than a step."""
 
-BY_KIND: dict[str, Any] = {"embedding_lr_factor": 2.0, "head_lr_factor": 0.5, "scalar_lr_factor": 3.0}
+BY_KIND: dict[str, Any] = {
+    "embedding_lr_factor": 2.0,
+    "head_lr_factor": 0.5,
+    "scalar_lr_factor": 3.0,
+    "weight_decay_form": "cautious",
+}
 
 
 def start_ranks(

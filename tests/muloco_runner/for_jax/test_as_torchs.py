@@ -129,7 +129,7 @@ def test_defaults_are_the_papers() -> None:
     ours = {name: p.default for name, p in inspect.signature(paper_muon).parameters.items()}
     assert {name: ours.get(name, ours["learning_rate"]) for name in paper} == paper
     known = set(inspect.signature(Muon.__init__).parameters) - {"self", "params", "others"}
-    of_torch = {"lr", "backend", "process_group", "average", "traffic", "arena", "cuda_graph"}
+    of_torch = {"lr", "backend", "process_group", "average", "traffic", "arena", "cuda_graph", "weight_decay_form"}
     assert known - of_torch < set(ours), "every other setting of Muon"
 
 

@@ -226,6 +226,36 @@ def test_a_fused_step_is_the_references(dtype: torch.dtype, changes: dict[str, A
             torch.testing.assert_close(value, expected_state[number][name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_fused_cautious_decay_is_the_references() -> None:
+    changes: dict[str, Any] = {"weight_decay_form": "cautious"}
+    fused, optimizer = build("triton", **changes)
+    plain, reference = build("reference", **changes)
+    other, decoupled = build("reference")
+    kinds = [type(bucket) for bucket in optimizer._followed.buckets]
+    assert kinds == [FusedMatrixBucket] * 5 + [FusedAdamWBucket]
+    before = [parameter.detach().clone() for parameter in plain]
+    for parameters, one in ((fused, optimizer), (plain, reference), (other, decoupled)):
+        for group in one.param_groups:
+            group["weight_decay"] = 5.0
+        train(parameters, one, range(2, 3))  # the first gradients are the weights themselves
+    for ours, theirs, start, without in zip(fused, plain, before, other, strict=True):
+        # In half precision an update near 0 may have the other sign.
+        expected = theirs.detach() - start
+        off, off_without = (
+            ((moved.detach() - start - expected).abs() > 0.01 * expected.abs().max()).float().mean()
+            for moved in (ours, without)
+        )
+        assert off < (0.02 if ours.ndim == 2 else 1e-6)
+        assert off_without > 0.3
+    for cautious in (True, False):
+        weight, update = random(40, 60, seed=1), random(40, 60, seed=2)
+        agrees = (update * weight >= 0) | (not cautious)
+        expected = torch.where(agrees, 0.5 * weight, weight) - 0.1 * update
+        apply_update([weight], [update], 0.5, 0.1, cautious)
+        torch.testing.assert_close(weight, expected)
+
+
 def test_gradients_may_lie_anywhere_and_be_scaled_down() -> None:
     """Unaligned or transposed gradients; the clipping of the next step is that of torch."""
     fused, optimizer = build("triton")

@@ -1,6 +1,7 @@
 """Factors on the learning rate by kind of parameter: as if that kind were trained with another lr."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,8 @@ def trained(run: RunConfig) -> tuple[dict[str, Tensor], dict[str, str]]:
     data: Any = SimpleNamespace(worker_batch=lambda *_: batch)
     replicas: Any = SimpleNamespace(gradient=gradient, gradient_norm=lambda _: torch.tensor(0.5))
     ranks: Any = SimpleNamespace(topology=SimpleNamespace(replica=0, replicas=1))
-    steps = InnerStep(run, data, replicas, ranks, 1)
+    method: Any = SimpleNamespace(updating=lambda _: nullcontext())
+    steps = InnerStep(run, data, replicas, ranks, 1, method)
     for step in range(3):
         steps.step(worker, step)
     return {name: p.detach() for name, p in model.named_parameters()}, parameter_kinds(model)

@@ -77,6 +77,35 @@ def test_the_sum_form_and_decay_are_as_written() -> None:
     torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("algorithm", ["muon", "adamw"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_cautious_decay_is_of_weights_that_agree_with_their_update(algorithm: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weights = [nn.Parameter(torch.randn(4, 6, generator=generator).to(dtype)) for _ in range(2)]
+    with torch.no_grad():
+        weights[0][0] = 0  # stays where a product of 0 decays
+    start = [weight.detach().clone() for weight in weights]
+    without = [nn.Parameter(one.clone()) for one in start]
+    lr, decay = 0.05, 0.4
+    groups: list[dict[str, Any]] = [{"params": those, "algorithm": algorithm} for those in (weights, without)]
+    cautious = Muon(groups[:1], lr, weight_decay=decay, weight_decay_form="cautious", backend="reference")
+    plain = Muon(groups[1:], lr, weight_decay=0.0, backend="reference")
+    for _ in range(3):
+        for ours, theirs in zip(weights, without, strict=True):
+            theirs.data.copy_(ours.data)
+            ours.grad = torch.randn(4, 6, generator=generator).to(dtype)
+            theirs.grad = ours.grad.clone()
+        before = [weight.detach().clone() for weight in weights]
+        cautious.step()
+        plain.step()
+        for ours, theirs, w in zip(weights, without, before, strict=True):
+            update = w - theirs.detach()  # lr times the paper's u
+            agrees = update * w >= 0
+            assert 0 < agrees.sum() < agrees.numel()
+            expected = w - lr * decay * agrees * w - update
+            torch.testing.assert_close(ours.detach(), expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("form", ["sum", "ema"])
 @pytest.mark.parametrize(

@@ -193,9 +193,9 @@ def test_products_compile_for_hopper(tile: Any, half: str) -> None:
     assert_suits_hopper(Compiled(products.product, {**operands(tile, half), **out}, tile), tile)
 
 
-@pytest.mark.parametrize("parameter", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("parameter", "cautious"), [("float32", False), ("float32", True), ("bfloat16", False)])
 @pytest.mark.parametrize("tile", tiles.INTO_PARAMETERS, ids=sides_of)
-def test_products_that_update_parameters_compile_for_hopper(tile: Any, parameter: str) -> None:
+def test_products_that_update_parameters_compile_for_hopper(tile: Any, parameter: str, cautious: bool) -> None:
     arguments = {
         **operands(tile, "fp16"),
         **dict.fromkeys(("parameters", "gradients"), "*i64"),
@@ -203,6 +203,7 @@ def test_products_that_update_parameters_compile_for_hopper(tile: Any, parameter
         "shape_scale": "fp32",
         "PARAMETER": getattr(tl, parameter),
         "ALIGNED": True,
+        "CAUTIOUS": cautious,
     }
     kernel = Compiled(products.product_into_parameters, arguments, tile)
     assert_suits_hopper(kernel, tile)
@@ -242,13 +243,13 @@ def test_elementwise_kernels_compile_without_spills() -> None:
         },
         elementwise.update_parameters: {
             "orthogonal": "*i64", "parameters": "*i64", "kept": "fp32", "scale": "fp32", "numel": "i32",
-            "DTYPE": tl.float16, "PARAMETER": tl.float32,
+            "DTYPE": tl.float16, "PARAMETER": tl.float32, "CAUTIOUS": True,
         },
         elementwise.adamw: {
             **dict.fromkeys(("parameters", "gradients", "first_moments", "second_moments", "sizes"), "*i64"),
             **dict.fromkeys(("first_corrections", "second_corrections"), "*fp64"),
             **dict.fromkeys(("tensor_of_block", "block_in_tensor"), "*i32"),
-            "PARAMETER": tl.float32, "GRADIENT": tl.float32, "DIVISIBLE": True,
+            "PARAMETER": tl.float32, "GRADIENT": tl.float32, "DIVISIBLE": True, "CAUTIOUS": True,
         },
     }  # fmt: skip
     for kernel, arguments in kernels.items():

@@ -26,6 +26,7 @@ def matrix(*shape: int) -> nn.Parameter:
         ({"lr": math.nan}, "lr=nan"),
         ({"lr": "0.1"}, "lr='0.1'"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0"),
+        ({"weight_decay_form": "careful"}, "weight_decay_form='careful': must be one of decoupled, cautious"),
         ({"momentum": 1.5}, "momentum=1.5: must be at least 0 and below 1"),
         ({"momentum_form": "mean"}, "momentum_form='mean': must be one of sum, ema"),
         ({"nesterov": "no"}, "nesterov='no': must be True, False or 'corrected'"),

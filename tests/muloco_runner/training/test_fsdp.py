@@ -49,7 +49,13 @@ def runs(tiny_run: MakeRun) -> dict[str, RunConfig]:
     # Each fragment leaves when the other one arrives: at every step one is on its way.
     streaming = StreamingConfig(2, 2, 0.1)
     compiled = tiny_run("diloco", "muon", num_steps=8, sync_interval=4)
-    by_kind = MuonConfig(weight_decay=0.1, weight_decay_rule="constant", embedding_lr_factor=2.0, scalar_lr_factor=0.5)
+    by_kind = MuonConfig(
+        weight_decay=0.1,
+        weight_decay_rule="constant",
+        embedding_lr_factor=2.0,
+        scalar_lr_factor=0.5,
+        weight_decay_form="cautious",
+    )
     common = {"num_steps": NUM_STEPS, "sync_interval": 4, "streaming": streaming}
     return {
         "two bits": tiny_run("diloco", inner_optimizer=by_kind, compression=QuantisationConfig(bits=2), **common),

@@ -41,6 +41,15 @@ def kept_and_scale(hyper, shape_scale):
 
 
 @triton.jit
+def decayed(weights, update, kept, CAUTIOUS: tl.constexpr):
+    """kept W; CAUTIOUS: only where W has the sign of the update, or one of both is 0 (`update_rule.decay_`)."""
+    if CAUTIOUS:
+        return weights * tl.where(update * weights >= 0, kept, 1.0)
+    else:
+        return kept * weights
+
+
+@triton.jit
 def accumulate_momentum(
     gradients, momentum, squares, hyper, numel, strip,
     GRADIENT: tl.constexpr, NESTEROV: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
@@ -116,16 +125,17 @@ def normalise(
 @triton.jit
 def update_parameters(
     orthogonal, parameters, kept, scale, numel,
-    DTYPE: tl.constexpr, PARAMETER: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+    DTYPE: tl.constexpr, PARAMETER: tl.constexpr, ALIGNED: tl.constexpr, CAUTIOUS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """W <- kept W - scale O, for orthogonalised matrices that came from elsewhere. Grid (blocks, batch)."""
+    """W <- kept W - scale O, for orthogonalised matrices that came from elsewhere. Grid (blocks, batch). CAUTIOUS: see
+    `decayed`."""
     batch = tl.program_id(1)
     weights = pointer_to(parameters, batch, PARAMETER, ALIGNED)
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offset < numel
     o = tl.load(pointer_to(orthogonal, batch, DTYPE, ALIGNED) + offset, mask=inside).to(tl.float32)
     w = tl.load(weights + offset, mask=inside).to(tl.float32)
-    tl.store(weights + offset, (kept * w - scale * o).to(PARAMETER), mask=inside)
+    tl.store(weights + offset, (decayed(w, o, kept, CAUTIOUS) - scale * o).to(PARAMETER), mask=inside)
 
 
 @triton.jit
@@ -133,12 +143,12 @@ def adamw(
     parameters, gradients, first_moments, second_moments, first_corrections, second_corrections, sizes,
     tensor_of_block, block_in_tensor, hyper,
     PARAMETER: tl.constexpr, GRADIENT: tl.constexpr, ALIGNED: tl.constexpr, DIVISIBLE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CAUTIOUS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One AdamW step on all tensors of a group, as torch's. Grid (blocks of all tensors).
 
     A correction is 1 - beta^step, float64, one a tensor. DIVISIBLE promises sizes that are multiples of 16. A tensor
-    without a gradient (address 0) stays as it is.
+    without a gradient (address 0) stays as it is. CAUTIOUS: see `decayed`.
     """
     block = tl.program_id(0)
     tensor = tl.load(tensor_of_block + block)
@@ -165,7 +175,7 @@ def adamw(
     w = tl.load(weights + offset, mask=inside, other=0.0).to(tl.float32)
     m += (g - m) * first_weight
     v += (g * g - v) * second_weight
-    w = kept * w - scale * m / (tl.sqrt(v) / correction + eps)
+    w = decayed(w, m, kept, CAUTIOUS) - scale * m / (tl.sqrt(v) / correction + eps)
     tl.store(first + offset, m, mask=inside)
     tl.store(second + offset, v, mask=inside)
     tl.store(weights + offset, w.to(PARAMETER), mask=inside)

@@ -22,8 +22,11 @@ def can_be_fused(parameters: Sequence[Tensor]) -> bool:
     return all(p.dtype in TRITON_TYPES and p.is_contiguous() and p.dtype == parameters[0].dtype for p in parameters)
 
 
-def apply_update(parameters: list[Tensor], orthogonal: list[Tensor], kept: float, scale: float) -> None:
-    """W <- kept W - scale O for pairs of parameters W and updates O, all of one shape, in one pass over memory."""
+def apply_update(
+    parameters: list[Tensor], orthogonal: list[Tensor], kept: float, scale: float, cautious: bool = False
+) -> None:
+    """W <- kept W - scale O for pairs of parameters W and updates O, all of one shape, in one pass over memory;
+    `cautious` is of the decay, as in `update_rule.decay_`."""
     device, numel = parameters[0].device, parameters[0].numel()
     if numel == 0:
         return
@@ -35,5 +38,5 @@ def apply_update(parameters: list[Tensor], orthogonal: list[Tensor], kept: float
         elementwise.update_parameters[(-(-numel // UPDATE_BLOCK), len(parameters))](
             update_addresses.values, parameter_addresses.values, kept, scale, numel,
             DTYPE=TRITON_TYPES[orthogonal[0].dtype], PARAMETER=TRITON_TYPES[parameters[0].dtype],
-            ALIGNED=parameter_addresses.aligned and update_addresses.aligned, BLOCK=UPDATE_BLOCK,
+            ALIGNED=parameter_addresses.aligned and update_addresses.aligned, CAUTIOUS=cautious, BLOCK=UPDATE_BLOCK,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from muloco_runner.optimizers.orthogonalize.triton.elementwise import kept_and_scale, pointer_to
+from muloco_runner.optimizers.orthogonalize.triton.elementwise import decayed, kept_and_scale, pointer_to
 
 
 @triton.jit
@@ -111,10 +111,10 @@ def product(
 @triton.jit
 def product_into_parameters(
     left, right, x, parameters, gradients, hyper, p, shape_scale, rows, columns, inner,
-    PARAMETER: tl.constexpr, ALIGNED: tl.constexpr, UPCAST: tl.constexpr,
+    PARAMETER: tl.constexpr, ALIGNED: tl.constexpr, UPCAST: tl.constexpr, CAUTIOUS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """W <- (1 - lr decay) W - lr shape_scale (p x + left right). Grid (tiles, batch).
+    """W <- (1 - lr decay) W - lr shape_scale (p x + left right). Grid (tiles, batch). CAUTIOUS: see `decayed`.
 
     `parameters` and `gradients` are int64 addresses, one a matrix; a parameter without a gradient (0) stays as it is.
     """
@@ -128,4 +128,4 @@ def product_into_parameters(
     pointers = weights + (row.to(tl.int64) * columns + column)
     inside = (row < rows) & (column < columns)
     w = tl.load(pointers, mask=inside).to(tl.float32)
-    tl.store(pointers, (kept * w - scale * sums).to(PARAMETER), mask=inside)
+    tl.store(pointers, (decayed(w, sums, kept, CAUTIOUS) - scale * sums).to(PARAMETER), mask=inside)

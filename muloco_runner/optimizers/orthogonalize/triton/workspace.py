@@ -202,13 +202,22 @@ class Workspace(GramForm):
             self._advance(p)
             out_BRC.copy_(self.x[: self.batch])
 
-    def finish_into(self, parameters: Addresses, dtype: torch.dtype, source: Source, p: float, scale: float) -> None:
-        """Weights of `dtype` <- decayed weights - lr scale (p X + S X), where there was a gradient."""
+    def finish_into(
+        self,
+        parameters: Addresses,
+        dtype: torch.dtype,
+        source: Source,
+        p: float,
+        scale: float,
+        cautious: bool = False,
+    ) -> None:
+        """Weights of `dtype` <- decayed weights - lr scale (p X + S X), where there was a gradient; `cautious` is of
+        the decay, as in `update_rule.decay_`."""
         assert source.hyper is not None
         tile = waves.product_tile(self.rows, self.columns, self.batch, self.dtype, tiles.INTO_PARAMETERS)
         products.product_into_parameters[tiles.tiles_of_product(self.rows, self.columns, tile), self.batch](
             *self._operands(tile), parameters.values, source.gradients.values, source.hyper.values, p, scale,
             self.rows, self.columns, self.side,
-            PARAMETER=TRITON_TYPES[dtype], ALIGNED=parameters.aligned, UPCAST=self.upcast, GROUP=GROUP,
-            **tile.constants(), **tile.options(),
+            PARAMETER=TRITON_TYPES[dtype], ALIGNED=parameters.aligned, UPCAST=self.upcast, CAUTIOUS=cautious,
+            GROUP=GROUP, **tile.constants(), **tile.options(),
         )  # fmt: skip
