@@ -45,6 +45,7 @@ from muloco_runner.optimizers.step_graph import StepGraph
 from muloco_runner.optimizers.update_rule import is_cycled, step_settings
 from muloco_runner.optimizers.validate import (
     check_group,
+    check_is_saved,
     check_keys,
     check_saved_groups,
     check_saved_state,
@@ -276,6 +277,7 @@ class Muon(torch.optim.Optimizer):
         Jordan's are taken over with their settings. A state that does not fit is a `ValueError`, and changes nothing.
         The backend stays this optimizer's own.
         """
+        check_is_saved(state_dict)
         self._follow()
         own_state, saved_tensors = self.state, {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from numbers import Real
 from typing import Any, get_args
 
@@ -122,6 +122,19 @@ def check_split_names(groups: list[dict[str, Any]]) -> None:
         for part in group["split"] if isinstance(group["split"], dict) else ():
             if part not in parts:
                 raise ValueError(f"split={group['split']}: no parameter of a Muon group has {part!r} in its name")
+
+
+def check_is_saved(state_dict: Mapping[str, Any]) -> None:
+    """Check that it is the state of a torch optimizer, as far as its keys say."""
+    missing = [name for name in ("state", "param_groups") if name not in state_dict]
+    if missing:
+        muloco1 = (
+            ", but that of muloco-1's MuLoCo1, whose states are not taken over: begin anew at its model's parameters"
+        )
+        raise ValueError(
+            f"the saved state is {', '.join(map(str, state_dict)) or 'empty'}, without {' and '.join(missing)}: it is "
+            f"no torch optimizer's{muloco1 if 'param_snapshots' in state_dict else ''}"
+        )
 
 
 def check_saved_groups(saved: list[dict[str, Any]], groups: list[dict[str, Any]]) -> None:

@@ -283,3 +283,13 @@ def test_a_state_of_adams_is_refused() -> None:
     trained(adam, range(1))
     with pytest.raises(ValueError, match="it was saved by another optimizer"):
         Muon(parameters(SHAPES[:1])).load_state_dict(adam.state_dict())
+
+
+def test_a_state_of_muloco1s_own_is_refused() -> None:
+    """It holds its inner optimizer's beside the anchors, and none of the keys of a torch optimizer's."""
+    saved: dict[str, Any] = {"inner_optimizer": {}, "param_snapshots": [], "outer_momentum_buffers": []}
+    words = r"without state and param_groups: .* muloco-1's MuLoCo1, whose states are not taken over"
+    with pytest.raises(ValueError, match=words):
+        MuLoCo1(parameters(SHAPES[:1])).load_state_dict(saved)
+    with pytest.raises(ValueError, match="the saved state is empty, without"):
+        Muon(parameters(SHAPES[:1])).load_state_dict({})
