@@ -188,6 +188,11 @@ class PrimalAveragingConfig(MethodConfig):
             f"method/compression={self.compression.name} has no effect with method.num_workers=1, which sends no z: "
             "leave it out or raise method.num_workers",
         )
+        require(
+            self.num_workers > 1 or self.mu_x is None or self.sync_interval == INTERVAL,
+            f"method.sync_interval={self.sync_interval} has no effect with method.num_workers=1 and "
+            f"method.mu_x={self.mu_x}, which it would set: leave one of them out",
+        )
 
     @property
     def share_kept(self) -> float:

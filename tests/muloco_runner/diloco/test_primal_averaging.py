@@ -132,6 +132,7 @@ def test_weights_that_are_read_back_are_x(tiny_run: MakeRun, new_folder: MakeFol
         (["method.mu_y=0"], "method.mu_y=0.0: must be above 0"),
         (["method.mu_x=1"], "method.mu_x=1.0: must be at least 0"),
         (["method/compression=linear"], "no effect with method.num_workers=1"),
+        (["method.mu_x=0.9", "method.sync_interval=8"], "leave one of them out"),
         (["method.num_workers=2", "method.sync_interval=100000"], "would meet at the end alone"),
         (["method.streaming.num_fragments=2"], "streaming"),
         (["method/outer_optimizer=muloco"], "outer_optimizer"),
