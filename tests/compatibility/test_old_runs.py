@@ -85,6 +85,9 @@ def test_the_report_reads_the_rows_that_it_read(old: Old) -> None:
     rows = {row["run_id"]: row for row in study.runs.to_dict("records")}
     assert set(rows) == set(old.expected["rows"])
     for run_id, expected in old.expected["rows"].items():
+        if (expected["outer_lr"], expected["outer_momentum"]) == (1.0, 0.0):
+            # Since then the workers' plain average has a name of its own.
+            expected |= {"algorithm": "LocalSGD-AdamW", "series": "LocalSGD-AdamW K=1"}
         assert {name: plain(rows[run_id][name]) for name in expected} == expected
     assert sorted(excluded.run_id for excluded in study.excluded) == old.expected["excluded"]
 
