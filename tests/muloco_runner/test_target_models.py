@@ -354,6 +354,7 @@ def test_a_run_of_a_model_resumes_to_the_bit(algorithm: str, lab: Path, text_dir
     assert row["algorithm"] == algorithm
 
 
+@pytest.mark.thorough
 def test_replicas_of_a_model_train_as_one_rank_does(lab: Path, text_dir: Path, tmp_path: Path) -> None:
     """Copies (DDP) and rows (FSDP) on two ranks, against one."""
     run = compose_app_config(["model=mixer", "inner_optimizer=muon", *TINY, f"data.path={text_dir}"]).run
@@ -380,6 +381,7 @@ def test_replicas_of_a_model_train_as_one_rank_does(lab: Path, text_dir: Path, t
     assert losses["rows"] == pytest.approx(losses["one"], rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_memory_estimate_covers_what_a_model_keeps(lab: Path) -> None:
     run = compose_app_config(["model=mixer", "inner_optimizer=muon", "global_batch_tokens=128"]).run
     estimate = estimate_memory(run, Placement(1, device="cpu", micro_batch_sequences=2))

@@ -1,5 +1,6 @@
 """A run that goes on, or is decayed earlier, ends to the bit as the run of its budget that was asked for at once."""
 
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,9 +54,14 @@ def assert_ends_as(found: RunFolder, expected: RunFolder) -> None:
     assert [step.loss for step in found.read_steps()] == [step.loss for step in expected.read_steps()]
 
 
-@pytest.mark.parametrize("schedule", [IN_STEPS, IN_SHARES], ids=["steps", "shares"])
+METHODS = [{"optimizer": "muon"}, {"method": "diloco", "num_workers": 2}, {"method": "diloco", "optimizer": "muon"}]
+COMBINED = list(itertools.product(METHODS, [IN_STEPS, IN_SHARES]))
+FEW = COMBINED[3:5]
+
+
 @pytest.mark.parametrize(
-    "method", [{"optimizer": "muon"}, {"method": "diloco", "num_workers": 2}, {"method": "diloco", "optimizer": "muon"}]
+    ("method", "schedule"),
+    [*FEW, *(pytest.param(*one, marks=pytest.mark.thorough) for one in COMBINED if one not in FEW)],
 )
 def test_a_continued_run_is_the_longer_run(
     method: dict[str, Any],

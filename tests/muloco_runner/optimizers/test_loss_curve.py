@@ -14,6 +14,7 @@ from muloco_runner.optimizers.orthogonalize import cpu
 from muloco_runner.record import RunFolder
 
 
+@pytest.mark.thorough
 def test_the_loss_curve_lies_within_seed_noise_of_the_references(
     tiny_run: Callable[..., RunConfig],
     new_folder: Callable[..., RunFolder],

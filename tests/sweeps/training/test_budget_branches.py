@@ -53,7 +53,11 @@ class Left(Trials):
 
 
 @pytest.mark.parametrize(
-    "decay", [("schedule.decay_fraction=0.3",), ("schedule.decay_steps=5", "schedule.decay_form=sqrt")]
+    "decay",
+    [
+        ("schedule.decay_steps=5", "schedule.decay_form=sqrt"),
+        pytest.param(("schedule.decay_fraction=0.3",), marks=pytest.mark.thorough),
+    ],
 )
 def test_a_branch_ends_as_if_it_had_been_asked_for_at_once(
     decay: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -38,6 +38,7 @@ def run_of(text: Path) -> RunConfig:
     return RunConfig(model=model, data=data, global_batch_tokens=256, tokens_per_parameter=180 * 256 / model.num_params)
 
 
+@pytest.mark.thorough
 def test_the_hours_of_a_killed_and_stopped_run_are_itemised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
