@@ -21,7 +21,7 @@ test: $(VENV)/installed-dev  ## each idea once; nothing that needs a SLURM, larg
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slurm and not thorough and not long"
 
 test-thorough: $(VENV)/installed-dev  ## the same on more inputs, ranks and steps, and every command of the pages
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m thorough
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m thorough
 
 test-slurm: $(VENV)/installed-dev  ## starts a real multi-node SLURM on this machine: root and Debian's packages
 	# Each process has a cluster of its own and waits more than it computes, so there are more than cores.

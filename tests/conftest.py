@@ -30,6 +30,7 @@ os.environ["MULOCO_STATE"] = _STATE.name
 LONGEST_FIRST = [
     f"{file}.py"
     for file in (
+        "test_readme",
         "hydra/test_quota_launcher",
         "muloco_runner/optimizers/test_triton",
         "muloco_runner/distributed/test_placement",

@@ -53,7 +53,7 @@ def combinations() -> list[list[str]]:
     count = max(len(names(group)) for group in GROUPS)
     columns = [[choice for choice, _ in zip(cycle(names(group)), range(count), strict=False)] for group in GROUPS]
     found = [[f"{group}={name}" for group, name in zip(GROUPS, row, strict=True)] for row in zip(*columns, strict=True)]
-    others = set(names("method")) - {"diloco"}
+    others = [name for name in names("method") if name != "diloco"]
     return [
         *found,
         *([f"method={method}", f"inner_optimizer={inner}"] for method in others for inner in names(GROUPS[0])),
