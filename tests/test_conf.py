@@ -76,6 +76,11 @@ def test_published_sizes_carry_the_published_weight_decay(size: str, algorithm: 
         (["algorithm=muloco", "method/compression=linear", "method.compression.bits=3"], "2, 4, 8"),
         (["algorithm=muloco", "method/compression=top_k", "method.compression.bits=4"], "no effect"),
         (["algorithm=muloco", "method/compression=linear", "method.compression.error_feedback=1.5"], "at most 1"),
+        (["algorithm=muloco", "method/compression=sparse_loco", "method.compression.chunk=4000"], "1024, 4096, 16384"),
+        (
+            ["algorithm=muloco", "method/compression=sparse_loco", "method.compression.fraction=1e-4"],
+            "use 0.000244141 to",
+        ),
         (["algorithm=muloco", "method.streaming.num_fragments=3"], "model.num_layers=2"),
         (["algorithm=muloco", "method.streaming.delay_steps=30"], "method.sync_interval=30"),
         (["algorithm=muloco", "method/outer_optimizer=adam", "method.outer_optimizer.betas=[0.9,1]"], "below 1"),

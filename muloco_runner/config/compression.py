@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from muloco_runner.config.checks import require, require_choice, require_positive
 from muloco_runner.config.outside import OneTarget
+from muloco_runner.config.plain import UNNAMED_AT_DEFAULT
 from muloco_runner.config.variants import Implemented, table
 
 
@@ -138,15 +139,22 @@ class QuantisationConfig(LossyCompressionConfig):
 
 @dataclass
 class TopKConfig(LossyCompressionConfig):
-    """The largest values of each tensor by magnitude, with their indices; nothing of the others."""
+    """The largest values of each tensor by magnitude, with their indices; nothing of the others.
+
+    With `chunk` 4096, values of 2 bits and error feedback .95 it is SparseLoCo's (arXiv 2508.15706), whose outer
+    step is the plain average; levels are shared by a tensor's values.
+    """
 
     name: str = "top_k"
     fraction: float = 0.01
-    """Share of a tensor's values that is sent."""
+    """Share of a tensor's values that is sent, or of each chunk's."""
     values: str = "exact"
     """How those values are written: exact, statistical or linear (one set of levels a tensor)."""
     bits: int | None = None
     """Bits of a quantised value; null for exact ones."""
+    chunk: int | None = field(default=None, metadata=UNNAMED_AT_DEFAULT)
+    """Values among which the largest are chosen, a square block of a matrix, 64 x 64 for 4096: an index takes 2 bytes;
+    null: all of a tensor's, 4 bytes."""
 
     implementation = "muloco_runner.diloco.compression.codecs:top_k"
     sends_rows_apart = False
@@ -165,10 +173,22 @@ class TopKConfig(LossyCompressionConfig):
             )
         else:
             require_choice("method.compression.bits", self.bits, get_args(Bits))
+        if self.chunk is not None:
+            require_choice(
+                "method.compression.chunk", self.chunk, tuple(side**2 for side in (4, 8, 16, 32, 64, 128, 256))
+            )
+            require(
+                0 < round(self.fraction * self.chunk) < self.chunk,
+                f"method.compression.fraction={self.fraction}: is none of a chunk's {self.chunk} values, or all: use "
+                f"{1 / self.chunk:g} to {1 - 1 / self.chunk:g}",
+            )
 
     @property
     def bits_per_value(self) -> float:
-        return self.fraction * (32 + (32 if self.bits is None else self.bits))
+        value = 32 if self.bits is None else self.bits
+        if self.chunk is None:
+            return self.fraction * (32 + value)
+        return round(self.fraction * self.chunk) / self.chunk * (16 + value)
 
 
 @dataclass

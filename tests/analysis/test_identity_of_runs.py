@@ -96,7 +96,7 @@ def changed(config: RunConfig, path: str) -> RunConfig:
         case str() as value:
             setattr(part, last, f"{value}x")
         case None:
-            setattr(part, last, 8 if last == "bits" else "x")
+            setattr(part, last, 8 if last in ("bits", "chunk") else "x")
         case list() as value:
             setattr(part, last, [*value, *(value[:1] or ["x"])])
         case dict() as value:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from muloco_runner.config import CompressionConfig, QuantisationConfig, TopKConfig
 from muloco_runner.diloco.compression.bits import pack, packed_bytes, unpack
+from muloco_runner.diloco.compression.chunks import Chunks
 
 _BLOCK_VALUES = {"cpu": 1 << 16, "cuda": 1 << 22}
 """What stays in a CPU's cache and leaves float32 sums exact enough; what keeps a GPU busy, and is small where sums are
@@ -178,6 +179,12 @@ class TopK:
 
     fraction: float
     values: Codec = Exact()
+    chunk: int | None = None
+    """Values of a block among which the largest are chosen; None for all of a tensor's."""
+
+    @property
+    def chunks(self) -> Chunks | None:
+        return None if self.chunk is None else Chunks(self.chunk, round(self.fraction * self.chunk))
 
     def count(self, size: int) -> int:
         """How many of `size` values are sent: at least one."""
@@ -198,6 +205,20 @@ class TopK:
             chosen = chosen[kept]
         return chosen.to(torch.int32)
 
+    @staticmethod
+    def choose_in_rows(values_NS: Tensor, count: int) -> Tensor:
+        """As `choose`, `count` in each row by itself: shape (N, count), int64."""
+        wide = torch.promote_types(values_NS.dtype, torch.float32)
+        found = [values_NS.new_empty(0, count, dtype=torch.int64)]
+        for some in values_NS.split(max(1, _BLOCK_VALUES[values_NS.device.type] // values_NS.shape[1])):
+            magnitudes = some.abs().to(wide).nan_to_num_(nan=float("inf"), posinf=float("inf"))
+            smallest = _kth_largest(magnitudes, count)[:, None]
+            larger, equal = magnitudes > smallest, magnitudes == smallest
+            missing = count - larger.sum(dim=1, keepdim=True)
+            kept = larger | (equal & (equal.cumsum(dim=1) <= missing))
+            found.append(kept.nonzero()[:, 1].view(-1, count))
+        return torch.cat(found)
+
 
 AnyCodec = Codec | TopK
 
@@ -212,7 +233,8 @@ def quantiser(config: QuantisationConfig) -> Codec:
 
 
 def top_k(config: TopKConfig) -> TopK:
-    return TopK(config.fraction, Exact() if config.bits is None else _QUANTISERS[config.values](config.bits))
+    values = Exact() if config.bits is None else _QUANTISERS[config.values](config.bits)
+    return TopK(config.fraction, values, config.chunk)
 
 
 _QUANTISERS = {"statistical": Statistical, "linear": Linear}
@@ -292,8 +314,9 @@ def _bins_of_runs(codes_RC: Tensor, levels: int) -> tuple[Tensor, int]:
 
 
 def _kth_largest(magnitudes: Tensor, count: int) -> Tensor:
+    """Along the last dimension."""
     if magnitudes.is_cuda:
-        return torch.topk(magnitudes, count, sorted=False).values.amin()
+        return torch.topk(magnitudes, count, sorted=False).values.amin(dim=-1)
     # Ten times as fast as torch.topk on a CPU.
-    index = magnitudes.numel() - count
-    return torch.as_tensor(np.partition(magnitudes.numpy(), index)[index], dtype=magnitudes.dtype)
+    index = magnitudes.shape[-1] - count
+    return torch.as_tensor(np.partition(magnitudes.numpy(), index)[..., index], dtype=magnitudes.dtype)

@@ -7,9 +7,11 @@
     12  4  length of this head, descriptors included
     16  8  checksum: sum of all 32-bit words, these 16 bytes taken as zero
     24  8  checksum: sum of the words, each times its number
-    32     a descriptor for each tensor: codec, bits, rows apart, dtype, dimensions, number of values sent
-           (all: 0xffffffff), then its shape; 12 bytes and 4 a dimension
-           then, for each tensor: indices of the values sent (where not all are), levels, codes or values
+    32     a descriptor for each tensor: codec, bits, rows apart, dtype, dimensions (1), binary logarithm of the values
+           of a chunk (1) and how many of them are sent (2; both 0 for no chunks), number of values sent (4; all:
+           0xffffffff), then its shape; 12 bytes and 4 a dimension
+           then, for each tensor: indices of the values sent (where not all are; 4 bytes each, or 2 within a chunk),
+           levels, codes or values
 
 Little-endian; the head and every part end at a multiple of 8 bytes. Decoding needs nothing but the bytes.
 """
@@ -23,11 +25,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from muloco_runner.diloco.compression.chunks import Chunks
 from muloco_runner.diloco.compression.codecs import AnyCodec, Codec, TopK, as_bytes
 
 MAGIC, VERSION = b"MLCP", 1
 _HEAD = struct.Struct("<4sHHIIqq")
-_DESCRIPTOR = struct.Struct("<BBBBII")
+_DESCRIPTOR = struct.Struct("<BBBBBBHI")
 _CHECKSUM = slice(16, 32)
 _ALL = 0xFFFFFFFF
 _MOST_VALUES = 2**31 - 1
@@ -49,11 +52,15 @@ class Descriptor:
     shape: tuple[int, ...]
     count: int | None
     """Number of values sent; None where all are."""
+    chunks: Chunks | None = None
+    """The blocks in which indices count; None for the tensor."""
 
     @classmethod
     def of(cls, shape: Sequence[int], dtype: torch.dtype, codec: AnyCodec) -> Descriptor:
         if isinstance(codec, TopK):
             size = _size(shape)
+            if (chunks := codec.chunks) is not None:
+                return cls(codec.values, dtype, tuple(shape), chunks.count(*_matrix(shape)), chunks)
             if size > _MOST_VALUES:
                 raise ValueError(
                     f"top-k of {size} values: their indices are written in 31 bits; quantise such a tensor"
@@ -66,14 +73,13 @@ class Descriptor:
         """Rows and columns of the values sent."""
         if self.count is not None:
             return 1, self.count
-        rows = self.shape[0] if len(self.shape) > 1 else 1
-        return rows, _size(self.shape) // rows if rows else 0
+        return _matrix(self.shape)
 
     @property
     def part_bytes(self) -> tuple[int, ...]:
         """Lengths of the parts of the body, without their padding."""
         values = self.codec.part_bytes(*self.matrix, self.dtype)
-        return values if self.count is None else (4 * self.count, *values)
+        return values if self.count is None else ((4 if self.chunks is None else 2) * self.count, *values)
 
     @property
     def head_bytes(self) -> int:
@@ -81,22 +87,30 @@ class Descriptor:
 
     def pack(self) -> bytes:
         codec, count = self.codec, _ALL if self.count is None else self.count
-        fixed = (codec.scheme, codec.bits, int(codec.by_row), _DTYPES.index(self.dtype), len(self.shape), count)
-        return _DESCRIPTOR.pack(*fixed) + struct.pack(f"<{len(self.shape)}I", *self.shape)
+        chunks = (0, 0) if self.chunks is None else (self.chunks.size.bit_length() - 1, self.chunks.sent)
+        fixed = (codec.scheme, codec.bits, int(codec.by_row), _DTYPES.index(self.dtype), len(self.shape))
+        return _DESCRIPTOR.pack(*fixed, *chunks, count) + struct.pack(f"<{len(self.shape)}I", *self.shape)
 
     @classmethod
     def unpack(cls, head: bytes, start: int) -> Descriptor:
-        scheme, bits, by_row, dtype, dimensions, count = _DESCRIPTOR.unpack_from(head, start)
+        scheme, bits, by_row, dtype, dimensions, chunk, sent, count = _DESCRIPTOR.unpack_from(head, start)
         shape = struct.unpack_from(f"<{dimensions}I", head, start + _DESCRIPTOR.size)
         codec = Codec.of(scheme, bits, by_row)
         if count not in (_ALL, min(count, _size(shape))):
             raise ValueError(f"{count} of {_size(shape)} values")
-        return cls(codec, _DTYPES[dtype], shape, None if count == _ALL else count)
+        chunks = None if (chunk, sent) == (0, 0) else Chunks(2**chunk, sent)
+        if chunks is not None and (
+            chunk > 16 or chunk % 2 or not 0 < sent < chunks.size or count != chunks.count(*_matrix(shape))
+        ):
+            raise ValueError(f"{count} of {_size(shape)} values in chunks of 2^{chunk}, {sent} of each")
+        return cls(codec, _DTYPES[dtype], shape, None if count == _ALL else count, chunks)
 
     def encode(self, tensor: Tensor, chooser: AnyCodec) -> list[Tensor]:
         """The parts of the body."""
         if not isinstance(chooser, TopK):
             return self.codec.encode(tensor.reshape(self.matrix))
+        if self.chunks is not None:
+            return self._encode_chunks(tensor, self.chunks)
         flat = tensor.flatten()
         indices = chooser.choose(flat) if flat.numel() else flat.new_empty(0, dtype=torch.int32)
         return [as_bytes(indices), *self.codec.encode(flat.index_select(0, indices)[None])]
@@ -105,11 +119,38 @@ class Descriptor:
         if self.count is None:
             return self.codec.decode(parts, *self.matrix, self.dtype).view(self.shape)
         values = self.codec.decode(parts[1:], *self.matrix, self.dtype).flatten()
+        if self.chunks is not None:
+            return self._decode_chunks(parts[0], values, self.chunks)
         indices, size = parts[0].view(torch.int32).long(), _size(self.shape)
         ends = torch.tensor([-1, size], device=indices.device)
         if not torch.cat([ends[:1], indices, ends[1:]]).diff().gt(0).all():
             raise PayloadError(f"a payload's indices are not ascending ones of {size} values")
         return values.new_zeros(size).index_copy_(0, indices, values).view(self.shape)
+
+    def _encode_chunks(self, tensor: Tensor, chunks: Chunks) -> list[Tensor]:
+        matrix_RC = tensor.reshape(_matrix(self.shape))
+        indices, values = [tensor.new_empty(0, dtype=torch.int64)], [tensor.new_empty(0)]
+        for kind in chunks.kinds(*matrix_RC.shape):
+            blocks_NS = kind.of(matrix_RC)
+            chosen_NK = TopK.choose_in_rows(blocks_NS, chunks.sent_of(kind))
+            indices.append(chosen_NK.flatten())
+            values.append(blocks_NS.gather(1, chosen_NK).flatten())
+        # The lower bytes: 16 bits without a sign, in which torch can do little else.
+        index_bytes = as_bytes(torch.cat(indices)).view(self.count or 0, 8)[:, :2].flatten()
+        return [index_bytes, *self.codec.encode(torch.cat(values)[None])]
+
+    def _decode_chunks(self, part: Tensor, values: Tensor, chunks: Chunks) -> Tensor:
+        indices = part.view(torch.int16).long() & 0xFFFF
+        matrix_RC = values.new_zeros(_matrix(self.shape))
+        start = 0
+        for kind in chunks.kinds(*matrix_RC.shape):
+            end = start + kind.number * chunks.sent_of(kind)
+            chosen_NK, own_NK = (those[start:end].view(kind.number, -1) for those in (indices, values))
+            if int(chosen_NK.amax()) >= kind.size or not chosen_NK.diff(dim=1).gt(0).all():
+                raise PayloadError(f"a payload's indices are not ascending ones of chunks of {kind.size} values")
+            kind.put(values.new_zeros(kind.number, kind.size).scatter_(1, chosen_NK, own_NK), matrix_RC)
+            start = end
+        return matrix_RC.view(self.shape)
 
 
 def payload_bytes(descriptors: Sequence[Descriptor]) -> int:
@@ -196,6 +237,12 @@ def _head_bytes(descriptors: Sequence[Descriptor]) -> int:
 
 def _padded(size: int) -> int:
     return -(-size // 8) * 8
+
+
+def _matrix(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a tensor of this shape."""
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, _size(shape) // rows if rows else 0
 
 
 def _size(shape: Sequence[int]) -> int:

@@ -20,6 +20,7 @@ LOSSY: list[AnyCodec] = [
     Linear(8, True),
     TopK(0.01),
     TopK(0.1, Statistical(4)),
+    TopK(0.1, Statistical(2), 64),
 ]
 
 
@@ -70,6 +71,7 @@ def test_a_config_names_its_codec() -> None:
         Linear(2): QuantisationConfig("linear", bits=2),
         TopK(0.1): TopKConfig(fraction=0.1),
         TopK(0.01, Linear(4)): TopKConfig(values="linear", bits=4),
+        TopK(0.01, Exact(), 4096): TopKConfig(chunk=4096),
     }
     for codec, config in expected.items():
         assert choose_codecs(config, model)[0] == codec

@@ -24,10 +24,12 @@ BITS = st.sampled_from([2, 4, 8])
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])
 SHAPES = st.lists(st.integers(0, 7), max_size=4).map(tuple) | st.tuples(st.integers(1, 40), st.integers(1, 40))
 QUANTISERS = st.builds(Statistical, BITS, st.booleans()) | st.builds(Linear, BITS, st.booleans())
+QUANTISED_OR_EXACT = st.just(Exact()) | st.builds(Linear, BITS) | st.builds(Statistical, BITS)
 CODECS = (
     st.just(Exact())
     | QUANTISERS
-    | st.builds(TopK, st.floats(0.01, 0.99), st.just(Exact()) | st.builds(Linear, BITS) | st.builds(Statistical, BITS))
+    | st.builds(TopK, st.floats(0.1, 0.9), QUANTISED_OR_EXACT, st.sampled_from([16, 64]))
+    | st.builds(TopK, st.floats(0.01, 0.99), QUANTISED_OR_EXACT)
 )
 SEEDS = st.integers(0, 2**31)
 
@@ -130,12 +132,36 @@ def test_top_k_keeps_the_largest_and_nothing_else(size: int, fraction: float, se
     assert float(tensor[kept].abs().min()) >= float(tensor[~kept].abs().max() if (~kept).any() else 0)
 
 
+@settings(max_examples=60, deadline=None)
+@given(SHAPES, st.sampled_from([16, 64]), st.floats(0.1, 0.9), SEEDS)
+def test_top_k_of_chunks_keeps_the_largest_of_each(
+    shape: tuple[int, ...], chunk: int, fraction: float, seed: int
+) -> None:
+    tensor = values(shape, torch.float32, seed)
+    (read,) = decode(encode([tensor], [TopK(fraction, Exact(), chunk)]))
+    rows = shape[0] if len(shape) > 1 else 1
+    matrix, found = (t.reshape(rows, -1) if t.numel() else t.reshape(0, 0) for t in (tensor, read))
+    side, of_chunk = math.isqrt(chunk), round(fraction * chunk)
+    height, width = (1, chunk) if rows == 1 else (side, side)
+    for i in range(0, matrix.shape[0], height):
+        for j in range(0, matrix.shape[1], width):
+            block, own = (m[i : i + height, j : j + width].flatten() for m in (matrix, found))
+            sent = min(len(block), max(1, round(of_chunk * len(block) / chunk)))
+            largest = block.abs().sort(descending=True, stable=True).indices[:sent]
+            expected = torch.zeros_like(block)
+            expected[largest] = block[largest]
+            assert torch.equal(own, expected)
+
+
 def test_equal_values_and_values_that_are_no_numbers_are_sent_too() -> None:
     same = torch.full((100,), 2.0)
     (read,) = decode(encode([same], [TopK(0.1)]))
     assert read.tolist() == [2.0] * 10 + [0.0] * 90
+    (read,) = decode(encode([same.view(10, 10)], [TopK(0.25, Exact(), 16)]))
+    assert read[:4, :4].tolist() == [[2.0] * 4, *[[0.0] * 4] * 3]
+    assert int((read != 0).sum()) == 4 * 4 + 2 * 2 * 2 + 1
     broken = torch.tensor([1.0, float("nan"), float("inf"), -1.0])
-    for codec in (Exact(), Statistical(4), Linear(2), TopK(0.5), TopK(0.5, Linear(4))):
+    for codec in (Exact(), Statistical(4), Linear(2), TopK(0.5), TopK(0.5, Linear(4)), TopK(0.5, Linear(4), 16)):
         # A diverged run stays recognisable as one.
         (read,) = decode(encode([broken], [codec]))
         assert not read.isfinite().all()
@@ -162,6 +188,16 @@ def test_top_k_bytes_are_the_formula() -> None:
     sent, head = 100, 32 + 12 + 4
     assert encode([values((10_000,), torch.float32, 1)], [TopK(0.01)]).numel() == head + sent * 8
     assert encode([values((10_000,), torch.float32, 1)], [TopK(0.01, Linear(4))]).numel() == head + sent * 4 + 8 + 56
+
+
+def test_chunks_indices_take_two_bytes() -> None:
+    head, sent = 32 + 12 + 2 * 4 + 4, 8 * 22 * 64
+    payload = encode([values((512, 1408), torch.float32, 1)], [TopK(1 / 64, Statistical(2), 4096)])
+    assert payload.numel() == head + 2 * sent + 4 * 4 + sent // 4
+    # The largest index of the largest chunk has no sign.
+    last = torch.zeros(256, 256)
+    last[255, 255] = 1
+    assert torch.equal(decode(encode([last], [TopK(1 / 65536, Exact(), 65536)]))[0], last)
 
 
 @settings(max_examples=80, deadline=None)
@@ -202,8 +238,8 @@ def test_words_exchanged_over_a_long_way_are_noticed() -> None:
 def test_a_foreign_payload_of_the_right_checksum_raises() -> None:
     payload = encode([values((4, 4), torch.float32, 5)], [Exact()])
     assert torch.equal(decode(payload)[0], values((4, 4), torch.float32, 5))
-    # Zero, tensors, length of the head; codec, bits, rows apart, dtype, dimensions, number sent, rows.
-    for place in (6, 8, 12, 32, 33, 34, 35, 36, 40, 44):
+    # Zero, tensors, length of the head; codec, bits, rows apart, dtype, dimensions, chunks, number sent, rows.
+    for place in (6, 8, 12, 32, 33, 34, 35, 36, 37, 38, 40, 44):
         foreign = payload.clone()
         foreign[place] += 9
         foreign[16:32] = as_bytes(_checksum(foreign))
@@ -222,6 +258,16 @@ def test_indices_that_cannot_be_are_refused(place: int, value: int, words: str) 
     payload[place] = value
     payload[16:32] = as_bytes(_checksum(payload))
     with pytest.raises(PayloadError, match=words):
+        decode(payload)
+
+
+@pytest.mark.parametrize("value", [0, 9], ids=["twice the same", "beyond the end"])
+def test_indices_beyond_their_chunk_are_refused(value: int) -> None:
+    payload = encode([torch.ones(3, 3)], [TopK(0.25, Exact(), 16)])
+    assert payload[56:60].view(torch.int16).tolist() == [0, 1]
+    payload[58] = value
+    payload[16:32] = as_bytes(_checksum(payload))
+    with pytest.raises(PayloadError, match="ascending ones of chunks of 9 values"):
         decode(payload)
 
 

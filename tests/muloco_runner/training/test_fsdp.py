@@ -60,7 +60,7 @@ def runs(tiny_run: MakeRun) -> dict[str, RunConfig]:
     return {
         "two bits": tiny_run("diloco", inner_optimizer=by_kind, compression=QuantisationConfig(bits=2), **common),
         # Exact values: what a quantiser rounds, another order of sums may round the other way.
-        "top k": tiny_run("diloco", "muon", compression=TopKConfig(fraction=0.1), **common),
+        "top k": tiny_run("diloco", "muon", compression=TopKConfig(fraction=0.1, chunk=64), **common),
         # Evaluated in batches of the micro-batch's size: another one would be compiled once more.
         "compiled": dataclasses.replace(compiled, data=dataclasses.replace(compiled.data, validation_tokens=64)),
     }
