@@ -5,12 +5,14 @@ Every key must match; of several values one must. Keys are labels, names of mode
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, reduce
+from operator import getitem
 from typing import Any
 
-from muloco_runner.config import ConfigError
+from muloco_runner.config import ConfigError, RunConfig
 from muloco_runner.config.names import OLD_VALUES, key_now, names_now
 from muloco_runner.paths import choices_of
 from muloco_runner.record import RecordError, RunFolder
@@ -56,12 +58,17 @@ def _setting(work: Work, key: str) -> Any:
         values: Any = names_now(RunFolder(work.folder).read_config())
     except RecordError as error:
         raise ConfigError(f"{key}: no such label of {work.name}, and {error}") from None
-    for name in key_now(key).split("."):
-        if not isinstance(values, dict) or name not in values:
+    path = key_now(key).split(".")
+    with contextlib.suppress(KeyError, TypeError):
+        return reduce(getitem, path, values)
+    # At its default a setting may not be among the plain values.
+    there: Any = RunConfig.from_dict(values)
+    for name in path:
+        if name not in getattr(there, "__dataclass_fields__", ()):
             known = ", ".join(["run", "model", *work.labels, "and settings such as inner_optimizer.lr"])
             raise ConfigError(f"{key}: no such key to filter by; there are {known}")
-        values = values[name]
-    return values
+        there = getattr(there, name)
+    return there
 
 
 def _equal(actual: Any, wanted: str) -> bool:

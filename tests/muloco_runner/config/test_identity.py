@@ -67,6 +67,19 @@ def test_a_filter_finds_runs_by_old_and_new_values(tmp_path: Path) -> None:
         select(works, ["data.source=text"])
 
 
+def test_a_filter_finds_settings_that_are_not_named_at_their_default(tmp_path: Path) -> None:
+    works = []
+    for words in ([], ["inner_optimizer.weight_decay_form=cautious"]):
+        run = compose_app_config(["algorithm=ddp_adamw", *words]).run
+        folder = RunFolder.of(tmp_path, run.run_id)
+        folder.write_config(run.to_dict())
+        works.append(Work(run.run_id, str(folder.path), "m:f"))
+    assert select(works, ["inner_optimizer.weight_decay_form=decoupled"]) == works[:1]
+    assert select(works, ["inner_optimizer.weight_decay_form=cautious"]) == works[1:]
+    with pytest.raises(ConfigError, match=r"inner_optimizer\.momentum: no such key to filter by"):
+        select(works, ["inner_optimizer.momentum=0.9"])
+
+
 def test_a_filter_by_model_composes_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose sequences fit no usual batch is a model to filter by."""
     shutil.copytree(config_dir(), tmp_path / "conf")
