@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -94,18 +95,16 @@ class Exchange:
     ) -> dict[int, list[Tensor]]:
         """Send the local workers' payloads of each share to the rank that averages it; return all workers' payloads,
         in the workers' order, of each share that this rank averages."""
-        outgoing = [
-            self._join([self._payload(own, shares[k].ranges, leave_rest) for k in averaged for own in tensors])
+        sent = [
+            [self._payload(own, shares[k].ranges, leave_rest) for k in averaged for own in tensors]
             for averaged in self._shares_of_peers(shares)
         ]
         mine = self._shares_of_peers(shares)[self.communicator.peer_index]
         # From each peer: for each share averaged here, a payload of each of its workers.
         due = [[k for k in mine for _ in workers] for workers in self.communicator.workers_of_peers]
-        incoming = self.communicator.exchange_over_workers(outgoing, [_bytes_of(shares, numbers) for numbers in due])
         received: dict[int, list[Tensor]] = {k: [] for k in mine}
-        for part, numbers in zip(incoming, due, strict=True):
-            for k, content in _apart(part, shares, numbers):
-                received[k].append(content)
+        for k, content in self._exchanged(shares, sent, due):
+            received[k].append(content)
         return received
 
     def _averaged(self, share: _Share, everyone: Sequence[Tensor], products_KK: Tensor) -> Tensor:
@@ -117,11 +116,16 @@ class Exchange:
     def _to_all(self, shares: Mapping[int, _Share], means: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Send the means of the shares that this rank averages to all; return the means of all shares."""
         due = self._shares_of_peers(shares)
-        outgoing = [self._join(list(means.values()))] * len(due)
-        incoming = self.communicator.exchange_over_workers(outgoing, [_bytes_of(shares, numbers) for numbers in due])
-        return {
-            k: mean for part, numbers in zip(incoming, due, strict=True) for k, mean in _apart(part, shares, numbers)
-        }
+        return dict(self._exchanged(shares, [list(means.values()) for _ in due], due))
+
+    def _exchanged(
+        self, shares: Mapping[int, _Share], sent: list[list[Tensor]], due: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Send each worker peer its payloads; return those of the shares `due` from each, and which share's each is."""
+        shapes = [[(shares[k].payload_bytes,) for k in numbers] for numbers in due]
+        like = torch.empty(0, dtype=torch.uint8, device=self.device)
+        received = self.communicator.exchange_over_workers(sent, shapes, like)
+        return zip(chain.from_iterable(due), chain.from_iterable(received), strict=True)
 
     def _shares_of_peers(self, shares: Mapping[int, _Share]) -> list[list[int]]:
         """Which shares each rank averages: those of its workers."""
@@ -155,11 +159,6 @@ class Exchange:
         parts = [(part.of(self.like), self.codecs[part.tensor]) for part in ranges]
         return payload.payload_bytes([payload.Descriptor.of(part.shape, part.dtype, codec) for part, codec in parts])
 
-    def _join(self, payloads: Sequence[Tensor]) -> Tensor:
-        if not payloads:
-            return torch.empty(0, dtype=torch.uint8, device=self.device)
-        return torch.cat(list(payloads))
-
 
 @dataclass(frozen=True)
 class _Share:
@@ -167,15 +166,6 @@ class _Share:
 
     ranges: Sequence[RowRange]
     payload_bytes: int
-
-
-def _bytes_of(shares: Mapping[int, _Share], numbers: Sequence[int]) -> int:
-    return sum(shares[k].payload_bytes for k in numbers)
-
-
-def _apart(joined: Tensor, shares: Mapping[int, _Share], numbers: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-    """The payloads of these shares that were sent as one."""
-    return zip(numbers, joined.split([shares[k].payload_bytes for k in numbers]), strict=True)
 
 
 def _decoded(payloads: Sequence[Tensor], like: Sequence[Tensor]) -> list[list[Tensor]]:

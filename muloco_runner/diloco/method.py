@@ -303,7 +303,7 @@ def build_diloco(run: RunConfig, workers: list[Worker], communicator: Communicat
         tensors, own_codecs = [first.tensors[index] for index in indices], [codecs[index] for index in indices]
         exchanged, full = tensors, None
         if communicator.sharded and not all(writes_rows_apart(codec) for codec in own_codecs):
-            full = FullTensors(tensors, exchanging)
+            full = FullTensors.of(tensors, exchanging.among_shards)
             exchanged, own_codecs = full.empty(), [own_codecs[index] for index in full.owned]
         device = tensors[0].device
         shared = SharedTensors(tensors, _hidden_matrices(first, indices), communicator, muon_backend)

@@ -8,8 +8,11 @@ among n ranks. Rings, as NCCL and gloo form them, move as much. Each message tak
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -87,6 +90,23 @@ class Collectives:
             async_op,
         )
 
+    def exchange(
+        self, sent: Sequence[Sequence[Tensor]], due: Sequence[Sequence[Sequence[int]]], like: Tensor
+    ) -> tuple[Transfer, list[list[Tensor]]]:
+        """Start to send list r of `sent` to rank r; return what each rank sends to this one, of the shapes `due`.
+
+        All are of the dtype and on the device of `like`. What is received lies in one buffer, to be read after the
+        transfer.
+        """
+        out, received = _in_one_buffer(due, like)
+        buffer, places = _in_one_buffer([[tensor.shape for tensor in tensors] for tensors in sent], like)
+        if pieces := list(chain.from_iterable(sent)):
+            torch._foreach_copy_(list(chain.from_iterable(places)), pieces)
+        out_sizes, sent_sizes = (
+            [sum(tensor.numel() for tensor in of_rank) for of_rank in tensors] for tensors in (received, places)
+        )
+        return self.all_to_all(out, buffer, out_sizes, sent_sizes, async_op=True), received
+
     def broadcast(self, tensor: Tensor, root: int) -> None:
         """Send the tensor of rank `root` of the group to all ranks, in place."""
         sent, received = ((self.size - 1) * tensor.nbytes, 0) if root == self.rank else (0, tensor.nbytes)
@@ -107,6 +127,14 @@ class Collectives:
         with self.traffic.waiting(end):
             collective()
         return Transfer(None, end, self.traffic)
+
+
+def _in_one_buffer(shapes: Sequence[Sequence[Sequence[int]]], like: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+    """Return a flat tensor, and views of it of these shapes, one after the other, in lists as they are."""
+    sizes = [math.prod(shape) for of_rank in shapes for shape in of_rank]
+    buffer = like.new_empty(sum(sizes))
+    pieces = iter(buffer.split(sizes))
+    return buffer, [[next(pieces).view(*shape) for shape in of_rank] for of_rank in shapes]
 
 
 def in_messages(tensors: Sequence[Tensor], most_values: int) -> list[list[Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -150,13 +151,16 @@ class Communicator:
         self._among_peers.all_gather(everyone, mine)
         return list(everyone)
 
-    def exchange_over_workers(self, outgoing: list[Tensor], incoming: list[int]) -> list[Tensor]:
-        """Send a flat tensor to each worker peer; return what each sent to this rank, of `incoming` values."""
-        return outgoing if len(outgoing) == 1 else _exchange(self._among_peers, outgoing, incoming)
-
-    def exchange_over_shards(self, outgoing: list[Tensor], incoming: list[int]) -> list[Tensor]:
-        """As `exchange_over_workers`, among the ranks that hold one copy of the rows."""
-        return outgoing if len(outgoing) == 1 else _exchange(self.among_shards, outgoing, incoming)
+    def exchange_over_workers(
+        self, sent: list[list[Tensor]], due: Sequence[Sequence[Sequence[int]]], like: Tensor
+    ) -> list[list[Tensor]]:
+        """Send a list of tensors to each worker peer; return those that each sent to this rank, of the shapes `due`, in
+        the dtype and on the device of `like`."""
+        if len(sent) == 1:
+            return sent
+        transfer, received = self._among_peers.exchange(sent, due, like)
+        transfer.wait()
+        return received
 
     def sum_over_workers(self, tensor: Tensor) -> Tensor:
         """The elementwise sum over the worker peers, in place."""
@@ -199,13 +203,6 @@ class Communicator:
     def begin_sum_over_ranks(self, tensor: Tensor) -> Transfer:
         """Start the elementwise sum over all ranks, in place. There must be several."""
         return self._among_ranks.all_reduce(tensor, async_op=True)
-
-
-def _exchange(among: Collectives, outgoing: list[Tensor], incoming: list[int]) -> list[Tensor]:
-    sizes = [part.numel() for part in outgoing]
-    received = outgoing[0].new_empty(sum(incoming))
-    among.all_to_all(received, torch.cat(outgoing), incoming, sizes)
-    return list(received.split(incoming))
 
 
 def _sum_of_rows(rows: Tensor) -> Tensor:

@@ -41,6 +41,12 @@ def own_rows(full: Tensor, rank: int, num_ranks: int) -> Tensor:
     return full[rank * size : (rank + 1) * size]
 
 
+def rows_of_ranks(num_rows: int, num_ranks: int) -> list[int]:
+    """Return how many rows of a full parameter each rank holds."""
+    rows = torch.empty(num_rows, device="meta")
+    return [len(own_rows(rows, rank, num_ranks)) for rank in range(num_ranks)]
+
+
 def own_part(full: Tensor, like: Tensor) -> Tensor:
     """Return this rank's part of a full tensor in the layout of `like`: a view, so that nothing else is read."""
     if not is_distributed(like):

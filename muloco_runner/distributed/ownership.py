@@ -8,7 +8,7 @@ class OwnerAssignment:
 
     def __init__(self, num_ranks: int) -> None:
         self.loads = [0.0] * num_ranks
-        """Multiplications of one step that each rank has so far, up to a factor."""
+        """Work that each rank has so far: of Muon, multiplications of one step up to a factor."""
 
     def assign(self, num_matrices: int, rows: int, columns: int, blocks: int = 1) -> list[int]:
         """Return the owner of each of `num_matrices` matrices of `blocks` blocks (rows, columns): always the rank with
@@ -18,12 +18,13 @@ class OwnerAssignment:
         """
         short, long = sorted((rows, columns))
         cost = blocks * short * short * (3.0 * long + short)
-        owners = []
-        for _ in range(num_matrices):
-            owner = min(range(len(self.loads)), key=self.loads.__getitem__)
-            self.loads[owner] += cost
-            owners.append(owner)
-        return owners
+        return [self.add(cost) for _ in range(num_matrices)]
+
+    def add(self, cost: float) -> int:
+        """Return the rank with the least work, to which this much is added."""
+        owner = min(range(len(self.loads)), key=self.loads.__getitem__)
+        self.loads[owner] += cost
+        return owner
 
 
 def rounds_of(owners: list[int], num_ranks: int, at_once: int) -> list[list[list[int]]]:

@@ -1,75 +1,87 @@
-"""Tensors whose rows are sharded over a worker's replicas, gathered in full at one owner each, and scattered back.
+"""Tensors whose rows lie on several ranks, gathered in full at one owner each, and scattered back.
 
 For what needs the full tensor: quantisation levels that all of it shares, its largest values, its orthogonalisation.
+
+Axes: P ranks, T tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from muloco_runner.distributed.communicator import Communicator
+from muloco_runner.distributed.collectives import Collectives, Transfer
+from muloco_runner.distributed.ownership import OwnerAssignment
 
 
 class FullTensors:
-    """A fixed list of tensors, of which this rank holds `shards`: rows in order of the replicas, possibly none."""
+    """A fixed list of tensors, of which each rank of `ranks` holds some rows, in the ranks' order, possibly none."""
 
-    def __init__(self, shards: Sequence[Tensor], communicator: Communicator) -> None:
-        self.communicator = communicator
-        rows_PT = torch.zeros(communicator.num_shards, len(shards), dtype=torch.int64)
-        rows_PT[communicator.shard] = torch.tensor([len(shard) for shard in shards])
-        self.rows_PT: list[list[int]] = communicator.sum_over_shards(rows_PT).tolist()
-        """[replica][tensor] -> rows. Axes: P replicas, T tensors."""
-        self.row_shapes = [shard.shape[1:] for shard in shards]
-        self.owners = self._assign_owners()
-        self.owned = [index for index, owner in enumerate(self.owners) if owner == communicator.shard]
+    def __init__(
+        self,
+        shapes: Sequence[Sequence[int]],
+        rows_PT: Sequence[Sequence[int]],
+        owners: Sequence[int],
+        ranks: Collectives,
+        row_axis: int = 0,
+    ) -> None:
+        """`shapes` are those of the full tensors, whose rows lie along `row_axis`."""
+        self._rows_PT, self._ranks, self._row_axis = rows_PT, ranks, row_axis
+        self._shapes_PT = [
+            [(*shape[:row_axis], n, *shape[row_axis + 1 :]) for shape, n in zip(shapes, rows_T, strict=True)]
+            for rows_T in rows_PT
+        ]
+        """The shape of each tensor's rows on each rank."""
+        self._shapes = shapes
+        self._of_owner = [[index for index, of in enumerate(owners) if of == rank] for rank in range(ranks.size)]
+        self.owned = self._of_owner[ranks.rank]
         """Indices of the tensors that this rank owns."""
 
-    def _assign_owners(self) -> list[int]:
-        """Return an owner for each tensor: the largest first, each to the replica with the fewest values."""
-        columns = zip(*self.rows_PT, strict=True)
-        sizes = [sum(rows) * shape.numel() for rows, shape in zip(columns, self.row_shapes, strict=True)]
-        loads = [0] * len(self.rows_PT)
-        owners = [0] * len(sizes)
-        for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
-            owners[index] = loads.index(min(loads))
-            loads[owners[index]] += sizes[index]
-        return owners
+    @classmethod
+    def of(cls, shards: Sequence[Tensor], ranks: Collectives) -> FullTensors:
+        """Return those of which this rank holds `shards`, owned by ranks with about as many values each. All ranks must
+        call it."""
+        rows_PT = torch.zeros(ranks.size, len(shards), dtype=torch.int64)
+        rows_PT[ranks.rank] = torch.tensor([len(shard) for shard in shards])
+        ranks.all_reduce(rows_PT)
+        shapes = [
+            torch.Size((rows, *shard.shape[1:])) for rows, shard in zip(rows_PT.sum(0).tolist(), shards, strict=True)
+        ]
+        assignment, owners = OwnerAssignment(ranks.size), [0] * len(shapes)
+        for index in sorted(range(len(shapes)), key=lambda index: -shapes[index].numel()):
+            owners[index] = assignment.add(shapes[index].numel())
+        return cls(shapes, rows_PT.tolist(), owners, ranks)
 
     def empty(self) -> list[Tensor]:
         """Return tensors shaped like the owned ones, on the meta device."""
-        rows = [sum(counts) for counts in zip(*self.rows_PT, strict=True)]
-        return [torch.empty(rows[index], *self.row_shapes[index], device="meta") for index in self.owned]
+        return [torch.empty(*self._shapes[index], device="meta") for index in self.owned]
 
     def gather(self, shards: Sequence[Tensor]) -> list[Tensor]:
         """Return the owned tensors in full, in the order of `owned`."""
-        replicas, own = range(len(self.rows_PT)), self.communicator.shard
-        outgoing = [_join([s for s, of in zip(shards, self.owners, strict=True) if of == o], shards) for o in replicas]
-        received = self.communicator.exchange_over_shards(outgoing, [sum(self._lengths(r, own)) for r in replicas])
-        parts = [iter(part.split(self._lengths(r, own))) for r, part in zip(replicas, received, strict=True)]
-        return [torch.cat([next(part) for part in parts]).view(-1, *self.row_shapes[index]) for index in self.owned]
+        sent = [[shards[index] for index in indices] for indices in self._of_owner]
+        due = [[shapes_T[index] for index in self.owned] for shapes_T in self._shapes_PT]
+        transfer, received = self._ranks.exchange(sent, due, like=shards[0])
+        transfer.wait()
+        return [torch.cat(rows, dim=self._row_axis) for rows in zip(*received, strict=True)]
+
+    def begin_scatter(self, full: Sequence[Tensor], like: Tensor) -> tuple[Transfer, list[Tensor]]:
+        """Start to send every rank its rows of the owned tensors, given in full, in dtype and on the device of `like`;
+        return the rows of all tensors that this rank gets, to be read after the transfer."""
+        rows_TP = [
+            tensor.split([rows_T[index] for rows_T in self._rows_PT], dim=self._row_axis)
+            for index, tensor in zip(self.owned, full, strict=True)
+        ]
+        sent = [[rows_P[rank] for rows_P in rows_TP] for rank in range(self._ranks.size)]
+        due = [[self._shapes_PT[self._ranks.rank][index] for index in indices] for indices in self._of_owner]
+        transfer, received = self._ranks.exchange(sent, due, like)
+        rows = dict(zip(chain.from_iterable(self._of_owner), chain.from_iterable(received), strict=True))
+        return transfer, [rows[index] for index in range(len(rows))]
 
     def scatter(self, full: Sequence[Tensor], shards: Sequence[Tensor]) -> None:
-        """Write the rows of the owned tensors, given in full, into every replica's shards."""
-        replicas, own = range(len(self.rows_PT)), self.communicator.shard
-        rows = [w.split([self.rows_PT[r][index] for r in replicas]) for index, w in zip(self.owned, full, strict=True)]
-        outgoing = [_join([parts[r] for parts in rows], shards) for r in replicas]
-        received = self.communicator.exchange_over_shards(outgoing, [sum(self._lengths(own, o)) for o in replicas])
-        for owner, part in zip(replicas, received, strict=True):
-            indices = [index for index, of in enumerate(self.owners) if of == owner]
-            for index, values in zip(indices, part.split(self._lengths(own, owner)), strict=True):
-                shards[index].copy_(values.view(shards[index].shape))
-
-    def _lengths(self, replica: int, owner: int) -> list[int]:
-        """Return how many values of each tensor of `owner` a replica holds."""
-        return [
-            rows * shape.numel()
-            for rows, shape, of in zip(self.rows_PT[replica], self.row_shapes, self.owners, strict=True)
-            if of == owner
-        ]
-
-
-def _join(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
-    return torch.cat([part.flatten() for part in parts]) if parts else like[0].new_empty(0)
+        """Write the rows of the owned tensors, given in full, into every rank's shards."""
+        transfer, rows = self.begin_scatter(full, like=shards[0])
+        transfer.wait()
+        torch._foreach_copy_(list(shards), rows)

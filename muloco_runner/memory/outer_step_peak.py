@@ -84,7 +84,7 @@ class DiLoCoOuterStep:
         # The momenta of the most frequent shape; or, of shards, all of them on the way to their owners.
         largest = model.largest_matrices
         momenta = updates * largest.number * largest.rows * largest.columns / max(1, model.num_hidden_params)
-        return max(mixing, updates + (4 * updates if self.rank.sharded else momenta))
+        return max(mixing, updates + (3 * updates if self.rank.sharded else momenta))
 
     def _exchange(self) -> float:
         """Temporaries of the exchange of one fragment beside pseudogradients and mean."""
@@ -93,8 +93,8 @@ class DiLoCoOuterStep:
             return self._message(self.fragment)
         # Each tensor is in full at one owner: what comes to the one that has most.
         owned = max(self.fragment, rank.model.embedding_params)
-        gathering = 8.0 * self.fragment + 8 * owned
-        scattering = 16.0 * owned + 4 * self.fragment
+        gathering = 4.0 * self.fragment + 8 * owned
+        scattering = 12.0 * owned + 4 * self.fragment
         return max(gathering, 8 * owned + self._message(owned), scattering)
 
     def _message(self, values: int) -> float:
