@@ -264,9 +264,9 @@ def test_a_run_may_move_to_another_number_of_processes(
 
 def test_shards_and_whole_models_exchange_checkpoints(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
     runs = [
-        tiny_run("diloco", "muon", num_steps=30, sync_interval=1),
-        tiny_run("data_parallel", "adamw", num_steps=30),
-        tiny_run("gpa", "muon", num_steps=30),
+        tiny_run("diloco", "muon", num_steps=20, sync_interval=1),
+        tiny_run("data_parallel", "adamw", num_steps=20),
+        tiny_run("gpa", "muon", num_steps=20),
     ]
     execution = ExecutionConfig(device="cpu")
     at_once = {"wall_minutes": 1e-6}  # stops after its first step

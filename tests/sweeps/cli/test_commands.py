@@ -312,6 +312,7 @@ def test_help_loads_neither_hydra_nor_submitit() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.thorough
 def test_a_detached_launch_outlives_the_command_and_is_unique(root: Path) -> None:
     narrow = ["+sweep=demo", f"root={root}", "model=29k", "algorithm=ddp_adamw", "global_batch_tokens=2048"]
     narrow += ["tokens_per_parameter=0.5", "cluster=local"]

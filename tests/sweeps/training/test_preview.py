@@ -69,7 +69,17 @@ def test_a_plan_says_which_limit_cuts_runs_and_into_how_many_jobs(
     assert preview(sweep, Limits()).cuts[0].startswith("1 run of more than 1 d (max_wall_minutes)")
 
 
-@pytest.mark.parametrize("path", sorted((config_dir() / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
+FEW = ("compression_small", "demo")
+"""Sweep files whose plans `make test` makes; the others, of hundreds of runs, are `make test-thorough`'s."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem in FEW else [pytest.mark.thorough])
+        for path in sorted((config_dir() / "sweep").glob("*.yaml"))
+    ],
+)
 def test_every_sweep_file_has_a_plan_where_there_is_no_slurm(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
