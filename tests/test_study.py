@@ -174,16 +174,16 @@ def test_noise_widens_what_is_known_of_a_critical_batch() -> None:
 
 
 def shortest_run(root: Path) -> tuple[str, RunFolder]:
-    """Of one worker, the run with the fewest steps at the smallest size, and its slice."""
+    """Of the slices with one worker, the run with the fewest steps at the smallest size, and its slice."""
     found = []
-    for archive in ARCHIVES:
-        folder = SweepFolder(root, archive.name.removesuffix(".tar.xz"))
-        names = {*(work.name for work in folder.read_definition().works), *folder.added_runs()}
-        results = [(RunFolder.of(root, name), RunFolder.of(root, name).read_result()) for name in names]
-        of_one = [(run, result) for run, result in results if result and " K=" not in folder.name]
-        found += [(result.num_params, result.num_steps, run.run_id, folder.name, run) for run, result in of_one]
-    *_, name, run = min(found)
-    return name, run
+    for slice_of_one in (archive for archive in ARCHIVES if "_" not in archive.name):
+        folder = SweepFolder(root, slice_of_one.name.removesuffix(".tar.xz"))
+        for name in {*(work.name for work in folder.read_definition().works), *folder.added_runs()}:
+            run = RunFolder.of(root, name)
+            if (result := run.read_result()) is not None:
+                found.append((result.num_params, result.num_steps, name, folder.name, run))
+    *_, slice_name, shortest = min(found)
+    return slice_name, shortest
 
 
 def test_a_run_trained_afresh_gives_the_same_losses(root: Path, tmp_path: Path) -> None:

@@ -160,4 +160,4 @@ def sentence(contrast: Contrast, one: Found) -> str:
         1: f"{percent(one.mean, sign=False)} higher",
     }[one.sign]
     behind = f"95% interval {one.interval}, {one.seeds} seeds"
-    return f"{where}: {said} ({behind}); against the paper: {verdict(contrast, one)}."
+    return f"{where}: {said} ({behind}). The paper's order: {verdict(contrast, one)}."

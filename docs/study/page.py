@@ -16,7 +16,7 @@ import differences
 from numbers_in_words import thousands
 
 HERE = Path(__file__).parent
-PAGES = (HERE / "README.md",)
+PAGES = (HERE / "README.md", HERE.parents[1] / "README.md")
 Report = Mapping[str, Any]
 _BLOCK = re.compile(r"(<!-- study: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -29,7 +29,7 @@ from muloco_runner.record import ExitCode, write_atomically
 from muloco_sweeps import python_command
 
 HERE = Path(__file__).parent
-SLICES = ("29k", "29k_workers", "42k", "42k_workers")
+SLICES = ("29k", "29k_workers", "29k_budgets", "42k", "42k_workers", "82k", "134k")
 """In the order in which they run."""
 _KEPT = ("report.html", "report.json", "figures/loss_vs_batch_*.svg", "figures/training_curves_*.svg")
 """Of the report's files, those that the repository keeps."""

@@ -16,6 +16,7 @@ import struct
 import sys
 import termios
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +26,7 @@ from rich.text import Text
 from muloco_sweeps import python_command
 
 _COLUMNS, _LINES = 104, 40
+_SECONDS = 20.0
 _ERASED = re.compile(r"(?:\x1b\[2K(?:\x1b\[1A)?)+")
 """Between two frames."""
 _FORMAT = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -38,15 +40,15 @@ font-size: {char_height}px; line-height: {line_height}px; }} {styles}</style>
 """As rich's own, without fonts from elsewhere."""
 
 
-def watch(root: str, seconds: float) -> str:
-    """Return the last whole frame that the command draws in so many seconds on a terminal."""
+def watch(words: Sequence[str]) -> str:
+    """Return the last whole frame that the command, with these arguments, draws on a terminal."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update(TERM="xterm-256color", COLUMNS=str(_COLUMNS), LINES=str(_LINES))
-        words = [*python_command("sweeps"), "watch", root]
-        os.execv(words[0], words)
+        command = [*python_command("sweeps"), "watch", *words]
+        os.execv(command[0], command)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES, _COLUMNS, 0, 0))
-    drawn, end = b"", time.monotonic() + seconds
+    drawn, end = b"", time.monotonic() + _SECONDS
     with contextlib.suppress(OSError):
         while time.monotonic() < end:
             if select.select([terminal], [], [], 0.2)[0]:
@@ -66,6 +68,5 @@ def write_picture(frame: str, title: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    root, *more = sys.argv[1:]
-    frame = watch(root, float(more[0]) if more else 15.0)
-    write_picture(frame, f"muloco-sweep watch {Path(root).name}", Path(__file__).parent / "watch.svg")
+    shown = " ".join(["muloco-sweep watch", *sys.argv[1:]])
+    write_picture(watch(sys.argv[1:]), shown, Path(__file__).parent / "watch.svg")

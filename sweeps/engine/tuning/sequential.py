@@ -68,9 +68,9 @@ class PairResult:
             Outcome.OPEN: f"{first} against {second} is open",
         }
         low, high = self.interval
+        within = f"within {low:+.4f} to {high:+.4f}" if math.isfinite(low) else "without an interval yet"
         return (
-            f"{words[self.outcome]}: difference {self.mean:+.4f} within {low:+.4f} to {high:+.4f}, "
-            f"sigma {self.sd:.4f}, {self.num_seeds} seeds"
+            f"{words[self.outcome]}: difference {self.mean:+.4f} {within}, sigma {self.sd:.4f}, {self.num_seeds} seeds"
         )
 
 

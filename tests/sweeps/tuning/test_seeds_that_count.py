@@ -75,6 +75,12 @@ def test_few_seeds_decide_nothing() -> None:
     assert judge([0.5, 0.5001], replace(RULE, gap=0.0)).interval[0] < 0
 
 
+def test_an_interval_is_named_once_there_is_one() -> None:
+    few, enough = (judge([-0.05, -0.06] * times, RULE).to_text("A", "B") for times in (1, 2))
+    assert few == "A against B is open: difference -0.0550 without an interval yet, sigma 0.0071, 2 seeds"
+    assert "difference -0.0550 within -0" in enough
+
+
 def played(study: Study, surfaces: dict[str, Surface]) -> SweepState:
     nodes = AllocationConfig("a", gpus_per_node=8, cpus_per_node=96, quota=QuotaConfig(nodes=8))
     need, adapter = Need(1, 8, 8, 0.0, 10.0), Adapter(speaks_exit_codes=True)
