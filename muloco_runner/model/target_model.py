@@ -72,6 +72,11 @@ def build_target_model(
             f"model._target_={config._target_}: cannot be built with {', '.join(given) or 'no arguments'}: "
             f"{type(error).__name__}: {error}"
         ) from error
+    if not isinstance(model, cls):
+        raise ConfigError(
+            f"model._target_={config._target_}: its constructor makes a {type(model).__module__}."
+            f"{type(model).__qualname__}, which is none of its class: name that one"
+        )
     count = sum(parameter.numel() for parameter in model.parameters())
     if arguments is None and config.facts and count != config.num_params:
         raise ConfigError(

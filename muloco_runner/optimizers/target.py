@@ -82,6 +82,8 @@ def _built(
         raise ConfigError(f"{where}: takes no weight_decay: set inner_optimizer.weight_decay=0")
     optimizer = build_optimizer(cls, parameters, given)
     for group in optimizer.param_groups:
+        if "initial_lr" in group:
+            raise ConfigError(f"{where}: sets initial_lr of a group, which the schedule reads: leave it out")
         if "lr" in group and not math.isclose(float(group["lr"]), run.inner_optimizer.lr, rel_tol=1e-6):
             raise ConfigError(
                 f"{where}: makes a group with lr={float(group['lr']):g} of inner_optimizer.lr="
@@ -116,6 +118,9 @@ def build_optimizer(cls: type, parameters: Sequence[Tensor], given: Mapping[str,
         raise ConfigError(
             f"{cls.__module__}.{cls.__qualname__} cannot be built with {values}: {type(error).__name__}: {error}"
         ) from error
+    if not isinstance(optimizer, cls):
+        made = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        raise ConfigError(f"{where}: its constructor makes a {made}, which is none of its class: name that one")
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if held != {id(parameter) for parameter in parameters}:
         raise ConfigError(f"{where}: its param_groups do not hold the parameters that it was given")

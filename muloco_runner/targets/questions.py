@@ -22,7 +22,7 @@ from muloco_runner.config import (
 from muloco_runner.config.plain import from_plain, to_plain
 from muloco_runner.targets.source_code import Source, package_of
 
-_GENERATION = 3
+_GENERATION = 4
 """Of what trials look for: answers of earlier ones do not count."""
 
 Trial = Literal["rates", "size", "whole"]
@@ -108,7 +108,16 @@ def _optimizer_key(run: RunConfig, sources: Mapping[str, Source]) -> str:
     # Patterns may name layers.
     layers = run.model.num_layers if isinstance(inner.applies_to, dict) and model is None else None
     return _key(
-        inner.targets, inner.arguments, inner.rest, inner.applies_to, own, decays, run.method.name, model, layers
+        inner.targets,
+        inner.arguments,
+        inner.rest,
+        inner.applies_to,
+        own,
+        decays,
+        run.method.name,
+        model,
+        layers,
+        run.num_workers > 1,
     )
 
 

@@ -4,7 +4,8 @@ gradients; two forked ranks take the same ones on parameters sharded by rows, as
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,24 +17,26 @@ from muloco_runner.config import AnyModelConfig, ConfigError, ModelConfig, RunCo
 from muloco_runner.model.target_model import TargetModel, build_target_model, shard_target
 from muloco_runner.model.transformer import Transformer, build_model
 from muloco_runner.optimizers.target import build_target, start_training, trial_rate
+from muloco_runner.trials.own_process import in_own_process
 from muloco_runner.trials.two_ranks import on_two_ranks
 
 _MODEL = ModelConfig(width=16, num_layers=1, head_width=8, vocab_size=32, sequence_length=8)
 _STEPS = 3
 _LR = 1e-3
 """At which a class is tried that has no default of its own."""
+_A_STEP = "a step of a tiny model"
 
 
 def try_run(run: RunConfig) -> dict[str, Any]:
     """What is wrong with the run's optimizer, if anything, and whether it takes sharded parameters."""
     torch.manual_seed(0)
     try:
-        run = _at_trial_rate(run)
-        problem = _problem(run) or _rate_problem(run)
+        run = in_own_process(lambda: _at_trial_rate(run), _A_STEP)
+        problem = in_own_process(lambda: _problem(run), _A_STEP) or _resume_problem(run)
+        # Two of them are compared in one process, which tells nothing of one that keeps state in its class.
+        problem = problem or in_own_process(lambda: _rate_problem(run) or _gradient_problem(run), _A_STEP)
     except ConfigError as error:
         problem = str(error)
-    except Exception as error:
-        problem = f"a step of a tiny model failed: {type(error).__name__}: {error}"
     if problem:
         return {"problem": " ".join(problem.split())}
     why_not = _sharded_problem(run)
@@ -101,7 +104,11 @@ def _problem(run: RunConfig) -> str:
             return f"it never moves {name} ({_STEPS} steps with gradients that are not zero)"
     if broken := _not_finite(model):
         return f"{broken} is not finite after {_STEPS} steps"
-    return _resume_problem(run, model, optimizer)
+    for group in optimizer.param_groups:
+        rate = float(group.get("lr", run.inner_optimizer.lr))
+        if not math.isclose(rate, run.inner_optimizer.lr, rel_tol=1e-6) or "initial_lr" in group:
+            return "its step sets group['lr'] or group['initial_lr'], which the schedule does: keep a factor of its own"
+    return ""
 
 
 def _rate_problem(run: RunConfig) -> str:
@@ -126,28 +133,80 @@ def _rate_problem(run: RunConfig) -> str:
     return ""
 
 
-def _resume_problem(run: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
-    """Save, load into new ones, and take the next step in both: they must agree to the bit."""
-    file = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    file.seek(0)
+def _resume_problem(run: RunConfig) -> str:
+    """Save, load in a new process, and take the next steps in both: they must agree to the bit."""
+    saved, end = in_own_process(lambda: _trained(run), _A_STEP)
+    return in_own_process(lambda: _resumed_problem(run, saved, end), "loading its state")
+
+
+def _trained(run: RunConfig) -> tuple[bytes, bytes]:
+    """A checkpoint, and the parameters two steps later."""
+    model, optimizer = _built(run)
+    for number in range(_STEPS):
+        torch.manual_seed(number)
+        _step(model, optimizer, number)
+    saved = _as_bytes({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    _last_steps(model, optimizer)
+    return saved, _as_bytes(dict(model.named_parameters()))
+
+
+def _resumed_problem(run: RunConfig, saved: bytes, end: bytes) -> str:
     try:
-        saved = torch.load(file, weights_only=True)
+        states = torch.load(io.BytesIO(saved), weights_only=True)
     except Exception as error:
         return f"its state_dict cannot be read from a checkpoint, which holds tensors and plain values: {error}"
-    other, resumed = _built(run)
-    other.load_state_dict(saved["model"])
-    resumed.load_state_dict(saved["optimizer"])
-    for number in (_STEPS, _STEPS + 1):
-        for one, its in ((model, optimizer), (other, resumed)):
-            torch.manual_seed(number)
-            _step(one, its, number)
-    for (name, parameter), again in zip(model.named_parameters(), other.parameters(), strict=True):
-        if not torch.equal(parameter.detach(), again.detach()):
+    model, optimizer = _built(run)
+    model.load_state_dict(states["model"])
+    optimizer.load_state_dict(states["optimizer"])
+    _last_steps(model, optimizer)
+    expected = torch.load(io.BytesIO(end), weights_only=True)
+    for name, parameter in model.named_parameters():
+        if not torch.equal(parameter.detach(), expected[name]):
             return (
-                f"its state does not resume: after save, load and two steps {name} differs, so state_dict misses some"
+                f"its state does not resume: after save, load in a new process and two steps {name} differs, so "
+                "state_dict misses some"
             )
     return ""
+
+
+def _last_steps(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for number in (_STEPS, _STEPS + 1):
+        torch.manual_seed(number)
+        _step(model, optimizer, number)
+
+
+def _as_bytes(values: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    torch.save(values, file)
+    return file.getvalue()
+
+
+def _gradient_problem(run: RunConfig) -> str:
+    """Gradients that lie where the last ones lay, as replicas' do, and other random numbers must change nothing."""
+    end = _end(run)
+    if (name := _difference(end, _end(run, in_place=True))) is not None:
+        return f"it keeps gradients from step to step, where replicas write the next ones ({name} differs): clone them"
+    if run.num_workers > 1 and (name := _difference(end, _end(run, seed=1000))) is not None:
+        return (
+            f"its step draws random numbers ({name} differs), so that what {run.num_workers} workers draw would depend "
+            "on how many ranks there are: use it with method=data_parallel or one worker"
+        )
+    return ""
+
+
+def _end(run: RunConfig, seed: int = 0, in_place: bool = False) -> dict[str, Tensor]:
+    """The parameters after some steps. `in_place`: each gradient is written over the last one."""
+    model, optimizer = _built(run)
+    kept = [torch.empty_like(parameter) for parameter in model.parameters()]
+    for number in range(_STEPS):
+        torch.manual_seed(seed + number)
+        _step(model, optimizer, number, kept if in_place else None)
+    return dict(model.named_parameters())
+
+
+def _difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | None:
+    """The first parameter that differs."""
+    return next((name for name, value in one.items() if not torch.equal(value, other[name])), None)
 
 
 def _built(run: RunConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -166,8 +225,14 @@ def _model_of(run: RunConfig) -> nn.Module:
     return build_model(model, 0, torch.device("cpu"))
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
-    for gradient, parameter in zip(_gradients(model.parameters(), number), model.parameters(), strict=True):
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, number: int, kept: Sequence[Tensor] | None = None
+) -> None:
+    """`kept`: where the gradients are to lie."""
+    gradients = _gradients(model.parameters(), number)
+    if kept is not None:
+        gradients = [place.detach().copy_(gradient) for place, gradient in zip(kept, gradients, strict=True)]
+    for gradient, parameter in zip(gradients, model.parameters(), strict=True):
         parameter.grad = gradient
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -38,6 +38,7 @@ from sweeps.training.sweep import read_sweep
 
 LAB = """
 import atexit
+import os
 
 import torch
 
@@ -134,6 +135,52 @@ class Looks(Lion):
         super().__init__(params, lr)
 
 
+class OfTheClass(Lion):
+    first = None
+
+    def step(self, closure=None):
+        if OfTheClass.first is None:
+            OfTheClass.first = float(self.param_groups[0]["params"][0].grad.norm())
+        for group in self.param_groups:
+            group["weight_decay"] = OfTheClass.first
+        super().step()
+
+
+class KeepsGradients(Lion):
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                last = self.state[p].get("last", p.grad)
+                self.state[p]["last"] = p.grad
+                p.sub_(2 * p.grad - last, alpha=group["lr"])
+
+
+class SetsRates(Lion):
+    def step(self, closure=None):
+        super().step()
+        for group in self.param_groups:
+            group["lr"] *= 0.5
+
+
+class Another(Lion):
+    def __new__(cls, params, lr):
+        return torch.optim.AdamW(params, lr)
+
+
+class Noisy(Lion):
+    def step(self, closure=None):
+        super().step()
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p.add_(torch.randn_like(p), alpha=self.param_groups[0]["lr"])
+
+
+class Leaves(Lion):
+    def step(self, closure=None):
+        os._exit(3)
+
+
 class NoOptimizer:
     pass
 """
@@ -218,6 +265,13 @@ def test_a_target_that_lies_is_refused_in_words(lab: Path) -> None:
         "rate": (run_of("my_lab.OwnRate"), "does not follow group['lr']"),
         "rates": (run_of("my_lab.TwoRates"), "makes a group with lr=0.0001 of inner_optimizer.lr=0.001"),
         "fast": (run_of("my_lab.Fast", lr=0.02), ""),
+        "of its class": (run_of("my_lab.OfTheClass"), "does not resume"),
+        "gradients": (run_of("my_lab.KeepsGradients"), "keeps gradients from step to step"),
+        "sets rates": (run_of("my_lab.SetsRates"), "its step sets group['lr']"),
+        "another": (run_of("my_lab.Another"), "makes a torch.optim.adamw.AdamW, which is none of its class"),
+        "noisy": (replace(run_of("my_lab.Noisy"), method=DiLoCoConfig(num_workers=2)), "2 workers draw would depend"),
+        "noisy alone": (run_of("my_lab.Noisy"), ""),
+        "leaves": (run_of("my_lab.Leaves"), "ended its process (exit code 3)"),
         "at its peak": (run_of("my_lab.Lion", lr=1e38), ""),
         "layers": (replace(run_of("my_lab.Lion", applies_to={"blocks.1.*": "target"}), model=TWO_LAYERS), ""),
     }
