@@ -7,8 +7,11 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Callable
+from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
+
+import torch
 
 from muloco_runner.config import ConfigError
 
@@ -21,6 +24,7 @@ def in_own_process(function: Callable[[], Result], what: str) -> Result:
 
     What it raises, and an end of its process without an answer, raises `ConfigError` that calls it `what`.
     """
+    _load_what_a_step_loads()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(function, what, sender))
@@ -38,6 +42,14 @@ def in_own_process(function: Callable[[], Result], what: str) -> Result:
         raise ConfigError(problem)
     result: Result = value
     return result
+
+
+@cache
+def _load_what_a_step_loads() -> None:
+    """torch imports seconds of modules at its first optimizer's first step: here, not in each process."""
+    parameter = torch.zeros(1, requires_grad=True)
+    parameter.grad = torch.ones(1)
+    torch.optim.SGD([parameter], 0.1).step()
 
 
 def _run(function: Callable[[], Any], what: str, sender: Connection) -> None:
