@@ -18,7 +18,7 @@ from muloco_runner.config.averaging import INTERVAL, MU_Y, check_averaging, mu_x
 from muloco_runner.distributed.dtensor import copy_into, local
 from muloco_runner.muon_rule.setting_checks import check_count
 from muloco_runner.optimizers.target import has_two_sets
-from muloco_runner.optimizers.validate import check_state
+from muloco_runner.optimizers.validate import check_is_saved, check_state
 
 _OWN_KEYS = ("mu_x", "mu_y", "holds_x")
 """What `GPA.state_dict` adds to each group."""
@@ -177,6 +177,7 @@ class GPA(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state that `state_dict` returned, mu_x and mu_y included. Another optimizer's is a `ValueError`."""
+        check_is_saved(state_dict)
         groups = state_dict["param_groups"]
         for key in _OWN_KEYS:
             if any(key not in group for group in groups):

@@ -149,3 +149,5 @@ def test_what_cannot_be_averaged_is_refused() -> None:
         GPA([weight], GPA)
     with pytest.raises(ValueError, match="saved by another optimizer"):
         adamw(weight).load_state_dict(torch.optim.AdamW([weight]).state_dict())
+    with pytest.raises(ValueError, match="no torch optimizer's"):
+        adamw(weight).load_state_dict({"model": {}})
