@@ -143,9 +143,9 @@ def table(report: Report) -> Iterator[str]:
 
 
 def headline(report: Report) -> Iterator[str]:
-    """Sentences of the first contrasts, which have one worker, at the largest size that has them."""
-    for contrast in CONTRASTS[:3]:
-        for one in found(report, contrast)[-1:]:
+    """Sentences of the first contrasts, which have one worker, at the largest size with an interval."""
+    for contrast in CONTRASTS[:4]:
+        for one in [one for one in found(report, contrast) if math.isfinite(one.low)][-1:]:
             yield f"- {sentence(contrast, one)}"
 
 

@@ -75,6 +75,13 @@ def rules(report: Report) -> Iterator[str]:
             yield f"| {sweep['sweep']} | {group['label']} | {group['added']} | {group['standing']} |"
 
 
+def contests(report: Report) -> Iterator[str]:
+    """What `decide` found by each slice's rule, at the look at which it decided."""
+    for sweep in report["questions"]["tuning_rules"]["sweeps"]:
+        for one in sweep["contests"]:
+            yield f"- {sweep['sweep']}: {one['outcome']}"
+
+
 def figures(report: Report) -> Iterator[str]:
     """The report's figures of all sizes."""
     for name in ("loss_vs_batch", "training_curves"):
@@ -92,6 +99,7 @@ BLOCKS: Mapping[str, Callable[[Report], Iterator[str]]] = {
     "extent": extent,
     "cost": cost,
     "rules": rules,
+    "contests": contests,
 }
 
 
