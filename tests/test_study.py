@@ -67,6 +67,16 @@ def test_packing_again_gives_the_same_bytes(archive: Path, root: Path) -> None:
     assert records.content(root, archive.name.removesuffix(".tar.xz")) == lzma.decompress(archive.read_bytes())
 
 
+def test_records_do_not_say_where_the_root_lay(tmp_path: Path) -> None:
+    archive = min(ARCHIVES, key=lambda path: path.stat().st_size)
+    name = archive.name.removesuffix(".tar.xz")
+    records.unpack(tmp_path, archive)
+    definition = tmp_path / "sweeps" / name / "definition.jsonl"
+    definition.write_text(definition.read_text().replace('"/study/', f'"{tmp_path}/'))
+    assert str(tmp_path) in definition.read_text()
+    assert records.content(tmp_path, name) == lzma.decompress(archive.read_bytes())
+
+
 def test_unpacking_completes_and_never_goes_back(tmp_path: Path) -> None:
     archive = min(ARCHIVES, key=lambda path: path.stat().st_size)
     records.unpack(tmp_path, archive)
