@@ -148,7 +148,7 @@ class OuterMuon(_FlatState):
         self.config, self.like, self.matrices = config, shared.tensors, shared.matrices
         self.backend = choose_backend(shared.muon_backend, self.state["velocity"].device)
         matrices, communicator = [self.like[index] for index in self.matrices], shared.communicator
-        self.full = FullTensors.of(matrices, communicator.among_shards) if communicator.sharded else None
+        self.full = FullTensors.of(matrices, communicator.among_shards) if communicator.sharded and matrices else None
 
     def step(self, anchor: Tensor, pseudogradient: Tensor, number: int) -> None:
         flat = (anchor, self.state["velocity"], pseudogradient)

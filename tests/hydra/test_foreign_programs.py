@@ -100,6 +100,7 @@ def test_jobs_run_the_source_that_was_launched(tmp_path: Path) -> None:
     assert "edited" in (tmp_path / "edits_itself.py").read_text()
 
 
+@pytest.mark.thorough
 def test_another_script_of_the_same_name_has_results_of_its_own(tmp_path: Path) -> None:
     words = ["--multirun", "hydra.sweep.dir=out", f"hydra.launcher.root={tmp_path}/shared", "+x=3", *LOCAL]
     said = []
@@ -211,6 +212,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough
 def test_a_job_that_reports_nothing_is_tried_again_and_the_end_told(tmp_path: Path) -> None:
     (tmp_path / "hangs.py").write_text(HANGS_AT_FIRST)
     told = tmp_path / "told"

@@ -68,6 +68,7 @@ def test_more_than_a_person_means_is_asked_about(monkeypatch: pytest.MonkeyPatch
         assert found == taken
 
 
+@pytest.mark.thorough
 def test_a_sweep_keeps_its_folders_and_results_when_it_grows(tmp_path: Path) -> None:
     words = [*GRID, "+sweep=mixed", "hydra/launcher=quota", "hydra.launcher.tick_seconds=0.05"]
     run(tmp_path, *words, "model=small", "lr=0.1,0.4", app=GRID_APP)

@@ -38,6 +38,7 @@ def test_a_killed_command_goes_on_and_then_starts_anew(tmp_path: Path) -> None:
     assert len(starts(tmp_path)) == 8
 
 
+@pytest.mark.thorough
 def test_after_ctrl_c_or_a_dead_host_the_command_continues(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     words = [*QUOTA, numbers(1), f"gate={gate}"]
@@ -133,7 +134,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if "pickle" in name else pytest.mark.thorough) for name in ODD]
+)
 def test_what_is_odd_is_told_honestly(name: str, tmp_path: Path) -> None:
     body, asks, expected = ODD[name]
     script = tmp_path / "odd.py"

@@ -36,6 +36,7 @@ def dies(machine: Machine, findings: Findings) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.thorough
 def test_sections_fail_apart_and_all_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sections = {name: Section(check, 60) for name, check in
                 {"raises": raises_after_a_finding, "dies": dies, "good": good}.items()}  # fmt: skip

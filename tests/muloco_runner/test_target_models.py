@@ -253,6 +253,7 @@ def test_a_mistake_in_a_models_file_is_one_clear_line(values: dict[str, Any], wo
         TargetModelConfig(**{**MIXER, **values})
 
 
+@pytest.mark.thorough
 def test_a_model_that_lies_is_refused_in_words(lab: Path) -> None:
     expected: dict[str, tuple[TargetModelConfig, str]] = {
         "good": (model_of(), ""),
@@ -408,6 +409,7 @@ def test_settings_that_a_model_cannot_follow_are_refused(lab: Path) -> None:
         compose_app_config(["model=mixer", "model.dept=3"])
 
 
+@pytest.mark.thorough
 def test_a_sweep_builds_each_model_once(
     lab: Path, text_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -298,6 +298,7 @@ def test_a_mistake_in_a_parts_file_is_one_clear_line(cls: type, values: dict[str
     assert TargetOuterConfig(_target_="torch.optim.SGD").label == "torch-SGD"
 
 
+@pytest.mark.thorough
 def test_a_part_that_lies_is_refused_in_words(lab: Path) -> None:
     expected = {
         "decay": (schedule_of("decay", arguments={"power": 2.0}), ""),

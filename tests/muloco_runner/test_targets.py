@@ -455,7 +455,9 @@ def test_built_in_files_of_torch_itself_take_part() -> None:
     assert compose_app_config(["inner_optimizer=torch_muon"]).run.algorithm == "DDP-torch-Muon"
 
 
-@pytest.mark.parametrize("name", sorted(OTHERS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "lion" else pytest.mark.thorough) for name in sorted(OTHERS)]
+)
 def test_a_built_in_file_of_another_class_is_what_it_says(name: str) -> None:
     run = compose_app_config([f"inner_optimizer={name}"]).run
     package = run.targets["inner_optimizer"][0].partition(".")[0]

@@ -52,6 +52,7 @@ QUESTION = Question(
 '''
 
 
+@pytest.mark.thorough
 def test_a_law_is_added_to_the_report_in_two_files(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "analysis", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "analysis" / "questions" / "spread.py").write_text(MODULE)

@@ -16,6 +16,7 @@ from forked import ForkedProcess
 from muloco_runner.config import ExecutionConfig, QuantisationConfig, RunConfig, StreamingConfig, TopKConfig
 from muloco_runner.record import RunFolder, StepRecord
 
+pytestmark = pytest.mark.thorough
 SCRIPT = Path(__file__).parent / "traffic_script.py"
 STEPS = 5
 HOLDINGS: dict[str, dict[str, Any]] = {

@@ -134,14 +134,13 @@ BESIDE_TRAINING: list[Case] = [
         {"num_workers": 2, "streaming": StreamingConfig(2, 1), "num_steps": 3},
     )
 ]
-ONE_OF_A_KIND = [ON_TWO_RANKS[number] for number in (1, 5, 9)]
 
 
-@pytest.mark.parametrize("cases", [ONE_OF_A_KIND, thorough(ON_TWO_RANKS + BESIDE_TRAINING)], ids=["few", "all"])
+@pytest.mark.thorough
 def test_the_estimate_is_near_the_peak_on_each_of_two_ranks(
-    cases: list[Case], tiny_run: MakeRun, new_folder: MakeFolder, tmp_path: Path
+    tiny_run: MakeRun, new_folder: MakeFolder, tmp_path: Path
 ) -> None:
-    jobs = []
+    cases, jobs = ON_TWO_RANKS + BESIDE_TRAINING, []
     for number, (_, method, optimizer, model, batch, execution, changes) in enumerate(cases):
         fields = {"num_steps": 2, "sync_interval": 2, **changes}
         tokens = batch * fields.get("num_workers", 1) * model.sequence_length

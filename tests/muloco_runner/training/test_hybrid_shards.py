@@ -64,6 +64,7 @@ def losses_of(folder: RunFolder) -> list[float]:
     return [*(step.loss for step in folder.read_steps()), result.validation_loss]
 
 
+@pytest.mark.thorough
 def test_hybrid_shards_train_as_full_ones(trained: Callable[[str], RunFolder]) -> None:
     hybrid, full = (losses_of(trained(way)) for way in ("hybrid", "full"))
     assert hybrid == pytest.approx(full, rel=2e-4)

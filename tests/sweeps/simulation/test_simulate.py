@@ -334,6 +334,7 @@ def test_the_published_study_comes_near_the_lower_bound(num_runs: int, faults: F
         assert outcome.makespan_minutes >= outcome.lower_bound_minutes
 
 
+@pytest.mark.thorough
 def test_a_rough_cluster_costs_retries_and_loses_no_run() -> None:
     outcome = simulate(study(300), SIXTEEN, ROUGH)
     done, held = outcome.state.counts["done"], outcome.state.counts["held"]
