@@ -101,8 +101,18 @@ class BuiltInConfig(InnerOptimizerConfig):
 
     def lr_factor(self, kind: str, num_dimensions: int) -> float:
         """Return the factor on lr of a parameter. `kind` is one of `parameter_groups.parameter_kinds`."""
-        name = _LR_FACTORS.get("scalar" if kind == "other" and num_dimensions < 2 else kind)
+        name = self.lr_factor_name(kind, num_dimensions)
         return 1.0 if name is None else float(getattr(self, name))
+
+    @staticmethod
+    def lr_factor_name(kind: str, num_dimensions: int) -> str | None:
+        """Return the field that has the factor of such a parameter, if any."""
+        return _LR_FACTORS.get("scalar" if kind == "other" and num_dimensions < 2 else kind)
+
+    @property
+    def lr_factors(self) -> set[str]:
+        """The fields of factors that are set."""
+        return {name for name in _LR_FACTORS.values() if getattr(self, name) != 1}
 
 
 _LR_FACTORS = {kind: f"{kind}_lr_factor" for kind in ("embedding", "head", "scalar")}

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from muloco_runner.config import AdamWConfig, BuiltInConfig, MuonConfig, RunConfig, WeightDecayForm
+from muloco_runner.config import AdamWConfig, BuiltInConfig, ConfigError, MuonConfig, RunConfig, WeightDecayForm
 from muloco_runner.config.variants import load
 from muloco_runner.distributed.traffic import Traffic
 from muloco_runner.optimizers.arena import Arena
@@ -103,4 +103,10 @@ def _with_lr_factors(groups: list[dict[str, Any]], model: nn.Module, config: Bui
         for factor, parameters in by_factor.items():
             peak = {} if factor == 1 else dict.fromkeys(("lr", "initial_lr"), config.lr * factor)
             cut.append({**group, "params": parameters, **peak})
+    used = {config.lr_factor_name(kinds[id(p)], p.ndim) for group in groups for p in group["params"]}
+    for name in sorted(config.lr_factors - used):
+        raise ConfigError(
+            f"inner_optimizer.{name}={getattr(config, name)} has no effect: the model has no parameter of that kind (a "
+            "head with its embedding's weight is an embedding): leave it out"
+        )
     return cut

@@ -61,3 +61,14 @@ def test_factors_name_a_run_where_there_are_any(tiny_run: Callable[..., RunConfi
     for value in (0.0, -1.0):
         with pytest.raises(ConfigError, match=rf"{key}={value}: must be a positive number"):
             run.with_values({key: value})
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_factor_of_no_parameter_is_refused(optimizer: str, tiny_run: Callable[..., RunConfig]) -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(50, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 50))
+    model[2].weight = model[0].weight  # a tied head
+    run = tiny_run("data_parallel", optimizer)
+    tied = run.with_values({"inner_optimizer.head_lr_factor": 2.0})
+    with pytest.raises(ConfigError, match=r"inner_optimizer.head_lr_factor=2.0 has no effect"):
+        build_inner_optimizer(model, tied, "reference")
+    build_inner_optimizer(model, run.with_values({"inner_optimizer.embedding_lr_factor": 2.0}), "reference")
