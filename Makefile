@@ -29,15 +29,17 @@ test-slurm: $(VENV)/installed-dev  ## starts a real multi-node SLURM on this mac
 
 test-hydra-next: $(NEXT_VENV)/installed  ## the Hydra plugins under the next Hydra, beside another launcher, on SLURM too
 	# What users' programs do under the plugins does not differ by Hydra's version: `make soak` has it for this one too.
-	MULOCO_REQUIRE_SLURM=1 $(NEXT_VENV)/bin/python -m pytest -q tests/hydra --ignore tests/hydra/test_foreign_programs.py
+	MULOCO_REQUIRE_SLURM=1 $(NEXT_VENV)/bin/python -m pytest -q -m "not thorough" tests/hydra --ignore tests/hydra/test_foreign_programs.py
 
 test-extras: $(VENV)/installed-extras  ## what needs packages that are large and seldom used, and every section of --check-gpu
 	# Without one of them its tests would be skipped.
 	$(BIN)/python -c "import datasets, jax, lion_pytorch, lm_eval, optax, pytorch_optimizer, schedulefree, tensorboard, transformers"
-	$(BIN)/python -m pytest -q tests/muloco_runner/data/test_named_datasets.py tests/muloco_runner/test_targets.py \
+	$(BIN)/python -m pytest -q tests/muloco_runner/data/test_named_datasets.py \
+		tests/muloco_runner/test_targets.py::test_a_built_in_file_of_another_class_is_what_it_says \
 		tests/muloco_runner/whole_machine_check.py tests/muloco_runner/inference/test_transformers.py \
 		tests/muloco_runner/inference/test_lm_eval.py tests/muloco_runner/training/test_looking_inside.py \
-		tests/muloco_runner/for_jax tests/muloco_runner/test_ancestors_page.py tests/test_study.py
+		tests/muloco_runner/for_jax tests/muloco_runner/test_ancestors_page.py::test_arguments_for_jax \
+		tests/test_study.py::test_a_run_trained_afresh_gives_the_same_losses
 
 soak: $(VENV)/installed-dev $(NEXT_VENV)/installed  ## thousands of random histories and inputs, and what takes minutes: an hour
 	MULOCO_HISTORIES=10000 $(BIN)/python -m pytest -q tests/sweeps/simulation/test_simulate.py

@@ -61,6 +61,9 @@ class DistributedMethod(Protocol):
     def updating(self, worker: Worker) -> AbstractContextManager[None]:
         """In which one of the local workers, whose gradient is there, takes the update of its inner optimizer."""
 
+    def updated_tensors(self, worker: Worker) -> Sequence[Tensor]:
+        """What the inner optimizer's update moves, like `Worker.tensors`, which they are unless a method averages."""
+
     def after_inner_step(self, step: int) -> OuterStep | None:
         """Called when `step` inner steps (from 1) are complete; a run ends with a synchronised model."""
 
@@ -95,6 +98,9 @@ class DataParallel:
 
     def updating(self, worker: Worker) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def updated_tensors(self, worker: Worker) -> Sequence[Tensor]:
+        return worker.tensors
 
     def after_inner_step(self, step: int) -> OuterStep | None:
         self.bytes_sent += self._gradient_bytes
@@ -144,6 +150,9 @@ class DiLoCo:
 
     def updating(self, worker: Worker) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def updated_tensors(self, worker: Worker) -> Sequence[Tensor]:
+        return worker.tensors
 
     def exchanges_after(self, step: int) -> bool:
         """Whether workers exchange something when `step` inner steps are complete."""

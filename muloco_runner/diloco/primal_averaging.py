@@ -39,8 +39,10 @@ class PrimalAveraging:
         self.config, self.workers, self.z, self.over_workers, self.mean = config, workers, z, over_workers, mean
 
     def updating(self, worker: Worker) -> AbstractContextManager[None]:
-        z = self.z[worker.index - self.workers[0].index]
-        return averaged_update(worker.tensors, z, self.config.share_kept, self.config.mu_y)
+        return averaged_update(worker.tensors, self.updated_tensors(worker), self.config.share_kept, self.config.mu_y)
+
+    def updated_tensors(self, worker: Worker) -> list[Tensor]:
+        return self.z[worker.index - self.workers[0].index]
 
     def after_inner_step(self, step: int) -> OuterStep | None:
         averages_z = isinstance(self.over_workers, DiLoCo) and self.over_workers.exchanges_after(step)

@@ -131,7 +131,8 @@ class PrimalAveragingStep:
         self.updating = 4.0 * rank.held
         exchange = None if config.of_z is None else DiLoCoOuterStep(rank, config.of_z)
         self.state = 4 * rank.held * rank.workers + (0 if exchange is None else exchange.state)
-        self.peak = 0.0 if exchange is None else exchange.peak
+        # To be evaluated, every worker's x is made at once.
+        self.peak = max(0.0 if exchange is None else exchange.peak, 4.0 * rank.held * rank.workers)
         self.in_flight = 0.0
 
 

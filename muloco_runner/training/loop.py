@@ -53,7 +53,7 @@ class Trainer:
         self.inner_step = InnerStep(run, data, replicas, communicator, micro_batch_sequences, self.method)
         self.clock, self.phases = TrainingClock(device, communicator.traffic), Phases()
         self.state = TrainingState(run, workers, self.method, self.clock, device)
-        self.update_sizes = [UpdateSizes(worker) for worker in workers]
+        self.update_sizes = [UpdateSizes(worker, self.method.updated_tensors(worker)) for worker in workers]
         store = CheckpointStore(session.folder.checkpoint_dir, communicator, pinned=device.type == "cuda")
         self.metrics = Metrics(run, corpus.content_hash, self.evaluation, session, self.state, store, self.phases)
         self.checkpointing = Checkpointing(session, self.state, store, self.metrics, self.phases)

@@ -8,6 +8,8 @@ Axes: S sampled values, T tensors, M kinds of module.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,11 +36,12 @@ def kind_of(name: str) -> str:
 class UpdateSizes:
     """Measures steps of one worker."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, updated: Sequence[Tensor]) -> None:
+        """`updated` are the tensors that the worker's optimizer moves, in the order of its model's parameters."""
         names = [name for name, _ in worker.model.named_parameters()]
         is_ours = isinstance(worker.model, Transformer)
         kinds = {name: kind_of(name) for name in names} if is_ours else parameter_kinds(worker.model)
-        named = zip(names, worker.tensors, strict=True)
+        named = zip(names, updated, strict=True)
         of_kind: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
         for name, tensor in named:
             if tensor.numel():

@@ -41,19 +41,19 @@ def cluster(shared_slurm: EmulatedSlurm, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("SLURM_CONF", str(shared_slurm.configuration))
 
 
-@pytest.mark.thorough
+@pytest.mark.long  # CI has them under the next Hydra, and on SLURM under this one
 @pytest.mark.parametrize(("launcher_name", "overrides"), [("quota", LOCAL)])
 class TestLauncherHere(LauncherTestSuite):
     pass
 
 
-@pytest.mark.thorough
+@pytest.mark.long  # CI has them under the next Hydra, and on SLURM under this one
 @pytest.mark.parametrize(("launcher_name", "overrides"), [("quota", [*BATCHES, *LOCAL])])
 class TestBatchesHere(BatchedSweeperTestSuite):
     pass
 
 
-@pytest.mark.thorough
+@pytest.mark.long  # CI has them under the next Hydra, and on SLURM under this one
 @pytest.mark.parametrize(("task_launcher_cfg", "extra_flags"), [({}, ["-m", *LAUNCHER, *LOCAL])])
 class TestIntegrationHere(IntegrationTestSuite):
     pass

@@ -52,12 +52,7 @@ def both(folder: Path, name: str, *launcher: str) -> str | None:
     return f"{name}: {results}, not {expected}; started {starts}\n{said}"
 
 
-THOROUGH = ["leaves_open", "module_lock", "own_arguments", "saves_and_goes_on"]
-
-
-@pytest.mark.parametrize(
-    "name", ["in_contexts", "pkg", *(pytest.param(name, marks=pytest.mark.thorough) for name in THOROUGH)]
-)
+@pytest.mark.parametrize("name", ["in_contexts", "pkg"])
 def test_a_program_gives_what_it_gives_under_hydras_launcher(name: str, tmp_path: Path) -> None:
     assert both(tmp_path, name, *LOCAL) is None
 
@@ -230,7 +225,7 @@ def test_a_job_that_reports_nothing_is_tried_again_and_the_end_told(tmp_path: Pa
     assert str(told) not in (ledger.parent / "definition.jsonl").read_text()
 
 
-@pytest.mark.slurm  # not for SLURM's sake: it takes a minute
+@pytest.mark.long  # CI has them on SLURM
 def test_every_program_on_this_machine(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda name: both(tmp_path / name, name, *LOCAL), [*NAMES, *AS_MODULES]))

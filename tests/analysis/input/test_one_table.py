@@ -81,7 +81,7 @@ def test_order_names_units_and_kind_of_file_do_not_matter(
     pd.testing.assert_frame_equal(outcome(found), planted_outcome(), check_exact=True)
 
 
-@pytest.mark.parametrize("examples", [8, pytest.param(25, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("examples", [8, pytest.param(25, marks=pytest.mark.long)])
 def test_a_damaged_cell_changes_its_own_row_alone(examples: int) -> None:
     settings(max_examples=examples, deadline=None)(given(st.data())(assert_a_damaged_cell_changes_its_row_alone))()
 

@@ -84,6 +84,17 @@ def test_one_worker_is_the_optimizer_alone(inner: str, tiny_run: MakeRun, new_fo
     assert result.validation_loss != trained.main
 
 
+def test_a_first_update_is_as_large_as_data_parallels(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
+    sums = []
+    for method in ("gpa", "data_parallel"):
+        run = tiny_run(method, "adamw", num_steps=8)
+        trainer = trainer_of(run, new_folder(run, method))
+        trainer.step_workers()
+        sums.append(trainer.state.update_sums)
+    assert sums[0] is not None
+    torch.testing.assert_close(*sums)
+
+
 def test_workers_average_z_and_x_is_their_mean(tiny_run: MakeRun, new_folder: MakeFolder) -> None:
     run = tiny_run("gpa", "muon", num_workers=2, sync_interval=3, num_steps=8)
     trainer, other = trainer_of(run, new_folder(run, "whole")), trainer_of(run, new_folder(run, "alone"))

@@ -71,7 +71,7 @@ def trainer_of(run: RunConfig, folder: RunFolder, stop_at: int = 10**9, **execut
     return trainer
 
 
-@pytest.mark.parametrize(("kills", "num_steps"), [(5, 45), pytest.param(20, 160, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(("kills", "num_steps"), [(5, 45), pytest.param(20, 160, marks=pytest.mark.long)])
 @pytest.mark.parametrize("how", ["random", "filesystem"])
 def test_a_run_killed_over_and_over_ends_as_the_uninterrupted_one(
     how: str, kills: int, num_steps: int, tiny_run: MakeRun, new_folder: MakeFolder

@@ -29,7 +29,7 @@ def moved(samples: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, dict[s
     monkeypatch.setattr(update_sizes, "_SAMPLED_VALUES", samples)
     model = build_model(MODEL, 0, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters())
-    sizes = UpdateSizes(Worker(0, model, optimizer, list(model.parameters())))
+    sizes = UpdateSizes(Worker(0, model, optimizer, list(model.parameters())), list(model.parameters()))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     sizes.begin()
     generator = torch.Generator().manual_seed(0)

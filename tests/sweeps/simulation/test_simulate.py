@@ -31,7 +31,7 @@ from sweeps.simulation.simulated_cluster import SimulatedCluster
 from sweeps.simulation.world import Job, Node, World
 from sweeps.store.folder import SweepFolder
 
-THOROUGH = pytest.mark.thorough
+LONG = pytest.mark.long
 FEW, HISTORIES = 10, int(os.environ.get("MULOCO_HISTORIES", "40"))
 """As many random ones, the few among them; 10,000 take half an hour of one core."""
 DAY = 86400.0
@@ -227,7 +227,7 @@ def assert_hours_add_up(state: SweepState) -> None:
         assert kind in (Kind.IDLE, Kind.WORK) or hours == pytest.approx(of_attempts[kind], abs=1e-6)
 
 
-@pytest.mark.parametrize("examples", [FEW, pytest.param(HISTORIES, marks=THOROUGH)])
+@pytest.mark.parametrize("examples", [FEW, pytest.param(HISTORIES, marks=LONG)])
 def test_whatever_happens_every_run_ends_once_and_limits_hold(
     examples: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,7 +259,7 @@ def assert_ends_once_within_limits(history: History, root: Path, monkeypatch: py
         assert state.counts["done"] == len(state.runs)
 
 
-@pytest.mark.parametrize("examples", [FEW // 2, pytest.param(max(15, HISTORIES // 8), marks=THOROUGH)])
+@pytest.mark.parametrize("examples", [FEW // 2, pytest.param(max(15, HISTORIES // 8), marks=LONG)])
 def test_a_wide_run_is_never_kept_waiting_by_narrow_ones(examples: int) -> None:
     @given(
         seed=st.integers(0, 2**32),
@@ -321,7 +321,7 @@ SIXTEEN = ClusterConfig(
     [
         (300, FaultModel()),
         (300, FAIR),
-        pytest.param(2200, FAIR, marks=THOROUGH),
+        pytest.param(2200, FAIR, marks=LONG),
         pytest.param(2200, FaultModel(), marks=pytest.mark.long),
     ],
 )
