@@ -78,6 +78,7 @@ def decay_(weights: Sequence[Tensor], updates: Sequence[Tensor], kept: float, fo
         case "cautious":
             for weight, update in zip(weights, updates, strict=True):
                 agrees = update * weight >= 0
-                weight.mul_(torch.where(agrees, weight.new_tensor(kept), weight.new_ones(())))
+                # Filled where the weight is: a number copied to a GPU would wait for all work there.
+                weight.mul_(torch.where(agrees, weight.new_full((), kept), weight.new_ones(())))
         case _:
             assert_never(form)
