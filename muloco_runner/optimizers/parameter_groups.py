@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from muloco_runner.config import ConfigError
 from muloco_runner.model.target_model import TargetModel
 from muloco_runner.muon_rule.head_names import head_name
+from muloco_runner.muon_rule.matrix_view import split_of
 
 
 def parameter_groups(
@@ -32,8 +33,7 @@ def parameter_groups(
     hidden = [(name, parameter) for name, parameter in trained if name not in reasons]
     by_split: dict[int, list[Tensor]] = {}
     for name, parameter in hidden:
-        number = next((n for part, n in (split or {}).items() if part in name.split(".")), 1)
-        by_split.setdefault(number, []).append(parameter)
+        by_split.setdefault(split_of(split or {}, name), []).append(parameter)
     for part in split or {}:
         if not any(part in name.split(".") for name, _ in hidden):
             raise ValueError(f"split={split}: no hidden matrix has {part!r} in its name")
