@@ -116,14 +116,18 @@ class GPA(torch.optim.Optimizer):
         self.base.param_groups, self.base.state = self.param_groups, self.state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base."""
+        """Add a group to the base. One that GPA does not average is a `ValueError`, and is not added."""
         if "base" not in self.__dict__:  # torch's constructor, which knows nothing of it
             super().add_param_group(param_group)
             return
         self._give_back()
         self.base.add_param_group(param_group)
         self._share()
-        _check_dtypes(self.base)
+        try:
+            _check_dtypes(self.base)
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take one step of the base and average it; return what the base returns."""

@@ -143,6 +143,10 @@ def test_what_cannot_be_averaged_is_refused() -> None:
         GPA([weight], mu_x=0.9, sync_interval=8)
     with pytest.raises(ValueError, match=r"under torch\.autocast"):
         GPA([weights(torch.bfloat16)])
+    optimizer = adamw(weight)
+    with pytest.raises(ValueError, match=r"under torch\.autocast"):
+        optimizer.add_param_group({"params": [weights(torch.bfloat16)]})
+    assert len(optimizer.param_groups) == len(optimizer.base.param_groups) == 1
     with pytest.raises(ValueError, match="not an optimizer"):
         GPA([weight], torch.optim.AdamW([weight]))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="trains other weights"):
