@@ -15,11 +15,12 @@ from typing import Any
 from numbers_in_words import percent, thousands
 from scipy import special
 
+from analysis.confidence import CONFIDENCE
 from analysis.published.published_tables import read
-from sweeps.engine.tuning.sequential import half_width
+from sweeps.engine.tuning.sequential import estimate
 
 Report = Mapping[str, Any]
-_ALPHA, _POWER = 0.05, 0.8
+_POWER = 0.8
 _PUBLISHED_WORKERS = 16
 """K of the paper's several workers."""
 
@@ -91,9 +92,7 @@ def _found_at(report: Report, contrast: Contrast, size: int) -> Found | None:
     num = len(sums)
     if num < 2:
         return Found(size, num, sums[0] if sums else None, -math.inf, math.inf, math.inf)
-    mean = sum(sums) / num
-    sd = math.sqrt(sum((one - mean) ** 2 for one in sums) / (num - 1))
-    half = half_width(num, sd, _ALPHA)
+    mean, sd, half = estimate(sums, CONFIDENCE)
     sees = half + float(special.stdtrit(num - 1, _POWER)) * sd / math.sqrt(num)
     return Found(size, num, mean, mean - half, mean + half, sees)
 

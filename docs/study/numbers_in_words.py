@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+from analysis.page import numbers
+
 
 def percent(value: float | None, sign: bool = True) -> str:
     """A share with its sign, .012 as +1.20%; none where there is no finite one."""
     if value is None or not math.isfinite(value):
         return "none"
-    return f"{100 * value:{'+' if sign else ''}.2f}%"
+    return numbers.percent(value) if sign else numbers.spread(value)
 
 
 def thousands(num_params: int) -> str:

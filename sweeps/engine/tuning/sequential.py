@@ -74,10 +74,16 @@ class PairResult:
         )
 
 
-def half_width(num: int, sd: float, alpha: float) -> float:
-    """Half the width of the interval around the mean of `num` differences; infinite where they are too few."""
-    if num < 2:
-        return math.inf
+def estimate(differences: Sequence[float], confidence: float) -> tuple[float, float, float]:
+    """Mean and standard deviation of two differences or more, and half the width of the interval around the mean."""
+    num = len(differences)
+    mean = sum(differences) / num
+    sd = math.sqrt(sum((one - mean) ** 2 for one in differences) / (num - 1))
+    return mean, sd, _half_width(num, sd, 1 - confidence)
+
+
+def _half_width(num: int, sd: float, alpha: float) -> float:
+    """Infinite where `num` differences are too few."""
     spread = 1 + num * _EFFECT**2
     ratio = math.exp((2 / num) * (0.5 * math.log(spread) - math.log(alpha)))
     if ratio >= spread:
@@ -102,9 +108,7 @@ def judge(differences: Sequence[float], rule: PairRule) -> PairResult:
 
 def _look(differences: Sequence[float], rule: PairRule) -> PairResult:
     num = len(differences)
-    mean = sum(differences) / num
-    sd = math.sqrt(sum((one - mean) ** 2 for one in differences) / (num - 1))
-    half = half_width(num, sd, 1 - rule.confidence)
+    mean, sd, half = estimate(differences, rule.confidence)
     low, high = mean - half, mean + half
     if high < 0:
         outcome = Outcome.FIRST
