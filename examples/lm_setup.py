@@ -16,26 +16,25 @@ import numpy as np
 
 VOCABULARY = 256  # bytes
 VALIDATION_BATCHES = 8
-COUNTS = (
-    ("steps", 300, "inner steps"),
-    ("batch-size", 16, "sequences in a step"),
-    ("seq-len", 128, "bytes in a sequence"),
-    ("d-model", 64, "width"),
-    ("n-heads", 4, "attention heads"),
-    ("n-layers", 2, "transformer layers"),
-    ("sync-interval", 30, "inner steps between outer steps (H)"),
-    ("eval-interval", 50, "steps between validations"),
-    ("log-interval", 50, "steps between lines of the training loss"),
+SETTINGS = (
+    ("steps", 300, 1, "inner steps"),
+    ("batch-size", 16, 1, "sequences in a step"),
+    ("seq-len", 128, 1, "bytes in a sequence"),
+    ("d-model", 64, 1, "width"),
+    ("n-heads", 4, 1, "attention heads"),
+    ("n-layers", 2, 1, "transformer layers"),
+    ("sync-interval", 30, 1, "inner steps between outer steps (H)"),
+    ("eval-interval", 50, 1, "steps between validations"),
+    ("log-interval", 50, 1, "steps between lines of the training loss"),
+    ("inner-lr", 0.02, 0, "peak learning rate of inner steps"),
+    ("outer-lr", 0.7, 0, "learning rate of outer steps"),
+    ("outer-momentum", 0.6, 0, "Nesterov momentum of outer steps, below 1"),
+    ("weight-decay", 0.01, 0, "decoupled, of all parameters"),
+    ("grad-clip", 1.0, 0, "largest gradient norm; 0 for none"),
+    ("warmup-steps", 30, 0, "of the learning rate, which then falls to a tenth by a cosine"),
+    ("seed", 42, 0, "of first weights and batches"),
 )
-"""Settings of 1 or more: name, default, what it is."""
-NUMBERS = (
-    ("inner-lr", 0.02, "peak learning rate of inner steps"),
-    ("outer-lr", 0.7, "learning rate of outer steps"),
-    ("outer-momentum", 0.6, "Nesterov momentum of outer steps, below 1"),
-    ("weight-decay", 0.01, "decoupled, of all parameters"),
-    ("grad-clip", 1.0, "largest gradient norm; 0 for none"),
-)
-"""Settings of 0 or more."""
+"""Name, default, smallest value, what it is."""
 DOWNLOADS = {
     "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
     "openwebtext": ("Skylion007/openwebtext", None),
@@ -49,12 +48,8 @@ def arguments(description: str, argv: Sequence[str] | None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--dataset", default="python", help="FILE, FOLDER of .txt, .md and .py files, or python: the standard library")
-    for name, value, text in COUNTS:
-        add(f"--{name}", type=int, default=value, help=text)
-    for name, number, text in NUMBERS:
-        add(f"--{name}", type=float, default=number, help=text)
-    add("--warmup-steps", type=int, default=30, help="of the learning rate, which then falls to a tenth by a cosine")
-    add("--seed", type=int, default=42, help="of first weights and batches")
+    for name, value, _, text in SETTINGS:
+        add(f"--{name}", type=type(value), default=value, help=text)
     add("--compare", action="store_true", help="train with plain Muon as well")
     add("--compile", action="store_true", help="compile the model (JAX does so in any case)")
     add("--plot", default="train_lm.png", help="where the plot goes")
@@ -62,16 +57,10 @@ def arguments(description: str, argv: Sequence[str] | None) -> argparse.Namespac
     args = parser.parse_args(argv)
     if args.cache_dir is not None:
         parser.error("--cache-dir: nothing is downloaded and so nothing is cached: leave it out")
-    for name, *_ in COUNTS:
-        if (given := getattr(args, name.replace("-", "_"))) < 1:
-            parser.error(f"--{name} {given}: must be at least 1")
-    for name in ("warmup-steps", "seed"):
-        if (given := getattr(args, name.replace("-", "_"))) < 0:
-            parser.error(f"--{name} {given}: must be at least 0")
-    for name, *_ in NUMBERS:
+    for name, _, least, _ in SETTINGS:
         end = 1 if name == "outer-momentum" else math.inf
-        if not 0 <= (number := getattr(args, name.replace("-", "_"))) < end:
-            parser.error(f"--{name} {number}: must be at least 0" + (" and below 1" if end == 1 else ""))
+        if not least <= (given := getattr(args, name.replace("-", "_"))) < end:
+            parser.error(f"--{name} {given}: must be at least {least}" + (" and below 1" if end == 1 else ""))
     if args.d_model % args.n_heads:
         parser.error(f"--n-heads {args.n_heads}: must divide --d-model {args.d_model}")
     try:
