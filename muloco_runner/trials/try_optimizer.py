@@ -59,7 +59,7 @@ def build_for_size(run: RunConfig) -> dict[str, Any]:
             build_target(_of_full_size(run.model), run)
         except ConfigError:
             try:
-                build_target(_small(run.model), run)
+                build_target(_without_values(run), run)
             except ConfigError:
                 return {}
             raise
@@ -73,10 +73,9 @@ def _of_full_size(model: AnyModelConfig) -> nn.Module:
     return Transformer(model)
 
 
-def _small(model: AnyModelConfig) -> nn.Module:
-    if isinstance(model, TargetModelConfig):
-        return build_target_model(model, 0, torch.device("cpu"), model.trial_arguments)
-    return Transformer(_MODEL)
+def _without_values(run: RunConfig) -> nn.Module:
+    """The model of `_model_of`, but for initial values, which need memory."""
+    return _model_of(run) if isinstance(run.model, TargetModelConfig) else Transformer(_tiny(run))
 
 
 def _at_trial_rate(run: RunConfig) -> RunConfig:
@@ -219,10 +218,13 @@ def _built(run: RunConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
 def _model_of(run: RunConfig) -> nn.Module:
     if isinstance(run.model, TargetModelConfig):
         return build_target_model(run.model, 0, torch.device("cpu"), run.model.trial_arguments)
+    return build_model(_tiny(run), 0, torch.device("cpu"))
+
+
+def _tiny(run: RunConfig) -> ModelConfig:
     named = isinstance(run.inner_optimizer, TargetConfig) and isinstance(run.inner_optimizer.applies_to, dict)
     # Patterns may name layers.
-    model = replace(_MODEL, num_layers=run.model.num_layers) if named else _MODEL
-    return build_model(model, 0, torch.device("cpu"))
+    return replace(_MODEL, num_layers=run.model.num_layers) if named else _MODEL
 
 
 def _step(

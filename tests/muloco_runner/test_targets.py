@@ -288,10 +288,11 @@ def test_values_at_which_a_class_cannot_be_built_are_named(lab: Path, monkeypatc
     rates = [run_of("my_lab.Slow", lr=lr) for lr in (0.5, 0.05, 0.2)]
     decays = [run_of("my_lab.Slow", weight_decay=decay) for decay in (0.5, 0.2)]
     sizes = [replace(run_of("my_lab.Slow"), model=model) for model in (wide, TWO_LAYERS)]
+    layer = replace(run_of("my_lab.Slow", applies_to={"blocks.1.*": "target"}), model=wide)
     # Of a model that is smaller it would be too short for an outer step.
     looks = replace(run_of("my_lab.Looks"), model=wide, method=DiLoCoConfig(), tokens_per_parameter=300.0)
     sources = sources_of([*rates, looks])
-    asked = [questions_of(run, sources) for run in (*rates, *decays, *sizes, looks)]
+    asked = [questions_of(run, sources) for run in (*rates, *decays, *sizes, layer, looks)]
     answers = _try({key: one for each in asked for key, one in each.items() if one.trial != "whole"}, [str(lab)])
     monkeypatch.setattr(launch_check, "answers_to", lambda asked, sources: {key: Answer() for key in asked} | answers)
     built, others = r"my_lab\.Slow cannot be built with lr=", r"values that were asked for \("
@@ -299,6 +300,7 @@ def test_values_at_which_a_class_cannot_be_built_are_named(lab: Path, monkeypatc
         (rates, rf"{built}0\.5, .*so it is with 2 of the 3 {others}inner_optimizer\.lr=0\.5, .*=0\.2\), .*others can"),
         (decays, rf"weight_decay=0\.5: .*1 of the 2 {others}.*lr=0\.001 with a weight decay of 0\.5\)"),
         (sizes, rf"{built}.*1 of the 2 {others}a model of {sizes[0].num_params:,} parameters\)"),
+        ([layer], rf"{built}.*: ValueError: too much for me$"),
         (rates[:1], rf"{built}0\.5, weight_decay=0\.0: ValueError: too much for me$"),
     ):
         with pytest.raises(ConfigError, match=words):
