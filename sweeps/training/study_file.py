@@ -71,6 +71,11 @@ class StudyFile:
         """Keys of which settings with other values are added."""
         return (self.extend or self.tune or Extend()).keys
 
+    @property
+    def grown_in(self) -> str:
+        """The key under which these stand."""
+        return "extend.keys" if self.tune is None else "tune.coordinates"
+
 
 def split_study(
     sweep: Mapping[str, Any], overrides: Mapping[str, list[Any]]

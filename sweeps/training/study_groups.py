@@ -45,14 +45,15 @@ def study_of(
     grown: dict[str, dict[str, RunConfig]] = {}
     for name, run in (added or {}).items():
         grown.setdefault(_identity(run), {})[name] = run
-    where = "extend.keys" if file.tune is None else "tune.coordinates"
     members: dict[str, list[tuple[str, RunConfig]]] = {}
     for name, run in runs.items():
         members.setdefault(_identity(run), []).append((name, run))
     for key in file.grown_keys:
         if key != BATCH and not any(_value(run, key) is not None for run in runs.values()):
-            raise ConfigError(f"{where}: {key}: no run of this sweep has such a setting, with a number as value")
-        _check_tuned(where, key)
+            raise ConfigError(
+                f"{file.grown_in}: {key}: no run of this sweep has such a setting, with a number as value"
+            )
+        _check_tuned(file.grown_in, key)
     labels = _labels([found[0][1] for found in members.values()])
     groups: list[Group] = []
     places: dict[str, Place] = {}
@@ -61,7 +62,6 @@ def study_of(
         more = grown.get(identity, {})
         own = [run for _, run in found]
         group = _group(identity, label, file, own, {run.global_batch_tokens for run in more.values()}, check)
-        _check_together(where, group, own, check)
         groups.append(group)
         placed = {name: _place(group, run) for name, run in found}
         assert None not in placed.values()
@@ -217,7 +217,10 @@ def _group(
 ) -> Group:
     label, series, scale = words
     keys = [key for key in file.grown_keys if key != BATCH and _has_key(key, label, runs)]
-    kinds = list({_others(run, keys): run for run in reversed(runs)}.values())
+    alike: dict[str, list[RunConfig]] = {}
+    for run in runs:
+        alike.setdefault(_others(run, keys), []).append(run)
+    kinds = [same[0] for same in alike.values()]
     axes = [_axis(key, label, file, runs, kinds, check) for key in keys]
     if BATCH in file.grown_keys:
         axis = _axis(BATCH, label, file, runs, kinds, check)
@@ -227,7 +230,9 @@ def _group(
     shared = frozenset.intersection(*_seeds_of_settings(runs))
     seeds = tuple(sorted(shared or {runs[0].seed}))
     budget = runs[0].tokens_per_parameter * runs[0].num_params
-    return Group(identity, label, axis, tuple(axes), seeds, series, scale, budget)
+    group = Group(identity, label, axis, tuple(axes), seeds, series, scale, budget)
+    _check_together(file.grown_in, group, [same[-1] for same in alike.values()], check)
+    return group
 
 
 def _has_key(key: str, label: str, runs: Sequence[RunConfig]) -> bool:
@@ -254,12 +259,12 @@ def _axis(
     return axis_of(key, label, own, file.extend.keys[key], kinds, check)
 
 
-def _check_together(where: str, group: Group, runs: Sequence[RunConfig], check: Callable[[RunConfig], None]) -> None:
-    """Refuses lattices of which no run can be made where two keys are at their ends."""
+def _check_together(where: str, group: Group, kinds: Sequence[RunConfig], check: Callable[[RunConfig], None]) -> None:
+    """Refuses lattices of which no run can be made where two keys are at their ends; `kinds` as in `_axis`."""
     axes = [axis for axis in (*group.axes, group.batches) if axis.grows]
     keys = [axis.key for axis in axes]
     ends = [dict.fromkeys((axis.values[0], axis.values[-1])) for axis in axes]
-    for run in {_others(run, keys): run for run in runs}.values():
+    for run in kinds:
         for one, other in itertools.combinations(range(len(axes)), 2):
             for pair in itertools.product(ends[one], ends[other]):
                 values = dict(zip((keys[one], keys[other]), pair, strict=True))
