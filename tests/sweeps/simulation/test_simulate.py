@@ -322,7 +322,7 @@ SIXTEEN = ClusterConfig(
         (300, FaultModel()),
         (300, FAIR),
         pytest.param(2200, FAIR, marks=LONG),
-        pytest.param(2200, FaultModel(), marks=pytest.mark.long),
+        pytest.param(2200, FaultModel(), marks=LONG),
     ],
 )
 def test_the_published_study_comes_near_the_lower_bound(num_runs: int, faults: FaultModel) -> None:
