@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from muloco_runner.config.elsewhere import CALLED_ELSEWHERE
-from muloco_runner.config.run import VARIANTS
+from muloco_runner.config.run import VARIANTS, RunConfig
 
 
 @cache
@@ -24,6 +24,19 @@ def known_keys(schema: type) -> tuple[str, ...]:
             if isinstance(hint, type) and dataclasses.is_dataclass(hint):
                 found.update({f"{f.name}.{key}": None for key in known_keys(hint)})
     return tuple(found)
+
+
+def setting_at(run: RunConfig, key: str) -> Any:
+    """Return the run's value of that key, also where it is a default; a run without such a key raises `KeyError`."""
+    there: Any = run
+    for name in key.split("."):
+        if name in getattr(there, "__dataclass_fields__", ()):
+            there = getattr(there, name)
+        elif isinstance(there, dict):
+            there = there[name]
+        else:
+            raise KeyError(key)
+    return there
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str | None:

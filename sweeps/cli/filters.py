@@ -13,6 +13,7 @@ from operator import getitem
 from typing import Any
 
 from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.config.keys import setting_at
 from muloco_runner.config.names import OLD_VALUES, key_now, names_now
 from muloco_runner.paths import choices_of
 from muloco_runner.record import RecordError, RunFolder
@@ -58,17 +59,15 @@ def _setting(work: Work, key: str) -> Any:
         values: Any = names_now(RunFolder(work.folder).read_config())
     except RecordError as error:
         raise ConfigError(f"{key}: no such label of {work.name}, and {error}") from None
-    path = key_now(key).split(".")
+    path = key_now(key)
     with contextlib.suppress(KeyError, TypeError):
-        return reduce(getitem, path, values)
+        return reduce(getitem, path.split("."), values)
     # At its default a setting may not be among the plain values.
-    there: Any = RunConfig.from_dict(values)
-    for name in path:
-        if name not in getattr(there, "__dataclass_fields__", ()):
-            known = ", ".join(["run", "model", *work.labels, "and settings such as inner_optimizer.lr"])
-            raise ConfigError(f"{key}: no such key to filter by; there are {known}")
-        there = getattr(there, name)
-    return there
+    try:
+        return setting_at(RunConfig.from_dict(values), path)
+    except KeyError:
+        known = ", ".join(["run", "model", *work.labels, "and settings such as inner_optimizer.lr"])
+        raise ConfigError(f"{key}: no such key to filter by; there are {known}") from None
 
 
 def _equal(actual: Any, wanted: str) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any
 
 from muloco_runner.config import ConfigError, DiLoCoConfig, RunConfig
+from muloco_runner.config.keys import setting_at
 from sweeps.engine.tuning.benchmark_rules import BenchmarkPair
 from sweeps.engine.tuning.study import BATCH, Axis, DecideRule, Group, Place, Setting, Study
 from sweeps.formatting import plural
@@ -182,12 +183,11 @@ def _hash(values: Any) -> str:
 
 def _value(run: RunConfig, key: str) -> float | None:
     """The number at that key; None where the run has none there."""
-    there: Any = run
-    for name in key.split("."):
-        # At its default a setting may not be among the plain values.
-        is_field = name in getattr(there, "__dataclass_fields__", ())
-        there = getattr(there, name) if is_field else there.get(name) if isinstance(there, dict) else None
-    return there if is_number(there) else None
+    try:
+        value = setting_at(run, key)
+    except KeyError:
+        return None
+    return value if is_number(value) else None
 
 
 def _labels(runs: Sequence[RunConfig]) -> list[tuple[str, str, str]]:
