@@ -2,10 +2,8 @@
 
 import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +16,12 @@ from muloco_runner.compose import compose_app_config
 from muloco_runner.config import ConfigError, DiLoCoConfig, ModelConfig, RunConfig, TargetConfig
 from muloco_runner.optimizers.target import evaluated_weights
 from muloco_runner.paths import config_dir
-from muloco_runner.record import RunFolder, write_folder
 from muloco_runner.targets import (
     Answer,
     check_targets,
-    find_source,
-    hand_on_code,
     launch_check,
-    record_code,
-    refuse_sharded,
-    source_code,
 )
 from muloco_runner.targets.answers import _cache_file, _try
-from muloco_runner.targets.code_record import recorded_code
 from muloco_runner.targets.questions import Question, questions_of
 from muloco_runner.targets.source_code import folders_of, sources_of
 from muloco_runner.training import state
@@ -328,58 +319,6 @@ def test_what_was_tried_is_not_tried_again(lab: Path, tmp_path: Path, monkeypatc
     assert tried == [["rates", "rates", "size", "whole"]], "rates make no difference to steps"
 
 
-def test_changed_code_under_the_same_version_stops(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("muloco_runner.targets.answers._try", lambda asked, *folders: {key: Answer() for key in asked})
-    run, root = run_of("my_lab.Lion"), tmp_path
-    RunFolder.of(root, run.run_id).write_config(run.to_dict())
-    record_code([run], root, snapshot=True)
-    check_targets([run], root, same_code=False)
-    with pytest.raises(ConfigError, match="not found to take parameters that are sharded"):
-        refuse_sharded(run, RunFolder.of(root, run.run_id))
-    (copy,) = (root / "code").iterdir()
-    assert (copy / "my_lab" / "__init__.py").read_text() == LAB
-    (lab / "my_lab" / "more.py").write_text("x = 1\n")
-    try:
-        with pytest.raises(ConfigError, match=rf"my_lab has changed since 1 of these runs.*{run.run_id}.*--same-code"):
-            check_targets([run], root, same_code=False)
-        check_targets([run], root, same_code=True)
-        record_code([run], root, snapshot=True)
-        recorded = recorded_code(RunFolder.of(root, run.run_id))
-        assert recorded is not None
-        assert recorded["earlier"][0]["folders"] == [str(copy)]
-        check_targets([run_of("my_lab.Lion", version="2")], root, same_code=False)
-    finally:
-        (lab / "my_lab" / "more.py").unlink()
-
-
-def test_a_continued_run_uses_its_parents_code(lab: Path, tmp_path: Path) -> None:
-    run, child = run_of("my_lab.Lion"), RunFolder.of(tmp_path, "c" * 12)
-    parent = RunFolder.of(tmp_path, run.run_id)
-    for folder in (parent, child):
-        folder.write_config(run.to_dict())
-    hand_on_code(parent, child)
-    assert recorded_code(child) is None, "there was none"
-    record_code([run], tmp_path, snapshot=True)
-    hand_on_code(parent, child)
-    assert recorded_code(child) == recorded_code(parent)
-
-
-def test_each_package_is_read_once_for_all_runs(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    monkeypatch.setattr(source_code, "find_source", lambda target, part: read.append(target) or find_source(target))
-    runs = [run_of("my_lab.Lion", lr=lr) for lr in (0.1, 0.2, 0.3)]
-    record_code(runs, tmp_path, snapshot=True)
-    assert read == ["my_lab.Lion"]
-    assert all(recorded_code(RunFolder.of(tmp_path, run.run_id)) for run in runs)
-
-
-def test_a_copy_that_cannot_be_put_there_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "code").write_text("a file has its name")
-    with pytest.raises(OSError, match="could not be put there"):
-        write_folder(tmp_path / "code", {"lab/a.py": b"x = 1"})
-    assert [path.name for path in tmp_path.iterdir()] == ["code"], "and nothing is left of it"
-
-
 def test_two_classes_of_one_name_are_not_one_series(lab: Path, tmp_path: Path) -> None:
     runs = [run_of("my_lab.Lion"), run_of("their_lab.Lion")]
     with pytest.raises(
@@ -395,12 +334,6 @@ def test_a_key_is_given_once(lab: Path) -> None:
         compose_app_config(["inner_optimizer=twice"])
 
 
-@pytest.mark.parametrize("target", ["math.sqrt", "random.Random"])
-def test_the_standard_library_holds_no_target(target: str) -> None:
-    with pytest.raises(ConfigError, match="is of the standard library"):
-        find_source(target)
-
-
 @pytest.mark.parametrize("arguments", ["", "{}", "[1]"])
 def test_a_files_arguments_are_keys_or_none(arguments: str, lab: Path) -> None:
     file = lab / "conf" / "inner_optimizer" / "bare.yaml"
@@ -412,27 +345,6 @@ def test_a_files_arguments_are_keys_or_none(arguments: str, lab: Path) -> None:
     inner = compose_app_config(["inner_optimizer=bare"]).run.inner_optimizer
     assert isinstance(inner, TargetConfig)
     assert inner.arguments == {}
-
-
-def test_a_package_that_is_installed_to_be_edited_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its installer leaves no folder on the path, but something that finds its modules."""
-    (tmp_path / "edited_lab").mkdir()
-    (tmp_path / "edited_lab" / "__init__.py").write_text("x = 1\n")
-
-    class Finder:
-        @staticmethod
-        def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-            return PathFinder.find_spec(name, [str(tmp_path)]) if name == "edited_lab" else None
-
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
-    source = find_source("edited_lab.Lion")
-    assert (source.folder, source.installed) == (tmp_path.resolve(), False)
-    assert "edited_lab" not in sys.modules
-
-
-def test_a_package_that_is_nowhere_is_named(lab: Path) -> None:
-    with pytest.raises(ConfigError, match="no package or module their_lab"):
-        find_source("their_lab.Lion")
 
 
 @pytest.mark.parametrize("method", ["data_parallel", "diloco"])
