@@ -71,7 +71,7 @@ def test_the_kernels_run_in_the_interpreter(which: str) -> None:
     """In a process of its own: triton must find TRITON_INTERPRET when it is first imported."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", which]
     ran = subprocess.run(
-        [*command, str(HERE / "interpreted_triton_kernels.py")],
+        [*command, *(str(HERE / f"interpreted_{what}.py") for what in ("triton_kernels", "fused_steps"))],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
