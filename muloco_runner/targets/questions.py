@@ -51,9 +51,10 @@ def questions_of(run: RunConfig, sources: Mapping[str, Source]) -> dict[str, Que
                 whole = _optimizer_key(run, sources)
                 rates = _key(whole, "rates", config.lr, run.weight_decay)
                 size = _key(whole, "size", run.model.shapes, run.model.num_layers)
-                asked[rates] = Question(part, "rates", run.to_dict())
-                asked[size] = Question(part, "size", run.to_dict())
-                asked[whole] = Question(part, "whole", run.to_dict())
+                values = run.to_dict()
+                asked[rates] = Question(part, "rates", values)
+                asked[size] = Question(part, "size", values)
+                asked[whole] = Question(part, "whole", values)
             case TargetScheduleConfig():
                 steps = run.num_steps, run.warmup_steps
                 key = _key(part, config.targets, config.arguments, steps, _hashes(config, sources))
