@@ -128,6 +128,7 @@ def measure(arguments: argparse.Namespace, root: Path) -> None:
     began = time.perf_counter()
     cluster = SimulatedCluster(config, FAIR, NODES, BEGIN)
     controller = Controller(folder, folder.read_definition(), lambda _config, _path: cluster, lambda: cluster.world.now)
+    controller.take_stock()
     started = time.perf_counter() - began
     ticks = []
     # As `Controller.run` does.

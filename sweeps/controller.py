@@ -130,10 +130,6 @@ class Controller:
         self._snapshots = folder.snapshots(self.lease.token)
         self._snapshot_at = replay.end.lines - replay.num_events
         """Lines of the ledger that the newest snapshot stands for."""
-        if replay.end.lines >= SNAPSHOT_LINES:
-            # The first one has all runs: it is no work of a tick.
-            with contextlib.suppress(OSError):
-                self._write_snapshot(replay.end)
         self.cluster = make_cluster(self.config, folder.cluster_dir)
         self._has_begun = False
         self.submission = Submission(self.cluster.submission_scopes, f"{folder.name} in {folder.root.resolve()}")
@@ -150,9 +146,6 @@ class Controller:
         self.signs = SignsOfJobs(self.cluster, self.config)
         self.trials = trials or Trials()
         self.growth = Growth(definition.study) if definition.study is not None else None
-        if self.growth is not None:
-            # The first look is at all groups: later ones are at those that have changed.
-            self.growth.additions(self.state)
         self.tuning_file = TuningFile(folder, definition.cluster_name, self.growth)
         self.early_stopping = (
             EarlyStopping(definition.study, definition.study.halve, self.trials.losses_at, is_finished)
@@ -180,9 +173,10 @@ class Controller:
 
     def run(self, on_tick: Callable[[Tick], None] = lambda tick: None) -> SweepState:
         """Ticks until the sweep is over. Ctrl-C ends it in order: local work checkpoints, a scheduler's jobs run on."""
-        # What is known of 100,000 runs is no garbage, and a search of it for some takes a second of a tick.
-        gc.freeze()
         try:
+            self.take_stock()
+            # What is known of 100,000 runs is no garbage, and a search of it for some takes a second of a tick.
+            gc.freeze()
             while True:
                 tick = self.tick() if self._has_begun else self._as_far_as_disk_space(self._begin)
                 on_tick(tick)
@@ -205,6 +199,16 @@ class Controller:
                 pass
             finally:
                 self.lease.release()
+
+    def take_stock(self) -> None:
+        """Looks at all runs once, before the first tick: ticks look at those that have changed."""
+        end = self.ledger.end
+        if end is not None and end.lines >= SNAPSHOT_LINES:
+            # The first snapshot has all runs.
+            with contextlib.suppress(OSError):
+                self._write_snapshot(end)
+        if self.growth is not None:
+            self.growth.additions(self.state)
 
     def _sleep(self, seconds: float) -> None:
         """Longer than a lease lasts, too."""

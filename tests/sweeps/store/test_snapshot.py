@@ -124,6 +124,7 @@ def test_a_later_snapshot_writes_what_has_changed(midway: SweepFolder, monkeypat
     take_for_dead(midway)
     cluster = SimulatedCluster(CLUSTER, ROUGH, 4, 1.8e9)
     controller = begin(midway, works(), cluster)
+    controller.take_stock()
     # One file of runs, of the controller that is at work, as soon as it begins.
     (runs,) = midway.path.glob("snapshot_runs_*")
     before, tried = runs.read_bytes(), len(list(controller.state.runs.with_history()))
@@ -146,6 +147,17 @@ def test_a_later_snapshot_writes_what_has_changed(midway: SweepFolder, monkeypat
         cluster.world.advance(cluster.world.now + 600.0)
     assert b"a part" not in runs.read_bytes()
     assert values_of(midway.read_state(midway.read_definition()).state) == replayed(midway)
+
+
+def test_a_command_without_ticks_writes_no_snapshot(midway: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller_module, "SNAPSHOT_LINES", 1)
+    take_for_dead(midway)
+    before = midway.snapshot_file.read_bytes()
+    controller = begin(midway, works(), SimulatedCluster(CLUSTER, ROUGH, 4, 1.8e9))
+    midway.send("paused", paused=True)
+    controller.apply_pending_commands()
+    assert controller.state.paused
+    assert midway.snapshot_file.read_bytes() == before
 
 
 def test_ticks_search_no_runs_for_garbage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
