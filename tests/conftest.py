@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,11 @@ os.environ.pop("HYDRA_FULL_ERROR", None)
 os.environ.pop("COLUMNS", None)
 # It guards against a loss of power, which no test causes; random histories would wait for the disk thousands of times.
 os.fsync = lambda fd: None
+if find_spec("absl") is not None:  # comes with the extras
+    # Its handler closes the stream that it met when it was imported, once Hydra sets logging up: pytest's own.
+    import absl.logging
+
+    absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 # What a user's sweeps have in common; two processes of tests have a cluster each.
 _STATE = tempfile.TemporaryDirectory(prefix="state-", ignore_cleanup_errors=True)
 os.environ["MULOCO_STATE"] = _STATE.name
