@@ -60,6 +60,8 @@ def test_unpacked_records_hold_every_result(archive: Path, root: Path) -> None:
         result = RunFolder.of(root, name).read_result()
         assert result is not None
         assert result.validation_loss == replay.state.losses[name]
+    # Runs that rules added and that have not ended are continued by their configs alone.
+    assert all(RunFolder.of(root, name).config_file.exists() for name in replay.state.runs)
 
 
 @pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.name)

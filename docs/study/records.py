@@ -1,8 +1,8 @@
 """The records of a slice of the study, in one file that the repository keeps: `records/SLICE.tar.xz`.
 
 In it is of the root's files what the engine and the report need: the sweep's definition, ledger and standings, and of
-each finished run its config, record, result and status. Without checkpoints, logs, copies of the code, and the local
-cluster's own files. Wherever the root lies, it is `/study` in there. Equal records give equal bytes.
+each finished run its config, record, result and status, and the config of every other: runs that rules added are
+described there alone. Without checkpoints, logs, copies of the code, and the local cluster's own files. Wherever the root lies, it is `/study` in there. Equal records give equal bytes.
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ def _files_of(root: Path, name: str) -> Iterator[Path]:
     works = folder.read_definition().works
     for run_id in sorted({*(work.name for work in works), *folder.added_runs()}):
         run = RunFolder.of(root, run_id)
-        if run.result_file.exists():
-            yield from (run.path / file for file in _RUN_FILES)
+        files = _RUN_FILES if run.result_file.exists() else _RUN_FILES[:1]
+        # Its folder is made when it is submitted, or added.
+        yield from (run.path / file for file in files if (run.path / file).exists())
     # Requests of jobs that had not ended tell the next controller what was lost.
     yield from sorted((folder.path / "jobs").glob("*.json"))
     # One that was stopped in its first seconds has not all of them.

@@ -22,8 +22,7 @@ from sweeps.engine.works import Shape
 from sweeps.formatting import duration, in_bytes, plural
 from sweeps.node.reports import read_progress
 from sweeps.progress_lines import NO_ANSWER, Lines, held_line, summary
-from sweeps.training.best import best_results
-from sweeps.training.derive import run_of
+from sweeps.training.best import best_results, training_runs_of
 from sweeps.training.disk import checkpoints_at_once
 from sweeps.training.entry import speed_of
 from sweeps.training.model_names import model_name
@@ -352,7 +351,7 @@ def show_end(sweep: Sweep, state: SweepState, verdicts: Mapping[Shape, Verdict])
             print(held_line(state.runs[name], why, sweep.folder.cluster_dir))
     if sweep.definition.study is not None:
         print(*study_lines(sweep.definition.study, state), sep="\n")
-    added = [run_of(state.runs[name].work) for name in state.added]
+    added = training_runs_of(state.runs[name].work for name in state.added)
     best = best_results([*sweep.runs, *added], sweep.root)
     for line in best:
         print(line)
