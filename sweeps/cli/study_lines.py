@@ -62,7 +62,10 @@ def most_added(study: Study) -> int:
             more = max(0, group.most_settings - there[group.id]) * len(group.seeds)
             most += min(study.grows_by.max_runs, more)
         if study.replicate is not None:
-            most += min(study.replicate.best, settings) * max(0, study.replicate.seeds - len(group.seeds))
+            rule, there_are = study.replicate, len(group.seeds)
+            batches = min(settings, len(group.batches.values)) if rule.each_batch else 0
+            most += min(rule.best, settings) * max(0, rule.seeds - there_are)
+            most += batches * max(0, rule.each_batch - there_are)
         if study.decide is not None and group.id in paired:
             most += study.decide.rule.max_seeds
     return most

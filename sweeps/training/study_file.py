@@ -10,6 +10,7 @@
     tune: ...                                              # instead of extend (`sweeps.training.tune_keys`)
     halve: true                                            # stop hopeless runs early (`sweeps.engine.tuning.halving`)
     replicate: {best: 2, seeds: 3}                         # seeds of the best settings of each series and size
+    replicate: {each_batch: 8}                             # and of the best at each batch
     decide: {pairs: [[muloco, ddp_muon]], gap: 0.004, confidence: 0.95, max_seeds: 20}
     decide: {rule: nanogpt_pair, pairs: [[muloco, ddp_muon]]}            # the public 124M benchmark's formulas
     decide: {rule: nanogpt_target, series: [muloco], target: 3.28}

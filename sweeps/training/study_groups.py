@@ -90,11 +90,13 @@ def study_of(
 
 def _check_effects(file: StudyFile, groups: Sequence[Group], places: Iterable[Place]) -> None:
     """Refuses rules that could add or stop nothing."""
-    if file.replicate is not None and all(len(group.seeds) >= file.replicate.seeds for group in groups):
-        fewest = min(len(group.seeds) for group in groups)
+    fewest = min(len(group.seeds) for group in groups)
+    rule = file.replicate
+    if rule is not None and fewest >= max(rule.seeds, rule.each_batch):
+        each = f" and replicate.each_batch={rule.each_batch} have" if rule.each_batch else " has"
         raise ConfigError(
-            f"replicate.seeds={file.replicate.seeds} has no effect: all settings have {plural(fewest, 'seed')} or more "
-            "in the file: ask for more, or leave replicate out"
+            f"replicate.seeds={rule.seeds}{each} no effect: all settings have {plural(fewest, 'seed')} or more in the "
+            "file: ask for more, or leave replicate out"
         )
     most = max(Counter((place.group, place.setting.batch) for place in places).values())
     if file.halve is not None and not file.grown_keys and most <= file.halve.eta:

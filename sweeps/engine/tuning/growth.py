@@ -187,12 +187,15 @@ class Growth:
         rule = self.study.replicate
         if rule is None:
             return []
-        found = []
+        found: dict[Place, Addition] = {}
+        for setting in tracked.results.best_of_batches() if rule.each_batch else []:
+            why = f"its setting is the best at its batch, and gets {rule.each_batch} seeds (replicate)"
+            found |= _by_place(_seeded(tracked, setting, _first_seeds(rule.each_batch, tracked.group.seeds), why))
         for number, setting in enumerate(tracked.results.ranking()[: rule.best]):
-            seeds = [*tracked.group.seeds, *_fresh_seeds(rule.seeds, tracked.group.seeds)][: rule.seeds]
             why = f"of its series and size its setting is number {number + 1}, and the best {rule.best} get "
-            found += _seeded(tracked, setting, seeds, f"{why}{rule.seeds} seeds (replicate)")
-        return found
+            why += f"{rule.seeds} seeds (replicate)"
+            found |= _by_place(_seeded(tracked, setting, _first_seeds(rule.seeds, tracked.group.seeds), why))
+        return list(found.values())
 
     def contests(self) -> list[Contest]:
         """Return what is known of each pair, or of each series against the target."""
@@ -228,7 +231,7 @@ class Growth:
             names = " against ".join(one.group.series for one in sides)
             why = f"{names} at {_scales([one.group for one in sides])} is open after {result.num_seeds} seeds (decide)"
             for one, setting in zip(sides, best, strict=True):
-                found |= {addition.place: addition for addition in _seeded(one, setting, seeds, why)}
+                found |= _by_place(_seeded(one, setting, seeds, why))
         return list(found.values())
 
     def _update(self, known: Known) -> None:
@@ -404,6 +407,15 @@ def _entry(side: _Tracked, setting: Setting | None) -> Entry:
     losses = side.results.fresh(setting) if setting is not None else {}
     batch = side.group.batches.values[setting.batch if setting is not None else 0]
     return Entry({seed: losses[seed] for seed in sorted(losses)}, side.group.budget_tokens, batch)
+
+
+def _by_place(additions: Iterable[Addition]) -> dict[Place, Addition]:
+    return {addition.place: addition for addition in additions}
+
+
+def _first_seeds(count: int, of_file: Sequence[int]) -> list[int]:
+    """So many seeds, those of the sweep file first."""
+    return [*of_file, *_fresh_seeds(count, of_file)][:count]
 
 
 def _fresh_seeds(count: int, used: Iterable[int]) -> list[int]:

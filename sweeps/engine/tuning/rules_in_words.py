@@ -50,7 +50,8 @@ def halve_line(rule: HalveRule) -> str:
 
 def replicate_line(rule: ReplicateRule) -> str:
     which = "the best setting" if rule.best == 1 else f"each of the {rule.best} best settings"
-    return f"replicate: {which} of each series and size gets {_counted(rule.seeds, 'seed')}"
+    each = f", the best at each batch {_counted(rule.each_batch, 'seed')}" if rule.each_batch else ""
+    return f"replicate: {which} of each series and size gets {_counted(rule.seeds, 'seed')}{each}"
 
 
 def decide_line(decide: DecideRule) -> str:

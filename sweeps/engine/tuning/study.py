@@ -139,6 +139,9 @@ class ReplicateRule:
     """So many of the best settings of each group get more seeds."""
     seeds: int = 3
     """Seeds of each of them in the end."""
+    each_batch: int = 0
+    """Seeds, in the end, of the best setting at each batch: the noise of a critical batch is that of their differences.
+    0: no more than `seeds` gives."""
 
 
 ContestRule = PairRule | BenchmarkPair | BenchmarkTarget
@@ -288,6 +291,10 @@ class Results:
             for batch, settings in self._choices().items()
             if settings
         }
+
+    def best_of_batches(self) -> list[Setting]:
+        """Return the best setting at each batch, by growing batch."""
+        return [min(losses, key=losses.__getitem__) for _, losses in sorted(self.compared().items())]
 
     def ranking(self) -> list[Setting]:
         """Return the settings that take part, the best first."""

@@ -115,6 +115,20 @@ def test_the_best_settings_get_their_seeds_and_no_others() -> None:
     assert all("replicate" in one.why for one in state.added.values())
 
 
+def test_the_best_of_each_batch_gets_its_seeds() -> None:
+    given = study_of(replicate=ReplicateRule(best=2, seeds=3, each_batch=5))
+    state = played(given, {"A": surface(30), "B": surface(31)})
+    places = [given.place_of(one.at) for one in state.added.values()]
+    settings = Counter((place.group, place.setting) for place in places if place is not None)
+    batches = len({setting.batch for setting in seed_grid(FIRST)})
+    # Each of the two best settings is the best of its batch, or gets the two seeds more of its own.
+    assert sorted(settings.values()) == sorted([*[4] * 2 * batches, *[2] * (len(settings) - 2 * batches)])
+    assert {(group, setting.batch) for (group, setting), count in settings.items() if count == 4} == {
+        (group, setting.batch) for group in "AB" for setting in seed_grid(FIRST)
+    }
+    assert state.added.keys() == played(given, {"A": surface(30), "B": surface(31)}).added.keys()
+
+
 def test_a_pair_gets_seeds_until_it_is_decided() -> None:
     given = study_of(decide=DecideRule((("A", "B"),), RULE), extend=ExtendRule())
     # B's best is out of reach of its file, so that it is extended first.
