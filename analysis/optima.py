@@ -32,8 +32,8 @@ class RunsBehind:
 class Optima:
     """`points`: the best setting at each batch. `best`: the best batch of each series and scale.
 
-    `settings`: all that were compared. Each has the losses of `analysis.seeds.Settings`; `best` also `seed_losses`, the
-    losses shown by seed.
+    `settings`: all that were compared. Each has the losses of `analysis.seeds.Settings`; `points` and `best` also
+    `seed_losses`, the losses shown by seed.
     """
 
     settings: pd.DataFrame
@@ -98,9 +98,9 @@ def find_optima(study: Study) -> Optima:
     settings["num_ranks"] = settings["num_ranks"].where(alike)
     settings = losses.means.join(settings.drop(columns=["most_ranks", "other_device"])).reset_index()
     points = _best_at_each_batch(settings, study.runs)
+    points["seed_losses"] = _losses_by_seed(points, losses.by_seed)
     chosen = points.loc[points.groupby(["series", *SCALE], observed=True)["selection_loss"].idxmin()]
     best = chosen.sort_values(["series", *SCALE]).reset_index(drop=True)
-    best["seed_losses"] = _losses_by_seed(best, losses.by_seed)
     logs = np.log(losses.by_seed.set_index(SETTING)["loss"])
     repeated = logs.groupby(level=SETTING, observed=True).agg(["count", "var"])
     several = repeated[repeated["count"] > 1]
@@ -144,12 +144,12 @@ def _batch_edges(points: pd.DataFrame) -> pd.Series[Any]:
     return pd.Series([batch_edge_of(*one) for one in ends], index=points.index, dtype=object)
 
 
-def _losses_by_seed(best: pd.DataFrame, by_seed: pd.DataFrame) -> pd.Series[Any]:
+def _losses_by_seed(points: pd.DataFrame, by_seed: pd.DataFrame) -> pd.Series[Any]:
     """The losses shown of each row, by seed."""
-    numbered = best[SETTING].assign(row=range(len(best)))
+    numbered = points[SETTING].assign(row=range(len(points)))
     shown = by_seed[by_seed["shown"]].merge(numbered, on=SETTING).groupby("row", sort=True)
     losses = [dict(zip(rows["seed"].tolist(), rows["loss"].tolist(), strict=True)) for _, rows in shown]
-    return pd.Series(losses, index=best.index, dtype=object)
+    return pd.Series(losses, index=points.index, dtype=object)
 
 
 def main_budget(best: pd.DataFrame, wanted: float | None = None) -> float:

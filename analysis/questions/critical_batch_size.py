@@ -5,6 +5,9 @@ cbs_1pct_interpolated   where the curve, straight between tested batches in log 
 cbs_overhead20  batch whose loss is what training on D/1.2 tokens would cost: needs runs at other token budgets
 cbs_joint       B_c = a D^p in one model of all scales, D_eff = D / (1 + B/B_c)
 
+Where batches have seeds that had no part in choosing settings (`replicate: {each_batch: 8}`), cbs_1pct has bounds that
+hold with 95% confidence.
+
 The definition changes the exponent, so they stand side by side. A curve that never crosses its threshold is
 right-censored: it bounds the critical batch from below. One whose best batch is the smallest tested is left-censored:
 its best loss, and so the threshold, are not known. Neither is drawn, or fitted, as a point.
@@ -12,12 +15,15 @@ its best loss, and so the threshold, are not known. Neither is drawn, or fitted,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import cast
 
 import numpy as np
 import pandas as pd
 
+from analysis.confidence import t_quantile
 from analysis.laws.fit import Estimate, Fit, NotIdentified
 from analysis.laws.power_law import fit_critical_batch, refit_power_laws
 from analysis.laws.solver import Array
@@ -57,6 +63,12 @@ class CriticalBatch:
     """right: no tested batch is bad enough; left: the best batch is the smallest tested."""
     concerns: tuple[str, ...]
     """Preconditions that do not hold."""
+    at_least: int | None
+    """The largest tested batch that is within 1% of every other one with 95% confidence; None where none is."""
+    below: int | None
+    """The smallest tested batch beyond the best one that is more than 1% above it with 95% confidence, or None."""
+    paired_seeds: int
+    """Seeds behind these two: the fewest that two batches have in common and that had no part in choosing settings."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,7 @@ def _of_curve(series: str, num_params: int, budget: float, rows: pd.DataFrame, o
     loss = rows["selection_loss"].to_numpy()
     found = bracket_batches(loss.tolist())
     best, good = found.best, found.largest_good
+    at_least, below, paired_seeds = _sure_bounds(batch, rows, best)
     num_tokens = int(rows["num_tokens"].iloc[best])
     factor = _overhead_factor(float(loss[best]), num_tokens, others)
     return CriticalBatch(
@@ -110,7 +123,43 @@ def _of_curve(series: str, num_params: int, budget: float, rows: pd.DataFrame, o
         overhead_factor=factor,
         censored=found.censored,
         concerns=tuple(_concerns(rows, best, good)),
+        at_least=at_least,
+        below=below,
+        paired_seeds=paired_seeds,
     )
+
+
+def _sure_bounds(batch: Array, rows: pd.DataFrame, best: int) -> tuple[int | None, int | None, int]:
+    """`at_least`, `below` and `paired_seeds` of `CriticalBatch`.
+
+    Log losses of two batches are compared seed by seed, by Student's t, on seeds that had no part in choosing a
+    setting. That a batch is good asks the upper end of its difference to each other batch, so that it holds whichever
+    is the best one; that it is bad asks the lower end of its difference to the batch that was best by the seeds that
+    chose.
+    """
+    fresh = [
+        {seed: float(np.log(loss)) for seed, loss in losses.items()} if unbiased else {}
+        for losses, unbiased in zip(rows["seed_losses"], rows["unbiased"], strict=True)
+    ]
+    shared = {(a, b): sorted(fresh[a].keys() & fresh[b].keys()) for a, b in combinations(range(len(fresh)), 2)}
+    paired = min(map(len, shared.values()))
+    if paired < 2:
+        return None, None, paired
+
+    def difference(one: int, other: int) -> tuple[float, float]:
+        seeds = shared[min(one, other), max(one, other)]
+        logs = np.array([fresh[one][seed] - fresh[other][seed] for seed in seeds])
+        reach = t_quantile(len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+        return float(logs.mean()) - reach, float(logs.mean()) + reach
+
+    limit = math.log(PLATEAU)
+    bad = next((i for i in range(best + 1, len(fresh)) if difference(i, best)[0] > limit), None)
+    good = [
+        i
+        for i in range(len(fresh) if bad is None else bad)
+        if all(difference(i, other)[1] <= limit for other in range(len(fresh)) if other != i)
+    ]
+    return int(batch[good[-1]]) if good else None, None if bad is None else int(batch[bad]), paired
 
 
 def crossing(batch: Array, loss: Array, threshold: float) -> float | None:

@@ -1,48 +1,25 @@
-"""Critical batches of the study by the 1% rule, with what the noise of seeds leaves of them, against the paper's."""
+"""Critical batches of the study by the 1% rule, with the bounds that seeds give them, against the paper's."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from numbers_in_words import percent, thousands
+from numbers_in_words import thousands
 
 from analysis.published.published_tables import critical_batches
-from muloco_runner.record import PLATEAU
 
 Report = Mapping[str, Any]
 Bounds = tuple[int | None, int | None]
 """Of a batch in tokens: it is at least the first, below the second; None where that is not known."""
 PAIRS = (("DDP-Muon", "DDP-AdamW"), ("MuLoCo K=1", "DiLoCo K=1"))
 """The first's critical batch grows faster in the paper, and is the larger one at its larger sizes."""
-_Z = 1.96
 
 
-def bounds(report: Report, series: str, num_params: int) -> Bounds:
-    """The largest batch that is within 1% of the best, and the smallest above it that is not, each with 95% confidence.
-
-    Losses of batches are compared on the seeds that all settings have, and vary by the standard deviation between seeds
-    that the study measured, all settings pooled.
-    """
-    points, error = curve(report, series, num_params), noise(report, series, num_params)
-    lowest = min(points, key=lambda one: float(one["compared_loss"]))
-    above = {
-        int(one["global_batch_tokens"]): math.log(one["compared_loss"] / lowest["compared_loss"])
-        for one in points
-        if one["global_batch_tokens"] >= lowest["global_batch_tokens"]
-    }
-    limit = math.log(PLATEAU)
-    bad = min((batch for batch in above if above[batch] - error > limit), default=None)
-    good = [batch for batch in above if above[batch] + error <= limit and (bad is None or batch < bad)]
-    return max(good, default=None), bad
-
-
-def noise(report: Report, series: str, num_params: int) -> float:
-    """Half of a 95% interval of the difference between two batches' log losses; infinite where no noise is known."""
-    sd = report["audit"]["seed_sd"]
-    own = (one for one in report["best"] if (one["series"], one["num_params"]) == (series, num_params))
-    return float(_Z * sd * math.sqrt(2 / next(own)["selection_seeds"])) if sd else math.inf
+def bounds(points: Sequence[Mapping[str, Any]], series: str, num_params: int) -> Bounds:
+    """The report's, of one series at one size."""
+    at = (series, num_params)
+    return next((one["at_least"], one["below"]) for one in points if (one["series"], one["num_params"]) == at)
 
 
 def curve(report: Report, series: str, num_params: int) -> Sequence[Mapping[str, Any]]:
@@ -65,7 +42,7 @@ def verdict(one: Bounds, other: Bounds) -> str:
 
 def table(report: Report) -> Iterator[str]:
     """What was found, as lines of Markdown."""
-    yield "| size | series | batches tried | best | largest within 1% | 95% interval | noise between batches |"
+    yield "| size | series | batches tried | best | largest within 1% | 95% interval | seeds |"
     yield "|---|---|---|---|---|---|---|"
     for point in report["critical_batch"]["points"]:
         where = point["series"], point["num_params"]
@@ -76,8 +53,8 @@ def table(report: Report) -> Iterator[str]:
             f"{min(batches):,} to {max(batches):,}",
             f"{point['best_batch']:,}",
             f"{point['largest_good_batch']:,}",
-            _between(bounds(report, *where)),
-            f"± {percent(noise(report, *where), sign=False)}",
+            _between((point["at_least"], point["below"])),
+            str(point["paired_seeds"]),
         ]
         yield f"| {' | '.join(cells)} |"
 
@@ -93,7 +70,7 @@ def orders(report: Report) -> Iterator[str]:
         for size in sizes:
             if not set(pair) <= {one["series"] for one in points if one["num_params"] == size}:
                 continue
-            one, other = (bounds(report, name, size) for name in pair)
+            one, other = (bounds(points, name, size) for name in pair)
             said = f"{_between(one)}, against {_between(other)}"
             yield f"| {title} | {_published(*pair)} | {thousands(size)} | {said} | **{verdict(one, other)}** |"
     exponents = critical_batches().groupby("series", sort=False)["exponent"].first()

@@ -1,8 +1,9 @@
 """The records of a slice of the study, in one file that the repository keeps: `records/SLICE.tar.xz`.
 
-In it is of the root's files what the engine and the report need: the sweep's definition, ledger and standings, and of
-each finished run its config, record, result and status, and the config of every other: runs that rules added are
-described there alone. Without checkpoints, logs, copies of the code, and the local cluster's own files. Wherever the root lies, it is `/study` in there. Equal records give equal bytes.
+In it is of the root's files what the engine and the report need: the sweep's definition, ledger and standings, of each
+finished run its config, record, result and status, and of every other the config: runs that rules added are described
+there alone. Without checkpoints, logs, copies of the code, and the local cluster's own files. Wherever the root lies,
+it is `/study` in there. Equal records give equal bytes.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def curves(
                     {
                         "series": series, "num_params": int(n), "tokens_per_parameter": budget, "num_tokens": d,
                         "global_batch_tokens": int(b), "num_steps": int(d / b), "loss": loss, "flops": 6 * n * d,
-                        "edges": [], "seeds": 2, "selection_seeds": 2,
+                        "edges": [], "seeds": 2, "selection_seeds": 2, "seed_losses": {}, "unbiased": False,
                     }
                 )  # fmt: skip
     points = pd.DataFrame(rows)

@@ -124,6 +124,7 @@ def _critical_batch(report: dict[str, Any]) -> Table:
         SERIES,
         (Column("tokens D", "count"), "num_tokens"),
         (Column("1% rule: between", "count", "tokens"), lambda p: [p["largest_good_batch"], p["next_batch"]]),
+        (Column("by seeds: at least, below", "count", "tokens"), lambda p: [p["at_least"], p["below"]]),
         (Column("interpolated", "count", "tokens"), "interpolated"),
         (Column("20% overhead", "count", "tokens"), "overhead20"),
         (Column("censored"), or_dash("censored")),
