@@ -327,6 +327,7 @@ def test_muloco_with_fused_inner_steps() -> None:
     assert relative_error(ours.detach(), plain.detach().double()) < 1e-2
 
 
+@pytest.mark.thorough
 def test_workers_share_one_workspace_and_step_as_alone() -> None:
     results = []
     for arenas in ([Arena(), Arena()], [Arena()] * 2):
@@ -343,6 +344,7 @@ def test_workers_share_one_workspace_and_step_as_alone() -> None:
     assert all(map(torch.equal, *results))
 
 
+@pytest.mark.thorough
 def test_large_buckets_are_worked_on_in_parts_in_one_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, optimizer = build("triton")
     train(whole, optimizer, range(2))
@@ -362,6 +364,7 @@ def test_large_buckets_are_worked_on_in_parts_in_one_workspace(monkeypatch: pyte
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.thorough
 def test_fused_steps_follow_changes_and_stand_beside_splits() -> None:
     def changed(backend: str) -> list[Tensor]:
         first, second, fused = (nn.Parameter(random(*shape, seed=4)) for shape in [(34, 70), (50, 41), (102, 40)])
