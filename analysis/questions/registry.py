@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.questions import crossings, one_compute, pairwise_tests, scale_laws, steps_to_target
+from analysis.questions import crossings, one_compute, pairwise_tests, scale_laws, steps_to_target, token_budgets
 from analysis.questions.going_on import next_runs, tuning_rules
 from analysis.questions.parts import (
     batch_curves,
@@ -38,6 +38,7 @@ REGISTRY: tuple[Part[Any] | Question[Any], ...] = (
     evaluations.PART,
     equal_loss.COMPUTE_PART,
     equal_loss.TIME_PART,
+    token_budgets.QUESTION,
     sizes_and_data.PART,
     worker_counts.PART,
     link_hours.PART,
