@@ -54,12 +54,13 @@ def test_unpacked_records_hold_every_result(archive: Path, root: Path) -> None:
     folder = SweepFolder(root, archive.name.removesuffix(".tar.xz"))
     replay = folder.read_state(folder.read_definition())
     assert not [one for one in replay.damage if "request" not in str(one.why)]
-    finished = [name for name, loss in replay.state.losses.items() if loss is not None]
-    assert finished
-    for name in finished:
+    done = [name for name, run in replay.state.runs.items() if run.done]
+    assert done
+    for name in done:
         result = RunFolder.of(root, name).read_result()
         assert result is not None
-        assert result.validation_loss == replay.state.losses[name]
+        # Ledgers keep the losses that rules look at.
+        assert result.validation_loss == replay.state.losses.get(name, result.validation_loss)
     # Runs that rules added and that have not ended are continued by their configs alone.
     assert all(RunFolder.of(root, name).config_file.exists() for name in replay.state.runs)
 
@@ -94,6 +95,18 @@ def test_unpacking_completes_and_never_goes_back(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in killed.iterdir()} == whole
     assert (kept / "record.jsonl").read_text() == "further"
     assert (sweep / "ledger.jsonl").read_text() == further
+
+
+def test_no_slice_named_is_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "HERE", tmp_path)
+    monkeypatch.setattr(study, "report", lambda root: 0)
+    launched: list[str] = []
+    monkeypatch.setattr(study, "launch", lambda name, root, seconds: launched.append(name) or 0)
+    assert study.main(["--root", str(tmp_path / "runs")]) == 0
+    assert tuple(launched) == study.SLICES
+    with pytest.raises(SystemExit) as refused:
+        study.main(["29m"])
+    assert refused.value.code == 2
 
 
 @pytest.mark.parametrize("path", page.PAGES, ids=lambda path: path.parent.name)
@@ -164,25 +177,21 @@ def test_a_verdict_follows_the_interval(low: float, high: float, said: str) -> N
     assert one.interval in sentence
 
 
-def test_noise_widens_what_is_known_of_a_critical_batch() -> None:
-    points = [(128, 2.0), (256, 2.004), (512, 2.018), (1024, 2.1)]
-    report: dict[str, Any] = {
-        "audit": {"seed_sd": 0.001},
-        "best": [{"series": "DDP-Muon", "num_params": 1, "selection_seeds": 2}],
-        "loss_vs_batch": [
-            {
-                "series": "DDP-Muon",
-                "num_params": 1,
-                "points": [{"global_batch_tokens": batch, "compared_loss": loss} for batch, loss in points],
-            }
-        ],
-    }
-    assert critical.bounds(report, "DDP-Muon", 1) == (256, 1024)
-    report["audit"]["seed_sd"] = 0.1
-    assert critical.bounds(report, "DDP-Muon", 1) == (None, None)
+def test_a_critical_batch_is_larger_where_its_bounds_say_so() -> None:
     assert critical.verdict((512, 1024), (None, 512)) == "agrees"
     assert critical.verdict((None, 512), (512, None)) == "differs"
     assert critical.verdict((256, 1024), (None, 512)) == "cannot be told"
+    assert critical.verdict((None, None), (None, None)) == "cannot be told"
+
+
+def test_a_budget_has_its_distance_with_an_interval() -> None:
+    point = {"num_params": 29120, "tokens_per_parameter": 5.0, "series": "DDP-Muon", "loss": 2.0, "loss_se": 0.01}
+    compared = {"seeds": 3, "relative": -0.03, "relative_se": 0.01, "paired_seeds": 3}
+    found = {"baseline": "DDP-AdamW", "points": [{**point, **compared}, {**point, **compared, "paired_seeds": 1}]}
+    *_, several, one = page.budgets({"questions": {"token_budgets": found}})
+    # Student's t of two degrees of freedom: 4.303.
+    assert several.endswith("| -3.00% | -7.30% to +1.30% |")
+    assert one.endswith("| -3.00% | none |")
 
 
 def shortest_run(root: Path) -> tuple[str, RunFolder]:

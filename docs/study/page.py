@@ -13,7 +13,9 @@ from typing import Any
 
 import critical
 import differences
-from numbers_in_words import thousands
+from numbers_in_words import percent, thousands
+
+from analysis.confidence import t_quantile
 
 HERE = Path(__file__).parent
 PAGES = (HERE / "README.md", HERE.parents[1] / "README.md")
@@ -32,6 +34,24 @@ def best(report: Report) -> Iterator[str]:
         yield (
             f"| {thousands(one['num_params'])} | {one['series']} | {one['loss']:.4f}{error}{chosen} | {one['seeds']} "
             f"| {one['global_batch_tokens']:,} | {one['lr']:.3g} | {outer} |"
+        )
+
+
+def budgets(report: Report) -> Iterator[str]:
+    """The best of each series at each token budget, against the baseline seed by seed."""
+    found = report["questions"]["token_budgets"]
+    yield f"| size | tokens per parameter | series | loss | seeds | against {found['baseline']} | 95% interval |"
+    yield "|---|---|---|---|---|---|---|"
+    for one in found["points"]:
+        error = "" if one["loss_se"] is None else f" ± {one['loss_se']:.4f}"
+        against = "" if one["relative"] is None else percent(one["relative"])
+        interval = "" if one["relative"] is None else "none"
+        if one["relative_se"] is not None and one["paired_seeds"] > 1:
+            reach = t_quantile(one["paired_seeds"] - 1) * one["relative_se"]
+            interval = f"{percent(one['relative'] - reach)} to {percent(one['relative'] + reach)}"
+        yield (
+            f"| {thousands(one['num_params'])} | {one['tokens_per_parameter']:g} | {one['series']} "
+            f"| {one['loss']:.4f}{error} | {one['seeds']} | {against} | {interval} |"
         )
 
 
@@ -84,7 +104,7 @@ def contests(report: Report) -> Iterator[str]:
 
 def figures(report: Report) -> Iterator[str]:
     """The report's figures of all sizes."""
-    for name in ("loss_vs_batch", "training_curves"):
+    for name in ("loss_vs_batch", "loss_vs_tokens", "training_curves"):
         for path in sorted((HERE / "report").glob(f"{name}_*.svg")):
             yield f"![{name.replace('_', ' ')}, {path.stem.removeprefix(f'{name}_')}](report/{path.name})"
 
@@ -94,6 +114,7 @@ BLOCKS: Mapping[str, Callable[[Report], Iterator[str]]] = {
     "differences": differences.table,
     "critical": critical.table,
     "critical_orders": critical.orders,
+    "budgets": budgets,
     "best": best,
     "figures": figures,
     "extent": extent,

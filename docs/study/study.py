@@ -31,7 +31,13 @@ from muloco_sweeps import python_command
 HERE = Path(__file__).parent
 SLICES = ("29k", "29k_workers", "29k_budgets", "42k", "42k_workers", "82k", "134k")
 """In the order in which they run."""
-_KEPT = ("report.html", "report.json", "figures/loss_vs_batch_*.svg", "figures/training_curves_*.svg")
+_KEPT = (
+    "report.html",
+    "report.json",
+    "figures/loss_vs_batch_*.svg",
+    "figures/loss_vs_tokens_*.svg",
+    "figures/training_curves_*.svg",
+)
 """Of the report's files, those that the repository keeps."""
 _PATIENCE_SECONDS = 60.0
 """For a launch that was asked to stop."""
@@ -119,10 +125,17 @@ def _one_thread() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+def _slice(name: str) -> str:
+    """Not `choices`: argparse would hold an empty list against them too."""
+    if name not in SLICES:
+        raise argparse.ArgumentTypeError(f"{name}: no such slice; there are {', '.join(SLICES)}")
+    return name
+
+
 def _parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("slices", nargs="*", choices=SLICES, metavar="SLICE", help=f"of {', '.join(SLICES)}; all")
+    parser.add_argument("slices", nargs="*", type=_slice, metavar="SLICE", help=f"of {', '.join(SLICES)}; all")
     parser.add_argument("--root", type=Path, default=Path("study"), help="of the runs (study)")
     parser.add_argument("--minutes", type=float, default=150.0, help="after which training stops (150)")
     return parser
