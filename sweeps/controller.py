@@ -358,11 +358,13 @@ class Controller:
             if job.tag not in absent:
                 continue
             reported = self.signs.has_reported(job)
-            if job.job_id is not None or reported:
+            never_came = job.job_id is None and not reported
+            if not never_came or job.cancelling:
                 # A queue that forgets a job at its end, without accounting, does not tell of one that was withdrawn. It
                 # has held no nodes where one that it waited for is still there; any other may have.
                 waited = any(tag in self.state.jobs for tag in job.request.after)
-                end = JobEnd.CANCELLED if job.cancel_pending and waited and not reported else JobEnd.LOST
+                held_nothing = never_came or (job.cancel_pending and waited and not reported)
+                end = JobEnd.CANCELLED if held_nothing else JobEnd.LOST
                 self._end(job, JobObservation(job.tag, job.job_id or "", JobState.ENDED, end=end), now)
             else:
                 self.signs.forget(job)
@@ -403,7 +405,9 @@ class Controller:
     def _end(self, job: TrackedJob, seen: JobObservation, now: float) -> None:
         self.signs.forget(job)
         self._cancel_sent_at.pop(job.tag, None)
-        if job.cancel_pending and seen.end is JobEnd.CANCELLED and job.started_at is None:
+        is_withdrawn = job.cancel_pending and seen.end is JobEnd.CANCELLED and job.started_at is None
+        # One that a person has cancelled besides must not wait again.
+        if is_withdrawn and not job.cancelling:
             held = {"hold": job.hold} if job.hold else {}
             self._record("refused", tag=job.tag, why="cancelled while it was pending", **held)
             self.folder.drop_request(job.tag)
@@ -595,8 +599,12 @@ class Controller:
         """Asks local work to save itself, and waits for it."""
         if self.cluster.outlives_controller:
             return
-        for tag in list(self.state.jobs):
-            self._record("cancelling", tag=tag, cause=Cause.STOPPED.value)
+        for job in list(self.state.jobs.values()):
+            # What is being cancelled for another reason, such as a person's word, stays so.
+            names = [attempt.work.name for attempt in job.request.attempts]
+            runs = [name for name in names if name not in job.cancelling]
+            if runs:
+                self._record("cancelling", tag=job.tag, cause=Cause.STOPPED.value, runs=runs)
         self.cluster.cancel([job.identity for job in self.state.jobs.values()])
         deadline = time.monotonic() + 30
         while self.state.jobs and time.monotonic() < deadline:

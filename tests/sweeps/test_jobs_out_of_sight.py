@@ -11,6 +11,8 @@ from muloco_runner.record import RunFolder, RunStatus
 from sweeps.controller import Tick
 from sweeps.engine.cluster import (
     JobEnd,
+    JobObservation,
+    JobState,
 )
 from sweeps.engine.policy import Cause
 from sweeps.node.attempt_files import is_finished
@@ -174,3 +176,38 @@ def test_a_withdrawn_job_that_vanished_may_have_run(world: World) -> None:
     attempt, *_ = controller.state.runs[first.request.attempts[0].work.name].attempts
     assert attempt.cause is Cause.LOST
     assert sum(controller.state.spent_gpu_hours.values()) > 0
+
+
+def test_a_cancelled_run_whose_job_never_came_stays_so(world: World) -> None:
+    world.answers = itertools.chain(["lost"], itertools.repeat("yes"))
+    controller = begin(world)
+    controller.tick()
+    (job,) = controller.state.jobs.values()
+    (run, *_) = [attempt.work.name for attempt in job.request.attempts]
+    SweepFolder(world.root, "s").send("cancel", runs=[run])
+    state = play(world)
+    assert (state.runs[run].held or "").startswith("cancelled: ")
+    assert run not in world.starts
+    assert sum(one.hours.get("work", 0.0) for one in state.runs[run].attempts) == 0
+
+
+def test_a_cancelled_run_stays_so_where_its_job_was_withdrawn(world: World) -> None:
+    controller = begin(world)
+    controller.tick()
+    (job, *_) = controller.state.jobs.values()
+    (run, *_) = [attempt.work.name for attempt in job.request.attempts]
+    controller._record("withdrawing", tag=job.tag)
+    controller._cancel({"runs": [run], "command": "c"})
+    controller._end(job, JobObservation(job.tag, "1", JobState.ENDED, end=JobEnd.CANCELLED), world.now)
+    assert (controller.state.runs[run].held or "").startswith("cancelled: ")
+
+
+def test_stopping_the_controller_overrules_no_cancel(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = begin(world)
+    controller.tick()
+    (job, *_) = controller.state.jobs.values()
+    (run, *_) = [attempt.work.name for attempt in job.request.attempts]
+    controller._cancel({"runs": [run], "command": "c"})
+    monkeypatch.setattr(world, "outlives_controller", False)
+    controller._stop_jobs()
+    assert controller.state.runs[run].attempts[0].cause is Cause.CANCELLED
