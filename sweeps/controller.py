@@ -224,6 +224,9 @@ class Controller:
         self._find_finished()
         # A sweep that is over begins anew where someone has asked for that.
         self._apply_commands()
+        if self.state.blocked:
+            # What stood in the way may have been set right since: disk space, say, or bounds in the file.
+            self._record("unblocked")
         if not self.state.is_over:
             self.submission.check()
             self.code = str(keep_source(self.folder.root))

@@ -26,6 +26,7 @@ from sweeps.engine.works import Shape
 from sweeps.notify import ON_EVENT, notifier_of
 from sweeps.progress_lines import after_interrupt
 from sweeps.store.lease import Holder, Lease, LeaseHeld, read_holder, take_over
+from sweeps.training.derive import rewrite_lost_configs
 from sweeps.training.entry import prepare
 from sweeps.training.preview import check_cap, cuts_of
 from sweeps.training.sweep import Sweep, read_sweep
@@ -72,6 +73,9 @@ def _read_launch(arguments: argparse.Namespace) -> Sweep:
             take_over(sweep.folder.lease_dir)
         except LeaseHeld as error:
             raise ConfigError(str(error)) from None
+    # A controller that is at work does not mind: a run's config is what the run's name says.
+    for line in rewrite_lost_configs(sweep.runs, sweep.added, sweep.root).lines():
+        print(line, file=sys.stderr)
     return sweep
 
 

@@ -153,7 +153,7 @@ class SweepState:
     behind: dict[str, set[str]] = field(default_factory=dict)
     """Names of the runs that cannot start yet, by the run whose checkpoint they wait for (`Work.trunk`)."""
     blocked: dict[str, str] = field(default_factory=dict)
-    """Why no run can be added to a group of the study, by its id."""
+    """Why no run can be added to a group of the study, by its id; each controller tries again."""
 
     @classmethod
     def of(cls, works: Sequence[Work], prefix: str = "") -> SweepState:
@@ -412,16 +412,18 @@ class SweepState:
     def _added(self, event: Event) -> None:
         for values in event["runs"]:
             work = Work.from_dict(values["work"])
-            at = Coordinates(values["group"], values["values"], values["others"], values["seed"])
             # One that stood elsewhere before is new again, and so the last.
             self.added.pop(work.name, None)
-            self.added[work.name] = Added(at, values["why"])
+            self.added[work.name] = Added(Coordinates.of(values), values["why"])
             # A file that was changed since may have it too.
             if work.name not in self.runs:
                 self.add(work)
 
     def _blocked(self, event: Event) -> None:
         self.blocked[event["group"]] = event["why"]
+
+    def _unblocked(self, event: Event) -> None:
+        self.blocked.clear()
 
     def _paused(self, event: Event) -> None:
         self.paused = event["paused"]
@@ -449,6 +451,7 @@ _HANDLERS: dict[str, Callable[[SweepState, Event], None]] = {
     "rungs": SweepState._rungs,
     "added": SweepState._added,
     "blocked": SweepState._blocked,
+    "unblocked": SweepState._unblocked,
     "paused": SweepState._paused,
     "own_limits": SweepState._own_limits,
     "deferred": SweepState._deferred,

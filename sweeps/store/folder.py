@@ -33,6 +33,7 @@ from muloco_runner.record import SweepTuning, write_atomically, write_goodput, w
 from sweeps.engine.cluster import JobRequest
 from sweeps.engine.run_states import Runs
 from sweeps.engine.sweep_state import Event, SweepState, number_of
+from sweeps.engine.tuning.study import Coordinates
 from sweeps.engine.work import Attempt
 from sweeps.node.old_formats import request_now
 from sweeps.store.definition import Definition
@@ -194,11 +195,11 @@ class SweepFolder:
             why = "nothing shorter tells how it stands with the runs that it has now"
             print(f"reading {what}, for some seconds: {why}", file=sys.stderr, flush=True)
 
-    def added_runs(self) -> list[str]:
-        """Return the names of the runs that the sweep has added by its results."""
+    def added_runs(self) -> dict[str, Coordinates]:
+        """Return where the runs stand that the sweep has added by its results, by name."""
         events = read_events(self.ledger_file, START).events
         added = (run for event in events if event["event"] == "added" for run in event["runs"])
-        return list(dict.fromkeys(run["work"]["name"] for run in added))
+        return {run["work"]["name"]: Coordinates.of(run) for run in added}
 
     def snapshots(self, token: int) -> SnapshotWriter:
         """Return what writes the snapshots of the controller whose lease has this token."""

@@ -45,10 +45,10 @@ def study_of(
     """
     grown: dict[str, dict[str, RunConfig]] = {}
     for name, run in (added or {}).items():
-        grown.setdefault(_identity(run), {})[name] = run
+        grown.setdefault(identity_of(run), {})[name] = run
     members: dict[str, list[tuple[str, RunConfig]]] = {}
     for name, run in runs.items():
-        members.setdefault(_identity(run), []).append((name, run))
+        members.setdefault(identity_of(run), []).append((name, run))
     for key in file.grown_keys:
         if key != BATCH and not any(_value(run, key) is not None for run in runs.values()):
             raise ConfigError(
@@ -152,7 +152,7 @@ def _by_scale(groups: Sequence[Group], sizes: Mapping[str, str]) -> dict[str, li
     return found
 
 
-def _identity(run: RunConfig) -> str:
+def identity_of(run: RunConfig) -> str:
     """What tells series and scales apart: the config without hyper-parameters, batch and seed, as a hash."""
     values = run.to_dict()
     kept = {key: value for key, value in values.items() if key not in (*_TUNED, BATCH, "seed")}
@@ -164,7 +164,7 @@ def _identity(run: RunConfig) -> str:
     return _hash([kept, names])
 
 
-def _others(run: RunConfig, keys: Sequence[str]) -> str:
+def others_of(run: RunConfig, keys: Sequence[str]) -> str:
     """Its hyper-parameters that are not extended, as a hash."""
     values = run.to_dict()
     tuned = {key: values[key] for key in _TUNED}
@@ -221,7 +221,7 @@ def _group(
     keys = [key for key in file.grown_keys if key != BATCH and _has_key(key, label, runs)]
     alike: dict[str, list[RunConfig]] = {}
     for run in runs:
-        alike.setdefault(_others(run, keys), []).append(run)
+        alike.setdefault(others_of(run, keys), []).append(run)
     kinds = [same[0] for same in alike.values()]
     axes = [_axis(key, label, file, runs, kinds, check) for key in keys]
     if BATCH in file.grown_keys:
@@ -292,4 +292,4 @@ def _place(group: Group, run: RunConfig) -> Place | None:
     at = tuple(position for position in positions if position is not None)
     if batch is None or len(at) < len(positions):
         return None
-    return Place(group.id, Setting(batch, at, _others(run, [axis.key for axis in group.axes])), run.seed)
+    return Place(group.id, Setting(batch, at, others_of(run, [axis.key for axis in group.axes])), run.seed)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,17 +27,18 @@ from muloco_runner.config import ConfigError, ExecutionConfig, RunConfig
 from muloco_runner.data.check import check_data
 from muloco_runner.data.identity import named_by_content
 from muloco_runner.paths import choices_of
-from muloco_runner.record import RecordError, RunFolder
 from muloco_runner.targets import Answer, check_targets
 from muloco_runner.warm_start import named_by_weights
 from sweeps.clusters import read_cluster
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.durations import refine
+from sweeps.engine.tuning.study import Coordinates
 from sweeps.engine.work import Work
 from sweeps.node.reports import measured_minutes
 from sweeps.store.definition import Definition
 from sweeps.store.folder import SweepFolder
 from sweeps.training.budget_branches import branched, branching_of, split_branches
+from sweeps.training.derive import configs_of
 from sweeps.training.entry import keep_of, need_of, works_of
 from sweeps.training.expansion import expand
 from sweeps.training.gpus import Gpus
@@ -56,6 +56,8 @@ class Sweep:
     execution: ExecutionConfig
     definition: Definition
     cluster: ClusterConfig
+    added: Mapping[str, Coordinates] = field(default_factory=dict)
+    """Where runs stand that it has added so far, by name; empty where it does not go on by its results."""
 
     @property
     def folder(self) -> SweepFolder:
@@ -113,27 +115,19 @@ def read_sweep(arguments: Sequence[str], allow_large: bool = False, same_code: b
     works = refine(branched(works, branching_of(runs)) if branches else works, measured_minutes)
     if answers:
         _refuse_sharded(runs, works, Gpus(cluster, execution), answers)
-    study = None
+    study, added = None, dict[str, Coordinates]()
     if goes_on is not None:
+        added = SweepFolder(root, name).added_runs()
         check = partial(_check_added, execution=execution, gpus=Gpus(cluster, execution))
-        study = study_of(goes_on, {run.run_id: run for run in runs}, _added(root, name), check)
+        study = study_of(goes_on, {run.run_id: run for run in runs}, configs_of(added, root), check)
     definition = Definition(name, cluster_name, cluster.to_dict(), works, study=study)
-    return Sweep(name, root, runs, execution, definition, cluster)
+    return Sweep(name, root, runs, execution, definition, cluster, added)
 
 
 def _check_added(run: RunConfig, execution: ExecutionConfig, gpus: Gpus) -> None:
     """Raises `ConfigError` for a run that a sweep could not add, as it does for those of its file."""
     execution.check(run.num_steps)
     need_of(run, gpus)
-
-
-def _added(root: Path, name: str) -> dict[str, RunConfig]:
-    """What a sweep of that name has added so far, as the runs' folders have it; those that are gone are left out."""
-    found = {}
-    for run in SweepFolder(root, name).added_runs():
-        with contextlib.suppress(RecordError, OSError, ConfigError):
-            found[run] = RunConfig.from_dict(RunFolder.of(root, run).read_config())
-    return found
 
 
 def _refuse_sharded(

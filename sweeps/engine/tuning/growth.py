@@ -315,7 +315,7 @@ class Growth:
 
     def _standing(self, tracked: _Tracked, known: Known, rule: ExtendRule | TuneRule | None) -> str:
         if tracked.group.id in known.blocked:
-            return f"cannot be extended: {known.blocked[tracked.group.id]}"
+            return f"cannot be extended: {known.blocked[tracked.group.id]}; the next launch tries again"
         if tracked.pending:
             return f"waits for {len(tracked.pending)} of its runs"
         if tracked.verdict is None or rule is None:

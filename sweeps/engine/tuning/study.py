@@ -110,6 +110,11 @@ class Coordinates(NamedTuple):
     others: str
     seed: int
 
+    @classmethod
+    def of(cls, added: Mapping[str, Any]) -> Coordinates:
+        """Of a run as the ledger's `added` has it."""
+        return cls(added["group"], added["values"], added["others"], added["seed"])
+
 
 @dataclass(frozen=True)
 class ExtendRule:

@@ -1,13 +1,17 @@
 """What a sweep has added keeps its place where the keys that are extended are others by then."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from muloco_runner.config import RunConfig
+from muloco_runner.config import ConfigError, RunConfig
+from muloco_runner.record import RunFolder
 from sweeps.engine.tuning.growth import Added, Growth
 from sweeps.engine.tuning.study import BATCH, Study
+from sweeps.engine.work import Work
+from sweeps.training.derive import rewrite_lost_configs, run_of
 from sweeps.training.expansion import expand
 from sweeps.training.study_file import split_study
 from sweeps.training.study_groups import study_of
@@ -89,3 +93,21 @@ def test_a_run_that_is_added_anew_is_taken_in() -> None:
     del known.added[BEST]
     known.added[BEST] = Added(at, "new")
     assert growth.standings(known)[0].added == 1
+
+
+def test_a_lost_config_is_written_anew_where_runs_tell_it(tmp_path: Path) -> None:
+    at = {name: one.at for name, one in ledger().added.items()}
+    (kept,) = at.keys() - {BEST}
+    RunFolder.of(tmp_path, kept).write_config(MORE[kept].to_dict())
+    found = rewrite_lost_configs([], at, tmp_path)
+    assert (found.rewritten, found.unknown) == ([BEST], []), "a run that was added tells it as well"
+    for name in at:
+        RunFolder.of(tmp_path, name).config_file.unlink()
+    assert set(rewrite_lost_configs([], at, tmp_path).unknown) == set(at)
+    with pytest.raises(ConfigError, match="launch the sweep again"):
+        run_of(Work(BEST, str(RunFolder.of(tmp_path, BEST).path), "m:f"))
+    found = rewrite_lost_configs(list(runs_of(FILE).values()), at, tmp_path)
+    assert set(found.rewritten) == set(at)
+    assert RunFolder.of(tmp_path, BEST).read_config() == MORE[BEST].to_dict()
+    assert [line for line in found.lines() if "`retry`" in line]
+    assert not list(rewrite_lost_configs([], at, tmp_path).lines())

@@ -129,6 +129,25 @@ def test_what_no_run_can_be_made_of_is_said_and_stops_its_group() -> None:
     assert {one.at.group for one in state.added.values()} == {"MuLoCo at 1m"}
 
 
+def test_what_stood_in_a_groups_way_is_tried_again_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class DiskFull(PlantedTrials):
+        def derived_work(self, module: str, like: Work, values: Any, config: ClusterConfig) -> Work:
+            raise ConfigError("No space left on device")
+
+    given = study()
+    cluster, folder = SimulatedCluster(CLUSTER, FaultModel(), 3, 1.8e9), SweepFolder(tmp_path, "s")
+    controller = begin(folder, works_of(given), cluster, DiskFull(given, 5))
+    play(controller, cluster, lambda tick, cluster: None, 1e12)
+    assert controller.state.is_over
+    assert len(controller.state.blocked) == 2
+    take_for_dead(folder)
+    monkeypatch.setattr(controller_module, "keep_source", lambda root: "")
+    controller = begin(folder, works_of(given), cluster, PlantedTrials(given, 5))
+    controller._begin()
+    assert not controller.state.blocked
+    assert {one.at.group for one in controller.state.added.values()} == {group.id for group in given.groups}
+
+
 def test_a_value_keeps_its_place_where_bounds_have_moved() -> None:
     given = study()
     place = Place(given.groups[0].id, next(iter(given.places.values())).setting, 0)
