@@ -98,6 +98,14 @@ def _check_effects(file: StudyFile, groups: Sequence[Group], places: Iterable[Pl
             f"replicate.seeds={rule.seeds}{each} no effect: all settings have {plural(fewest, 'seed')} or more in the "
             "file: ask for more, or leave replicate out"
         )
+    if rule is not None and rule.each_batch:
+        has_one_batch = all(len(group.batches.values) == 1 for group in groups)
+        without = max(fewest, rule.seeds) if has_one_batch else fewest
+        if rule.each_batch <= without:
+            raise ConfigError(
+                f"replicate.each_batch={rule.each_batch} has no effect: the best setting at each batch has "
+                f"{plural(without, 'seed')} without it: ask for more, or leave it out"
+            )
     most = max(Counter((place.group, place.setting.batch) for place in places).values())
     if file.halve is not None and not file.grown_keys and most <= file.halve.eta:
         raise ConfigError(

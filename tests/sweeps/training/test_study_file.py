@@ -270,6 +270,8 @@ def test_local_sgd_is_no_group_with_diloco() -> None:
         ({"halve": True}, {LR: [0.01, 0.02]}, "halve has no effect: a run stops beside 2 others that have finished"),
         ({"replicate": {"seeds": 2}}, {"seed": [0, 1]}, "replicate.seeds=2 has no effect: all settings have 2 seeds"),
         ({"replicate": {"each_batch": 2}}, {"seed": [0, 1, 2]}, "replicate.each_batch=2 have no effect: all settings"),
+        ({"replicate": {"each_batch": 2}}, {"seed": [0, 1]}, "replicate.each_batch=2 has no effect: the best setting"),
+        ({"replicate": {"each_batch": 3}}, {"global_batch_tokens": [1024]}, "each batch has 3 seeds without it"),
         ({"replicate": {"each_batch": 0}}, {}, "replicate.each_batch=0: give a whole number of one or more"),
         ({"halve": {"eta": 1}}, {}, "halve.eta=1: give a whole number of two or more"),
         ({"halve": {"first_share": 0.6}}, {}, "halve.first_share=0.6: give the share of a run's tokens before which"),
