@@ -331,7 +331,7 @@ class Controller:
         if seen.state is JobState.ENDED:
             if not self.signs.may_still_report(job, seen, now):
                 self._end(job, seen, now)
-        elif seen.state is JobState.RUNNING and not job.cancelling and self.signs.hangs(job, now):
+        elif seen.state is JobState.RUNNING and not job.cancelling and self.signs.hangs(job, seen, now):
             self._record("cancelling", tag=job.tag, cause=Cause.HANG.value)
         elif seen.state is JobState.PENDING and not job.cancel_pending and self.signs.is_hopeless(seen, now):
             why = f"can never run: the scheduler gives {seen.reason} as its reason to wait; correct that, then `retry`"

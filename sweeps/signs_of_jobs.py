@@ -53,12 +53,16 @@ class SignsOfJobs:
             return False
         return now - self._first_seen(seen.tag, "hopeless", now) >= self.config.submit_confirm_timeout_seconds
 
-    def hangs(self, job: TrackedJob, now: float) -> bool:
+    def hangs(self, job: TrackedJob, seen: JobObservation, now: float) -> bool:
         """Whether every attempt of the job has had time to report, and none has a recent heartbeat.
 
-        Heartbeats are files: their age is by the file system's clock, as is `now`.
+        A suspended job has the same time again once it runs on. Heartbeats are files: their age is by the file
+        system's clock, as is `now`.
         """
         if self.config.heartbeat_timeout_minutes is None:
+            return False
+        if seen.is_suspended:
+            self._since[job.tag].pop("running", None)
             return False
         timeout = 60 * self.config.heartbeat_timeout_minutes
         if now - self._first_seen(job.tag, "running", now) < timeout:

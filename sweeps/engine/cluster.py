@@ -98,6 +98,8 @@ class JobObservation:
     uid: int | None = None
     submitted_at: float | None = None
     """As in `JobIdentity`; None where the cluster has no such thing."""
+    is_suspended: bool = False
+    """Whether the scheduler has stopped its processes for a while, so that none writes a heartbeat."""
 
 
 @dataclass(frozen=True)

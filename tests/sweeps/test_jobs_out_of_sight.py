@@ -211,3 +211,21 @@ def test_stopping_the_controller_overrules_no_cancel(world: World, monkeypatch: 
     monkeypatch.setattr(world, "outlives_controller", False)
     controller._stop_jobs()
     assert controller.state.runs[run].attempts[0].cause is Cause.CANCELLED
+
+
+def test_a_suspended_job_does_not_hang(world: World) -> None:
+    controller = begin(world)
+    controller.tick()
+    (job, *_) = controller.state.jobs.values()
+    for attempt in job.request.attempts:
+        folder = RunFolder(attempt.work.folder)
+        folder.path.mkdir(parents=True)
+        folder.write_status(RunStatus(attempt.work.name, "running"))
+        os.utime(folder.status_file, (world.now, world.now))
+    runs = JobObservation(job.tag, "1", JobState.RUNNING)
+    suspended = JobObservation(job.tag, "1", JobState.RUNNING, is_suspended=True)
+    hour = 3600.0
+    assert not controller.signs.hangs(job, runs, world.now)
+    assert not controller.signs.hangs(job, suspended, world.now + hour)
+    assert not controller.signs.hangs(job, runs, world.now + hour + 1)
+    assert controller.signs.hangs(job, runs, world.now + 2 * hour)

@@ -353,6 +353,7 @@ def _queued(tag: str, job: QueuedJob) -> JobObservation:
         ended_at=job.ended_at if ended else None,
         uid=job.uid,
         submitted_at=job.submitted_at,
+        is_suspended=known_state(job.state) in ("SUSPENDED", "STOPPED"),
     )
 
 

@@ -170,6 +170,13 @@ def test_a_number_given_again_is_never_cancelled(commands: Commands, cluster: Sl
     assert all(f"--name={TAG}" in call and "17" not in call.split() for call in commands.calls("scancel"))
 
 
+@pytest.mark.parametrize(("state", "is_suspended"), [("SUSPENDED", True), ("STOPPED", True), ("RUNNING", False)])
+def test_a_suspended_job_is_known(commands: Commands, cluster: SlurmCluster, state: str, is_suspended: bool) -> None:
+    commands.answer("squeue", queued(state=state))
+    seen = cluster.observe([JOB]).jobs[TAG]
+    assert (seen.state, seen.is_suspended) == (JobState.RUNNING, is_suspended)
+
+
 def test_a_second_job_of_one_tag_is_an_orphan(commands: Commands, cluster: SlurmCluster) -> None:
     commands.answer("squeue", queued() + queued("18"))
     assert cluster.observe([JOB]).jobs[TAG].job_id == "17"
