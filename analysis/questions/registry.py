@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.questions import crossings, one_compute, pairwise_tests, scale_laws, steps_to_target, token_budgets
+from analysis.questions import crossings, one_compute, pairwise_tests, scale_laws, steps_to_target
 from analysis.questions.going_on import next_runs, tuning_rules
 from analysis.questions.parts import (
     batch_curves,
@@ -17,6 +17,7 @@ from analysis.questions.parts import (
     evaluations,
     link_hours,
     sizes_and_data,
+    token_budgets,
     training_curves,
     tuned_rates,
     worker_counts,

@@ -7,7 +7,7 @@ from planted import run_config, write_run
 
 from analysis.page.styles import Styles
 from analysis.questions.options import Options
-from analysis.questions.token_budgets import QUESTION, TokenBudgets
+from analysis.questions.parts.token_budgets import QUESTION, TokenBudgets
 from analysis.report.content import build_report
 from analysis.runs import load_study
 
