@@ -17,6 +17,10 @@ from analysis.confidence import t_quantile
 from analysis.runs import POINT, SCALE, SETTING, Study
 from muloco_runner.record import RunFolder, Tried, choosing_seeds
 
+LEAST_SPREAD = 1e-12
+"""Standard error of a difference of logs up to which differences are equal but for their own rounding: losses that were
+written with few digits, or copied, tell nothing of the noise between seeds."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -117,7 +121,8 @@ class Comparison:
     paired_seeds: int
     """Seeds that both have and that were compared one by one; 0 where none is shared, and means were compared."""
     distinct: bool | None
-    """Whether the 95% interval (Student's t) excludes zero; None without a standard error."""
+    """Whether the 95% interval (Student's t) excludes zero; None without a standard error, and where that is zero: seeds
+    that agree to the last digit tell nothing of noise."""
 
 
 def compare_seeds(losses: Mapping[int, float], reference: Mapping[int, float]) -> Comparison:
@@ -133,8 +138,8 @@ def compare_seeds(losses: Mapping[int, float], reference: Mapping[int, float]) -
         se = float(np.hypot(errors[0], errors[1])) if len(errors) == 2 else None
     if se is None:
         return Comparison(float(np.expm1(mean)), None, len(shared), None)
-    reach = t_quantile(freedom) * se
-    return Comparison(float(np.expm1(mean)), float(np.exp(mean) * se), len(shared), abs(mean) > reach)
+    distinct = abs(mean) > t_quantile(freedom) * se if se > LEAST_SPREAD else None
+    return Comparison(float(np.expm1(mean)), float(np.exp(mean) * se), len(shared), distinct)
 
 
 def _standard_error(values: np.ndarray) -> float | None:

@@ -6,7 +6,8 @@ holds the chance of any false difference among them at 5%. All other pairs stand
 The statistic is the difference of log losses of both series' best settings. Where two seeds or more are common to both
 at the largest size that both have, it is paired by seed there; where both have two seeds or more and none in common,
 Welch's; with one seed and three sizes or more it is paired by size, and speaks of the mean difference over sizes.
-Else there is no test.
+Else there is no test, nor where these differences, or losses, are equal to the last digit, as rounded ones are: nothing
+is known of their noise then.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from analysis.page.numbers import integer, number, share, spread
 from analysis.page.page_table import Column, Table
 from analysis.questions.compared_pairs import other_pairs, partners, stated_pairs
 from analysis.questions.question import Inputs, Question
+from analysis.seeds import LEAST_SPREAD
 
 Pairing = Literal["seeds", "none (Welch)", "sizes"]
 Outcome = Literal["first lower", "second lower", "tie", "not tested"]
@@ -157,7 +159,11 @@ def _welch(first: str, second: str, size: int, one: Array, other: Array) -> Pair
 def _tested(
     first: str, second: str, size: int | None, pairing: Pairing, pairs: int, mean: float, error: float, freedom: float
 ) -> PairTest:
-    p = float(2 * special.stdtr(freedom, -abs(mean) / error)) if error > 0 else float(mean == 0)
+    if error <= LEAST_SPREAD:
+        return PairTest(
+            first, second, size, pairing, pairs, float(np.expm1(mean)), None, None, None, "not tested", None
+        )
+    p = float(2 * special.stdtr(freedom, -abs(mean) / error))
     reach = float(special.stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * error
     interval = (float(np.expm1(mean - reach)), float(np.expm1(mean + reach)))
     return PairTest(first, second, size, pairing, pairs, float(np.expm1(mean)), interval, p, p, "tie", None)
@@ -240,7 +246,7 @@ def section(result: PairwiseTests) -> list[str]:
     if untested:
         text.append(
             f"{integer(untested)} of {_counted(len(stated), 'stated pair')} cannot be tested: one "
-            "seed, and too few sizes."
+            "seed, and too few sizes, or differences that are equal to the last digit, which tell nothing of noise."
         )
     if any(pair.seeds_needed is not None for pair in result.pairs):
         sd = "as measured here" if result.seed_sd_is_measured else "as in the public 124M benchmark, for want of own"

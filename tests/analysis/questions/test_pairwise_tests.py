@@ -23,6 +23,7 @@ from analysis.questions.pairwise_tests import (
 from analysis.questions.pairwise_tests import _seeds_needed as seeds_needed
 from analysis.report.content import json_values
 from analysis.report.verdict import _headline, _ranking
+from analysis.seeds import compare_seeds
 
 SEEDED = int(os.environ.get("MULOCO_STUDIES", "20"))
 
@@ -53,6 +54,15 @@ def test_one_seed_is_paired_by_size_or_not_tested_at_all() -> None:
     few = compare_pair("a", "b", {n: losses[n] for n in (1, 2)})
     assert (few.outcome, few.p, few.num_params) == ("not tested", None, 2)
     assert few.gap == pytest.approx(1 / 1.012 - 1)
+
+
+@pytest.mark.parametrize("second", [{0: 3.20, 1: 3.20}, {2: 3.20, 3: 3.20}], ids=["paired", "Welch"])
+def test_losses_that_agree_to_the_last_digit_test_nothing(second: dict[int, float]) -> None:
+    first = {0: 3.21, 1: 3.21}
+    (tested,) = corrected([compare_pair("A", "B", {1000: (first, second)})], [], 0.01)
+    assert (tested.outcome, tested.p, tested.gap_ci) == ("not tested", None, None)
+    assert tested.gap == pytest.approx(3.21 / 3.20 - 1)
+    assert compare_seeds(first, second).distinct is None
 
 
 def test_the_seeds_that_are_needed_would_suffice() -> None:
