@@ -121,8 +121,8 @@ class Comparison:
     paired_seeds: int
     """Seeds that both have and that were compared one by one; 0 where none is shared, and means were compared."""
     distinct: bool | None
-    """Whether the 95% interval (Student's t) excludes zero; None without a standard error, and where that is zero: seeds
-    that agree to the last digit tell nothing of noise."""
+    """Whether the 95% interval (Student's t) excludes zero; None without a standard error, and where that is zero:
+    seeds that agree to the last digit tell nothing of noise."""
 
 
 def compare_seeds(losses: Mapping[int, float], reference: Mapping[int, float]) -> Comparison:

@@ -19,7 +19,7 @@ from analysis.budgets import cluster_budgets
 from analysis.input.cells import LARGEST_EXACT, NOT_A_NUMBER, NOT_FINITE, OK, Numbers, written
 from analysis.input.columns import COLUMNS, EITHER, METHOD, NEEDED, listed
 from analysis.input.cross_checks import check_runs
-from analysis.input.declared_columns import Declared, OtherColumns, declared_columns
+from analysis.input.declared_columns import Declared, OtherColumns, caution_of_unlike_losses, declared_columns
 from analysis.input.mapping import Reader, find_origins, read_mapping
 from analysis.input.run_rows import Excluded
 from analysis.input.table_files import Table
@@ -70,6 +70,8 @@ def study_of_table(
     if withheld is None and not declared.unlabelled_repeats:
         withheld = why_partly_seeded(frame, seedless) or why_curves(frame, reader)
     cautions += [*_cautions_of_names(frame, unknown_state, reader), *_cautions_of_workers(completed)]
+    whole = [one.column for name, one in origins.items() if one.column is not None and name != unknown_state]
+    cautions += caution_of_unlike_losses(pd.DataFrame(reader.frame.loc[frame.index]), others, whole)
     if declared.unlabelled_repeats:
         number_repeats(frame, seedless)
     return Study(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pandas as pd
@@ -20,6 +21,15 @@ _NEVER_A_SETTING = frozenset({
 """Columns that trackers write beside every run."""
 _PROGRESS = frozenset({"step", "global_step", "epoch", "iteration", "iter"})
 """Columns that trackers write beside every loss of a run: where they vary, a table holds curves, not runs."""
+_OF_THE_LOSS = frozenset({
+    "dataset", "datasets", "corpus", "tokenizer", "tokeniser", "vocab", "vocabulary", "seqlen", "sequence", "context",
+    "ctx", "schedule", "scheduler",
+})  # fmt: skip
+"""Words in headings of columns that say on what, or by which schedule, a loss was reached."""
+_OF_THE_LOSS_WHOLE = frozenset(
+    {"data", "train_data", "eval_data", "val_data", "block_size", "seq_len", "max_seq_len", "eval_set"}
+)
+"""Such headings."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,29 @@ def declared_columns(source: str, frame: pd.DataFrame, unused: list[str], declar
     bookkeeping = [name for name in dict.fromkeys(bookkeeping) if name not in meant]
     undeclared = [name for name in unused if name not in meant and name not in bookkeeping]
     return OtherColumns(declared.identity, declared.settings, tuple(bookkeeping), tuple(undeclared))
+
+
+def caution_of_unlike_losses(frame: pd.DataFrame, others: OtherColumns, whole: Collection[str]) -> list[str]:
+    """A caution where the rows of `frame` differ in data, tokenizer, sequence length or schedule and nobody said so.
+
+    whole: columns that are read as ours, not as a part of arithmetic.
+    """
+    known = {*whole, *others.identity, *others.settings, *others.bookkeeping}
+    out = []
+    for name in map(str, frame.columns):
+        words = plain(name)
+        if name in known or not (words in _OF_THE_LOSS_WHOLE or _OF_THE_LOSS & set(words.split("_"))):
+            continue
+        values = sorted({str(cell).strip() for cell in frame[name].dropna()})
+        if len(values) > 1:
+            out.append(f"{name} ({listed(values, 4)})")
+    if not out:
+        return []
+    return [
+        f"Rows differ in {'; '.join(out)}: losses side by side, and laws through them, are not of like runs. Leave out "
+        "the rows that are not alike, or say --identity COLUMN, which tells series apart, --setting COLUMN, of which "
+        "the best counts, or --bookkeeping COLUMN, which says nothing."
+    ]
 
 
 def _no_such(name: str, frame: pd.DataFrame, unused: list[str]) -> str:

@@ -114,6 +114,7 @@ def _row_of_config(config: RunConfig) -> dict[str, Any]:
         "bits_per_value": config.method.bits_per_value,
         "method": _method_of(config, values),
         "distinctions": _distinctions(config),
+        "schedule": _class_of(config.schedule) or config.schedule.name,
         "tokens_per_parameter": config.tokens_per_parameter,
         "global_batch_tokens": config.global_batch_tokens,
         "seed": config.seed,

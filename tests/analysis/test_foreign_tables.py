@@ -313,3 +313,12 @@ def test_ratios_of_several_series_stand_at_one_compute(tmp_path: Path) -> None:
         (finding,) = [one for one in report["verdict"]["findings"] if f"times the compute of {name} at" in one]
         assert f"{at:.2e} FLOPs".replace("e+", "e") in finding
         assert f"DDP-AdamW needs {expected[name]:.3g} [" in finding
+
+
+@pytest.mark.parametrize("column", ["dataset", "config.tokenizer", "lr_schedule", "seq_len"])
+def test_rows_of_other_data_or_schedules_are_named(column: str) -> None:
+    table = runs(algorithm=["DDP-AdamW", "DDP-Muon"], loss=[3.0, 2.9]).assign(**{column: ["one", "other"]})
+    (said,) = study_of_table("t", table, {}).cautions
+    assert f"Rows differ in {column} (one, other)" in said
+    for declared in (Declared(identity=(column,)), Declared(bookkeeping=(column,))):
+        assert study_of_table("t", table, {}, declared).cautions == []

@@ -1,6 +1,7 @@
 """Means over seeds: which seeds choose, which are shown, and series compared seed by seed."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from planted import run_config, write_run
 
 from analysis.optima import Optima, find_optima
+from analysis.questions.parts.data_audit import audit
 from analysis.runs import load_study
 from analysis.seeds import compare_seeds
+from muloco_runner.config import WarmupStableDecayConfig
 
 Losses = Mapping[tuple[float, int], float | None]
 """By learning rate and seed; None diverged."""
@@ -105,3 +108,17 @@ def test_series_are_compared_seed_by_seed_where_they_share_seeds() -> None:
 def test_one_seed_has_no_standard_error() -> None:
     comparison = compare_seeds({0: 2.9}, {0: 3.0, 1: 3.1})
     assert (comparison.relative, comparison.se, comparison.distinct) == (pytest.approx(2.9 / 3 - 1), None, None)
+
+
+def test_schedules_side_by_side_and_in_one_law_are_named(tmp_path: Path) -> None:
+    wsd = WarmupStableDecayConfig()
+    runs = [run_config(), replace(run_config(budget=40.0), schedule=wsd), run_config("DDP-Muon", budget=40.0)]
+    for config in runs:
+        write_run(tmp_path, config, 3.0)
+    study = load_study(tmp_path)
+    said = audit(study, find_optima(study), 20.0).cautions
+    assert "at 40 tokens per parameter: DDP-AdamW wsd, DDP-Muon cosine" in said[0]
+    assert "Best settings of DDP-AdamW are of several" in said[1]
+    assert "cosine at 20 tokens per parameter; wsd at 40" in said[1]
+    alike = load_study(write_run(tmp_path / "alike", run_config(), 3.0).path.parent.parent)
+    assert audit(alike, find_optima(alike), 20.0).cautions == []

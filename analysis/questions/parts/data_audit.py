@@ -8,14 +8,15 @@ from typing import Any, cast
 
 import pandas as pd
 
+from analysis.input.columns import listed
 from analysis.input.run_rows import Excluded
 from analysis.optima import Optima
-from analysis.page.numbers import loss
+from analysis.page.numbers import count, loss, number
 from analysis.page.page_table import Column, Table
 from analysis.page.section import Block, Items, Shown
 from analysis.page.table_fields import SERIES, table
 from analysis.questions.question import Part
-from analysis.runs import SETTING, Study
+from analysis.runs import SCALE, SETTING, Study
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Audit:
     """Standard deviation of log loss between seeds."""
     notes: list[str]
     cautions: list[str]
-    """What the columns of a table do not agree about."""
+    """What the columns of a table, or the schedules of best settings, do not agree about."""
     withheld: str | None
     """Why nothing is ranked."""
     unusable: dict[str, str]
@@ -115,7 +116,7 @@ def audit(study: Study, optima: Optima, budget: float) -> Audit:
         repeated_settings=optima.seed_settings,
         seed_sd=optima.seed_sd,
         notes=study.notes,
-        cautions=study.cautions,
+        cautions=[*study.cautions, *_mixed_schedules(study, optima.best)],
         withheld=study.withheld,
         unusable=study.unusable,
         columns=study.columns,
@@ -136,6 +137,38 @@ def audit(study: Study, optima: Optima, budget: float) -> Audit:
             for group in [runs[runs["series"] == series]]
         ],
     )
+
+
+def _mixed_schedules(study: Study, best: pd.DataFrame) -> list[str]:
+    """Where best settings of different schedules stand side by side, and which series have laws through several."""
+    if "schedule" not in study.runs:
+        return []
+    rows = best.merge(study.runs.drop_duplicates(SETTING)[[*SETTING, "schedule"]], on=SETTING)
+    out = []
+    beside = []
+    for key, group in rows.groupby(SCALE, sort=True):
+        if group["schedule"].nunique() > 1:
+            each = ", ".join(f"{name} {one}" for name, one in zip(group["series"], group["schedule"], strict=True))
+            size, budget = cast("tuple[int, float]", key)
+            beside.append(f"{count(size)} at {number(budget)} tokens per parameter: {each}")
+    if beside:
+        out.append(
+            "Best settings that stand side by side are of different learning-rate schedules, so that differences "
+            f"between them are differences between schedules too ({'; '.join(beside[:4])})."
+        )
+    several = rows.groupby("series")["schedule"].transform("nunique") > 1
+    if several.any():
+        at: dict[str, list[str]] = {}
+        for one, group in rows[several].groupby("schedule", sort=True):
+            at[str(one)] = [number(value) for value in sorted(group["tokens_per_parameter"].unique())]
+        where = "; ".join(f"{one} at {', '.join(budgets)} tokens per parameter" for one, budgets in at.items())
+        names = [name for name in study.series if name in set(rows.loc[several, "series"])]
+        out.append(
+            f"Best settings of {listed(names, 6)} are of several learning-rate schedules ({where}): lines and laws "
+            "through them (of size and tokens, over all scales, the critical batch by 20% overhead) take differences "
+            "between schedules for differences between sizes or budgets."
+        )
+    return out
 
 
 def _device_hours(runs: pd.DataFrame) -> float | None:

@@ -192,7 +192,9 @@ def batch_curves(generator: np.random.Generator) -> Held:
             rows.append(("s", int(n), 20.0, d, int(b), int(d / b), loss, 6 * n * d, [], 2))
     names = ["series", "num_params", "tokens_per_parameter", "num_tokens", "global_batch_tokens", "num_steps", "loss"]
     points = pd.DataFrame(rows, columns=[*names, "flops", "edges", "seeds"])
-    points = points.assign(selection_loss=points["loss"], selection_seeds=points["seeds"])
+    points = points.assign(
+        selection_loss=points["loss"], selection_seeds=points["seeds"], seed_losses=[{}] * len(points), unbiased=False
+    )
     lowest = points.loc[points.groupby("num_params")["loss"].idxmin()].reset_index(drop=True)
     optima = Optima(points, points, lowest, 5e-4 * np.sqrt(2), 1)
     for law in fit_laws(find_critical_batches(optima, 20.0), optima, 1e-3, BOOTSTRAP, 0):
