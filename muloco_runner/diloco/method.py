@@ -242,7 +242,8 @@ class DiLoCo:
             copy_into(fragment.views(fragment.anchor), flatten(self._of_fragment(state["anchor"], fragment)))
             kept = {n: flatten(self._of_fragment(t, fragment)) for n, t in state.items() if n not in _OF_THE_METHOD}
             fragment.optimizer.load(kept, outer_numbers[number] if outer_numbers else [])
-            if fragment.schedule.is_pending(step):
+            # The last step has completed all of them, whatever their delay.
+            if step < self.num_steps and fragment.schedule.is_pending(step):
                 self._pending[number] = Future()
                 mean = flatten(self._of_fragment(state["arriving"], fragment)).to(fragment.anchor)
                 self._pending[number].set_result(CompletedExchange(mean, None))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import assert_never, get_args
 
-from muloco_runner.config import ConfigError, RunConfig, TargetModelConfig
+from muloco_runner.config import ConfigError, DiLoCoConfig, RunConfig, TargetModelConfig
 from muloco_runner.record import RunFolder
 from muloco_runner.targets.answers import Answer, answers_to, together
 from muloco_runner.targets.code_record import recorded_code, recorded_hash
@@ -25,6 +25,7 @@ def check_targets(runs: Sequence[RunConfig], root: Path, same_code: bool) -> dic
     if not concerned:
         return {}
     _refuse_equal_labels(concerned)
+    _refuse_without_matrices(concerned)
     sources = sources_of(concerned)
     if not same_code:
         _refuse_changed(concerned, root, sources)
@@ -102,6 +103,23 @@ def _refuse_equal_labels(runs: Sequence[RunConfig]) -> None:
                 raise ConfigError(
                     f"two targets are called {label}, {first} and {target}: give one of them {part}.label=..., or "
                     "their results could not be told apart"
+                )
+
+
+def _refuse_without_matrices(runs: Sequence[RunConfig]) -> None:
+    """Muon on a model without a hidden matrix would be another optimizer under its name: it raises `ConfigError`."""
+    for run in runs:
+        if not isinstance(run.model, TargetModelConfig) or run.model.num_hidden_params:
+            continue
+        chosen = {"inner_optimizer": (run.inner_optimizer, "adamw")}
+        if isinstance(run.method, DiLoCoConfig):
+            chosen["method/outer_optimizer"] = (run.method.outer_optimizer, "sgd")
+        for setting, (optimizer, other) in chosen.items():
+            if optimizer.orthogonalizes:
+                raise ConfigError(
+                    f"{setting}={optimizer.name}: model._target_={run.model._target_} has no hidden matrix, which "
+                    f"alone it updates as {optimizer.label}: hidden matrices are the weights of nn.Linear layers, or "
+                    f"what model.matrices={{PATTERN: hidden}} names; else use {setting}={other}"
                 )
 
 

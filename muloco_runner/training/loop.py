@@ -24,7 +24,7 @@ from muloco_runner.training.evaluate import Evaluation
 from muloco_runner.training.inner_step import InnerStep
 from muloco_runner.training.metrics import Metrics
 from muloco_runner.training.profile import StepProfile
-from muloco_runner.training.replicas import build_replicas, build_workers
+from muloco_runner.training.replicas import build_models, build_replicas, build_workers
 from muloco_runner.training.session import Session
 from muloco_runner.training.state import TrainingState
 from muloco_runner.training.update_sizes import UpdateSizes
@@ -42,12 +42,14 @@ class Trainer:
         replicas = build_replicas(run, execution, communicator, device)
         data = TrainingData(corpus, run, device)
         self.evaluation = Evaluation(run, corpus, communicator, device)
-        workers = build_workers(run, execution, replicas, communicator, device, placement)
+        models = build_models(run, execution, replicas, len(topology.local_workers), device, placement)
         self._no_first_weights: ConfigError | None = None
         try:
-            start_from_weights(run, workers)
+            start_from_weights(run, [model for model, _ in models])
         except ConfigError as error:
             self._no_first_weights = error  # a run that goes on from a checkpoint does not need them
+        # After the weights are there: an optimizer from outside may keep what its parameters were when it was built.
+        workers = build_workers(run, execution, models, communicator)
         self.method = build_method(run, workers, communicator, execution.muon_backend)
         micro_batch_sequences = placement.micro_batch_sequences
         self.inner_step = InnerStep(run, data, replicas, communicator, micro_batch_sequences, self.method)

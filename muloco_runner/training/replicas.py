@@ -22,11 +22,15 @@ from muloco_runner.training.precision import DTYPES
 from muloco_runner.training.replicated import OrderedReplicas, OverlappedReplicas, OwnerReplicas
 
 
+BuiltModel = tuple[LanguageModel, list[Tensor]]
+"""A worker's model on this rank, and this rank's part of every parameter (see `Worker.tensors`)."""
+
+
 class Replicas(Protocol):
     """The replicas of a worker, of which this rank is one."""
 
-    def build(self, config: AnyModelConfig, seed: int, device: torch.device) -> tuple[LanguageModel, list[Tensor]]:
-        """A worker's model on this rank, and this rank's part of every parameter (see `Worker.tensors`)."""
+    def build(self, config: AnyModelConfig, seed: int, device: torch.device) -> BuiltModel:
+        """A worker's model, its values those of `seed`."""
 
     def gradient(self, worker: Worker, micro_batches: Sequence[Batch], loss_of: LossOf) -> Tensor:
         """The mean loss over the worker's batch, of which `micro_batches` are this replica's share.
@@ -57,28 +61,32 @@ def build_replicas(
     return OwnerReplicas(communicator) if shares_work else OverlappedReplicas(communicator)
 
 
-def build_workers(
-    run: RunConfig,
-    execution: ExecutionConfig,
-    replicas: Replicas,
-    communicator: Communicator,
-    device: torch.device,
+def build_models(
+    run: RunConfig, execution: ExecutionConfig, replicas: Replicas, num_models: int, device: torch.device,
     placement: Placement,
-) -> list[Worker]:
-    """The workers of this rank; every worker starts from the same parameters."""
-    topology, traffic = communicator.topology, communicator.traffic
-    # DDP replicas share the work on a model's matrices; FSDP shards it by itself.
-    shares_work = topology.replicas > 1 and not communicator.sharded
-    group = communicator.among_replicas.group if shares_work else None
+) -> list[BuiltModel]:  # fmt: skip
+    """The models of this rank's workers, all with the same parameters."""
     run.model.check_execution(execution.attention, execution.activation_checkpointing)
     attention, compiled = execution.attention, execution.compile
     if isinstance(run.model, ModelConfig):
         attention = choose_attention(attention, run.model.head_width, device)
         compiled = device.type == "cuda" if compiled is None else compiled
-    workers, arena = [], Arena()
-    for index in topology.local_workers:
-        model, tensors = replicas.build(run.model, run.seed, device)
+    models = [replicas.build(run.model, run.seed, device) for _ in range(num_models)]
+    for model, _ in models:
         model.set_execution(attention, placement.recompute, bool(compiled), placement.most_chunk)
+    return models
+
+
+def build_workers(
+    run: RunConfig, execution: ExecutionConfig, models: Sequence[BuiltModel], communicator: Communicator
+) -> list[Worker]:
+    """The workers of this rank, each with an optimizer of its own, which may read the values that its model has now."""
+    topology, traffic = communicator.topology, communicator.traffic
+    # DDP replicas share the work on a model's matrices; FSDP shards it by itself.
+    shares_work = topology.replicas > 1 and not communicator.sharded
+    group = communicator.among_replicas.group if shares_work else None
+    workers, arena = [], Arena()
+    for index, (model, tensors) in zip(topology.local_workers, models, strict=True):
         optimizer = build_inner_optimizer(model, run, execution.muon_backend, group, traffic, arena)
         workers.append(Worker(index, model, optimizer, tensors))
     return workers

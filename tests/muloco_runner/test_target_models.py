@@ -428,6 +428,22 @@ def test_a_sweep_builds_each_model_once(
     assert len({run.num_params for run in sweep.runs}) == 3
 
 
+@pytest.mark.parametrize("setting", ["inner_optimizer", "method/outer_optimizer"])
+def test_muon_without_a_hidden_matrix_is_refused(setting: str, tmp_path: Path) -> None:
+    facts = {"num_params": 4096, "num_layers": 1, "shapes": [[64, 64, 1, False]]}
+    model = TargetModelConfig(vocab_size=64, sequence_length=32, _target_="nowhere.Product", facts=facts)
+    muon = {
+        "inner_optimizer": {"inner_optimizer": MuonConfig()},
+        "method/outer_optimizer": {"method": DiLoCoConfig(sync_interval=1, outer_optimizer=OuterMuonConfig())},
+    }
+    run = RunConfig(model=model, global_batch_tokens=32, **muon[setting])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"^{setting}=muon: model._target_=nowhere.Product has no hidden matrix"):
+        check_targets([run], tmp_path, same_code=True)
+    with_one = replace(model, facts={**facts, "shapes": [[64, 64, 1, True]]})
+    with pytest.raises(ConfigError, match="there is no package or module nowhere"):
+        check_targets([replace(run, model=with_one)], tmp_path, same_code=True)
+
+
 def test_other_parameters_under_the_same_version_stop(lab: Path, text_dir: Path, tmp_path: Path) -> None:
     run = compose_app_config(["model=mixer", *TINY, f"data.path={text_dir}"]).run
     RunFolder.of(tmp_path, run.run_id).write_config(run.to_dict())

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from muloco_runner.config import ConfigError, RunConfig
-from muloco_runner.diloco.worker import Worker
 from muloco_runner.distributed.dtensor import copy_into
 from muloco_runner.model.huggingface import read_weights
 from muloco_runner.record import RecordError
@@ -17,8 +16,8 @@ from muloco_runner.warm_start import WeightsOfRun, check_excluded, check_fits, c
 
 
 @torch.no_grad()
-def start_from_weights(run: RunConfig, workers: Sequence[Worker]) -> None:
-    """Put the weights that `run.init_from` names into every worker's model, but for excluded parameters.
+def start_from_weights(run: RunConfig, models: Sequence[nn.Module]) -> None:
+    """Put the weights that `run.init_from` names into every model, but for excluded parameters.
 
     Weights that are not there, are others than those that name the run, or do not fit raise `ConfigError`.
     """
@@ -32,7 +31,7 @@ def start_from_weights(run: RunConfig, workers: Sequence[Worker]) -> None:
         )
     check_fits(run, found)
     weight = _weights_of_run(found) if isinstance(found, WeightsOfRun) else read_weights(found.path)
-    names = [name for name, _ in workers[0].model.named_parameters()]
+    names = [name for name, _ in models[0].named_parameters()]
     check_excluded(run, names)
     for name in names:
         if is_excluded(run, name):
@@ -41,8 +40,8 @@ def start_from_weights(run: RunConfig, workers: Sequence[Worker]) -> None:
             value = weight(name)
         except KeyError:
             raise ConfigError(f"init_from={run.init_from} holds no {name}: exclude it with init_exclude") from None
-        for worker in workers:
-            parameter = worker.model.get_parameter(name)
+        for model in models:
+            parameter = model.get_parameter(name)
             check_shape(run, name, value.shape, parameter.shape)
             copy_into(parameter, value)
 

@@ -148,6 +148,18 @@ def test_a_delayed_fragment_is_what_was_sent_and_keeps_its_share(tiny_run: MakeR
         torch.testing.assert_close(flatten(worker.tensors), 0.75 * sent + 0.25 * before, rtol=1e-5, atol=1e-6)
 
 
+def test_nothing_is_pending_after_a_runs_last_step(tiny_run: MakeRun) -> None:
+    run = streaming_run(tiny_run, num_steps=7, streaming=StreamingConfig(1, 2))
+    workers = workers_of(run)
+    method = build_method(run, workers, Communicator(Topology(2)))
+    for step in range(1, 8):  # the exchange of step 6 would end after step 8
+        walk(workers, step)
+        method.after_inner_step(step)
+    resumed = build_method(run, workers_of(run), Communicator(Topology(2)))
+    resumed.load_state_dict(method.state_dict(), 7, method.outer_numbers)
+    assert torch.equal(flatten(resumed.synchronised_parameters()), flatten(method.synchronised_parameters()))
+
+
 @pytest.mark.parametrize("stop_at", [7, 11, 12])  # an exchange pending; none; one that has just started
 def test_a_resumed_run_with_everything_on_equals_the_other(
     stop_at: int, tiny_run: MakeRun, new_folder: MakeFolder

@@ -25,7 +25,9 @@ from muloco_runner.job import run_job
 from muloco_runner.model.foreign_config import foreign_config, read_model_config
 from muloco_runner.model.huggingface import read_weights, weight_files
 from muloco_runner.model.transformer import Transformer, build_model, empty_model
+from muloco_runner.optimizers import build_inner_optimizer
 from muloco_runner.record import ExitCode, RunFolder
+from muloco_runner.training import replicas
 from muloco_runner.training.loop import Trainer
 from muloco_runner.training.session import Session
 from muloco_runner.warm_start import named_by_weights, shapes_by_name
@@ -121,6 +123,22 @@ def test_every_worker_starts_from_the_weights(
     with torch.no_grad():
         expected.head.weight.copy_(fresh.head.weight)
     assert_equal(found, expected)
+
+
+def test_optimizers_are_built_on_the_weights_they_start_from(
+    parent: RunFolder, tiny_run: MakeRun, new_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def build(model: Transformer, *given: Any) -> torch.optim.Optimizer:
+        seen.append(model.norm.gain.detach().clone())
+        return build_inner_optimizer(model, *given)
+
+    monkeypatch.setattr(replicas, "build_inner_optimizer", build)
+    run = tiny_run(init_from=str(parent.path), seed=1)
+    trained = first_model(run, new_folder(run, "children")).norm.gain
+    assert not torch.equal(trained, torch.ones_like(trained))
+    assert [torch.equal(gain, trained) for gain in seen] == [True]
 
 
 def test_a_run_is_named_by_its_weights_not_by_their_path(
