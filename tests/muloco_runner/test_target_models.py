@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from target_labs import lab_in, resumed_to_the_bit
 
 from analysis.runs import load_study
 from muloco_runner.compose import compose_app_config
-from muloco_runner.config import ConfigError, RunConfig, TargetModelConfig
+from muloco_runner.config import ConfigError, DiLoCoConfig, MuonConfig, OuterMuonConfig, RunConfig, TargetModelConfig
 from muloco_runner.config.plain import to_plain
 from muloco_runner.diloco.error_feedback import choose_codecs
 from muloco_runner.diloco.streaming import split_by_layers
