@@ -21,7 +21,6 @@ from muloco_runner.training.micro_batches import LossOf
 from muloco_runner.training.precision import DTYPES
 from muloco_runner.training.replicated import OrderedReplicas, OverlappedReplicas, OwnerReplicas
 
-
 BuiltModel = tuple[LanguageModel, list[Tensor]]
 """A worker's model on this rank, and this rank's part of every parameter (see `Worker.tensors`)."""
 
