@@ -28,6 +28,7 @@ from analysis.laws.fit import Estimate, Fit, NotIdentified
 from analysis.laws.power_law import fit_critical_batch, refit_power_laws
 from analysis.laws.solver import Array
 from analysis.optima import Optima
+from analysis.seeds import LEAST_SPREAD
 from analysis.series import sort_series
 from muloco_runner.record import PLATEAU, bracket_batches
 
@@ -149,7 +150,8 @@ def _sure_bounds(batch: Array, rows: pd.DataFrame, best: int) -> tuple[int | Non
     def difference(one: int, other: int) -> tuple[float, float]:
         seeds = shared[min(one, other), max(one, other)]
         logs = np.array([fresh[one][seed] - fresh[other][seed] for seed in seeds])
-        reach = t_quantile(len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+        error = float(logs.std(ddof=1)) / math.sqrt(len(logs))
+        reach = t_quantile(len(logs) - 1) * error if error > LEAST_SPREAD else math.inf
         return float(logs.mean()) - reach, float(logs.mean()) + reach
 
     limit = math.log(PLATEAU)

@@ -7,7 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import assert_never, get_args
 
-from muloco_runner.config import ConfigError, DiLoCoConfig, RunConfig, TargetModelConfig
+from muloco_runner.config import (
+    ConfigError,
+    DiLoCoConfig,
+    InnerOptimizerConfig,
+    OuterOptimizerConfig,
+    RunConfig,
+    TargetModelConfig,
+)
 from muloco_runner.record import RunFolder
 from muloco_runner.targets.answers import Answer, answers_to, together
 from muloco_runner.targets.code_record import recorded_code, recorded_hash
@@ -111,7 +118,9 @@ def _refuse_without_matrices(runs: Sequence[RunConfig]) -> None:
     for run in runs:
         if not isinstance(run.model, TargetModelConfig) or run.model.num_hidden_params:
             continue
-        chosen = {"inner_optimizer": (run.inner_optimizer, "adamw")}
+        chosen: dict[str, tuple[InnerOptimizerConfig | OuterOptimizerConfig, str]] = {
+            "inner_optimizer": (run.inner_optimizer, "adamw")
+        }
         if isinstance(run.method, DiLoCoConfig):
             chosen["method/outer_optimizer"] = (run.method.outer_optimizer, "sgd")
         for setting, (optimizer, other) in chosen.items():

@@ -45,6 +45,11 @@ def test_seeds_that_chose_bound_nothing() -> None:
     assert (found.at_least, found.below, found.paired_seeds) == (None, None, 0)
 
 
+def test_losses_that_agree_to_the_last_digit_bound_nothing() -> None:
+    found = point_of(ABOVE, ABOVE[:, None] + np.zeros(8))
+    assert (found.at_least, found.below, found.paired_seeds) == (None, None, 8)
+
+
 def test_one_seed_bounds_nothing() -> None:
     found = point_of(ABOVE, ABOVE[:, None] + np.zeros(1))
     assert (found.at_least, found.below, found.paired_seeds) == (None, None, 1)
