@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from muloco_runner.config import ConfigError
-from sweeps.clusters.slurm.limits import Accounting, NodeKind, limits_of, mistake_in
+from sweeps.clusters.slurm.accounting import Accounting, NodeKind
+from sweeps.clusters.slurm.limits import limits_of, mistake_in
 from sweeps.engine.cluster import Limit, Resource
 from sweeps.engine.cluster_config import AllocationConfig
 

@@ -20,23 +20,21 @@ from pathlib import Path
 
 from muloco_runner.config import ConfigError
 from sweeps.clusters.backend import Backend
-from sweeps.clusters.slurm.batch_job import write_job
-from sweeps.clusters.slurm.commands import accounting_of, answer_of, listing_of, submit_script
-from sweeps.clusters.slurm.job_rows import rows_of
-from sweeps.clusters.slurm.limits import (
+from sweeps.clusters.slurm.accounting import (
     ASSOCIATION_FIELDS,
     NODE_FORMAT,
     QOS_FIELDS,
     Accounting,
-    limits_of,
-    mistake_in,
     parse_assoc_mgr,
     parse_grants,
     parse_nodes,
     parse_partitions,
-    partition_of,
     with_unused_limits,
 )
+from sweeps.clusters.slurm.batch_job import write_job
+from sweeps.clusters.slurm.commands import accounting_of, answer_of, listing_of, submit_script
+from sweeps.clusters.slurm.job_rows import rows_of
+from sweeps.clusters.slurm.limits import limits_of, mistake_in, partition_of
 from sweeps.clusters.slurm.parse import (
     SACCT_FIELDS,
     SQUEUE_FORMAT,

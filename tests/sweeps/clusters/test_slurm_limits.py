@@ -7,17 +7,16 @@ import pytest
 import yaml
 
 from sweeps.clusters import read_cluster
-from sweeps.clusters.slurm.describe import cluster_file
-from sweeps.clusters.slurm.limits import (
+from sweeps.clusters.slurm.accounting import (
     Accounting,
-    limits_of,
-    mistake_in,
     parse_assoc_mgr,
     parse_grants,
     parse_nodes,
     parse_partitions,
     with_unused_limits,
 )
+from sweeps.clusters.slurm.describe import cluster_file
+from sweeps.clusters.slurm.limits import limits_of, mistake_in
 from sweeps.engine.cluster import Resource
 from sweeps.engine.cluster_config import AllocationConfig
 
