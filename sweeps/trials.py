@@ -11,8 +11,8 @@ from muloco_runner.record import RunFolder
 from sweeps.engine.cluster_config import ClusterConfig
 from sweeps.engine.run_states import RunState
 from sweeps.engine.sweep_state import SweepState
-from sweeps.engine.tuning.growth import Addition
 from sweeps.engine.tuning.study import Study
+from sweeps.engine.tuning.tracked_group import Addition
 from sweeps.engine.work import ITS_TRUNK, Attempt, Work
 from sweeps.node.reports import begin_branch, derived_work, final_loss, losses_at
 

@@ -9,44 +9,17 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, assert_never
 
-from muloco_runner.record import ContestStanding, GroupStanding
-from sweeps.engine.tuning.benchmark_rules import (
-    BenchmarkPair,
-    BenchmarkResult,
-    BenchmarkTarget,
-    Entry,
-    judge_pair,
-    judge_target,
-)
+from muloco_runner.record import GroupStanding
+from sweeps.engine.tuning.contests import Contest, contest_of, seeds_of_next_look
 from sweeps.engine.tuning.coordinates import tuning_verdict
 from sweeps.engine.tuning.extend import verdict_on
 from sweeps.engine.tuning.group_verdict import Verdict
-from sweeps.engine.tuning.sequential import FIRST_SEEDS, MORE_SEEDS, Outcome, PairResult, PairRule, judge
-from sweeps.engine.tuning.study import (
-    ContestRule,
-    Coordinates,
-    ExtendRule,
-    Group,
-    Place,
-    Results,
-    Setting,
-    Study,
-    TuneRule,
-)
-
-
-@dataclass(frozen=True)
-class Addition:
-    """A run that a rule asks for."""
-
-    place: Place
-    like: str
-    """Name of a run of the sweep that differs from it in extended keys and the seed alone."""
-    why: str
+from sweeps.engine.tuning.study import Coordinates, ExtendRule, Place, Study, TuneRule
+from sweeps.engine.tuning.tracked_group import Addition, TrackedGroup, by_place, first_seeds
 
 
 @dataclass(frozen=True)
@@ -77,53 +50,6 @@ class Known(Protocol):
         """Runs that were added, by name; the newest is the last."""
 
 
-@dataclass(frozen=True)
-class Contest:
-    """What is known of a pair of groups, or of one against a target."""
-
-    groups: tuple[Group, ...]
-    result: PairResult | BenchmarkResult
-    why_open: str = ""
-    """Why nothing can be added to what is open; empty where something can, or nothing need."""
-
-    @property
-    def text(self) -> str:
-        return f"{self.scale}: {self.outcome}"
-
-    @property
-    def scale(self) -> str:
-        """Both where steps saved are counted between two."""
-        return _scales(self.groups)
-
-    @property
-    def outcome(self) -> str:
-        words = self.result.to_text(*(group.series for group in self.groups))
-        return f"{words}; nothing is added: {self.why_open}" if self.why_open else words
-
-    @property
-    def standing(self) -> ContestStanding:
-        """The same for reports."""
-        return ContestStanding(self.scale, self.outcome, self.result.sd, self.result.num_seeds)
-
-
-@dataclass
-class _Tracked:
-    """One group as it is now."""
-
-    group: Group
-    results: Results = field(default_factory=Results)
-    runs: dict[Setting, str] = field(default_factory=dict)
-    """The first run of each setting."""
-    pending: set[str] = field(default_factory=set)
-    of_file: set[Setting] = field(default_factory=set)
-    num_added: int = 0
-    is_new: bool = True
-    """Whether it has changed since it was last looked at."""
-    verdict: Verdict | None = None
-    blocked: str = ""
-    """Why nothing can be added to it."""
-
-
 class _Seen(NamedTuple):
     """How much of what is known has been taken in."""
 
@@ -144,7 +70,7 @@ class Growth:
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        self._groups = {group.id: _Tracked(group) for group in study.groups}
+        self._groups = {group.id: TrackedGroup(group) for group in study.groups}
         self._places: dict[str, Place] = {}
         self._seen = _Seen()
         self._found: dict[str, list[Addition]] | None = None
@@ -182,7 +108,7 @@ class Growth:
             found.setdefault(addition.place.group, []).append(addition)
         return found
 
-    def _replicates(self, tracked: _Tracked) -> list[Addition]:
+    def _replicates(self, tracked: TrackedGroup) -> list[Addition]:
         """More seeds of the best settings."""
         rule = self.study.replicate
         if rule is None:
@@ -190,11 +116,11 @@ class Growth:
         found: dict[Place, Addition] = {}
         for setting in tracked.results.best_of_batches() if rule.each_batch else []:
             why = f"its setting is the best at its batch, and gets {rule.each_batch} seeds (replicate)"
-            found |= _by_place(_seeded(tracked, setting, _first_seeds(rule.each_batch, tracked.group.seeds), why))
+            found |= by_place(tracked.at_seeds(setting, first_seeds(rule.each_batch, tracked.group.seeds), why))
         for number, setting in enumerate(tracked.results.ranking()[: rule.best]):
             why = f"of its series and size its setting is number {number + 1}, and the best {rule.best} get "
             why += f"{rule.seeds} seeds (replicate)"
-            found |= _by_place(_seeded(tracked, setting, _first_seeds(rule.seeds, tracked.group.seeds), why))
+            found |= by_place(tracked.at_seeds(setting, first_seeds(rule.seeds, tracked.group.seeds), why))
         return list(found.values())
 
     def contests(self) -> list[Contest]:
@@ -202,13 +128,7 @@ class Growth:
         rule = self.study.decide
         if rule is None:
             return []
-        out = []
-        for ids in rule.contests:
-            sides = [self._groups[id] for id in ids]
-            result = _judged(sides, _best_of_each(sides), rule.rule)
-            why = "" if result.outcome is not Outcome.OPEN else "; ".join(map(_why_nothing, sides)).strip("; ")
-            out.append(Contest(tuple(side.group for side in sides), result, why))
-        return out
+        return [contest_of([self._groups[id] for id in ids], rule.rule) for ids in rule.contests]
 
     def _undecided(self, known: Known) -> list[Addition]:
         """More seeds of the best settings of what is not decided, the same for both of a pair."""
@@ -218,24 +138,12 @@ class Growth:
         found: dict[Place, Addition] = {}
         for ids in rule.contests:
             sides = [self._groups[id] for id in ids]
-            if any(one.pending or one.is_new or one.group.id in known.blocked for one in sides):
-                continue
-            best = _best_of_each(sides)
-            if best is None or any(map(_why_nothing, sides)):
-                continue
-            result = _judged(sides, best, rule.rule)
-            if result.outcome is not Outcome.OPEN:
-                continue
-            num = min(max(FIRST_SEEDS, result.num_seeds + MORE_SEEDS), rule.rule.max_seeds)
-            seeds = _seeds_of_look(sides, best, num)
-            names = " against ".join(one.group.series for one in sides)
-            why = f"{names} at {_scales([one.group for one in sides])} is open after {result.num_seeds} seeds (decide)"
-            for one, setting in zip(sides, best, strict=True):
-                found |= _by_place(_seeded(one, setting, seeds, why))
+            if not any(one.pending or one.is_new or one.group.id in known.blocked for one in sides):
+                found |= by_place(seeds_of_next_look(sides, rule.rule))
         return list(found.values())
 
     def _update(self, known: Known) -> None:
-        """Takes in what is new: no mapping loses a key, and new ones come last."""
+        """Takes in what is new: of losses, stops and additions none goes, and new ones come last."""
         num_losses, num_stopped = self._seen.num_losses, self._seen.num_stopped
         now = _Seen.of(known)
         if now.newest != self._seen.newest:
@@ -263,14 +171,14 @@ class Growth:
             tracked.pending.discard(name)
             tracked.is_new = True
 
-    def _asked(self, tracked: _Tracked) -> list[Addition]:
+    def _asked(self, tracked: TrackedGroup) -> list[Addition]:
         rule = self.study.grows_by
         if rule is None:
             return []
         tracked.verdict = _verdict(tracked, rule)
         return self._asked_within(tracked, rule)
 
-    def _asked_within(self, tracked: _Tracked, rule: ExtendRule | TuneRule) -> list[Addition]:
+    def _asked_within(self, tracked: TrackedGroup, rule: ExtendRule | TuneRule) -> list[Addition]:
         """What its verdict wants, as far as the rule's `max_runs` goes."""
         assert tracked.verdict is not None
         runs = [
@@ -313,7 +221,7 @@ class Growth:
             for one in self._groups.values()
         ]
 
-    def _standing(self, tracked: _Tracked, known: Known, rule: ExtendRule | TuneRule | None) -> str:
+    def _standing(self, tracked: TrackedGroup, known: Known, rule: ExtendRule | TuneRule | None) -> str:
         if tracked.group.id in known.blocked:
             return f"cannot be extended: {known.blocked[tracked.group.id]}; the next launch tries again"
         if tracked.pending:
@@ -324,7 +232,7 @@ class Growth:
             return tracked.verdict.settled
         return self._open_words(tracked, rule, tracked.verdict)
 
-    def _open_words(self, tracked: _Tracked, rule: ExtendRule | TuneRule, verdict: Verdict) -> str:
+    def _open_words(self, tracked: TrackedGroup, rule: ExtendRule | TuneRule, verdict: Verdict) -> str:
         if verdict.bounds:
             return "open: " + "; ".join(verdict.bounds)
         why = verdict.wanted[0].why
@@ -334,16 +242,12 @@ class Growth:
         return f"open: {name}.max_runs={rule.max_runs} reached: {why}"
 
 
-def _scales(groups: Iterable[Group]) -> str:
-    return " against ".join(dict.fromkeys(group.scale for group in groups))
-
-
 def _outside_words(count: int) -> str:
     """What is said of runs that were added earlier and take no part any more."""
     return f"; runs added before that lie outside the values of now and take no part: {count}" if count else ""
 
 
-def _verdict(tracked: _Tracked, rule: ExtendRule | TuneRule) -> Verdict:
+def _verdict(tracked: TrackedGroup, rule: ExtendRule | TuneRule) -> Verdict:
     match rule:
         case ExtendRule():
             return verdict_on(tracked.group, tracked.results, rule)
@@ -351,84 +255,3 @@ def _verdict(tracked: _Tracked, rule: ExtendRule | TuneRule) -> Verdict:
             return tuning_verdict(tracked.group, tracked.results, tracked.of_file, rule)
         case _:
             assert_never(rule)
-
-
-def _best_of_each(sides: Sequence[_Tracked]) -> list[Setting] | None:
-    """None where one has no setting that takes part."""
-    rankings = [side.results.ranking() for side in sides]
-    return [ranking[0] for ranking in rankings] if all(rankings) else None
-
-
-def _judged(
-    sides: Sequence[_Tracked], best: Sequence[Setting] | None, rule: ContestRule
-) -> PairResult | BenchmarkResult:
-    """What the rule says of the best settings, by seeds that had no part in their choice."""
-    settings: Sequence[Setting | None] = best if best is not None else [None] * len(sides)
-    entries = [_entry(side, setting) for side, setting in zip(sides, settings, strict=True)]
-    match rule:
-        case PairRule():
-            first, second = (entry.losses for entry in entries)
-            return judge([first[seed] - second[seed] for seed in first if seed in second], rule)
-        case BenchmarkPair():
-            return judge_pair(entries[0], entries[1], rule)
-        case BenchmarkTarget():
-            return judge_target(entries[0], rule)
-        case _:
-            assert_never(rule)
-
-
-def _why_nothing(side: _Tracked) -> str:
-    """Why no seed can be added that took no part in the choice of its best setting; empty where one can."""
-    if side.blocked:
-        return f"{side.group.label} has a run that cannot be made: {side.blocked}"
-    if side.pending:
-        return ""
-    best = next(iter(side.results.ranking()), None)
-    if best is None:
-        return f"no setting of {side.group.label} has a loss"
-    if not side.results.takes_fresh(best):
-        return f"settings of {side.group.label} have no seed in common, so that every seed of the best chose it"
-    return ""
-
-
-def _seeds_of_look(sides: Sequence[_Tracked], best: Sequence[Setting], count: int) -> list[int]:
-    """So many seeds that took no part in the choice of either: those that both have, then new ones."""
-    tried = [side.results.losses[setting] for side, setting in zip(sides, best, strict=True)]
-    fresh = [side.results.fresh(setting).keys() for side, setting in zip(sides, best, strict=True)]
-    shared = sorted(set.intersection(*map(set, fresh)))
-    used = {seed for side, setting in zip(sides, best, strict=True) for seed in side.results.chose(setting)}
-    used |= {seed for losses in tried for seed, loss in losses.items() if loss is None}
-    # Beyond the others: looks go by growing seeds.
-    below = range(max(shared, default=-1) + 1)
-    return [*shared, *_fresh_seeds(max(0, count - len(shared)), {*used, *below})]
-
-
-def _entry(side: _Tracked, setting: Setting | None) -> Entry:
-    losses = side.results.fresh(setting) if setting is not None else {}
-    batch = side.group.batches.values[setting.batch if setting is not None else 0]
-    return Entry({seed: losses[seed] for seed in sorted(losses)}, side.group.budget_tokens, batch)
-
-
-def _by_place(additions: Iterable[Addition]) -> dict[Place, Addition]:
-    return {addition.place: addition for addition in additions}
-
-
-def _first_seeds(count: int, of_file: Sequence[int]) -> list[int]:
-    """So many seeds, those of the sweep file first."""
-    return [*of_file, *_fresh_seeds(count, of_file)][:count]
-
-
-def _fresh_seeds(count: int, used: Iterable[int]) -> list[int]:
-    """The smallest seeds that are not used."""
-    taken = set(used)
-    return list(itertools.islice((seed for seed in itertools.count() if seed not in taken), count))
-
-
-def _seeded(tracked: _Tracked, setting: Setting, seeds: Iterable[int], why: str) -> list[Addition]:
-    """The setting at those of the seeds that it has not been run with."""
-    known = tracked.results.losses[setting]
-    return [
-        Addition(Place(tracked.group.id, setting, seed), tracked.runs[setting], why)
-        for seed in seeds
-        if seed not in known
-    ]
