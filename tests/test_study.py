@@ -185,9 +185,12 @@ def test_a_critical_batch_is_larger_where_its_bounds_say_so() -> None:
 
 
 def test_a_budget_has_its_distance_with_an_interval() -> None:
-    point = {"num_params": 29120, "tokens_per_parameter": 5.0, "series": "DDP-Muon", "loss": 2.0, "loss_se": 0.01}
-    compared = {"seeds": 3, "relative": -0.03, "relative_se": 0.01, "paired_seeds": 3}
-    found = {"baseline": "DDP-AdamW", "points": [{**point, **compared}, {**point, **compared, "paired_seeds": 1}]}
+    scale = {"num_params": 29120, "tokens_per_parameter": 5.0, "series": "DDP-Muon"}
+    points = [
+        {**scale, "loss": 2.0, "loss_se": 0.01, "seeds": 3, "against_baseline": over}
+        for over in ({"relative": -0.03, "se": 0.01, "paired_seeds": paired} for paired in (3, 1))
+    ]
+    found = {"baseline": "DDP-AdamW", "points": points}
     *_, several, one = page.budgets({"questions": {"token_budgets": found}})
     # Student's t of two degrees of freedom: 4.303.
     assert several.endswith("| -3.00% | -7.30% to +1.30% |")

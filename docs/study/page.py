@@ -44,11 +44,12 @@ def budgets(report: Report) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for one in found["points"]:
         error = "" if one["loss_se"] is None else f" ± {one['loss_se']:.4f}"
-        against = "" if one["relative"] is None else percent(one["relative"])
-        interval = "" if one["relative"] is None else "none"
-        if one["relative_se"] is not None and one["paired_seeds"] > 1:
-            reach = t_quantile(one["paired_seeds"] - 1) * one["relative_se"]
-            interval = f"{percent(one['relative'] - reach)} to {percent(one['relative'] + reach)}"
+        over = one["against_baseline"]
+        against = "" if over is None else percent(over["relative"])
+        interval = "" if over is None else "none"
+        if over is not None and over["se"] is not None and over["paired_seeds"] > 1:
+            reach = t_quantile(over["paired_seeds"] - 1) * over["se"]
+            interval = f"{percent(over['relative'] - reach)} to {percent(over['relative'] + reach)}"
         yield (
             f"| {thousands(one['num_params'])} | {one['tokens_per_parameter']:g} | {one['series']} "
             f"| {one['loss']:.4f}{error} | {one['seeds']} | {against} | {interval} |"

@@ -37,11 +37,8 @@ class BudgetPoint:
     lr: float | None
     settings: int
     """That were tried at this batch."""
-    relative: float | None
+    against_baseline: Comparison | None
     """Loss over the baseline's at the same size and budget, minus one; null for the baseline, and where it has none."""
-    relative_se: float | None
-    paired_seeds: int
-    """Seeds that both have and that were compared one by one."""
 
 
 @dataclass(frozen=True)
@@ -69,22 +66,20 @@ def budget_points(optima: Optima, baseline: str) -> list[BudgetPoint]:
     reference = {_scale(row): row["seed_losses"] for row in rows if row["series"] == baseline}
     out = []
     for row in rows:
-        compared = _against(row["seed_losses"], None if row["series"] == baseline else reference.get(_scale(row)))
+        other = None if row["series"] == baseline else reference.get(_scale(row))
         out.append(
             BudgetPoint(
                 series=row["series"],
-                num_params=int(row["num_params"]),
-                tokens_per_parameter=float(row["tokens_per_parameter"]),
-                num_tokens=float(row["num_tokens"]),
-                loss=float(row["loss"]),
-                loss_se=_known(row["loss_se"]),
-                seeds=int(row["seeds"]),
-                global_batch_tokens=int(row["global_batch_tokens"]),
-                lr=_known(row["lr"]),
-                settings=int(row["settings"]),
-                relative=compared.relative if compared else None,
-                relative_se=compared.se if compared else None,
-                paired_seeds=compared.paired_seeds if compared else 0,
+                num_params=row["num_params"],
+                tokens_per_parameter=row["tokens_per_parameter"],
+                num_tokens=row["num_tokens"],
+                loss=row["loss"],
+                loss_se=row["loss_se"],
+                seeds=row["seeds"],
+                global_batch_tokens=row["global_batch_tokens"],
+                lr=row["lr"],
+                settings=row["settings"],
+                against_baseline=None if other is None else compare_seeds(row["seed_losses"], other),
             )
         )
     return out
@@ -92,15 +87,6 @@ def budget_points(optima: Optima, baseline: str) -> list[BudgetPoint]:
 
 def _scale(row: Mapping[Any, Any]) -> tuple[Any, Any]:
     return row["num_params"], row["tokens_per_parameter"]
-
-
-def _against(losses: Mapping[int, float], reference: Mapping[int, float] | None) -> Comparison | None:
-    return None if reference is None else compare_seeds(losses, reference)
-
-
-def _known(value: float | None) -> float | None:
-    """None for NaN."""
-    return None if value is None or value != value else float(value)  # noqa: PLR0124
 
 
 def section(result: TokenBudgets) -> list[str]:
@@ -128,8 +114,9 @@ def rows(result: TokenBudgets) -> list[Table]:
         ],
         [
             [
-                p.num_params, p.tokens_per_parameter, p.num_tokens, p.series, p.loss, p.loss_se, p.seeds, p.relative,
-                p.relative_se, p.global_batch_tokens, p.lr, p.settings,
+                p.num_params, p.tokens_per_parameter, p.num_tokens, p.series, p.loss, p.loss_se, p.seeds,
+                p.against_baseline and p.against_baseline.relative, p.against_baseline and p.against_baseline.se,
+                p.global_batch_tokens, p.lr, p.settings,
             ]
             for p in result.points
         ],

@@ -31,13 +31,10 @@ def test_each_budget_has_its_best_and_its_distance_to_the_baseline(tmp_path: Pat
     ]
     assert {p.num_params for p in result.points} == {29120}
     baseline, muon = result.points[:2]
-    assert (baseline.loss, baseline.seeds, baseline.relative, baseline.paired_seeds) == (
-        pytest.approx(3.015),
-        2,
-        None,
-        0,
-    )
-    assert (muon.relative, muon.relative_se, muon.paired_seeds) == (pytest.approx(-0.03), pytest.approx(0, abs=1e-9), 2)
+    assert (baseline.loss, baseline.seeds, baseline.against_baseline) == (pytest.approx(3.015), 2, None)
+    over = muon.against_baseline
+    assert over is not None
+    assert (over.relative, over.se, over.paired_seeds) == (pytest.approx(-0.03), pytest.approx(0, abs=1e-9), 2)
     assert muon.lr == 0.01
     (table,) = QUESTION.rows(result)
     assert len(table.rows) == 6
